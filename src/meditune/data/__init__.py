@@ -1,0 +1,1 @@
+"""From the publishers' files to clean, split, explained Examples."""

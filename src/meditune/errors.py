@@ -1,0 +1,35 @@
+"""Errors that are written for the person who reads them.
+
+Every error says what is wrong, where (file, line, key) and what to do next. The command line prints the sentence
+without a traceback and ends with the error's exit code.
+"""
+
+
+class MedituneError(Exception):
+    """Something the user can put right. The message is shown as it is."""
+
+    exit_code = 1
+
+
+class RecipeError(MedituneError):
+    """A recipe, or a `--set` on the command line, that can't be used."""
+
+    exit_code = 2
+
+
+class DataError(MedituneError):
+    """Data that is missing, damaged, or would make the result worthless (leakage)."""
+
+    exit_code = 3
+
+
+class ModelError(MedituneError):
+    """A model that can't be had, read, or used for what was asked."""
+
+    exit_code = 4
+
+
+class Interrupted(MedituneError):
+    """The user pressed ctrl-C; what is finished is kept and the same command goes on from there."""
+
+    exit_code = 130
