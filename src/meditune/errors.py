@@ -29,7 +29,7 @@ class ModelError(MedituneError):
     exit_code = 4
 
 
-class Interrupted(MedituneError):
+class InterruptedRunError(MedituneError):
     """The user pressed ctrl-C; what is finished is kept and the same command goes on from there."""
 
     exit_code = 130

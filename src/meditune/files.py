@@ -30,7 +30,9 @@ def replacing(path: Path) -> Iterator[TextIO]:
             os.fsync(stream.fileno())
         partial.replace(path)
     except OSError as error:
-        raise disk_full(path) from error if error.errno == errno.ENOSPC else error
+        if error.errno == errno.ENOSPC:
+            raise disk_full(path) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -49,7 +51,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             path.rename(old)
         partial.rename(path)
     except OSError as error:
-        raise disk_full(path) from error if error.errno == errno.ENOSPC else error
+        if error.errno == errno.ENOSPC:
+            raise disk_full(path) from error
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
@@ -126,3 +130,9 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def cache_folder(kind: str) -> Path:
+    """Where fetched things of a kind ("models", "data") are kept: `$MEDITUNE_CACHE` or `~/.cache/meditune`."""
+    root = os.environ.get("MEDITUNE_CACHE")
+    return (Path(root).expanduser() if root else Path.home() / ".cache" / "meditune") / kind

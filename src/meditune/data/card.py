@@ -1,0 +1,45 @@
+"""The data-set card that lies beside the prepared splits, in the hub's format."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from meditune.data.sources import SOURCES
+from meditune.recipe import Recipe
+
+
+def data_card(recipe: Recipe, quality: dict[str, Any]) -> str:
+    """Markdown with the hub's YAML head: sources, licences, splits, what was left out."""
+    lines = [
+        "---",
+        "language: en",
+        "task_categories: [question-answering, text-generation]",
+        "tags: [medical, meditune]",
+        "---",
+        "",
+        f"# Data of the run {recipe.name}",
+        "",
+    ]
+    if quality["synthetic"]:
+        lines += [
+            "**Synthetic sample: every study in it is invented. No figure measured on it is about medicine.**",
+            "",
+        ]
+    lines += ["| source | licence | read | refused |", "|---|---|---|---|"]
+    for name, row in quality["sources"].items():
+        title = SOURCES[name].title if name in SOURCES else "your own files"
+        lines.append(f"| {name}: {title} | {row['licence']} | {row['read']:,} | {sum(row['rejected'].values()):,} |")
+    lines += ["", "| split | examples | groups | yes / no / maybe |", "|---|---|---|---|"]
+    for name, row in quality["splits"].items():
+        decisions = " / ".join(str(row["decisions"].get(label, 0)) for label in ("yes", "no", "maybe"))
+        lines.append(f"| {name} | {row['examples']:,} | {row['groups']:,} | {decisions} |")
+    lines += [
+        "",
+        f"Test set: {quality['test_set']}. No group and no question of the test set is in train or dev.",
+        f"Seed {recipe.seed}; development share {recipe.data.dev_share}.",
+        "",
+        f"Exact duplicates left out: {quality['dropped']['exact duplicate']}. Questions asked more than once: "
+        f"{quality['repeated_questions']}. Refused rows with their reasons: `rejected.jsonl`.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,151 @@
+"""The data stage: find, read, check, split, and write down what was done."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from meditune.data import mimic, own
+from meditune.data.card import data_card
+from meditune.data.example import Example, read_examples, write_examples
+from meditune.data.locate import known, locate
+from meditune.data.quality import facts, without_duplicates
+from meditune.data.rejects import Rejects
+from meditune.data.sources import SOURCES
+from meditune.data.splits import Splits, split
+from meditune.errors import DataError
+from meditune.files import read_json, replacing, replacing_folder, sha256, write_json
+from meditune.recipe import DataSpec, Recipe, SourceSpec
+
+SAMPLE_TEST_SHARE = 0.4
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The prepared data of a run, as stored in its `data/`."""
+
+    splits: Splits
+    quality: dict[str, Any]
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the invented sample took the place of real data."""
+        return bool(self.quality["synthetic"])
+
+    @property
+    def sha256(self) -> str:
+        """Of the three splits' content."""
+        return str(self.quality["sha256"])
+
+
+def prepare(recipe: Recipe, folder: Path) -> Prepared:
+    """Read the recipe's sources, audit and split them, and leave the result in `folder`, whole or not at all.
+
+    Raises DataError where a source can't be found, nothing is left, or training items leak into the test set. What was
+    refused is then in `rejected.jsonl` beside the folder, too.
+    """
+    spec, synthetic = _available(recipe.data)
+    rejects = Rejects()
+    by_source: dict[str, list[Example]] = {}
+    read: dict[str, dict[str, Any]] = {}
+    for source in spec.sources:
+        examples = _read(source, recipe.seed, rejects)
+        by_source.setdefault(source.name, []).extend(examples)
+        licence = SOURCES[source.name].licence if source.name in SOURCES else "yours"
+        read[source.name] = {"read": len(by_source[source.name]), "licence": licence}
+    _refuse_repeated_ids(by_source)
+    before = sum(map(len, by_source.values()))
+    by_source = {name: without_duplicates(examples, rejects) for name, examples in by_source.items()}
+    duplicates = before - sum(map(len, by_source.values()))
+    for name, row in read.items():
+        row["rejected"] = rejects.counts().get(name, {})
+    try:
+        splits = split(by_source, spec.split == "official", spec.test_share, spec.dev_share, recipe.seed)
+    except DataError:
+        if len(rejects):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            rejects.write(folder.parent / "rejected.jsonl")
+        raise
+    quality = {"synthetic": synthetic, **facts(splits, read, duplicates)}
+    with replacing_folder(folder) as partial:
+        rejects.write(partial / "rejected.jsonl")
+        for name, examples in splits.named().items():
+            write_examples(partial / f"{name}.jsonl", examples)
+        quality["sha256"] = _digest([partial / f"{name}.jsonl" for name in splits.named()])
+        write_json(partial / "quality.json", quality)
+        with replacing(partial / "README.md") as stream:
+            stream.write(data_card(recipe, quality))
+    return Prepared(splits, quality)
+
+
+def stored(folder: Path) -> Prepared:
+    """What `prepare` left in `folder`. Raises DataError where it isn't whole or was changed since."""
+    quality = read_json(folder / "quality.json")
+    paths = {name: folder / f"{name}.jsonl" for name in ("train", "dev", "test")}
+    if _digest(list(paths.values())) != quality["sha256"]:
+        raise DataError(
+            f"{folder}: the prepared splits were changed after they were made (their SHA-256 differs from "
+            "quality.json). Remove the run's folder and start again."
+        )
+    return Prepared(
+        Splits(**{name: read_examples(path) for name, path in paths.items()}, test_set=quality["test_set"]), quality
+    )
+
+
+def _available(spec: DataSpec) -> tuple[DataSpec, bool]:
+    """The sources as they can be had here, and whether that is the synthetic sample instead."""
+    try:
+        for source in spec.sources:
+            if source.name != "own":
+                locate(source.name, source.path)
+    except DataError as error:
+        if not spec.fallback_to_sample or any(source.path for source in spec.sources):
+            raise
+        print(
+            f"{error}\n\nGoing on with the SYNTHETIC sample that ships with Meditune. Its studies are invented: the "
+            "run shows how everything works, and its figures say nothing about medicine.",
+            file=sys.stderr,
+        )
+        sample = [SourceSpec(name="sample")]
+        return spec.model_copy(update={"sources": sample, "test_share": SAMPLE_TEST_SHARE}), True
+    return spec, any(source.name == "sample" for source in spec.sources)
+
+
+def _read(source: SourceSpec, seed: int, rejects: Rejects) -> list[Example]:
+    if source.name == "own":
+        if source.path is None:
+            raise DataError(
+                "data.sources: your own data (name: own) needs a path: a file or a Hugging Face data-set id."
+            )
+        examples = list(own.read(source.path, rejects, fields=source.fields or None))
+    else:
+        reader = known(source.name).reader
+        if reader is None:
+            raise DataError(f"data.sources: {source.name} is plain text, not questions and answers.")
+        if source.name == "mimic":
+            print(mimic.NOTICE, file=sys.stderr)
+        examples = list(reader(locate(source.name, source.path), rejects))
+    if not examples:
+        raise DataError(f"data.sources: nothing usable was read from {source.path or source.name}.")
+    if source.limit is not None and len(examples) > source.limit:
+        chosen = random.Random(f"{seed}/{source.name}").sample(range(len(examples)), source.limit)
+        examples = [examples[index] for index in sorted(chosen)]
+    return examples
+
+
+def _refuse_repeated_ids(by_source: dict[str, list[Example]]) -> None:
+    seen: set[str] = set()
+    for example in (example for examples in by_source.values() for example in examples):
+        if example.id in seen:
+            raise DataError(
+                f"data.sources: the id {example.id} comes twice. Name each source once, or give your rows ids."
+            )
+        seen.add(example.id)
+
+
+def _digest(paths: list[Path]) -> str:
+    return hashlib.sha256("".join(sha256(path) for path in paths).encode()).hexdigest()

@@ -1,0 +1,62 @@
+"""Rows that a reader refused, and why, so that nothing vanishes in silence."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from meditune.files import write_jsonl
+
+ROW_CHARACTERS = 500
+MEMORY_BYTES = 1_000_000
+
+
+class Rejects:
+    """Collects refused rows. Beyond a megabyte they wait in an unnamed temporary file, so memory stays small."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._spool = tempfile.SpooledTemporaryFile(  # noqa: SIM115 (lives as long as this object)
+            max_size=MEMORY_BYTES, mode="w+", encoding="utf-8", newline="\n"
+        )
+
+    def __len__(self) -> int:
+        return self._counts.total()
+
+    def add(self, source: str, where: str, reason: str, row: Mapping[str, Any] | str) -> None:
+        """Note one refused row.
+
+        `where` is "file:line" or "file, item id". Of `row` the first 500 characters are kept; a reader of
+        restricted text passes an identifier only.
+        """
+        text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
+        self._counts[source, reason] += 1
+        line = {"source": source, "where": where, "reason": reason, "row": text[:ROW_CHARACTERS]}
+        self._spool.seek(0, 2)
+        self._spool.write(json.dumps(line) + "\n")
+
+    def count_only(self, source: str, reason: str, count: int = 1) -> None:
+        """Count rows that are left out as expected (no answer published), without a line for each."""
+        if count:
+            self._counts[source, reason] += count
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """For each source, how many rows were left out for each reason, most frequent first."""
+        result: dict[str, dict[str, int]] = {}
+        for (source, reason), number in self._counts.most_common():
+            result.setdefault(source, {})[reason] = number
+        return result
+
+    def rows(self) -> Iterator[dict[str, str]]:
+        """The rows passed to `add`, in order: `source`, `where`, `reason`, `row`."""
+        self._spool.seek(0)
+        for line in self._spool:
+            yield json.loads(line)
+
+    def write(self, path: Path) -> int:
+        """Store the rows as JSON Lines; returns the number of lines (rows only counted have none)."""
+        return write_jsonl(path, self.rows())

@@ -1,0 +1,1 @@
+"""Measuring a model, comparing two with statistics, and the report."""

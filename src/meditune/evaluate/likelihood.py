@@ -1,0 +1,91 @@
+"""What a model finds likely: decisions by label likelihood, and the perplexity of given text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from meditune.models.forward import predict
+from meditune.models.load import LoadedModel
+from meditune.models.rows import Row, by_length, collate, join
+from meditune.progress import Progress
+from meditune.prompts import Encoded
+
+CHUNK = 128
+
+
+class TextScore(NamedTuple):
+    """How likely a text is."""
+
+    nll: float
+    """Summed negative log-likelihood in nats."""
+    tokens: int
+
+
+class Scores(NamedTuple):
+    """By example id."""
+
+    decisions: dict[str, dict[str, float]]
+    """Logit of each label, FP32."""
+    answers: dict[str, TextScore]
+    """The answer's tokens without its end token."""
+
+
+def score(
+    loaded: LoadedModel, rows: Sequence[Row], batch_tokens: int, label: str, labels: dict[str, int] | None = None
+) -> Scores:
+    """Score every task in `rows`; `labels` gives the token id of each decision word.
+
+    The labels' logits are computed in FP32 from the hidden state, because in BF16 they often tie.
+    """
+    scores = Scores({}, {})
+    head = loaded.model.get_output_embeddings()
+    with torch.inference_mode(), Progress(label, sum(len(row) for row in rows), "tokens") as progress:
+        for indices in by_length(rows, batch_tokens):
+            chosen = [rows[index] for index in indices]
+            batch = collate(chosen, loaded.pad_id)
+            hidden, logits = predict(loaded.model, batch)
+            likelihoods = _log_likelihoods(logits, batch.targets.to(logits.device))
+            start = 0
+            for item in (item for row in chosen for item in row.encoded):
+                if item.task == "decision":
+                    scores.decisions[item.id] = _label_logits(head, hidden[start], labels or {})
+                else:
+                    scored = len(item.target) if item.answer_cut else len(item.target) - 1
+                    scores.answers[item.id] = TextScore(-float(likelihoods[start : start + scored].sum()), scored)
+                start += len(item.target)
+            progress.advance(batch.real_tokens)
+    return scores
+
+
+def general_rows(loaded: LoadedModel, text: str, tokens: int, window: int) -> list[Row]:
+    """Windows over the first `tokens` tokens of running text, each scored from its second token on."""
+    start = loaded.start_ids()
+    ids = loaded.tokenizer(text[: tokens * 12], add_special_tokens=False)["input_ids"][:tokens]
+    step = window - len(start)
+    rows = []
+    for number, offset in enumerate(range(0, len(ids) - 1, step)):
+        piece = [*start, *ids[offset : offset + step]]
+        if len(piece) > 1:
+            rows.append(join([Encoded(f"window-{number}", "answer", piece[:1], piece[1:], answer_cut=True)]))
+    return rows
+
+
+def _log_likelihoods(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Log-likelihood of each target, a chunk at a time: FP32 logits of a large vocabulary take a gigabyte at once."""
+    parts = []
+    for first in range(0, len(targets), CHUNK):
+        piece = logits[first : first + CHUNK].float()
+        chosen = piece.gather(1, targets[first : first + CHUNK, None])[:, 0]
+        parts.append(chosen - piece.logsumexp(dim=1))
+    return torch.cat(parts)
+
+
+def _label_logits(head: Any, hidden: torch.Tensor, labels: dict[str, int]) -> dict[str, float]:
+    ids = torch.tensor(list(labels.values()), device=hidden.device)
+    logits = head.weight[ids].float() @ hidden.float()
+    if getattr(head, "bias", None) is not None:
+        logits = logits + head.bias[ids].float()
+    return dict(zip(labels, logits.tolist(), strict=True))

@@ -1,0 +1,52 @@
+"""What a model said, stored so that every figure can be computed again without the model.
+
+One JSON Lines file per model and task under `predictions/`:
+
+    base-decision.jsonl     id, reference, prediction, logits {label: logit}
+    base-likelihood.jsonl   id, nll, tokens            (reference answers, without their end token)
+    base-answer.jsonl       id, reference, prediction  (greedy decoding)
+    base-general.jsonl      id, nll, tokens            (windows of general text)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from meditune.errors import DataError
+from meditune.files import read_jsonl, write_jsonl
+
+Kind = Literal["decision", "likelihood", "answer", "general"]
+KINDS: tuple[Kind, ...] = ("decision", "likelihood", "answer", "general")
+
+
+@dataclass
+class Predictions:
+    """Rows of each kind for one model; a kind that wasn't measured is empty."""
+
+    decision: list[dict[str, Any]] = field(default_factory=list)
+    likelihood: list[dict[str, Any]] = field(default_factory=list)
+    answer: list[dict[str, Any]] = field(default_factory=list)
+    general: list[dict[str, Any]] = field(default_factory=list)
+
+
+def path_of(folder: Path, model: str, kind: Kind) -> Path:
+    """Where one model's predictions of a kind are stored."""
+    return folder / f"{model}-{kind}.jsonl"
+
+
+def once(folder: Path, model: str, kind: Kind, make: Callable[[], Iterable[dict[str, Any]]]) -> None:
+    """Store what `make` gives, unless a finished file is there already."""
+    path = path_of(folder, model, kind)
+    if not path.is_file():
+        write_jsonl(path, make())
+
+
+def read(folder: Path, model: str) -> Predictions:
+    """All stored predictions of one model. Raises DataError where there are none."""
+    found = {kind: read_jsonl(path_of(folder, model, kind)) for kind in KINDS if path_of(folder, model, kind).is_file()}
+    if not found:
+        raise DataError(f"{folder} holds no predictions of {model!r}. Run `meditune evaluate` first.")
+    return Predictions(**found)

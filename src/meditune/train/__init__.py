@@ -1,0 +1,1 @@
+"""Supervised fine-tuning: what is trained on, in which order, with which loss."""

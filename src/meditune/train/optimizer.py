@@ -1,0 +1,71 @@
+"""AdamW on FP32 master copies of parameters that may themselves be BF16."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from meditune.recipe import TrainSpec
+
+
+class MasterAdamW:
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) whose state and parameters are FP32.
+
+    A BF16 parameter rounds away updates smaller than 1/256 of its value, so training it directly stalls. Here the
+    update happens on an FP32 copy, and the BF16 parameter is only its rounded image.
+    """
+
+    def __init__(self, parameters: list[torch.nn.Parameter], spec: TrainSpec) -> None:
+        self.parameters = parameters
+        self.masters = [parameter.detach().to(torch.float32).clone() for parameter in parameters]
+        self.max_norm = spec.max_grad_norm
+        self.optimizer = torch.optim.AdamW(
+            self.masters, lr=spec.learning_rate, weight_decay=spec.weight_decay, betas=(0.9, 0.999), eps=1e-8
+        )
+
+    def step(self, learning_rate: float) -> float:
+        """Apply the gathered gradients and clear them; returns their norm before clipping."""
+        for master, parameter in zip(self.masters, self.parameters, strict=True):
+            master.grad = None if parameter.grad is None else parameter.grad.to(torch.float32)
+            parameter.grad = None
+        norm = torch.nn.utils.clip_grad_norm_(self.masters, self.max_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        with torch.no_grad():
+            for master, parameter in zip(self.masters, self.parameters, strict=True):
+                parameter.copy_(master)
+        return float(norm)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything needed to go on, as a flat dictionary of tensors."""
+        tensors = {f"master.{index}": master.detach() for index, master in enumerate(self.masters)}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"state.{index}.{key}": value for key, value in values.items()}
+        return tensors
+
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take up the state that `state` gave."""
+        state: dict[int, dict[str, Any]] = {}
+        for key, value in tensors.items():
+            kind, index, *name = key.split(".", 2)
+            if kind == "state":
+                state.setdefault(int(index), {})[name[0]] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        with torch.no_grad():
+            for index, (master, parameter) in enumerate(zip(self.masters, self.parameters, strict=True)):
+                master.copy_(tensors[f"master.{index}"])
+                parameter.copy_(master)
+
+
+def learning_rate(step: int, steps: int, spec: TrainSpec) -> float:
+    """Learning rate of step 0 .. `steps` - 1: linear warm-up, then the schedule down to zero (or constant)."""
+    warmup = math.ceil(spec.warmup_share * steps)
+    if step < warmup:
+        return spec.learning_rate * (step + 1) / (warmup + 1)
+    if spec.schedule == "constant":
+        return spec.learning_rate
+    share = (step - warmup) / max(steps - warmup, 1)
+    return spec.learning_rate * (1 - share if spec.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * share)))

@@ -1,0 +1,116 @@
+"""Supervised fine-tuning of a causal language model on the answers' tokens only."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from meditune.models.forward import predict
+from meditune.models.rows import Row, by_length, collate
+from meditune.progress import Progress
+from meditune.recipe import TrainSpec
+from meditune.train.optimizer import MasterAdamW, learning_rate
+from meditune.train.weights import TokenWeights
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step did."""
+
+    step: int
+    """From 1."""
+    epoch: float
+    loss: float
+    """Weighted mean cross-entropy of the step's supervised tokens, in nats."""
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    """Real tokens read, padding not counted."""
+    supervised_tokens: int
+    seconds: float
+
+
+def plan_steps(count: int, spec: TrainSpec, seed: int) -> list[list[int]]:
+    """Indices of the examples of every optimizer step, from a seeded shuffle of each epoch.
+
+    Each step takes batch_size * accumulation examples; an epoch's last step takes what is left.
+    """
+    size = spec.batch_size * spec.accumulation
+    steps: list[list[int]] = []
+    for epoch in range(math.ceil(spec.epochs)):
+        order = list(range(count))
+        random.Random(f"{seed}/{epoch}").shuffle(order)
+        share = min(1.0, spec.epochs - epoch)
+        order = order[: max(1, round(share * count))]
+        steps += [order[start : start + size] for start in range(0, len(order), size)]
+    return steps
+
+
+def train(
+    model: Any,
+    pad_id: int,
+    rows: Sequence[Row],
+    weights: TokenWeights,
+    spec: TrainSpec,
+    seed: int,
+    resume: tuple[int, dict[str, torch.Tensor]] | None = None,
+    checkpoint: Callable[[int, dict[str, torch.Tensor]], None] | None = None,
+) -> Iterator[Step]:
+    """Train in place and yield each step.
+
+    Every step's loss is the weighted mean over all of its supervised tokens, however the step is cut into pieces, so
+    batch size, accumulation and `micro_batch_tokens` don't change what a step does beyond their product. `resume` is
+    a finished step and the tensors that `checkpoint` was given there.
+    """
+    steps = plan_steps(len(rows), spec, seed)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = MasterAdamW(trainable, spec)
+    done = 0
+    if resume is not None:
+        done, tensors = resume
+        optimizer.restore(tensors)
+    if spec.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    model.train()
+    total = sum(len(rows[index]) for step in steps[done:] for index in step)
+    with Progress("Training", total, "tokens") as progress:
+        for number, indices in enumerate(steps[done:], start=done):
+            started = time.monotonic()
+            torch.manual_seed(hash((seed, number)) & 0x7FFFFFFF)
+            loss = _gather_gradients(model, pad_id, [rows[index] for index in indices], weights, spec, progress)
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"The loss of step {number + 1} is {loss}; lower train.learning_rate.")
+            rate = learning_rate(number, len(steps), spec)
+            norm = optimizer.step(rate)
+            tokens = sum(len(rows[index]) for index in indices)
+            supervised = sum(len(rows[index].targets) for index in indices)
+            epoch = (number + 1) / len(steps) * spec.epochs
+            yield Step(number + 1, epoch, loss, rate, norm, tokens, supervised, round(time.monotonic() - started, 3))
+            if checkpoint and (number + 1) % spec.checkpoint_steps == 0 and number + 1 < len(steps):
+                checkpoint(number + 1, optimizer.state())
+    model.eval()
+
+
+def _gather_gradients(
+    model: Any, pad_id: int, rows: list[Row], weights: TokenWeights, spec: TrainSpec, progress: Progress
+) -> float:
+    row_weights = [weights.of(row) for row in rows]
+    whole = sum(sum(values) for values in row_weights)
+    total = 0.0
+    for indices in by_length(rows, spec.micro_batch_tokens):
+        batch = collate([rows[index] for index in indices], pad_id)
+        logits = predict(model, batch).logits.float()
+        each = torch.nn.functional.cross_entropy(logits, batch.targets.to(logits.device), reduction="none")
+        weight = torch.tensor([value for index in indices for value in row_weights[index]], device=logits.device)
+        loss = (each * weight).sum() / whole
+        loss.backward()
+        total += loss.item()
+        progress.advance(batch.real_tokens, f"loss {total:.3f}" if indices else None)
+    return total

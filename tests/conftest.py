@@ -1,0 +1,15 @@
+"""Fixtures that every test folder may use."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder with the publishers' data; the test is skipped where MEDITUNE_DATA doesn't name one."""
+    folder = os.environ.get("MEDITUNE_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("MEDITUNE_DATA doesn't name a folder with the publishers' data")
+    return Path(folder)

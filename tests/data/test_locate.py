@@ -1,0 +1,160 @@
+import dataclasses
+import functools
+import hashlib
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from meditune.data import locate as module
+from meditune.data.locate import locate
+from meditune.data.sources import SOURCES, Download
+from meditune.errors import DataError
+from tests.data import layouts
+
+
+class Publisher(SimpleHTTPRequestHandler):
+    """Serves a folder; /short breaks off, /slow never answers."""
+
+    hits = 0
+
+    def do_GET(self) -> None:
+        type(self).hits += 1
+        if self.path == "/short":
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"only this")
+        elif self.path == "/slow":
+            threading.Event().wait(3)
+        else:
+            super().do_GET()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def publisher(tmp_path: Path) -> Iterator[str]:
+    folder = tmp_path / "site"
+    layouts.pubmedqa(folder, {"1": layouts.pubmedqa_item(1)})
+    Publisher.hits = 0
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Publisher, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path / "cache"))
+    for name in ("MEDITUNE_DATA", "MEDITUNE_OFFLINE", "HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def published(monkeypatch: pytest.MonkeyPatch, url: str, sha256: str | None = None) -> None:
+    source = dataclasses.replace(SOURCES["pubmedqa"], download=(Download(url, "ori_pqal.json", sha256),))
+    monkeypatch.setitem(SOURCES, "pubmedqa", source)
+
+
+def test_the_order_of_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    item = {"1": layouts.pubmedqa_item(1)}
+    cached = layouts.pubmedqa(tmp_path / "cache" / "data" / "pubmedqa", item).parent
+    assert locate("pubmedqa") == cached
+    monkeypatch.setenv("MEDITUNE_DATA", str(tmp_path / "mine"))
+    assert locate("pubmedqa") == cached  # the user's folder has none
+    mine = layouts.pubmedqa(tmp_path / "mine" / "pubmedqa", item).parent
+    assert locate("pubmedqa") == mine
+    named = layouts.pubmedqa(tmp_path / "recipe", item)
+    assert locate("pubmedqa", named) == named
+    assert locate("pubmedqa", str(named.parent)) == named.parent
+
+
+def test_a_path_of_the_recipe_is_the_only_place(tmp_path: Path) -> None:
+    layouts.pubmedqa(tmp_path / "cache" / "data" / "pubmedqa", {"1": layouts.pubmedqa_item(1)})
+    with pytest.raises(
+        DataError, match=r"nowhere: no such file or folder\. The recipe names it for 'pubmedqa'; get https"
+    ):
+        locate("pubmedqa", tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty: none of ori_pqal\.json"):
+        locate("pubmedqa", tmp_path / "empty")
+
+
+def test_an_unknown_source_gets_a_near_match() -> None:
+    with pytest.raises(DataError, match=r"'pubmed-qa'.*Did you mean 'pubmedqa'\?"):
+        locate("pubmed-qa")
+
+
+def test_a_download_is_checked_kept_and_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, publisher: str
+) -> None:
+    original = (tmp_path / "site" / "ori_pqal.json").read_bytes()
+    published(monkeypatch, f"{publisher}/ori_pqal.json", hashlib.sha256(original).hexdigest())
+    folder = locate("pubmedqa")
+    assert folder == tmp_path / "cache" / "data" / "pubmedqa"
+    assert [file.name for file in folder.iterdir()] == ["ori_pqal.json"]
+    assert (folder / "ori_pqal.json").read_bytes() == original
+    assert locate("pubmedqa") == folder
+    assert Publisher.hits == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "checksum", "message"),
+    [
+        ("/ori_pqal.json", "0" * 64, r"isn't the known file \(SHA-256 [0-9a-f]{64}, expected 0000"),
+        ("/short", None, r"broke off at 9 of 1,000 bytes"),
+        ("/missing.json", None, r"can't be fetched \(File not found\)|can't be fetched \(Not Found\)"),
+        ("/slow", None, r"can't be fetched \(timed out\)"),
+    ],
+)
+def test_a_bad_download_leaves_nothing_and_says_where_to_put_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, publisher: str, address: str, checksum: str | None, message: str
+) -> None:
+    monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.5)
+    published(monkeypatch, publisher + address, checksum)
+    with pytest.raises(DataError, match=message) as caught:
+        locate("pubmedqa")
+    folder = tmp_path / "cache" / "data" / "pubmedqa"
+    assert publisher + address in str(caught.value)
+    assert f"put it into {folder}" in str(caught.value)
+    assert list(folder.iterdir()) == []
+
+
+def test_no_server_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    published(monkeypatch, "http://127.0.0.1:9/ori_pqal.json")
+    with pytest.raises(DataError, match="can't be fetched"):
+        locate("pubmedqa")
+
+
+@pytest.mark.parametrize("variable", ["MEDITUNE_OFFLINE", "HF_HUB_OFFLINE"])
+def test_offline_means_no_request(monkeypatch: pytest.MonkeyPatch, publisher: str, variable: str) -> None:
+    published(monkeypatch, f"{publisher}/ori_pqal.json")
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(DataError, match=f"downloads are forbidden by {variable}"):
+        locate("pubmedqa")
+    monkeypatch.setenv(variable, "0")
+    with pytest.raises(DataError, match="downloads are turned off here"):
+        locate("pubmedqa", download=False)
+    assert Publisher.hits == 0
+    assert locate("pubmedqa").is_dir()
+
+
+@pytest.mark.parametrize(("name", "said"), [("mimic", "physionet.org"), ("wikitext-2", "wikitext-2-raw-v1")])
+def test_what_cannot_be_downloaded_says_how_to_get_it(name: str, said: str) -> None:
+    with pytest.raises(DataError, match="no public download") as caught:
+        locate(name)
+    assert said in str(caught.value)
+
+
+def test_the_packaged_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = layouts.pubmedqa(tmp_path, {"1": layouts.pubmedqa_item(1)}, "synthetic_pqal.json")
+    monkeypatch.setitem(SOURCES, "sample", dataclasses.replace(SOURCES["sample"], packaged=file))
+    assert locate("sample") == file
+    file.unlink()
+    with pytest.raises(DataError, match="missing from this installation"):
+        locate("sample")

@@ -1,0 +1,35 @@
+from pathlib import Path
+
+import pytest
+
+from meditune.data.locate import has_files
+from meditune.data.rejects import Rejects
+from meditune.data.sources import SOURCES
+from meditune.files import sha256
+
+
+def test_every_source_says_where_it_comes_from() -> None:
+    for name, source in SOURCES.items():
+        assert source.name == name
+        assert source.title
+        assert source.licence
+        assert source.files
+        assert source.download or source.how or source.packaged
+        assert all(each.url.startswith("https://") for each in source.download)
+    assert not SOURCES["mimic"].download
+    assert "physionet.org" in SOURCES["mimic"].how
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["pubmedqa", "medquad", "liveqa", "wikitext-2"])
+def test_the_real_folders_are_recognised_and_read(real_data: Path, name: str) -> None:
+    source = SOURCES[name]
+    assert has_files(source, real_data / name)
+    if source.reader is not None:
+        assert next(source.reader(real_data / name, Rejects())).source == name
+
+
+@pytest.mark.real
+def test_the_checksums_are_those_of_the_real_files(real_data: Path) -> None:
+    for download in SOURCES["pubmedqa"].download:
+        assert sha256(real_data / "pubmedqa" / download.filename) == download.sha256
