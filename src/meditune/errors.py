@@ -29,7 +29,7 @@ class ModelError(MedituneError):
     exit_code = 4
 
 
-class InterruptedRunError(MedituneError):
-    """The user pressed ctrl-C; what is finished is kept and the same command goes on from there."""
+class Stopped(BaseException):
+    """The user pressed ctrl-C, or the system asked to end. Not an Exception, so that nothing swallows it."""
 
     exit_code = 130

@@ -79,14 +79,20 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """The JSON value in `path`. Raises DataError with the file and the line where it breaks."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file.") from error
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}). The file may be cut "
             "off; fetch it again."
         ) from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file. Raises DataError where there is none."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise DataError(f"{path}: no such file.") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text at byte {error.start}. Convert it to UTF-8.") from error
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from meditune.data.example import DECISIONS, Example, Passage
-from meditune.errors import ModelError
+from meditune.errors import DataError, ModelError
 from meditune.files import read_json, write_json
 from meditune.recipe import PromptFormat, Task
 from meditune.text import sentences
@@ -65,6 +65,10 @@ class Encoded:
     """Whether the answer itself was too long and ends early (then without its end token)."""
 
 
+class QuestionTooLongError(DataError):
+    """A question that leaves no room for an answer."""
+
+
 class Encoder:
     """Turns examples into tokens with one tokenizer and one prompt format.
 
@@ -85,16 +89,16 @@ class Encoder:
         return self._fit(example, task, target=[], reserve=self._reserve)
 
     def supervised(self, example: Example, task: Task) -> Encoded:
-        """Prompt and target. Raises ValueError where the example has nothing to say to this task."""
+        """Prompt and target. Raises DataError where the example has nothing to say to this task."""
         text = example.decision if task == "decision" else example.answer.strip()
         if not text:
-            raise ValueError(f"{example.id} has no {task}")
+            raise DataError(f"{example.id} has no {task} to learn from or to be measured on.")
         target = [*self.tokenize(f" {text}"), self.tokenizer.eos_token_id]
         return self._fit(example, task, target, max(self._reserve, len(target)))
 
     def label_ids(self) -> dict[str, int]:
         """The first token of each decision word. Raises ModelError where two of them begin alike."""
-        first = {label: self.tokenize(f" {label}")[0] for label in DECISIONS}
+        first: dict[str, int] = {label: self.tokenize(f" {label}")[0] for label in DECISIONS}
         if len(set(first.values())) < len(first):
             raise ModelError(f"This tokenizer starts two of {', '.join(DECISIONS)} with the same token.")
         return first
@@ -130,7 +134,7 @@ class Encoder:
             prompt = self._start(prompt_text(self.format, example.question, context, task))
         left = self.format.max_tokens - len(prompt)
         if left < min(8, max(len(target), 1)):
-            raise ValueError(
+            raise QuestionTooLongError(
                 f"{example.id}: the question alone takes {len(prompt)} of {self.format.max_tokens} tokens; "
                 "raise prompt.max_tokens or leave the example out"
             )

@@ -11,12 +11,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Task = Literal["answer", "decision"]
+TASKS: tuple[Task, ...] = ("decision", "answer")
 
 
 class Spec(BaseModel):
     """A group of options."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class LoraSpec(Spec):
@@ -88,7 +89,7 @@ class TrainSpec(Spec):
     """Supervised fine-tuning."""
 
     tasks: list[Task] = Field(
-        default_factory=lambda: ["decision", "answer"], min_length=1, description="What each example teaches."
+        default_factory=lambda: list(TASKS), min_length=1, description="What each example teaches."
     )
     batch_size: int = Field(8, ge=1, description="Examples in one batch.")
     accumulation: int = Field(4, ge=1, description="Batches in one optimizer step.")

@@ -22,7 +22,7 @@ def data_card(recipe: Recipe, quality: dict[str, Any]) -> str:
     ]
     if quality["synthetic"]:
         lines += [
-            "**Synthetic sample: every study in it is invented. No figure measured on it is about medicine.**",
+            "**Synthetic sample: every study is invented. No figure measured on it is about medicine.**",
             "",
         ]
     lines += ["| source | licence | read | refused |", "|---|---|---|---|"]

@@ -118,9 +118,7 @@ def _available(spec: DataSpec) -> tuple[DataSpec, bool]:
 def _read(source: SourceSpec, seed: int, rejects: Rejects) -> list[Example]:
     if source.name == "own":
         if source.path is None:
-            raise DataError(
-                "data.sources: your own data (name: own) needs a path: a file or a Hugging Face data-set id."
-            )
+            raise DataError("data.sources: name: own needs a path, a file or a Hugging Face data-set id.")
         examples = list(own.read(source.path, rejects, fields=source.fields or None))
     else:
         reader = known(source.name).reader

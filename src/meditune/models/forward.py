@@ -52,15 +52,16 @@ def predict(model: Any, batch: Batch) -> Predicted:
 def attention_masks(model: Any, batch: Batch, device: torch.device) -> Any:
     """The masks that the architecture expects: one, or one for each kind of layer where some slide a window."""
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    sees = batch.sees.to(device)
-    positions = batch.positions.to(device)
+    sees, positions = batch.sees.to(device), batch.positions.to(device)
     dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
     full = _as_mask(sees, dtype)
-    if kinds == {"full_attention"}:
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if not window or (kinds and "sliding_attention" not in kinds):
         return full
-    near = positions[:, :, None] - positions[:, None, :] < config.sliding_window
-    return {"full_attention": full, "sliding_attention": _as_mask(sees & near, dtype)}
+    near = _as_mask(sees & (positions[:, :, None] - positions[:, None, :] < window), dtype)
+    # An architecture that doesn't list its layers' kinds (Mistral) slides in all of them.
+    return {"full_attention": full, "sliding_attention": near} if kinds else near
 
 
 def _as_mask(sees: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -42,17 +42,17 @@ class MasterAdamW:
     def state(self) -> dict[str, torch.Tensor]:
         """Everything needed to go on, as a flat dictionary of tensors."""
         tensors = {f"master.{index}": master.detach() for index, master in enumerate(self.masters)}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"state.{index}.{key}": value for key, value in values.items()}
+        for number, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"state.{number}.{key}": value for key, value in values.items()}
         return tensors
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
         """Take up the state that `state` gave."""
         state: dict[int, dict[str, Any]] = {}
         for key, value in tensors.items():
-            kind, index, *name = key.split(".", 2)
+            kind, number, *name = key.split(".", 2)
             if kind == "state":
-                state.setdefault(int(index), {})[name[0]] = value
+                state.setdefault(int(number), {})[name[0]] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         with torch.no_grad():
             for index, (master, parameter) in enumerate(zip(self.masters, self.parameters, strict=True)):

@@ -110,7 +110,7 @@ def _gather_gradients(
         each = torch.nn.functional.cross_entropy(logits, batch.targets.to(logits.device), reduction="none")
         weight = torch.tensor([value for index in indices for value in row_weights[index]], device=logits.device)
         loss = (each * weight).sum() / whole
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
         progress.advance(batch.real_tokens, f"loss {total:.3f}" if indices else None)
     return total

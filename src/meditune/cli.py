@@ -1,0 +1,214 @@
+"""The command line: thin commands, no logic. Heavy libraries are imported by what the commands call."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from meditune.errors import MedituneError, Stopped
+
+app = typer.Typer(
+    help="Tune a small open language model for medical questions, and prove with statistics that it got better.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="The data stage on its own.", no_args_is_help=True, rich_markup_mode=None)
+recipe_app = typer.Typer(help="Look at recipes and check them.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+app.add_typer(recipe_app, name="recipe")
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name or a YAML file.")]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder of the run; the same one goes on where it stopped.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key: train.epochs=1. Repeatable."),
+]
+
+
+@app.command()
+def run(recipe: RecipeName, output: Output, overrides: Overrides = None) -> None:
+    """The whole journey: data, base model measured, training, tuned model measured, report."""
+    from meditune import run as journey
+    from meditune import terminal
+
+    resolved = _recipe(recipe, overrides)
+    command = " ".join(["meditune run", recipe, f"--output {output}", *(f"--set {item}" for item in overrides or [])])
+    report = journey.run(resolved.recipe, output, command)
+    terminal.print_comparison(report)
+    typer.echo(f"Report: {(output / 'report.html').resolve()}")
+    terminal.print_worse(report)
+
+
+@data_app.command("prepare")
+def data_prepare(recipe: RecipeName, output: Output, overrides: Overrides = None) -> None:
+    """Read, audit and split the recipe's data into OUTPUT/data."""
+    from meditune import run as journey
+    from meditune import terminal
+
+    resolved = _recipe(recipe, overrides)
+    journey.claim(resolved.recipe, output)
+    terminal.print_data(journey.prepared(resolved.recipe, output), output / "data")
+
+
+@app.command()
+def train(recipe: RecipeName, output: Output, overrides: Overrides = None) -> None:
+    """Prepare the data if need be and fine-tune, without measuring anything."""
+    from meditune import run as journey
+
+    resolved = _recipe(recipe, overrides)
+    journey.train(resolved.recipe, output)
+    typer.echo(f"Model: {(output / 'model').resolve()}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Catalogue name, hub id, model folder, or run folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for predictions and figures.")],
+    recipe: Annotated[str, typer.Option(help="Says which data, prompt and measures.")] = "quickstart",
+    overrides: Overrides = None,
+) -> None:
+    """Measure one model on a recipe's test items."""
+    from meditune import run as journey
+    from meditune import terminal
+
+    resolved = _recipe(recipe, overrides)
+    terminal.print_figures(journey.evaluate(model, resolved.recipe, output))
+    typer.echo(f"Predictions: {(output / 'predictions').resolve()}")
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Folder of `meditune evaluate` or of a run.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another one, measured on the same items.")],
+    resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0)] = 17,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the comparison to this file.")] = None,
+) -> None:
+    """Is B better than A? Paired statistics on stored predictions; no model is needed."""
+    from meditune import run as journey
+    from meditune import terminal
+    from meditune.files import write_json
+
+    result = journey.compare_folders(first, second, resamples, seed)
+    if json_file:
+        write_json(json_file, result)
+    terminal.print_comparison(result, str(first), str(second))
+    terminal.print_worse(result)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A finished run.")]) -> None:
+    """Compute a run's report again from its stored predictions."""
+    from meditune import run as journey
+    from meditune import terminal
+
+    result = journey.report(folder)
+    terminal.print_comparison(result)
+    typer.echo(f"Report: {(folder / 'report.html').resolve()}")
+    terminal.print_worse(result)
+
+
+@app.command()
+def ask(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder, model folder, catalogue name or hub id.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION")],
+    source: Annotated[
+        list[Path] | None, typer.Option("--source", help="A text file that the answer may rest on. Repeatable.")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens.")] = None,
+) -> None:
+    """Ask a model one question."""
+    from meditune import terminal
+    from meditune.ask import ask as answer
+    from meditune.files import read_text
+
+    sources = [read_text(path) for path in source or []]
+    terminal.print_answer(answer(model, question, sources, max_new_tokens), bool(sources))
+
+
+@app.command()
+def models() -> None:
+    """Base models: what is here, what can be fetched, size, licence."""
+    from meditune.models import listing
+
+    typer.echo(listing.table(listing.rows()))
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine can do, and what is missing."""
+    from meditune import doctor as checks
+
+    findings = checks.examine()
+    typer.echo(checks.render(findings))
+    if any(finding.verdict == "bad" for finding in findings):
+        raise typer.Exit(1)
+
+
+@recipe_app.command("show")
+def recipe_show(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Every resolved value, and where it comes from."""
+    from meditune.recipes import writing
+
+    typer.echo(writing.show(_recipe(recipe, overrides)))
+
+
+@recipe_app.command("check")
+def recipe_check(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Is the recipe valid? All errors are shown at once."""
+    resolved = _recipe(recipe, overrides)
+    typer.echo(f"{recipe} is valid: {resolved.recipe.name}, {resolved.recipe.model.base}.")
+
+
+def _recipe(name: str, overrides: list[str] | None) -> Any:
+    from meditune.recipes import loading
+
+    return loading.load_recipe(name, overrides or [])
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from meditune import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; errors become one sentence on stderr and an exit code (see errors.py)."""
+    from meditune.models.quiet import no_telemetry
+
+    no_telemetry()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    try:
+        app()
+    except MedituneError as error:
+        typer.secho(f"Error: {error}", fg="red", err=True)
+        sys.exit(error.exit_code)
+    except Stopped as stopped:
+        typer.secho("\nStopped. What is finished is kept; run the same command again to go on.", fg="yellow", err=True)
+        sys.exit(stopped.exit_code)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        typer.secho("Error: the disk is full. Make room and run the same command again.", fg="red", err=True)
+        sys.exit(1)
+
+
+def _stop(*_: object) -> None:
+    raise Stopped
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""`report.html` from a finished run's folder: one file that opens anywhere, offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from meditune.data.example import DECISIONS
+from meditune.errors import DataError
+from meditune.evaluate.report import facts, plots, wording
+from meditune.evaluate.report.table import headline, rows
+from meditune.evaluate.report.verdict import verdict
+from meditune.evaluate.report.worked import worked_examples
+from meditune.files import read_json, read_jsonl, replacing
+from meditune.limits import LIMITS
+
+HERE = Path(__file__).parent
+TILES = 4
+
+
+def render(folder: Path) -> Path:
+    """Write `report.html` into a finished run's folder and return its path.
+
+    Raises DataError where the folder has no `report.json`. Whatever else is missing, the page says so.
+    """
+    if not (folder / "report.json").is_file():
+        raise DataError(
+            f"{folder} holds no report.json, so there is nothing to report. Finish the run first: "
+            f"meditune run RECIPE --output {folder}"
+        )
+    path = folder / "report.html"
+    page = _environment().get_template("template.html").render(_context(folder))
+    with replacing(path) as stream:
+        stream.write(page)
+    return path
+
+
+def _environment() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "number": wording.number,
+        "count": wording.count,
+        "duration": wording.duration,
+        "label": wording.label,
+        "listed": wording.listed,
+        "link": wording.web_address,
+    }
+    return environment
+
+
+def _context(folder: Path) -> dict[str, Any]:
+    report = read_json(folder / "report.json")
+    quality = _optional(folder / "data" / "quality.json")
+    table = rows(report)
+    training = report.get("training") or {}
+    examples, pool = worked_examples(folder)
+    recipe = folder / "recipe.yaml"
+    recipe_text = recipe.read_text(encoding="utf-8") if recipe.is_file() else ""
+    return {
+        "style": Markup((HERE / "style.css").read_text(encoding="utf-8")),
+        "report": report,
+        "data": report.get("data") or {},
+        "training": training,
+        "items": report.get("items") or {},
+        "versions": {"meditune": report["meditune"], **(report.get("versions") or {})},
+        "machine": report.get("machine") or {},
+        "stages": report.get("stages") or {},
+        "baselines": report.get("baselines") or [],
+        "synthetic": bool((report.get("data") or {}).get("synthetic")),
+        "table": table,
+        "tiles": headline(table)[:TILES],
+        "verdict": verdict(report, table),
+        "worse": [row for row in table if row.compared and (row.mark == "worse" or row.wrong_way)],
+        "decisions": DECISIONS,
+        "confusions": report.get("decision") or {},
+        "curves": _curves(folder),
+        "histograms": _histograms(quality, _optional(folder / "tokens.json"), _prompt_room(recipe_text)),
+        "examples": examples,
+        "pool": pool,
+        "sources": facts.sources(quality),
+        "splits": facts.splits(quality),
+        "dropped": facts.counted(quality.get("dropped")),
+        "other": facts.other(quality),
+        "fitted": facts.fitted(training),
+        "recipe_text": recipe_text,
+        "limits": LIMITS,
+    }
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    found = read_json(path) if path.is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _curves(folder: Path) -> list[tuple[str, Markup]]:
+    path = folder / "training.jsonl"
+    steps = read_jsonl(path) if path.is_file() else []
+    if not steps:
+        return []
+    return [
+        ("Loss (thin: each step; thick: running mean)", plots.loss_curve(steps)),
+        ("Learning rate", plots.rate_curve(steps)),
+    ]
+
+
+def _histograms(quality: dict[str, Any], tokens: dict[str, Any], room: int | None) -> list[tuple[str, Markup]]:
+    found = [
+        (f"{wording.label(part)}, words", plots.bins_plot(f"words-{part}", "words", measured["words"]))
+        for part, measured in (quality.get("lengths") or {}).items()
+        if part in ("question", "context", "answer") and measured.get("words")
+    ]
+    train = tokens.get("train") or {}
+    if train.get("prompt"):
+        plot = plots.lengths_plot("tokens-prompt", "tokens", train["prompt"], room)
+        found.append(("Training prompt, tokens", plot))
+    if train.get("target"):
+        plot = plots.lengths_plot("tokens-target", "tokens", train["target"])
+        found.append(("What is learned of an example, tokens", plot))
+    return found
+
+
+def _prompt_room(recipe_text: str) -> int | None:
+    """Tokens that the recipe leaves for the prompt; None where it doesn't say."""
+    import yaml
+
+    form = (yaml.safe_load(recipe_text) or {}).get("prompt") or {}
+    if not {"max_tokens", "answer_tokens"} <= set(form):
+        return None
+    return int(form["max_tokens"]) - min(int(form["answer_tokens"]), int(form["max_tokens"]) // 2)

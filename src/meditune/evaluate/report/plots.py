@@ -1,0 +1,130 @@
+"""Figures as SVG for the page: drawn by matplotlib, coloured by the page's style sheet.
+
+matplotlib knows no CSS, so colours are drawn as stand-ins and then replaced by the page's variables. That way one
+drawing reads well in light, dark and print. Texts stay texts, so they take the page's font.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup, escape
+
+INK, FAINT, FIRST, SECOND, WARN = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05"
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_VARIABLES = {INK: "--muted", FAINT: "--line", FIRST: "--plot", SECOND: "--plot-2", WARN: "--bad"}
+WIDE, SMALL = (4.0, 2.3), (3.3, 2.1)
+"""In inches. Small enough that the words stay readable where a phone shrinks the drawing."""
+
+
+def loss_curve(steps: list[dict[str, Any]]) -> Markup:
+    """Loss of every step, pale, and its running mean."""
+    at, loss = _columns(steps, "loss")
+    figure, axes = _axes("step", "loss (nats per token)")
+    window = max(1, len(loss) // 20)
+    axes.plot(at, loss, color=SECOND, linewidth=0.9, alpha=0.55, marker="o" if len(at) == 1 else "")
+    axes.plot(at, _running_mean(loss, window), color=FIRST, linewidth=1.9)
+    first, last = loss[:window].mean(), loss[-window:].mean()
+    text = f"Training loss over {len(at)} steps: about {first:.2f} at the start, {last:.2f} at the end."
+    return _svg(figure, "loss", text)
+
+
+def rate_curve(steps: list[dict[str, Any]]) -> Markup:
+    """Learning rate of every step."""
+    at, rate = _columns(steps, "learning_rate")
+    figure, axes = _axes("step", "")
+    power = int(np.floor(np.log10(rate.max()))) if rate.max() > 0 else 0
+    axes.plot(at, rate / 10.0**power, color=FIRST, linewidth=1.9)
+    axes.set_ylabel(f"learning rate × 10{str(power).translate(RAISED)}")
+    axes.set_ylim(bottom=0)
+    return _svg(figure, "rate", f"Learning rate over {len(at)} steps: highest {rate.max():.1e}, last {rate[-1]:.1e}.")
+
+
+def bins_plot(name: str, what: str, bins: list[dict[str, Any]]) -> Markup:
+    """A ready histogram of `what`, one entry {"from", "to", "count"} per bar."""
+    edges = np.array([bins[0]["from"], *(bar["to"] for bar in bins)], dtype=np.float64)
+    return _histogram(name, what, np.array([bar["count"] for bar in bins], dtype=np.float64), edges, None)
+
+
+def lengths_plot(name: str, what: str, lengths: list[int], limit: int | None = None) -> Markup:
+    """A histogram of `lengths`, with a line at `limit`."""
+    values = np.array(lengths, dtype=np.float64)
+    counts, edges = np.histogram(values, bins=min(30, max(5, len(set(lengths)))))
+    note = f" Median {np.median(values):.0f}, longest {values.max():.0f}."
+    return _histogram(name, what, counts.astype(np.float64), edges, limit, note)
+
+
+def _histogram(name: str, what: str, counts: Any, edges: Any, limit: int | None, note: str = "") -> Markup:
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = _axes(what, "examples", SMALL)
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.stairs(counts, edges, fill=True, color=FIRST, alpha=0.85, linewidth=0)
+    axes.set_ylim(bottom=0)
+    if limit is not None:
+        axes.axvline(limit, color=WARN, linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.annotate(
+            f"limit {limit}", (limit, 0.98), xycoords=("data", "axes fraction"), xytext=(-4, 0), va="top", ha="right",
+            textcoords="offset points", color=WARN, fontsize=8.5,
+        )  # fmt: skip
+        note += f" The limit is {limit}."
+    top = int(counts.argmax())
+    text = f"Histogram of {what}: {counts.sum():.0f} examples, most between {edges[top]:.0f} and {edges[top + 1]:.0f}."
+    return _svg(figure, name, text + note)
+
+
+def _columns(steps: list[dict[str, Any]], key: str) -> tuple[Any, Any]:
+    return tuple(np.array([step[name] for step in steps], dtype=np.float64) for name in ("step", key))  # type: ignore[return-value]
+
+
+def _running_mean(values: Any, window: int) -> Any:
+    """The mean of up to `window` values that end at each place."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - window, 0)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def _axes(across: str, up: str, size: tuple[float, float] = WIDE) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    figure.patch.set_visible(False)
+    axes.patch.set_visible(False)
+    axes.set_xlabel(across, color=INK, fontsize=9)
+    axes.set_ylabel(up, color=INK, fontsize=9)
+    axes.tick_params(colors=INK, labelsize=8.5, length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.grid(axis="y", color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(FAINT)
+    return figure, axes
+
+
+def _svg(figure: Any, name: str, text: str) -> Markup:
+    """The figure as an SVG element whose ids are its own on the page, with `text` for those who can't see it."""
+    import matplotlib
+
+    stream = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    drawing = stream.getvalue()
+    drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing[drawing.index("<svg") :], flags=re.DOTALL)
+    drawing = re.sub(r' id="(?:figure|axes|patch|line2d|text|matplotlib|xtick|ytick)[^"]*"', "", drawing)
+    drawing = re.sub(r' id="([^"]+)"', rf' id="{name}-\1"', drawing)
+    drawing = re.sub(r'(?:xlink:)?href="#([^"]+)"', rf'href="#{name}-\1"', drawing)
+    drawing = drawing.replace("url(#", f"url(#{name}-")
+    drawing = re.sub(r"font: ([\d.]+)px [^;\"]+", r"font-size: \1px", drawing)
+    for colour, variable in _VARIABLES.items():
+        drawing = drawing.replace(colour, f"var({variable})")
+    box = re.search(r'viewBox="[^"]+"', drawing)
+    opening = f'<svg class="plot" role="img" {box[0] if box else ""}><title>{escape(text)}</title>'
+    return Markup(re.sub(r"<svg[^>]*>", lambda _: opening, drawing, count=1))

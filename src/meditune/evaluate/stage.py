@@ -1,0 +1,109 @@
+"""Measuring one model on the test items, with every prediction stored."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from meditune.data.example import Example
+from meditune.data.locate import locate
+from meditune.errors import DataError
+from meditune.evaluate import likelihood
+from meditune.evaluate.generation import generate
+from meditune.evaluate.predictions import Kind, once, path_of
+from meditune.models.load import LoadedModel
+from meditune.models.rows import rows_of
+from meditune.recipe import Recipe
+
+GENERAL_WINDOW = 512
+
+
+class Measuring:
+    """Measures models on the same items with the same prompt, and remembers on disk what is done.
+
+    Decisions are scored on every example that has one; long answers on a seeded subset, the same for every model. The
+    predictions lie in `folder/NAME-KIND.jsonl`; kinds that are there already aren't made again.
+    """
+
+    def __init__(self, recipe: Recipe, examples: Sequence[Example], folder: Path) -> None:
+        self.form, self.spec, self.folder = recipe.prompt, recipe.evaluate, folder
+        self.decided = [example for example in examples if example.decision]
+        self.answered = chosen_answers(examples, recipe.evaluate.answers, recipe.seed)
+        self.general = general_text() if recipe.evaluate.general_tokens else None
+
+    def is_done(self, name: str) -> bool:
+        """Whether every kind of prediction of this model is stored already."""
+        kinds: set[Kind] = set()
+        kinds |= {"decision"} if self.decided else set()
+        kinds |= {"likelihood", "answer"} if self.answered else set()
+        kinds |= {"general"} if self.general else set()
+        return all(path_of(self.folder, name, kind).is_file() for kind in kinds)
+
+    def measure(self, loaded: LoadedModel, name: str) -> None:
+        """Make the predictions of `loaded` that aren't there yet."""
+        self._likelihoods(loaded, name)
+        if self.answered:
+            once(self.folder, name, "answer", lambda: self._answers(loaded, name))
+        if self.general is not None:
+            text = self.general
+            once(self.folder, name, "general", lambda: self._general(loaded, text, name))
+
+    def _likelihoods(self, loaded: LoadedModel, name: str) -> None:
+        if path_of(self.folder, name, "decision").is_file() and path_of(self.folder, name, "likelihood").is_file():
+            return
+        encoder = loaded.encoder(self.form)
+        encoded = [encoder.supervised(example, "decision") for example in self.decided]
+        encoded += [encoder.supervised(example, "answer") for example in self.answered]
+        encoded.sort(key=lambda item: item.id)
+        labels = encoder.label_ids() if self.decided else {}
+        scores = likelihood.score(loaded, rows_of(encoded), self.spec.batch_tokens, f"Scoring {name}", labels)
+        if self.decided:
+            once(self.folder, name, "decision", lambda: (_decided(e, scores) for e in self.decided))
+        if self.answered:
+            once(self.folder, name, "likelihood", lambda: (_scored(e.id, scores) for e in self.answered))
+
+    def _answers(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
+        encoder = loaded.encoder(self.form)
+        prompts = [encoder.prompt(example, "answer") for example in self.answered]
+        written = generate(loaded, prompts, self.spec.max_new_tokens, f"Answers of {name}")
+        for example in self.answered:
+            yield {"id": example.id, "reference": example.answer, "prediction": written[example.id]}
+
+    def _general(self, loaded: LoadedModel, text: str, name: str) -> Iterator[dict[str, Any]]:
+        rows = likelihood.general_rows(loaded, text, self.spec.general_tokens, GENERAL_WINDOW)
+        scores = likelihood.score(loaded, rows, self.spec.batch_tokens, f"General text, {name}")
+        for row in rows:
+            yield _scored(row.encoded[0].id, scores)
+
+
+def chosen_answers(examples: Sequence[Example], count: int | None, seed: int) -> list[Example]:
+    """The examples whose long answers are scored: a seeded subset in the original order."""
+    able = [example for example in examples if example.answer.strip()]
+    if count is None or len(able) <= count:
+        return able
+    return [able[index] for index in sorted(random.Random(f"{seed}/answers").sample(range(len(able)), count))]
+
+
+def general_text() -> str | None:
+    """WikiText-2's test text where it can be found; else None, after saying so."""
+    try:
+        path = locate("wikitext-2", download=False)
+    except DataError as error:
+        print(f"Forgetting is not measured: {error}", file=sys.stderr)
+        return None
+    file = path if path.is_file() else path / "test.txt"
+    return file.read_text(encoding="utf-8") if file.is_file() else None
+
+
+def _decided(example: Example, scores: likelihood.Scores) -> dict[str, Any]:
+    logits = scores.decisions[example.id]
+    said = max(logits, key=lambda label: logits[label])
+    return {"id": example.id, "reference": example.decision, "prediction": said, "logits": logits}
+
+
+def _scored(identifier: str, scores: likelihood.Scores) -> dict[str, Any]:
+    nll, tokens = scores.answers[identifier]
+    return {"id": identifier, "nll": nll, "tokens": tokens}

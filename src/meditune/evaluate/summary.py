@@ -1,0 +1,73 @@
+"""report.json: every figure of a run, from its stored predictions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import meditune
+from meditune.data.example import DECISIONS
+from meditune.data.prepare import Prepared
+from meditune.evaluate.compare import compare, got_worse
+from meditune.evaluate.metrics import confusion, macro_f1, recalls, summarise
+from meditune.evaluate.predictions import Predictions, read
+from meditune.recipe import Recipe
+
+PUBLISHED = {
+    "pubmedqa-official-500": [
+        {
+            "name": "Human, reasoning required",
+            "accuracy": 78.0,
+            "macro_f1": 72.2,
+            "source": "Jin et al. 2019, arXiv:1909.06146",
+        }
+    ]
+}
+"""Figures that others published on the same test set."""
+
+
+def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], predictions: Path) -> dict[str, Any]:
+    """The content of report.json (keys as in docs/report.md), but for what the caller knows of the run itself."""
+    base, tuned = read(predictions, "base"), read(predictions, "tuned")
+    comparison = compare(base, tuned, recipe.evaluate.resamples, recipe.seed)
+    splits = {name: len(examples) for name, examples in data.splits.named().items()}
+    return {
+        "meditune": meditune.__version__,
+        "recipe": recipe.name,
+        "seed": recipe.seed,
+        "base_model": recipe.model.base,
+        "strategy": recipe.model.strategy,
+        "data": {**splits, "test_set": data.splits.test_set, "sha256": data.sha256, "synthetic": data.synthetic},
+        "items": {kind: len(getattr(tuned, kind)) for kind in ("decision", "answer", "general")},
+        "base": summarise(base),
+        "tuned": summarise(tuned),
+        "comparison": comparison,
+        "worse": got_worse(comparison),
+        "baselines": baselines(tuned, data.splits.test_set),
+        "decision": {"base": _decision(base), "tuned": _decision(tuned)} if tuned.decision else None,
+        "training": training,
+    }
+
+
+def baselines(predictions: Predictions, test_set: str) -> list[dict[str, Any]]:
+    """Always answering the commonest decision, and what others published on this test set."""
+    if not predictions.decision:
+        return []
+    matrix = confusion(predictions.decision)
+    commonest = int(matrix.sum(axis=1).argmax())
+    always = matrix * 0
+    always[:, commonest] = matrix.sum(axis=1)
+    return [
+        {
+            "name": f"Always {DECISIONS[commonest]}",
+            "accuracy": float(100 * always[commonest, commonest] / always.sum()),
+            "macro_f1": float(macro_f1(always.reshape(9).astype(float))),
+            "source": "computed",
+        },
+        *PUBLISHED.get(test_set, []),
+    ]
+
+
+def _decision(predictions: Predictions) -> dict[str, Any]:
+    matrix = confusion(predictions.decision)
+    return {"confusion": matrix.tolist(), "recall": recalls(matrix)}

@@ -1,0 +1,7 @@
+"""What every medical answer carries: its limits, and when to seek urgent care."""
+
+LIMITS = (
+    "This model answers questions about health in general terms. It can be wrong, it knows nothing about you, and it "
+    "replaces no doctor. In an emergency (chest pain, trouble breathing, signs of a stroke, heavy bleeding, thoughts "
+    "of suicide) call your local emergency number at once."
+)

@@ -1,0 +1,43 @@
+"""What this machine, or the container it is seen through, has to compute with."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def cores() -> int:
+    """Cores that this process may use: its affinity and its container's quota, not what the host has."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _words(_CPU_QUOTA)
+    if len(quota) == 2 and quota[0].isdigit():
+        return max(1, min(allowed, math.ceil(int(quota[0]) / int(quota[1]))))
+    return allowed
+
+
+def memory_gb() -> tuple[float, float]:
+    """Total and free main memory in GB (10^9 bytes), within the container's limit."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    limits = [int(words[0]) for path in _MEMORY_LIMITS if (words := _words(path)) and words[0].isdigit()]
+    limit = min([*limits, memory.total])
+    return limit / 1e9, min(memory.available, limit) / 1e9
+
+
+def gpu() -> tuple[str, float] | None:
+    """Name and memory in GB of the first GPU that torch can use; None where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(0)
+    return str(properties.name), properties.total_memory / 1e9
+
+
+def _words(path: Path) -> list[str]:
+    return path.read_text(encoding="ascii").split() if path.is_file() else []

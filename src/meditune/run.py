@@ -1,0 +1,215 @@
+"""The journey: which stage comes after which, and what is already done.
+
+    prepare -> measure the base -> train -> measure the tuned -> compare and report
+
+Every stage leaves its result in the run's folder, whole or not at all, so the same command goes on where an earlier
+one stopped.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import meditune
+from meditune.data.prepare import Prepared, prepare, stored
+from meditune.errors import MedituneError
+from meditune.files import read_json, write_json
+from meditune.recipe import Recipe, plain
+from meditune.recipes.loading import load_recipe
+from meditune.recipes.writing import save
+
+RECIPE = "recipe.yaml"
+STAGES = "stages.json"
+EVALUATION = "evaluation.json"
+
+
+def run(recipe: Recipe, folder: Path, command: str) -> dict[str, Any]:
+    """Do, or finish, the whole journey in `folder`; returns report.json's content.
+
+    Raises MedituneError where the folder holds another run.
+    """
+    claim(recipe, folder)
+    with stage(folder, "prepare"):
+        data = prepared(recipe, folder)
+    from meditune.evaluate.stage import Measuring
+    from meditune.train.stage import fine_tune
+
+    measuring = Measuring(recipe, data.splits.test, folder / "predictions")
+    trained = (folder / "model" / "training.json").is_file()
+    loaded: Any = None
+    if not (trained and measuring.is_done("base")):
+        loaded = _load(recipe, recipe.model.base)
+        with stage(folder, "measure base"):
+            measuring.measure(loaded, "base")
+    if not trained:
+        with stage(folder, "train"):
+            fine_tune(loaded, data.splits.train, recipe, folder)
+    if not measuring.is_done("tuned"):
+        if loaded is None or trained:
+            loaded = _load(recipe, str(folder / "model"))
+        with stage(folder, "measure tuned"):
+            measuring.measure(loaded, "tuned")
+    with stage(folder, "compare and report"):
+        return report(folder, command)
+
+
+def train(recipe: Recipe, folder: Path) -> None:
+    """Prepare the data and train, without measuring anything; a finished model is left as it is."""
+    from meditune.train.stage import fine_tune
+
+    claim(recipe, folder)
+    with stage(folder, "prepare"):
+        data = prepared(recipe, folder)
+    if not (folder / "model" / "training.json").is_file():
+        with stage(folder, "train"):
+            fine_tune(_load(recipe, recipe.model.base), data.splits.train, recipe, folder)
+
+
+def evaluate(model: str, recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Measure any model on the recipe's test items; returns evaluation.json's content.
+
+    A model that carries its own prompt format is shown that one.
+    """
+    from meditune.evaluate.metrics import summarise
+    from meditune.evaluate.predictions import read
+    from meditune.evaluate.stage import Measuring
+
+    claim(recipe, folder)
+    state = {"model": model}
+    if (folder / EVALUATION).is_file() and read_json(folder / EVALUATION)["model"] != model:
+        raise MedituneError(f"{folder} holds an evaluation of another model. Choose another --output.")
+    write_json(folder / EVALUATION, state)
+    with stage(folder, "prepare"):
+        data = prepared(recipe, folder)
+    measuring = Measuring(recipe, data.splits.test, folder / "predictions")
+    if not measuring.is_done("model"):
+        loaded = _load(recipe, model)
+        measuring.form = loaded.form or recipe.prompt
+        with stage(folder, "measure"):
+            measuring.measure(loaded, "model")
+    figures = summarise(read(folder / "predictions", "model"))
+    result = state | {"data": {"test_set": data.splits.test_set, "sha256": data.sha256}, "figures": figures}
+    write_json(folder / EVALUATION, result)
+    return result
+
+
+def compare_folders(first: Path, second: Path, resamples: int, seed: int) -> dict[str, Any]:
+    """Figures of both and their comparison, from stored predictions.
+
+    Of a run's folder the tuned model is taken. Raises DataError where the two were measured on different items.
+    """
+    from meditune.evaluate.compare import compare, got_worse
+    from meditune.evaluate.metrics import summarise
+    from meditune.evaluate.predictions import KINDS, path_of, read
+
+    both = []
+    for folder in (first, second):
+        place = folder / "predictions"
+        name = "model" if any(path_of(place, "model", kind).is_file() for kind in KINDS) else "tuned"
+        both.append(read(place, name))
+    comparison = compare(both[0], both[1], resamples, seed)
+    return {
+        "base": summarise(both[0]),
+        "tuned": summarise(both[1]),
+        "comparison": comparison,
+        "worse": got_worse(comparison),
+    }
+
+
+def report(folder: Path, command: str | None = None) -> dict[str, Any]:
+    """Compute report.json from the stored predictions, refresh the model card, and draw report.html."""
+    from meditune.evaluate.report import render
+    from meditune.evaluate.summary import summary
+    from meditune.train.card import model_card
+
+    recipe = load_recipe(str(folder / RECIPE)).recipe
+    training = read_json(folder / "model" / "training.json")
+    result = summary(recipe, stored(folder / "data"), training, folder / "predictions")
+    earlier = read_json(folder / "report.json") if (folder / "report.json").is_file() else {}
+    result["stages"] = read_json(folder / STAGES) if (folder / STAGES).is_file() else {}
+    result["versions"] = versions()
+    result["machine"] = machine()
+    result["command"] = command or earlier.get("command") or f"meditune report {folder}"
+    write_json(folder / "report.json", result)
+    (folder / "model" / "README.md").write_text(model_card(recipe, training, result), encoding="utf-8")
+    render(folder)
+    return result
+
+
+def claim(recipe: Recipe, folder: Path) -> None:
+    """Make `folder` this recipe's, or check that it is. Raises MedituneError where it holds something else."""
+    path = folder / RECIPE
+    if path.is_file():
+        if plain(load_recipe(str(path)).recipe) != plain(recipe):
+            raise MedituneError(
+                f"{folder} holds a run of another recipe or other settings ({path} says which). Choose another "
+                "--output, or remove that folder."
+            )
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise MedituneError(f"{folder} is there already and holds no run. Choose another --output.")
+    save(recipe, path)
+
+
+def prepared(recipe: Recipe, folder: Path) -> Prepared:
+    """The run's data, prepared now or before."""
+    if (folder / "data" / "quality.json").is_file():
+        return stored(folder / "data")
+    return prepare(recipe, folder / "data")
+
+
+@contextmanager
+def stage(folder: Path, name: str) -> Iterator[None]:
+    """Announce a stage and add its seconds to the run's account."""
+    print(f"── {name}", file=sys.stderr, flush=True)
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        account = read_json(folder / STAGES) if (folder / STAGES).is_file() else {}
+        account[name] = round(account.get(name, 0) + time.monotonic() - started, 1)
+        write_json(folder / STAGES, account)
+
+
+def versions() -> dict[str, str]:
+    """Of everything that can change a figure."""
+    from importlib.metadata import version
+
+    packages = ("torch", "transformers", "peft", "tokenizers", "sacrebleu", "rouge_score", "numpy")
+    return {"meditune": meditune.__version__, "python": platform.python_version()} | {
+        package: version(package) for package in packages
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What it ran on."""
+    import psutil
+    import torch
+
+    return {
+        "processor": _processor(),
+        "cores": psutil.cpu_count(logical=True),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _load(recipe: Recipe, name: str) -> Any:
+    from meditune.models.load import load
+
+    return load(name, recipe.model)

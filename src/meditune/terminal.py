@@ -1,0 +1,93 @@
+"""What the commands show in the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from meditune.ask import Answer
+from meditune.data.prepare import Prepared
+from meditune.evaluate.metrics import METRICS
+from meditune.limits import LIMITS
+
+VERDICTS = {True: "[green]better[/]", False: "[red]worse[/]", None: "not shown"}
+
+
+def console() -> Console:
+    """Standard output; plain text where it isn't a terminal."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+def print_comparison(result: dict[str, Any], first: str = "base", second: str = "tuned") -> None:
+    """Both models' figures with the interval of their difference."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("metric", first, second, "difference", "95 % interval", "p", "verdict"):
+        table.add_column(title, justify="left" if title in {"metric", "verdict"} else "right")
+    for name, row in result["comparison"].items():
+        digits = METRICS[name].digits
+        low, high = row["ci95"]
+        table.add_row(
+            METRICS[name].title,
+            f"{result['base'][name]:.{digits}f}",
+            f"{result['tuned'][name]:.{digits}f}",
+            f"{row['delta']:+.{digits}f}",
+            f"{low:+.{digits}f} to {high:+.{digits}f}",
+            "<0.001" if row["p"] < 0.001 else f"{row['p']:.3f}",
+            VERDICTS[row["better"]],
+        )
+    console().print(table)
+
+
+def print_worse(result: dict[str, Any]) -> None:
+    """The last line: which metrics moved the wrong way, in red, or that none did."""
+    if not result["worse"]:
+        console().print("[green]No metric got worse.[/]")
+        return
+    parts = []
+    for name in result["worse"]:
+        digits = METRICS[name].digits
+        shown = "" if result["comparison"][name]["better"] is False else ", within noise"
+        before, after = result["base"][name], result["tuned"][name]
+        parts.append(f"{METRICS[name].title} {before:.{digits}f} -> {after:.{digits}f}{shown}")
+    console().print(f"[bold red]GOT WORSE: {'; '.join(parts)}[/]")
+
+
+def print_figures(evaluation: dict[str, Any]) -> None:
+    """One model's figures."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("metric")
+    table.add_column(evaluation["model"], justify="right")
+    table.add_column("meaning")
+    for name, value in evaluation["figures"].items():
+        table.add_row(METRICS[name].title, f"{value:.{METRICS[name].digits}f}", METRICS[name].meaning)
+    console().print(table)
+
+
+def print_data(data: Prepared, folder: Path) -> None:
+    """What the data stage read, left out and split."""
+    out = console()
+    if data.synthetic:
+        out.print("[bold yellow]SYNTHETIC sample: invented studies, figures say nothing about medicine.[/]")
+    for name, row in data.quality["sources"].items():
+        refused = ", ".join(f"{count:,} {reason}" for reason, count in row["rejected"].items()) or "nothing"
+        out.print(f"{name}: {row['read']:,} examples read ({row['licence']}); left out: {refused}")
+    for name, row in data.quality["splits"].items():
+        decisions = ", ".join(f"{count} {label}" for label, count in row["decisions"].items())
+        out.print(
+            f"{name}: {row['examples']:,} examples in {row['groups']:,} groups {f'({decisions})' if decisions else ''}"
+        )
+    out.print(f"Data: {folder.resolve()}")
+
+
+def print_answer(answer: Answer, has_sources: bool) -> None:
+    """The answer, the decision, and what every medical answer carries."""
+    out = console()
+    out.print(answer.text or "(the model wrote nothing)", markup=False)
+    shares = ", ".join(f"{label} {share:.0%}" for label, share in answer.probabilities.items())
+    out.print(f"\nAs a yes/no question: {answer.decision} ({shares})", style="dim")
+    if not has_sources:
+        out.print("No source was given (--source FILE): this answer rests on the model's memory alone.", style="yellow")
+    out.print(LIMITS, style="dim")

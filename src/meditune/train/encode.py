@@ -1,0 +1,89 @@
+"""From examples to training rows, with a count of everything that was shortened or left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from meditune.data.example import Example
+from meditune.errors import DataError
+from meditune.models.rows import Row, rows_of
+from meditune.prompts import Encoded, Encoder, QuestionTooLongError
+from meditune.recipe import Task
+
+
+@dataclass(frozen=True)
+class TokenFacts:
+    """What fitting the examples into the token budget did."""
+
+    rows: int
+    tokens: int
+    supervised_tokens: int
+    longest: int
+    shortened: int
+    """Examples whose context lost sentences."""
+    cut: int
+    """Answers that end early; their end token isn't trained."""
+    dropped: int
+    """Examples left out because their question alone is too long, or they teach none of the tasks."""
+
+    def as_dict(self) -> dict[str, int]:
+        """Plain values."""
+        return asdict(self)
+
+
+def encode(examples: Sequence[Example], encoder: Encoder, tasks: Sequence[Task]) -> tuple[list[Row], TokenFacts]:
+    """Rows in the order of `examples`, one for each that teaches at least one task.
+
+    Raises DataError where nothing is left to train on.
+    """
+    encoded: list[Encoded] = []
+    dropped = 0
+    for example in examples:
+        able = [task for task in tasks if (example.decision if task == "decision" else example.answer.strip())]
+        try:
+            mine = [encoder.supervised(example, task) for task in able]
+        except QuestionTooLongError:
+            mine = []
+        dropped += not mine
+        encoded += mine
+    rows = rows_of(encoded)
+    if not rows:
+        raise DataError(f"None of the {len(examples)} examples teaches {' or '.join(tasks)} within prompt.max_tokens.")
+    return rows, TokenFacts(
+        rows=len(rows),
+        tokens=sum(len(row) for row in rows),
+        supervised_tokens=sum(len(row.targets) for row in rows),
+        longest=max(len(row) for row in rows),
+        shortened=sum(any(item.dropped_sentences for item in row.encoded) for row in rows),
+        cut=sum(item.answer_cut for item in encoded),
+        dropped=dropped,
+    )
+
+
+def lengths(rows: Sequence[Row]) -> dict[str, list[int]]:
+    """Tokens of each row's longest prompt and of all its targets, for the report's histograms."""
+    return {
+        "prompt": [max(len(item.prompt) for item in row.encoded) for row in rows],
+        "target": [len(row.targets) for row in rows],
+    }
+
+
+def marked(row: Row, tokenizer: Any) -> str:
+    """The row's texts with what is trained between guillemets, for people to check before the first step."""
+    parts = []
+    for item in row.encoded:
+        prompt = tokenizer.decode(item.prompt)
+        parts.append(f"{prompt}«{tokenizer.decode(item.target)}»")
+    return "\n---\n".join(parts)
+
+
+def check_masks(rows: Sequence[Row]) -> None:
+    """Raise DataError where a row has nothing to train on or trains on nothing but its end token."""
+    for row in rows:
+        for number, item in enumerate(row.encoded):
+            if len(item.target) < 2 or number not in row.of:
+                raise DataError(
+                    f"{item.id}: no token of its {item.task} would be trained. Check the example and prompt.max_tokens."
+                )

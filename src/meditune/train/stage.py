@@ -1,0 +1,139 @@
+"""The training stage of a run: pre-flight, training with checkpoints, and the finished adapter."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from meditune.data.example import Example
+from meditune.errors import MedituneError
+from meditune.files import read_json, read_jsonl, replacing_folder, write_json, write_jsonl
+from meditune.models import adapters
+from meditune.models.load import LoadedModel
+from meditune.models.rows import Row
+from meditune.prompts import save_format
+from meditune.recipe import Recipe, plain
+from meditune.train.encode import TokenFacts, check_masks, encode, lengths, marked
+from meditune.train.sft import Step, plan_steps, train
+from meditune.train.weights import TokenWeights
+
+CHECKPOINT = "checkpoint"
+
+
+def fine_tune(loaded: LoadedModel, examples: Sequence[Example], recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Train an adapter on `loaded`, leave it in `folder/model`, and return the facts for report.json.
+
+    A checkpoint lies in `folder/checkpoint` while training goes on; the same call takes it up again. `loaded.model` is
+    changed in place and holds the tuned weights afterwards.
+    """
+    started = time.monotonic()
+    rows, tokens = encode(examples, loaded.encoder(recipe.prompt), recipe.train.tasks)
+    check_masks(rows)
+    model = adapters.add_lora(loaded.model, recipe.model.lora, recipe.seed)
+    steps = len(plan_steps(len(rows), recipe.train, recipe.seed))
+    counts = {
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+    _preflight(rows, tokens, counts, steps, recipe, loaded)
+    write_json(folder / "tokens.json", {"train": lengths(rows)})
+    log = _train_with_checkpoints(model, loaded, rows, TokenWeights(examples, rows, recipe.train), recipe, folder)
+    write_jsonl(folder / "training.jsonl", (asdict(step) for step in log))
+    seconds = sum(step.seconds for step in log)
+    facts = {
+        "tokens_per_s": round(sum(step.tokens for step in log) / seconds, 1),
+        "supervised_tokens": sum(step.supervised_tokens for step in log),
+        "peak_rss_gb": round(peak_memory_gb(), 2),
+        "seconds": round(seconds, 1),
+        "wall_seconds": round(time.monotonic() - started, 1),
+        "epochs": recipe.train.epochs,
+        "steps": steps,
+        "final_loss": log[-1].loss,
+        **tokens.as_dict(),
+        **counts,
+    }
+    loaded.model = save_adapter(model, loaded, recipe, facts, folder / "model")
+    shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+    return facts
+
+
+def save_adapter(model: Any, loaded: LoadedModel, recipe: Recipe, facts: dict[str, Any], folder: Path) -> Any:
+    """Write the adapter with tokenizer, prompt format and stop settings; returns the model with the adapter merged."""
+    from meditune.train.card import model_card
+
+    with replacing_folder(folder) as partial:
+        model.save_pretrained(partial)
+        loaded.tokenizer.save_pretrained(partial)
+        save_format(recipe.prompt, partial)
+        generation = model.generation_config
+        generation.eos_token_id = loaded.tokenizer.eos_token_id
+        generation.pad_token_id = loaded.pad_id
+        generation.save_pretrained(partial)
+        write_json(partial / "training.json", facts)
+        (partial / "README.md").write_text(model_card(recipe, facts, None), encoding="utf-8")
+    return model.merge_and_unload().eval()
+
+
+def peak_memory_gb() -> float:
+    """The largest resident memory of this process so far, in 10^9 bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def _train_with_checkpoints(
+    model: Any, loaded: LoadedModel, rows: Sequence[Row], weights: TokenWeights, recipe: Recipe, folder: Path
+) -> list[Step]:
+    from safetensors.torch import load_file, save_file
+
+    place = folder / CHECKPOINT
+    log: list[Step] = []
+    resume = None
+    if (place / "state.json").is_file():
+        state = read_json(place / "state.json")
+        if state["recipe"] != _what_training_depends_on(recipe):
+            raise MedituneError(
+                f"{place} is a checkpoint of other training settings. Take the old settings, or remove that folder to "
+                "start training again."
+            )
+        log = [Step(**row) for row in read_jsonl(place / "training.jsonl")]
+        resume = (len(log), load_file(place / "optimizer.safetensors"))
+        print(f"Going on with training after step {len(log)}.", file=sys.stderr)
+
+    def checkpoint(_: int, tensors: dict[str, Any]) -> None:
+        with replacing_folder(place) as partial:
+            save_file({key: value.contiguous() for key, value in tensors.items()}, partial / "optimizer.safetensors")
+            write_jsonl(partial / "training.jsonl", (asdict(step) for step in log))
+            write_json(partial / "state.json", {"recipe": _what_training_depends_on(recipe)})
+
+    for step in train(model, loaded.pad_id, rows, weights, recipe.train, recipe.seed, resume, checkpoint):
+        log.append(step)
+    return log
+
+
+def _what_training_depends_on(recipe: Recipe) -> dict[str, Any]:
+    values = plain(recipe)
+    return {key: values[key] for key in ("seed", "model", "data", "prompt", "train")}
+
+
+def _preflight(
+    rows: Sequence[Row], tokens: TokenFacts, counts: dict[str, int], steps: int, recipe: Recipe, loaded: LoadedModel
+) -> None:
+    share = counts["trainable_parameters"] / counts["parameters"]
+    every = round(tokens.tokens * recipe.train.epochs)
+    report = [
+        f"Training on {tokens.rows} examples, {tokens.tokens:,} tokens an epoch, {tokens.supervised_tokens:,} of them "
+        f"trained on; longest row {tokens.longest}.",
+        f"{tokens.shortened} contexts shortened at their beginning, {tokens.cut} answers cut, {tokens.dropped} "
+        f"examples left out, to fit {recipe.prompt.max_tokens} tokens.",
+        f"{counts['trainable_parameters']:,} of {counts['parameters']:,} parameters are trained ({share:.1%}); "
+        f"{steps} steps, {every:,} tokens in all.",
+        "One example; what is trained on stands between « »:",
+        *(f"    {line}" for line in marked(rows[0], loaded.tokenizer).splitlines()),
+    ]
+    print("\n".join(report), file=sys.stderr)

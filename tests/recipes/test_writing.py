@@ -1,0 +1,74 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from meditune.recipe import LoraSpec, ModelSpec, PromptFormat, Recipe, plain
+from meditune.recipes import shipped, writing
+from meditune.recipes.loading import load_recipe
+
+AWKWARD = [
+    "no",
+    "5e-5",
+    "1_0",
+    "null",
+    "",
+    "Question:",
+    "a # b",
+    "two\nlines",
+    " led by a space",
+    "é – 漢",
+    "'q'",
+    "{x}",
+]
+DOCS = Path(__file__).parents[2] / "docs" / "recipes.md"
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_what_is_saved_loads_back_equal(name: str, tmp_path: Path) -> None:
+    resolved = load_recipe(name, ["train.learning_rate=3e-7", "data.sources.0.fields={question: yes}"])
+    for kept in (resolved, resolved.recipe):
+        writing.save(kept, tmp_path / "recipe.yaml")
+        assert load_recipe(str(tmp_path / "recipe.yaml")).recipe == resolved.recipe
+
+
+@pytest.mark.parametrize("text", AWKWARD)
+def test_awkward_text_survives(text: str, tmp_path: Path) -> None:
+    recipe = Recipe(
+        name=text or "x",
+        description=text,
+        prompt=PromptFormat(answer_cue=text or "x"),
+        model=ModelSpec(lora=LoraSpec(targets=[text, "b"])),
+    )
+    writing.save(recipe, tmp_path / "recipe.yaml")
+    assert load_recipe(str(tmp_path / "recipe.yaml")).recipe == recipe
+
+
+def test_other_yaml_readers_read_a_saved_recipe_alike(tmp_path: Path) -> None:
+    recipe = load_recipe("quickstart", ["name=no", "description=12e03", "train.learning_rate=5e-5"]).recipe
+    writing.save(recipe, tmp_path / "recipe.yaml")
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text(encoding="utf-8")) == plain(recipe)
+
+
+def test_show_has_every_value_and_its_origin(tmp_path: Path) -> None:
+    text = writing.show(load_recipe("quickstart", ["train.epochs=9"]))
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "epochs: 9.0 # --set" in lines
+    assert "schedule: linear # default" in lines
+    assert any(line.startswith("base: smollm2-135m # quickstart.yaml, line ") for line in lines)
+    (tmp_path / "shown.yaml").write_text(text, encoding="utf-8")
+    assert load_recipe(str(tmp_path / "shown.yaml")).recipe.train.epochs == 9.0
+
+
+def test_the_reference_has_every_key_with_type_default_and_meaning() -> None:
+    text = writing.reference()
+    assert "| `train.learning_rate` | a number above 0 | `5.0e-05` | Peak learning rate of AdamW. |" in text
+    assert "| `name` | text that isn't empty | must be given | Shown in the report. |" in text
+    assert "| `data.sources.N.limit` |" in text
+    for name in shipped():
+        assert f"| `{name}` |" in text
+
+
+def test_the_reference_in_docs_is_the_generated_one() -> None:
+    how = """write it again: python -c 'from meditune.recipes.writing import reference; print(reference(), end="")'"""
+    assert DOCS.read_text(encoding="utf-8") == writing.reference(), f"{DOCS} is stale; {how} > docs/recipes.md"

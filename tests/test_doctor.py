@@ -1,0 +1,172 @@
+import importlib.metadata
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from meditune import doctor
+from meditune.doctor import Finding, examine, render
+from tests.data import layouts
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MEDITUNE_OFFLINE", "1")
+    monkeypatch.setattr(doctor, "memory_gb", lambda: (16.0, 8.0))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    for name in ("MEDITUNE_DATA", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def listening() -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/simple"
+
+
+@pytest.fixture
+def closed() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    return f"http://127.0.0.1:{port}/simple"
+
+
+def findings() -> dict[str, Finding]:
+    return {finding.name: finding for finding in examine()}
+
+
+def base_model(cache: Path) -> None:
+    folder = cache / "models" / "smollm2-135m"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+
+
+def test_offline_nothing_is_tried_and_a_missing_base_model_stops_a_run(tmp_path: Path) -> None:
+    found = findings()
+    assert found["Offline switches"].value == "MEDITUNE_OFFLINE=1"
+    assert found["Package registry"].value == "not tried: MEDITUNE_OFFLINE is set"
+    assert found["Model hub"].value == "not tried: MEDITUNE_OFFLINE is set"
+    missing = found["Base model smollm2-135m"]
+    assert missing.verdict == "bad"
+    assert str(tmp_path / "cache" / "models" / "smollm2-135m") in missing.advice
+    assert render(list(found.values())).endswith("This stops `make run`: Base model smollm2-135m.")
+
+
+def test_offline_with_everything_here_nothing_stops_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base_model(tmp_path / "cache")
+    found = findings()
+    assert found["Models here"].value == "smollm2-135m"
+    assert "Base model smollm2-135m" not in found
+    assert render(list(found.values())).endswith("Nothing here stops `make run`.")
+
+
+def test_the_installed_versions_are_shown() -> None:
+    found = findings()
+    for name in ("torch", "transformers", "peft"):
+        assert found[name].value == importlib.metadata.version(name)
+
+
+def test_a_package_that_is_missing_or_too_old_stops_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = ["transformers>=99", "no-such-package>=1", 'datasets>=4; extra == "hub"']
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: wanted)
+    found = findings()
+    assert (found["transformers"].verdict, found["transformers"].advice) == ("bad", 'pip install "transformers>=99"')
+    assert (found["no-such-package"].verdict, found["no-such-package"].value) == ("bad", "not installed")
+    assert "datasets" not in found
+
+
+@pytest.mark.parametrize(("free", "verdict"), [(8.0, "ok"), (4.0, "warn"), (1.0, "bad")])
+def test_memory(free: float, verdict: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "memory_gb", lambda: (16.0, free))
+    memory = findings()["Memory"]
+    assert memory.value == f"{free:.1f} GB free of 16.0 GB"
+    assert memory.verdict == verdict
+    assert bool(memory.advice) == (verdict != "ok")
+
+
+@pytest.mark.parametrize(("free", "verdict"), [(50e9, "ok"), (1e9, "warn"), (0.1e9, "bad")])
+def test_disk(free: float, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    cache = findings()["Cache"]
+    assert cache.value == f"{tmp_path / 'cache'}, {free / 1e9:.1f} GB free"
+    assert cache.verdict == verdict
+
+
+def test_a_cache_that_is_a_file_stops_a_run(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("", encoding="utf-8")
+    assert findings()["Cache"].verdict == "bad"
+
+
+def test_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "gpu", lambda: ("A card", 80.0))
+    assert findings()["GPU"].value == "A card, 80 GB"
+    monkeypatch.setattr(doctor, "gpu", lambda: None)
+    assert findings()["GPU"].value == "none"
+
+
+def test_data_is_shown_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layouts.pubmedqa(tmp_path / "mine" / "pubmedqa", {"1": layouts.pubmedqa_item(1)})
+    monkeypatch.setenv("MEDITUNE_DATA", str(tmp_path / "mine"))
+    found = findings()
+    assert found["Data: pubmedqa"].value == str(tmp_path / "mine" / "pubmedqa")
+    assert found["Data: medquad"].value == "not here, and downloads are switched off"
+    assert "https://github.com/abachaa/MedQuAD" in found["Data: medquad"].advice
+    assert "physionet.org" in found["Data: mimic"].advice
+    assert found["Data: sample"].verdict == "ok"
+    assert "MEDITUNE_DATA" not in found
+
+
+def test_missing_data_warns_where_the_sample_would_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    pubmedqa = findings()["Data: pubmedqa"]
+    assert pubmedqa.verdict == "warn"
+    assert "synthetic sample" in pubmedqa.advice
+    monkeypatch.setenv("MEDITUNE_DATA", "/no/such/folder")
+    assert findings()["MEDITUNE_DATA"].verdict == "warn"
+
+
+def test_a_reachable_registry_and_an_unreachable_hub(
+    monkeypatch: pytest.MonkeyPatch, listening: str, closed: str
+) -> None:
+    monkeypatch.delenv("MEDITUNE_OFFLINE")
+    monkeypatch.setenv("PIP_INDEX_URL", listening)
+    monkeypatch.setenv("HF_ENDPOINT", closed)
+    found = findings()
+    assert found["Package registry"].value == "127.0.0.1 answers"
+    assert found["Model hub"].verdict == "warn"
+    assert "127.0.0.1 doesn't answer" in found["Model hub"].value
+    assert found["Base model smollm2-135m"].verdict == "ok"
+    assert found["Data: medquad"].advice == "Downloaded from github.com when a recipe needs it."
+
+
+def test_the_hubs_switch_leaves_the_registry_alone(monkeypatch: pytest.MonkeyPatch, listening: str) -> None:
+    monkeypatch.delenv("MEDITUNE_OFFLINE")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("PIP_INDEX_URL", listening)
+    found = findings()
+    assert found["Package registry"].value == "127.0.0.1 answers"
+    assert found["Model hub"].value == "not tried: HF_HUB_OFFLINE is set"
+
+
+def test_a_proxy_is_asked_instead_of_the_host(monkeypatch: pytest.MonkeyPatch, listening: str, closed: str) -> None:
+    monkeypatch.setenv("https_proxy", listening)
+    assert doctor.connection_problems(["https://registry.invalid/simple"]) == {"https://registry.invalid/simple": ""}
+    monkeypatch.setenv("https_proxy", closed)
+    assert doctor.connection_problems(["https://registry.invalid/simple"])["https://registry.invalid/simple"]
+
+
+def test_advice_stands_below_its_finding() -> None:
+    text = render([Finding("One", "1"), Finding("Longer", "2", "bad", "Do this."), Finding("Third", "3", "bad")])
+    assert text.splitlines() == [
+        "ok    One     1",
+        "bad   Longer  2",
+        "              Do this.",
+        "bad   Third   3",
+        "",
+        "This stops `make run`: Longer, Third.",
+    ]

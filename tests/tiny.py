@@ -1,0 +1,89 @@
+"""Tiny models of the true architectures with a tokenizer of their own, built in the test process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from meditune.models.load import LoadedModel
+
+WORDS = (
+    "Background: patients were given a drug or a placebo. Methods: we asked 120 adults. Results: pain fell by 30 percent "
+    "in the group with the drug (p = 0.01). Question: Does the drug help? Conclusion: The drug helps with pain in adults. "
+    "Answer (yes, no or maybe): yes no maybe no yes. Exercise, sleep and diet were not measured in this study of hearts. "
+)
+
+
+def tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with a pad token that is its end token, as many real ones have."""
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    raw.train_from_iterator([WORDS] * 4, trainer)
+    if bos:
+        from tokenizers.processors import TemplateProcessing
+
+        raw.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+
+
+ARCHITECTURES = ("llama", "gpt2", "mistral", "gemma3")
+
+
+def model(architecture: str, seed: int = 0) -> PreTrainedModel:
+    """Two layers, hidden size 32, grouped heads where the architecture has them; FP32."""
+    torch.manual_seed(seed)
+    shared = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "vocab_size": 500}
+    wide = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+    }
+    if architecture == "gpt2":
+        made: PreTrainedModel = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=1024, **shared))
+    elif architecture == "llama":
+        made = LlamaForCausalLM(LlamaConfig(**wide, **shared))
+    elif architecture == "mistral":
+        made = MistralForCausalLM(MistralConfig(**wide, **shared, sliding_window=64))
+    else:
+        layers = ["sliding_attention", "full_attention"]
+        made = Gemma3ForCausalLM(
+            Gemma3TextConfig(**wide, **shared, head_dim=8, sliding_window=64, layer_types=layers, tie_word_embeddings=True)
+        )
+    return made.eval()
+
+
+def loaded(architecture: str = "llama", attention: str = "grouped") -> LoadedModel:
+    """A tiny model as `meditune.models.load.load` would give it."""
+    from meditune.models import attention as grouped
+
+    made = model(architecture)
+    made.set_attn_implementation(grouped.register() if attention == "grouped" else attention)
+    return LoadedModel(architecture, made, tokenizer(bos=architecture == "gemma3"), None)
+
+
+def save(folder: Path, architecture: str = "llama") -> Path:
+    """A plain transformers folder."""
+    model(architecture).save_pretrained(folder)
+    tokenizer(bos=architecture == "gemma3").save_pretrained(folder)
+    return folder
