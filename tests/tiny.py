@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from meditune.models.frozen import FrozenLayers
 from meditune.models.load import LoadedModel
 
 WORDS = (
@@ -60,7 +61,18 @@ def model(architecture: str, seed: int = 0) -> PreTrainedModel:
         "max_position_embeddings": 1024,
     }
     if architecture == "gpt2":
-        made: PreTrainedModel = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=1024, **shared))
+        made: PreTrainedModel = GPT2LMHeadModel(
+            GPT2Config(
+                n_embd=32,
+                n_layer=2,
+                n_head=4,
+                n_positions=1024,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+                **shared,
+            )
+        )
     elif architecture == "llama":
         made = LlamaForCausalLM(LlamaConfig(**wide, **shared))
     elif architecture == "mistral":
@@ -68,18 +80,20 @@ def model(architecture: str, seed: int = 0) -> PreTrainedModel:
     else:
         layers = ["sliding_attention", "full_attention"]
         made = Gemma3ForCausalLM(
-            Gemma3TextConfig(**wide, **shared, head_dim=8, sliding_window=64, layer_types=layers, tie_word_embeddings=True)
+            Gemma3TextConfig(
+                **wide, **shared, head_dim=8, sliding_window=64, layer_types=layers, tie_word_embeddings=True
+            )
         )
     return made.eval()
 
 
-def loaded(architecture: str = "llama", attention: str = "grouped") -> LoadedModel:
+def loaded(architecture: str = "llama", attention: str = "grouped", frozen: int = 0) -> LoadedModel:
     """A tiny model as `meditune.models.load.load` would give it."""
     from meditune.models import attention as grouped
 
     made = model(architecture)
     made.set_attn_implementation(grouped.register() if attention == "grouped" else attention)
-    return LoadedModel(architecture, made, tokenizer(bos=architecture == "gemma3"), None)
+    return LoadedModel(architecture, made, tokenizer(bos=architecture == "gemma3"), None, FrozenLayers(made, frozen))
 
 
 def save(folder: Path, architecture: str = "llama") -> Path:

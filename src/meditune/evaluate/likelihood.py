@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from meditune.models.forward import predict
 from meditune.models.load import LoadedModel
-from meditune.models.rows import Row, by_length, collate, join
+from meditune.models.rows import Row, by_length, join
 from meditune.progress import Progress
 from meditune.prompts import Encoded
 
@@ -45,8 +44,7 @@ def score(
     with torch.inference_mode(), Progress(label, sum(len(row) for row in rows), "tokens") as progress:
         for indices in by_length(rows, batch_tokens):
             chosen = [rows[index] for index in indices]
-            batch = collate(chosen, loaded.pad_id)
-            hidden, logits = predict(loaded.model, batch)
+            batch, (hidden, logits) = loaded.frozen.predict(loaded.model, chosen, loaded.pad_id)
             likelihoods = _log_likelihoods(logits, batch.targets.to(logits.device))
             start = 0
             for item in (item for row in chosen for item in row.encoded):

@@ -10,6 +10,7 @@ from typing import Any
 from meditune.errors import ModelError
 from meditune.models import attention, packages
 from meditune.models.catalogue import CATALOGUE
+from meditune.models.frozen import FrozenLayers, frozen_count
 from meditune.models.quiet import no_telemetry, quiet_transformers
 from meditune.prompts import Encoder, load_format
 from meditune.recipe import ModelSpec, PromptFormat
@@ -27,6 +28,8 @@ class LoadedModel:
     tokenizer: Any
     form: PromptFormat | None
     """The prompt format saved beside it, if any."""
+    frozen: FrozenLayers
+    """The layers that training leaves as they are."""
 
     @property
     def pad_id(self) -> int:
@@ -79,7 +82,8 @@ def load(name: str, spec: ModelSpec | None = None) -> LoadedModel:
         model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     model.to(device()).eval()
     model.generation_config.pad_token_id = model.generation_config.pad_token_id or tokenizer.eos_token_id
-    return LoadedModel(name, model, tokenizer, load_format(folder) if folder else None)
+    form = load_format(folder) if folder else None
+    return LoadedModel(name, model, tokenizer, form, FrozenLayers(model, frozen_count(model, spec.lora.top_layers)))
 
 
 def locate(name: str) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from meditune.models.forward import predict
-from meditune.models.rows import Row, by_length, collate
+from meditune.models.frozen import FrozenLayers
+from meditune.models.rows import Row, by_length
 from meditune.progress import Progress
 from meditune.recipe import TrainSpec
 from meditune.train.optimizer import MasterAdamW, learning_rate
@@ -59,13 +59,15 @@ def train(
     weights: TokenWeights,
     spec: TrainSpec,
     seed: int,
+    frozen: FrozenLayers,
     resume: tuple[int, dict[str, torch.Tensor]] | None = None,
     checkpoint: Callable[[int, dict[str, torch.Tensor]], None] | None = None,
 ) -> Iterator[Step]:
     """Train in place and yield each step.
 
     Every step's loss is the weighted mean over all of its supervised tokens, however the step is cut into pieces, so
-    batch size, accumulation and `micro_batch_tokens` don't change what a step does beyond their product. `resume` is
+    batch size, accumulation and `micro_batch_tokens` don't change what a step does beyond their product. `frozen` are
+    the layers below the lowest adapter. `resume` is
     a finished step and the tensors that `checkpoint` was given there.
     """
     steps = plan_steps(len(rows), spec, seed)
@@ -79,12 +81,13 @@ def train(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     model.train()
+    frozen.without_dropout(model)
     total = sum(len(rows[index]) for step in steps[done:] for index in step)
     with Progress("Training", total, "tokens") as progress:
         for number, indices in enumerate(steps[done:], start=done):
             started = time.monotonic()
             torch.manual_seed(hash((seed, number)) & 0x7FFFFFFF)
-            loss = _gather_gradients(model, pad_id, [rows[index] for index in indices], weights, spec, progress)
+            loss = _gather_gradients(model, pad_id, [rows[index] for index in indices], weights, spec, frozen, progress)
             if not math.isfinite(loss):
                 raise FloatingPointError(f"The loss of step {number + 1} is {loss}; lower train.learning_rate.")
             rate = learning_rate(number, len(steps), spec)
@@ -99,14 +102,20 @@ def train(
 
 
 def _gather_gradients(
-    model: Any, pad_id: int, rows: list[Row], weights: TokenWeights, spec: TrainSpec, progress: Progress
+    model: Any,
+    pad_id: int,
+    rows: list[Row],
+    weights: TokenWeights,
+    spec: TrainSpec,
+    frozen: FrozenLayers,
+    progress: Progress,
 ) -> float:
     row_weights = [weights.of(row) for row in rows]
     whole = sum(sum(values) for values in row_weights)
     total = 0.0
     for indices in by_length(rows, spec.micro_batch_tokens):
-        batch = collate([rows[index] for index in indices], pad_id)
-        logits = predict(model, batch).logits.float()
+        batch, predicted = frozen.predict(model, [rows[index] for index in indices], pad_id)
+        logits = predicted.logits.float()
         each = torch.nn.functional.cross_entropy(logits, batch.targets.to(logits.device), reduction="none")
         weight = torch.tensor([value for index in indices for value in row_weights[index]], device=logits.device)
         loss = (each * weight).sum() / whole

@@ -111,7 +111,7 @@ def _train_with_checkpoints(
             write_jsonl(partial / "training.jsonl", (asdict(step) for step in log))
             write_json(partial / "state.json", {"recipe": _what_training_depends_on(recipe)})
 
-    for step in train(model, loaded.pad_id, rows, weights, recipe.train, recipe.seed, resume, checkpoint):
+    for step in train(model, loaded.pad_id, rows, weights, recipe.train, recipe.seed, loaded.frozen, resume, checkpoint):
         log.append(step)
     return log
 

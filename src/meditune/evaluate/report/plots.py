@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 INK, FAINT, FIRST, SECOND, WARN = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05"
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _VARIABLES = {INK: "--muted", FAINT: "--line", FIRST: "--plot", SECOND: "--plot-2", WARN: "--bad"}
-WIDE, SMALL = (4.0, 2.3), (3.3, 2.1)
+WIDE, SMALL = (3.7, 2.2), (3.3, 2.1)
 """In inches. Small enough that the words stay readable where a phone shrinks the drawing."""
 
 
@@ -63,11 +63,11 @@ def _histogram(name: str, what: str, counts: Any, edges: Any, limit: int | None,
     figure, axes = _axes(what, "examples", SMALL)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.stairs(counts, edges, fill=True, color=FIRST, alpha=0.85, linewidth=0)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, max(1.0, counts.max()) * (1.05 if limit is None else 1.2))
     if limit is not None:
         axes.axvline(limit, color=WARN, linewidth=1.2, linestyle=(0, (4, 3)))
         axes.annotate(
-            f"limit {limit}", (limit, 0.98), xycoords=("data", "axes fraction"), xytext=(-4, 0), va="top", ha="right",
+            f"limit {limit}", (limit, 0.99), xycoords=("data", "axes fraction"), xytext=(-4, 0), va="top", ha="right",
             textcoords="offset points", color=WARN, fontsize=8.5,
         )  # fmt: skip
         note += f" The limit is {limit}."
@@ -123,6 +123,7 @@ def _svg(figure: Any, name: str, text: str) -> Markup:
     drawing = re.sub(r'(?:xlink:)?href="#([^"]+)"', rf'href="#{name}-\1"', drawing)
     drawing = drawing.replace("url(#", f"url(#{name}-")
     drawing = re.sub(r"font: ([\d.]+)px [^;\"]+", r"font-size: \1px", drawing)
+    drawing = re.sub(r"font-family: [^;\"]+;? ?", "", drawing)
     for colour, variable in _VARIABLES.items():
         drawing = drawing.replace(colour, f"var({variable})")
     box = re.search(r'viewBox="[^"]+"', drawing)

@@ -38,9 +38,11 @@ def moved(row: Row) -> str:
     name, change = in_prose(row.metric.title), f"({row.delta}, 95\u00a0% interval {row.interval})"
     if row.metric.direction == "one":
         verb = "moved away from" if row.wrong_way else "came closer to"
-        return f"{name} {verb} 1, from {row.base} to {row.tuned} (distance {row.delta}, {change.split(', ', 1)[1]}"
+        return (
+            f"{name} {verb} 1, from {row.base} to {row.tuned} (distance from 1: {row.delta}, {change.split(', ', 1)[1]}"
+        )
     if row.base == row.tuned:
-        return f"{name} stayed at {row.base} {change}"
+        return f"{name} stayed near {row.base} {change}"
     return f"{name} {'rose' if row.rose else 'fell'} from {row.base} to {row.tuned} {change}"
 
 

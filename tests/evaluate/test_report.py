@@ -1,0 +1,246 @@
+"""The report as its readers meet it: what it says, and that it opens anywhere and runs nothing."""
+
+from __future__ import annotations
+
+import html
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meditune.errors import DataError
+from meditune.evaluate.metrics import METRICS
+from meditune.evaluate.report import render
+from meditune.files import read_json, write_json, write_jsonl
+
+REFERENCE = "aspirin lowers the risk of a second heart attack in most adults"
+WORSE = {"delta": -6.2, "ci95": [-9.0, -3.4], "p": 0.0004, "better": False, "test": "McNemar, exact"}
+NOISE = {"delta": -0.4, "ci95": [-2.1, 1.3], "p": 0.61, "better": None, "test": "paired bootstrap"}
+BETTER = {"delta": -7.5, "ci95": [-8.1, -6.9], "p": 0.0002, "better": True, "test": "paired bootstrap"}
+
+
+def finished_run(folder: Path, items: int = 20, **changes: Any) -> Path:
+    """A run's folder with invented figures; `changes` replace keys of report.json."""
+    decision = {"confusion": [[9, 1, 0], [4, 3, 0], [2, 1, 0]], "recall": {"yes": 90.0, "no": 42.9, "maybe": None}}
+    report: dict[str, Any] = {
+        "meditune": "0.1.0", "recipe": "quickstart", "seed": 17, "base_model": "smollm2-135m", "strategy": "lora",
+        "data": {"train": 40, "dev": 5, "test": items, "test_set": "invented", "sha256": "ab" * 32, "synthetic": False},
+        "base": {"accuracy": 61.2, "macro_f1": 30.4, "perplexity": 23.94},
+        "tuned": {"accuracy": 60.8, "macro_f1": 30.0, "perplexity": 16.44},
+        "comparison": {"accuracy": NOISE, "macro_f1": NOISE, "perplexity": BETTER},
+        "worse": ["accuracy", "macro_f1"],
+        "baselines": [
+            {"name": "Always yes", "accuracy": 55.2, "macro_f1": 23.7, "source": "computed"},
+            {"name": "Human", "accuracy": 78.0, "macro_f1": 72.2, "source": "Jin et al. 2019, arXiv:1909.06146"},
+        ],
+        "decision": {"base": decision, "tuned": decision}, "items": {"decision": items, "answer": items},
+        "training": {"steps": 3, "epochs": 1.0, "seconds": 75.0, "shortened": 7, "cut": 0, "dropped": 2},
+        "stages": {"train": 75.0}, "versions": {"torch": "2.9.0"}, "machine": {"cores": 2, "memory_gb": 24},
+        "command": "meditune run quickstart --output runs/quickstart",
+    }  # fmt: skip
+    write_json(folder / "report.json", report | changes)
+    (folder / "recipe.yaml").write_text("name: quickstart\nprompt:\n  max_tokens: 64\n  answer_tokens: 16\n")
+    write_json(
+        folder / "data" / "quality.json",
+        {
+            "sources": {"pubmedqa": {"read": 70, "licence": "MIT", "rejected": {"no question": 3}}},
+            "dropped": {"exact duplicate": 2, "in the test set already": 0},
+            "splits": {"train": {"examples": 40, "decisions": {"yes": 30, "no": 10}}},
+            "lengths": {"question": {"words": [{"from": 3, "to": 6, "count": 4}, {"from": 6, "to": 9, "count": 2}]}},
+        },
+    )
+    write_json(folder / "tokens.json", {"train": {"prompt": [20, 31, 48, 48], "target": [5, 9, 12, 16]}})
+    step = {"epoch": 1.0, "grad_norm": 1.0, "tokens": 90, "supervised_tokens": 30, "seconds": 25.0}
+    write_jsonl(
+        folder / "training.jsonl",
+        (step | {"step": n, "loss": 3 / n, "learning_rate": 5e-5 / n} for n in (1, 2, 3)),
+    )
+    write_jsonl(folder / "data" / "test.jsonl", (_example(n) for n in range(items)))
+    for model in ("base", "tuned"):
+        write_jsonl(folder / "predictions" / f"{model}-decision.jsonl", (_decided(model, n) for n in range(items)))
+        write_jsonl(folder / "predictions" / f"{model}-answer.jsonl", (_answered(model, n) for n in range(items)))
+    return folder
+
+
+def _example(n: int) -> dict[str, Any]:
+    return {
+        "id": f"invented:{n:02}", "source": "invented", "question": f"Question number {n}?", "group": str(n),
+        "context": [{"label": "RESULTS", "text": f"What was found in study {n}."}], "answer": REFERENCE,
+        "decision": "yes", "meta": {"url": f"https://example.org/{n}"},
+    }  # fmt: skip
+
+
+def _decided(model: str, n: int) -> dict[str, Any]:
+    """Item 13 is the one whose decision tuning loses."""
+    said = "no" if model == "tuned" and n == 13 else "yes"
+    return {"id": f"invented:{n:02}", "reference": "yes", "prediction": said, "logits": {"yes": 1.0, "no": 0.5}}
+
+
+def _answered(model: str, n: int) -> dict[str, Any]:
+    """Tuning loses words in items 0 to 4, the most in 4, and gains words in 15 to 19, the most in 19."""
+    words = REFERENCE.split()
+    kept = 8 + (n - 14 if n > 14 else -n - 1 if n < 5 else 0) * (model == "tuned")
+    return {"id": f"invented:{n:02}", "reference": REFERENCE, "prediction": " ".join(words[:kept])}
+
+
+def shown(folder: Path) -> str:
+    """The page's words, without markup and runs of white space."""
+    page = re.sub(r"<(style|title)>.*?</\1>", "", render(folder).read_text(encoding="utf-8"), flags=re.DOTALL)
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", page)))
+
+
+def verdict(folder: Path) -> str:
+    found = re.search(r'<p class="verdict">(.*?)</p>', render(folder).read_text(encoding="utf-8"), re.DOTALL)
+    assert found, "the page has no verdict"
+    return re.sub(r"\s+", " ", html.unescape(found[1]))
+
+
+def test_the_verdict_gives_what_improved_with_figures_and_interval(tmp_path: Path) -> None:
+    said = verdict(finished_run(tmp_path))
+    assert "perplexity fell from 23.94 to 16.44 (−7.50, 95 % interval −8.10 to −6.90)" in said
+    assert "for accuracy and macro-F1, no change was shown" in said
+    assert "no figure was shown to be worse" in said
+
+
+def test_a_metric_that_fell_is_called_worse_in_the_verdict_and_in_its_box(tmp_path: Path) -> None:
+    folder = finished_run(
+        tmp_path, tuned={"accuracy": 55.0, "macro_f1": 30.0}, comparison={"accuracy": WORSE, "macro_f1": NOISE}
+    )
+    assert "accuracy fell from 61.2 to 55.0 (−6.2, 95 % interval −9.0 to −3.4), which is worse" in verdict(folder)
+    assert "wasn't shown to improve any" in verdict(folder)
+    box = shown(folder).partition("What moved the wrong way")[2].partition("Before and after")[0]
+    assert "Accuracy , 61.2 → 55.0 (−6.2, 95 % interval −9.0 to −3.4): shown to be worse." in box
+    assert re.search(r"Macro-F1 , .* moved the wrong way, within noise", box)
+
+
+def test_no_box_where_nothing_moved_the_wrong_way(tmp_path: Path) -> None:
+    assert "wrong way" not in shown(finished_run(tmp_path, worse=[], comparison={"perplexity": BETTER}))
+
+
+@pytest.mark.parametrize(("accuracy", "below"), [(54.0, True), (55.2, False), (70.0, False)])
+def test_the_verdict_says_when_always_yes_would_do_better(tmp_path: Path, accuracy: float, below: bool) -> None:
+    folder = finished_run(tmp_path, tuned={"accuracy": accuracy})
+    assert ("below the 55.2 % that answering “yes” every time" in verdict(folder)) is below
+
+
+def test_a_synthetic_run_says_so_first_and_in_every_section(tmp_path: Path) -> None:
+    folder = finished_run(tmp_path / "made-up", data={"train": 4, "test": 4, "synthetic": True})
+    words, page = shown(folder), render(folder).read_text(encoding="utf-8")
+    assert words.index("made-up examples") < words.index("Did tuning help?")
+    assert page.count('<p class="reminder">') == page.count("<section")
+    assert "Synthetic" not in shown(finished_run(tmp_path / "real"))
+
+
+def test_texts_from_data_and_models_are_shown_and_never_run(tmp_path: Path) -> None:
+    folder, evil = finished_run(tmp_path, items=1), "<script>alert(1)</script>"
+    example = _example(0) | {"question": evil, "answer": evil, "meta": {"url": "javascript:alert(1)"}}
+    example["context"] = [{"label": evil, "text": evil}]
+    write_jsonl(folder / "data" / "test.jsonl", [example])
+    row = _answered("tuned", 0) | {"prediction": evil}
+    write_jsonl(folder / "predictions" / "tuned-answer.jsonl", [row])
+    report = read_json(folder / "report.json") | {"recipe": evil, "command": evil, "base_model": evil}
+    write_json(folder / "report.json", report)
+    page = render(folder).read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "javascript:" not in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 8
+
+
+class _Elements(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.ids: list[str] = []
+        self.headings: list[int] = []
+        self.unnamed: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {name: value or "" for name, value in attrs}
+        self.ids += [found["id"]] if "id" in found else []
+        self.headings += [int(tag[1])] if re.fullmatch("h[1-6]", tag) else []
+        addresses = [found.get(name, "") for name in ("src", "href", "xlink:href", "srcset", "data", "action")]
+        self.loads += [address for address in addresses if address and tag != "a" and not address.startswith("#")]
+        if tag in ("link", "script", "iframe", "object", "img"):
+            self.loads.append(tag)
+
+
+def test_the_page_loads_nothing(tmp_path: Path) -> None:
+    page = render(finished_run(tmp_path)).read_text(encoding="utf-8")
+    elements = _Elements()
+    elements.feed(page)
+    assert elements.loads == []
+    assert "default-src 'none'" in page
+    assert not re.search(r"url\(\s*['\"]?(?!#)|@import", page)
+    links = re.findall(r'href="(http[^"]+)"', page)
+    assert "https://arxiv.org/abs/1909.06146" in links
+    assert "https://example.org/13" in links
+
+
+def test_headings_follow_each_other_and_every_plot_has_words(tmp_path: Path) -> None:
+    page = render(finished_run(tmp_path)).read_text(encoding="utf-8")
+    elements = _Elements()
+    elements.feed(page)
+    assert elements.headings[0] == 1
+    steps = zip(elements.headings, elements.headings[1:], strict=False)
+    assert all(later - earlier <= 1 for earlier, later in steps), elements.headings
+    assert len(elements.ids) == len(set(elements.ids))
+    drawings = re.findall(r"<svg[^>]*>(<title>[^<]+</title>)?", page)
+    assert len(drawings) == 8, "three intervals, two curves, three histograms"
+    assert all(drawings)
+    assert "Training loss over 3 steps" in page
+    assert "The limit is 48." in page
+
+
+def test_figures_that_were_not_measured_say_so(tmp_path: Path) -> None:
+    folder = finished_run(
+        tmp_path, base={"perplexity": 23.94}, tuned={"perplexity": 16.44}, comparison={"perplexity": BETTER},
+        worse=[], baselines=[], decision=None, items={"answer": 20},
+    )  # fmt: skip
+    words = shown(folder)
+    row = re.search(r"Accuracy (.*?) Macro-F1", words)
+    assert row
+    assert row[1].count("not measured") == 3
+    assert "no yes/no/maybe decisions" in words
+
+
+def test_a_folder_with_only_its_figures_still_gives_a_page(tmp_path: Path) -> None:
+    bare = ("meditune", "recipe", "seed", "base_model", "strategy")
+    whole = read_json(finished_run(tmp_path / "whole") / "report.json")
+    write_json(tmp_path / "bare" / "report.json", {key: whole[key] for key in bare})
+    assert "nothing could be compared" in shown(tmp_path / "bare").lower()
+
+
+def test_a_folder_without_figures_is_told_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no report\.json.*meditune run"):
+        render(tmp_path)
+
+
+def test_worked_examples_hold_the_worst_the_best_and_the_middle(tmp_path: Path) -> None:
+    folder = finished_run(tmp_path)
+    words = shown(folder).partition("Side by side")[2]
+    found = re.findall(r"(lost by tuning|gained by tuning|near the middle) Question number (\d+)\?", words)
+    sorts = {kind: [int(n) for name, n in found if name.startswith(kind)] for kind in ("lost", "gained", "near")}
+    assert sorts["lost"] == [13, 4, 3, 2], "the lost decision first, then the answers that lost most"
+    assert sorts["gained"] == [19, 18, 17] or sorts["gained"][0] in (17, 18, 19)
+    assert len(sorts["near"]) == 3
+    assert set(sorts["near"]) <= set(range(5, 15)), "where tuning changed nothing"
+    assert "10 of 20 test questions, picked by rule" in words
+    assert render(folder).read_text() == render(folder).read_text()
+
+
+def test_a_metric_this_version_does_not_know_is_shown_by_its_name(tmp_path: Path) -> None:
+    figures = {"faithfulness": 0.5}
+    folder = finished_run(tmp_path, base=figures, tuned=figures, comparison={}, worse=[])
+    assert "faithfulness" not in METRICS
+    assert "faithfulness 0.500 0.500" in shown(folder)
+
+
+def test_what_was_dropped_and_shortened_is_counted(tmp_path: Path) -> None:
+    words = shown(finished_run(tmp_path))
+    assert "Exact duplicate 2" in words
+    assert "In the test set already" not in words, "what never happened is left out"
+    assert "No question: 3" in words
+    assert "Training examples whose sources were shortened to fit 7" in words
+    assert "1 min 15 s" in words

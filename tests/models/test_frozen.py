@@ -1,0 +1,58 @@
+"""Remembered lower layers must change nothing but the time."""
+
+import pytest
+import torch
+
+from meditune.models.adapters import add_lora
+from meditune.models.frozen import FrozenLayers, blocks_of
+from meditune.models.rows import rows_of
+from meditune.recipe import LoraSpec, PromptFormat, TrainSpec
+from meditune.train.sft import train
+from meditune.train.weights import TokenWeights
+from tests import tiny
+from tests.models.test_rows import EXAMPLES
+
+
+def rows(loaded):
+    encoder = loaded.encoder(PromptFormat(max_tokens=256, answer_tokens=32))
+    return rows_of([encoder.supervised(example, task) for example in EXAMPLES for task in ("decision", "answer")])
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@torch.no_grad()
+def test_a_second_visit_gives_the_same_in_another_batch(architecture):
+    loaded = tiny.loaded(architecture, frozen=1)
+    made = rows(loaded)
+    first = loaded.frozen.predict(loaded.model, made, loaded.pad_id)[1].logits
+    calls = []
+    hook = blocks_of(loaded.model)[0].register_forward_hook(lambda *_: calls.append("lowest layer"))
+    inner = [module for name, module in blocks_of(loaded.model)[0].named_modules() if "mlp" in name][0]
+    computed = inner.register_forward_hook(lambda *_: calls.append("computed"))
+    again = [loaded.frozen.predict(loaded.model, [row], loaded.pad_id)[1].logits for row in made]
+    hook.remove()
+    computed.remove()
+    assert "computed" not in calls
+    torch.testing.assert_close(torch.cat(again), first, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_training_is_the_same_with_and_without_memory(architecture):
+    losses = []
+    for frozen in (0, 1):
+        loaded = tiny.loaded(architecture)
+        model = add_lora(loaded.model, LoraSpec(r=4, top_layers=1), seed=1)
+        made = rows(loaded)
+        spec = TrainSpec(batch_size=2, accumulation=1, epochs=3, learning_rate=1e-2)
+        weights = TokenWeights(EXAMPLES, made, spec)
+        steps = train(model, loaded.pad_id, made, weights, spec, 1, FrozenLayers(model, frozen))
+        losses.append([step.loss for step in steps])
+    assert losses[0][-1] < losses[0][0]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_memory_is_bounded():
+    loaded = tiny.loaded(frozen=1)
+    loaded.frozen.max_bytes = 0
+    with torch.no_grad():
+        loaded.frozen.predict(loaded.model, rows(loaded), loaded.pad_id)
+    assert loaded.frozen.bytes == 0
