@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+# Tiny models gain nothing from a second thread, and two test processes whose threads wait for each other crawl.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture
 def real_data() -> Path:

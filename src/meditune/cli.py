@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -41,7 +42,8 @@ def run(recipe: RecipeName, output: Output, overrides: Overrides = None) -> None
     from meditune import terminal
 
     resolved = _recipe(recipe, overrides)
-    command = " ".join(["meditune run", recipe, f"--output {output}", *(f"--set {item}" for item in overrides or [])])
+    settings = [word for item in overrides or [] for word in ("--set", item)]
+    command = shlex.join(["meditune", "run", recipe, "--output", str(output), *settings])
     report = journey.run(resolved.recipe, output, command)
     terminal.print_comparison(report)
     typer.echo(f"Report: {(output / 'report.html').resolve()}")
@@ -200,9 +202,12 @@ def main() -> None:
         typer.secho("\nStopped. What is finished is kept; run the same command again to go on.", fg="yellow", err=True)
         sys.exit(stopped.exit_code)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno != errno.ENOSPC and error.filename is None:
             raise
-        typer.secho("Error: the disk is full. Make room and run the same command again.", fg="red", err=True)
+        what = "the disk is full. Make room and run the same command again"
+        if error.errno != errno.ENOSPC:
+            what = f"{error.filename}: {error.strerror}. Choose another place, or put this right"
+        typer.secho(f"Error: {what}.", fg="red", err=True)
         sys.exit(1)
 
 

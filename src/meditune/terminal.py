@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from meditune.data.prepare import Prepared
 from meditune.evaluate.metrics import METRICS
 from meditune.limits import LIMITS
 
+WIDE = 200
 VERDICTS = {True: "[green]better[/]", False: "[red]worse[/]", None: "not shown"}
 
 
 def console() -> Console:
-    """Standard output; plain text where it isn't a terminal."""
-    return Console(highlight=False, soft_wrap=True)
+    """Standard output; plain text where it isn't a terminal, and wide, because nothing there needs wrapping."""
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
 
 
 def print_comparison(result: dict[str, Any], first: str = "base", second: str = "tuned") -> None:

@@ -21,12 +21,12 @@ NOISE = {"delta": -0.4, "ci95": [-2.1, 1.3], "p": 0.61, "better": None, "test": 
 BETTER = {"delta": -7.5, "ci95": [-8.1, -6.9], "p": 0.0002, "better": True, "test": "paired bootstrap"}
 
 
-def finished_run(folder: Path, items: int = 20, **changes: Any) -> Path:
+def finished_run(folder: Path, count: int = 20, **changes: Any) -> Path:
     """A run's folder with invented figures; `changes` replace keys of report.json."""
     decision = {"confusion": [[9, 1, 0], [4, 3, 0], [2, 1, 0]], "recall": {"yes": 90.0, "no": 42.9, "maybe": None}}
     report: dict[str, Any] = {
         "meditune": "0.1.0", "recipe": "quickstart", "seed": 17, "base_model": "smollm2-135m", "strategy": "lora",
-        "data": {"train": 40, "dev": 5, "test": items, "test_set": "invented", "sha256": "ab" * 32, "synthetic": False},
+        "data": {"train": 40, "dev": 5, "test": count, "test_set": "invented", "sha256": "ab" * 32, "synthetic": False},
         "base": {"accuracy": 61.2, "macro_f1": 30.4, "perplexity": 23.94},
         "tuned": {"accuracy": 60.8, "macro_f1": 30.0, "perplexity": 16.44},
         "comparison": {"accuracy": NOISE, "macro_f1": NOISE, "perplexity": BETTER},
@@ -35,7 +35,7 @@ def finished_run(folder: Path, items: int = 20, **changes: Any) -> Path:
             {"name": "Always yes", "accuracy": 55.2, "macro_f1": 23.7, "source": "computed"},
             {"name": "Human", "accuracy": 78.0, "macro_f1": 72.2, "source": "Jin et al. 2019, arXiv:1909.06146"},
         ],
-        "decision": {"base": decision, "tuned": decision}, "items": {"decision": items, "answer": items},
+        "decision": {"base": decision, "tuned": decision}, "items": {"decision": count, "answer": count},
         "training": {"steps": 3, "epochs": 1.0, "seconds": 75.0, "shortened": 7, "cut": 0, "dropped": 2},
         "stages": {"train": 75.0}, "versions": {"torch": "2.9.0"}, "machine": {"cores": 2, "memory_gb": 24},
         "command": "meditune run quickstart --output runs/quickstart",
@@ -57,10 +57,10 @@ def finished_run(folder: Path, items: int = 20, **changes: Any) -> Path:
         folder / "training.jsonl",
         (step | {"step": n, "loss": 3 / n, "learning_rate": 5e-5 / n} for n in (1, 2, 3)),
     )
-    write_jsonl(folder / "data" / "test.jsonl", (_example(n) for n in range(items)))
+    write_jsonl(folder / "data" / "test.jsonl", (_example(n) for n in range(count)))
     for model in ("base", "tuned"):
-        write_jsonl(folder / "predictions" / f"{model}-decision.jsonl", (_decided(model, n) for n in range(items)))
-        write_jsonl(folder / "predictions" / f"{model}-answer.jsonl", (_answered(model, n) for n in range(items)))
+        write_jsonl(folder / "predictions" / f"{model}-decision.jsonl", (_decided(model, n) for n in range(count)))
+        write_jsonl(folder / "predictions" / f"{model}-answer.jsonl", (_answered(model, n) for n in range(count)))
     return folder
 
 
@@ -100,7 +100,7 @@ def verdict(folder: Path) -> str:
 def test_the_verdict_gives_what_improved_with_figures_and_interval(tmp_path: Path) -> None:
     said = verdict(finished_run(tmp_path))
     assert "perplexity fell from 23.94 to 16.44 (−7.50, 95 % interval −8.10 to −6.90)" in said
-    assert "for accuracy and macro-F1, no change was shown" in said
+    assert "For accuracy and macro-F1, no change was shown" in said
     assert "no figure was shown to be worse" in said
 
 
@@ -134,7 +134,7 @@ def test_a_synthetic_run_says_so_first_and_in_every_section(tmp_path: Path) -> N
 
 
 def test_texts_from_data_and_models_are_shown_and_never_run(tmp_path: Path) -> None:
-    folder, evil = finished_run(tmp_path, items=1), "<script>alert(1)</script>"
+    folder, evil = finished_run(tmp_path, count=1), "<script>alert(1)</script>"
     example = _example(0) | {"question": evil, "answer": evil, "meta": {"url": "javascript:alert(1)"}}
     example["context"] = [{"label": evil, "text": evil}]
     write_jsonl(folder / "data" / "test.jsonl", [example])
@@ -203,6 +203,7 @@ def test_figures_that_were_not_measured_say_so(tmp_path: Path) -> None:
     assert row
     assert row[1].count("not measured") == 3
     assert "no yes/no/maybe decisions" in words
+    assert "whether the model forgot general English wasn't measured" in verdict(folder)
 
 
 def test_a_folder_with_only_its_figures_still_gives_a_page(tmp_path: Path) -> None:
@@ -223,7 +224,7 @@ def test_worked_examples_hold_the_worst_the_best_and_the_middle(tmp_path: Path) 
     found = re.findall(r"(lost by tuning|gained by tuning|near the middle) Question number (\d+)\?", words)
     sorts = {kind: [int(n) for name, n in found if name.startswith(kind)] for kind in ("lost", "gained", "near")}
     assert sorts["lost"] == [13, 4, 3, 2], "the lost decision first, then the answers that lost most"
-    assert sorts["gained"] == [19, 18, 17] or sorts["gained"][0] in (17, 18, 19)
+    assert sorts["gained"] == [19, 18, 17]
     assert len(sorts["near"]) == 3
     assert set(sorts["near"]) <= set(range(5, 15)), "where tuning changed nothing"
     assert "10 of 20 test questions, picked by rule" in words

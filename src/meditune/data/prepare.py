@@ -16,7 +16,7 @@ from meditune.data.locate import known, locate
 from meditune.data.quality import facts, without_duplicates
 from meditune.data.rejects import Rejects
 from meditune.data.sources import SOURCES
-from meditune.data.splits import Splits, split
+from meditune.data.splits import OFFICIAL, Splits, split
 from meditune.errors import DataError
 from meditune.files import read_json, replacing, replacing_folder, sha256, write_json
 from meditune.recipe import DataSpec, Recipe, SourceSpec
@@ -50,27 +50,15 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
     """
     spec, synthetic = _available(recipe.data)
     rejects = Rejects()
-    by_source: dict[str, list[Example]] = {}
-    read: dict[str, dict[str, Any]] = {}
-    for source in spec.sources:
-        examples = _read(source, recipe.seed, rejects)
-        by_source.setdefault(source.name, []).extend(examples)
-        licence = SOURCES[source.name].licence if source.name in SOURCES else "yours"
-        read[source.name] = {"read": len(by_source[source.name]), "licence": licence}
-    _refuse_repeated_ids(by_source)
-    before = sum(map(len, by_source.values()))
-    by_source = {name: without_duplicates(examples, rejects) for name, examples in by_source.items()}
-    duplicates = before - sum(map(len, by_source.values()))
-    for name, row in read.items():
-        row["rejected"] = rejects.counts().get(name, {})
+    beside = folder.parent / "rejected.jsonl"
     try:
-        splits = split(by_source, spec.split == "official", spec.test_share, spec.dev_share, recipe.seed)
-    except DataError:
-        if len(rejects):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            rejects.write(folder.parent / "rejected.jsonl")
-        raise
-    quality = {"synthetic": synthetic, **facts(splits, read, duplicates)}
+        splits, found = _read_and_split(spec, recipe.seed, rejects)
+    except DataError as error:
+        if not any(True for _ in rejects.rows()):
+            raise
+        rejects.write(beside)
+        raise DataError(f"{error} Rows that were refused, and why: {beside}.") from error
+    quality = {"synthetic": synthetic, **found}
     with replacing_folder(folder) as partial:
         rejects.write(partial / "rejected.jsonl")
         for name, examples in splits.named().items():
@@ -79,6 +67,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
         write_json(partial / "quality.json", quality)
         with replacing(partial / "README.md") as stream:
             stream.write(data_card(recipe, quality))
+    beside.unlink(missing_ok=True)
     return Prepared(splits, quality)
 
 
@@ -86,6 +75,9 @@ def stored(folder: Path) -> Prepared:
     """What `prepare` left in `folder`. Raises DataError where it isn't whole or was changed since."""
     quality = read_json(folder / "quality.json")
     paths = {name: folder / f"{name}.jsonl" for name in ("train", "dev", "test")}
+    missing = [path.name for path in paths.values() if not path.is_file()]
+    if missing:
+        raise DataError(f"{folder}: {', '.join(missing)} is missing. Remove the run's folder and start again.")
     if _digest(list(paths.values())) != quality["sha256"]:
         raise DataError(
             f"{folder}: the prepared splits were changed after they were made (their SHA-256 differs from "
@@ -98,10 +90,17 @@ def stored(folder: Path) -> Prepared:
 
 def _available(spec: DataSpec) -> tuple[DataSpec, bool]:
     """The sources as they can be had here, and whether that is the synthetic sample instead."""
+    named = [source for source in spec.sources if source.name != "own"]
+    for source in named:
+        known(source.name)
+        if source.limit is not None and spec.split == "official" and source.name in OFFICIAL:
+            raise DataError(
+                f"data.sources: {source.name} is split as its publisher did (data.split: official), which needs all "
+                "of it. To work with a sample of it: --set data.split=group."
+            )
     try:
-        for source in spec.sources:
-            if source.name != "own":
-                locate(source.name, source.path)
+        for source in named:
+            locate(source.name, source.path)
     except DataError as error:
         if not spec.fallback_to_sample or any(source.path for source in spec.sources):
             raise
@@ -113,6 +112,24 @@ def _available(spec: DataSpec) -> tuple[DataSpec, bool]:
         sample = [SourceSpec(name="sample")]
         return spec.model_copy(update={"sources": sample, "test_share": SAMPLE_TEST_SHARE}), True
     return spec, any(source.name == "sample" for source in spec.sources)
+
+
+def _read_and_split(spec: DataSpec, seed: int, rejects: Rejects) -> tuple[Splits, dict[str, Any]]:
+    by_source: dict[str, list[Example]] = {}
+    read: dict[str, dict[str, Any]] = {}
+    for source in spec.sources:
+        examples = _read(source, seed, rejects)
+        by_source.setdefault(source.name, []).extend(examples)
+        licence = SOURCES[source.name].licence if source.name in SOURCES else "yours"
+        read[source.name] = {"read": len(by_source[source.name]), "licence": licence}
+    _refuse_repeated_ids(by_source)
+    before = sum(map(len, by_source.values()))
+    by_source = {name: without_duplicates(examples, rejects) for name, examples in by_source.items()}
+    duplicates = before - sum(map(len, by_source.values()))
+    for name, row in read.items():
+        row["rejected"] = rejects.counts().get(name, {})
+    splits = split(by_source, spec.split == "official", spec.test_share, spec.dev_share, seed)
+    return splits, facts(splits, read, duplicates)
 
 
 def _read(source: SourceSpec, seed: int, rejects: Rejects) -> list[Example]:
@@ -140,7 +157,8 @@ def _refuse_repeated_ids(by_source: dict[str, list[Example]]) -> None:
     for example in (example for examples in by_source.values() for example in examples):
         if example.id in seen:
             raise DataError(
-                f"data.sources: the id {example.id} comes twice. Name each source once, or give your rows ids."
+                f"data.sources: the id {example.id} comes twice. Name each source once, and give rows of your own "
+                "files ids that differ from file to file."
             )
         seen.add(example.id)
 

@@ -57,7 +57,7 @@ def split(
         if not examples:
             raise DataError(
                 f"The {name} split is empty: {len(rest)} examples to train on and {len(test)} to test on are left "
-                "after the checks. See data/rejected.jsonl, or change data.dev_share and data.test_share."
+                "after the checks. Give more examples, or change data.dev_share and data.test_share."
             )
     return Splits(train, dev, test, "+".join(names))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from meditune.errors import ModelError
+from meditune.models.quiet import quiet_transformers
 from meditune.recipe import LoraSpec
 
 # Attention and MLP projections; the output head stays frozen. GPT-2 keeps them in Conv1D layers of its own.
@@ -32,20 +33,18 @@ def add_lora(model: Any, spec: LoraSpec, seed: int) -> Any:
         )
     count = config.num_hidden_layers
     layers = list(range(count - min(spec.top_layers, count), count)) if spec.top_layers else None
-    torch.manual_seed(seed)
-    return get_peft_model(
-        model,
-        LoraConfig(
-            task_type="CAUSAL_LM",
-            r=spec.r,
-            lora_alpha=spec.alpha,
-            lora_dropout=spec.dropout,
-            target_modules=targets,
-            layers_to_transform=layers,
-            fan_in_fan_out=config.model_type == "gpt2",
-        ),
-        autocast_adapter_dtype=False,
+    adapter = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=spec.r,
+        lora_alpha=spec.alpha,
+        lora_dropout=spec.dropout,
+        target_modules=targets,
+        layers_to_transform=layers,
+        fan_in_fan_out=config.model_type == "gpt2",
     )
+    torch.manual_seed(seed)
+    with quiet_transformers():
+        return get_peft_model(model, adapter, autocast_adapter_dtype=False)
 
 
 def linear_layers(model: Any) -> set[str]:

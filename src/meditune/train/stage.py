@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from meditune.data.example import Example
 from meditune.errors import MedituneError
-from meditune.files import read_json, read_jsonl, replacing_folder, write_json, write_jsonl
+from meditune.files import disk_full, read_json, read_jsonl, replacing_folder, write_json, write_jsonl
 from meditune.models import adapters
 from meditune.models.load import LoadedModel
 from meditune.models.rows import Row
+from meditune.progress import clock
 from meditune.prompts import save_format
 from meditune.recipe import Recipe, plain
 from meditune.train.encode import TokenFacts, check_masks, encode, lengths, marked
-from meditune.train.sft import Step, plan_steps, train
+from meditune.train.sft import Step, plan_steps, probe, train
 from meditune.train.weights import TokenWeights
 
 CHECKPOINT = "checkpoint"
@@ -41,9 +44,13 @@ def fine_tune(loaded: LoadedModel, examples: Sequence[Example], recipe: Recipe, 
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
+    weights = TokenWeights(examples, rows, recipe.train)
     _preflight(rows, tokens, counts, steps, recipe, loaded)
+    speed = probe(model, loaded.pad_id, rows, weights, recipe.train, loaded.frozen)
+    left = tokens.tokens * recipe.train.epochs / speed
+    print(f"About {clock(left)} at {speed:,.0f} tokens/s; {peak_memory_gb():.1f} GB of memory.", file=sys.stderr)
     write_json(folder / "tokens.json", {"train": lengths(rows)})
-    log = _train_with_checkpoints(model, loaded, rows, TokenWeights(examples, rows, recipe.train), recipe, folder)
+    log = _train_with_checkpoints(model, loaded, rows, weights, recipe, folder)
     write_jsonl(folder / "training.jsonl", (asdict(step) for step in log))
     seconds = sum(step.seconds for step in log)
     facts = {
@@ -67,7 +74,11 @@ def save_adapter(model: Any, loaded: LoadedModel, recipe: Recipe, facts: dict[st
     """Write the adapter with tokenizer, prompt format and stop settings; returns the model with the adapter merged."""
     from meditune.train.card import model_card
 
-    with replacing_folder(folder) as partial:
+    base = Path(model.peft_config["default"].base_model_name_or_path)
+    if base.is_dir():
+        # A path that is relative to where the run was started would lead nowhere from elsewhere.
+        model.peft_config["default"].base_model_name_or_path = str(base.resolve())
+    with full_disk_said(folder), replacing_folder(folder) as partial:
         model.save_pretrained(partial)
         loaded.tokenizer.save_pretrained(partial)
         save_format(recipe.prompt, partial)
@@ -78,6 +89,17 @@ def save_adapter(model: Any, loaded: LoadedModel, recipe: Recipe, facts: dict[st
         write_json(partial / "training.json", facts)
         (partial / "README.md").write_text(model_card(recipe, facts, None), encoding="utf-8")
     return model.merge_and_unload().eval()
+
+
+@contextmanager
+def full_disk_said(path: Path) -> Iterator[None]:
+    """Give the usual error for a full disk where writers in Rust (safetensors, tokenizers) raise ones of their own."""
+    try:
+        yield
+    except Exception as error:
+        if f"os error {errno.ENOSPC}" in str(error):
+            raise disk_full(path) from error
+        raise
 
 
 def peak_memory_gb() -> float:
@@ -106,13 +128,17 @@ def _train_with_checkpoints(
         print(f"Going on with training after step {len(log)}.", file=sys.stderr)
 
     def checkpoint(_: int, tensors: dict[str, Any]) -> None:
-        with replacing_folder(place) as partial:
+        with full_disk_said(place), replacing_folder(place) as partial:
             save_file({key: value.contiguous() for key, value in tensors.items()}, partial / "optimizer.safetensors")
             write_jsonl(partial / "training.jsonl", (asdict(step) for step in log))
             write_json(partial / "state.json", {"recipe": _what_training_depends_on(recipe)})
 
-    for step in train(model, loaded.pad_id, rows, weights, recipe.train, recipe.seed, loaded.frozen, resume, checkpoint):
-        log.append(step)
+    steps = train(model, loaded.pad_id, rows, weights, recipe.train, recipe.seed, loaded.frozen, resume, checkpoint)
+    try:
+        for step in steps:
+            log.append(step)
+    except FloatingPointError as error:
+        raise MedituneError(f"Training broke down. {error}") from error
     return log
 
 

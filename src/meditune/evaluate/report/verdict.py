@@ -75,4 +75,6 @@ def _rest(report: dict[str, Any], compared: list[Row]) -> str:
         parts.append(f"for {listed(unsure)}, no change was shown in either direction")
     if not worse:
         parts.append("no figure was shown to be worse")
+    if all(row.metric.name != "general_perplexity" for row in compared):
+        parts.append("whether the model forgot general English wasn't measured")
     return "; ".join(parts) + "."

@@ -1,0 +1,388 @@
+"""The commands: what they print, how they end, and what they say about bad input."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import meditune as package
+from tests.commands import bench, jsonl, meditune, read_rows, rows
+
+COMMANDS = (
+    *(("run",), ("data",), ("data", "prepare"), ("train",), ("evaluate",), ("compare",), ("report",), ("ask",)),
+    *(("models",), ("doctor",), ("recipe",), ("recipe", "show"), ("recipe", "check")),
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    with bench(tmp_path_factory.mktemp("cli")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def finished(place):
+    """A finished run's folder."""
+    assert place.run("finished").code == 0
+    return place.folder / "finished"
+
+
+@pytest.fixture(scope="module")
+def evaluated(place):
+    """The base model's evaluation on 40 items' test split."""
+    folder = place.folder / "evaluated"
+    result = meditune("evaluate", place.base, "-o", folder, *place.settings())
+    assert result.code == 0, result
+    return folder
+
+
+def test_help_answers_at_once():
+    def seconds():
+        started = time.monotonic()
+        done = subprocess.run([sys.executable, "-m", "meditune.cli", "--help"], capture_output=True, check=True)
+        assert b"The whole journey" in done.stdout
+        return time.monotonic() - started
+
+    assert min(seconds() for _ in range(3)) < 0.5
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help(command):
+    result = meditune(*command, "--help")
+    assert result.code == 0
+    assert "Usage: meditune" in result.out
+
+
+def test_the_version():
+    assert meditune("--version").out.strip() == package.__version__
+
+
+def test_an_unknown_command_ends_with_2():
+    result = meditune("rum")
+    assert result.code == 2
+    assert "No such command 'rum'" in result.err
+
+
+def test_data_prepare_says_what_it_read_and_split(place):
+    folder = place.folder / "prepared"
+    result = meditune("data", "prepare", "quickstart", "-o", folder, *place.settings())
+    assert result.code == 0
+    assert "pubmedqa: 40 examples read (MIT)" in result.out
+    for name in ("train", "dev", "test"):
+        count = len(read_rows(folder / "data" / f"{name}.jsonl"))
+        assert f"{name}: {count} examples in {count} groups" in result.out
+    assert not (folder / "model").exists()
+
+
+def test_train_leaves_a_model_and_nothing_measured(place, finished):
+    folder = place.folder / "trained"
+    result = meditune("train", "quickstart", "-o", folder, *place.settings())
+    assert result.code == 0
+    assert result.last == f"Model: {folder / 'model'}"
+    assert not (folder / "predictions").exists()
+    assert (folder / "model" / "adapter_model.safetensors").read_bytes() == place.adapter("finished")
+
+
+def test_preflight_shows_what_is_trained_before_the_first_step(place):
+    err = meditune("train", "quickstart", "-o", place.folder / "preflight", *place.settings()).err
+    assert "« " in err
+    assert "</s>»" in err
+    assert "examples left out" in err
+
+
+def test_evaluate_prints_and_stores_the_figures(evaluated, place):
+    stored = json.loads((evaluated / "evaluation.json").read_text())
+    again = meditune("evaluate", place.base, "-o", evaluated, *place.settings())
+    assert again.code == 0
+    assert stored["model"] == str(place.base)
+    assert f"{stored['figures']['accuracy']:.1f}" in again.out
+    assert {path.name for path in (evaluated / "predictions").iterdir()} == {
+        *("model-decision.jsonl", "model-likelihood.jsonl", "model-answer.jsonl")
+    }
+
+
+def test_evaluate_gives_a_run_the_figures_of_its_report(place, finished):
+    folder = place.folder / "run-evaluated"
+    assert meditune("evaluate", finished, "-o", folder, *place.settings()).code == 0
+    figures = json.loads((folder / "evaluation.json").read_text())["figures"]
+    assert figures == place.report("finished")["tuned"]
+
+
+def test_evaluate_refuses_another_model_in_the_same_folder(evaluated, finished, place):
+    result = meditune("evaluate", finished, "-o", evaluated, *place.settings())
+    result.refused(1, "another model")
+
+
+def test_compare_says_which_is_better(evaluated, finished, tmp_path):
+    result = meditune("compare", evaluated, finished, "--resamples", "200", "--json", tmp_path / "c.json")
+    assert result.code == 0
+    stored = json.loads((tmp_path / "c.json").read_text())
+    assert stored["comparison"]["perplexity"]["better"] is True
+    assert "Perplexity" in result.out
+    assert result.last.startswith(("No metric got worse.", "GOT WORSE: "))
+
+
+def test_compare_refuses_different_items(place, evaluated):
+    other = place.folder / "other-items"
+    meditune("evaluate", place.base, "-o", other, *place.settings(data__sources__0__limit=41))
+    meditune("compare", evaluated, other).refused(3, "measured on different items")
+
+
+def test_compare_refuses_different_measures(place, tmp_path):
+    for name, removed in (("decisions", "answer"), ("answers", "decision")):
+        path = jsonl(tmp_path / f"{name}.jsonl", rows(30, **{removed: ""}))
+        assert meditune("evaluate", place.base, "-o", tmp_path / name, *place.own(path)).code == 0
+    meditune("compare", tmp_path / "decisions", tmp_path / "answers").refused(3, "no metric in common")
+
+
+def test_compare_and_report_say_what_kind_of_folder_they_need(evaluated, tmp_path):
+    meditune("compare", evaluated, tmp_path).refused(3, str(tmp_path), "meditune evaluate")
+    meditune("report", tmp_path).refused(3, str(tmp_path), "--output folder of `meditune run`")
+    meditune("report", evaluated).refused(3, "isn't finished", f"meditune run {evaluated / 'recipe.yaml'}")
+
+
+def test_report_computes_the_same_report_again(place, finished):
+    before = place.report("finished")
+    (finished / "report.html").unlink()
+    result = meditune("report", finished)
+    assert result.code == 0
+    assert place.report("finished") == before
+    assert (finished / "report.html").is_file()
+
+
+def test_report_refuses_a_run_that_lost_predictions(place, finished):
+    path = finished / "predictions" / "base-answer.jsonl"
+    kept = path.read_bytes()
+    path.unlink()
+    try:
+        meditune("report", finished).refused(3, "isn't finished")
+    finally:
+        path.write_bytes(kept)
+
+
+def test_ask_answers_with_a_decision_and_its_limits(finished, tmp_path):
+    source = tmp_path / "abstract.txt"
+    source.write_text("We studied treatment 5. It helped 5 of 200 patients.", encoding="utf-8")
+    closed = meditune("ask", finished, "Does treatment 5 help?", "--max-new-tokens", "8")
+    resting = meditune("ask", finished, "Does treatment 5 help?", "--source", source, "--max-new-tokens", "8")
+    assert closed.code == resting.code == 0
+    assert "memory alone" in closed.out
+    assert "memory alone" not in resting.out
+    for result in (closed, resting):
+        assert "As a yes/no question: " in result.out
+        assert "emergency" in result.last
+
+
+@pytest.mark.parametrize(
+    ("question", "text"),
+    [("", "no question"), (" \n", "no question"), ("Does it help? " * 400, "too long"), ("Help \udcff?", "UTF-8")],
+    ids=["empty", "blank", "long", "not unicode"],
+)
+def test_ask_refuses_what_is_no_question(finished, question, text):
+    meditune("ask", finished, question).refused(3, text)
+
+
+def test_ask_refuses_a_source_that_is_no_text(finished, place):
+    meditune("ask", finished, "Does it help?", "--source", "/no/such.txt").refused(3, "/no/such.txt")
+    weights = place.base / "model.safetensors"
+    meditune("ask", finished, "Does it help?", "--source", weights).refused(3, str(weights), "UTF-8")
+
+
+def test_models_and_doctor_and_recipes(place, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    listed = meditune("models")
+    assert listed.code == 0
+    assert "smollm2-135m" in listed.out
+    assert "Apache-2.0" in listed.out
+    assert "Cores" in meditune("doctor").out
+    shown = meditune("recipe", "show", "quickstart", "--set", "train.epochs=1").out
+    assert any(line.strip().startswith("epochs: 1") and line.endswith("# --set") for line in shown.splitlines())
+    assert meditune("recipe", "check", "quickstart").out.startswith("quickstart is valid")
+
+
+def test_a_reader_that_closes_the_pipe_is_no_error(place):
+    with place.started("recipe", "show", "quickstart") as process:
+        process.stdout.close()
+        assert "Traceback" not in process.stderr.read()
+
+
+# Bad input. Each must leave nothing half-written.
+
+
+def test_every_mistake_in_the_settings_at_once(place):
+    result = place.run("bad", "--set", "train.epochz=1", "--set", "train.learning_rate=fast")
+    result.refused(2, "train.epochs?", "train.learning_rate", "'fast'", "2 problems")
+    assert not (place.folder / "bad").exists()
+
+
+def test_a_recipe_that_is_not_there(place):
+    meditune("run", "quikstart", "-o", place.folder / "bad").refused(2, "Did you mean quickstart?")
+    meditune("run", "/no/such.yaml", "-o", place.folder / "bad").refused(2, "/no/such.yaml", "quickstart")
+    assert not (place.folder / "bad").exists()
+
+
+@pytest.mark.parametrize("command", ["run", "evaluate"])
+def test_a_model_that_is_not_there(place, command):
+    words = {"run": ["quickstart"], "evaluate": ["/no/model"]}[command]
+    result = meditune(command, *words, "-o", place.folder / "bad", *place.settings(model__base="/no/model"))
+    result.refused(4, "/no/model", "1. online", "2. offline", "3. without a hub", "smollm2-135m")
+    assert not (place.folder / "bad").exists()
+
+
+def test_a_hub_model_offline_names_the_three_ways(place):
+    result = place.run("hub", model__base="owner/name")
+    result.refused(4, "owner/name", "1. online", "2. offline", "3. without a hub")
+    assert place.run("hub").code == 0, "the same folder takes a model that can be had"
+
+
+def test_a_model_without_tokenizer(place, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in place.base.iterdir():
+        if not path.name.startswith("tokenizer"):
+            (folder / path.name).write_bytes(path.read_bytes())
+    place.run("untokenized", model__base=folder).refused(4, str(folder), "no tokenizer", "Copy")
+
+
+def test_tuning_an_adapter_is_refused(place, finished):
+    place.run("twice", model__base=finished).refused(4, "is an adapter", "merge")
+    assert not (place.folder / "twice").exists()
+
+
+def test_missing_data_names_the_publisher_and_the_folder(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDITUNE_DATA", str(tmp_path))
+    result = place.run("bad", data__sources__0__limit=None, data__fallback_to_sample="false")
+    result.refused(3, "https://raw.githubusercontent.com/pubmedqa", os.environ["MEDITUNE_CACHE"], "MEDITUNE_OFFLINE")
+    assert not (place.folder / "bad" / "data").exists()
+
+
+def test_a_misspelt_source_does_not_fall_back_to_the_sample(place):
+    place.run("bad-source", data__sources__0__name="pubmedqq").refused(3, "Did you mean 'pubmedqa'?")
+
+
+def test_a_sample_of_an_official_split_is_refused_with_the_way_out(place):
+    place.run("bad-limit", data__split="official").refused(3, "--set data.split=group")
+
+
+def test_a_truncated_file_is_named_with_its_line(place, tmp_path):
+    path = place.folder.parent / "data" / "pubmedqa" / "ori_pqal.json"
+    cut = tmp_path / "ori_pqal.json"
+    cut.write_text(path.read_text(encoding="utf-8")[:5000], encoding="utf-8")
+    result = place.run("cut", data__sources__0__path=cut)
+    result.refused(3, f"{cut}, line ", "not valid JSON")
+    assert not (place.folder / "cut" / "data").exists()
+    mended = place.run("cut", data__sources__0__path=path)
+    assert mended.code == 0, "a folder in which nothing is done yet takes other settings"
+
+
+def test_bad_rows_go_to_rejected_with_the_reason(place, tmp_path):
+    lines = rows(
+        40,
+        answer=lambda n: "" if n % 4 == 0 else f"It helps {n}.",
+        decision=lambda n: "" if n % 4 == 0 else "perhaps" if n % 5 == 0 else "yes",
+        id=lambda n: 7 if n in {1, 2, 3} else n,
+    )
+    folder = tmp_path / "out"
+    settings = place.own(jsonl(tmp_path / "own.jsonl", lines))
+    result = meditune("data", "prepare", "quickstart", "-o", folder, *settings)
+    assert result.code == 0
+    reasons = [row["reason"] for row in read_rows(folder / "data" / "rejected.jsonl")]
+    assert reasons.count("neither answer nor decision") == 10
+    assert reasons.count("duplicate id") == 3, "three of the four rows with the id 7 come later"
+    assert reasons.count("unknown decision (not yes, no or maybe)") == 6
+    assert "10 neither answer nor decision" in result.out
+
+
+def test_a_file_with_nothing_but_bad_rows_keeps_their_reasons(place, tmp_path):
+    folder = tmp_path / "out"
+    settings = place.own(jsonl(tmp_path / "own.jsonl", rows(5, question="")))
+    result = meditune("data", "prepare", "quickstart", "-o", folder, *settings)
+    result.refused(3, "nothing usable", str(folder / "rejected.jsonl"))
+    assert [row["reason"] for row in read_rows(folder / "rejected.jsonl")] == ["no question"] * 5
+    settings = place.own(jsonl(tmp_path / "own.jsonl", rows(40)))
+    assert meditune("data", "prepare", "quickstart", "-o", folder, *settings).code == 0
+    assert not (folder / "rejected.jsonl").exists()
+
+
+def test_a_test_question_in_the_training_file_is_leakage(place, tmp_path):
+    pubmedqa = "{name: pubmedqa}"
+    path = jsonl(tmp_path / "own.jsonl", rows(30, question=lambda n: f"does TREATMENT {n} help"))
+    sources = f"[{pubmedqa}, {{name: own, path: '{path}'}}]"
+    settings = place.settings(data__split="official", data__sources=sources, data__sources__0__limit=None)
+    result = meditune("data", "prepare", "quickstart", "-o", tmp_path / "out", *settings)
+    result.refused(3, "Leakage", "own:", "pubmedqa:", "Take them out")
+    assert not (tmp_path / "out" / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "texts"),
+    [
+        ("empty.csv", b"", ["no rows"]),
+        ("head.csv", b"question,answer\n", ["no rows"]),
+        ("latin.csv", "question,answer\nDéjà,vu\n".encode("latin-1"), ["latin.csv", "UTF-8"]),
+        ("columns.csv", b"q;a\nx;y\n", ["columns.csv", "question", "'q;a'"]),
+        ("one.csv", b"question,answer\nDoes it help?,Yes.\n", ["split is empty", "1 examples"]),
+        ("cut.jsonl", b'{"question": "Does it', ["cut.jsonl, line 1", "not valid JSON"]),
+        ("list.jsonl", b"[1, 2]\n", ["list.jsonl, line 1", "expected a JSON object"]),
+        ("table.xlsx", b"PK", ["table.xlsx", ".csv"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_files_that_can_not_be_used(place, tmp_path, name, content, texts):
+    path = tmp_path / name
+    path.write_bytes(content)
+    result = meditune("data", "prepare", "quickstart", "-o", tmp_path / "out", *place.own(path))
+    result.refused(3, *texts)
+    assert not (tmp_path / "out" / "data").exists()
+
+
+def test_a_folder_with_something_else_is_left_alone(place, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
+    meditune("run", "quickstart", "-o", tmp_path, *place.settings()).refused(1, str(tmp_path), "--output")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    meditune("run", "quickstart", "-o", tmp_path / "thesis.txt", *place.settings()).refused(1, "--output")
+
+
+def test_a_folder_with_another_run_is_left_alone(place, finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    meditune("run", "quickstart", "-o", finished, *place.settings(seed=3)).refused(1, str(finished), "another recipe")
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_prepared_data_is_not_taken_for_other_data(place):
+    place.run("claimed", model__base="owner/name")
+    place.run("claimed", seed=3).refused(1, "another recipe")
+
+
+@pytest.mark.parametrize("output", ["/dev/null/run", "x" * 300])
+def test_a_place_that_can_not_be_written_to(place, output):
+    meditune("run", "quickstart", "-o", place.folder / output, *place.settings()).refused(1, output)
+
+
+def test_changed_or_missing_prepared_data_is_noticed(place, tmp_path):
+    words = ["data", "prepare", "quickstart", "-o", tmp_path / "out", *place.settings()]
+    assert meditune(*words).code == 0
+    train = tmp_path / "out" / "data" / "train.jsonl"
+    train.write_text(train.read_text(encoding="utf-8").replace("treatment", "drug"), encoding="utf-8")
+    meditune(*words).refused(3, "changed after they were made")
+    train.unlink()
+    meditune(*words).refused(3, "train.jsonl is missing")
+
+
+def test_errors_reach_the_shell(place):
+    with place.started("run", "nosuch", "-o", place.folder / "bad") as process:
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert out == ""
+    assert err.startswith("Error: There is no recipe 'nosuch'.")
+
+
+def test_the_command_of_a_run_can_be_pasted_into_a_shell(place):
+    place.run("pasted", *place.settings(prompt__answer_cue="In short:"))
+    command = place.report("pasted")["command"]
+    assert "'prompt.answer_cue=In short:'" in command
+    assert command.startswith(f"meditune run quickstart --output {Path(place.folder / 'pasted')}")

@@ -1,0 +1,90 @@
+import pytest
+
+from meditune.data.example import Example, Passage
+from meditune.errors import ModelError
+from meditune.prompts import Encoder, QuestionTooLongError, load_format, prompt_text, save_format
+from meditune.recipe import PromptFormat
+from tests import tiny
+
+SECRET = "Zebrafish prove the point beyond doubt."
+EXAMPLE = Example(
+    id="pubmedqa:1",
+    source="pubmedqa",
+    question="Does the drug help?",
+    context=(
+        Passage(text="Patients were asked. They answered at once. Nobody was hurt.", label="METHODS"),
+        Passage(text="Pain fell by 30 percent. The trial ended early.", label="RESULTS"),
+    ),
+    answer=SECRET,
+    decision="no",
+    group="1",
+)
+
+
+def encoder(**changes):
+    return Encoder(tiny.tokenizer(), PromptFormat(**changes))
+
+
+def test_the_decision_prompt_never_holds_the_long_answer_or_the_decision():
+    made = encoder()
+    text = made.tokenizer.decode(made.supervised(EXAMPLE, "decision").prompt)
+    assert text == prompt_text(made.format, EXAMPLE.question, EXAMPLE.context, "decision")
+    assert "Zebrafish" not in text
+    assert text.endswith("Answer (yes, no or maybe):")
+
+
+def test_a_long_answer_doesnt_change_the_decision_prompt():
+    made = encoder(max_tokens=120, answer_tokens=16)
+    longer = EXAMPLE.model_copy(update={"answer": SECRET * 4})
+    assert made.supervised(longer, "decision").prompt == made.supervised(EXAMPLE, "decision").prompt
+    assert made.supervised(longer, "answer").dropped_sentences > made.supervised(EXAMPLE, "answer").dropped_sentences
+
+
+def test_prompt_and_target_are_the_tokens_of_the_text_as_a_server_would_see_it():
+    made = encoder()
+    for task, target in (("answer", f" {SECRET}"), ("decision", " no")):
+        encoded = made.supervised(EXAMPLE, task)
+        text = prompt_text(made.format, EXAMPLE.question, EXAMPLE.context, task)
+        assert encoded.prompt + encoded.target[:-1] == made.tokenizer(text + target)["input_ids"]
+        assert encoded.target[-1] == made.tokenizer.eos_token_id
+
+
+def test_context_is_shortened_at_sentences_from_its_beginning_and_counted():
+    made = encoder(max_tokens=110, answer_tokens=32)
+    encoded = made.supervised(EXAMPLE, "answer")
+    text = made.tokenizer.decode(encoded.prompt)
+    assert len(encoded.prompt) + len(encoded.target) <= 110
+    assert encoded.dropped_sentences > 0
+    assert "The trial ended early." in text
+    assert "Patients were asked." not in text
+    assert not encoded.answer_cut
+    assert made.tokenizer.decode(encoded.target) == f" {SECRET}</s>"
+
+
+def test_an_answer_that_cant_fit_is_cut_without_teaching_it_to_stop_there():
+    made = encoder(max_tokens=64, answer_tokens=16)
+    encoded = made.supervised(EXAMPLE.model_copy(update={"answer": SECRET * 10}), "answer")
+    assert encoded.answer_cut
+    assert len(encoded.prompt) + len(encoded.target) == 64
+    assert encoded.target[-1] != made.tokenizer.eos_token_id
+
+
+def test_a_question_that_fills_the_budget_is_refused():
+    with pytest.raises(QuestionTooLongError, match=r"pubmedqa:1.*max_tokens"):
+        encoder(max_tokens=32, answer_tokens=8).prompt(EXAMPLE.model_copy(update={"question": "Why? " * 60}), "answer")
+
+
+def test_the_format_travels_with_the_model(tmp_path):
+    form = PromptFormat(answer_cue="Explanation:", max_tokens=256)
+    save_format(form, tmp_path)
+    assert load_format(tmp_path) == form
+    (tmp_path / "prompt.json").write_text('{"answer_queue": "x"}')
+    with pytest.raises(ModelError, match=r"prompt\.json"):
+        load_format(tmp_path)
+
+
+def test_a_tokenizer_without_an_end_token_is_refused():
+    tokenizer = tiny.tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(ModelError, match="end-of-sequence"):
+        Encoder(tokenizer, PromptFormat())

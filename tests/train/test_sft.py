@@ -1,0 +1,166 @@
+"""What a step does depends on its examples alone, not on how they are cut into pieces."""
+
+import pytest
+import torch
+
+from meditune.models.adapters import add_lora
+from meditune.models.frozen import FrozenLayers
+from meditune.models.rows import rows_of
+from meditune.recipe import LoraSpec, PromptFormat, TrainSpec
+from meditune.train.optimizer import MasterAdamW, learning_rate
+from meditune.train.sft import plan_steps, probe, train
+from meditune.train.weights import TokenWeights
+from tests import tiny
+from tests.models.test_rows import EXAMPLES
+
+MANY = [
+    example.model_copy(update={"id": f"{example.id}-{copy}", "decision": ("yes", "no", "maybe")[copy % 3]})
+    for copy in range(4)
+    for example in EXAMPLES
+]
+
+
+def steps_of(spec, lora=True, dtype=torch.float32, resume=None, kept=None):
+    loaded = tiny.loaded()
+    model = loaded.model.to(dtype)
+    if lora:
+        model = add_lora(model, LoraSpec(r=4), seed=1)
+    encoder = loaded.encoder(PromptFormat(max_tokens=256, answer_tokens=32))
+    rows = rows_of([encoder.supervised(e, task) for e in MANY for task in ("decision", "answer")])
+    weights = TokenWeights(MANY, rows, spec)
+
+    def keep(step, tensors):
+        if kept is not None:
+            kept[step] = {key: value.clone() for key, value in tensors.items()}
+
+    found = list(train(model, loaded.pad_id, rows, weights, spec, 3, FrozenLayers(model, 0), resume, keep))
+    return found, {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_accumulation_and_pieces_equal_one_big_batch():
+    losses = []
+    for batch_size, accumulation, pieces in ((6, 1, 10_000), (1, 6, 10_000), (3, 2, 64)):
+        spec = TrainSpec(
+            batch_size=batch_size,
+            accumulation=accumulation,
+            epochs=3,
+            learning_rate=1e-2,
+            decision_share=0.5,
+            class_balance=0.5,
+            micro_batch_tokens=pieces,
+        )
+        losses.append([step.loss for step in steps_of(spec)[0]])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_the_loss_is_that_of_a_plain_loop():
+    """Step one against transformers' own loss on unpadded single sequences with labels on the targets only."""
+    spec = TrainSpec(batch_size=len(MANY), accumulation=1, epochs=1)
+    first = steps_of(spec)[0][0].loss
+    loaded = tiny.loaded()
+    encoder = loaded.encoder(PromptFormat(max_tokens=256, answer_tokens=32))
+    total = tokens = 0
+    for example in MANY:
+        for task in ("decision", "answer"):
+            item = encoder.supervised(example, task)
+            ids = torch.tensor([item.prompt + item.target])
+            labels = ids.clone()
+            labels[:, : len(item.prompt)] = -100
+            with torch.no_grad():
+                total += loaded.model(input_ids=ids, labels=labels).loss.item() * len(item.target)
+            tokens += len(item.target)
+    assert first == pytest.approx(total / tokens, rel=1e-4)
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_the_end_token_is_learnt_even_where_it_is_also_the_pad_token(architecture):
+    loaded = tiny.loaded(architecture)
+    model = loaded.model  # all of it: adapters on random weights learn little
+    encoder = loaded.encoder(PromptFormat(max_tokens=256, answer_tokens=32))
+    rows = rows_of([encoder.supervised(example, "decision") for example in EXAMPLES])
+    spec = TrainSpec(tasks=["decision"], batch_size=3, accumulation=1, epochs=40, learning_rate=1e-2)
+    for _ in train(model, loaded.pad_id, rows, TokenWeights(EXAMPLES, rows, spec), spec, 1, FrozenLayers(model, 0)):
+        pass
+    prompt = encoder.prompt(EXAMPLES[0], "decision").prompt
+    written = model.generate(input_ids=torch.tensor([prompt]), max_new_tokens=5, do_sample=False)[0, len(prompt) :]
+    assert loaded.tokenizer.decode(written) == " yes</s>"
+
+
+def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_happened():
+    spec = TrainSpec(batch_size=2, accumulation=1, epochs=2, learning_rate=1e-2, checkpoint_steps=3)
+    kept = {}
+    whole, weights = steps_of(spec, kept=kept)
+    rest, resumed = steps_of(spec, resume=(6, kept[6]))
+    assert [step.step for step in rest] == [step.step for step in whole[6:]]
+    assert [step.loss for step in rest] == [step.loss for step in whole[6:]]
+    for name, value in weights.items():
+        assert torch.equal(value, resumed[name])
+
+
+def test_bf16_training_follows_fp32():
+    spec = TrainSpec(batch_size=4, accumulation=1, epochs=8, learning_rate=5e-3)
+    exact = [step.loss for step in steps_of(spec, lora=False)[0]]
+    rounded = [step.loss for step in steps_of(spec, lora=False, dtype=torch.bfloat16)[0]]
+    assert exact[-1] < 0.8 * exact[0]
+    assert rounded == pytest.approx(exact, rel=0.02)
+
+
+def test_bf16_parameters_take_in_updates_that_are_smaller_than_their_rounding():
+    parameter = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    optimizer = MasterAdamW([parameter], TrainSpec(learning_rate=1e-4, weight_decay=0.0))
+    for _ in range(100):
+        parameter.grad = torch.ones_like(parameter)
+        optimizer.step(1e-4)
+    assert parameter.float().tolist() == pytest.approx([0.99] * 4, abs=0.004)
+
+
+def test_every_example_comes_once_an_epoch():
+    spec = TrainSpec(batch_size=4, accumulation=2, epochs=2.5)
+    steps = plan_steps(21, spec, seed=1)
+    seen = [index for step in steps for index in step]
+    assert sorted(seen[:21]) == sorted(seen[21:42]) == list(range(21))
+    assert len(seen[42:]) == 10
+    assert seen[:21] != seen[21:42]
+    assert plan_steps(21, spec, seed=1) == steps
+    assert plan_steps(21, spec, seed=2) != steps
+
+
+def test_learning_rate_warms_up_and_falls():
+    spec = TrainSpec(learning_rate=1.0, warmup_share=0.1)
+    rates = [learning_rate(step, 100, spec) for step in range(100)]
+    assert rates[:10] == sorted(rates[:10])
+    assert max(rates) == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0 < rates[-1] < 0.02
+
+
+def test_token_weights_give_each_task_its_share_and_rare_decisions_more():
+    loaded = tiny.loaded()
+    encoder = loaded.encoder(PromptFormat(max_tokens=256, answer_tokens=32))
+    uneven = [e.model_copy(update={"decision": "yes" if i < 9 else "maybe"}) for i, e in enumerate(MANY)]
+    rows = rows_of([encoder.supervised(e, task) for e in uneven for task in ("decision", "answer")])
+    weights = TokenWeights(uneven, rows, TrainSpec(decision_share=0.4, class_balance=1.0))
+    sums = {"decision": 0.0, "answer": 0.0}
+    by_class = {"yes": 0.0, "maybe": 0.0}
+    for row, example in zip(rows, uneven, strict=True):
+        for weight, number in zip(weights.of(row), row.of, strict=True):
+            task = row.encoded[number].task
+            sums[task] += weight
+            if task == "decision":
+                by_class[example.decision] += weight
+    assert sums["decision"] / sum(sums.values()) == pytest.approx(0.4)
+    assert by_class["yes"] == pytest.approx(by_class["maybe"])
+    plain = TokenWeights(uneven, rows, TrainSpec())
+    assert {weight for row in rows for weight in plain.of(row)} == {1.0}
+
+
+def test_the_probe_changes_nothing():
+    loaded = tiny.loaded()
+    model = add_lora(loaded.model, LoraSpec(r=4), seed=1)
+    encoder = loaded.encoder(PromptFormat(max_tokens=256, answer_tokens=32))
+    rows = rows_of([encoder.supervised(example, "answer") for example in EXAMPLES])
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    spec = TrainSpec()
+    assert probe(model, loaded.pad_id, rows, TokenWeights(EXAMPLES, rows, spec), spec, FrozenLayers(model, 0)) > 0
+    assert all(torch.equal(before[name], p) and p.grad is None for name, p in model.named_parameters())
