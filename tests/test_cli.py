@@ -105,11 +105,22 @@ def test_evaluate_prints_and_stores_the_figures(evaluated, place):
     }
 
 
-def test_evaluate_gives_a_run_the_figures_of_its_report(place, finished):
-    folder = place.folder / "run-evaluated"
-    assert meditune("evaluate", finished, "-o", folder, *place.settings()).code == 0
-    figures = json.loads((folder / "evaluation.json").read_text())["figures"]
-    assert figures == place.report("finished")["tuned"]
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        "float32",
+        pytest.param(
+            "bfloat16",
+            marks=pytest.mark.xfail(strict=True, reason="models.load casts a BF16 adapter to FP32 before merging it"),
+        ),
+    ],
+)
+def test_evaluate_gives_a_run_the_figures_of_its_report(place, dtype):
+    settings = place.settings(model__dtype=dtype)
+    assert place.run(dtype, *settings).code == 0
+    assert meditune("evaluate", place.folder / dtype, "-o", place.folder / f"{dtype}-again", *settings).code == 0
+    stored = json.loads((place.folder / f"{dtype}-again" / "evaluation.json").read_text())
+    assert stored["figures"] == place.report(dtype)["tuned"]
 
 
 def test_evaluate_refuses_another_model_in_the_same_folder(evaluated, finished, place):

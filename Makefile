@@ -1,0 +1,63 @@
+# `make run` does the main job, `make test` checks the project; each sets up what it needs first.
+# GNU make. Nothing is installed again while pyproject.toml stays as it is.
+
+PYTHON ?= $(shell python3.11 -c "" 2>/dev/null && echo python3.11 || echo python3)
+VENV ?= .venv
+RECIPE ?= quickstart
+OUTPUT ?= runs/$(notdir $(basename $(RECIPE)))
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+
+.PHONY: help run test lint format install install-dev clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make run      install, fetch the base model, tune it, measure before and after, write the report"
+	@echo "              (make run RECIPE=gemma3-270m takes another recipe; OUTPUT=FOLDER another folder)"
+	@echo "make test     install with the development tools, lint, and run the tests"
+	@echo "make lint     ruff and mypy only"
+	@echo "make format   let ruff put the code into form"
+	@echo "make install  only install, into $(VENV)"
+	@echo "make clean    remove $(VENV) and caches; runs/ stays"
+
+run: $(INSTALLED)
+	$(BIN)/meditune run $(RECIPE) --output $(OUTPUT)
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED_DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED_DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(INSTALLED)
+
+install-dev: $(INSTALLED_DEV)
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null || \
+		{ echo "Meditune needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo not there)." \
+		"Install Python 3.11, or name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || \
+		{ echo "$(PYTHON) can't make a virtual environment. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(PIP) install --editable .
+	@touch $@
+
+# --group came with pip 25.1; the pip that Python 3.11 brings along is older.
+$(INSTALLED_DEV): $(INSTALLED)
+	$(PIP) install --upgrade "pip>=25.1"
+	$(PIP) install --group dev
+	@touch $@
+
+clean:
+	@if [ -f "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

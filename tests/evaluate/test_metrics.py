@@ -1,0 +1,152 @@
+"""Our figures are everyone else's figures."""
+
+import random
+
+import numpy as np
+import pytest
+import sacrebleu
+from rouge_score.rouge_scorer import RougeScorer
+from sklearn.metrics import accuracy_score, f1_score
+
+from meditune.data.example import DECISIONS
+from meditune.errors import DataError
+from meditune.evaluate.compare import compare, got_worse, mcnemar
+from meditune.evaluate.metrics import METRICS, confusion, macro_f1, recalls, statistics_of, summarise
+from meditune.evaluate.predictions import Predictions
+
+WORDS = "the drug helps patients with pain but not children and more trials are needed in old people".split()  # noqa: SIM905
+
+
+def text(source, low=3, high=30):
+    return " ".join(source.choices(WORDS, k=source.randint(low, high)))
+
+
+def decisions(seed, count=200, skill=0.5):
+    source = random.Random(seed)
+    truth = random.Random("truth").choices(DECISIONS, weights=(55, 34, 11), k=count)
+    rows = []
+    for index, label in enumerate(truth):
+        said = label if source.random() < skill else source.choice(DECISIONS)
+        logits = {name: source.gauss(2.0 if name == said else 0.0, 0.1) for name in DECISIONS}
+        rows.append({"id": str(index), "reference": label, "prediction": said, "logits": logits})
+    return rows
+
+
+def answers(seed, count=60, noise=0.5):
+    source, truth = random.Random(seed), random.Random("truth")
+    rows = []
+    for index in range(count):
+        reference = text(truth, 5)
+        said = " ".join(word for word in reference.split() if source.random() > noise) or "nothing"
+        rows.append({"id": str(index), "reference": reference, "prediction": said})
+    return rows
+
+
+def likelihoods(seed, count=60, mean=2.5):
+    source = random.Random(seed)
+    return [
+        {"id": str(index), "nll": (20 + index) * source.gauss(mean, 0.1), "tokens": 20 + index}
+        for index in range(count)
+    ]
+
+
+@pytest.mark.parametrize("labels", [DECISIONS, ("yes", "no"), ("maybe",)])
+def test_accuracy_and_macro_f1_equal_the_official_scripts(labels):
+    rows = [row for row in decisions(1) if row["reference"] in labels]
+    figures = summarise(Predictions(decision=rows))
+    truth, said = [row["reference"] for row in rows], [row["prediction"] for row in rows]
+    assert figures["accuracy"] == pytest.approx(100 * accuracy_score(truth, said), abs=1e-12)
+    assert figures["macro_f1"] == pytest.approx(100 * f1_score(truth, said, average="macro"), abs=1e-12)
+
+
+def test_bleu_equals_sacrebleus_and_rouge_equals_rouge_scores():
+    rows = answers(1)
+    figures = summarise(Predictions(answer=rows))
+    said, truth = [row["prediction"] for row in rows], [row["reference"] for row in rows]
+    assert figures["bleu"] == pytest.approx(sacrebleu.corpus_bleu(said, [truth]).score, abs=1e-12)
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    for kind in ("rouge1", "rouge2", "rougeL"):
+        mean = np.mean([scorer.score(a, b)[kind].fmeasure for a, b in zip(truth, said, strict=True)])
+        assert figures[kind] == pytest.approx(mean, abs=1e-12)
+    assert figures["length_ratio"] == pytest.approx(
+        sum(len(a.split()) for a in said) / sum(len(a.split()) for a in truth)
+    )
+
+
+def test_bleu_of_a_resample_equals_sacrebleus_on_that_resample():
+    rows = answers(1)
+    statistics = statistics_of(Predictions(answer=rows))["bleu"]
+    drawn = [random.Random(7).randrange(len(rows)) for _ in rows]
+    ours = float(statistics.figure(statistics.items[drawn].sum(axis=0)))
+    said, truth = [rows[index]["prediction"] for index in drawn], [rows[index]["reference"] for index in drawn]
+    assert ours == pytest.approx(sacrebleu.corpus_bleu(said, [truth]).score, abs=1e-12)
+
+
+def test_perplexity_is_over_tokens_not_over_answers():
+    rows = [{"id": "a", "nll": 10.0, "tokens": 10}, {"id": "b", "nll": 60.0, "tokens": 20}]
+    assert summarise(Predictions(likelihood=rows))["perplexity"] == pytest.approx(np.exp(70 / 30))
+
+
+def test_confusion_recall_and_always_yes():
+    rows = decisions(1)
+    matrix = confusion(rows)
+    assert matrix.sum() == 200
+    assert recalls(matrix)["yes"] == pytest.approx(100 * matrix[0, 0] / matrix[0].sum())
+    official = np.array([276, 0, 0, 169, 0, 0, 55, 0, 0], dtype=float)
+    assert float(macro_f1(official)) == pytest.approx(23.7, abs=0.05)
+
+
+def test_calibration_error_of_a_confident_liar_is_its_confidence():
+    rows = [
+        {"id": str(i), "reference": "yes", "prediction": "no", "logits": {"yes": 0.0, "no": 20.0, "maybe": 0.0}}
+        for i in range(10)
+    ]
+    assert summarise(Predictions(decision=rows))["ece"] == pytest.approx(1.0, abs=1e-6)
+
+
+def everything(seed, skill, noise, mean):
+    return Predictions(decisions(seed, skill=skill), likelihoods(seed, mean=mean), answers(seed, noise=noise), [])
+
+
+def test_a_clear_gain_is_better_in_every_metric_and_the_reverse_is_worse():
+    weak, strong = everything(1, 0.1, 0.7, 2.9), everything(2, 0.9, 0.2, 2.2)
+    gain, loss = compare(weak, strong, 1000, 1), compare(strong, weak, 1000, 1)
+    for name in ("accuracy", "macro_f1", "perplexity", "bleu", "rouge1", "rouge2", "rougeL", "length_ratio"):
+        assert gain[name]["better"] is True, name
+        assert loss[name]["better"] is False, name
+        low, high = gain[name]["ci95"]
+        assert low <= gain[name]["delta"] <= high
+        assert (low > 0) == (METRICS[name].direction == "up")
+    assert not set(got_worse(gain)) - {"ece"}
+    assert {"accuracy", "perplexity", "rouge1"} <= set(got_worse(loss))
+
+
+def test_the_same_model_twice_shows_nothing():
+    one = everything(1, 0.5, 0.5, 2.5)
+    for name, row in compare(one, one, 500, 1).items():
+        assert (row["delta"], row["ci95"], row["better"], row["p"]) == (0, [0, 0], None, 1.0), name
+    assert got_worse(compare(one, one, 500, 1)) == []
+
+
+def test_intervals_hold_what_they_promise():
+    """Of many comparisons of models that are equally good, about 5 % of the intervals exclude 0."""
+    outside = 0
+    for seed in range(200):
+        rows = [decisions(f"{seed}/{side}", count=120) for side in "ab"]
+        result = compare(Predictions(decision=rows[0]), Predictions(decision=rows[1]), 400, seed)
+        outside += result["accuracy"]["better"] is not None
+    assert outside <= 22
+
+
+def test_mcnemar_is_the_exact_binomial_test():
+    base = [{"reference": "yes", "prediction": "no"}] * 10 + [{"reference": "yes", "prediction": "yes"}] * 2
+    tuned = [{"reference": "yes", "prediction": "yes"}] * 10 + [{"reference": "yes", "prediction": "no"}] * 2
+    expected = 2 * sum((66, 12, 1)) / 2**12
+    assert mcnemar(Predictions(decision=base), Predictions(decision=tuned)) == pytest.approx(expected)
+
+
+def test_other_items_are_refused():
+    base, tuned = decisions(1), decisions(2)
+    tuned[3] = {**tuned[3], "id": "another"}
+    with pytest.raises(DataError, match="different items"):
+        compare(Predictions(decision=base), Predictions(decision=tuned), 100, 1)

@@ -1,0 +1,169 @@
+"""The pages for people: their commands run, their links lead somewhere, and their options exist.
+
+A bash block after the comment `<!-- run -->` is run as it stands.
+"""
+
+import doctest
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from meditune.cli import app
+from meditune.recipes import loading, shipped
+from tests import tiny
+
+PROJECT = Path(__file__).parents[1]
+PAGES = [PROJECT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")]
+PAGES += sorted((PROJECT / "docs").glob("*.md"))
+README = PAGES[0]
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+RUNNABLE = re.compile(r"^<!-- run -->\n```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+pages = pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+
+
+@pytest.mark.slow
+def test_the_readmes_commands_run_in_order(tmp_path: Path) -> None:
+    tiny.save(tmp_path / "cache" / "models" / "smollm2-135m")
+    environment = {name: value for name, value in os.environ.items() if name != "MEDITUNE_DATA"}
+    environment |= {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "MEDITUNE_CACHE": str(tmp_path / "cache"),
+        "MEDITUNE_OFFLINE": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    folder = tmp_path / "project"
+    folder.mkdir()
+    blocks = RUNNABLE.findall(README.read_text(encoding="utf-8"))
+    assert len(blocks) >= 4
+    for block in blocks:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block], cwd=folder, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+    assert (folder / "runs" / "rehearsal" / "report.html").is_file()
+
+
+@pages
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", _prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, heading = target.partition("#")
+        linked = page.parent / name if name else page
+        assert linked.exists(), f"{page.name} links to {target}"
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", _prose(linked), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert heading in slugs, f"{page.name} links to {target}"
+
+
+@pages
+def test_paths_of_the_repository_exist(page: Path) -> None:
+    for span in re.findall(r"`([^`\n]+)`", _prose(page)):
+        if re.fullmatch(r"(src|tests|docs|\.ci)/[\w./-]*", span):
+            assert (PROJECT / span).exists(), f"{page.name} names {span}"
+
+
+@pytest.mark.parametrize("page", [README, PROJECT / "ARCHITECTURE.md"], ids=["README.md", "ARCHITECTURE.md"])
+def test_the_tree_shows_what_is_there(page: Path) -> None:
+    (tree,) = [body for kind, body in FENCE.findall(page.read_text(encoding="utf-8")) if kind == "text"]
+    folders: list[str] = []
+    for line in tree.splitlines():
+        name = line.split()[0]
+        depth = (len(line) - len(line.lstrip())) // 2
+        path = PROJECT.joinpath(*folders[:depth], name)
+        assert path.is_dir() if name.endswith("/") else path.is_file(), f"{page.name} shows {path}"
+        folders[depth:] = [name]
+
+
+@pages
+def test_every_command_parses(page: Path) -> None:
+    for command in _commands(page):
+        _parse(typer.main.get_command(app), shlex.split(command)[1:], command)
+
+
+@pages
+def test_every_set_option_names_a_key_and_a_fitting_value(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    options = [shlex.split(found)[1] for found in re.findall(r"--set (?:'[^'\n]+'|[^\s`)]+)", text)]
+    for option in options:
+        if "=" in option and not option.startswith("KEY"):
+            loading.load_recipe("quickstart", [option])
+
+
+@pages
+def test_every_recipe_shown_is_valid(page: Path, tmp_path: Path) -> None:
+    for kind, body in FENCE.findall(page.read_text(encoding="utf-8")):
+        if kind == "yaml":
+            (tmp_path / "shown.yaml").write_text(body, encoding="utf-8")
+            loading.load_recipe(str(tmp_path / "shown.yaml"))
+
+
+@pages
+def test_every_dotted_key_is_one_of_a_recipe(page: Path) -> None:
+    groups = "model|data|prompt|train|evaluate"
+    for span in re.findall(r"`([^`\n]+)`", _prose(page)):
+        name = span.partition(":")[0]
+        if page.name != "report.md" and re.fullmatch(rf"(?:{groups})\.[a-z_.]+", name) and not span.endswith(".py"):
+            assert loading.keys.slot(tuple(name.split("."))), f"{page.name} names {span}"
+
+
+@pages
+def test_python_sessions_say_what_really_comes_out(page: Path) -> None:
+    for kind, body in FENCE.findall(page.read_text(encoding="utf-8")):
+        if kind == "python" and body.startswith(">>> "):
+            session = doctest.DocTestParser().get_doctest(body, {}, page.name, str(page), 0)
+            assert session.examples
+            report: list[str] = []
+            doctest.DocTestRunner().run(session, out=report.append)
+            assert not report, "".join(report)
+
+
+@pages
+def test_make_targets_exist(page: Path) -> None:
+    makefile = (PROJECT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"`make ([a-z-]+)|^make ([a-z-]+)", text, re.MULTILINE)
+    for target in (first or second for first, second in named):
+        assert target in targets, f"{page.name} names make {target}"
+
+
+def _prose(page: Path) -> str:
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def _commands(page: Path) -> list[str]:
+    """Every `meditune ...` of a page, from its bash blocks and its code spans."""
+    text = page.read_text(encoding="utf-8")
+    blocks = [body for kind, body in FENCE.findall(text) if kind == "bash"]
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("meditune ")]
+    spans = [" ".join(span.split()) for span in re.findall(r"`(meditune [^`]+)`", FENCE.sub("", text))]
+    return [re.split(r" [>|] ", command)[0].partition(" # ")[0] for command in lines + spans]
+
+
+def _parse(command: Any, arguments: list[str], whole: str) -> None:
+    """Parse without running; a command alone, without its arguments, only has to exist."""
+    if not hasattr(command, "commands"):
+        if arguments:
+            command.make_context(command.name, arguments)
+        return
+    if not arguments or arguments[0].startswith("-") or arguments[0] == "COMMAND":
+        assert set(arguments) <= {"--help", "--version", "COMMAND"}, whole
+        return
+    assert arguments[0] in command.commands, whole
+    _parse(command.commands[arguments[0]], arguments[1:], whole)
+
+
+def test_every_shipped_recipe_is_in_the_docs() -> None:
+    text = (PROJECT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in text for name in shipped())
