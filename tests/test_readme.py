@@ -113,7 +113,8 @@ def test_every_dotted_key_is_one_of_a_recipe(page: Path) -> None:
     groups = "model|data|prompt|train|evaluate"
     for span in re.findall(r"`([^`\n]+)`", _prose(page)):
         name = span.partition(":")[0]
-        if page.name != "report.md" and re.fullmatch(rf"(?:{groups})\.[a-z_.]+", name) and not span.endswith(".py"):
+        is_file = name.endswith((".py", ".json", ".jsonl"))
+        if page.name != "report.md" and re.fullmatch(rf"(?:{groups})\.[a-z_.]+", name) and not is_file:
             assert loading.keys.slot(tuple(name.split("."))), f"{page.name} names {span}"
 
 

@@ -39,7 +39,7 @@ class ModelSpec(Spec):
 
     base: str = Field("smollm2-135m", min_length=1, description="Catalogue name, Hugging Face id, or local folder.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Number format of the frozen weights; auto takes BF16 where the hardware multiplies it."
+        "auto", description="Number format of the weights; auto: BF16 where the hardware multiplies it; float16: on a GPU, else as auto."
     )
     attention: Literal["auto", "grouped", "sdpa", "eager"] = Field(
         "auto", description="Attention implementation; auto takes grouped on a CPU and sdpa on a GPU."

@@ -61,8 +61,8 @@ def run(recipe: Recipe, folder: Path, command: str) -> dict[str, Any]:
             loaded = _load(recipe, str(folder / "model"))
         with stage(folder, "measure tuned"):
             measuring.measure(loaded, "tuned")
-    with stage(folder, "compare and report"):
-        return report(folder, command)
+    announce("compare and report")
+    return report(folder, command)
 
 
 def train(recipe: Recipe, folder: Path) -> None:
@@ -235,7 +235,7 @@ def prepared(recipe: Recipe, folder: Path) -> Prepared:
 @contextmanager
 def stage(folder: Path, name: str) -> Iterator[None]:
     """Announce a stage and add its seconds to the run's account."""
-    print(f"── {name}", file=sys.stderr, flush=True)
+    announce(name)
     started = time.monotonic()
     try:
         yield
@@ -243,6 +243,11 @@ def stage(folder: Path, name: str) -> Iterator[None]:
         account = read_json(folder / STAGES) if (folder / STAGES).is_file() else {}
         account[name] = round(account.get(name, 0) + time.monotonic() - started, 1)
         write_json(folder / STAGES, account)
+
+
+def announce(name: str) -> None:
+    """Say which stage begins."""
+    print(f"── {name}", file=sys.stderr, flush=True)
 
 
 def versions() -> dict[str, str]:

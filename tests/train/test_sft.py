@@ -98,10 +98,11 @@ def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_happened():
         assert torch.equal(value, resumed[name])
 
 
-def test_bf16_training_follows_fp32():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_training_in_16_bits_follows_fp32(dtype):
     spec = TrainSpec(batch_size=4, accumulation=1, epochs=8, learning_rate=5e-3)
     exact = [step.loss for step in steps_of(spec, lora=False)[0]]
-    rounded = [step.loss for step in steps_of(spec, lora=False, dtype=torch.bfloat16)[0]]
+    rounded = [step.loss for step in steps_of(spec, lora=False, dtype=dtype)[0]]
     assert exact[-1] < 0.8 * exact[0]
     assert rounded == pytest.approx(exact, rel=0.02)
 
@@ -113,6 +114,16 @@ def test_bf16_parameters_take_in_updates_that_are_smaller_than_their_rounding():
         parameter.grad = torch.ones_like(parameter)
         optimizer.step(1e-4)
     assert parameter.float().tolist() == pytest.approx([0.99] * 4, abs=0.004)
+
+
+def test_an_fp16_overflow_is_skipped_and_the_loss_scaled_down():
+    parameter = torch.nn.Parameter(torch.ones(2, dtype=torch.float16))
+    optimizer = MasterAdamW([parameter], TrainSpec(learning_rate=0.1))
+    before = optimizer.scale
+    parameter.grad = torch.tensor([float("inf"), 1.0], dtype=torch.float16)
+    assert optimizer.step(0.1) == float("inf")
+    assert parameter.tolist() == [1.0, 1.0]
+    assert optimizer.scale == before / 2
 
 
 def test_every_example_comes_once_an_epoch():

@@ -78,7 +78,7 @@ def by_group(examples: Sequence[Example], share: float, seed: int) -> tuple[list
         wanted, taken = share * sum(map(len, groups)), 0
         for members in groups:
             if taken + len(members) / 2 > wanted:
-                break
+                continue  # a smaller group may still fit
             held.update(members)
             taken += len(members)
     return (

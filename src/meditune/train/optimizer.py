@@ -1,4 +1,4 @@
-"""AdamW on FP32 master copies of parameters that may themselves be BF16."""
+"""AdamW on FP32 master copies of parameters that may themselves be BF16 or FP16."""
 
 from __future__ import annotations
 
@@ -15,22 +15,39 @@ class MasterAdamW:
 
     A BF16 parameter rounds away updates smaller than 1/256 of its value, so training it directly stalls. Here the
     update happens on an FP32 copy, and the BF16 parameter is only its rounded image.
+
+    FP16 gradients below 6e-8 vanish, so for FP16 parameters the caller multiplies the loss by `scale`, which adapts as
+    in mixed-precision training (Micikevicius et al. 2018, arXiv:1710.03740); for other formats it stays 1.
     """
+
+    GOOD_STEPS = 500
+    """After this many steps without an overflow the scale is doubled."""
 
     def __init__(self, parameters: list[torch.nn.Parameter], spec: TrainSpec) -> None:
         self.parameters = parameters
         self.masters = [parameter.detach().to(torch.float32).clone() for parameter in parameters]
         self.max_norm = spec.max_grad_norm
+        self.scale = 2.0**16 if any(parameter.dtype == torch.float16 for parameter in parameters) else 1.0
+        self.good_steps = 0
         self.optimizer = torch.optim.AdamW(
             self.masters, lr=spec.learning_rate, weight_decay=spec.weight_decay, betas=(0.9, 0.999), eps=1e-8
         )
 
     def step(self, learning_rate: float) -> float:
-        """Apply the gathered gradients and clear them; returns their norm before clipping."""
+        """Apply the gathered gradients and clear them; returns their norm before clipping.
+
+        Where the scaled gradients overflowed, nothing is applied, the scale is halved, and the norm is infinite.
+        """
         for master, parameter in zip(self.masters, self.parameters, strict=True):
-            master.grad = None if parameter.grad is None else parameter.grad.to(torch.float32)
+            master.grad = None if parameter.grad is None else parameter.grad.to(torch.float32) / self.scale
             parameter.grad = None
         norm = torch.nn.utils.clip_grad_norm_(self.masters, self.max_norm)
+        if self.scale != 1 and not torch.isfinite(norm):
+            self.scale, self.good_steps = max(self.scale / 2, 1.0), 0
+            return float("inf")
+        self.good_steps += 1
+        if self.scale != 1 and self.good_steps % self.GOOD_STEPS == 0:
+            self.scale *= 2
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
@@ -42,17 +59,20 @@ class MasterAdamW:
     def state(self) -> dict[str, torch.Tensor]:
         """Everything needed to go on, as a flat dictionary of tensors."""
         tensors = {f"master.{index}": master.detach() for index, master in enumerate(self.masters)}
+        tensors["scale"] = torch.tensor([self.scale, float(self.good_steps)])
         for number, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"state.{number}.{key}": value for key, value in values.items()}
         return tensors
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
         """Take up the state that `state` gave."""
+        self.scale, self.good_steps = float(tensors["scale"][0]), int(tensors["scale"][1])
         state: dict[int, dict[str, Any]] = {}
         for key, value in tensors.items():
-            kind, number, *name = key.split(".", 2)
+            kind, *number_and_name = key.split(".", 2)
             if kind == "state":
-                state.setdefault(int(number), {})[name[0]] = value
+                number, name = number_and_name
+                state.setdefault(int(number), {})[name] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         with torch.no_grad():
             for index, (master, parameter) in enumerate(zip(self.masters, self.parameters, strict=True)):

@@ -87,7 +87,8 @@ def train(
         for number, indices in enumerate(steps[done:], start=done):
             started = time.monotonic()
             torch.manual_seed(hash((seed, number)) & 0x7FFFFFFF)
-            loss = _gather_gradients(model, pad_id, [rows[index] for index in indices], weights, spec, frozen, progress)
+            chosen = [rows[index] for index in indices]
+            loss = _gather_gradients(model, pad_id, chosen, weights, spec, frozen, progress, optimizer.scale)
             if not math.isfinite(loss):
                 raise FloatingPointError(f"The loss of step {number + 1} is {loss}; lower train.learning_rate.")
             rate = learning_rate(number, len(steps), spec)
@@ -126,6 +127,7 @@ def _gather_gradients(
     spec: TrainSpec,
     frozen: FrozenLayers,
     progress: Progress,
+    scale: float = 1.0,
 ) -> float:
     row_weights = [weights.of(row) for row in rows]
     whole = sum(sum(values) for values in row_weights)
@@ -136,7 +138,7 @@ def _gather_gradients(
         each = torch.nn.functional.cross_entropy(logits, batch.targets.to(logits.device), reduction="none")
         weight = torch.tensor([value for index in indices for value in row_weights[index]], device=logits.device)
         loss = (each * weight).sum() / whole
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss * scale).backward()  # type: ignore[no-untyped-call]
         total += loss.item()
         progress.advance(batch.real_tokens, f"loss {total:.3f}" if indices else None)
     return total

@@ -1,0 +1,113 @@
+"""Splits: nothing that belongs together straddles them."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from meditune.data import pubmedqa
+from meditune.data.example import DECISIONS, Example
+from meditune.data.rejects import Rejects
+from meditune.data.splits import by_group, question_key, refuse_leakage, split
+from meditune.errors import DataError
+
+
+def example(number, source="own", **changes):
+    fields = {
+        "id": f"{source}:{number}",
+        "source": source,
+        "question": f"Does treatment {number} of {source} help?",
+        "answer": f"It helps {number}.",
+        "decision": DECISIONS[number % 3],
+        "group": f"group-{number}",
+    }
+    return Example(**fields | changes)
+
+
+def tangled(count, seed):
+    """Examples whose groups and questions overlap in random chains."""
+    drawn = random.Random(seed)
+    return [
+        example(n, group=f"g{drawn.randrange(count)}", question=f"Question {drawn.randrange(count)}?")
+        for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_group_and_no_question_straddles(seed):
+    parts = split({"own": tangled(200, seed)}, official=False, test_share=0.2, dev_share=0.2, seed=seed).named()
+    for trait in (lambda e: e.group, lambda e: question_key(e.question)):
+        found = [{trait(e) for e in part} for part in parts.values()]
+        assert not found[0] & found[1]
+        assert not found[0] & found[2]
+        assert not found[1] & found[2]
+    assert sorted(e.id for part in parts.values() for e in part) == sorted(e.id for e in tangled(200, seed))
+
+
+def test_questions_are_the_same_whatever_their_case_and_punctuation():
+    assert question_key(" Does  IT help?") == question_key("does it help")
+    same = [example(1, question="Does it help?"), example(2, question="DOES IT HELP"), *map(example, range(3, 40))]
+    for seed in range(20):
+        rest, _ = by_group(same, 0.3, seed)
+        assert len({"own:1", "own:2"} & {e.id for e in rest}) != 1
+
+
+def test_shares_are_kept_in_each_source_and_decision():
+    examples = [example(n, source, decision="yes" if n % 10 else "maybe") for source in "ab" for n in range(200)]
+    parts = split({s: [e for e in examples if e.source == s] for s in "ab"}, False, 0.2, 0.1, seed=1)
+    counted = Counter((e.source, e.decision) for e in parts.test)
+    assert counted == {("a", "yes"): 36, ("b", "yes"): 36, ("a", "maybe"): 4, ("b", "maybe"): 4}
+    assert len(parts.dev) == pytest.approx(32, abs=4)
+
+
+def test_the_seed_decides_and_nothing_else():
+    examples = [example(n) for n in range(100)]
+
+    def ids(seed):
+        return [e.id for e in by_group(examples, 0.2, seed)[1]]
+
+    assert ids(1) == ids(1)
+    assert ids(1) != ids(2)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_large_group_neither_enters_the_test_nor_keeps_others_out(seed):
+    examples = [example(n, group="all" if n < 60 else str(n), decision="yes") for n in range(100)]
+    held = by_group(examples, 0.2, seed)[1]
+    assert not any(e.group == "all" for e in held)
+    assert len(held) == 20
+
+
+def test_leakage_is_refused_by_group_and_by_question_with_the_items_named():
+    test = [example(n) for n in range(5)]
+    with pytest.raises(DataError, match=r"Leakage: 1 training items .*own:9 = own:3"):
+        refuse_leakage([example(9, group="group-3")], test)
+    with pytest.raises(DataError, match="other:9 = own:2"):
+        refuse_leakage([example(9, "other", question="DOES treatment 2 of own help")], test)
+    with pytest.raises(DataError, match="and 15 more"):
+        refuse_leakage([example(n, "other", question=test[0].question) for n in range(20)], test)
+    refuse_leakage([example(9, "other", group="group-3")], test)
+
+
+def test_groups_of_different_sources_are_different():
+    both = {s: [example(n, s, group=str(n)) for n in range(30)] for s in "ab"}
+    assert split(both, False, 0.2, 0.2, 1).test_set.startswith("a-group-")
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_too_few_examples_are_refused_by_name(count):
+    with pytest.raises(DataError, match="split is empty"):
+        split({"own": [example(n) for n in range(count)]}, False, 0.2, 0.1, 1)
+
+
+@pytest.mark.real
+def test_the_official_split_is_the_publishers(real_data):
+    rejects = Rejects()
+    examples = list(pubmedqa.read(real_data / "pubmedqa", rejects))
+    truth = pubmedqa.ground_truth(real_data / "pubmedqa")
+    parts = split({"pubmedqa": examples}, official=True, test_share=0.2, dev_share=0.1, seed=17)
+    assert {e.group: e.decision for e in parts.test} == truth
+    assert parts.test_set == "pubmedqa-official-500"
+    assert len(parts.train) + len(parts.dev) == 500
+    assert len(parts.dev) == pytest.approx(50, abs=2)
+    assert len(rejects) == 0

@@ -1,0 +1,51 @@
+"""The embedded base model on real data: fetched from its package, tuned for a few steps, loaded as anyone would."""
+
+import math
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from meditune.evaluate.likelihood import general_rows, score
+from meditune.models.load import load
+from meditune.recipe import ModelSpec
+
+pytestmark = [pytest.mark.slow, pytest.mark.model]
+
+
+def test_perplexity_equals_a_plain_transformers_loop():
+    loaded = load("smollm2-135m", ModelSpec(dtype="float32"))
+    text = (
+        "Hypertension is a common condition in which the pressure in the arteries is too high. It rarely has symptoms. "
+        "Untreated, it raises the risk of stroke, heart failure and kidney disease. Less salt and more exercise help."
+    )
+    ids = loaded.tokenizer(text, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        plain = math.exp(loaded.model(input_ids=ids, labels=ids).loss.item())
+    rows = general_rows(loaded, text, tokens=10_000, window=512)
+    nll, tokens = score(loaded, rows, 512, "Scoring").answers["window-0"]
+    assert math.exp(nll / tokens) == pytest.approx(plain, rel=1e-3)
+
+
+@pytest.mark.real
+def test_a_short_real_fine_tune_gives_an_adapter_that_loads_in_five_lines(real_data, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "meditune.cli", "train", "quickstart", "--output", str(run)]
+    done = subprocess.run(
+        [*command, "--set", "train.epochs=0.1", "--set", "data.fallback_to_sample=false"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Training on 449 examples" in done.stderr
+    assert re.search(r"« (yes|no|maybe)<\|im_end\|>»", done.stderr)
+    assert "About" in done.stderr
+    card = (run / "model" / "README.md").read_text(encoding="utf-8")
+    lines = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("FOLDER", str(run / "model"))
+    shown = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    assert "Conclusion:" in shown.stdout
+    assert len(shown.stdout.split("Conclusion:")[1].split()) > 3
