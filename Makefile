@@ -27,7 +27,7 @@ run: $(INSTALLED)
 	$(BIN)/meditune run $(RECIPE) --output $(OUTPUT)
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/pytest
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .

@@ -109,10 +109,7 @@ def test_evaluate_prints_and_stores_the_figures(evaluated, place):
     "dtype",
     [
         "float32",
-        pytest.param(
-            "bfloat16",
-            marks=pytest.mark.xfail(strict=True, reason="models.load casts a BF16 adapter to FP32 before merging it"),
-        ),
+        "bfloat16",
     ],
 )
 def test_evaluate_gives_a_run_the_figures_of_its_report(place, dtype):
@@ -397,3 +394,18 @@ def test_the_command_of_a_run_can_be_pasted_into_a_shell(place):
     command = place.report("pasted")["command"]
     assert "'prompt.answer_cue=In short:'" in command
     assert command.startswith(f"meditune run quickstart --output {Path(place.folder / 'pasted')}")
+
+
+def test_what_got_worse_is_red_in_a_terminal(monkeypatch, capsys):
+    from meditune.terminal import print_worse
+
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    row = {"delta": -2.0, "ci95": [-3.0, -1.0], "p": 0.01, "better": False}
+    result = {"base": {"bleu": 5.0}, "tuned": {"bleu": 3.0}, "comparison": {"bleu": row}, "worse": ["bleu"]}
+    print_worse(result)
+    red = "\x1b[1;31m"
+    assert capsys.readouterr().out == f"{red}GOT WORSE: BLEU 5.00 -> 3.00\x1b[0m\n"
+    print_worse(result | {"worse": []})
+    assert "No metric got worse." in capsys.readouterr().out

@@ -23,9 +23,10 @@ from meditune.models.frozen import FrozenLayers
 from meditune.models.load import LoadedModel
 
 WORDS = (
-    "Background: patients were given a drug or a placebo. Methods: we asked 120 adults. Results: pain fell by 30 percent "
-    "in the group with the drug (p = 0.01). Question: Does the drug help? Conclusion: The drug helps with pain in adults. "
-    "Answer (yes, no or maybe): yes no maybe no yes. Exercise, sleep and diet were not measured in this study of hearts. "
+    "Background: patients were given a drug or a placebo. Methods: we asked 120 adults. Results: pain fell by 30 "
+    "percent in the group with the drug (p = 0.01). Question: Does the drug help? Conclusion: The drug helps with pain "
+    "in adults. Answer (yes, no or maybe): yes no maybe no yes. Exercise, sleep and diet were not measured in this "
+    "study of hearts. "
 )
 
 

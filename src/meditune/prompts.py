@@ -127,11 +127,7 @@ class Encoder:
 
     def _fit(self, example: Example, task: Task, target: list[int], reserve: int) -> Encoded:
         room = self.format.max_tokens - reserve
-        context, dropped = self._shorten(example, task, room)
-        prompt = self._start(prompt_text(self.format, example.question, context, task))
-        while len(prompt) > room and context:
-            context, dropped = _without_first(context), dropped + 1
-            prompt = self._start(prompt_text(self.format, example.question, context, task))
+        prompt, dropped = self._shortened(example, task, room)
         left = self.format.max_tokens - len(prompt)
         if left < min(8, max(len(target), 1)):
             raise QuestionTooLongError(
@@ -141,15 +137,27 @@ class Encoder:
         cut = len(target) > left
         return Encoded(example.id, task, prompt, target[:left], dropped, cut)
 
-    def _shorten(self, example: Example, task: Task, room: int) -> tuple[tuple[Passage, ...], int]:
-        """Leave out leading sentences by an estimate of their tokens; `_fit` settles the rest exactly."""
-        excess = len(self._start(prompt_text(self.format, example.question, example.context, task))) - room
-        context, dropped = example.context, 0
-        while excess > 0 and context:
-            first = sentences(context[0].text)[0]
-            excess -= self._length(first)
-            context, dropped = _without_first(context), dropped + 1
-        return context, dropped
+    def _shortened(self, example: Example, task: Task, room: int) -> tuple[list[int], int]:
+        """The prompt in at most `room` tokens where leaving out leading sentences can do that, and how many were."""
+
+        def start(context: tuple[Passage, ...]) -> list[int]:
+            return self._start(prompt_text(self.format, example.question, context, task))
+
+        prompt = start(example.context)
+        excess = len(prompt) - room
+        if excess <= 0:
+            return prompt, 0
+        pieces = [(index, text) for index, passage in enumerate(example.context) for text in sentences(passage.text)]
+        dropped = 0
+        # An estimate leaves out most of them; exact counting settles the rest.
+        while excess > 0 and dropped < len(pieces):
+            excess -= self._length(pieces[dropped][1])
+            dropped += 1
+        prompt = start(_rejoined(example.context, pieces[dropped:]))
+        while len(prompt) > room and dropped < len(pieces):
+            dropped += 1
+            prompt = start(_rejoined(example.context, pieces[dropped:]))
+        return prompt, dropped
 
     def _length(self, text: str) -> int:
         if text not in self._lengths:
@@ -157,7 +165,9 @@ class Encoder:
         return self._lengths[text]
 
 
-def _without_first(context: tuple[Passage, ...]) -> tuple[Passage, ...]:
-    rest = " ".join(sentences(context[0].text)[1:])
-    head = (context[0].model_copy(update={"text": rest}),) if rest else ()
-    return (*head, *context[1:])
+def _rejoined(context: tuple[Passage, ...], pieces: list[tuple[int, str]]) -> tuple[Passage, ...]:
+    """The passages with only the given sentences, each with the index of its passage."""
+    kept: dict[int, list[str]] = {}
+    for index, text in pieces:
+        kept.setdefault(index, []).append(text)
+    return tuple(context[index].model_copy(update={"text": " ".join(texts)}) for index, texts in kept.items())

@@ -39,7 +39,8 @@ class ModelSpec(Spec):
 
     base: str = Field("smollm2-135m", min_length=1, description="Catalogue name, Hugging Face id, or local folder.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Number format of the weights; auto: BF16 where the hardware multiplies it; float16: on a GPU, else as auto."
+        "auto",
+        description="Number format of the weights; auto: BF16 where it is fast; float16: on a GPU only.",
     )
     attention: Literal["auto", "grouped", "sdpa", "eager"] = Field(
         "auto", description="Attention implementation; auto takes grouped on a CPU and sdpa on a GPU."
@@ -115,6 +116,9 @@ class TrainSpec(Spec):
 class EvaluateSpec(Spec):
     """What is measured before and after."""
 
+    split: Literal["test", "dev"] = Field(
+        "test", description="Items measured on: settings are chosen on dev, the test set is for the final figure."
+    )
     answers: int | None = Field(
         200, ge=1, description="Long answers are scored on a fixed, seeded subset of this many; all when empty."
     )

@@ -46,7 +46,7 @@ def run(recipe: Recipe, folder: Path, command: str) -> dict[str, Any]:
     with stage(folder, "prepare"):
         data = prepared(recipe, folder)
     check_teaches(data.splits.train, recipe.train.tasks)
-    measuring = Measuring(recipe, data.splits.test, folder / "predictions")
+    measuring = Measuring(recipe, data.splits.measured(recipe.evaluate.split), folder / "predictions")
     trained = (folder / "model" / "training.json").is_file()
     loaded: Any = None
     if not (trained and measuring.is_done("base")):
@@ -96,14 +96,15 @@ def evaluate(model: str, recipe: Recipe, folder: Path) -> dict[str, Any]:
     write_json(folder / EVALUATION, state)
     with stage(folder, "prepare"):
         data = prepared(recipe, folder)
-    measuring = Measuring(recipe, data.splits.test, folder / "predictions")
+    measuring = Measuring(recipe, data.splits.measured(recipe.evaluate.split), folder / "predictions")
     if not measuring.is_done("model"):
         loaded = _load(recipe, model)
         measuring.form = loaded.form or recipe.prompt
         with stage(folder, "measure"):
             measuring.measure(loaded, "model")
     figures = summarise(read(folder / "predictions", "model"))
-    result = state | {"data": {"test_set": data.splits.test_set, "sha256": data.sha256}, "figures": figures}
+    test_set = data.splits.measured_name(recipe.evaluate.split)
+    result = state | {"data": {"test_set": test_set, "sha256": data.sha256}, "figures": figures}
     write_json(folder / EVALUATION, result)
     return result
 

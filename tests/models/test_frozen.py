@@ -26,7 +26,7 @@ def test_a_second_visit_gives_the_same_in_another_batch(architecture):
     first = loaded.frozen.predict(loaded.model, made, loaded.pad_id)[1].logits
     calls = []
     hook = blocks_of(loaded.model)[0].register_forward_hook(lambda *_: calls.append("lowest layer"))
-    inner = [module for name, module in blocks_of(loaded.model)[0].named_modules() if "mlp" in name][0]
+    inner = next(module for name, module in blocks_of(loaded.model)[0].named_modules() if "mlp" in name)
     computed = inner.register_forward_hook(lambda *_: calls.append("computed"))
     again = [loaded.frozen.predict(loaded.model, [row], loaded.pad_id)[1].logits for row in made]
     hook.remove()

