@@ -8,8 +8,8 @@ import meditune
 
 SOURCE = Path(meditune.__file__).parent
 LAYERS = (
-    *("cli", "doctor", "terminal", "ask", "run", "evaluate", "train", "models", "prompts", "data", "recipes", "recipe"),
-    *("limits", "text", "machine", "progress", "files", "errors"),
+    *("cli", "doctor", "terminal", "ask", "run", "folder", "evaluate", "train", "models", "prompts", "data"),
+    *("recipes", "recipe", "limits", "text", "machine", "progress", "files", "errors"),
 )
 """From top to bottom. A module imports only what stands below it, or its own package."""
 STRANGERS = {("evaluate", "train")}

@@ -57,8 +57,7 @@ def data_prepare(recipe: RecipeName, output: Output, overrides: Overrides = None
     from meditune import terminal
 
     resolved = _recipe(recipe, overrides)
-    journey.claim(resolved.recipe, output)
-    terminal.print_data(journey.prepared(resolved.recipe, output), output / "data")
+    terminal.print_data(journey.prepare_only(resolved.recipe, output), output / "data")
 
 
 @app.command()
@@ -194,7 +193,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
-        app()
+        app(prog_name="meditune")
     except MedituneError as error:
         typer.secho(f"Error: {error}", fg="red", err=True)
         sys.exit(error.exit_code)

@@ -8,29 +8,15 @@ one stopped.
 
 from __future__ import annotations
 
-import platform
-import shlex
-import shutil
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import meditune
 from meditune.data.prepare import Prepared, prepare, stored
-from meditune.errors import DataError, MedituneError, ModelError
+from meditune.errors import DataError, MedituneError
 from meditune.files import read_json, write_json
-from meditune.recipe import Recipe, plain
+from meditune.folder import EVALUATION, RECIPE, STAGES, announce, claim, machine, refuse_unfinished, stage, versions
+from meditune.recipe import Recipe
 from meditune.recipes.loading import load_recipe
-from meditune.recipes.writing import save
-
-RECIPE = "recipe.yaml"
-STAGES = "stages.json"
-EVALUATION = "evaluation.json"
-UNFINISHED = {RECIPE, STAGES, EVALUATION, "rejected.jsonl"}
-"""What lies in a folder in which no stage is done."""
 
 
 def run(recipe: Recipe, folder: Path, command: str) -> dict[str, Any]:
@@ -146,7 +132,7 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
     from meditune.evaluate.summary import summary
     from meditune.train.card import model_card
 
-    _refuse_unfinished(folder)
+    refuse_unfinished(folder)
     recipe = load_recipe(str(folder / RECIPE)).recipe
     training = read_json(folder / "model" / "training.json")
     result = summary(recipe, stored(folder / "data"), training, folder / "predictions")
@@ -161,69 +147,10 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
     return result
 
 
-def claim(recipe: Recipe, folder: Path, model: str | None = None, to_tune: bool = False) -> None:
-    """Make `folder` this recipe's, or check that it is; `model` must be there to be had before anything is written.
-
-    A folder in which nothing was measured or trained yet takes changed settings, so that a mistake in the first ones
-    costs nothing; prepared data must still be those of the recipe. Raises MedituneError where the folder holds
-    something else, and ModelError where the model can't be had, or can't be tuned though it is `to_tune`.
-    """
-    path = folder / RECIPE
-    if path.is_file():
-        _remove_leftovers(folder)
-        earlier = load_recipe(str(path)).recipe
-        if plain(earlier) == plain(recipe):
-            return
-        begun = {item.name for item in folder.iterdir()} - UNFINISHED
-        if begun - {"data"} or (begun and (earlier.data, earlier.seed) != (recipe.data, recipe.seed)):
-            raise MedituneError(
-                f"{folder} holds a run of another recipe or other settings ({path} says which). Choose another "
-                "--output, or remove that folder."
-            )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise MedituneError(f"{folder} is there already and holds no run. Choose another --output.")
-    if model is not None:
-        _check_model(model, to_tune)
-    save(recipe, path)
-
-
-def _check_model(name: str, to_tune: bool) -> None:
-    from meditune.models.load import ADAPTER_FILE, locate
-
-    place = Path(locate(name))
-    if to_tune and (place / ADAPTER_FILE).is_file():
-        raise ModelError(
-            f"model.base: {name} is an adapter, and a second adapter on it would be saved as if it belonged on the "
-            f"base model ({place / ADAPTER_FILE} names it). Tune that base model, or merge the adapter first (peft's "
-            "merge_and_unload, then save_pretrained) and name the merged folder."
-        )
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove temporary files and folders of runs that were killed (names as in files.py)."""
-    import psutil
-
-    for item in folder.glob(".*"):
-        parts = item.name.rsplit(".", 2)
-        if len(parts) == 3 and parts[2] in {"partial", "old"} and parts[1].isdigit():
-            if psutil.pid_exists(int(parts[1])):
-                continue
-            if item.is_dir():
-                shutil.rmtree(item, ignore_errors=True)
-            else:
-                item.unlink(missing_ok=True)
-
-
-def _refuse_unfinished(folder: Path) -> None:
-    if not (folder / RECIPE).is_file():
-        raise DataError(f"{folder} holds no run: {RECIPE} is missing. Give the --output folder of `meditune run`.")
-    predicted = {path.name.partition("-")[::2] for path in (folder / "predictions").glob("*-*.jsonl")}
-    base, tuned = ({kind for name, kind in predicted if name == model} for model in ("base", "tuned"))
-    if not (folder / "model" / "training.json").is_file() or not tuned or base != tuned:
-        raise DataError(
-            f"{folder} holds a run that isn't finished. Go on with: "
-            f"{shlex.join(['meditune', 'run', str(folder / RECIPE), '--output', str(folder)])}"
-        )
+def prepare_only(recipe: Recipe, folder: Path) -> Prepared:
+    """Prepare the data in the run's folder, or read what was prepared before."""
+    claim(recipe, folder)
+    return prepared(recipe, folder)
 
 
 def prepared(recipe: Recipe, folder: Path) -> Prepared:
@@ -231,56 +158,6 @@ def prepared(recipe: Recipe, folder: Path) -> Prepared:
     if (folder / "data" / "quality.json").is_file():
         return stored(folder / "data")
     return prepare(recipe, folder / "data")
-
-
-@contextmanager
-def stage(folder: Path, name: str) -> Iterator[None]:
-    """Announce a stage and add its seconds to the run's account."""
-    announce(name)
-    started = time.monotonic()
-    try:
-        yield
-    finally:
-        account = read_json(folder / STAGES) if (folder / STAGES).is_file() else {}
-        account[name] = round(account.get(name, 0) + time.monotonic() - started, 1)
-        write_json(folder / STAGES, account)
-
-
-def announce(name: str) -> None:
-    """Say which stage begins."""
-    print(f"── {name}", file=sys.stderr, flush=True)
-
-
-def versions() -> dict[str, str]:
-    """Of everything that can change a figure."""
-    from importlib.metadata import version
-
-    packages = ("torch", "transformers", "peft", "tokenizers", "sacrebleu", "rouge_score", "numpy")
-    return {"meditune": meditune.__version__, "python": platform.python_version()} | {
-        package: version(package) for package in packages
-    }
-
-
-def machine() -> dict[str, Any]:
-    """What it ran on."""
-    import psutil
-    import torch
-
-    return {
-        "processor": _processor(),
-        "cores": psutil.cpu_count(logical=True),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _load(recipe: Recipe, name: str) -> Any:
