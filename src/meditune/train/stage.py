@@ -54,6 +54,8 @@ def fine_tune(loaded: LoadedModel, examples: Sequence[Example], recipe: Recipe, 
     write_jsonl(folder / "training.jsonl", (asdict(step) for step in log))
     seconds = sum(step.seconds for step in log)
     facts = {
+        **tokens.as_dict(),
+        **counts,
         "tokens_per_s": round(sum(step.tokens for step in log) / seconds, 1),
         "supervised_tokens": sum(step.supervised_tokens for step in log),
         "peak_rss_gb": round(peak_memory_gb(), 2),
@@ -62,8 +64,6 @@ def fine_tune(loaded: LoadedModel, examples: Sequence[Example], recipe: Recipe, 
         "epochs": recipe.train.epochs,
         "steps": steps,
         "final_loss": log[-1].loss,
-        **tokens.as_dict(),
-        **counts,
     }
     loaded.model = save_adapter(model, loaded, recipe, facts, folder / "model")
     shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
