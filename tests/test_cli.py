@@ -409,3 +409,9 @@ def test_what_got_worse_is_red_in_a_terminal(monkeypatch, capsys):
     assert capsys.readouterr().out == f"{red}GOT WORSE: BLEU 5.00 -> 3.00\x1b[0m\n"
     print_worse(result | {"worse": []})
     assert "No metric got worse." in capsys.readouterr().out
+
+
+def test_mimic_rows_are_refused_for_an_api_model(place, tmp_path):
+    settings = place.settings(data__sources="[{name: mimic}]")
+    meditune("evaluate", "gpt-3.5-turbo", "-o", tmp_path / "api", *settings).refused(3, "MIMIC-III", "third party")
+    assert not (tmp_path / "api").exists()

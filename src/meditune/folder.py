@@ -48,8 +48,21 @@ def claim(recipe: Recipe, folder: Path, model: str | None = None, to_tune: bool 
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise MedituneError(f"{folder} is there already and holds no run. Choose another --output.")
     if model is not None:
+        _refuse_restricted(recipe, model)
         _check_model(model, to_tune)
     save(recipe, path)
+
+
+def _refuse_restricted(recipe: Recipe, model: str) -> None:
+    """Refuse to show a model on someone else's machine what its licence keeps on this one."""
+    from meditune.models.catalogue import CATALOGUE
+
+    entry = CATALOGUE.get(model)
+    if entry and entry.api and any(source.name == "mimic" for source in recipe.data.sources):
+        raise DataError(
+            f"data.sources: MIMIC-III may not be sent to {model}: its licence forbids passing rows to a third party. "
+            "Use a model that runs on this machine, or leave that source out of the recipe."
+        )
 
 
 def _check_model(name: str, to_tune: bool) -> None:

@@ -29,13 +29,15 @@ class Progress:
         self._started = time.monotonic()
         self._last = self._started
         self._last_length = 0
+        self._shown = -1.0
         self._terminal = sys.stderr.isatty()
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, kind: object, value: object, trace: object) -> None:
-        if time.monotonic() - self._started >= QUIET_SECONDS:
+        shown = not self._terminal and self._shown == self.done
+        if time.monotonic() - self._started >= QUIET_SECONDS and not shown:
             self._show(end="\n")
 
     def advance(self, amount: float = 1.0, note: str | None = None) -> None:
@@ -73,6 +75,7 @@ class Progress:
 
     def _show(self, end: str) -> None:
         text = self.line()
+        self._shown = self.done
         if self._terminal:
             padding = " " * max(0, self._last_length - len(text))
             sys.stderr.write(f"\r{text}{padding}{end}")

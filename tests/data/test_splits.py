@@ -89,6 +89,16 @@ def test_leakage_is_refused_by_group_and_by_question_with_the_items_named():
     refuse_leakage([example(9, "other", group="group-3")], test)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_questions_of_different_sources_stay_together_whatever_the_seed(seed):
+    twins = [example(n, source) for n in range(20) for source in ("one", "two")]
+    twins = [e.model_copy(update={"question": f"Is question {e.group} the same in both?"}) for e in twins]
+    parts = split({s: [e for e in twins if e.source == s] for s in ("one", "two")}, True, 0.3, 0.2, seed)
+    questions = [{question_key(e.question) for e in part} for part in parts.named().values()]
+    assert questions[0].isdisjoint(questions[1] | questions[2])
+    assert questions[1].isdisjoint(questions[2])
+
+
 def test_groups_of_different_sources_are_different():
     both = {s: [example(n, s, group=str(n)) for n in range(30)] for s in "ab"}
     assert split(both, False, 0.2, 0.2, 1).test_set.startswith("a-group-")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,21 +44,25 @@ def split(
 ) -> Splits:
     """Split each source: by its publisher's test set where there is one and `official` asks for it, else by group.
 
-    The development set is taken from what isn't test, by group, stratified by source and decision. Raises DataError
-    where a test item (its group or its question) would also be trained on.
+    A question that an official set holds is kept for training wherever else it turns up, so that it can only leak, and
+    be refused, or do no harm. The development set is taken from what isn't test, by group, stratified by source and
+    decision. Raises DataError where a test item (its group or its question) would also be trained on.
     """
     rest: list[Example] = []
     test: list[Example] = []
-    names = []
+    free: list[Example] = []
     for source, examples in by_source.items():
         if official and source in OFFICIAL:
             kept, held = OFFICIAL[source](examples)
-            names.append(f"{source}-official-{len(held)}")
+            rest += kept
+            test += held
         else:
-            kept, held = by_group(examples, test_share, seed)
-            names.append(f"{source}-group-{len(held)}")
-        rest += kept
-        test += held
+            free += examples
+    known = {question_key(example.question) for example in (*rest, *test)}
+    rest += [example for example in free if question_key(example.question) in known]
+    kept, held = by_group([e for e in free if question_key(e.question) not in known], test_share, seed)
+    rest += kept
+    test += held
     refuse_leakage(rest, test)
     train, dev = by_group(rest, dev_share, seed + 1)
     for name, examples in (("train", train), ("dev", dev), ("test", test)):
@@ -67,7 +71,9 @@ def split(
                 f"The {name} split is empty: {len(rest)} examples to train on and {len(test)} to test on are left "
                 "after the checks. Give more examples, or change data.dev_share and data.test_share."
             )
-    return Splits(train, dev, test, "+".join(names))
+    counts = Counter(example.source for example in test)
+    kinds = {source: "official" if official and source in OFFICIAL else "group" for source in by_source}
+    return Splits(train, dev, test, "+".join(f"{name}-{kind}-{counts[name]}" for name, kind in kinds.items()))
 
 
 def by_group(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
