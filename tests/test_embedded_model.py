@@ -4,11 +4,13 @@ import math
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 
 from meditune.evaluate.likelihood import general_rows, score
+from meditune.files import read_jsonl
 from meditune.models.load import load
 from meditune.recipe import ModelSpec
 
@@ -30,7 +32,7 @@ def test_perplexity_equals_a_plain_transformers_loop():
 
 
 @pytest.mark.real
-def test_a_short_real_fine_tune_gives_an_adapter_that_loads_in_five_lines(real_data, tmp_path):
+def test_a_short_real_fine_tune_gives_an_adapter_that_loads_in_five_lines(real_data, tmp_path, capsys):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "meditune.cli", "train", "quickstart", "--output", str(run)]
     done = subprocess.run(
@@ -43,9 +45,16 @@ def test_a_short_real_fine_tune_gives_an_adapter_that_loads_in_five_lines(real_d
     assert "Training on 449 examples" in done.stderr
     assert re.search(r"« (yes|no|maybe)<\|im_end\|>»", done.stderr)
     assert "About" in done.stderr
+    losses = [step["loss"] for step in read_jsonl(run / "training.jsonl")]
+    assert losses[-1] < losses[0]
     card = (run / "model" / "README.md").read_text(encoding="utf-8")
     lines = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("FOLDER", str(run / "model"))
-    shown = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=False)
-    assert shown.returncode == 0, shown.stderr
-    assert "Conclusion:" in shown.stdout
-    assert len(shown.stdout.split("Conclusion:")[1].split()) > 3
+    names: dict[str, Any] = {}
+    exec(lines, names)
+    assert "Conclusion:" in capsys.readouterr().out
+    tuned, base = load(str(run), ModelSpec(dtype="float32")), load("smollm2-135m", ModelSpec(dtype="float32"))
+    with torch.no_grad():
+        theirs = names["model"].float()(**names["prompt"]).logits[0, -1].log_softmax(-1)
+        ours, untuned = (m.model(**names["prompt"]).logits[0, -1].log_softmax(-1) for m in (tuned, base))
+    assert (theirs - ours).abs().max() < 0.01
+    assert (theirs - untuned).abs().max() > 0.1
