@@ -98,6 +98,25 @@ def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_happened():
         assert torch.equal(value, resumed[name])
 
 
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_gradient_checkpointing_changes_no_loss(architecture, frozen):
+    losses = []
+    for checkpointing in (False, True):
+        loaded = tiny.loaded(architecture)
+        model = add_lora(loaded.model, LoraSpec(r=4, top_layers=1 if frozen else None), seed=1)
+        encoder = loaded.encoder(PromptFormat(max_tokens=256, answer_tokens=32))
+        rows = rows_of([encoder.supervised(example, "answer") for example in EXAMPLES])
+        spec = TrainSpec(
+            tasks=["answer"], batch_size=2, epochs=3, learning_rate=1e-2, gradient_checkpointing=checkpointing
+        )
+        weights = TokenWeights(EXAMPLES, rows, spec)
+        steps = train(model, loaded.pad_id, rows, weights, spec, 1, FrozenLayers(model, frozen))
+        losses.append([step.loss for step in steps])
+    assert losses[0][-1] < losses[0][0]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_training_in_16_bits_follows_fp32(dtype):
     spec = TrainSpec(batch_size=4, accumulation=1, epochs=8, learning_rate=5e-3)

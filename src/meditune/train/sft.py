@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from meditune.models.frozen import FrozenLayers
+from meditune.models.quiet import quiet_transformers
 from meditune.models.rows import Row, by_length
 from meditune.progress import Progress
 from meditune.recipe import TrainSpec
@@ -78,7 +79,8 @@ def train(
         done, tensors = resume
         optimizer.restore(tensors)
     if spec.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with quiet_transformers():
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     model.train()
     frozen.without_dropout(model)
