@@ -150,3 +150,10 @@ def test_other_items_are_refused():
     tuned[3] = {**tuned[3], "id": "another"}
     with pytest.raises(DataError, match="different items"):
         compare(Predictions(decision=base), Predictions(decision=tuned), 100, 1)
+
+
+def test_a_move_that_vanishes_in_the_digits_shown_isnt_called_worse():
+    moved = {"delta": -0.001, "ci95": [-0.01, 0.01], "p": 0.9, "better": None}
+    assert got_worse({"bleu": moved}) == []
+    assert got_worse({"bleu": moved | {"better": False}}) == ["bleu"]
+    assert got_worse({"bleu": moved | {"delta": -0.01}}) == ["bleu"]

@@ -77,9 +77,14 @@ def _gap(metric: Metric, tuned: Any, base: Any) -> Any:
 
 
 def got_worse(comparison: dict[str, dict[str, Any]]) -> list[str]:
-    """Names of the metrics that moved the wrong way, whether or not the interval excludes 0."""
+    """Names of the metrics that moved the wrong way, whether or not the interval excludes 0.
+
+    A move that vanishes in the digits shown counts only where it is shown to be worse.
+    """
     worse = []
     for name, row in comparison.items():
-        if row["delta"] < 0 if METRICS[name].direction == "up" else row["delta"] > 0:
+        metric = METRICS[name]
+        wrong = row["delta"] < 0 if metric.direction == "up" else row["delta"] > 0
+        if wrong and (row["better"] is False or round(row["delta"], metric.digits) != 0):
             worse.append(name)
     return worse
