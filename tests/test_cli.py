@@ -96,7 +96,7 @@ def test_preflight_shows_what_is_trained_before_the_first_step(place):
 
 def test_evaluate_prints_and_stores_the_figures(evaluated, place):
     stored = json.loads((evaluated / "evaluation.json").read_text())
-    again = meditune("evaluate", place.base, "-o", evaluated, *place.settings())
+    again = meditune("evaluate", f"{place.base}/../{place.base.name}/", "-o", evaluated, *place.settings())
     assert again.code == 0
     assert stored["model"] == str(place.base)
     assert f"{stored['figures']['accuracy']:.1f}" in again.out
@@ -329,8 +329,8 @@ def test_a_test_question_in_the_training_file_is_leakage(place, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "texts"),
     [
-        ("empty.csv", b"", ["no rows"]),
-        ("head.csv", b"question,answer\n", ["no rows"]),
+        ("empty.csv", b"", ["empty.csv: no rows"]),
+        ("head.csv", b"question,answer\n", ["head.csv: no rows"]),
         ("latin.csv", "question,answer\nDéjà,vu\n".encode("latin-1"), ["latin.csv", "UTF-8"]),
         ("columns.csv", b"q;a\nx;y\n", ["columns.csv", "question", "'q;a'"]),
         ("one.csv", b"question,answer\nDoes it help?,Yes.\n", ["split is empty", "1 examples"]),

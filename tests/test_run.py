@@ -117,6 +117,23 @@ def test_the_report_has_its_keys(official, place):
     assert report["items"] == {"decision": 500, "answer": 60, "general": 2}
 
 
+def test_the_recipe_says_what_it_was_run_with(official, place):
+    folder, _ = official
+    text = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    report = place.report("official")
+    assert f"# data sha256: {report['data']['sha256']}" in text
+    for name in ("meditune", "torch", "transformers", "peft"):
+        assert f"# {name}: {report['versions'][name]}\n" in text
+
+
+def test_a_damaged_report_is_computed_again(official, place):
+    folder, _ = official
+    report = place.report("official")
+    (folder / "report.json").write_text('{"meditune": ', encoding="utf-8")
+    assert meditune("report", folder).code == 0
+    assert place.report("official")["comparison"] == report["comparison"]
+
+
 def test_training_made_the_model_better_at_what_it_was_shown(official, place):
     comparison = place.report("official")["comparison"]
     for name in ("perplexity", "bleu", "rouge1", "rougeL"):
@@ -304,8 +321,26 @@ def test_leftovers_of_a_killed_run_are_removed(place, uninterrupted):
     (folder / f".report.json.{ended.pid}.partial").write_text("{", encoding="utf-8")
     (folder / f".data.{os.getpid()}.partial").mkdir()
     assert place.run(uninterrupted, **STEPS).code == 0
-    assert [path.name for path in folder.glob(".*")] == [f".data.{os.getpid()}.partial"]
+    assert [path.name for path in folder.glob(".*.*")] == [f".data.{os.getpid()}.partial"]
     (folder / f".data.{os.getpid()}.partial").rmdir()
+
+
+def test_two_runs_in_one_folder_dont_meet(place, uninterrupted):
+    words = ["run", "quickstart", "--output", place.folder / "shared", *place.settings(**STEPS)]
+    with place.started(*words) as process:
+        wait_for((place.folder / "shared" / "checkpoint" / "state.json").is_file, process)
+        meditune(*words).refused(1, "Another meditune is at work in", "choose another --output")
+        assert process.wait() == 0
+    same(place, "shared", uninterrupted)
+
+
+def test_a_refused_folder_is_left_as_it_was(place, tmp_path):
+    (tmp_path / "mine").mkdir()
+    wrong = place.settings(model__base="nobody")
+    meditune("run", "quickstart", "--output", tmp_path / "new", *wrong).refused(4, "no model 'nobody'")
+    meditune("run", "quickstart", "--output", tmp_path / "mine", *wrong).refused(4, "no model 'nobody'")
+    assert not (tmp_path / "new").exists()
+    assert not list((tmp_path / "mine").iterdir())
 
 
 # The full disk.

@@ -20,19 +20,53 @@ from meditune.recipes.loading import load_recipe
 from meditune.recipes.writing import save
 
 RECIPE = "recipe.yaml"
+LOCK = ".lock"
 STAGES = "stages.json"
 EVALUATION = "evaluation.json"
-UNFINISHED = {RECIPE, STAGES, EVALUATION, "rejected.jsonl"}
+UNFINISHED = {RECIPE, LOCK, STAGES, EVALUATION, "rejected.jsonl"}
 """What lies in a folder in which no stage is done."""
 
 
-def claim(recipe: Recipe, folder: Path, model: str | None = None, to_tune: bool = False) -> None:
-    """Make `folder` this recipe's, or check that it is; `model` must be there to be had before anything is written.
+@contextmanager
+def claimed(recipe: Recipe, folder: Path, model: str | None = None, to_tune: bool = False) -> Iterator[None]:
+    """Make `folder` this recipe's, or check that it is, and keep other processes out of it inside the block.
 
-    A folder in which nothing was measured or trained yet takes changed settings, so that a mistake in the first ones
-    costs nothing; prepared data must still be those of the recipe. Raises MedituneError where the folder holds
-    something else, and ModelError where the model can't be had, or can't be tuned though it is `to_tune`.
+    `model` must be there to be had before anything is written. A folder in which nothing was measured or trained yet
+    takes changed settings, so that a mistake in the first ones costs nothing; prepared data must still be those of the
+    recipe. Raises MedituneError where the folder holds something else or another process is at work in it, and
+    ModelError where the model can't be had, or can't be tuned though it is `to_tune`.
     """
+    from filelock import FileLock, Timeout
+
+    made = not folder.exists()
+    _refuse_foreign(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise MedituneError(
+            f"Another meditune is at work in {folder}. Wait until it is done, or choose another --output."
+        ) from error
+    try:
+        _claim(recipe, folder, model, to_tune)
+        yield
+    finally:
+        if not (folder / RECIPE).is_file():
+            (folder / LOCK).unlink(missing_ok=True)
+            if made:
+                folder.rmdir()
+        lock.release()
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if (folder / RECIPE).is_file() or not folder.exists():
+        return
+    if not folder.is_dir() or any(item.name != LOCK for item in folder.iterdir()):
+        raise MedituneError(f"{folder} is there already and holds no run. Choose another --output.")
+
+
+def _claim(recipe: Recipe, folder: Path, model: str | None, to_tune: bool) -> None:
     path = folder / RECIPE
     if path.is_file():
         _remove_leftovers(folder)
@@ -45,12 +79,15 @@ def claim(recipe: Recipe, folder: Path, model: str | None = None, to_tune: bool 
                 f"{folder} holds a run of another recipe or other settings ({path} says which). Choose another "
                 "--output, or remove that folder."
             )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise MedituneError(f"{folder} is there already and holds no run. Choose another --output.")
     if model is not None:
         _refuse_restricted(recipe, model)
         _check_model(model, to_tune)
-    save(recipe, path)
+    save(recipe, path, versions())
+
+
+def note_data(recipe: Recipe, folder: Path, sha256: str) -> None:
+    """Say in the recipe's file which data it was run on, beside the versions."""
+    save(recipe, folder / RECIPE, versions() | {"data sha256": sha256})
 
 
 def _refuse_restricted(recipe: Recipe, model: str) -> None:

@@ -86,7 +86,7 @@ class Encoder:
 
     def prompt(self, example: Example, task: Task) -> Encoded:
         """The tokens that the model is to continue."""
-        return self._fit(example, task, target=[], reserve=self._reserve)
+        return self._fit(example, task, target=[], reserve=self.format.answer_room)
 
     def supervised(self, example: Example, task: Task) -> Encoded:
         """Prompt and target. Raises DataError where the example has nothing to say to this task."""
@@ -94,7 +94,7 @@ class Encoder:
         if not text:
             raise DataError(f"{example.id} has no {task} to learn from or to be measured on.")
         target = [*self.tokenize(f" {text}"), self.tokenizer.eos_token_id]
-        return self._fit(example, task, target, max(self._reserve, len(target)))
+        return self._fit(example, task, target, max(self.format.answer_room, len(target)))
 
     def label_ids(self) -> dict[str, int]:
         """The first token of each decision word. Raises ModelError where two of them begin alike."""
@@ -110,10 +110,6 @@ class Encoder:
             # A sentencepiece tokenizer puts its own space before the text: give it text without one.
             ids = self.tokenizer(text[1:], add_special_tokens=False)["input_ids"]
         return ids
-
-    @property
-    def _reserve(self) -> int:
-        return min(self.format.answer_tokens, self.format.max_tokens // 2)
 
     def _keeps_leading_space(self, ids: list[int]) -> bool:
         pieces = self.tokenizer.convert_ids_to_tokens(ids[:1])

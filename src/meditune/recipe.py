@@ -85,6 +85,11 @@ class PromptFormat(Spec):
     answer_cue: str = Field("Conclusion:", min_length=1, description="Asks for the long answer.")
     decision_cue: str = Field("Answer (yes, no or maybe):", min_length=1, description="Asks for the decision.")
 
+    @property
+    def answer_room(self) -> int:
+        """Tokens that a prompt leaves free for the answer, at most half of the row."""
+        return min(self.answer_tokens, self.max_tokens // 2)
+
 
 class TrainSpec(Spec):
     """Supervised fine-tuning."""

@@ -14,7 +14,18 @@ from typing import Any
 from meditune.data.prepare import Prepared, prepare, stored
 from meditune.errors import DataError, MedituneError
 from meditune.files import read_json, write_json
-from meditune.folder import EVALUATION, RECIPE, STAGES, announce, claim, machine, refuse_unfinished, stage, versions
+from meditune.folder import (
+    EVALUATION,
+    RECIPE,
+    STAGES,
+    announce,
+    claimed,
+    machine,
+    note_data,
+    refuse_unfinished,
+    stage,
+    versions,
+)
 from meditune.recipe import Recipe
 from meditune.recipes.loading import load_recipe
 
@@ -28,27 +39,27 @@ def run(recipe: Recipe, folder: Path, command: str) -> dict[str, Any]:
     from meditune.train.encode import check_teaches
     from meditune.train.stage import fine_tune
 
-    claim(recipe, folder, recipe.model.base, to_tune=True)
-    with stage(folder, "prepare"):
-        data = prepared(recipe, folder)
-    check_teaches(data.splits.train, recipe.train.tasks)
-    measuring = Measuring(recipe, data.splits.measured(recipe.evaluate.split), folder / "predictions")
-    trained = (folder / "model" / "training.json").is_file()
-    loaded: Any = None
-    if not (trained and measuring.is_done("base")):
-        loaded = _load(recipe, recipe.model.base)
-        with stage(folder, "measure base"):
-            measuring.measure(loaded, "base")
-    if not trained:
-        with stage(folder, "train"):
-            fine_tune(loaded, data.splits.train, recipe, folder)
-    if not measuring.is_done("tuned"):
-        if loaded is None or trained:
-            loaded = _load(recipe, str(folder / "model"))
-        with stage(folder, "measure tuned"):
-            measuring.measure(loaded, "tuned")
-    announce("compare and report")
-    return report(folder, command)
+    with claimed(recipe, folder, recipe.model.base, to_tune=True):
+        with stage(folder, "prepare"):
+            data = prepared(recipe, folder)
+        check_teaches(data.splits.train, recipe.train.tasks)
+        measuring = Measuring(recipe, data.splits.measured(recipe.evaluate.split), folder / "predictions")
+        trained = (folder / "model" / "training.json").is_file()
+        loaded: Any = None
+        if not (trained and measuring.is_done("base")):
+            loaded = _load(recipe, recipe.model.base)
+            with stage(folder, "measure base"):
+                measuring.measure(loaded, "base")
+        if not trained:
+            with stage(folder, "train"):
+                fine_tune(loaded, data.splits.train, recipe, folder)
+        if not measuring.is_done("tuned"):
+            if loaded is None or trained:
+                loaded = _load(recipe, str(folder / "model"))
+            with stage(folder, "measure tuned"):
+                measuring.measure(loaded, "tuned")
+        announce("compare and report")
+        return report(folder, command)
 
 
 def train(recipe: Recipe, folder: Path) -> None:
@@ -56,13 +67,13 @@ def train(recipe: Recipe, folder: Path) -> None:
     from meditune.train.encode import check_teaches
     from meditune.train.stage import fine_tune
 
-    claim(recipe, folder, recipe.model.base, to_tune=True)
-    with stage(folder, "prepare"):
-        data = prepared(recipe, folder)
-    check_teaches(data.splits.train, recipe.train.tasks)
-    if not (folder / "model" / "training.json").is_file():
-        with stage(folder, "train"):
-            fine_tune(_load(recipe, recipe.model.base), data.splits.train, recipe, folder)
+    with claimed(recipe, folder, recipe.model.base, to_tune=True):
+        with stage(folder, "prepare"):
+            data = prepared(recipe, folder)
+        check_teaches(data.splits.train, recipe.train.tasks)
+        if not (folder / "model" / "training.json").is_file():
+            with stage(folder, "train"):
+                fine_tune(_load(recipe, recipe.model.base), data.splits.train, recipe, folder)
 
 
 def evaluate(model: str, recipe: Recipe, folder: Path) -> dict[str, Any]:
@@ -74,25 +85,25 @@ def evaluate(model: str, recipe: Recipe, folder: Path) -> dict[str, Any]:
     from meditune.evaluate.predictions import read
     from meditune.evaluate.stage import Measuring
 
-    claim(recipe, folder, model)
-    state = {"model": model}
-    measured = (folder / "predictions").exists()
-    if measured and (folder / EVALUATION).is_file() and read_json(folder / EVALUATION)["model"] != model:
-        raise MedituneError(f"{folder} holds an evaluation of another model. Choose another --output.")
-    write_json(folder / EVALUATION, state)
-    with stage(folder, "prepare"):
-        data = prepared(recipe, folder)
-    measuring = Measuring(recipe, data.splits.measured(recipe.evaluate.split), folder / "predictions")
-    if not measuring.is_done("model"):
-        loaded = _load(recipe, model)
-        measuring.form = loaded.form or recipe.prompt
-        with stage(folder, "measure"):
-            measuring.measure(loaded, "model")
-    figures = summarise(read(folder / "predictions", "model"))
-    test_set = data.splits.measured_name(recipe.evaluate.split)
-    result = state | {"data": {"test_set": test_set, "sha256": data.sha256}, "figures": figures}
-    write_json(folder / EVALUATION, result)
-    return result
+    with claimed(recipe, folder, model):
+        state = {"model": model}
+        measured = (folder / "predictions").exists() and (folder / EVALUATION).is_file()
+        if measured and not _same_model(read_json(folder / EVALUATION)["model"], model):
+            raise MedituneError(f"{folder} holds an evaluation of another model. Choose another --output.")
+        write_json(folder / EVALUATION, state)
+        with stage(folder, "prepare"):
+            data = prepared(recipe, folder)
+        measuring = Measuring(recipe, data.splits.measured(recipe.evaluate.split), folder / "predictions")
+        if not measuring.is_done("model"):
+            loaded = _load(recipe, model)
+            measuring.form = loaded.form or recipe.prompt
+            with stage(folder, "measure"):
+                measuring.measure(loaded, "model")
+        figures = summarise(read(folder / "predictions", "model"))
+        test_set = data.splits.measured_name(recipe.evaluate.split)
+        result = state | {"data": {"test_set": test_set, "sha256": data.sha256}, "figures": figures}
+        write_json(folder / EVALUATION, result)
+        return result
 
 
 def compare_folders(first: Path, second: Path, resamples: int, seed: int) -> dict[str, Any]:
@@ -136,11 +147,11 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
     recipe = load_recipe(str(folder / RECIPE)).recipe
     training = read_json(folder / "model" / "training.json")
     result = summary(recipe, stored(folder / "data"), training, folder / "predictions")
-    earlier = read_json(folder / "report.json") if (folder / "report.json").is_file() else {}
+    earlier = _earlier_command(folder / "report.json")
     result["stages"] = read_json(folder / STAGES) if (folder / STAGES).is_file() else {}
     result["versions"] = versions()
     result["machine"] = machine()
-    result["command"] = command or earlier.get("command") or f"meditune report {folder}"
+    result["command"] = command or earlier or f"meditune report {folder}"
     write_json(folder / "report.json", result)
     (folder / "model" / "README.md").write_text(model_card(recipe, training, result), encoding="utf-8")
     render(folder)
@@ -149,18 +160,33 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
 
 def prepare_only(recipe: Recipe, folder: Path) -> Prepared:
     """Prepare the data in the run's folder, or read what was prepared before."""
-    claim(recipe, folder)
-    return prepared(recipe, folder)
+    with claimed(recipe, folder):
+        return prepared(recipe, folder)
 
 
 def prepared(recipe: Recipe, folder: Path) -> Prepared:
     """The run's data, prepared now or before."""
     if (folder / "data" / "quality.json").is_file():
         return stored(folder / "data")
-    return prepare(recipe, folder / "data")
+    data = prepare(recipe, folder / "data")
+    note_data(recipe, folder, data.sha256)
+    return data
 
 
 def _load(recipe: Recipe, name: str) -> Any:
     from meditune.models.load import load
 
     return load(name, recipe.model)
+
+
+def _same_model(first: str, second: str) -> bool:
+    return first == second or (Path(first).is_dir() and Path(first).resolve() == Path(second).resolve())
+
+
+def _earlier_command(path: Path) -> str | None:
+    """The command that the report names; None where there is none, or its file is damaged and about to be replaced."""
+    try:
+        command = read_json(path)["command"] if path.is_file() else None
+    except (DataError, KeyError, TypeError):
+        return None
+    return command if isinstance(command, str) else None

@@ -43,7 +43,7 @@ def read(
         name, found = file.stem, rows(file, source, rejects)
     else:
         name, found = str(path), _hub_rows(str(path), split, config)
-    yield from from_rows(found, rejects, fields=fields, source=source, name=name)
+    yield from from_rows(found, rejects, fields=fields, source=source, name=name, place=str(path))
 
 
 def from_rows(
@@ -53,12 +53,16 @@ def from_rows(
     fields: Mapping[str, str] | None = None,
     source: str = SOURCE,
     name: str = "row",
+    place: str | None = None,
 ) -> Iterator[Example]:
-    """Examples from (place, columns) pairs, with the rules of `read`; `name` begins the ids of rows without one."""
+    """Examples from (place, columns) pairs, with the rules of `read`.
+
+    `name` begins the ids of rows without one; `place` is where they are, for an error.
+    """
     stream = iter(found)
     first = list(itertools.islice(stream, _LOOK_AHEAD))
     if not first:
-        raise DataError(f"{name}: no rows. Give a file with at least one question and its answer or decision.")
+        raise DataError(f"{place or name}: no rows. Give a file with at least one question and its answer or decision.")
     available = list(dict.fromkeys(str(column) for _, row in first for column in row))
     columns = columns_for(available, fields, first[0][0])
     seen: set[str] = set()

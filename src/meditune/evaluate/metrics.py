@@ -40,9 +40,9 @@ METRICS: dict[str, Metric] = {
         Metric("ece", "Calibration error", "down", 3, "Expected calibration error of the decision, ten equal bins."),
         Metric("perplexity", "Perplexity", "down", 2, "Of the reference answer's tokens, given question and context."),
         Metric("bleu", "BLEU", "up", 2, "sacrebleu's corpus BLEU of greedy answers, 0 to 100."),
-        Metric("rouge1", "ROUGE-1", "up", 3, "rouge_score's F with stemming, mean over answers."),
-        Metric("rouge2", "ROUGE-2", "up", 3, "rouge_score's F with stemming, mean over answers."),
-        Metric("rougeL", "ROUGE-L", "up", 3, "rouge_score's F with stemming, mean over answers."),
+        Metric("rouge1", "ROUGE-1", "up", 3, "Words shared with the reference (F, stemmed)."),
+        Metric("rouge2", "ROUGE-2", "up", 3, "Pairs of neighbouring words shared with the reference (F, stemmed)."),
+        Metric("rougeL", "ROUGE-L", "up", 3, "Longest sequence of words in the reference's order (F, stemmed)."),
         Metric("length_ratio", "Length ratio", "one", 2, "Words written over words of the references."),
         Metric("general_perplexity", "General perplexity", "down", 2, "Of WikiText-2: rises when a model forgets."),
     )

@@ -21,11 +21,15 @@ def show(resolved: Resolved) -> str:
     return "\n".join(_lines(resolved.recipe, (), "", resolved.origin))
 
 
-def save(resolved: Resolved | Recipe, path: Path) -> None:
-    """Write every option to a YAML file, whole or not at all; it loads back to an equal recipe."""
+def save(resolved: Resolved | Recipe, path: Path, made_with: Mapping[str, str] | None = None) -> None:
+    """Write every option to a YAML file, whole or not at all; it loads back to an equal recipe.
+
+    What it was made with (versions, hashes) stands above as comments.
+    """
     recipe, origin = (resolved, {}) if isinstance(resolved, Recipe) else (resolved.recipe, resolved.origin)
     with replacing(path) as stream:
         stream.write("# Every option of this run. `meditune run` with this file repeats it.\n")
+        stream.writelines(f"# {name}: {value}\n" for name, value in (made_with or {}).items())
         stream.writelines(f"{line}\n" for line in _lines(recipe, (), "", origin))
 
 

@@ -15,6 +15,7 @@ from meditune.evaluate.report.verdict import verdict
 from meditune.evaluate.report.worked import worked_examples
 from meditune.files import read_json, read_jsonl, replacing
 from meditune.limits import LIMITS
+from meditune.recipe import PromptFormat
 
 HERE = Path(__file__).parent
 TILES = 4
@@ -129,7 +130,8 @@ def _prompt_room(recipe_text: str) -> int | None:
     """Tokens that the recipe leaves for the prompt; None where it doesn't say."""
     import yaml
 
-    form = (yaml.safe_load(recipe_text) or {}).get("prompt") or {}
-    if not {"max_tokens", "answer_tokens"} <= set(form):
+    said = (yaml.safe_load(recipe_text) or {}).get("prompt")
+    if not said:
         return None
-    return int(form["max_tokens"]) - min(int(form["answer_tokens"]), int(form["max_tokens"]) // 2)
+    form = PromptFormat.model_validate(said)
+    return form.max_tokens - form.answer_room
