@@ -19,11 +19,11 @@ class Predicted(NamedTuple):
     hidden: torch.Tensor
     """(N, hidden size), the last hidden state"""
     logits: torch.Tensor
-    """(N, vocabulary), in the model's number format"""
+    """(N, vocabulary), in the model's number format; (0, vocabulary) where they weren't asked for"""
 
 
-def predict(model: Any, batch: Batch) -> Predicted:
-    """Run the model over the batch's rows and its head over the supervised tokens only.
+def predict(model: Any, batch: Batch, logits: bool = True) -> Predicted:
+    """Run the model over the batch's rows and its head over the supervised tokens only, or over nothing.
 
     The output head's own forward sees just the selected hidden states, so whatever an architecture does after its head
     (soft-capping, scaling) still happens.
@@ -34,7 +34,8 @@ def predict(model: Any, batch: Batch) -> Predicted:
 
     def select(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         selected.append(inputs[0][rows, columns])
-        return (selected[0].unsqueeze(0), *inputs[1:])
+        given = selected[0] if logits else selected[0][:0]
+        return (given.unsqueeze(0), *inputs[1:])
 
     hook = model.get_output_embeddings().register_forward_pre_hook(select)
     try:

@@ -29,17 +29,17 @@ class FrozenLayers:
         self._kept: dict[Key, torch.Tensor] = {}
         self._as_tuple = False
 
-    def predict(self, model: Any, rows: Sequence[Row], pad_id: int) -> tuple[Batch, Predicted]:
+    def predict(self, model: Any, rows: Sequence[Row], pad_id: int, logits: bool = True) -> tuple[Batch, Predicted]:
         """As `models.forward.predict`, for the batch of these rows."""
         batch = collate(rows, pad_id)
         if not self.blocks:
-            return batch, predict(model, batch)
+            return batch, predict(model, batch, logits)
         keys = [(tuple(row.tokens), tuple(row.positions)) for row in rows]
         if all(key in self._kept for key in keys):
             with self._given([self._kept[key] for key in keys], batch.tokens.shape[1]):
-                return batch, predict(model, batch)
+                return batch, predict(model, batch, logits)
         with self._remembering(keys, rows):
-            return batch, predict(model, batch)
+            return batch, predict(model, batch, logits)
 
     def without_dropout(self, model: Any) -> None:
         """Switch dropout off wherever it acts below the adapters; what is remembered must not be noise."""

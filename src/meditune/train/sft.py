@@ -16,6 +16,7 @@ from meditune.models.quiet import quiet_transformers
 from meditune.models.rows import Row, by_length
 from meditune.progress import Progress
 from meditune.recipe import TrainSpec
+from meditune.train.head_loss import fused_loss, is_plain_head, plain_loss
 from meditune.train.optimizer import MasterAdamW, learning_rate
 from meditune.train.weights import TokenWeights
 
@@ -134,12 +135,16 @@ def _gather_gradients(
     row_weights = [weights.of(row) for row in rows]
     whole = sum(sum(values) for values in row_weights)
     total = 0.0
+    head = model.get_output_embeddings() if is_plain_head(model) else None
     for indices in by_length(rows, spec.micro_batch_tokens):
-        batch, predicted = frozen.predict(model, [rows[index] for index in indices], pad_id)
-        logits = predicted.logits.float()
-        each = torch.nn.functional.cross_entropy(logits, batch.targets.to(logits.device), reduction="none")
-        weight = torch.tensor([value for index in indices for value in row_weights[index]], device=logits.device)
-        loss = (each * weight).sum() / whole
+        batch, predicted = frozen.predict(model, [rows[index] for index in indices], pad_id, logits=head is None)
+        device = predicted.hidden.device
+        weight = torch.tensor([value / whole for index in indices for value in row_weights[index]], device=device)
+        targets = batch.targets.to(device)
+        if head is None:
+            loss = plain_loss(predicted, targets, weight)
+        else:
+            loss = fused_loss(head, predicted.hidden, targets, weight)
         (loss * scale).backward()  # type: ignore[no-untyped-call]
         total += loss.item()
         progress.advance(batch.real_tokens, f"loss {total:.3f}" if indices else None)

@@ -1,0 +1,69 @@
+"""Cross-entropy through the output head in pieces, without keeping the logits.
+
+With 262,000 words the logits of 500 supervised tokens are half a gigabyte in FP32, and a plain backward pass fills
+several tensors of that size. Here each piece's logits live only until their loss and the gradient of their hidden
+states are known (as in Liger's fused linear cross-entropy, arXiv:2410.10989). `plain_loss` is the fallback for heads
+that are trained themselves or whose logits the architecture changes afterwards; a test holds the two equal.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from meditune.models.forward import Predicted
+
+PIECE = 256
+"""Supervised tokens whose logits are held at once."""
+CHANGED_AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""Settings of architectures that scale or cap what their head gives."""
+
+
+def is_plain_head(model: Any) -> bool:
+    """Whether the logits are a frozen linear map of the last hidden state and nothing else."""
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    if type(head) is not torch.nn.Linear or any(parameter.requires_grad for parameter in head.parameters()):
+        return False
+    return not any(getattr(config, name, None) for name in CHANGED_AFTER_HEAD)
+
+
+def plain_loss(predicted: Predicted, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Sum over N tokens of weight * cross-entropy, from (N, vocabulary) logits."""
+    each = torch.nn.functional.cross_entropy(predicted.logits.float(), targets, reduction="none")
+    return (each * weights).sum()
+
+
+def fused_loss(head: torch.nn.Linear, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> Any:
+    """The same sum from (N, hidden size) hidden states; the gradient reaches the hidden states only."""
+    return _FusedLoss.apply(hidden, head.weight, head.bias, targets, weights)  # type: ignore[no-untyped-call]
+
+
+class _FusedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        matrix: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        weights: torch.Tensor,
+    ) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        gradient = torch.empty_like(hidden)
+        for start in range(0, len(hidden), PIECE):
+            here = slice(start, start + PIECE)
+            weight, target = weights[here, None].float(), targets[here, None]
+            logits = torch.nn.functional.linear(hidden[here], matrix, bias).float()
+            normalizer = logits.logsumexp(dim=1, keepdim=True)
+            total += ((normalizer - logits.gather(1, target)) * weight).sum()
+            slope = logits.sub_(normalizer).exp_().mul_(weight)
+            slope.scatter_add_(1, target, -weight)
+            gradient[here] = slope.to(hidden.dtype) @ matrix
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *above: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * above[0].to(gradient.dtype), None, None, None, None
