@@ -131,7 +131,7 @@ def test_compare_says_which_is_better(evaluated, finished, tmp_path):
     stored = json.loads((tmp_path / "c.json").read_text())
     assert stored["comparison"]["perplexity"]["better"] is True
     assert "Perplexity" in result.out
-    assert result.last.startswith(("No metric got worse.", "GOT WORSE: "))
+    assert result.last.startswith(("No metric got worse.", "GOT WORSE: ", "MOVED THE WRONG WAY"))
 
 
 def test_compare_refuses_different_items(place, evaluated):
@@ -150,7 +150,7 @@ def test_compare_refuses_different_measures(place, tmp_path):
 def test_compare_and_report_say_what_kind_of_folder_they_need(evaluated, tmp_path):
     meditune("compare", evaluated, tmp_path).refused(3, str(tmp_path), "meditune evaluate")
     meditune("report", tmp_path).refused(3, str(tmp_path), "--output folder of `meditune run`")
-    meditune("report", evaluated).refused(3, "isn't finished", f"meditune run {evaluated / 'recipe.yaml'}")
+    meditune("report", evaluated).refused(3, "the evaluation of one model", f"meditune compare {evaluated} OTHER")
 
 
 def test_report_computes_the_same_report_again(place, finished):
@@ -272,6 +272,27 @@ def test_a_misspelt_source_does_not_fall_back_to_the_sample(place):
     place.run("bad-source", data__sources__0__name="pubmedqq").refused(3, "Did you mean 'pubmedqa'?")
 
 
+@pytest.mark.parametrize(
+    ("sources", "texts"),
+    [
+        ("[{name: Own, path: a.csv}]", ["'Own'", "own", "Did you mean 'own'?"]),
+        ("[{name: own}]", ["needs a path"]),
+        ("[{name: wikitext-2}]", ["plain text"]),
+    ],
+)
+def test_recipe_check_looks_at_the_sources(sources, texts):
+    meditune("recipe", "check", "quickstart", "--set", f"data.sources={sources}").refused(3, *texts)
+
+
+def test_a_mistyped_run_folder_is_not_looked_for_at_the_hub(place, monkeypatch):
+    monkeypatch.chdir(place.folder.parent)
+    meditune("ask", "runs/nope", "Does it help?").refused(4, "no model 'runs/nope' here", "not a folder")
+
+
+def test_a_misspelt_model_names_the_nearest(place):
+    place.run("near", model__base="smolm2-135m").refused(4, "Did you mean smollm2-135m?")
+
+
 def test_a_sample_of_an_official_split_is_refused_with_the_way_out(place):
     place.run("bad-limit", data__split="official").refused(3, "--set data.split=group")
 
@@ -357,13 +378,13 @@ def test_a_folder_with_something_else_is_left_alone(place, tmp_path):
 
 def test_a_folder_with_another_run_is_left_alone(place, finished):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-    meditune("run", "quickstart", "-o", finished, *place.settings(seed=3)).refused(1, str(finished), "another recipe")
+    meditune("run", "quickstart", "-o", finished, *place.settings(seed=3)).refused(1, str(finished), "seed is 17 there")
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
 def test_prepared_data_is_not_taken_for_other_data(place):
     place.run("claimed", model__base="owner/name")
-    place.run("claimed", seed=3).refused(1, "another recipe")
+    place.run("claimed", seed=3).refused(1, "seed is 17 there, model.base is owner/name there")
 
 
 @pytest.mark.parametrize("output", ["/dev/null/run", "x" * 300])
@@ -407,6 +428,8 @@ def test_what_got_worse_is_red_in_a_terminal(monkeypatch, capsys):
     print_worse(result)
     red = "\x1b[1;31m"
     assert capsys.readouterr().out == f"{red}GOT WORSE: BLEU 5.00 -> 3.00\x1b[0m\n"
+    print_worse(result | {"comparison": {"bleu": row | {"better": None}}})
+    assert capsys.readouterr().out == f"{red}MOVED THE WRONG WAY, within noise: BLEU 5.00 -> 3.00\x1b[0m\n"
     print_worse(result | {"worse": []})
     assert "No metric got worse." in capsys.readouterr().out
 

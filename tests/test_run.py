@@ -147,7 +147,7 @@ def test_the_last_line_says_what_got_worse(official, place):
     if not report["worse"]:
         assert result.last == "No metric got worse."
     for name in report["worse"]:
-        assert result.last.startswith("GOT WORSE: ")
+        assert result.last.startswith(("GOT WORSE: ", "MOVED THE WRONG WAY"))
         assert METRIC_TABLE[name].title in result.last
 
 
@@ -457,12 +457,24 @@ def test_without_data_the_sample_takes_over_and_is_marked(place, tmp_path, monke
     result = meditune("run", "quickstart", "-o", tmp_path / "run", *settings)
     assert result.code == 0
     assert "SYNTHETIC" in result.err
+    assert "SYNTHETIC" in result.out
     assert "https://raw.githubusercontent.com/pubmedqa" in result.err
     report = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
     assert report["data"]["synthetic"] is True
     assert "synthetic" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8").lower()
     for card in ("data/README.md", "model/README.md"):
         assert "invented" in (tmp_path / "run" / card).read_text(encoding="utf-8")
+
+
+def test_real_data_take_the_samples_place_once_they_are_there(place, tmp_path, monkeypatch):
+    words = ["quickstart", "-o", tmp_path / "run", *place.settings(data__sources__0__limit=None)]
+    with monkeypatch.context() as patch:
+        patch.setenv("MEDITUNE_DATA", str(tmp_path))
+        assert "SYNTHETIC" in meditune("data", "prepare", *words).out
+    again = meditune("data", "prepare", *words)
+    assert "take the sample's place" in again.err
+    assert "SYNTHETIC" not in again.out
+    assert json.loads((tmp_path / "run" / "data" / "quality.json").read_text())["sources"]["pubmedqa"]["read"] == 1000
 
 
 def test_real_data_is_not_marked_synthetic(official, place):

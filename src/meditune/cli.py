@@ -14,7 +14,7 @@ import typer
 from meditune.errors import MedituneError, Stopped
 
 app = typer.Typer(
-    help="Tune a small open language model for medical questions, and prove with statistics that it got better.",
+    help="Tune a small open language model for medical questions, and measure with statistics whether it got better.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -46,6 +46,7 @@ def run(recipe: RecipeName, output: Output, overrides: Overrides = None) -> None
     command = shlex.join(["meditune", "run", recipe, "--output", str(output), *settings])
     report = journey.run(resolved.recipe, output, command)
     terminal.print_comparison(report)
+    terminal.print_synthetic(report["data"]["synthetic"])
     typer.echo(f"Report: {(output / 'report.html').resolve()}")
     terminal.print_worse(report)
 
@@ -114,6 +115,7 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A finishe
 
     result = journey.report(folder)
     terminal.print_comparison(result)
+    terminal.print_synthetic(result["data"]["synthetic"])
     typer.echo(f"Report: {(folder / 'report.html').resolve()}")
     terminal.print_worse(result)
 
@@ -166,7 +168,10 @@ def recipe_show(recipe: RecipeName, overrides: Overrides = None) -> None:
 @recipe_app.command("check")
 def recipe_check(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Is the recipe valid? All errors are shown at once."""
+    from meditune.data.prepare import check_sources
+
     resolved = _recipe(recipe, overrides)
+    check_sources(resolved.recipe.data)
     typer.echo(f"{recipe} is valid: {resolved.recipe.name}, {resolved.recipe.model.base}.")
 
 

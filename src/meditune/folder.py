@@ -16,11 +16,14 @@ import meditune
 from meditune.errors import DataError, MedituneError, ModelError
 from meditune.files import read_json, write_json
 from meditune.recipe import Recipe, plain
+from meditune.recipes.keys import dotted, leaves
 from meditune.recipes.loading import load_recipe
 from meditune.recipes.writing import save
 
 RECIPE = "recipe.yaml"
 LOCK = ".lock"
+SHOWN = 3
+"""So many differing settings are named."""
 STAGES = "stages.json"
 EVALUATION = "evaluation.json"
 UNFINISHED = {RECIPE, LOCK, STAGES, EVALUATION, "rejected.jsonl"}
@@ -76,13 +79,21 @@ def _claim(recipe: Recipe, folder: Path, model: str | None, to_tune: bool) -> No
         begun = {item.name for item in folder.iterdir()} - UNFINISHED
         if begun - {"data"} or (begun and (earlier.data, earlier.seed) != (recipe.data, recipe.seed)):
             raise MedituneError(
-                f"{folder} holds a run of another recipe or other settings ({path} says which). Choose another "
-                "--output, or remove that folder."
+                f"{folder} holds a run with other settings: {_differing(earlier, recipe)}. Give the same recipe and "
+                "--set options to go on with it; otherwise choose another --output, or remove that folder."
             )
     if model is not None:
         _refuse_restricted(recipe, model)
         _check_model(model, to_tune)
     save(recipe, path, versions())
+
+
+def _differing(earlier: Recipe, recipe: Recipe) -> str:
+    """The first settings that differ, with the folder's value."""
+    before, now = ({dotted(key): value for key, value in leaves(each)} for each in (earlier, recipe))
+    differing = [f"{key} is {before.get(key)} there" for key in before | now if before.get(key) != now.get(key)]
+    more = len(differing) - SHOWN
+    return ", ".join(differing[:SHOWN]) + (f", and {more} more" if more > 0 else "")
 
 
 def note_data(recipe: Recipe, folder: Path, sha256: str) -> None:
@@ -131,6 +142,11 @@ def _remove_leftovers(folder: Path) -> None:
 
 def refuse_unfinished(folder: Path) -> None:
     """Raise DataError, with the command to go on, where the folder's run isn't finished."""
+    if (folder / EVALUATION).is_file():
+        raise DataError(
+            f"{folder} holds the evaluation of one model, which has no report. Compare it with another: "
+            f"{shlex.join(['meditune', 'compare', str(folder), 'OTHER'])}"
+        )
     if not (folder / RECIPE).is_file():
         raise DataError(f"{folder} holds no run: {RECIPE} is missing. Give the --output folder of `meditune run`.")
     predicted = {path.name.partition("-")[::2] for path in (folder / "predictions").glob("*-*.jsonl")}

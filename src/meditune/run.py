@@ -8,10 +8,11 @@ one stopped.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
-from meditune.data.prepare import Prepared, prepare, stored
+from meditune.data.prepare import Prepared, prepare, stood_in, stored
 from meditune.errors import DataError, MedituneError
 from meditune.files import read_json, write_json
 from meditune.folder import (
@@ -167,7 +168,17 @@ def prepare_only(recipe: Recipe, folder: Path) -> Prepared:
 def prepared(recipe: Recipe, folder: Path) -> Prepared:
     """The run's data, prepared now or before."""
     if (folder / "data" / "quality.json").is_file():
-        return stored(folder / "data")
+        data = stored(folder / "data")
+        if not stood_in(recipe.data, data):
+            return data
+        if (folder / "predictions").exists() or (folder / "model").exists():
+            print(
+                f"{folder} was prepared with the SYNTHETIC sample, because the real data weren't there. They are now: "
+                "to use them, choose another --output.",
+                file=sys.stderr,
+            )
+            return data
+        print("The real data can be had now and take the sample's place.", file=sys.stderr)
     data = prepare(recipe, folder / "data")
     note_data(recipe, folder, data.sha256)
     return data

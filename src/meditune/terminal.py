@@ -35,7 +35,7 @@ def print_comparison(result: dict[str, Any], first: str = "base", second: str = 
             METRICS[name].title,
             f"{result['base'][name]:.{digits}f}",
             f"{result['tuned'][name]:.{digits}f}",
-            f"{row['delta']:+.{digits}f}",
+            f"{row['delta']:+.{digits}f}" + (" (distance from 1)" if METRICS[name].direction == "one" else ""),
             f"{low:+.{digits}f} to {high:+.{digits}f}",
             "<0.001" if row["p"] < 0.001 else f"{row['p']:.3f}",
             VERDICTS[row["better"]],
@@ -48,13 +48,15 @@ def print_worse(result: dict[str, Any]) -> None:
     if not result["worse"]:
         console().print("[green]No metric got worse.[/]")
         return
-    parts = []
+    shown: list[str] = []
+    noise: list[str] = []
     for name in result["worse"]:
         digits = METRICS[name].digits
-        shown = "" if result["comparison"][name]["better"] is False else ", within noise"
-        before, after = result["base"][name], result["tuned"][name]
-        parts.append(f"{METRICS[name].title} {before:.{digits}f} -> {after:.{digits}f}{shown}")
-    console().print(f"[bold red]GOT WORSE: {'; '.join(parts)}[/]")
+        moved = f"{METRICS[name].title} {result['base'][name]:.{digits}f} -> {result['tuned'][name]:.{digits}f}"
+        (shown if result["comparison"][name]["better"] is False else noise).append(moved)
+    parts = [f"GOT WORSE: {'; '.join(shown)}"] if shown else []
+    parts += [f"MOVED THE WRONG WAY, within noise: {'; '.join(noise)}"] if noise else []
+    console().print(f"[bold red]{'. '.join(parts)}[/]")
 
 
 def print_figures(evaluation: dict[str, Any]) -> None:
@@ -71,8 +73,7 @@ def print_figures(evaluation: dict[str, Any]) -> None:
 def print_data(data: Prepared, folder: Path) -> None:
     """What the data stage read, left out and split."""
     out = console()
-    if data.synthetic:
-        out.print("[bold yellow]SYNTHETIC sample: invented studies, figures say nothing about medicine.[/]")
+    print_synthetic(data.synthetic)
     for name, row in data.quality["sources"].items():
         refused = ", ".join(f"{count:,} {reason}" for reason, count in row["rejected"].items()) or "nothing"
         out.print(f"{name}: {row['read']:,} examples read ({row['licence']}); left out: {refused}")
@@ -82,6 +83,12 @@ def print_data(data: Prepared, folder: Path) -> None:
             f"{name}: {row['examples']:,} examples in {row['groups']:,} groups {f'({decisions})' if decisions else ''}"
         )
     out.print(f"Data: {folder.resolve()}")
+
+
+def print_synthetic(synthetic: bool) -> None:
+    """A line that says so where the data are invented."""
+    if synthetic:
+        console().print("[bold yellow]SYNTHETIC sample: invented studies, figures say nothing about medicine.[/]")
 
 
 def print_answer(answer: Answer, has_sources: bool) -> None:

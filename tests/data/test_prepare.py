@@ -120,7 +120,7 @@ def test_a_damaged_file_is_no_reason_to_fall_back(tmp_path):
     [
         (SourceSpec(name="pubmedqq"), "Did you mean 'pubmedqa'"),
         (SourceSpec(name="own"), "needs a path"),
-        (SourceSpec(name="wikitext-2", path="."), "none of test.txt"),
+        (SourceSpec(name="wikitext-2", path="."), "plain text"),
         (SourceSpec(name="pubmedqa", limit=5), "data.split=group"),
     ],
     ids=lambda value: value.name if isinstance(value, SourceSpec) else "",

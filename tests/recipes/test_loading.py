@@ -105,6 +105,11 @@ def test_a_value_of_another_kind_is_told_in_plain_words(tmp_path: Path, line: st
     assert told in problem
 
 
+def test_a_source_alone_is_told_how_a_list_of_groups_is_written(tmp_path: Path) -> None:
+    (problem,) = problems(write(tmp_path, "name: mine\ndata:\n  sources: sample\n"))
+    assert "[{name: sample}]" in problem
+
+
 def test_text_where_a_number_stands_asks_for_quotes(tmp_path: Path) -> None:
     assert problems(write(tmp_path, "name: 2024\n")) == [
         "mine.yaml, line 1: name: expected text that isn't empty, found 2024; put it in quotes."

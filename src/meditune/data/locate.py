@@ -50,9 +50,10 @@ def known(source_name: str) -> Source:
     """The source of that name. Raises DataError with near matches where there is none."""
     if source_name in SOURCES:
         return SOURCES[source_name]
-    near = difflib.get_close_matches(source_name, SOURCES, n=1)
+    readable = [*(name for name, source in SOURCES.items() if source.reader), "own"]
+    near = difflib.get_close_matches(source_name.lower(), readable, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise DataError(f"No data source is called {source_name!r}. There are {', '.join(SOURCES)}.{hint}")
+    raise DataError(f"No data source is called {source_name!r}. There are {', '.join(readable)}.{hint}")
 
 
 def has_files(source: Source, folder: Path) -> bool:

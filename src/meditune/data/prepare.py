@@ -88,16 +88,38 @@ def stored(folder: Path) -> Prepared:
     )
 
 
-def _available(spec: DataSpec) -> tuple[DataSpec, bool]:
-    """The sources as they can be had here, and whether that is the synthetic sample instead."""
-    named = [source for source in spec.sources if source.name != "own"]
-    for source in named:
-        known(source.name)
+def check_sources(spec: DataSpec) -> None:
+    """Raise DataError where a source is unknown, or can't be split or found as the recipe says; reads no data."""
+    for source in spec.sources:
+        if source.name == "own":
+            if source.path is None:
+                raise DataError("data.sources: name: own needs a path, a file or a Hugging Face data-set id.")
+            continue
+        if known(source.name).reader is None:
+            raise DataError(f"data.sources: {source.name} is plain text, not questions and answers.")
         if source.limit is not None and spec.split == "official" and source.name in OFFICIAL:
             raise DataError(
                 f"data.sources: {source.name} is split as its publisher did (data.split: official), which needs all "
                 "of it. To work with a sample of it: --set data.split=group."
             )
+
+
+def stood_in(spec: DataSpec, data: Prepared) -> bool:
+    """Whether the sample took the place of sources that can be had by now, without fetching them."""
+    if not data.synthetic or any(source.name == "sample" for source in spec.sources):
+        return False
+    try:
+        for source in spec.sources:
+            locate(source.name, source.path, download=False)
+    except DataError:
+        return False
+    return True
+
+
+def _available(spec: DataSpec) -> tuple[DataSpec, bool]:
+    """The sources as they can be had here, and whether that is the synthetic sample instead."""
+    check_sources(spec)
+    named = [source for source in spec.sources if source.name != "own"]
     try:
         for source in named:
             locate(source.name, source.path)
@@ -134,13 +156,11 @@ def _read_and_split(spec: DataSpec, seed: int, rejects: Rejects) -> tuple[Splits
 
 def _read(source: SourceSpec, seed: int, rejects: Rejects) -> list[Example]:
     if source.name == "own":
-        if source.path is None:
-            raise DataError("data.sources: name: own needs a path, a file or a Hugging Face data-set id.")
+        assert source.path is not None, "check_sources has looked"
         examples = list(own.read(source.path, rejects, fields=source.fields or None))
     else:
         reader = known(source.name).reader
-        if reader is None:
-            raise DataError(f"data.sources: {source.name} is plain text, not questions and answers.")
+        assert reader is not None, "check_sources has looked"
         if source.name == "mimic":
             print(mimic.NOTICE, file=sys.stderr)
         examples = list(reader(locate(source.name, source.path), rejects))

@@ -45,7 +45,7 @@ CATALOGUE: dict[str, BaseModel] = {
     for model in (
         BaseModel(
             "smollm2-135m",
-            "SmolLM2-135M-Instruct, the embedded default",
+            "SmolLM2-135M-Instruct, the default",
             "Apache-2.0",
             "135 M",
             hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",

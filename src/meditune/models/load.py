@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,8 +107,10 @@ def locate(name: str) -> str:
     if entry is None:
         if is_hub_id(name):
             return name
+        near = difflib.get_close_matches(name, CATALOGUE, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
         raise ModelError(
-            f"There is no model {name!r} here: not a folder, not a hub id (owner/name). {ways_to_get(name)}"
+            f"There is no model {name!r} here: not a folder, not a hub id (owner/name).{hint} {ways_to_get(name)}"
         )
     if entry.api:
         raise ModelError(f"{name} is reached through an API and has no weights to load or tune here.")
@@ -121,18 +124,19 @@ def locate(name: str) -> str:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether the name has the form of a hub id, owner/name."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    """Whether the name has the form of a hub id, owner/name, and isn't a path below a folder that is here."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).parent.is_dir()
 
 
 def ways_to_get(name: str) -> str:
     """The three ways to come by a model, for an error message."""
     entry = CATALOGUE.get(name)
     hub_id = (entry.hub_id if entry else None) or (name if is_hub_id(name) else "OWNER/NAME")
+    forbidden = offline_reason()
     here = ", ".join(key for key, value in CATALOGUE.items() if value.package)
     return (
         "Three ways to get a model (in a recipe, or with --set model.base=NAME):\n"
-        f"  1. online: unset HF_HUB_OFFLINE and name the hub id: {hub_id}\n"
+        f"  1. online{f' (unset {forbidden})' if forbidden else ''}: name the hub id: {hub_id}\n"
         f"  2. offline: copy its folder (config.json, *.safetensors, tokenizer) here and name the folder\n"
         f"  3. without a hub: one that a Python package carries: {here}"
     )

@@ -148,6 +148,10 @@ def mismatch(key: Key, value: Any) -> str:
         near = difflib.get_close_matches(value.lower(), here.choices(), n=1, cutoff=0.5)
         if near:
             return f"{text}; did you mean {near[0]}?"
+        item = here.inside(0) if here.is_list else None
+        if item and item.group:
+            first = next(iter(item.group.model_fields))
+            return f"{text}; write a list of groups as [{{{first}: {value}}}]"
         if here.is_list:
             return f"{text}; write a list as [{value}]"
         numeric = {int, float, bool} & set(here.options)

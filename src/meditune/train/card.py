@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from meditune.limits import LIMITS
+from meditune.models.catalogue import CATALOGUE, BaseModel
 from meditune.models.load import locate
 from meditune.recipe import Recipe
 
 
 def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | None) -> str:
     """Markdown with the hub's YAML head. `report` (report.json) adds the measured figures once they are there."""
-    from meditune.models.catalogue import CATALOGUE
-
     entry = CATALOGUE.get(recipe.model.base)
     base = (entry.hub_id if entry else None) or recipe.model.base
     synthetic = bool(report and report["data"].get("synthetic"))
@@ -44,7 +43,7 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
         "```",
         "",
         f"The prompt format is in `prompt.json`; sources go before the question, a line each. The weights of the base "
-        f"model were read from `{locate(recipe.model.base)}`.",
+        f"model were read from `{locate(recipe.model.base)}`{_carried(entry)}.",
         "",
         "## Training",
         "",
@@ -62,3 +61,11 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
             lines.append(f"| {name} | {figures} |")
         lines += ["", "The interval is that of the difference, by paired bootstrap over the test items.", ""]
     return "\n".join(lines)
+
+
+def _carried(entry: BaseModel | None) -> str:
+    """Where a package-carried base came from: its weights aren't quite the hub's."""
+    if not (entry and entry.package):
+        return ""
+    names, file = ", ".join(entry.package.requirements), entry.package.pieces[0].rpartition("/")[2]
+    return f", unpacked from the quantized `{file.partition('.part')[0]}` of {names}; the hub's weights differ slightly"
