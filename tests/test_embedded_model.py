@@ -58,3 +58,21 @@ def test_a_short_real_fine_tune_gives_an_adapter_that_loads_in_five_lines(real_d
         ours, untuned = (m.model(**names["prompt"]).logits[0, -1].log_softmax(-1) for m in (tuned, base))
     assert (theirs - ours).abs().max() < 0.01
     assert (theirs - untuned).abs().max() > 0.1
+    assert decoding_peak_gb(run) < decoding_peak_gb("smollm2-135m") + 0.3
+
+
+def decoding_peak_gb(name):
+    """The memory that 16 short answers take, in a process of its own, in the number format of this machine."""
+    program = """
+import resource, sys
+from meditune.evaluate.generation import generate
+from meditune.models.load import load
+from meditune.prompts import Encoded
+loaded = load(sys.argv[1])
+ids = loaded.tokenizer("Does it help? " * 60)["input_ids"]
+generate(loaded, [Encoded(str(number), "answer", ids) for number in range(16)], 16, "Answers")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(name)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout)

@@ -47,6 +47,15 @@ def add_lora(model: Any, spec: LoraSpec, seed: int) -> Any:
         return get_peft_model(model, adapter, autocast_adapter_dtype=False)
 
 
+def merged(model: Any) -> Any:
+    """The base model with its adapter's change in its weights.
+
+    The weights can be trained again, as those of any loaded model: PyTorch 2.13 on a CPU keeps another packed copy of
+    every BF16 weight that can't be for each step of decoding (18 GB for 50 answers of a 270 M model).
+    """
+    return model.merge_and_unload().requires_grad_(True)
+
+
 def linear_layers(model: Any) -> set[str]:
     """Last names of the model's linear layers."""
     return {

@@ -10,6 +10,7 @@ from typing import Any
 
 from meditune.errors import ModelError
 from meditune.models import attention, packages
+from meditune.models.adapters import merged
 from meditune.models.catalogue import CATALOGUE
 from meditune.models.frozen import FrozenLayers, frozen_count
 from meditune.models.quiet import no_telemetry, quiet_transformers
@@ -80,7 +81,7 @@ def load(name: str, spec: ModelSpec | None = None) -> LoadedModel:
                 from peft import PeftModel
 
                 # Adapter weights keep the number format they were trained in, or merging would round differently.
-                model = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False).merge_and_unload()
+                model = merged(PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False))
     except SafetensorError as error:
         raise ModelError(f"{place}: a .safetensors file is damaged or cut off ({error}). Copy it again.") from error
     except (OSError, ValueError) as error:

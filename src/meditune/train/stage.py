@@ -88,7 +88,7 @@ def save_adapter(model: Any, loaded: LoadedModel, recipe: Recipe, facts: dict[st
         generation.save_pretrained(partial)
         write_json(partial / "training.json", facts)
         (partial / "README.md").write_text(model_card(recipe, facts, None), encoding="utf-8")
-    return model.merge_and_unload().eval()
+    return adapters.merged(model).eval()
 
 
 @contextmanager
