@@ -104,7 +104,7 @@ def test_gradient_checkpointing_changes_no_loss(architecture, frozen):
     losses = []
     for checkpointing in (False, True):
         loaded = tiny.loaded(architecture)
-        model = add_lora(loaded.model, LoraSpec(r=4, top_layers=1 if frozen else None), seed=1)
+        model = add_lora(loaded.model, LoraSpec(r=4), seed=1, top_layers=1 if frozen else None)
         encoder = loaded.encoder(PromptFormat(max_tokens=256, answer_tokens=32))
         rows = rows_of([encoder.supervised(example, "answer") for example in EXAMPLES])
         spec = TrainSpec(

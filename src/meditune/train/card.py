@@ -1,4 +1,4 @@
-"""The model card that lies beside the adapter, in the hub's format."""
+"""The model card that lies beside the adapter or the tuned model, in the hub's format."""
 
 from __future__ import annotations
 
@@ -6,7 +6,17 @@ from typing import Any
 
 from meditune.limits import LIMITS
 from meditune.models.load import locate
-from meditune.recipe import Recipe
+from meditune.recipe import VIRTUAL, ModelSpec, Recipe
+
+TITLES = {
+    "lora": "LoRA",
+    "dora": "DoRA",
+    "rslora": "rsLoRA",
+    "ia3": "(IA)³",
+    "prefix": "Prefix tuning",
+    "prompt": "Prompt tuning",
+    "full": "Full fine-tuning",
+}
 
 
 def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | None) -> str:
@@ -16,13 +26,15 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
     entry = CATALOGUE.get(recipe.model.base)
     base = (entry.hub_id if entry else None) or recipe.model.base
     synthetic = bool(report and report["data"].get("synthetic"))
+    full = recipe.model.strategy == "full"
+    loader = "AutoModelForCausalLM" if full else "AutoPeftModelForCausalLM"
     lines = [
         "---",
         f"base_model: {base}",
-        "library_name: peft",
+        f"library_name: {'transformers' if full else 'peft'}",
         "pipeline_tag: text-generation",
         "language: en",
-        "tags: [medical, lora, meditune]",
+        f"tags: [medical, {recipe.model.strategy}, meditune]",
         "---",
         "",
         f"# {recipe.name}: {recipe.model.base} tuned with Meditune",
@@ -30,14 +42,18 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
         *([] if not synthetic else ["**Trained on invented studies to try the tool out. Not for any other use.**", ""]),
         f"**Limits.** {LIMITS}",
         "",
+        *(["This folder holds the whole model, not an adapter.", ""] if full else []),
         "## Use",
         "",
         "```python",
-        "from peft import AutoPeftModelForCausalLM",
-        "from transformers import AutoTokenizer",
+        *(
+            ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
+            if full
+            else ["from peft import AutoPeftModelForCausalLM", "from transformers import AutoTokenizer"]
+        ),
         "",
         'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
-        'model = AutoPeftModelForCausalLM.from_pretrained("FOLDER")',
+        f'model = {loader}.from_pretrained("FOLDER")',
         f'prompt = tokenizer("{recipe.prompt.question_cue} Does exercise help people with back pain?\\n'
         f'{recipe.prompt.answer_cue}", return_tensors="pt")',
         "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=96)[0], skip_special_tokens=True))",
@@ -49,8 +65,11 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
         "## Training",
         "",
         f"{facts['rows']:,} examples, {facts['epochs']:g} epochs, {facts['steps']} steps, "
-        f"{facts['supervised_tokens']:,} answer tokens trained on, learning rate {recipe.train.learning_rate:g}, LoRA "
-        f"rank {recipe.model.lora.r} ({facts['trainable_parameters']:,} trained parameters), seed {recipe.seed}.",
+        f"{facts['supervised_tokens']:,} answer tokens trained on, learning rate {recipe.train.learning_rate:g}, seed "
+        f"{recipe.seed}.",
+        "",
+        f"{_what_was_trained(recipe.model)}: {facts['trainable_parameters']:,} of {facts['parameters']:,} parameters.",
+        *_quantized(recipe.model),
         "",
     ]
     if report:
@@ -62,3 +81,24 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
             lines.append(f"| {name} | {figures} |")
         lines += ["", "The interval is that of the difference, by paired bootstrap over the test items.", ""]
     return "\n".join(lines)
+
+
+def _what_was_trained(spec: ModelSpec) -> str:
+    """The strategy with the options that shape it."""
+    options = []
+    if spec.strategy in {"lora", "dora", "rslora"}:
+        options.append(f"rank {spec.lora.r}")
+    if spec.strategy in VIRTUAL:
+        options.append(f"{spec.virtual_tokens} virtual tokens")
+    if spec.top_layers:
+        options.append(f"in the top {spec.top_layers} layers")
+    return " ".join([TITLES[spec.strategy], *([f"({', '.join(options)})"] if options else [])])
+
+
+def _quantized(spec: ModelSpec) -> list[str]:
+    if spec.quantize == "none":
+        return []
+    return [
+        f"The base model was frozen in {spec.quantize.upper()} (bitsandbytes), in training and in what was measured. "
+        "The lines above put the adapter on the base model in full precision."
+    ]
