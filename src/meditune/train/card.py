@@ -27,7 +27,6 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
     base = (entry.hub_id if entry else None) or recipe.model.base
     synthetic = bool(report and report["data"].get("synthetic"))
     full = recipe.model.strategy == "full"
-    loader = "AutoModelForCausalLM" if full else "AutoPeftModelForCausalLM"
     lines = [
         "---",
         f"base_model: {base}",
@@ -45,19 +44,7 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
         *(["This folder holds the whole model, not an adapter.", ""] if full else []),
         "## Use",
         "",
-        "```python",
-        *(
-            ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
-            if full
-            else ["from peft import AutoPeftModelForCausalLM", "from transformers import AutoTokenizer"]
-        ),
-        "",
-        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
-        f'model = {loader}.from_pretrained("FOLDER")',
-        f'prompt = tokenizer("{recipe.prompt.question_cue} Does exercise help people with back pain?\\n'
-        f'{recipe.prompt.answer_cue}", return_tensors="pt")',
-        "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=96)[0], skip_special_tokens=True))",
-        "```",
+        *_loading(recipe),
         "",
         f"The prompt format is in `prompt.json`; sources go before the question, a line each. The weights of the base "
         f"model were read from `{locate(recipe.model.base)}`.",
@@ -81,6 +68,39 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
             lines.append(f"| {name} | {figures} |")
         lines += ["", "The interval is that of the difference, by paired bootstrap over the test items.", ""]
     return "\n".join(lines)
+
+
+def _loading(recipe: Recipe) -> list[str]:
+    """Python that asks the model in FOLDER, without Meditune."""
+    question = f"{recipe.prompt.question_cue} Does exercise help people with back pain?\\n{recipe.prompt.answer_cue}"
+    imports = ["from peft import AutoPeftModelForCausalLM", "from transformers import AutoTokenizer"]
+    loader, answer, note = "AutoPeftModelForCausalLM", ["ids = model.generate(**prompt, max_new_tokens=96)"], []
+    if recipe.model.strategy == "full":
+        imports, loader = ["from transformers import AutoModelForCausalLM, AutoTokenizer"], "AutoModelForCausalLM"
+    if recipe.model.strategy in VIRTUAL:
+        imports = ["import torch", *imports]
+        answer = [
+            'ids = prompt["input_ids"]',
+            "while ids[0, -1] != tokenizer.eos_token_id and ids.shape[1] < 96 + prompt.input_ids.shape[1]:",
+            "    with torch.no_grad():",
+            "        ids = torch.cat([ids, model(input_ids=ids).logits[:, -1:].argmax(dim=-1)], dim=1)",
+        ]
+        note = [
+            "",
+            "The loop stands in for `model.generate`, which loses virtual tokens (peft 0.21, transformers 5.24).",
+        ]
+    return [
+        "```python",
+        *imports,
+        "",
+        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
+        f'model = {loader}.from_pretrained("FOLDER")',
+        f'prompt = tokenizer("{question}", return_tensors="pt")',
+        *answer,
+        "print(tokenizer.decode(ids[0], skip_special_tokens=True))",
+        "```",
+        *note,
+    ]
 
 
 def _what_was_trained(spec: ModelSpec) -> str:
