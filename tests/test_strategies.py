@@ -32,6 +32,7 @@ RATES = {"full": 1e-2, "ia3": 5e-2, "prefix": 1e-1, "prompt": 1e-1}
 JOURNEYS = [
     *(pytest.param({"model__strategy": strategy}, id=strategy) for strategy in TITLES),
     pytest.param({"model__strategy": "full", "model__top_layers": 1}, id="top layer"),
+    pytest.param({"model__strategy": "ia3", "model__top_layers": 1}, id="ia3 in the top layer"),
     pytest.param({"model__strategy": "lora", "model__quantize": "nf4"}, id="nf4"),
     pytest.param({"model__strategy": "ia3", "model__quantize": "int8"}, id="int8"),
 ]

@@ -5,11 +5,13 @@ import torch
 
 from meditune.errors import ModelError
 from meditune.models.load import LoadedModel, load
-from meditune.models.rows import collate, rows_of
+from meditune.models.rows import rows_of
 from meditune.models.strategies import make_trainable, merged, parameter_counts
-from meditune.recipe import LoraSpec, ModelSpec, PromptFormat, Recipe
+from meditune.recipe import LoraSpec, ModelSpec, PromptFormat, Recipe, TrainSpec
 from meditune.train.head_loss import fused_loss, is_plain_head, plain_loss
+from meditune.train.sft import train
 from meditune.train.stage import save_model
+from meditune.train.weights import TokenWeights
 from tests import tiny
 from tests.models.test_rows import EXAMPLES
 
@@ -136,6 +138,24 @@ def test_a_model_that_is_a_quantized_copy_or_has_other_layers_is_refused():
         make_trainable(loaded.model, ModelSpec(strategy="ia3"), seed=1)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "architecture"), [("full", "gemma3"), ("dora", "gpt2"), ("ia3", "llama"), ("prompt", "mistral")]
+)
+def test_gradient_checkpointing_changes_no_loss(strategy, architecture):
+    losses = []
+    for checkpointing in (False, True):
+        loaded, model = trainable(architecture, strategy=strategy)
+        rows = batch_of(loaded)
+        rate = 1e-3 if strategy == "full" else 1e-2
+        spec = TrainSpec(
+            batch_size=2, accumulation=1, epochs=3, learning_rate=rate, gradient_checkpointing=checkpointing
+        )
+        weights = TokenWeights(EXAMPLES, rows, spec)
+        losses.append([step.loss for step in train(model, loaded.pad_id, rows, weights, spec, 1, loaded.frozen)])
+    assert losses[0][-1] < losses[0][0]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
 def test_the_head_is_computed_in_pieces_only_while_it_is_frozen():
     assert is_plain_head(trainable("llama", strategy="full", top_layers=1)[1])
     assert is_plain_head(trainable("gemma3", strategy="full", top_layers=1)[1])
@@ -176,12 +196,10 @@ def test_nothing_is_remembered_of_rows_with_virtual_tokens(tmp_path):
         assert len(again.frozen.blocks) == count
 
 
-def test_batches_of_other_rows_are_read_alike():
-    """A row among others, padded, is scored as it is alone."""
+def test_a_row_among_others_is_read_as_it_is_alone():
     for strategy in ("prefix", "prompt"):
         loaded, model = trainable("llama", strategy=strategy)
         rows = batch_of(loaded)
         together = loaded.frozen.predict(model, rows, loaded.pad_id)[1].logits
         alone = [loaded.frozen.predict(model, [row], loaded.pad_id)[1].logits for row in rows]
         torch.testing.assert_close(torch.cat(alone), together, atol=1e-5, rtol=1e-4)
-        assert collate(rows, loaded.pad_id).tokens.shape[0] == len(rows)
