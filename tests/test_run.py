@@ -242,7 +242,7 @@ def test_the_same_recipe_gives_the_same_adapter(place, uninterrupted):
 @pytest.mark.parametrize("top_layers", [None, 1], ids=["all layers", "top layer"])
 def test_stopped_between_two_checkpoints(place, monkeypatch, top_layers):
     settings = STEPS | {"train__checkpoint_steps": 3, "train__accumulation": 2}
-    settings |= {"model__lora__top_layers": top_layers} if top_layers else {}
+    settings |= {"model__top_layers": top_layers} if top_layers else {}
     names = [f"{kind}-{top_layers}" for kind in ("whole", "stopped")]
     assert place.run(names[0], **settings).code == 0
     real = stage.train

@@ -15,7 +15,7 @@ from typing import Any
 import meditune
 from meditune.errors import DataError, MedituneError, ModelError
 from meditune.files import read_json, write_json
-from meditune.recipe import Recipe, plain
+from meditune.recipe import Quantize, Recipe, plain
 from meditune.recipes.keys import dotted, leaves
 from meditune.recipes.loading import load_recipe
 from meditune.recipes.writing import save
@@ -84,8 +84,8 @@ def _claim(recipe: Recipe, folder: Path, model: str | None, to_tune: bool) -> No
             )
     if model is not None:
         _refuse_restricted(recipe, model)
-        _check_model(model, to_tune)
-    save(recipe, path, versions())
+        _check_model(model, recipe.model.quantize, to_tune)
+    save(recipe, path, versions(recipe))
 
 
 def _differing(earlier: Recipe, recipe: Recipe) -> str:
@@ -98,7 +98,7 @@ def _differing(earlier: Recipe, recipe: Recipe) -> str:
 
 def note_data(recipe: Recipe, folder: Path, sha256: str) -> None:
     """Say in the recipe's file which data it was run on, beside the versions."""
-    save(recipe, folder / RECIPE, versions() | {"data sha256": sha256})
+    save(recipe, folder / RECIPE, versions(recipe) | {"data sha256": sha256})
 
 
 def _refuse_restricted(recipe: Recipe, model: str) -> None:
@@ -113,9 +113,12 @@ def _refuse_restricted(recipe: Recipe, model: str) -> None:
         )
 
 
-def _check_model(name: str, to_tune: bool) -> None:
+def _check_model(name: str, quantize: Quantize, to_tune: bool) -> None:
     from meditune.models.load import ADAPTER_FILE, locate
+    from meditune.models.quantized import require
 
+    if quantize != "none":
+        require()
     place = Path(locate(name))
     if to_tune and (place / ADAPTER_FILE).is_file():
         raise ModelError(
@@ -176,11 +179,12 @@ def announce(name: str) -> None:
     print(f"── {name}", file=sys.stderr, flush=True)
 
 
-def versions() -> dict[str, str]:
+def versions(recipe: Recipe) -> dict[str, str]:
     """Of everything that can change a figure."""
     from importlib.metadata import version
 
-    packages = ("torch", "transformers", "peft", "tokenizers", "sacrebleu", "rouge_score", "numpy")
+    packages = ["torch", "transformers", "peft", "tokenizers", "sacrebleu", "rouge_score", "numpy"]
+    packages += ["bitsandbytes"] if recipe.model.quantize != "none" else []
     return {"meditune": meditune.__version__, "python": platform.python_version()} | {
         package: version(package) for package in packages
     }

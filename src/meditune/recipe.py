@@ -6,12 +6,17 @@ Unknown keys are errors.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Task = Literal["answer", "decision"]
 TASKS: tuple[Task, ...] = ("decision", "answer")
+Strategy = Literal["lora", "dora", "rslora", "ia3", "prefix", "prompt", "full"]
+VIRTUAL: tuple[Strategy, ...] = ("prefix", "prompt")
+"""Strategies that train virtual tokens before the text and no layer."""
+Quantize = Literal["none", "nf4", "int8"]
 
 
 class Spec(BaseModel):
@@ -21,21 +26,24 @@ class Spec(BaseModel):
 
 
 class LoraSpec(Spec):
-    """Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685)."""
+    """Low-rank adaptation: the strategies lora, dora and rslora."""
 
     r: int = Field(16, ge=1, description="Rank of the update.")
-    alpha: float = Field(32.0, gt=0, description="Scale of the update: alpha / r.")
+    alpha: float = Field(32.0, gt=0, description="Scale of the update: alpha / r, with rslora alpha / sqrt(r).")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
     targets: Literal["auto"] | list[str] = Field(
         "auto", description="Names of the linear layers to adapt; auto takes attention and MLP of the architecture."
     )
-    top_layers: int | None = Field(
-        None, ge=1, description="Adapt only this many layers below the output; all of them when empty."
-    )
 
 
 class ModelSpec(Spec):
-    """The base model and what is put on top of it."""
+    """The base model, and which weights are trained in it or on top of it.
+
+    Strategies: `lora` (Hu et al. 2021, arXiv:2106.09685), `dora` (Liu et al. 2024, arXiv:2402.09353), `rslora`
+    (Kalajdzievski 2023, arXiv:2312.03732), `ia3` (Liu et al. 2022, arXiv:2205.05638), `prefix` (Li and Liang 2021,
+    arXiv:2101.00190), `prompt` (Lester et al. 2021, arXiv:2104.08691), `full` (all weights). `nf4` is QLoRA's format
+    (Dettmers et al. 2023, arXiv:2305.14314), `int8` LLM.int8 (Dettmers et al. 2022, arXiv:2208.07339).
+    """
 
     base: str = Field("smollm2-135m", min_length=1, description="Catalogue name, Hugging Face id, or local folder.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -45,8 +53,17 @@ class ModelSpec(Spec):
     attention: Literal["auto", "grouped", "sdpa", "eager"] = Field(
         "auto", description="Attention implementation; auto takes grouped on a CPU and sdpa on a GPU."
     )
-    strategy: Literal["lora"] = Field("lora", description="How the model is adapted.")
-    lora: LoraSpec = Field(default_factory=LoraSpec, description="Options of the lora strategy.")
+    strategy: Strategy = Field("lora", description="What is trained: an adapter, virtual tokens, or the model itself.")
+    top_layers: int | None = Field(
+        None,
+        ge=1,
+        description="Train only in this many layers below the output (full: and the final norm); in all when empty.",
+    )
+    quantize: Quantize = Field(
+        "none", description="Number format of the frozen base: nf4 (4 bits) and int8 need bitsandbytes."
+    )
+    virtual_tokens: int = Field(20, ge=1, description="Virtual tokens of the strategies prefix and prompt.")
+    lora: LoraSpec = Field(default_factory=LoraSpec, description="Options of the strategies lora, dora and rslora.")
 
 
 class SourceSpec(Spec):
@@ -148,10 +165,32 @@ class Recipe(Spec):
     evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec, description="Evaluation.")
 
     @model_validator(mode="after")
-    def _tasks_fit(self) -> Recipe:
-        if self.prompt.answer_tokens >= self.prompt.max_tokens:
-            raise ValueError("prompt.answer_tokens must be smaller than prompt.max_tokens")
+    def _keys_fit_together(self) -> Recipe:
+        problems = list(self._conflicts())
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
+
+    def _conflicts(self) -> Iterator[str]:
+        """Each rule between keys that is broken, in a line of its own."""
+        model = self.model
+        if self.prompt.answer_tokens >= self.prompt.max_tokens:
+            yield "prompt.answer_tokens must be smaller than prompt.max_tokens"
+        if model.strategy == "full" and model.quantize != "none":
+            yield (
+                f"model.quantize {model.quantize} freezes the base model, and model.strategy full trains it; take "
+                "quantize none, or lora"
+            )
+        if model.strategy in VIRTUAL and model.top_layers is not None:
+            yield (
+                f"model.top_layers has no meaning with model.strategy {model.strategy}, which trains no layer; leave "
+                "it empty (null)"
+            )
+        if model.strategy == "prefix" and self.train.gradient_checkpointing:
+            yield (
+                "train.gradient_checkpointing drops the cache that model.strategy prefix trains; switch it off, or "
+                "take prompt"
+            )
 
 
 def plain(recipe: Recipe) -> dict[str, Any]:

@@ -150,7 +150,7 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
     result = summary(recipe, stored(folder / "data"), training, folder / "predictions")
     earlier = _earlier_command(folder / "report.json")
     result["stages"] = read_json(folder / STAGES) if (folder / STAGES).is_file() else {}
-    result["versions"] = versions()
+    result["versions"] = versions(recipe)
     result["machine"] = machine()
     result["command"] = command or earlier or f"meditune report {folder}"
     write_json(folder / "report.json", result)

@@ -40,7 +40,7 @@ def test_training_is_the_same_with_and_without_memory(architecture):
     losses = []
     for frozen in (0, 1):
         loaded = tiny.loaded(architecture)
-        model = add_lora(loaded.model, LoraSpec(r=4, top_layers=1), seed=1)
+        model = add_lora(loaded.model, LoraSpec(r=4), seed=1, top_layers=1)
         made = rows(loaded)
         spec = TrainSpec(batch_size=2, accumulation=1, epochs=3, learning_rate=1e-2)
         weights = TokenWeights(EXAMPLES, made, spec)

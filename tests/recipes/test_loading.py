@@ -262,3 +262,21 @@ class TestSet:
     def test_what_cant_be_set(self, option: str, told: str) -> None:
         (problem,) = problems("quickstart", (option,))
         assert problem.startswith(told)
+
+
+def test_strategies_and_what_they_dont_go_with_are_reported_at_once() -> None:
+    options = ("model.strategy=full", "model.quantize=nf4", "prompt.answer_tokens=512")
+    found = problems("distilgpt2", options)
+    assert len(found) == 2
+    assert found[0].startswith("--set prompt.answer_tokens: prompt.answer_tokens must be smaller")
+    assert found[1].startswith("--set model.quantize: model.quantize nf4 freezes the base model")
+    found = problems("distilgpt2", ("model.strategy=prefix", "model.top_layers=2"))
+    assert len(found) == 2
+    assert "model.top_layers has no meaning with model.strategy prefix" in found[0] + found[1]
+    assert "train.gradient_checkpointing drops the cache" in found[0] + found[1]
+    assert problems("quickstart", ("model.strategy=prompt",))[0].startswith("--set model.strategy: model.top_layers")
+
+
+def test_top_layers_was_a_key_of_lora_once() -> None:
+    (problem,) = problems("quickstart", ("model.lora.top_layers=2",))
+    assert problem == "--set model.lora.top_layers: no such key; did you mean model.top_layers?"

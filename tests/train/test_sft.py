@@ -104,7 +104,7 @@ def test_gradient_checkpointing_changes_no_loss(architecture, frozen):
     losses = []
     for checkpointing in (False, True):
         loaded = tiny.loaded(architecture)
-        model = add_lora(loaded.model, LoraSpec(r=4, top_layers=1 if frozen else None), seed=1)
+        model = add_lora(loaded.model, LoraSpec(r=4), seed=1, top_layers=1 if frozen else None)
         encoder = loaded.encoder(PromptFormat(max_tokens=256, answer_tokens=32))
         rows = rows_of([encoder.supervised(example, "answer") for example in EXAMPLES])
         spec = TrainSpec(
@@ -194,3 +194,13 @@ def test_the_probe_changes_nothing():
     spec = TrainSpec()
     assert probe(model, loaded.pad_id, rows, TokenWeights(EXAMPLES, rows, spec), spec, FrozenLayers(model, 0)) > 0
     assert all(torch.equal(before[name], p) and p.grad is None for name, p in model.named_parameters())
+
+
+def test_what_is_fp32_in_an_fp16_model_is_trained_with_a_scaled_loss_too():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    assert MasterAdamW([parameter], TrainSpec()).scale == 1.0
+    optimizer = MasterAdamW([parameter], TrainSpec(weight_decay=0.0), fp16=True)
+    assert optimizer.scale > 1
+    parameter.grad = torch.full((2,), 1e-3) * optimizer.scale
+    assert optimizer.step(0.1) == pytest.approx(1e-3 * 2**0.5)
+    assert parameter.tolist() == pytest.approx([0.9, 0.9], abs=1e-4)

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
+from meditune.models.greedy import continuations
 from meditune.models.load import LoadedModel
+from meditune.models.virtual import virtual_tokens
 from meditune.progress import Progress
 from meditune.prompts import Encoded
 
@@ -19,30 +21,43 @@ def generate(loaded: LoadedModel, prompts: Sequence[Encoded], max_new_tokens: in
 
     Many answers at once: a step of a small model costs about the same for one answer as for fifty.
     """
+    end = loaded.tokenizer.eos_token_id
+    written: dict[str, str] = {}
+    order = sorted(prompts, key=lambda prompt: len(prompt.prompt))
+    before = virtual_tokens(loaded.model)
+    with torch.inference_mode(), Progress(label, len(order), "answers") as progress:
+        while order:
+            size = max(1, BATCH_TOKENS // (before + len(order[-1].prompt) + max_new_tokens))
+            chosen, order = order[-size:], order[:-size]
+            texts = [item.prompt for item in chosen]
+            if before:
+                output = continuations(loaded.model, texts, max_new_tokens, end, loaded.pad_id)
+            else:
+                output = _by_transformers(loaded, texts, max_new_tokens)
+            for item, ids in zip(chosen, output, strict=True):
+                kept = ids[: ids.index(end)] if end in ids else ids
+                written[item.id] = loaded.tokenizer.decode(kept, skip_special_tokens=True).strip()
+            progress.advance(len(chosen))
+    return written
+
+
+def _by_transformers(loaded: LoadedModel, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
+    """Each prompt's next tokens, up to its end token and padding after it."""
     from transformers import GenerationConfig
 
     end = loaded.tokenizer.eos_token_id
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, eos_token_id=end, pad_token_id=loaded.pad_id
     )
-    written: dict[str, str] = {}
-    order = sorted(prompts, key=lambda prompt: len(prompt.prompt))
     device = next(loaded.model.parameters()).device
-    with torch.inference_mode(), Progress(label, len(order), "answers") as progress:
-        while order:
-            size = max(1, BATCH_TOKENS // (len(order[-1].prompt) + max_new_tokens))
-            chosen, order = order[-size:], order[:-size]
-            length = max(len(item.prompt) for item in chosen)
-            tokens = torch.full((len(chosen), length), loaded.pad_id)
-            mask = torch.zeros((len(chosen), length), dtype=torch.long)
-            for index, item in enumerate(chosen):
-                tokens[index, length - len(item.prompt) :] = torch.tensor(item.prompt)
-                mask[index, length - len(item.prompt) :] = 1
-            output = loaded.model.generate(
-                input_ids=tokens.to(device), attention_mask=mask.to(device), generation_config=config
-            )
-            for item, ids in zip(chosen, output[:, length:].tolist(), strict=True):
-                kept = ids[: ids.index(end)] if end in ids else ids
-                written[item.id] = loaded.tokenizer.decode(kept, skip_special_tokens=True).strip()
-            progress.advance(len(chosen))
+    length = max(map(len, prompts))
+    tokens = torch.full((len(prompts), length), loaded.pad_id)
+    mask = torch.zeros((len(prompts), length), dtype=torch.long)
+    for index, prompt in enumerate(prompts):
+        tokens[index, length - len(prompt) :] = torch.tensor(prompt)
+        mask[index, length - len(prompt) :] = 1
+    output = loaded.model.generate(
+        input_ids=tokens.to(device), attention_mask=mask.to(device), generation_config=config
+    )
+    written: list[list[int]] = output[:, length:].tolist()
     return written

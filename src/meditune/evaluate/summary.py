@@ -38,6 +38,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "seed": recipe.seed,
         "base_model": recipe.model.base,
         "strategy": recipe.model.strategy,
+        "quantize": recipe.model.quantize,
         "data": {**splits, "test_set": test_set, "sha256": data.sha256, "synthetic": data.synthetic},
         "items": {kind: len(getattr(tuned, kind)) for kind in ("decision", "answer", "general")},
         "base": summarise(base),

@@ -1,10 +1,11 @@
-"""Adapters on a frozen base model, through peft."""
+"""Adapters inside the layers of a frozen base model, through peft: the LoRA family and (IA)³."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from meditune.errors import ModelError
+from meditune.models.frozen import blocks_of
 from meditune.models.quiet import quiet_transformers
 from meditune.recipe import LoraSpec
 
@@ -16,8 +17,23 @@ TARGETS = {
 }
 USUAL_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
+# Keys, values, and what goes into the MLP's second projection, which stands last. Where one layer gives queries, keys
+# and values, all three are rescaled.
+IA3_TARGETS = {
+    "gpt2": ["c_attn", "mlp.c_proj"],
+    "gpt_neox": ["query_key_value", "dense_4h_to_h"],
+    "phi": ["k_proj", "v_proj", "fc2"],
+}
+USUAL_IA3_TARGETS = ["k_proj", "v_proj", "down_proj"]
 
-def add_lora(model: Any, spec: LoraSpec, seed: int) -> Any:
+
+def add_lora(
+    model: Any,
+    spec: LoraSpec,
+    seed: int,
+    top_layers: int | None = None,
+    variant: Literal["lora", "dora", "rslora"] = "lora",
+) -> Any:
     """The model with trainable LoRA layers on a frozen base. Raises ModelError where no target is in it."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -32,7 +48,7 @@ def add_lora(model: Any, spec: LoraSpec, seed: int) -> Any:
             f"linear layers: {', '.join(sorted(linear_layers(model)))}."
         )
     count = config.num_hidden_layers
-    layers = list(range(count - min(spec.top_layers, count), count)) if spec.top_layers else None
+    layers = list(range(count - min(top_layers, count), count)) if top_layers else None
     adapter = LoraConfig(
         task_type="CAUSAL_LM",
         r=spec.r,
@@ -41,25 +57,54 @@ def add_lora(model: Any, spec: LoraSpec, seed: int) -> Any:
         target_modules=targets,
         layers_to_transform=layers,
         fan_in_fan_out=config.model_type == "gpt2",
+        use_dora=variant == "dora",
+        use_rslora=variant == "rslora",
     )
     torch.manual_seed(seed)
     with quiet_transformers():
         return get_peft_model(model, adapter, autocast_adapter_dtype=False)
 
 
-def merged(model: Any) -> Any:
-    """The base model with its adapter's change in its weights.
+def add_ia3(model: Any, top_layers: int | None = None) -> Any:
+    """The model with (IA)³'s trainable factors, all 1 at first, on a frozen base.
 
-    The weights can be trained again, as those of any loaded model: PyTorch 2.13 on a CPU keeps another packed copy of
-    every BF16 weight that can't be for each step of decoding (18 GB for 50 answers of a 270 M model).
+    Raises ModelError where the architecture's layers have other names.
     """
-    return model.merge_and_unload().requires_grad_(True)
+    from peft import IA3Config, get_peft_model
+
+    kind = model.config.get_text_config().model_type
+    targets = IA3_TARGETS.get(kind, USUAL_IA3_TARGETS)
+    blocks = blocks_of(model)
+    inside = {id(module) for block in blocks[-(top_layers or len(blocks)) :] for module in block.modules()}
+    found = {
+        target: [name for name, module in model.named_modules() if id(module) in inside and _ends_in(name, target)]
+        for target in targets
+    }
+    missing = [target for target, names in found.items() if not names]
+    if missing:
+        raise ModelError(
+            f"model.strategy ia3 doesn't know the {kind} architecture, which has no layer named {', '.join(missing)}. "
+            f"Take model.strategy lora, with model.lora.targets out of: {', '.join(sorted(linear_layers(model)))}."
+        )
+    adapter = IA3Config(
+        task_type="CAUSAL_LM",
+        target_modules=[name for names in found.values() for name in names] if top_layers else targets,
+        feedforward_modules=found[targets[-1]] if top_layers else targets[-1:],
+        fan_in_fan_out=kind == "gpt2",
+    )
+    with quiet_transformers():
+        return get_peft_model(model, adapter, autocast_adapter_dtype=False)
 
 
 def linear_layers(model: Any) -> set[str]:
     """Last names of the model's linear layers."""
+    kinds = {"Linear", "Conv1D", "Linear4bit", "Linear8bitLt"}
     return {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
-        if type(module).__name__ in {"Linear", "Conv1D"} and module is not model.get_output_embeddings()
+        if type(module).__name__ in kinds and module is not model.get_output_embeddings()
     }
+
+
+def _ends_in(name: str, target: str) -> bool:
+    return f".{name}".endswith(f".{target}")

@@ -6,10 +6,14 @@ some 400 tokens and 60 targets.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 
+from meditune.models import virtual
+from meditune.models.masks import attention_masks
 from meditune.models.rows import Batch
 
 
@@ -23,13 +27,30 @@ class Predicted(NamedTuple):
 
 
 def predict(model: Any, batch: Batch, logits: bool = True) -> Predicted:
-    """Run the model over the batch's rows and its head over the supervised tokens only, or over nothing.
-
-    The output head's own forward sees just the selected hidden states, so whatever an architecture does after its head
-    (soft-capping, scaling) still happens.
-    """
+    """Run the model over the batch's rows and its head over the supervised tokens only, or over nothing."""
     device = next(model.parameters()).device
-    rows, columns = batch.rows.to(device), batch.columns.to(device)
+    tokens, sees, positions = batch.tokens.to(device), batch.sees.to(device), batch.positions.to(device)
+    called, shift = model, 0
+    if virtual.virtual_tokens(model):
+        inputs, shift = virtual.inputs_of(model, tokens, sees, positions)
+        called = model.get_base_model()
+    else:
+        masks = attention_masks(model, sees, positions, positions)
+        inputs = {"input_ids": tokens, "attention_mask": masks, "position_ids": positions}
+    with head_only_at(model, batch.rows.to(device), batch.columns.to(device) + shift, logits) as selected:
+        output = called(**inputs, use_cache=False)
+    return Predicted(selected[0], output.logits[0])
+
+
+@contextmanager
+def head_only_at(
+    model: Any, rows: torch.Tensor, columns: torch.Tensor, logits: bool = True
+) -> Iterator[list[torch.Tensor]]:
+    """Inside the block the model's head reads these N places only: its logits are (1, N, vocabulary), or (1, 0, ...).
+
+    The head's own forward sees just the selected hidden states, so whatever an architecture does after it
+    (soft-capping, scaling) still happens. Gives a list that holds those states, (N, hidden size), after the call.
+    """
     selected: list[torch.Tensor] = []
 
     def select(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -39,33 +60,6 @@ def predict(model: Any, batch: Batch, logits: bool = True) -> Predicted:
 
     hook = model.get_output_embeddings().register_forward_pre_hook(select)
     try:
-        output = model(
-            input_ids=batch.tokens.to(device),
-            attention_mask=attention_masks(model, batch, device),
-            position_ids=batch.positions.to(device),
-            use_cache=False,
-        )
+        yield selected
     finally:
         hook.remove()
-    return Predicted(selected[0], output.logits[0])
-
-
-def attention_masks(model: Any, batch: Batch, device: torch.device) -> Any:
-    """The masks that the architecture expects: one, or one for each kind of layer where some slide a window."""
-    config = model.config.get_text_config()
-    sees, positions = batch.sees.to(device), batch.positions.to(device)
-    dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
-    full = _as_mask(sees, dtype)
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if not window or (kinds and "sliding_attention" not in kinds):
-        return full
-    near = _as_mask(sees & (positions[:, :, None] - positions[:, None, :] < window), dtype)
-    # An architecture that doesn't list its layers' kinds (Mistral) slides in all of them.
-    return {"full_attention": full, "sliding_attention": near} if kinds else near
-
-
-def _as_mask(sees: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    # A row of nothing but "unseen" (padding) softmaxes to a uniform row of finite numbers, which nobody reads.
-    hidden = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=sees.device)
-    return torch.where(sees, torch.zeros((), dtype=dtype, device=sees.device), hidden).unsqueeze(1)

@@ -1,6 +1,6 @@
-"""What the frozen layers below the adapters say about a row, computed once and remembered.
+"""What the frozen layers below the trained ones say about a row, computed once and remembered.
 
-Where adapters sit only in the top layers (`model.lora.top_layers`), the layers below give the same hidden states in
+Where only the top layers are trained or adapted (`model.top_layers`), the layers below give the same hidden states in
 every epoch, and for the tuned model the same as for the base. A row's second visit then costs the top layers only.
 The result is that of the whole model (a test holds it so); a row takes tokens * hidden size * 2 bytes in BF16.
 """
@@ -42,7 +42,7 @@ class FrozenLayers:
             return batch, predict(model, batch, logits)
 
     def without_dropout(self, model: Any) -> None:
-        """Switch dropout off wherever it acts below the adapters; what is remembered must not be noise."""
+        """Switch dropout off wherever it acts below the trained layers; what is remembered must not be noise."""
         if not self.blocks:
             return
         above = {id(part) for block in blocks_of(model)[len(self.blocks) :] for part in block.modules()}
@@ -99,5 +99,5 @@ def blocks_of(model: Any) -> list[Any]:
 
 
 def frozen_count(model: Any, top_layers: int | None) -> int:
-    """How many of the lowest layers stay as they are when adapters sit in the `top_layers` highest (None: in all)."""
+    """How many of the lowest layers stay as they are when only the `top_layers` highest are trained (None: all)."""
     return max(0, len(blocks_of(model)) - top_layers) if top_layers else 0

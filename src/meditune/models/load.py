@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from meditune.errors import ModelError
-from meditune.models import attention, packages
-from meditune.models.adapters import merged
+from meditune.models import attention, packages, quantized
 from meditune.models.catalogue import CATALOGUE
 from meditune.models.frozen import FrozenLayers, frozen_count
 from meditune.models.quiet import no_telemetry, quiet_transformers
+from meditune.models.strategies import merged
+from meditune.models.virtual import virtual_tokens
 from meditune.prompts import Encoder, load_format
 from meditune.recipe import ModelSpec, PromptFormat
 
@@ -50,18 +51,19 @@ class LoadedModel:
 
 
 def load(name: str, spec: ModelSpec | None = None) -> LoadedModel:
-    """Load a model for evaluation or training, in the number format and attention that `spec` asks for.
+    """Load a model for evaluation or training, in the number formats and attention that `spec` asks for.
 
     `name` may be a catalogue name, a hub id, a model folder, a PEFT adapter folder, or a finished run's folder (its
-    `model/` is taken). Raises ModelError with the ways to get a model that isn't here.
+    `model/` is taken). Without `spec` a tuned model's base is quantized as it was in training. Raises ModelError with
+    the ways to get a model that isn't here.
     """
     no_telemetry()
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    spec = spec or ModelSpec(base=name)
     place = locate(name)
     folder = Path(place) if Path(place).is_dir() else None
+    spec = spec or ModelSpec(base=name, quantize=quantized.trained_on(folder) if folder else "none")
     adapter = folder if folder and (folder / ADAPTER_FILE).is_file() else None
     if folder and not _has_tokenizer(folder):
         raise ModelError(
@@ -71,17 +73,21 @@ def load(name: str, spec: ModelSpec | None = None) -> LoadedModel:
     weights = locate(_base_of(adapter)) if adapter else place
     offline = offline_reason() is not None
     options: dict[str, Any] = {"dtype": _dtype(spec.dtype), "attn_implementation": _attention(spec.attention)}
+    options |= quantized.loading_options(spec.quantize)
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=offline)
             model = AutoModelForCausalLM.from_pretrained(
                 weights, local_files_only=offline, use_safetensors=True, **options
             )
+            quantized.keep_trainable(model)
             if adapter:
                 from peft import PeftModel
 
                 # Adapter weights keep the number format they were trained in, or merging would round differently.
-                model = merged(PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False))
+                model = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
+                quantized.keep_number_format(model)
+                model = merged(model)
     except SafetensorError as error:
         raise ModelError(f"{place}: a .safetensors file is damaged or cut off ({error}). Copy it again.") from error
     except (OSError, ValueError) as error:
@@ -89,7 +95,9 @@ def load(name: str, spec: ModelSpec | None = None) -> LoadedModel:
     model.to(device()).eval()
     model.generation_config.pad_token_id = model.generation_config.pad_token_id or tokenizer.eos_token_id
     form = load_format(folder) if folder else None
-    return LoadedModel(name, model, tokenizer, form, FrozenLayers(model, frozen_count(model, spec.lora.top_layers)))
+    # Rows with virtual tokens are longer than what is remembered of them.
+    count = 0 if virtual_tokens(model) else frozen_count(model, spec.top_layers)
+    return LoadedModel(name, model, tokenizer, form, FrozenLayers(model, count))
 
 
 def locate(name: str) -> str:

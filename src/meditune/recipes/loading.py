@@ -192,12 +192,8 @@ class _Draft:
         for each in error.errors():
             key = _real_key(each["loc"])
             if each["type"] == "value_error":
-                named = [name for name in re.findall(r"[a-z_]+(?:\.\w+)+", each["msg"]) if _known(name)]
-                places = [_split(name) for name in named if _split(name) in self.lines]
-                places.sort(
-                    key=lambda place: self.lines[place] is not None
-                )  # the option just given is the likelier slip
-                self._problem(places[0] if places else key, each["msg"].removeprefix("Value error, "))
+                for rule in each["msg"].removeprefix("Value error, ").splitlines():
+                    self._note_rule(key, rule)
                 continue
             if rules_only:
                 continue
@@ -211,6 +207,14 @@ class _Draft:
             else:
                 self._problem(key, keys.mismatch(key, _at(self.values, key)))
         return concerned
+
+    def _note_rule(self, key: Key, text: str) -> None:
+        """Take down a rule between keys at the first key it names that was given."""
+        named = [name for name in re.findall(r"[a-z_]+(?:\.\w+)+", text) if _known(name)]
+        places = [_split(name) for name in named if _split(name) in self.lines]
+        # The option just given is the likelier slip.
+        places.sort(key=lambda place: self.lines[place] is not None)
+        self._problem(places[0] if places else key, text)
 
     def _problem(self, key: Key, text: str) -> None:
         self.problems.setdefault((key, text), self._line(key))

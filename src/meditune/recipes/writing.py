@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def _tables(group: type[Spec], key: Key) -> Iterator[str]:
             inner.append((item.group, (*here, "N")))
         default = "" if info.is_required() else f"`{flow(_plain(info.get_default(call_default_factory=True)))}`"
         rows.append(f"| `{dotted(here)}` | {slot.words()} | {default or 'must be given'} | {info.description} |")
-    yield from (f"## `{dotted(key)}`" if key else "## At the top", "", str(group.__doc__), "")
+    yield from (f"## `{dotted(key)}`" if key else "## At the top", "", str(inspect.getdoc(group)), "")
     yield from ("| Key | Type | Default | Meaning |", "|---|---|---|---|", *rows, "")
     for each, here in inner:
         yield from _tables(each, here)

@@ -1,4 +1,4 @@
-"""The model card that lies beside the adapter, in the hub's format."""
+"""The model card that lies beside the adapter or the tuned model, in the hub's format."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from typing import Any
 from meditune.limits import LIMITS
 from meditune.models.catalogue import CATALOGUE, BaseModel
 from meditune.models.load import locate
-from meditune.recipe import Recipe
+from meditune.recipe import VIRTUAL, ModelSpec, Recipe
+
+TITLES = {
+    "lora": "LoRA",
+    "dora": "DoRA",
+    "rslora": "rsLoRA",
+    "ia3": "(IA)³",
+    "prefix": "Prefix tuning",
+    "prompt": "Prompt tuning",
+    "full": "Full fine-tuning",
+}
 
 
 def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | None) -> str:
@@ -15,13 +25,14 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
     entry = CATALOGUE.get(recipe.model.base)
     base = (entry.hub_id if entry else None) or recipe.model.base
     synthetic = bool(report and report["data"].get("synthetic"))
+    full = recipe.model.strategy == "full"
     lines = [
         "---",
         f"base_model: {base}",
-        "library_name: peft",
+        f"library_name: {'transformers' if full else 'peft'}",
         "pipeline_tag: text-generation",
         "language: en",
-        "tags: [medical, lora, meditune]",
+        f"tags: [medical, {recipe.model.strategy}, meditune]",
         "---",
         "",
         f"# {recipe.name}: {recipe.model.base} tuned with Meditune",
@@ -29,18 +40,10 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
         *([] if not synthetic else ["**Trained on invented studies to try the tool out. Not for any other use.**", ""]),
         f"**Limits.** {LIMITS}",
         "",
+        *(["This folder holds the whole model, not an adapter.", ""] if full else []),
         "## Use",
         "",
-        "```python",
-        "from peft import AutoPeftModelForCausalLM",
-        "from transformers import AutoTokenizer",
-        "",
-        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
-        'model = AutoPeftModelForCausalLM.from_pretrained("FOLDER")',
-        f'prompt = tokenizer("{recipe.prompt.question_cue} Does exercise help people with back pain?\\n'
-        f'{recipe.prompt.answer_cue}", return_tensors="pt")',
-        "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=96)[0], skip_special_tokens=True))",
-        "```",
+        *_loading(recipe),
         "",
         f"The prompt format is in `prompt.json`; sources go before the question, a line each. The weights of the base "
         f"model were read from `{locate(recipe.model.base)}`{_carried(entry)}.",
@@ -48,8 +51,11 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
         "## Training",
         "",
         f"{facts['rows']:,} examples, {facts['epochs']:g} epochs, {facts['steps']} steps, "
-        f"{facts['supervised_tokens']:,} answer tokens trained on, learning rate {recipe.train.learning_rate:g}, LoRA "
-        f"rank {recipe.model.lora.r} ({facts['trainable_parameters']:,} trained parameters), seed {recipe.seed}.",
+        f"{facts['supervised_tokens']:,} answer tokens trained on, learning rate {recipe.train.learning_rate:g}, seed "
+        f"{recipe.seed}.",
+        "",
+        f"{_what_was_trained(recipe.model)}: {facts['trainable_parameters']:,} of {facts['parameters']:,} parameters.",
+        *_quantized(recipe.model),
         "",
     ]
     if report:
@@ -69,3 +75,57 @@ def _carried(entry: BaseModel | None) -> str:
         return ""
     names, file = ", ".join(entry.package.requirements), entry.package.pieces[0].rpartition("/")[2]
     return f", unpacked from the quantized `{file.partition('.part')[0]}` of {names}; the hub's weights differ slightly"
+
+
+def _loading(recipe: Recipe) -> list[str]:
+    """Python that asks the model in FOLDER, without Meditune."""
+    question = f"{recipe.prompt.question_cue} Does exercise help people with back pain?\\n{recipe.prompt.answer_cue}"
+    imports = ["from peft import AutoPeftModelForCausalLM", "from transformers import AutoTokenizer"]
+    loader, answer, note = "AutoPeftModelForCausalLM", ["ids = model.generate(**prompt, max_new_tokens=96)"], []
+    if recipe.model.strategy == "full":
+        imports, loader = ["from transformers import AutoModelForCausalLM, AutoTokenizer"], "AutoModelForCausalLM"
+    if recipe.model.strategy in VIRTUAL:
+        imports = ["import torch", *imports]
+        answer = [
+            'ids = prompt["input_ids"]',
+            "while ids[0, -1] != tokenizer.eos_token_id and ids.shape[1] < 96 + prompt.input_ids.shape[1]:",
+            "    with torch.no_grad():",
+            "        ids = torch.cat([ids, model(input_ids=ids).logits[:, -1:].argmax(dim=-1)], dim=1)",
+        ]
+        note = [
+            "",
+            "The loop stands in for `model.generate`, which loses virtual tokens (peft 0.21, transformers 5.24).",
+        ]
+    return [
+        "```python",
+        *imports,
+        "",
+        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
+        f'model = {loader}.from_pretrained("FOLDER")',
+        f'prompt = tokenizer("{question}", return_tensors="pt")',
+        *answer,
+        "print(tokenizer.decode(ids[0], skip_special_tokens=True))",
+        "```",
+        *note,
+    ]
+
+
+def _what_was_trained(spec: ModelSpec) -> str:
+    """The strategy with the options that shape it."""
+    options = []
+    if spec.strategy in {"lora", "dora", "rslora"}:
+        options.append(f"rank {spec.lora.r}")
+    if spec.strategy in VIRTUAL:
+        options.append(f"{spec.virtual_tokens} virtual tokens")
+    if spec.top_layers:
+        options.append(f"in the top {spec.top_layers} layers")
+    return " ".join([TITLES[spec.strategy], *([f"({', '.join(options)})"] if options else [])])
+
+
+def _quantized(spec: ModelSpec) -> list[str]:
+    if spec.quantize == "none":
+        return []
+    return [
+        f"The base model was frozen in {spec.quantize.upper()} (bitsandbytes), in training and in what was measured. "
+        "The lines above put the adapter on the base model in full precision."
+    ]

@@ -9,6 +9,9 @@ import torch
 
 from meditune.recipe import TrainSpec
 
+STATE_BYTES = 16
+"""For each trained weight: its FP32 copy, that one's gradient, and AdamW's two moments."""
+
 
 class MasterAdamW:
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) whose state and parameters are FP32.
@@ -16,18 +19,20 @@ class MasterAdamW:
     A BF16 parameter rounds away updates smaller than 1/256 of its value, so training it directly stalls. Here the
     update happens on an FP32 copy, and the BF16 parameter is only its rounded image.
 
-    FP16 gradients below 6e-8 vanish, so for FP16 parameters the caller multiplies the loss by `scale`, which adapts as
-    in mixed-precision training (Micikevicius et al. 2018, arXiv:1710.03740); for other formats it stays 1.
+    FP16 gradients below 6e-8 vanish, so where anything is computed in FP16 (`fp16`; FP16 parameters say so themselves)
+    the caller multiplies the loss by `scale`, which adapts as in mixed-precision training (Micikevicius et al. 2018,
+    arXiv:1710.03740); for other formats it stays 1.
     """
 
     GOOD_STEPS = 500
     """After this many steps without an overflow the scale is doubled."""
 
-    def __init__(self, parameters: list[torch.nn.Parameter], spec: TrainSpec) -> None:
+    def __init__(self, parameters: list[torch.nn.Parameter], spec: TrainSpec, fp16: bool = False) -> None:
         self.parameters = parameters
         self.masters = [parameter.detach().to(torch.float32).clone() for parameter in parameters]
         self.max_norm = spec.max_grad_norm
-        self.scale = 2.0**16 if any(parameter.dtype == torch.float16 for parameter in parameters) else 1.0
+        fp16 = fp16 or any(parameter.dtype == torch.float16 for parameter in parameters)
+        self.scale = 2.0**16 if fp16 else 1.0
         self.good_steps = 0
         self.optimizer = torch.optim.AdamW(
             self.masters, lr=spec.learning_rate, weight_decay=spec.weight_decay, betas=(0.9, 0.999), eps=1e-8

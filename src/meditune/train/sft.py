@@ -69,12 +69,14 @@ def train(
 
     Every step's loss is the weighted mean over all of its supervised tokens, however the step is cut into pieces, so
     batch size, accumulation and `micro_batch_tokens` don't change what a step does beyond their product. `frozen` are
-    the layers below the lowest adapter. `resume` is
-    a finished step and the tensors that `checkpoint` was given there.
+    the layers below the lowest trained one. `resume` is a finished step and the tensors that `checkpoint` was given
+    there.
     """
     steps = plan_steps(len(rows), spec, seed)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = MasterAdamW(trainable, spec)
+    # Virtual tokens, and adapters on a quantized base, may be FP32 in a model that computes in FP16.
+    fp16 = any(parameter.dtype == torch.float16 for parameter in model.parameters())
+    optimizer = MasterAdamW(trainable, spec, fp16)
     done = 0
     if resume is not None:
         done, tensors = resume

@@ -1,4 +1,4 @@
-"""The training stage of a run: pre-flight, training with checkpoints, and the finished adapter."""
+"""The training stage of a run: pre-flight, training with checkpoints, and the finished model."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from typing import Any
 from meditune.data.example import Example
 from meditune.errors import MedituneError
 from meditune.files import disk_full, read_json, read_jsonl, replacing_folder, write_json, write_jsonl
-from meditune.models import adapters
 from meditune.models.load import LoadedModel
+from meditune.models.quantized import TRAINING
+from meditune.models.quiet import quiet_transformers
 from meditune.models.rows import Row
+from meditune.models.strategies import is_adapter, make_trainable, merged, parameter_counts
 from meditune.progress import clock
 from meditune.prompts import save_format
 from meditune.recipe import Recipe, plain
 from meditune.train.encode import TokenFacts, check_masks, encode, lengths, marked
+from meditune.train.optimizer import STATE_BYTES
 from meditune.train.sft import Step, plan_steps, probe, train
 from meditune.train.weights import TokenWeights
 
@@ -30,7 +33,7 @@ CHECKPOINT = "checkpoint"
 
 
 def fine_tune(loaded: LoadedModel, examples: Sequence[Example], recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Train an adapter on `loaded`, leave it in `folder/model`, and return the facts for report.json.
+    """Train `loaded` by the recipe's strategy, leave the result in `folder/model`, and return the facts of report.json.
 
     A checkpoint lies in `folder/checkpoint` while training goes on; the same call takes it up again. `loaded.model` is
     changed in place and holds the tuned weights afterwards.
@@ -38,22 +41,23 @@ def fine_tune(loaded: LoadedModel, examples: Sequence[Example], recipe: Recipe, 
     started = time.monotonic()
     rows, tokens = encode(examples, loaded.encoder(recipe.prompt), recipe.train.tasks)
     check_masks(rows)
-    model = adapters.add_lora(loaded.model, recipe.model.lora, recipe.seed)
+    model = make_trainable(loaded.model, recipe.model, recipe.seed)
     steps = len(plan_steps(len(rows), recipe.train, recipe.seed))
-    counts = {
-        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "parameters": sum(p.numel() for p in model.parameters()),
-    }
+    trainable, parameters = parameter_counts(model)
+    counts = {"trainable_parameters": trainable, "parameters": parameters}
     weights = TokenWeights(examples, rows, recipe.train)
     _preflight(rows, tokens, counts, steps, recipe, loaded)
     speed = probe(model, loaded.pad_id, rows, weights, recipe.train, loaded.frozen)
     left = tokens.tokens * recipe.train.epochs / speed
-    print(f"About {clock(left)} at {speed:,.0f} tokens/s; {peak_memory_gb():.1f} GB of memory.", file=sys.stderr)
+    memory = peak_memory_gb() + trainable * STATE_BYTES / 1e9
+    print(f"About {clock(left)} at {speed:,.0f} tokens/s; {memory:.1f} GB of memory.", file=sys.stderr)
     write_json(folder / "tokens.json", {"train": lengths(rows)})
     log = _train_with_checkpoints(model, loaded, rows, weights, recipe, folder)
     write_jsonl(folder / "training.jsonl", (asdict(step) for step in log))
     seconds = sum(step.seconds for step in log)
     facts = {
+        "strategy": recipe.model.strategy,
+        "quantize": recipe.model.quantize,
         **tokens.as_dict(),
         **counts,
         "tokens_per_s": round(sum(step.tokens for step in log) / seconds, 1),
@@ -65,20 +69,23 @@ def fine_tune(loaded: LoadedModel, examples: Sequence[Example], recipe: Recipe, 
         "steps": steps,
         "final_loss": log[-1].loss,
     }
-    loaded.model = save_adapter(model, loaded, recipe, facts, folder / "model")
+    loaded.model = save_model(model, loaded, recipe, facts, folder / "model")
     shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
     return facts
 
 
-def save_adapter(model: Any, loaded: LoadedModel, recipe: Recipe, facts: dict[str, Any], folder: Path) -> Any:
-    """Write the adapter with tokenizer, prompt format and stop settings; returns the model with the adapter merged."""
+def save_model(model: Any, loaded: LoadedModel, recipe: Recipe, facts: dict[str, Any], folder: Path) -> Any:
+    """Write the adapter or the whole model with tokenizer, prompt format and stop settings.
+
+    Returns the model as it is measured.
+    """
     from meditune.train.card import model_card
 
-    base = Path(model.peft_config["default"].base_model_name_or_path)
-    if base.is_dir():
+    base = Path(model.peft_config["default"].base_model_name_or_path) if is_adapter(model) else None
+    if base and base.is_dir():
         # A path that is relative to where the run was started would lead nowhere from elsewhere.
         model.peft_config["default"].base_model_name_or_path = str(base.resolve())
-    with full_disk_said(folder), replacing_folder(folder) as partial:
+    with full_disk_said(folder), replacing_folder(folder) as partial, quiet_transformers():
         model.save_pretrained(partial)
         loaded.tokenizer.save_pretrained(partial)
         save_format(recipe.prompt, partial)
@@ -86,9 +93,9 @@ def save_adapter(model: Any, loaded: LoadedModel, recipe: Recipe, facts: dict[st
         generation.eos_token_id = loaded.tokenizer.eos_token_id
         generation.pad_token_id = loaded.pad_id
         generation.save_pretrained(partial)
-        write_json(partial / "training.json", facts)
+        write_json(partial / TRAINING, facts)
         (partial / "README.md").write_text(model_card(recipe, facts, None), encoding="utf-8")
-    return adapters.merged(model).eval()
+    return merged(model)
 
 
 @contextmanager
