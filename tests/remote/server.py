@@ -62,6 +62,8 @@ class Api:
     """Whether files and jobs can be listed."""
     answer: Callable[[str, bool], str] | None = None
     """What a model writes to a prompt, by whether it is tuned; else the base always says yes and the tuned is right."""
+    under_way: int = 0
+    most_at_once: int = 0
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def trouble(self, match: str, **facts: Any) -> None:
@@ -155,10 +157,10 @@ class Api:
         for option in self.refused:
             if option in body:
                 instead = " Use 'max_completion_tokens' instead." if option == "max_tokens" else ""
-                return error(400, f"Unsupported parameter: '{option}' isn't supported.{instead}", param=option)
+                return error(400, f"Unsupported parameter: '{option}' isn't supported.{instead}", {"param": option})
         tuned = body["model"].startswith("ft:")
         if tuned and all(job["fine_tuned_model"] != body["model"] for job in self.jobs.values()):
-            return error(404, f"The model `{body['model']}` does not exist", code="model_not_found")
+            return error(404, f"The model `{body['model']}` does not exist", {"code": "model_not_found"})
         prompt = body["messages"][-1]["content"]
         text = self.answer(prompt, tuned) if self.answer else usual(prompt, tuned)
         choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": text}, "logprobs": None}
@@ -193,8 +195,9 @@ def page(things: list[dict[str, Any]], query: dict[str, str]) -> dict[str, Any]:
     return {"object": "list", "data": data, "has_more": start + 2 < len(things)}
 
 
-def error(status: int, message: str, **more: Any) -> tuple[int, dict[str, Any]]:
-    return status, {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None} | more}
+def error(status: int, message: str, more: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+    facts = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
+    return status, {"error": facts | (more or {})}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -206,11 +209,16 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self._respond("GET")
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
+        with self.api.lock:
+            self.api.under_way += 1
+            self.api.most_at_once = max(self.api.most_at_once, self.api.under_way)
         self._respond("POST")
+        with self.api.lock:
+            self.api.under_way -= 1
 
     def _respond(self, method: str) -> None:
         parts = urlsplit(self.path)
@@ -231,7 +239,7 @@ class Handler(BaseHTTPRequestHandler):
                 trouble.act()
             time.sleep(trouble.delay)
             if trouble.status:
-                status, answer = error(trouble.status, "The server had a trouble", **trouble.error)
+                status, answer = error(trouble.status, "The server had a trouble", trouble.error)
             elif not trouble.partial and not trouble.delay:
                 self.close_connection = True
                 return

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 from meditune.data.example import Example
-from meditune.errors import DataError, Stopped
+from meditune.errors import DataError
 from meditune.evaluate.items import chosen_answers
 from meditune.evaluate.predictions import Kind, path_of
 from meditune.files import write_jsonl
@@ -110,35 +110,45 @@ def _spread(
 ) -> None:
     """Ask for every item, so many at once, and keep each row as it comes.
 
-    Where that ends early, what is under way is still waited for and kept.
+    The first refusal ends it. Where it ends early, what is under way is still waited for and kept.
     """
+    refused: list[ApiError] = []
+
+    def ask_unless_refused(example: Example) -> Row | None:
+        if client.stopped.is_set():
+            return None
+        try:
+            return ask(example)
+        except ApiError as error:
+            refused.append(ApiError(f"{example.id}: {error}", error.status, error.said))
+            client.stopped.set()
+            return None
+
     pool = ThreadPoolExecutor(workers)
-    futures = {pool.submit(ask, example): example for example in items}
-    open_futures = set(futures)
+    under_way = {pool.submit(ask_unless_refused, example) for example in items}
     try:
-        for future in as_completed(futures):
-            row = _row(future, futures[future])
-            open_futures.discard(future)
-            keep(row)
-    except BaseException as error:
+        while under_way:
+            done, _ = wait(under_way, return_when=FIRST_COMPLETED)
+            for future in done:
+                _keep(future, keep)
+                under_way.discard(future)
+    except BaseException:
         client.stopped.set()
-        under_way = {future for future in open_futures if not future.cancel()}
-        if isinstance(error, Stopped) and under_way:
-            print("\nWaiting for the answers that are under way; ctrl-C again leaves them.", file=sys.stderr)
-        done, _ = wait(under_way, timeout=GRACE_SECONDS)
-        for future in done:
-            if future.exception() is None:
-                keep(future.result())
-        raise
-    finally:
         pool.shutdown(wait=False, cancel_futures=True)
+        print("\nWaiting for the answers that are under way; ctrl-C again leaves them.", file=sys.stderr)
+        begun = {future for future in under_way if not future.cancelled()}
+        for future in wait(begun, timeout=GRACE_SECONDS).done:
+            _keep(future, keep)
+        raise
+    pool.shutdown()
+    if refused:
+        raise refused[0]
 
 
-def _row(future: Future[Row], example: Example) -> Row:
-    try:
-        return future.result()
-    except ApiError as error:
-        raise ApiError(f"{example.id}: {error}", error.status, error.said) from error
+def _keep(future: Future[Row | None], keep: Callable[[Row], None]) -> None:
+    row = future.result()
+    if row is not None:
+        keep(row)
 
 
 def _kept(path: Path) -> dict[str, Row]:
@@ -146,7 +156,7 @@ def _kept(path: Path) -> dict[str, Row]:
     if not path.is_file():
         return {}
     rows: dict[str, Row] = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             row = json.loads(line)
             rows[row["id"]] = row

@@ -17,7 +17,7 @@ from meditune.errors import ModelError
 from meditune.models.api.retry import PassingError, echoless, wait_asked_for
 from meditune.recipe import ApiSpec
 
-ATTEMPTS = 6
+ATTEMPTS = 8
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 LONGEST_ASKED_FOR = 120.0
 """Seconds. Who asks for a longer pause is left alone until the user comes back."""
@@ -106,7 +106,7 @@ class Client:
             except PassingError as passing:
                 reason = passing.reason
                 backoff = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * random.uniform(0.75, 1.0)
-                wait = passing.wait if passing.wait is not None else backoff
+                wait = passing.wait or backoff
                 if wait > LONGEST_ASKED_FOR:
                     raise ApiError(
                         f"{self.host} {reason} and asks to come back in {wait:.0f} seconds. Run the same command then."
