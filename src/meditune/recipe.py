@@ -47,9 +47,9 @@ class ApiSpec(Spec):
     context_tokens: int = Field(
         16_385, ge=64, description="Longest example that the model takes, in tokens; in place of prompt.max_tokens."
     )
-    batch_size: int | None = Field(None, ge=1, description="Examples in one training step; the API chooses when empty.")
-    learning_rate_multiplier: float | None = Field(
-        None, gt=0, description="Scales the API's own learning rate; the API chooses when empty."
+    hyperparameters: dict[str, int | float] = Field(
+        default_factory=dict,
+        description="Of the training job, as the API calls them (batch_size: 4); it chooses those that aren't here.",
     )
     price_per_million_training_tokens: float | None = Field(
         None, ge=0, description="For the estimate before anything is sent; unknown when empty."
@@ -83,6 +83,8 @@ class ApiSpec(Spec):
                 "model.api.url must be a plain address such as https://api.openai.com/v1, without user, password or "
                 "anything after a question mark"
             )
+        if "n_epochs" in self.hyperparameters:
+            raise ValueError("model.api.hyperparameters: the number of epochs is train.epochs")
         # The value isn't shown: it may be the key itself.
         if self.key_variable is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.key_variable):
             raise ValueError(

@@ -57,7 +57,7 @@ def test_the_whole_journey(place):
 
 
 def test_what_is_trained_on_is_what_is_asked(place):
-    assert place.call("run").code == 0
+    assert place.call("run", model__api__hyperparameters="{batch_size: 4, learning_rate_multiplier: 0.5}").code == 0
     sent = place.api.files["file-1"]["content"]
     assert sent == (place.run / "api" / "training.jsonl").read_text(encoding="utf-8")
     trained = [json.loads(line)["messages"] for line in sent.splitlines()]
@@ -80,7 +80,8 @@ def test_what_is_trained_on_is_what_is_asked(place):
     }.isdisjoint(json.dumps(messages[:2]) for messages in trained)
     assert all(chat["temperature"] == 0 for chat in place.api.chats)
     method = place.api.jobs["ftjob-1"]["method"]
-    assert method == {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3}}}
+    hyperparameters = {"n_epochs": 3, "batch_size": 4, "learning_rate_multiplier": 0.5}
+    assert method == {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
 
 
 def test_nothing_is_sent_before_it_is_approved_of(place):
@@ -175,6 +176,7 @@ def test_a_failed_job_says_why(place):
     ("changes", "code", "texts"),
     [
         ({"train__epochs": 1.5}, 2, ["train.epochs", "whole number"]),
+        ({"model__api__hyperparameters": "{n_epochs: 2}"}, 2, ["model.api.hyperparameters", "train.epochs"]),
         ({"train__epochs": 51}, 2, ["train.epochs", "1 to 50"]),
         ({"data__dev_share": 0.49, "data__test_share": 0.6, "train__tasks": "[decision]"}, 3, ["10 rows or more"]),
         ({"model__api__context_tokens": 177}, 3, ["model.api.context_tokens=177"]),

@@ -174,12 +174,7 @@ def _create(client: Client, state: State, model: ApiModel, recipe: Recipe, folde
 
 
 def _request(state: State, model: ApiModel, recipe: Recipe) -> dict[str, Any]:
-    chosen = {
-        "n_epochs": int(recipe.train.epochs),
-        "batch_size": model.spec.batch_size,
-        "learning_rate_multiplier": model.spec.learning_rate_multiplier,
-    }
-    hyperparameters = {name: value for name, value in chosen.items() if value is not None}
+    hyperparameters = {"n_epochs": int(recipe.train.epochs), **model.spec.hyperparameters}
     return {
         "model": model.name,
         "training_file": state.file,

@@ -38,7 +38,8 @@ def prepare_rows(model: ApiModel, examples: Any, recipe: Recipe, folder: Path) -
     print(
         f"{facts.rows} training rows in {path}, about {facts.tokens:,} tokens, the longest {facts.longest:,}; "
         f"{facts.dropped} left out because they are longer than {model.spec.context_tokens:,}.\n"
-        "Of the keys under train, an API follows tasks and epochs; the rest is its own choice.",
+        "Of the keys under train, an API follows tasks and epochs; the rest is its own choice, or stands in "
+        "model.api.hyperparameters.",
         file=sys.stderr,
     )
     return facts
