@@ -14,7 +14,16 @@ from tests.commands import bench, jsonl, meditune, read_rows, rows
 
 COMMANDS = (
     *(("run",), ("data",), ("data", "prepare"), ("train",), ("evaluate",), ("compare",), ("report",), ("ask",)),
-    *(("models",), ("doctor",), ("recipe",), ("recipe", "show"), ("recipe", "check")),
+    *(
+        ("api",),
+        ("api", "status"),
+        ("api", "cancel"),
+        ("models",),
+        ("doctor",),
+        ("recipe",),
+        ("recipe", "show"),
+        ("recipe", "check"),
+    ),
 )
 
 
@@ -436,5 +445,5 @@ def test_what_got_worse_is_red_in_a_terminal(monkeypatch, capsys):
 
 def test_mimic_rows_are_refused_for_an_api_model(place, tmp_path):
     settings = place.settings(data__sources="[{name: mimic}]")
-    meditune("evaluate", "gpt-3.5-turbo", "-o", tmp_path / "api", *settings).refused(3, "MIMIC-III", "third party")
+    meditune("evaluate", "gpt-3.5-turbo", "-o", tmp_path / "api", *settings).refused(3, "mimic (Phys", "third party")
     assert not (tmp_path / "api").exists()

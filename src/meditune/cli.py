@@ -21,8 +21,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 data_app = typer.Typer(help="The data stage on its own.", no_args_is_help=True, rich_markup_mode=None)
+api_app = typer.Typer(help="A run's training job at an API.", no_args_is_help=True, rich_markup_mode=None)
 recipe_app = typer.Typer(help="Look at recipes and check them.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
+app.add_typer(api_app, name="api")
 app.add_typer(recipe_app, name="recipe")
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name or a YAML file.")]
@@ -33,10 +35,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key: train.epochs=1. Repeatable."),
 ]
+Yes = Annotated[bool, typer.Option("--yes", help="Send data to a model behind an API, and spend, without asking.")]
+Run = Annotated[Path, typer.Argument(metavar="DIR", help="The run's folder.")]
 
 
 @app.command()
-def run(recipe: RecipeName, output: Output, overrides: Overrides = None) -> None:
+def run(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: Yes = False) -> None:
     """The whole journey: data, base model measured, training, tuned model measured, report."""
     from meditune import run as journey
     from meditune import terminal
@@ -44,7 +48,7 @@ def run(recipe: RecipeName, output: Output, overrides: Overrides = None) -> None
     resolved = _recipe(recipe, overrides)
     settings = [word for item in overrides or [] for word in ("--set", item)]
     command = shlex.join(["meditune", "run", recipe, "--output", str(output), *settings])
-    report = journey.run(resolved.recipe, output, command)
+    report = journey.run(resolved.recipe, output, command, terminal.approval(yes))
     terminal.print_comparison(report)
     terminal.print_synthetic(report["data"]["synthetic"])
     typer.echo(f"Report: {(output / 'report.html').resolve()}")
@@ -62,28 +66,32 @@ def data_prepare(recipe: RecipeName, output: Output, overrides: Overrides = None
 
 
 @app.command()
-def train(recipe: RecipeName, output: Output, overrides: Overrides = None) -> None:
+def train(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: Yes = False) -> None:
     """Prepare the data if need be and fine-tune, without measuring anything."""
     from meditune import run as journey
+    from meditune import terminal
 
     resolved = _recipe(recipe, overrides)
-    journey.train(resolved.recipe, output)
+    journey.train(resolved.recipe, output, terminal.approval(yes))
     typer.echo(f"Model: {(output / 'model').resolve()}")
 
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Catalogue name, hub id, model folder, or run folder.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Catalogue name, hub id, model folder, run folder, or api:NAME.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for predictions and figures.")],
     recipe: Annotated[str, typer.Option(help="Says which data, prompt and measures.")] = "quickstart",
     overrides: Overrides = None,
+    yes: Yes = False,
 ) -> None:
     """Measure one model on a recipe's test items."""
     from meditune import run as journey
     from meditune import terminal
 
     resolved = _recipe(recipe, overrides)
-    terminal.print_figures(journey.evaluate(model, resolved.recipe, output))
+    terminal.print_figures(journey.evaluate(model, resolved.recipe, output, terminal.approval(yes)))
     typer.echo(f"Predictions: {(output / 'predictions').resolve()}")
 
 
@@ -122,12 +130,18 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A finishe
 
 @app.command()
 def ask(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder, model folder, catalogue name or hub id.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Run folder, model folder, catalogue name, hub id, or api:NAME.")
+    ],
     question: Annotated[str, typer.Argument(metavar="QUESTION")],
     source: Annotated[
         list[Path] | None, typer.Option("--source", help="A text file that the answer may rest on. Repeatable.")
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--api", metavar="KEY=VALUE", help="Change a key under model.api: url=https://... Repeatable."),
+    ] = None,
 ) -> None:
     """Ask a model one question."""
     from meditune import terminal
@@ -135,7 +149,9 @@ def ask(
     from meditune.files import read_text
 
     sources = [read_text(path) for path in source or []]
-    terminal.print_answer(answer(model, question, sources, max_new_tokens), bool(sources))
+    named = _recipe("quickstart", [f"model.api.{item}" for item in settings]) if settings else None
+    api = named.recipe.model.api if named else None
+    terminal.print_answer(answer(model, question, sources, max_new_tokens, api), bool(sources))
 
 
 @app.command()
@@ -155,6 +171,22 @@ def doctor() -> None:
     typer.echo(checks.render(findings))
     if any(finding.verdict == "bad" for finding in findings):
         raise typer.Exit(1)
+
+
+@api_app.command("status")
+def api_status(folder: Run) -> None:
+    """How a run's training job is."""
+    from meditune.remote import journey
+
+    typer.echo(journey.status(folder))
+
+
+@api_app.command("cancel")
+def api_cancel(folder: Run) -> None:
+    """End a run's training job at the API."""
+    from meditune.remote import journey
+
+    typer.echo(journey.cancel(folder))
 
 
 @recipe_app.command("show")

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import meditune
+from meditune.data.restrictions import refuse_restricted_sources_for_api
 from meditune.errors import DataError, MedituneError, ModelError
 from meditune.files import read_json, write_json
-from meditune.recipe import Quantize, Recipe, plain
+from meditune.recipe import Recipe, plain
 from meditune.recipes.keys import dotted, leaves
 from meditune.recipes.loading import load_recipe
 from meditune.recipes.writing import save
@@ -77,14 +78,15 @@ def _claim(recipe: Recipe, folder: Path, model: str | None, to_tune: bool) -> No
         if plain(earlier) == plain(recipe):
             return
         begun = {item.name for item in folder.iterdir()} - UNFINISHED
+        if not (folder / "api" / "job.json").is_file():
+            begun.discard("api")
         if begun - {"data"} or (begun and (earlier.data, earlier.seed) != (recipe.data, recipe.seed)):
             raise MedituneError(
                 f"{folder} holds a run with other settings: {_differing(earlier, recipe)}. Give the same recipe and "
                 "--set options to go on with it; otherwise choose another --output, or remove that folder."
             )
     if model is not None:
-        _refuse_restricted(recipe, model)
-        _check_model(model, recipe.model.quantize, to_tune)
+        _check_model(recipe, model, to_tune)
     save(recipe, path, versions(recipe))
 
 
@@ -101,23 +103,18 @@ def note_data(recipe: Recipe, folder: Path, sha256: str) -> None:
     save(recipe, folder / RECIPE, versions(recipe) | {"data sha256": sha256})
 
 
-def _refuse_restricted(recipe: Recipe, model: str) -> None:
-    """Refuse to show a model on someone else's machine what its licence keeps on this one."""
-    from meditune.models.catalogue import CATALOGUE
+def _check_model(recipe: Recipe, name: str, to_tune: bool) -> None:
+    from meditune.models.api.model import find
 
-    entry = CATALOGUE.get(model)
-    if entry and entry.api and any(source.name == "mimic" for source in recipe.data.sources):
-        raise DataError(
-            f"data.sources: MIMIC-III may not be sent to {model}: its licence forbids passing rows to a third party. "
-            "Use a model that runs on this machine, or leave that source out of the recipe."
-        )
-
-
-def _check_model(name: str, quantize: Quantize, to_tune: bool) -> None:
+    remote = find(name, recipe.model.api)
+    if remote:
+        refuse_restricted_sources_for_api([source.name for source in recipe.data.sources], remote.title)
+        remote.key()
+        return
     from meditune.models.load import ADAPTER_FILE, locate
     from meditune.models.quantized import require
 
-    if quantize != "none":
+    if recipe.model.quantize != "none":
         require()
     place = Path(locate(name))
     if to_tune and (place / ADAPTER_FILE).is_file():

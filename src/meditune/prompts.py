@@ -20,10 +20,17 @@ from typing import Any
 from meditune.data.example import DECISIONS, Example, Passage
 from meditune.errors import DataError, ModelError
 from meditune.files import read_json, write_json
+from meditune.limits import LIMITS
 from meditune.recipe import PromptFormat, Task
 from meditune.text import sentences
 
 FILE_NAME = "prompt.json"
+
+CHAT_SYSTEM = (
+    "You answer questions about health. Write what follows the last cue: one word where it asks for yes, no or maybe, "
+    f"otherwise a short answer that rests on the sources, where there are some. Every reader is told: {LIMITS}"
+)
+"""The system message of chat models. Saved with a tuned one, which is shown what it was trained with."""
 
 
 def prompt_text(form: PromptFormat, question: str, context: tuple[Passage, ...], task: Task) -> str:
@@ -31,6 +38,17 @@ def prompt_text(form: PromptFormat, question: str, context: tuple[Passage, ...],
     lines = [f"{passage.label.capitalize()}: {passage.text}" if passage.label else passage.text for passage in context]
     cue = form.answer_cue if task == "answer" else form.decision_cue
     return "\n".join([*lines, f"{form.question_cue} {question}", cue])
+
+
+def chat_messages(
+    form: PromptFormat, example: Example, task: Task, system: str = CHAT_SYSTEM, target: str = ""
+) -> list[dict[str, str]]:
+    """The prompt as a chat: limits, the prompt's text, and, to learn from, the target."""
+    messages = [
+        {"role": "system", "content": system},
+        {"role": "user", "content": prompt_text(form, example.question, example.context, task)},
+    ]
+    return [*messages, {"role": "assistant", "content": target}] if target else messages
 
 
 def save_format(form: PromptFormat, folder: Path) -> None:

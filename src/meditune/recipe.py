@@ -6,8 +6,11 @@ Unknown keys are errors.
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections.abc import Iterator
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -36,6 +39,68 @@ class LoraSpec(Spec):
     )
 
 
+class ApiSpec(Spec):
+    """Where an API model (`gpt-3.5-turbo`, `api:NAME`) is reached, and its prices; nothing for other models."""
+
+    url: str = Field("https://api.openai.com/v1", description="Address of an OpenAI-compatible API, with its /v1.")
+    key_variable: str | None = Field(
+        "OPENAI_API_KEY", description="Environment variable that holds the key, never the key; null where none is due."
+    )
+    context_tokens: int = Field(
+        16_385, ge=64, description="Longest example that the model takes, in tokens; in place of prompt.max_tokens."
+    )
+    hyperparameters: dict[str, int | float] = Field(
+        default_factory=dict,
+        description="Of the training job, as the API calls them (batch_size: 4); it chooses those that aren't here.",
+    )
+    price_per_million_training_tokens: float | None = Field(
+        None, ge=0, description="For the estimate before anything is sent; unknown when empty."
+    )
+    price_per_million_input_tokens: float | None = Field(
+        None, ge=0, description="The same for prompts; where the tuned model costs more than its base, its price."
+    )
+    price_per_million_output_tokens: float | None = Field(None, ge=0, description="The same for written tokens.")
+    concurrency: int = Field(4, ge=1, le=64, description="Requests under way at once while measuring.")
+    timeout_seconds: float = Field(120.0, gt=0, description="An answer that takes longer is asked for again.")
+    poll_seconds: float = Field(15.0, gt=0, description="Time between two looks at a training job.")
+
+    @property
+    def host(self) -> str:
+        """The host of the API."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the API is served by this machine itself."""
+        try:
+            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @model_validator(mode="after")
+    def _keeps_the_key_secret(self) -> ApiSpec:
+        parts = urlsplit(self.url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc or parts.query:
+            raise ValueError(
+                "model.api.url must be a plain address such as https://api.openai.com/v1, without user, password or "
+                "anything after a question mark"
+            )
+        if "n_epochs" in self.hyperparameters:
+            raise ValueError("model.api.hyperparameters: the number of epochs is train.epochs")
+        # The value isn't shown: it may be the key itself.
+        if self.key_variable is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.key_variable):
+            raise ValueError(
+                "model.api.key_variable must be the name of an environment variable, in capitals, such as "
+                "OPENAI_API_KEY; the key itself belongs into that variable"
+            )
+        if parts.scheme == "http" and self.key_variable and not self.is_local:
+            raise ValueError(
+                "model.api.url: a key would travel unencrypted to that address; use https, or set "
+                "model.api.key_variable to null where the API needs none"
+            )
+        return self
+
+
 class ModelSpec(Spec):
     """The base model, and which weights are trained in it or on top of it.
 
@@ -45,7 +110,9 @@ class ModelSpec(Spec):
     (Dettmers et al. 2023, arXiv:2305.14314), `int8` LLM.int8 (Dettmers et al. 2022, arXiv:2208.07339).
     """
 
-    base: str = Field("smollm2-135m", min_length=1, description="Catalogue name, Hugging Face id, or local folder.")
+    base: str = Field(
+        "smollm2-135m", min_length=1, description="Catalogue name, Hugging Face id, local folder, or api:NAME."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description="Number format of the weights; auto: BF16 where it is fast; float16: on a GPU only.",
@@ -64,6 +131,7 @@ class ModelSpec(Spec):
     )
     virtual_tokens: int = Field(20, ge=1, description="Virtual tokens of the strategies prefix and prompt.")
     lora: LoraSpec = Field(default_factory=LoraSpec, description="Options of the strategies lora, dora and rslora.")
+    api: ApiSpec = Field(default_factory=ApiSpec, description="For models behind an API.")
 
 
 class SourceSpec(Spec):

@@ -27,64 +27,79 @@ from meditune.folder import (
     stage,
     versions,
 )
+from meditune.models.api.model import find
 from meditune.recipe import Recipe
 from meditune.recipes.loading import load_recipe
+from meditune.remote import journey
+from meditune.remote.estimate import Approve, refuse
 
 
-def run(recipe: Recipe, folder: Path, command: str) -> dict[str, Any]:
+def run(recipe: Recipe, folder: Path, command: str, approve: Approve = refuse) -> dict[str, Any]:
     """Do, or finish, the whole journey in `folder`; returns report.json's content.
 
-    Raises MedituneError where the folder holds another run.
+    `approve` is asked before anything is sent to an API. Raises MedituneError where the folder holds another run.
     """
-    from meditune.evaluate.stage import Measuring
-    from meditune.train.encode import check_teaches
-    from meditune.train.stage import fine_tune
+    from meditune.train.tasks import check_teaches
 
     with claimed(recipe, folder, recipe.model.base, to_tune=True):
         with stage(folder, "prepare"):
             data = prepared(recipe, folder)
         check_teaches(data.splits.train, recipe.train.tasks)
-        measuring = Measuring(recipe, data.splits.measured(recipe.evaluate.split), folder / "predictions")
-        trained = (folder / "model" / "training.json").is_file()
-        loaded: Any = None
-        if not (trained and measuring.is_done("base")):
-            loaded = _load(recipe, recipe.model.base)
-            with stage(folder, "measure base"):
-                measuring.measure(loaded, "base")
-        if not trained:
-            with stage(folder, "train"):
-                fine_tune(loaded, data.splits.train, recipe, folder)
-        if not measuring.is_done("tuned"):
-            if loaded is None or trained:
-                loaded = _load(recipe, str(folder / "model"))
-            with stage(folder, "measure tuned"):
-                measuring.measure(loaded, "tuned")
+        remote = find(recipe.model.base, recipe.model.api)
+        if remote:
+            journey.tune(remote, data, recipe, folder, approve)
+        else:
+            _tune_here(recipe, data, folder)
         announce("compare and report")
         return report(folder, command)
 
 
-def train(recipe: Recipe, folder: Path) -> None:
-    """Prepare the data and train, without measuring anything; a finished model is left as it is."""
-    from meditune.train.encode import check_teaches
+def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
+    from meditune.evaluate.stage import Measuring
     from meditune.train.stage import fine_tune
+
+    measuring = Measuring(recipe, data.splits.measured(recipe.evaluate.split), folder / "predictions")
+    trained = (folder / "model" / "training.json").is_file()
+    loaded: Any = None
+    if not (trained and measuring.is_done("base")):
+        loaded = _load(recipe, recipe.model.base)
+        with stage(folder, "measure base"):
+            measuring.measure(loaded, "base")
+    if not trained:
+        with stage(folder, "train"):
+            fine_tune(loaded, data.splits.train, recipe, folder)
+    if not measuring.is_done("tuned"):
+        if loaded is None or trained:
+            loaded = _load(recipe, str(folder / "model"))
+        with stage(folder, "measure tuned"):
+            measuring.measure(loaded, "tuned")
+
+
+def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
+    """Prepare the data and train, without measuring anything; a finished model is left as it is."""
+    from meditune.train.tasks import check_teaches
 
     with claimed(recipe, folder, recipe.model.base, to_tune=True):
         with stage(folder, "prepare"):
             data = prepared(recipe, folder)
         check_teaches(data.splits.train, recipe.train.tasks)
-        if not (folder / "model" / "training.json").is_file():
+        remote = find(recipe.model.base, recipe.model.api)
+        if remote:
+            journey.tune(remote, data, recipe, folder, approve, measured=False)
+        elif not (folder / "model" / "training.json").is_file():
+            from meditune.train.stage import fine_tune
+
             with stage(folder, "train"):
                 fine_tune(_load(recipe, recipe.model.base), data.splits.train, recipe, folder)
 
 
-def evaluate(model: str, recipe: Recipe, folder: Path) -> dict[str, Any]:
+def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse) -> dict[str, Any]:
     """Measure any model on the recipe's test items; returns evaluation.json's content.
 
     A model that carries its own prompt format is shown that one.
     """
     from meditune.evaluate.metrics import summarise
     from meditune.evaluate.predictions import read
-    from meditune.evaluate.stage import Measuring
 
     with claimed(recipe, folder, model):
         state = {"model": model}
@@ -94,17 +109,27 @@ def evaluate(model: str, recipe: Recipe, folder: Path) -> dict[str, Any]:
         write_json(folder / EVALUATION, state)
         with stage(folder, "prepare"):
             data = prepared(recipe, folder)
-        measuring = Measuring(recipe, data.splits.measured(recipe.evaluate.split), folder / "predictions")
-        if not measuring.is_done("model"):
-            loaded = _load(recipe, model)
-            measuring.form = loaded.form or recipe.prompt
-            with stage(folder, "measure"):
-                measuring.measure(loaded, "model")
+        remote = find(model, recipe.model.api)
+        if remote:
+            journey.measure(remote, data, recipe, folder, approve)
+        else:
+            _measure_here(model, recipe, data, folder)
         figures = summarise(read(folder / "predictions", "model"))
         test_set = data.splits.measured_name(recipe.evaluate.split)
         result = state | {"data": {"test_set": test_set, "sha256": data.sha256}, "figures": figures}
         write_json(folder / EVALUATION, result)
         return result
+
+
+def _measure_here(model: str, recipe: Recipe, data: Prepared, folder: Path) -> None:
+    from meditune.evaluate.stage import Measuring
+
+    measuring = Measuring(recipe, data.splits.measured(recipe.evaluate.split), folder / "predictions")
+    if not measuring.is_done("model"):
+        loaded = _load(recipe, model)
+        measuring.form = loaded.form or recipe.prompt
+        with stage(folder, "measure"):
+            measuring.measure(loaded, "model")
 
 
 def compare_folders(first: Path, second: Path, resamples: int, seed: int) -> dict[str, Any]:
@@ -142,7 +167,8 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
     """
     from meditune.evaluate.report import render
     from meditune.evaluate.summary import summary
-    from meditune.train.card import model_card
+    from meditune.train import card
+    from meditune.train.api import card as api_card
 
     refuse_unfinished(folder)
     recipe = load_recipe(str(folder / RECIPE)).recipe
@@ -154,7 +180,8 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
     result["machine"] = machine()
     result["command"] = command or earlier or f"meditune report {folder}"
     write_json(folder / "report.json", result)
-    (folder / "model" / "README.md").write_text(model_card(recipe, training, result), encoding="utf-8")
+    made = api_card if find(str(folder / "model"), recipe.model.api) else card
+    (folder / "model" / "README.md").write_text(made.model_card(recipe, training, result), encoding="utf-8")
     render(folder)
     return result
 

@@ -11,8 +11,10 @@ from rich.table import Table
 
 from meditune.ask import Answer
 from meditune.data.prepare import Prepared
+from meditune.errors import MedituneError
 from meditune.evaluate.metrics import METRICS
 from meditune.limits import LIMITS
+from meditune.remote.estimate import Approve, refuse
 
 WIDE = 200
 VERDICTS = {True: "[green]better[/]", False: "[red]worse[/]", None: "not shown"}
@@ -21,6 +23,21 @@ VERDICTS = {True: "[green]better[/]", False: "[red]worse[/]", None: "not shown"}
 def console() -> Console:
     """Standard output; plain text where it isn't a terminal, and wide, because nothing there needs wrapping."""
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
+
+
+def approval(yes: bool) -> Approve:
+    """What answers for the user before anything is sent to an API: --yes, or an answer typed into a terminal."""
+
+    def approve(text: str) -> None:
+        if not yes and not sys.stdin.isatty():
+            refuse(text)
+        print(text, file=sys.stderr)
+        if not yes:
+            print("Send it? [y/N] ", end="", file=sys.stderr, flush=True)
+            if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+                raise MedituneError("Nothing was sent.")
+
+    return approve
 
 
 def print_comparison(result: dict[str, Any], first: str = "base", second: str = "tuned") -> None:
@@ -96,7 +113,8 @@ def print_answer(answer: Answer, has_sources: bool) -> None:
     out = console()
     out.print(answer.text or "(the model wrote nothing)", markup=False)
     shares = ", ".join(f"{label} {share:.0%}" for label, share in answer.probabilities.items())
-    out.print(f"\nAs a yes/no question: {answer.decision} ({shares})", style="dim")
+    decision = answer.decision or "neither yes, no nor maybe"
+    out.print(f"\nAs a yes/no question: {decision}{f' ({shares})' if shares else ''}", style="dim")
     if not has_sources:
         out.print("No source was given (--source FILE): this answer rests on the model's memory alone.", style="yellow")
     out.print(LIMITS, style="dim")

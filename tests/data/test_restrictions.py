@@ -5,7 +5,12 @@ import pytest
 from meditune.data import mimic
 from meditune.data.example import Example
 from meditune.data.rejects import Rejects
-from meditune.data.restrictions import is_restricted, refuse_restricted_for_api
+from meditune.data.restrictions import (
+    is_restricted,
+    refuse_restricted_for_api,
+    refuse_restricted_sources_for_api,
+)
+from meditune.data.sources import SOURCES
 from meditune.errors import DataError
 from tests.data import layouts
 
@@ -17,3 +22,21 @@ def test_restricted_rows_never_go_to_an_api(tmp_path: Path) -> None:
     refuse_restricted_for_api([free], "gpt-3.5-turbo")
     with pytest.raises(DataError, match=r"^5 examples from mimic \(PhysioNet .*\) may not be sent to gpt-3\.5-turbo"):
         refuse_restricted_for_api([free, *restricted], "gpt-3.5-turbo")
+
+
+@pytest.mark.parametrize("mark", [True, "yes", "true", 1, "x"])
+def test_a_row_of_ones_own_can_be_marked(mark: object) -> None:
+    example = Example(id="own:1", source="own", question="Why?", answer="So.", group="1", meta={"restricted": mark})
+    assert is_restricted(example)
+
+
+@pytest.mark.parametrize("mark", [False, None, "", "no", "False", "0", 0])
+def test_a_column_that_says_no_marks_nothing(mark: object) -> None:
+    example = Example(id="own:1", source="own", question="Why?", answer="So.", group="1", meta={"restricted": mark})
+    assert not is_restricted(example)
+
+
+def test_a_restricted_source_is_refused_unread() -> None:
+    refuse_restricted_sources_for_api([*(name for name in SOURCES if name != "mimic"), "own", "nobody"], "some-model")
+    with pytest.raises(DataError, match=r"^Rows from mimic \(PhysioNet .*\) may not be sent to some-model"):
+        refuse_restricted_sources_for_api(["pubmedqa", "mimic"], "some-model")

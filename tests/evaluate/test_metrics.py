@@ -96,6 +96,26 @@ def test_confusion_recall_and_always_yes():
     assert float(macro_f1(official)) == pytest.approx(23.7, abs=0.05)
 
 
+def test_a_decision_that_is_none_of_the_labels_is_wrong_and_no_class_of_its_own():
+    rows = [row | {"prediction": None} if index % 5 == 0 else row for index, row in enumerate(decisions(1))]
+    figures, matrix = summarise(Predictions(decision=rows)), confusion(rows)
+    truth, said = [row["reference"] for row in rows], [row["prediction"] or "none" for row in rows]
+    assert figures["accuracy"] == pytest.approx(100 * accuracy_score(truth, said), abs=1e-12)
+    official = f1_score(truth, said, average="macro", labels=DECISIONS)
+    assert figures["macro_f1"] == pytest.approx(100 * official, abs=1e-12)
+    assert matrix.shape == (3, 4)
+    assert matrix[:, 3].sum() == 40
+    assert recalls(matrix)["no"] == pytest.approx(100 * matrix[1, 1] / matrix[1].sum())
+
+
+def test_decisions_without_likelihoods_have_no_calibration_error():
+    rows = [{name: value for name, value in row.items() if name != "logits"} for row in decisions(1)]
+    figures = summarise(Predictions(decision=rows))
+    assert figures.keys() == {"accuracy", "macro_f1"}
+    assert figures.items() <= summarise(Predictions(decision=decisions(1))).items()
+    assert set(compare(Predictions(decision=rows), Predictions(decision=decisions(2)), 100, 1)) == set(figures)
+
+
 def test_calibration_error_of_a_confident_liar_is_its_confidence():
     rows = [
         {"id": str(i), "reference": "yes", "prediction": "no", "logits": {"yes": 0.0, "no": 20.0, "maybe": 0.0}}

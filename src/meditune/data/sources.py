@@ -38,6 +38,8 @@ class Source:
     """Fetched in this order; the last one is among `files`, so a broken-off download isn't taken for a whole one."""
     how: str = ""
     """How to get it where it can't simply be downloaded."""
+    restricted: bool = False
+    """Whether its licence forbids passing rows on (`data/restrictions.py`)."""
     packaged: Path | None = None
     """The file itself where it comes with Meditune."""
 
@@ -106,6 +108,7 @@ SOURCES: dict[str, Source] = {
             homepage="https://physionet.org/content/mimiciii/",
             files=("NOTEEVENTS.csv", "NOTEEVENTS.csv.gz", "noteevents.csv", "noteevents.csv.gz"),
             reader=mimic.read,
+            restricted=True,
             how="MIMIC-III can't be downloaded without credentials: complete the training and sign the data use "
             "agreement at https://physionet.org/content/mimiciii/, then fetch NOTEEVENTS.csv.gz there",
         ),

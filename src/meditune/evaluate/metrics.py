@@ -84,11 +84,19 @@ def statistics_of(predictions: Predictions) -> dict[str, Statistics]:
 
 
 def confusion(rows: list[dict[str, Any]]) -> NDArray[np.int64]:
-    """(3, 3) counts: reference in rows, prediction in columns, both in the order yes, no, maybe."""
-    matrix = np.zeros((3, 3), dtype=np.int64)
+    """(3, 3) counts: reference in rows, prediction in columns, both in the order yes, no, maybe.
+
+    (3, 4) where a prediction is None, with those in the last column.
+    """
+    matrix = np.zeros((3, 4), dtype=np.int64)
     for row in rows:
-        matrix[DECISIONS.index(row["reference"]), DECISIONS.index(row["prediction"])] += 1
-    return matrix
+        matrix[DECISIONS.index(row["reference"]), _column(row["prediction"])] += 1
+    return matrix if matrix[:, 3].any() else matrix[:, :3]
+
+
+def _column(prediction: str | None) -> int:
+    """A prediction's column; the last for one that is none of the labels."""
+    return len(DECISIONS) if prediction is None else DECISIONS.index(prediction)
 
 
 def recalls(matrix: NDArray[np.int64]) -> dict[str, float | None]:
@@ -108,14 +116,14 @@ def probabilities(logits: dict[str, float]) -> dict[str, float]:
 
 
 def macro_f1(sums: Array) -> Array:
-    """Macro-F1 in percent from flattened confusion counts (..., 9).
+    """Macro-F1 in percent from flattened confusion counts (..., 9), or (..., 12) with a column for none of the labels.
 
     As scikit-learn's f1_score(average="macro"): the mean runs over the classes that occur in references or
-    predictions.
+    predictions. None of the labels is no class of its own.
     """
-    matrix = sums.reshape(*sums.shape[:-1], 3, 3)
+    matrix = sums.reshape(*sums.shape[:-1], 3, -1)
     right = np.diagonal(matrix, axis1=-2, axis2=-1)
-    both = matrix.sum(axis=-1) + matrix.sum(axis=-2)
+    both = matrix.sum(axis=-1) + matrix[..., :3].sum(axis=-2)
     present = both > 0
     f1 = np.where(present, 2 * right / np.where(present, both, 1), 0)
     return np.asarray(100 * f1.sum(axis=-1) / np.maximum(present.sum(axis=-1), 1))
@@ -123,23 +131,25 @@ def macro_f1(sums: Array) -> Array:
 
 def _decision(rows: list[dict[str, Any]]) -> dict[str, Statistics]:
     ids = tuple(row["id"] for row in rows)
-    cells = np.zeros((len(rows), 9))
+    cells = np.zeros((len(rows), 12))
+    for index, row in enumerate(rows):
+        cells[index, 4 * DECISIONS.index(row["reference"]) + _column(row["prediction"])] = 1
+    found = {
+        "accuracy": Statistics(ids, cells, lambda sums: 100 * sums[..., [0, 5, 10]].sum(axis=-1) / sums.sum(axis=-1)),
+        "macro_f1": Statistics(ids, cells, macro_f1),
+    }
+    # An API that tells only words leaves nothing to calibrate.
+    return found | ({"ece": _calibration(ids, rows)} if all("logits" in row for row in rows) else {})
+
+
+def _calibration(ids: tuple[str, ...], rows: list[dict[str, Any]]) -> Statistics:
     bins = np.zeros((len(rows), 20))
     for index, row in enumerate(rows):
-        cells[index, 3 * DECISIONS.index(row["reference"]) + DECISIONS.index(row["prediction"])] = 1
         right = row["reference"] == row["prediction"]
         confidence = max(probabilities(row["logits"]).values())
         slot = min(int(confidence * 10), 9)
         bins[index, 2 * slot : 2 * slot + 2] = confidence, right
-    return {
-        "accuracy": Statistics(ids, cells, lambda sums: 100 * sums[..., [0, 4, 8]].sum(axis=-1) / sums.sum(axis=-1)),
-        "macro_f1": Statistics(ids, cells, macro_f1),
-        "ece": Statistics(
-            ids,
-            bins,
-            lambda sums: np.abs(sums[..., 0::2] - sums[..., 1::2]).sum(axis=-1) / len(rows),
-        ),
-    }
+    return Statistics(ids, bins, lambda sums: np.abs(sums[..., 0::2] - sums[..., 1::2]).sum(axis=-1) / len(rows))
 
 
 def _perplexity(rows: list[dict[str, Any]]) -> Statistics:

@@ -2,7 +2,7 @@
 
 One JSON Lines file per model and task under `predictions/`:
 
-    base-decision.jsonl     id, reference, prediction, logits {label: logit}
+    base-decision.jsonl     id, reference, prediction, logits {label: logit}; of API models, by: likelihood or word
     base-likelihood.jsonl   id, nll, tokens            (reference answers, without their end token)
     base-answer.jsonl       id, reference, prediction  (greedy decoding)
     base-general.jsonl      id, nll, tokens            (windows of general text)

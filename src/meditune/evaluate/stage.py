@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from meditune.data.locate import locate
 from meditune.errors import DataError
 from meditune.evaluate import likelihood
 from meditune.evaluate.generation import generate
+from meditune.evaluate.items import chosen_answers
 from meditune.evaluate.predictions import Kind, once, path_of
 from meditune.models.load import LoadedModel
 from meditune.models.rows import rows_of
@@ -79,14 +79,6 @@ class Measuring:
         scores = likelihood.score(loaded, rows, self.spec.batch_tokens, f"General text, {name}")
         for row in rows:
             yield _scored(row.encoded[0].id, scores)
-
-
-def chosen_answers(examples: Sequence[Example], count: int | None, seed: int) -> list[Example]:
-    """The examples whose long answers are scored: a seeded subset in the original order."""
-    able = [example for example in examples if example.answer.strip()]
-    if count is None or len(able) <= count:
-        return able
-    return [able[index] for index in sorted(random.Random(f"{seed}/answers").sample(range(len(able)), count))]
 
 
 def general_text() -> str | None:

@@ -37,7 +37,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "recipe": recipe.name,
         "seed": recipe.seed,
         "base_model": recipe.model.base,
-        "strategy": recipe.model.strategy,
+        "strategy": training.get("strategy", recipe.model.strategy),
         "quantize": recipe.model.quantize,
         "data": {**splits, "test_set": test_set, "sha256": data.sha256, "synthetic": data.synthetic},
         "items": {kind: len(getattr(tuned, kind)) for kind in ("decision", "answer", "general")},
@@ -63,7 +63,7 @@ def baselines(predictions: Predictions, test_set: str) -> list[dict[str, Any]]:
         {
             "name": f"Always {DECISIONS[commonest]}",
             "accuracy": float(100 * always[commonest, commonest] / always.sum()),
-            "macro_f1": float(macro_f1(always.reshape(9).astype(float))),
+            "macro_f1": float(macro_f1(always.reshape(-1).astype(float))),
             "source": "computed",
         },
         *PUBLISHED.get(test_set, []),

@@ -73,6 +73,12 @@ CATALOGUE: dict[str, BaseModel] = {
         BaseModel("gpt2", "GPT-2 small", "MIT", "124 M", hub_id="openai-community/gpt2"),
         BaseModel("llama2-7b", "Llama 2 7B", "Llama 2 licence", "6.7 B", hub_id="meta-llama/Llama-2-7b-hf"),
         BaseModel("mistral-7b", "Mistral 7B v0.3", "Apache-2.0", "7.2 B", hub_id="mistralai/Mistral-7B-v0.3"),
-        BaseModel("gpt-3.5-turbo", "GPT-3.5 Turbo, through its API", "proprietary", "not published", api=True),
+        BaseModel(
+            "gpt-3.5-turbo",
+            "GPT-3.5 Turbo, through an API (OpenAI retired it in October 2026)",
+            "proprietary",
+            "not published",
+            api=True,
+        ),
     )
 }

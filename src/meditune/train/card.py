@@ -58,15 +58,18 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
         *_quantized(recipe.model),
         "",
     ]
-    if report:
-        lines += [f"## Measured on {report['data']['test_set']}", "", "| metric | base | tuned | 95 % interval |"]
-        lines.append("|---|---|---|---|")
-        for name, row in report["comparison"].items():
-            low, high = row["ci95"]
-            figures = f"{report['base'][name]:.3f} | {report['tuned'][name]:.3f} | {low:+.3f} to {high:+.3f}"
-            lines.append(f"| {name} | {figures} |")
-        lines += ["", "The interval is that of the difference, by paired bootstrap over the test items.", ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(measured(report) if report else [])])
+
+
+def measured(report: dict[str, Any]) -> list[str]:
+    """The lines of a card with both models' figures."""
+    lines = [f"## Measured on {report['data']['test_set']}", "", "| metric | base | tuned | 95 % interval |"]
+    lines.append("|---|---|---|---|")
+    for name, row in report["comparison"].items():
+        low, high = row["ci95"]
+        figures = f"{report['base'][name]:.3f} | {report['tuned'][name]:.3f} | {low:+.3f} to {high:+.3f}"
+        lines.append(f"| {name} | {figures} |")
+    return [*lines, "", "The interval is that of the difference, by paired bootstrap over the test items.", ""]
 
 
 def _carried(entry: BaseModel | None) -> str:

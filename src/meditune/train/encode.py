@@ -10,7 +10,8 @@ from meditune.data.example import Example
 from meditune.errors import DataError
 from meditune.models.rows import Row, rows_of
 from meditune.prompts import Encoded, Encoder, QuestionTooLongError
-from meditune.recipe import TASKS, Task
+from meditune.recipe import Task
+from meditune.train.tasks import able, named
 
 
 @dataclass(frozen=True)
@@ -33,23 +34,6 @@ class TokenFacts:
         return asdict(self)
 
 
-def able(example: Example, tasks: Sequence[Task]) -> list[Task]:
-    """The tasks that the example can teach."""
-    return [task for task in tasks if (example.decision if task == "decision" else example.answer.strip())]
-
-
-def check_teaches(examples: Sequence[Example], tasks: Sequence[Task]) -> None:
-    """Raise DataError where no example teaches any of the tasks; needs no tokenizer, so it can come first."""
-    if not any(able(example, tasks) for example in examples):
-        others: list[Task] = [task for task in TASKS if task not in tasks]
-        hint = f" --set 'train.tasks=[{others[0]}]' trains on what they have." if others else ""
-        raise DataError(f"None of the {len(examples)} training examples has {_an(tasks)} to learn from.{hint}")
-
-
-def _an(tasks: Sequence[Task]) -> str:
-    return " or ".join({"answer": "an answer", "decision": "a decision"}[task] for task in tasks)
-
-
 def encode(examples: Sequence[Example], encoder: Encoder, tasks: Sequence[Task]) -> tuple[list[Row], TokenFacts]:
     """Rows in the order of `examples`, one for each that teaches at least one task.
 
@@ -67,7 +51,7 @@ def encode(examples: Sequence[Example], encoder: Encoder, tasks: Sequence[Task])
     rows = rows_of(encoded)
     if not rows:
         raise DataError(
-            f"None of the {len(examples)} training examples has {_an(tasks)} to learn from that fits into "
+            f"None of the {len(examples)} training examples has {named(tasks)} to learn from that fits into "
             f"prompt.max_tokens={encoder.format.max_tokens}."
         )
     return rows, TokenFacts(

@@ -104,10 +104,9 @@ def _curves(folder: Path) -> list[tuple[str, Markup]]:
     steps = read_jsonl(path) if path.is_file() else []
     if not steps:
         return []
-    return [
-        ("Loss (thin: each step; thick: running mean)", plots.loss_curve(steps)),
-        ("Learning rate", plots.rate_curve(steps)),
-    ]
+    loss = ("Loss (thin: each step; thick: running mean)", plots.loss_curve(steps))
+    # An API tells no learning rate.
+    return [loss, ("Learning rate", plots.rate_curve(steps))] if "learning_rate" in steps[0] else [loss]
 
 
 def _histograms(quality: dict[str, Any], tokens: dict[str, Any], room: int | None) -> list[tuple[str, Markup]]:

@@ -105,7 +105,7 @@ def _worked(
 def _side(answer: dict[str, Any] | None, decision: dict[str, Any] | None) -> Side:
     return Side(
         answer=answer["prediction"] if answer else None,
-        decision=decision["prediction"] if decision else None,
+        decision=(decision["prediction"] or "none of the three") if decision else None,
         right=bool(decision and decision["prediction"] == decision["reference"]),
         rouge=_rouge(answer["reference"], answer["prediction"]) if answer else None,
     )

@@ -1,0 +1,179 @@
+"""Measuring a model behind an API: decisions and answers, each kept as it comes, so that none is paid for twice."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from meditune.data.example import Example
+from meditune.errors import DataError
+from meditune.evaluate.items import chosen_answers
+from meditune.evaluate.predictions import Kind, path_of
+from meditune.files import write_jsonl
+from meditune.models.api.chat import DECISION_TOKENS, Chat
+from meditune.models.api.client import ApiError, Client
+from meditune.models.api.model import ApiModel
+from meditune.models.api.tokens import of_chat
+from meditune.progress import Progress
+from meditune.prompts import chat_messages
+from meditune.recipe import PromptFormat, Recipe, Task
+
+GRACE_SECONDS = 20.0
+"""So long a stopped measurement waits for the answers that are under way, because they are paid for."""
+
+Row = dict[str, Any]
+
+
+class ApiMeasuring:
+    """Measures API models on the same items with the same prompt, and remembers on disk what is done.
+
+    The items, files and fields are those of `evaluate.stage.Measuring`, but for what an API doesn't tell: no
+    likelihood of given text, hence neither perplexity nor forgetting. While a kind is being measured, its rows lie in
+    `NAME-KIND.jsonl.begun`.
+    """
+
+    def __init__(self, recipe: Recipe, examples: Sequence[Example], folder: Path) -> None:
+        self.spec, self.folder = recipe.evaluate, folder
+        self.items: dict[Task, list[Example]] = {
+            "decision": [example for example in examples if example.decision],
+            "answer": chosen_answers(examples, recipe.evaluate.answers, recipe.seed),
+        }
+
+    def is_done(self, name: str) -> bool:
+        """Whether every kind of prediction of this model is stored already."""
+        return all(path_of(self.folder, name, task).is_file() for task, items in self.items.items() if items)
+
+    def tokens(self, model: ApiModel, form: PromptFormat) -> tuple[int, int]:
+        """Estimated tokens that one measurement reads, and writes at most.
+
+        Raises DataError where an item is longer than the model takes.
+        """
+        read = written = 0
+        for task, items in self.items.items():
+            room = DECISION_TOKENS if task == "decision" else self.spec.max_new_tokens
+            for example in items:
+                length = of_chat(chat_messages(form, example, task, model.system))
+                if length + room > model.spec.context_tokens:
+                    raise DataError(
+                        f"{example.id}: the question with its sources has about {length:,} tokens, and with "
+                        f"{room} for the answer that is more than model.api.context_tokens={model.spec.context_tokens}."
+                    )
+                read, written = read + length, written + room
+        return read, written
+
+    def measure(self, client: Client, model: ApiModel, form: PromptFormat, name: str) -> None:
+        """Ask for what isn't there yet."""
+        chat = Chat(client, model.name)
+
+        def decide(example: Example) -> Row:
+            decided = chat.decide(chat_messages(form, example, "decision", model.system))
+            row = {"id": example.id, "reference": example.decision, "prediction": decided.prediction}
+            return row | ({"logits": decided.logits, "by": "likelihood"} if decided.logits else {"by": "word"})
+
+        def write(example: Example) -> Row:
+            text = chat.write(chat_messages(form, example, "answer", model.system), self.spec.max_new_tokens)
+            return {"id": example.id, "reference": example.answer, "prediction": text}
+
+        self._once(client, model, name, "decision", decide)
+        self._once(client, model, name, "answer", write)
+
+    def _once(self, client: Client, model: ApiModel, name: str, task: Task, ask: Callable[[Example], Row]) -> None:
+        path, items = path_of(self.folder, name, task), self.items[task]
+        if not items or path.is_file():
+            return
+        begun = path.with_name(f"{path.name}.begun")
+        rows = _kept(begun)
+        left = [example for example in items if example.id not in rows]
+        if rows and left:
+            print(f"Going on with the {task}s of {name}: {len(rows)} of {len(items)} are there.", file=sys.stderr)
+        with Progress(f"{task.capitalize()}s of {name}", len(left), task + "s") as progress:
+
+            def keep(row: Row) -> None:
+                begun.parent.mkdir(parents=True, exist_ok=True)
+                with begun.open("a", encoding="utf-8") as stream:
+                    stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+                rows[row["id"]] = row
+                progress.advance()
+
+            _spread(ask, left, model.spec.concurrency, client, keep)
+        _say_how_decided(task, name, list(rows.values()))
+        write_jsonl(path, (rows[example.id] for example in items))
+        begun.unlink(missing_ok=True)
+
+
+def _spread(
+    ask: Callable[[Example], Row], items: Sequence[Example], workers: int, client: Client, keep: Callable[[Row], None]
+) -> None:
+    """Ask for every item, so many at once, and keep each row as it comes.
+
+    The first refusal ends it. Where it ends early, what is under way is still waited for and kept.
+    """
+    refused: list[ApiError] = []
+
+    def ask_unless_refused(example: Example) -> Row | None:
+        if client.stopped.is_set():
+            return None
+        try:
+            return ask(example)
+        except ApiError as error:
+            refused.append(ApiError(f"{example.id}: {error}", error.status, error.said))
+            client.stopped.set()
+            return None
+
+    pool = ThreadPoolExecutor(workers)
+    under_way = {pool.submit(ask_unless_refused, example) for example in items}
+    try:
+        while under_way:
+            done, _ = wait(under_way, return_when=FIRST_COMPLETED)
+            for future in done:
+                _keep(future, keep)
+                under_way.discard(future)
+    except BaseException:
+        client.stopped.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+        print("\nWaiting for the answers that are under way; ctrl-C again leaves them.", file=sys.stderr)
+        begun = {future for future in under_way if not future.cancelled()}
+        for future in wait(begun, timeout=GRACE_SECONDS).done:
+            _keep(future, keep)
+        raise
+    pool.shutdown()
+    if refused:
+        raise refused[0]
+
+
+def _keep(future: Future[Row | None], keep: Callable[[Row], None]) -> None:
+    row = future.result()
+    if row is not None:
+        keep(row)
+
+
+def _kept(path: Path) -> dict[str, Row]:
+    """Rows of a measurement that was stopped; a line that was cut off is left out, and the file mended."""
+    if not path.is_file():
+        return {}
+    rows: dict[str, Row] = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            row = json.loads(line)
+            rows[row["id"]] = row
+        except (ValueError, KeyError, TypeError):
+            continue
+    write_jsonl(path, rows.values())
+    return rows
+
+
+def _say_how_decided(kind: Kind, name: str, rows: Sequence[Row]) -> None:
+    by_word = sum(row.get("by") == "word" for row in rows)
+    if by_word:
+        print(
+            f"{by_word} of {len(rows)} decisions of {name} rest on the word that was written, because the API told no "
+            "likelihoods; the calibration error can't be measured.",
+            file=sys.stderr,
+        )
+    unclear = sum(row["prediction"] is None for row in rows)
+    if kind == "decision" and unclear:
+        print(f"{unclear} of {len(rows)} decisions of {name} are none of yes, no and maybe: wrong.", file=sys.stderr)

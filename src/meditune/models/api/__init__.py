@@ -1,0 +1,1 @@
+"""Models on someone else's machine, behind an OpenAI-compatible API."""

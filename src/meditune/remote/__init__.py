@@ -1,0 +1,1 @@
+"""A run's stages where the model is behind an API."""
