@@ -70,7 +70,7 @@ def test_a_row_that_was_cut_off_is_asked_for_again(place):
 def test_killed(place, match):
     with place.bench.started(*place.words("run", "--yes")) as process:
         place.api.trouble(match, heard=True, act=process.kill, delay=0.1)
-        process.wait(timeout=60)
+        process.wait(timeout=240)
         time.sleep(0.2)
     assert process.returncode == -signal.SIGKILL
     assert place.call("train" if "chat" not in match else "run").code == 0

@@ -167,7 +167,10 @@ def test_commands_about_a_job_need_a_run(place, tmp_path):
 
 def test_a_failed_job_says_why(place):
     place.api.life = ("queued", "failed")
-    place.call("run").refused(4, "failed: the file has too few tokens", "makes a new job")
+    place.api.failure = "line 3 is unsafe (We gave own treatment 3 to 120 adults. Pain fell by 3 percent)."
+    result = place.call("run")
+    result.refused(4, "ftjob-1 at 127.0.0.1 failed: line 3 is unsafe (…", "makes a new job")
+    assert "120 adults" not in result.err
     assert not (place.run / "model").exists()
     meditune("report", place.run).refused(3, "isn't finished")
 

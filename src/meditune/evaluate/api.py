@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -110,45 +111,49 @@ def _spread(
 ) -> None:
     """Ask for every item, so many at once, and keep each row as it comes.
 
-    The first refusal ends it. Where it ends early, what is under way is still waited for and kept.
+    The first refusal ends it. Where it ends early, what is under way is still waited for and kept: by the threads that
+    ask, because a stop by the user strikes this one anywhere.
     """
+    changed = threading.Condition()
+    under_way = 0
     refused: list[ApiError] = []
 
-    def ask_unless_refused(example: Example) -> Row | None:
-        if client.stopped.is_set():
-            return None
+    def work(example: Example) -> None:
+        nonlocal under_way
+        with changed:
+            if client.stopped.is_set():
+                return
+            under_way += 1
         try:
-            return ask(example)
+            row = ask(example)
+            with changed:
+                keep(row)
         except ApiError as error:
-            refused.append(ApiError(f"{example.id}: {error}", error.status, error.said))
             client.stopped.set()
-            return None
+            refused.append(ApiError(f"{example.id}: {error}", error.status, error.said))
+        except BaseException:
+            client.stopped.set()
+            raise
+        finally:
+            with changed:
+                under_way -= 1
+                changed.notify_all()
 
     pool = ThreadPoolExecutor(workers)
-    under_way = {pool.submit(ask_unless_refused, example) for example in items}
     try:
-        while under_way:
-            done, _ = wait(under_way, return_when=FIRST_COMPLETED)
-            for future in done:
-                _keep(future, keep)
-                under_way.discard(future)
+        for future in [pool.submit(work, example) for example in items]:
+            future.result()
     except BaseException:
         client.stopped.set()
         pool.shutdown(wait=False, cancel_futures=True)
-        print("\nWaiting for the answers that are under way; ctrl-C again leaves them.", file=sys.stderr)
-        begun = {future for future in under_way if not future.cancelled()}
-        for future in wait(begun, timeout=GRACE_SECONDS).done:
-            _keep(future, keep)
+        with changed:
+            if under_way:
+                print("\nWaiting for the answers that are under way; ctrl-C again leaves them.", file=sys.stderr)
+            changed.wait_for(lambda: under_way == 0, GRACE_SECONDS)
         raise
     pool.shutdown()
     if refused:
         raise refused[0]
-
-
-def _keep(future: Future[Row | None], keep: Callable[[Row], None]) -> None:
-    row = future.result()
-    if row is not None:
-        keep(row)
 
 
 def _kept(path: Path) -> dict[str, Row]:

@@ -14,6 +14,7 @@ from meditune.errors import DataError, ModelError, Stopped
 from meditune.files import read_json, write_json
 from meditune.models.api.client import ApiError, Client
 from meditune.models.api.model import ApiModel
+from meditune.models.api.retry import echoless
 from meditune.recipe import Recipe
 
 FOLDER = "api"
@@ -79,8 +80,8 @@ def tune(client: Client, model: ApiModel, recipe: Recipe, folder: Path) -> dict[
         state.job, state.creating = None, False
         state.save(folder)
         raise ModelError(
-            f"The job {job['id']} at {client.host} {_ending(job)} Nothing was tuned. The same command makes a new job, "
-            "after asking again."
+            f"The job {job['id']} at {client.host} {_ending(job, folder)} Nothing was tuned. The same command makes a "
+            "new job, after asking again."
         )
     if not job.get("fine_tuned_model"):
         raise ModelError(f"The job {job['id']} at {client.host} succeeded, but the API names no tuned model.")
@@ -204,6 +205,7 @@ def _id(made: dict[str, Any], client: Client) -> str:
     return str(made["id"])
 
 
-def _ending(job: dict[str, Any]) -> str:
-    message = str((job.get("error") or {}).get("message") or "").strip().rstrip(".")
+def _ending(job: dict[str, Any], folder: Path) -> str:
+    rows = (folder / FOLDER / ROWS).read_text(encoding="utf-8")
+    message = echoless(str((job.get("error") or {}).get("message") or ""), [rows]).rstrip(".")
     return f"{'was cancelled' if job['status'] == 'cancelled' else 'failed'}{f': {message}' if message else ''}."
