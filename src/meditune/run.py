@@ -36,13 +36,13 @@ def run(recipe: Recipe, folder: Path, command: str) -> dict[str, Any]:
     Raises MedituneError where the folder holds another run.
     """
     from meditune.evaluate.stage import Measuring
-    from meditune.train.encode import check_teaches
+    from meditune.train.plan import check
     from meditune.train.stage import fine_tune
 
     with claimed(recipe, folder, recipe.model.base, to_tune=True):
         with stage(folder, "prepare"):
             data = prepared(recipe, folder)
-        check_teaches(data.splits.train, recipe.train.tasks)
+        check(data.splits, recipe)
         measuring = Measuring(recipe, data.splits.measured(recipe.evaluate.split), folder / "predictions")
         trained = (folder / "model" / "training.json").is_file()
         loaded: Any = None
@@ -52,7 +52,7 @@ def run(recipe: Recipe, folder: Path, command: str) -> dict[str, Any]:
                 measuring.measure(loaded, "base")
         if not trained:
             with stage(folder, "train"):
-                fine_tune(loaded, data.splits.train, recipe, folder)
+                fine_tune(loaded, data.splits, recipe, folder)
         if not measuring.is_done("tuned"):
             if loaded is None or trained:
                 loaded = _load(recipe, str(folder / "model"))
@@ -64,16 +64,16 @@ def run(recipe: Recipe, folder: Path, command: str) -> dict[str, Any]:
 
 def train(recipe: Recipe, folder: Path) -> None:
     """Prepare the data and train, without measuring anything; a finished model is left as it is."""
-    from meditune.train.encode import check_teaches
+    from meditune.train.plan import check
     from meditune.train.stage import fine_tune
 
     with claimed(recipe, folder, recipe.model.base, to_tune=True):
         with stage(folder, "prepare"):
             data = prepared(recipe, folder)
-        check_teaches(data.splits.train, recipe.train.tasks)
+        check(data.splits, recipe)
         if not (folder / "model" / "training.json").is_file():
             with stage(folder, "train"):
-                fine_tune(_load(recipe, recipe.model.base), data.splits.train, recipe, folder)
+                fine_tune(_load(recipe, recipe.model.base), data.splits, recipe, folder)
 
 
 def evaluate(model: str, recipe: Recipe, folder: Path) -> dict[str, Any]:

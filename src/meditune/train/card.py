@@ -52,6 +52,7 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
         f"{facts['supervised_tokens']:,} answer tokens trained on, learning rate {recipe.train.learning_rate:g}, LoRA "
         f"rank {recipe.model.lora.r} ({facts['trainable_parameters']:,} trained parameters), seed {recipe.seed}.",
         "",
+        *_beside(facts),
     ]
     if report:
         lines += [f"## Measured on {report['data']['test_set']}", "", "| metric | base | tuned | 95 % interval |"]
@@ -62,3 +63,20 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
             lines.append(f"| {name} | {figures} |")
         lines += ["", "The interval is that of the difference, by paired bootstrap over the test items.", ""]
     return "\n".join(lines)
+
+
+def _beside(facts: dict[str, Any]) -> list[str]:
+    """How sources were mixed and what was rehearsed, where anything was."""
+    lines = []
+    if "mix" in facts:
+        mixed = ", ".join(f"{count:,} of {name}" for name, count in facts["mix"].items())
+        lines += [f"Each epoch took rows from several sources: {mixed}.", ""]
+    if "replay" in facts:
+        replay = facts["replay"]
+        what = {"self": "text that the base model wrote itself", "general": "WikiText-2", "medical": "MedQuAD"}
+        lines += [
+            f"Against forgetting, {replay['visits']:,} rows of {what[replay['source']]} were rehearsed beside them, "
+            f"{replay['loss_share']:.0%} of the loss.",
+            "",
+        ]
+    return lines
