@@ -2,8 +2,9 @@
 
 Kirkpatrick et al. 2017, "Overcoming catastrophic forgetting in neural networks" (arXiv:1612.00796): to the loss comes
 strength / 2 * sum over weights of F * (w - w0)^2, where F, the diagonal of the Fisher information, says how much the
-likelihood of the text depends on a weight. With strength 1 that is, to second order and as far as a diagonal can tell,
-how much the text's loss per token has risen.
+likelihood of the text depends on a weight. With strength 1 that would be, to second order, the rise of the text's loss
+per token if weights mattered one by one. But a low-rank change moves many together, of which a diagonal sees a small
+part, so strengths are far above 1.
 
 For LoRA, F belongs to the weight that the model works with, W + scale * B A, and the change is scale * B A. A Fisher of
 A and B apart would say little: at the start B is zero, so nothing depends on A.

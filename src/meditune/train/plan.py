@@ -28,7 +28,7 @@ class Plan:
     mix: Mix | None
     steps: list[list[int]]
     """As `plan_steps` gives them"""
-    general: list[Row]
+    pool: list[Row]
     """Rows of the recipe's replay source, for replay and for EWC's estimate"""
     replay: Replay | None
 
@@ -71,11 +71,11 @@ def plan(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> P
     """Plan the training of `loaded`, which must still be the base model; what it writes for replay goes to `folder`."""
     spec = recipe.train
     rows, fitted = encode(splits.train, loaded.encoder(recipe.prompt), spec.tasks)
-    general = replay_rows(loaded, recipe, splits, folder)
-    check_masks([*rows, *general])
+    pool = replay_rows(loaded, recipe, splits, folder)
+    check_masks([*rows, *pool])
     sources = {example.id: example.source for example in splits.train}
     mix = mix_of([sources[row.encoded[0].id] for row in rows], spec.mix)
     weights = TokenWeights(splits.train, rows, spec, mix.repeats() if mix else {})
     steps = plan_steps(len(rows), spec, recipe.seed, mix)
-    replay = plan_replay(general, steps, weights, spec.replay, recipe.seed) if spec.replay.share else None
-    return Plan(rows, fitted, weights, mix, steps, general, replay)
+    replay = plan_replay(pool, steps, weights, spec.replay, recipe.seed) if spec.replay.share else None
+    return Plan(rows, fitted, weights, mix, steps, pool, replay)

@@ -43,11 +43,11 @@ def write(loaded: LoadedModel, count: int, tokens: int, seed: int) -> Iterator[d
     openings = [loaded.tokenizer(text, add_special_tokens=False)["input_ids"] for text in OPENINGS]
     length = min(map(len, openings))
     order = endless(len(openings), f"{seed}/openings")
-    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
     with Progress("The base model writes", count, "texts") as progress:
         for first in range(0, count, BATCH):
             prompts = [[*start, *openings[index][:length]] for index in islice(order, min(BATCH, count - first))]
-            targets = _continued(loaded, prompts, tokens - len(prompts[0]), generator)
+            targets = _continued(loaded, prompts, tokens - len(prompts[0]))
             for number, (prompt, target) in enumerate(zip(prompts, targets, strict=True), start=first):
                 text = loaded.tokenizer.decode([*prompt, *target], skip_special_tokens=True)
                 yield {"id": f"self-{number}", "text": text, "prompt": prompt, "target": target}
@@ -59,20 +59,28 @@ def row(written: dict[str, Any]) -> Row:
     return join([Encoded(written["id"], "answer", written["prompt"], written["target"], answer_cut=True)])
 
 
-@torch.inference_mode()
-def _continued(
-    loaded: LoadedModel, prompts: list[list[int]], count: int, generator: torch.Generator
-) -> list[list[int]]:
+def _continued(loaded: LoadedModel, prompts: list[list[int]], count: int) -> list[list[int]]:
     """Up to `count` sampled tokens after each of the prompts, which are equally long; at least one before the end."""
-    end, device = loaded.tokenizer.eos_token_id, next(loaded.model.parameters()).device
-    given, cache, written = torch.tensor(prompts, device=device), None, []
-    for position in range(count):
-        output = loaded.model(input_ids=given, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
-        chances = output.logits[:, -1].float().softmax(dim=-1).cpu()
-        if position == 0:
-            chances[:, end] = 0
-        given = torch.multinomial(chances, 1, generator=generator).to(device)
-        written.append(given)
-    found: list[list[int]] = torch.cat(written, dim=1).tolist()
-    return [ids[: ids.index(end) + 1] if end in ids else ids for ids in found]
+    from transformers import GenerationConfig
+
+    model, end = loaded.model, loaded.tokenizer.eos_token_id
+    given = torch.tensor(prompts, device=next(model.parameters()).device)
+    whole = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=count,
+        begin_suppress_tokens=[end],
+        eos_token_id=end,
+        pad_token_id=loaded.pad_id,
+    )
+    # What the model's own settings say (top_k, penalties) would fill the gaps of these and bend the distribution.
+    usual, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        with torch.inference_mode():
+            output = model.generate(input_ids=given, attention_mask=torch.ones_like(given), generation_config=whole)
+    finally:
+        model.generation_config = usual
+    written: list[list[int]] = output[:, given.shape[1] :].tolist()
+    return [ids[: ids.index(end) + 1] if end in ids else ids for ids in written]

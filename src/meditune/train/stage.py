@@ -45,7 +45,7 @@ def fine_tune(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path)
         "parameters": sum(p.numel() for p in model.parameters()),
     }
     _preflight(planned, counts, recipe, loaded)
-    rows = [*planned.rows, *planned.general]
+    rows = [*planned.rows, *planned.pool]
     speed = probe(model, loaded.pad_id, rows, planned.weights, recipe.train, loaded.frozen)
     left = clock(planned.tokens / speed)
     print(f"About {left} at {speed:,.0f} tokens/s; {peak_memory_gb():.1f} GB of memory.", file=sys.stderr)
@@ -108,7 +108,7 @@ def peak_memory_gb() -> float:
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
-def _penalties(model: Any, loaded: LoadedModel, general: Sequence[Row], spec: TrainSpec) -> list[Penalty]:
+def _penalties(model: Any, loaded: LoadedModel, pool: Sequence[Row], spec: TrainSpec) -> list[Penalty]:
     """The penalties that the recipe asks for; `model` must be where training starts."""
     found: list[Penalty] = []
     if spec.l2_sp or spec.ewc.strength:
@@ -116,7 +116,7 @@ def _penalties(model: Any, loaded: LoadedModel, general: Sequence[Row], spec: Tr
         if spec.l2_sp:
             found.append(L2SP(start, spec.l2_sp))
         if spec.ewc.strength:
-            fisher = estimate(model, loaded.pad_id, general[: spec.ewc.samples], loaded.frozen, start)
+            fisher = estimate(model, loaded.pad_id, pool[: spec.ewc.samples], loaded.frozen, start)
             found.append(EWC(start, fisher, spec.ewc.strength))
     return found
 
@@ -147,7 +147,7 @@ def _train_with_checkpoints(model: Any, loaded: LoadedModel, planned: Plan, reci
     steps = train(
         *(model, loaded.pad_id, planned.rows, planned.weights, recipe.train, recipe.seed, loaded.frozen),
         *(resume, checkpoint, planned.mix, planned.replay),
-        _penalties(model, loaded, planned.general, recipe.train),
+        _penalties(model, loaded, planned.pool, recipe.train),
     )
     try:
         for step in steps:
