@@ -176,6 +176,54 @@ class PromptFormat(Spec):
         return min(self.answer_tokens, self.max_tokens // 2)
 
 
+class ReplaySpec(Spec):
+    """Other text trained on beside the examples, against forgetting (Rolnick et al. 2019, arXiv:1811.11682)."""
+
+    share: float = Field(
+        0.0, ge=0, lt=1, description="Share of the rows trained on that are replay; they come on top of each batch."
+    )
+    source: Literal["self", "general", "medical"] = Field(
+        "self",
+        description="self: what the base model writes (Huang et al. 2024, arXiv:2403.01244); general: WikiText-2's "
+        "valid.txt; medical: MedQuAD.",
+    )
+    weight: float = Field(1.0, gt=0, description="What a replay token counts, relative to a token of an answer.")
+    rows: int = Field(200, ge=1, description="Different replay rows; when all have been seen, they come again.")
+    tokens: int = Field(
+        128, ge=16, description="Longest row of self or general text; medical ones follow prompt.max_tokens."
+    )
+
+
+class EwcSpec(Spec):
+    """Elastic weight consolidation (Kirkpatrick et al. 2017, arXiv:1612.00796)."""
+
+    strength: float = Field(
+        0.0, ge=0, description="Weight of the penalty on changes to what the model's other text rests on; 0 is off."
+    )
+    samples: int = Field(
+        64, ge=1, description="Rows of train.replay.source on which that is estimated, whatever train.replay.share is."
+    )
+
+
+class MixSpec(Spec):
+    """How often each source's rows come, where there are several; by default every row comes once in an epoch."""
+
+    weights: dict[str, float] = Field(
+        default_factory=dict, description="Source -> its share of an epoch, relative to the other sources'."
+    )
+    temperature: float | None = Field(
+        None, gt=0, description="T: shares follow rows ** (1 / T); 1 is every row once, higher evens the sources out."
+    )
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> MixSpec:
+        if self.weights and self.temperature is not None:
+            raise ValueError("train.mix.temperature computes the weights; give it or train.mix.weights, not both")
+        if any(weight <= 0 for weight in self.weights.values()):
+            raise ValueError("train.mix.weights must be above 0; leave a source out of data.sources instead")
+        return self
+
+
 class TrainSpec(Spec):
     """Supervised fine-tuning."""
 
@@ -196,6 +244,12 @@ class TrainSpec(Spec):
     class_balance: float = Field(
         0.0, ge=0, le=1, description="Decisions weigh frequency ** -this: 0 leaves them alone, 1 evens them out."
     )
+    mix: MixSpec = Field(default_factory=MixSpec, description="How several sources are mixed.")
+    replay: ReplaySpec = Field(default_factory=ReplaySpec, description="Rehearsal against forgetting.")
+    l2_sp: float = Field(
+        0.0, ge=0, description="Pull of the weights back to where they started (Li et al. 2018, arXiv:1802.01483)."
+    )
+    ewc: EwcSpec = Field(default_factory=EwcSpec, description="A pull that is stronger on weights that matter.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
     micro_batch_tokens: int = Field(
         2048, ge=64, description="A step is computed in pieces of at most this many tokens; the result is the same."
@@ -259,6 +313,9 @@ class Recipe(Spec):
                 "train.gradient_checkpointing drops the cache that model.strategy prefix trains; switch it off, or "
                 "take prompt"
             )
+        weights, sources = self.train.mix.weights, {source.name for source in self.data.sources}
+        if weights and weights.keys() != sources:
+            yield f"train.mix.weights must have one weight for each of data.sources ({', '.join(sorted(sources))})"
 
 
 def plain(recipe: Recipe) -> dict[str, Any]:

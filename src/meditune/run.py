@@ -39,12 +39,12 @@ def run(recipe: Recipe, folder: Path, command: str, approve: Approve = refuse) -
 
     `approve` is asked before anything is sent to an API. Raises MedituneError where the folder holds another run.
     """
-    from meditune.train.tasks import check_teaches
+    from meditune.train.plan import check
 
     with claimed(recipe, folder, recipe.model.base, to_tune=True):
         with stage(folder, "prepare"):
             data = prepared(recipe, folder)
-        check_teaches(data.splits.train, recipe.train.tasks)
+        check(data.splits, recipe)
         remote = find(recipe.model.base, recipe.model.api)
         if remote:
             journey.tune(remote, data, recipe, folder, approve)
@@ -67,7 +67,7 @@ def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
             measuring.measure(loaded, "base")
     if not trained:
         with stage(folder, "train"):
-            fine_tune(loaded, data.splits.train, recipe, folder)
+            fine_tune(loaded, data.splits, recipe, folder)
     if not measuring.is_done("tuned"):
         if loaded is None or trained:
             loaded = _load(recipe, str(folder / "model"))
@@ -77,12 +77,12 @@ def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
 
 def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
     """Prepare the data and train, without measuring anything; a finished model is left as it is."""
-    from meditune.train.tasks import check_teaches
+    from meditune.train.plan import check
 
     with claimed(recipe, folder, recipe.model.base, to_tune=True):
         with stage(folder, "prepare"):
             data = prepared(recipe, folder)
-        check_teaches(data.splits.train, recipe.train.tasks)
+        check(data.splits, recipe)
         remote = find(recipe.model.base, recipe.model.api)
         if remote:
             journey.tune(remote, data, recipe, folder, approve, measured=False)
@@ -90,7 +90,7 @@ def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
             from meditune.train.stage import fine_tune
 
             with stage(folder, "train"):
-                fine_tune(_load(recipe, recipe.model.base), data.splits.train, recipe, folder)
+                fine_tune(_load(recipe, recipe.model.base), data.splits, recipe, folder)
 
 
 def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse) -> dict[str, Any]:

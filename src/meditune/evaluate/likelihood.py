@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import torch
 
 from meditune.models.load import LoadedModel
-from meditune.models.rows import Row, by_length, join
+from meditune.models.rows import Row, by_length, windows
 from meditune.progress import Progress
-from meditune.prompts import Encoded
 
 CHUNK = 128
 
@@ -60,15 +59,8 @@ def score(
 
 def general_rows(loaded: LoadedModel, text: str, tokens: int, window: int) -> list[Row]:
     """Windows over the first `tokens` tokens of running text, each scored from its second token on."""
-    start = loaded.start_ids()
     ids = loaded.tokenizer(text[: tokens * 12], add_special_tokens=False)["input_ids"][:tokens]
-    step = window - len(start)
-    rows = []
-    for number, offset in enumerate(range(0, len(ids) - 1, step)):
-        piece = [*start, *ids[offset : offset + step]]
-        if len(piece) > 1:
-            rows.append(join([Encoded(f"window-{number}", "answer", piece[:1], piece[1:], answer_cut=True)]))
-    return rows
+    return windows("window", ids, window, loaded.start_ids())
 
 
 def _log_likelihoods(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -66,6 +66,19 @@ def rows_of(encoded: Sequence[Encoded], share_prompts: bool = True) -> list[Row]
     return [join(list(group)) for _, group in groupby(encoded, key=lambda item: item.id)]
 
 
+def windows(name: str, ids: Sequence[int], length: int, start: Sequence[int] = ()) -> list[Row]:
+    """Rows of running text, `length` tokens each, in which all tokens but the first are targets.
+
+    Each begins with the `start` tokens (BOS). The last row may be shorter.
+    """
+    rows = []
+    for number, offset in enumerate(range(0, len(ids) - 1, length - len(start))):
+        piece = [*start, *ids[offset : offset + length - len(start)]]
+        if len(piece) > 1:
+            rows.append(join([Encoded(f"{name}-{number}", "answer", piece[:1], piece[1:], answer_cut=True)]))
+    return rows
+
+
 def _common_start(prompts: Sequence[list[int]]) -> int:
     if len(prompts) == 1:
         return len(prompts[0]) - 1

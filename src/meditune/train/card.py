@@ -57,6 +57,7 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
         f"{_what_was_trained(recipe.model)}: {facts['trainable_parameters']:,} of {facts['parameters']:,} parameters.",
         *_quantized(recipe.model),
         "",
+        *_beside(facts),
     ]
     return "\n".join([*lines, *(measured(report) if report else [])])
 
@@ -132,3 +133,20 @@ def _quantized(spec: ModelSpec) -> list[str]:
         f"The base model was frozen in {spec.quantize.upper()} (bitsandbytes), in training and in what was measured. "
         "The lines above put the adapter on the base model in full precision."
     ]
+
+
+def _beside(facts: dict[str, Any]) -> list[str]:
+    """How sources were mixed and what was rehearsed, where anything was."""
+    lines = []
+    if "mix" in facts:
+        mixed = ", ".join(f"{count:,} of {name}" for name, count in facts["mix"].items())
+        lines += [f"Each epoch took rows from several sources: {mixed}.", ""]
+    if "replay" in facts:
+        replay = facts["replay"]
+        what = {"self": "text that the base model wrote itself", "general": "WikiText-2", "medical": "MedQuAD"}
+        lines += [
+            f"Against forgetting, {replay['visits']:,} rows of {what[replay['source']]} were rehearsed beside them, "
+            f"{replay['loss_share']:.0%} of the loss.",
+            "",
+        ]
+    return lines

@@ -8,11 +8,14 @@ that are trained themselves or whose logits the architecture changes afterwards;
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from meditune.models.forward import Predicted
+from meditune.models.frozen import FrozenLayers
+from meditune.models.rows import Batch, Row
 
 PIECE = 256
 """Supervised tokens whose logits are held at once."""
@@ -26,6 +29,19 @@ def is_plain_head(model: Any) -> bool:
     if type(head) is not torch.nn.Linear or any(parameter.requires_grad for parameter in head.parameters()):
         return False
     return not any(getattr(config, name, None) for name in CHANGED_AFTER_HEAD)
+
+
+def loss_of_rows(
+    model: Any, frozen: FrozenLayers, rows: Sequence[Row], weights: Sequence[float], pad_id: int
+) -> tuple[Any, Batch]:
+    """Sum over the rows' targets of weight * cross-entropy, and the batch that the rows made."""
+    head = model.get_output_embeddings() if is_plain_head(model) else None
+    batch, predicted = frozen.predict(model, rows, pad_id, logits=head is None)
+    device = predicted.hidden.device
+    weight, targets = torch.tensor(weights, device=device), batch.targets.to(device)
+    if head is None:
+        return plain_loss(predicted, targets, weight), batch
+    return fused_loss(head, predicted.hidden, targets, weight), batch
 
 
 def plain_loss(predicted: Predicted, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -38,17 +38,26 @@ class MasterAdamW:
             self.masters, lr=spec.learning_rate, weight_decay=spec.weight_decay, betas=(0.9, 0.999), eps=1e-8
         )
 
+    @property
+    def master_of(self) -> dict[torch.nn.Parameter, torch.Tensor]:
+        """The FP32 copy of each parameter."""
+        return dict(zip(self.parameters, self.masters, strict=True))
+
     def step(self, learning_rate: float) -> float:
         """Apply the gathered gradients and clear them; returns their norm before clipping.
 
+        What the masters' own gradients hold already (penalties, which know no scale) is added to the parameters'.
         Where the scaled gradients overflowed, nothing is applied, the scale is halved, and the norm is infinite.
         """
         for master, parameter in zip(self.masters, self.parameters, strict=True):
-            master.grad = None if parameter.grad is None else parameter.grad.to(torch.float32) / self.scale
+            if parameter.grad is not None:
+                gradient = parameter.grad.to(torch.float32) / self.scale
+                master.grad = gradient if master.grad is None else master.grad + gradient
             parameter.grad = None
         norm = torch.nn.utils.clip_grad_norm_(self.masters, self.max_norm)
         if self.scale != 1 and not torch.isfinite(norm):
             self.scale, self.good_steps = max(self.scale / 2, 1.0), 0
+            self.optimizer.zero_grad()
             return float("inf")
         self.good_steps += 1
         if self.scale != 1 and self.good_steps % self.GOOD_STEPS == 0:
@@ -56,6 +65,7 @@ class MasterAdamW:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
+        self.optimizer.zero_grad()
         with torch.no_grad():
             for master, parameter in zip(self.masters, self.parameters, strict=True):
                 parameter.copy_(master)

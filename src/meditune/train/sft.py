@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,8 +16,11 @@ from meditune.models.quiet import quiet_transformers
 from meditune.models.rows import Row, by_length
 from meditune.progress import Progress
 from meditune.recipe import TrainSpec
-from meditune.train.head_loss import fused_loss, is_plain_head, plain_loss
+from meditune.train.head_loss import loss_of_rows
+from meditune.train.mixing import Mix
 from meditune.train.optimizer import MasterAdamW, learning_rate
+from meditune.train.penalties import Penalty
+from meditune.train.replay import Replay
 from meditune.train.weights import TokenWeights
 
 
@@ -29,24 +32,31 @@ class Step:
     """From 1."""
     epoch: float
     loss: float
-    """Weighted mean cross-entropy of the step's supervised tokens, in nats."""
+    """Weighted mean cross-entropy of the examples' supervised tokens, in nats."""
     learning_rate: float
     grad_norm: float
     tokens: int
     """Real tokens read, padding not counted."""
     supervised_tokens: int
+    """Of the examples, not of replay."""
     seconds: float
+    replay_loss: float | None = None
+    """Mean cross-entropy of the replay rows' tokens; None in a step without any."""
+    penalty: float = 0.0
+    """What L2-SP and EWC added to the loss before the step."""
 
 
-def plan_steps(count: int, spec: TrainSpec, seed: int) -> list[list[int]]:
+def plan_steps(count: int, spec: TrainSpec, seed: int, mix: Mix | None = None) -> list[list[int]]:
     """Indices of the examples of every optimizer step, from a seeded shuffle of each epoch.
 
-    Each step takes batch_size * accumulation examples; an epoch's last step takes what is left.
+    Each step takes batch_size * accumulation examples; an epoch's last step takes what is left. Without a mix every
+    example comes once in an epoch.
     """
+    mixed = mix.epochs(seed) if mix else None
     size = spec.batch_size * spec.accumulation
     steps: list[list[int]] = []
     for epoch in range(math.ceil(spec.epochs)):
-        order = list(range(count))
+        order = next(mixed) if mixed else list(range(count))
         random.Random(f"{seed}/{epoch}").shuffle(order)
         share = min(1.0, spec.epochs - epoch)
         order = order[: max(1, round(share * count))]
@@ -64,15 +74,18 @@ def train(
     frozen: FrozenLayers,
     resume: tuple[int, dict[str, torch.Tensor]] | None = None,
     checkpoint: Callable[[int, dict[str, torch.Tensor]], None] | None = None,
+    mix: Mix | None = None,
+    replay: Replay | None = None,
+    penalties: Sequence[Penalty] = (),
 ) -> Iterator[Step]:
     """Train in place and yield each step.
 
-    Every step's loss is the weighted mean over all of its supervised tokens, however the step is cut into pieces, so
-    batch size, accumulation and `micro_batch_tokens` don't change what a step does beyond their product. `frozen` are
-    the layers below the lowest trained one. `resume` is a finished step and the tensors that `checkpoint` was given
-    there.
+    Every step minimizes the weighted mean over all of its supervised tokens, those of replay included, however the step
+    is cut into pieces, so batch size, accumulation and `micro_batch_tokens` don't change what a step does beyond their
+    product. `penalties` are added once to each step. `frozen` are the layers below the lowest trained one. `resume` is
+    a finished step and the tensors that `checkpoint` was given there.
     """
-    steps = plan_steps(len(rows), spec, seed)
+    steps = plan_steps(len(rows), spec, seed, mix)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # Virtual tokens, and adapters on a quantized base, may be FP32 in a model that computes in FP16.
     fp16 = any(parameter.dtype == torch.float16 for parameter in model.parameters())
@@ -88,20 +101,35 @@ def train(
     model.train()
     frozen.without_dropout(model)
     total = sum(len(rows[index]) for step in steps[done:] for index in step)
+    total += replay.tokens(done) if replay else 0
     with Progress("Training", total, "tokens") as progress:
         for number, indices in enumerate(steps[done:], start=done):
             started = time.monotonic()
             torch.manual_seed(hash((seed, number)) & 0x7FFFFFFF)
-            chosen = [rows[index] for index in indices]
-            loss = _gather_gradients(model, pad_id, chosen, weights, spec, frozen, progress, optimizer.scale)
-            if not math.isfinite(loss):
+            parts = [_weighed([rows[index] for index in indices], weights.of)]
+            if replay and replay.steps[number]:
+                parts.append(_weighed(replay.step(number), replay.weigh))
+            whole = sum(part.whole for part in parts)
+            losses = [
+                _gather_gradients(model, pad_id, part, whole, spec, frozen, progress, optimizer.scale) for part in parts
+            ]
+            penalty = sum(each.add_gradients(optimizer.master_of) for each in penalties) or 0.0
+            if not math.isfinite(loss := sum(losses) + penalty):
                 raise FloatingPointError(f"The loss of step {number + 1} is {loss}; lower train.learning_rate.")
             rate = learning_rate(number, len(steps), spec)
             norm = optimizer.step(rate)
-            tokens = sum(len(rows[index]) for index in indices)
-            supervised = sum(len(rows[index].targets) for index in indices)
-            epoch = (number + 1) / len(steps) * spec.epochs
-            yield Step(number + 1, epoch, loss, rate, norm, tokens, supervised, round(time.monotonic() - started, 3))
+            yield Step(
+                step=number + 1,
+                epoch=(number + 1) / len(steps) * spec.epochs,
+                loss=losses[0],
+                learning_rate=rate,
+                grad_norm=norm,
+                tokens=sum(len(row) for part in parts for row in part.rows),
+                supervised_tokens=sum(len(row.targets) for row in parts[0].rows),
+                seconds=round(time.monotonic() - started, 3),
+                replay_loss=losses[1] if losses[1:] else None,
+                penalty=penalty,
+            )
             if checkpoint and (number + 1) % spec.checkpoint_steps == 0 and number + 1 < len(steps):
                 checkpoint(number + 1, optimizer.state())
     model.eval()
@@ -114,40 +142,46 @@ def probe(
 
     Nothing is changed by it.
     """
-    longest = [rows[index] for index in by_length(rows, spec.micro_batch_tokens)[0]]
+    longest = _weighed([rows[index] for index in by_length(rows, spec.micro_batch_tokens)[0]], weights.of)
     model.train()
     frozen.without_dropout(model)
     started = time.monotonic()
     with Progress("Trying one piece", None) as progress:
-        _gather_gradients(model, pad_id, longest, weights, spec, frozen, progress)
+        _gather_gradients(model, pad_id, longest, longest.whole, spec, frozen, progress)
     model.zero_grad()
-    return sum(map(len, longest)) / (time.monotonic() - started)
+    return sum(map(len, longest.rows)) / (time.monotonic() - started)
+
+
+class _Weighed(NamedTuple):
+    """Rows with the weight of each of their targets."""
+
+    rows: list[Row]
+    weights: list[list[float]]
+    whole: float
+    """Sum of the weights"""
+
+
+def _weighed(rows: list[Row], weigh: Callable[[Row], list[float]]) -> _Weighed:
+    weights = [weigh(row) for row in rows]
+    return _Weighed(rows, weights, sum(sum(values) for values in weights))
 
 
 def _gather_gradients(
     model: Any,
     pad_id: int,
-    rows: list[Row],
-    weights: TokenWeights,
+    part: _Weighed,
+    whole: float,
     spec: TrainSpec,
     frozen: FrozenLayers,
     progress: Progress,
     scale: float = 1.0,
 ) -> float:
-    row_weights = [weights.of(row) for row in rows]
-    whole = sum(sum(values) for values in row_weights)
+    """Add the gradient of the part's share of the step's loss (weights as shares of `whole`); returns its mean loss."""
     total = 0.0
-    head = model.get_output_embeddings() if is_plain_head(model) else None
-    for indices in by_length(rows, spec.micro_batch_tokens):
-        batch, predicted = frozen.predict(model, [rows[index] for index in indices], pad_id, logits=head is None)
-        device = predicted.hidden.device
-        weight = torch.tensor([value / whole for index in indices for value in row_weights[index]], device=device)
-        targets = batch.targets.to(device)
-        if head is None:
-            loss = plain_loss(predicted, targets, weight)
-        else:
-            loss = fused_loss(head, predicted.hidden, targets, weight)
-        (loss * scale).backward()  # type: ignore[no-untyped-call]
+    for indices in by_length(part.rows, spec.micro_batch_tokens):
+        weights = [value / whole for index in indices for value in part.weights[index]]
+        loss, batch = loss_of_rows(model, frozen, [part.rows[index] for index in indices], weights, pad_id)
+        (loss * scale).backward()
         total += loss.item()
         progress.advance(batch.real_tokens, f"loss {total:.3f}" if indices else None)
-    return total
+    return total * (whole / part.whole)

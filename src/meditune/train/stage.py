@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from meditune.data.example import Example
+from meditune.data.splits import Splits
 from meditune.errors import MedituneError
 from meditune.files import disk_full, read_json, read_jsonl, replacing_folder, write_json, write_jsonl
 from meditune.models.load import LoadedModel
@@ -23,42 +23,42 @@ from meditune.models.rows import Row
 from meditune.models.strategies import is_adapter, make_trainable, merged, parameter_counts
 from meditune.progress import clock
 from meditune.prompts import save_format
-from meditune.recipe import Recipe, plain
-from meditune.train.encode import TokenFacts, check_masks, encode, lengths, marked
+from meditune.recipe import Recipe, TrainSpec, plain
+from meditune.train.encode import lengths, marked
+from meditune.train.ewc import EWC, estimate
 from meditune.train.optimizer import STATE_BYTES
-from meditune.train.sft import Step, plan_steps, probe, train
-from meditune.train.weights import TokenWeights
+from meditune.train.penalties import L2SP, Penalty, StartingPoint
+from meditune.train.plan import Plan, plan
+from meditune.train.sft import Step, probe, train
 
 CHECKPOINT = "checkpoint"
 
 
-def fine_tune(loaded: LoadedModel, examples: Sequence[Example], recipe: Recipe, folder: Path) -> dict[str, Any]:
+def fine_tune(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> dict[str, Any]:
     """Train `loaded` by the recipe's strategy, leave the result in `folder/model`, and return the facts of report.json.
 
     A checkpoint lies in `folder/checkpoint` while training goes on; the same call takes it up again. `loaded.model` is
     changed in place and holds the tuned weights afterwards.
     """
     started = time.monotonic()
-    rows, tokens = encode(examples, loaded.encoder(recipe.prompt), recipe.train.tasks)
-    check_masks(rows)
+    planned = plan(loaded, splits, recipe, folder)
     model = make_trainable(loaded.model, recipe.model, recipe.seed)
-    steps = len(plan_steps(len(rows), recipe.train, recipe.seed))
     trainable, parameters = parameter_counts(model)
     counts = {"trainable_parameters": trainable, "parameters": parameters}
-    weights = TokenWeights(examples, rows, recipe.train)
-    _preflight(rows, tokens, counts, steps, recipe, loaded)
-    speed = probe(model, loaded.pad_id, rows, weights, recipe.train, loaded.frozen)
-    left = tokens.tokens * recipe.train.epochs / speed
+    _preflight(planned, counts, recipe, loaded)
+    rows = [*planned.rows, *planned.pool]
+    speed = probe(model, loaded.pad_id, rows, planned.weights, recipe.train, loaded.frozen)
+    left = clock(planned.tokens / speed)
     memory = peak_memory_gb() + trainable * STATE_BYTES / 1e9
-    print(f"About {clock(left)} at {speed:,.0f} tokens/s; {memory:.1f} GB of memory.", file=sys.stderr)
-    write_json(folder / "tokens.json", {"train": lengths(rows)})
-    log = _train_with_checkpoints(model, loaded, rows, weights, recipe, folder)
+    print(f"About {left} at {speed:,.0f} tokens/s; {memory:.1f} GB of memory.", file=sys.stderr)
+    write_json(folder / "tokens.json", {"train": lengths(planned.rows)})
+    log = _train_with_checkpoints(model, loaded, planned, recipe, folder)
     write_jsonl(folder / "training.jsonl", (asdict(step) for step in log))
     seconds = sum(step.seconds for step in log)
     facts = {
         "strategy": recipe.model.strategy,
         "quantize": recipe.model.quantize,
-        **tokens.as_dict(),
+        **planned.facts(),
         **counts,
         "tokens_per_s": round(sum(step.tokens for step in log) / seconds, 1),
         "supervised_tokens": sum(step.supervised_tokens for step in log),
@@ -66,7 +66,7 @@ def fine_tune(loaded: LoadedModel, examples: Sequence[Example], recipe: Recipe, 
         "seconds": round(seconds, 1),
         "wall_seconds": round(time.monotonic() - started, 1),
         "epochs": recipe.train.epochs,
-        "steps": steps,
+        "steps": len(planned.steps),
         "final_loss": log[-1].loss,
     }
     loaded.model = save_model(model, loaded, recipe, facts, folder / "model")
@@ -115,9 +115,20 @@ def peak_memory_gb() -> float:
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
-def _train_with_checkpoints(
-    model: Any, loaded: LoadedModel, rows: Sequence[Row], weights: TokenWeights, recipe: Recipe, folder: Path
-) -> list[Step]:
+def _penalties(model: Any, loaded: LoadedModel, pool: Sequence[Row], spec: TrainSpec) -> list[Penalty]:
+    """The penalties that the recipe asks for; `model` must be where training starts."""
+    found: list[Penalty] = []
+    if spec.l2_sp or spec.ewc.strength:
+        start = StartingPoint(model)
+        if spec.l2_sp:
+            found.append(L2SP(start, spec.l2_sp))
+        if spec.ewc.strength:
+            fisher = estimate(model, loaded.pad_id, pool[: spec.ewc.samples], loaded.frozen, start)
+            found.append(EWC(start, fisher, spec.ewc.strength))
+    return found
+
+
+def _train_with_checkpoints(model: Any, loaded: LoadedModel, planned: Plan, recipe: Recipe, folder: Path) -> list[Step]:
     from safetensors.torch import load_file, save_file
 
     place = folder / CHECKPOINT
@@ -140,7 +151,11 @@ def _train_with_checkpoints(
             write_jsonl(partial / "training.jsonl", (asdict(step) for step in log))
             write_json(partial / "state.json", {"recipe": _what_training_depends_on(recipe)})
 
-    steps = train(model, loaded.pad_id, rows, weights, recipe.train, recipe.seed, loaded.frozen, resume, checkpoint)
+    steps = train(
+        *(model, loaded.pad_id, planned.rows, planned.weights, recipe.train, recipe.seed, loaded.frozen),
+        *(resume, checkpoint, planned.mix, planned.replay),
+        _penalties(model, loaded, planned.pool, recipe.train),
+    )
     try:
         for step in steps:
             log.append(step)
@@ -154,19 +169,17 @@ def _what_training_depends_on(recipe: Recipe) -> dict[str, Any]:
     return {key: values[key] for key in ("seed", "model", "data", "prompt", "train")}
 
 
-def _preflight(
-    rows: Sequence[Row], tokens: TokenFacts, counts: dict[str, int], steps: int, recipe: Recipe, loaded: LoadedModel
-) -> None:
-    share = counts["trainable_parameters"] / counts["parameters"]
-    every = round(tokens.tokens * recipe.train.epochs)
+def _preflight(planned: Plan, counts: dict[str, int], recipe: Recipe, loaded: LoadedModel) -> None:
+    tokens, share = planned.fitted, counts["trainable_parameters"] / counts["parameters"]
     report = [
         f"Training on {tokens.rows} examples, {tokens.tokens:,} tokens an epoch, {tokens.supervised_tokens:,} of them "
         f"trained on; longest row {tokens.longest}.",
         f"{tokens.shortened} contexts shortened at their beginning, {tokens.cut} answers cut, {tokens.dropped} "
         f"examples left out, to fit {recipe.prompt.max_tokens} tokens.",
         f"{counts['trainable_parameters']:,} of {counts['parameters']:,} parameters are trained ({share:.1%}); "
-        f"{steps} steps, {every:,} tokens in all.",
+        f"{len(planned.steps)} steps, {planned.tokens:,} tokens in all.",
         "One example; what is trained on stands between « »:",
-        *(f"    {line}" for line in marked(rows[0], loaded.tokenizer).splitlines()),
+        *(f"    {line}" for line in marked(planned.rows[0], loaded.tokenizer).splitlines()),
+        *planned.lines(loaded.tokenizer),
     ]
     print("\n".join(report), file=sys.stderr)

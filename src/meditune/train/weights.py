@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from meditune.data.example import Example
 from meditune.models.rows import Row
@@ -15,20 +16,30 @@ class TokenWeights:
 
     With `decision_share` s, decision tokens together get the share s of the loss over the data set and answer tokens
     the rest, however many of each there are. With `class_balance` b, a decision of a class with frequency f weighs
-    f ** -b, scaled so that the mean over examples stays 1.
+    f ** -b, scaled so that the mean over examples stays 1. Where sources are mixed, all of these are meant as they come
+    in an epoch: `repeats` says how often a source's rows do (once where it isn't named).
     """
 
-    def __init__(self, examples: Sequence[Example], rows: Sequence[Row], spec: TrainSpec) -> None:
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        rows: Sequence[Row],
+        spec: TrainSpec,
+        repeats: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
         self.decisions = {example.id: example.decision for example in examples if example.decision}
-        counts = Counter(self.decisions.values())
+        often = {example.id: repeats.get(example.source, 1.0) for example in examples}
+        counts: defaultdict[str, float] = defaultdict(float)
+        for identifier, label in self.decisions.items():
+            counts[label] += often[identifier]
         total = sum(counts.values())
         raw = {label: (count / total) ** -spec.class_balance for label, count in counts.items()}
-        mean = sum(raw[label] for label in self.decisions.values()) / total if total else 1.0
-        self.by_class = {label: value / mean for label, value in raw.items()}
-        tokens: Counter[str] = Counter()
+        balanced = sum(raw[label] * often[identifier] for identifier, label in self.decisions.items())
+        self.by_class = {label: value / (balanced / total) for label, value in raw.items()}
+        tokens: defaultdict[str, float] = defaultdict(float)
         for row in rows:
             for item in row.encoded:
-                tokens[item.task] += len(item.target)
+                tokens[item.task] += len(item.target) * often[item.id]
         share = spec.decision_share
         self.by_task = {"decision": 1.0, "answer": 1.0}
         if share is not None and tokens["decision"] and tokens["answer"]:

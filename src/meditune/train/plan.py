@@ -1,0 +1,82 @@
+"""What a training reads, and in which order: the examples' rows, how sources are mixed, and replay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from meditune.data.splits import Splits
+from meditune.models.load import LoadedModel
+from meditune.models.rows import Row
+from meditune.recipe import Recipe
+from meditune.train.encode import TokenFacts, check_masks, encode, marked
+from meditune.train.mixing import Mix, mix_of
+from meditune.train.replay import Replay, plan_replay
+from meditune.train.replay_text import check_source, replay_rows
+from meditune.train.sft import plan_steps
+from meditune.train.tasks import check_teaches
+from meditune.train.weights import TokenWeights
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that follows from the recipe, the data and the base model before the first step."""
+
+    rows: list[Row]
+    fitted: TokenFacts
+    weights: TokenWeights
+    mix: Mix | None
+    steps: list[list[int]]
+    """As `plan_steps` gives them"""
+    pool: list[Row]
+    """Rows of the recipe's replay source, for replay and for EWC's estimate"""
+    replay: Replay | None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read in all steps together."""
+        examples = sum(len(self.rows[index]) for step in self.steps for index in step)
+        return examples + (self.replay.tokens() if self.replay else 0)
+
+    def facts(self) -> dict[str, Any]:
+        """For the run's records; of mix and replay only what there is."""
+        mixed = {"mix": self.mix.visits} if self.mix else {}
+        return self.fitted.as_dict() | mixed | ({"replay": self.replay.facts(self._weight)} if self.replay else {})
+
+    def lines(self, tokenizer: Any) -> list[str]:
+        """How sources are mixed and what is rehearsed, for people to check before the first step."""
+        found = [f"Of an epoch's {len(self.rows)} rows: {self.mix.said()}."] if self.mix else []
+        if self.replay:
+            found += [
+                f"Replay: {self.replay.said(self._weight)} One row; what is trained on stands between « »:",
+                *(f"    {line}" for line in marked(self.replay.rows[0], tokenizer).splitlines()),
+            ]
+        return found
+
+    @property
+    def _weight(self) -> float:
+        """Sum of the weights of the examples' tokens over all steps."""
+        of_row = [sum(self.weights.of(row)) for row in self.rows]
+        return sum(of_row[index] for step in self.steps for index in step)
+
+
+def check(splits: Splits, recipe: Recipe) -> None:
+    """Raise DataError for what would stop training later; it needs no model, so it can come first."""
+    check_teaches(splits.train, recipe.train.tasks)
+    mix_of([example.source for example in splits.train], recipe.train.mix)
+    check_source(recipe)
+
+
+def plan(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> Plan:
+    """Plan the training of `loaded`, which must still be the base model; what it writes for replay goes to `folder`."""
+    spec = recipe.train
+    rows, fitted = encode(splits.train, loaded.encoder(recipe.prompt), spec.tasks)
+    pool = replay_rows(loaded, recipe, splits, folder)
+    check_masks([*rows, *pool])
+    sources = {example.id: example.source for example in splits.train}
+    mix = mix_of([sources[row.encoded[0].id] for row in rows], spec.mix)
+    weights = TokenWeights(splits.train, rows, spec, mix.repeats() if mix else {})
+    steps = plan_steps(len(rows), spec, recipe.seed, mix)
+    replay = plan_replay(pool, steps, weights, spec.replay, recipe.seed) if spec.replay.share else None
+    return Plan(rows, fitted, weights, mix, steps, pool, replay)

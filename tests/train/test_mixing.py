@@ -1,0 +1,129 @@
+"""Mixed sources come as often as the recipe says, and every row of a source before any comes again."""
+
+from collections import Counter
+from itertools import islice
+
+import pytest
+
+from meditune.data.example import Example
+from meditune.errors import DataError
+from meditune.models.rows import rows_of
+from meditune.recipe import MixSpec, PromptFormat, TrainSpec
+from meditune.train.mixing import mix_of
+from meditune.train.sft import plan_steps
+from meditune.train.weights import TokenWeights
+from tests import tiny
+from tests.commands import bench, jsonl, meditune, rows
+
+SOURCES = ["a", "b"] * 30 + ["a"] * 40 + ["b"] * 10 + ["c"] * 10
+"""70 of a, 40 of b, 10 of c"""
+
+
+@pytest.mark.parametrize(
+    ("spec", "visits"),
+    [
+        ({"weights": {"a": 1, "b": 1, "c": 1}}, {"a": 40, "b": 40, "c": 40}),
+        ({"weights": {"a": 1, "b": 0.5, "c": 2.5}}, {"a": 30, "b": 15, "c": 75}),
+        ({"temperature": 1.0}, {"a": 70, "b": 40, "c": 10}),
+        ({"temperature": 2.0}, {"a": 56, "b": 43, "c": 21}),  # square roots 8.37, 6.32, 3.16
+        ({"temperature": 1e9}, {"a": 40, "b": 40, "c": 40}),
+    ],
+    ids=str,
+)
+def test_each_source_comes_as_often_as_stated(spec, visits):
+    mix = mix_of(SOURCES, MixSpec(**spec))
+    steps = plan_steps(len(SOURCES), TrainSpec(batch_size=4, accumulation=2, epochs=2.5), 3, mix)
+    seen = [index for step in steps for index in step]
+    assert len(seen) == 300
+    for epoch in (seen[:120], seen[120:240]):
+        assert Counter(SOURCES[index] for index in epoch) == visits
+    last = Counter(SOURCES[index] for index in seen[240:])
+    assert {name: last[name] / 60 for name in visits} == pytest.approx(
+        {name: count / 120 for name, count in visits.items()}, abs=0.15
+    )
+    assert mix.repeats() == {name: pytest.approx(count / SOURCES.count(name)) for name, count in visits.items()}
+
+
+def test_no_row_comes_again_before_all_of_its_source_came():
+    mix = mix_of(SOURCES, MixSpec(weights={"a": 1, "b": 1, "c": 4}))
+    epochs = list(islice(mix.epochs(seed=3), 6))
+    for source in "abc":
+        times = Counter(index for epoch in epochs for index in epoch if SOURCES[index] == source)
+        assert len(times) == SOURCES.count(source)
+        assert max(times.values()) - min(times.values()) <= 1
+
+
+def test_a_plan_follows_from_its_seed_alone():
+    spec = TrainSpec(batch_size=4, accumulation=1, epochs=2)
+    plans = [plan_steps(120, spec, seed, mix_of(SOURCES, MixSpec(temperature=3.0))) for seed in (1, 1, 2)]
+    assert plans[0] == plans[1] != plans[2]
+    assert plan_steps(120, spec, 1, mix_of(SOURCES, MixSpec())) == plan_steps(120, spec, 1)
+    assert mix_of(["a"] * 5, MixSpec(temperature=3.0)) is None
+
+
+def test_a_weighed_source_without_rows_is_refused():
+    with pytest.raises(DataError, match=r"train\.mix\.weights: c has no training rows"):
+        mix_of(["a", "b"], MixSpec(weights={"a": 1, "b": 1, "c": 1}))
+
+
+def test_the_shares_of_tasks_and_classes_hold_for_what_is_visited():
+    loaded = tiny.loaded()
+    encoder = loaded.encoder(PromptFormat(max_tokens=256, answer_tokens=32))
+    both = []
+    for n in range(20):
+        example = Example(id=f"{n}", source="b", group=f"{n}", question=f"Does drug {n} help?", answer="It does.")
+        decided = {"source": "a", "decision": "maybe" if n % 3 == 0 else "yes"}
+        both.append(example.model_copy(update=decided if n < 12 else {}))
+    tasks = [(e, task) for e in both for task in ("decision", "answer") if task == "answer" or e.decision]
+    made = rows_of([encoder.supervised(example, task) for example, task in tasks])
+    mix = mix_of([example.source for example in both], MixSpec(weights={"a": 1, "b": 3}))
+    spec = TrainSpec(decision_share=0.4, class_balance=1.0)
+    weights = TokenWeights(both, made, spec, mix.repeats())
+    sums = Counter()
+    for step in plan_steps(20, spec.model_copy(update={"epochs": 12.0}), 1, mix):
+        for row in (made[index] for index in step):
+            for weight, number in zip(weights.of(row), row.of, strict=True):
+                item = row.encoded[number]
+                sums[item.task] += weight
+                sums[both[int(item.id)].decision if item.task == "decision" else None] += weight
+    assert sums["decision"] / (sums["decision"] + sums["answer"]) == pytest.approx(0.4)
+    assert sums["yes"] == pytest.approx(sums["maybe"])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    with bench(tmp_path_factory.mktemp("mix")) as made:
+        yield made
+
+
+def two_sources(place, tmp_path, *more, **changes):
+    path = jsonl(tmp_path / "own.jsonl", rows(30))
+    sources = f"[{{name: pubmedqa, limit: 40}}, {{name: own, path: '{path}'}}]"
+    settings = place.settings(data__sources=sources, data__sources__0__limit=None, **changes)
+    return ["quickstart", "--output", tmp_path / "run", *settings, *more]
+
+
+def test_the_pre_flight_and_the_card_tell_the_mix(place, tmp_path):
+    words = two_sources(place, tmp_path, "--set", "train.mix.weights={pubmedqa: 1, own: 3}", train__epochs=1)
+    result = meditune("train", *words)
+    assert result.code == 0, result
+    facts = (tmp_path / "run" / "model" / "training.json").read_text(encoding="utf-8")
+    line = next(line for line in result.err.splitlines() if line.startswith("Of an epoch's"))
+    total = int(line.split()[3])
+    own = round(total * 0.75)
+    assert f" {own} of own (" in line
+    assert f" {total - own} of pubmedqa (" in line
+    assert f'"own": {own}' in facts
+    assert f"{own} of own" in (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("train.mix.weights={own: 1}", "one weight for each of data.sources (own, pubmedqa)"),
+        ("train.mix.weights={own: 1, pubmedqa: 0}", "must be above 0"),
+        ("train.mix={weights: {own: 1, pubmedqa: 2}, temperature: 2}", "not both"),
+    ],
+)
+def test_a_mix_that_makes_no_sense_is_refused(place, tmp_path, option, said):
+    meditune("train", *two_sources(place, tmp_path, "--set", option)).refused(2, said, "train.mix")

@@ -1,0 +1,219 @@
+"""What is rehearsed, how much of it, and that none of it is what the model is measured on."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from meditune.data.prepare import stored
+from meditune.models.adapters import add_lora
+from meditune.models.frozen import FrozenLayers
+from meditune.models.load import load
+from meditune.models.rows import rows_of, windows
+from meditune.recipe import LoraSpec, PromptFormat, ReplaySpec, TrainSpec
+from meditune.recipes.loading import load_recipe
+from meditune.train import self_written
+from meditune.train.plan import plan
+from meditune.train.replay import plan_replay
+from meditune.train.sft import plan_steps, train
+from meditune.train.weights import TokenWeights
+from tests import tiny
+from tests.commands import bench, meditune, read_rows
+from tests.data import layouts
+from tests.models.test_rows import EXAMPLES
+
+FORMAT = PromptFormat(max_tokens=256, answer_tokens=32)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A bench with WikiText-2 (two texts that share no word) and MedQuAD at hand."""
+    with bench(tmp_path_factory.mktemp("replay")) as made:
+        data = made.folder.parent / "data"
+        (data / "wikitext-2").mkdir()
+        (data / "wikitext-2" / "valid.txt").write_text("".join(f"alpha{n} beta gamma .\n" for n in range(300)), "utf-8")
+        (data / "wikitext-2" / "test.txt").write_text("".join(f"omega{n} psi chi .\n" for n in range(300)), "utf-8")
+        documents = {}
+        for n in range(30):
+            pairs = [("information", f"What is ailment {n}?", f"Ailment {n} is mild. " * (60 if n == 7 else 1))]
+            pairs += [("treatment", f"How is ailment {n} treated?", f"Rest helps with ailment {n}.")]
+            pairs += [("symptoms", "What are the symptoms?", f"Ailment {n} hurts.")] if n % 5 == 0 else []
+            documents[f"1_CancerGov_QA/{n:07}.xml"] = layouts.medquad_document(f"{n:07}", f"Ailment {n}", pairs)
+        layouts.medquad(data / "medquad", documents)
+        yield made
+
+
+# How much.
+
+
+def dummy_rows(count, loaded):
+    ids = loaded.tokenizer(tiny.WORDS * 3, add_special_tokens=False)["input_ids"]
+    return windows("text", ids, 16)[:count]
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("size", [1, 8])
+def test_the_share_of_replay_rows_is_the_one_asked_for(share, size):
+    rows = dummy_rows(7, tiny.loaded())
+    steps = plan_steps(101, TrainSpec(batch_size=size, accumulation=1, epochs=2), 1)
+    replay = plan_replay(rows, steps, None, ReplaySpec(share=share), 1)
+    examples = rehearsed = 0
+    for step, again in zip(steps, replay.steps, strict=True):
+        examples += len(step)
+        rehearsed += len(again)
+        assert abs(rehearsed - examples * share / (1 - share)) <= 0.5
+    order = [index for step in replay.steps for index in step]
+    passes = [order[start : start + 7] for start in range(0, len(order), 7)]
+    assert all(sorted(each) == list(range(7)) for each in passes[:-1])
+    if len(passes) > 2:
+        assert passes[0] != passes[1]
+    assert plan_replay(rows, steps, None, ReplaySpec(share=share), 1) == replay
+    assert plan_replay(rows[:5], steps, None, ReplaySpec(share=share, rows=3), 1).rows == rows[:3]
+
+
+def test_a_step_minimizes_the_weighted_mean_over_answers_and_replay():
+    """The gradient of the first step against autograd through transformers' own logits, row by row."""
+    loaded = tiny.loaded()
+    model = add_lora(loaded.model, LoraSpec(r=4), seed=1)
+    encoder = loaded.encoder(FORMAT)
+    rows = rows_of([encoder.supervised(e, task) for e in EXAMPLES for task in ("decision", "answer")])
+    spec = TrainSpec(batch_size=3, accumulation=1, epochs=1, decision_share=0.5, replay={"share": 0.4, "weight": 0.3})
+    weights = TokenWeights(EXAMPLES, rows, spec)
+    again = dummy_rows(2, loaded)
+    replay = plan_replay(again, plan_steps(3, spec, 1), weights, spec.replay, 1)
+    assert sorted(replay.steps[0]) == [0, 1]
+    parts = {"decision": [], "answer": [], "replay": []}
+    for item in [*(item for row in rows for item in row.encoded), *(row.encoded[0] for row in again)]:
+        ids = torch.tensor([item.prompt + item.target])
+        scores = model(input_ids=ids).logits[0, len(item.prompt) - 1 : -1].log_softmax(-1)
+        kind = "replay" if item.id.startswith("text") else item.task
+        parts[kind].append(-scores.gather(1, torch.tensor(item.target)[:, None])[:, 0])
+    losses = {kind: torch.cat(values) for kind, values in parts.items()}
+    each = (len(losses["decision"]) + len(losses["answer"])) / 2  # what both tasks weigh at decision_share 0.5
+    answer_weight = each / len(losses["answer"])
+    own = each * losses["decision"].mean() + each * losses["answer"].mean()
+    whole = own + 0.3 * answer_weight * losses["replay"].sum()
+    mean = whole / (2 * each + 0.3 * answer_weight * len(losses["replay"]))
+    slopes = torch.autograd.grad(mean, [p for p in model.parameters() if p.requires_grad])
+    norm = torch.cat([slope.flatten() for slope in slopes]).norm().item()
+    (step,) = train(model, loaded.pad_id, rows, weights, spec, 1, FrozenLayers(model, 0), replay=replay)
+    assert step.loss == pytest.approx((own / (2 * each)).item(), rel=1e-4)
+    assert step.replay_loss == pytest.approx(losses["replay"].mean().item(), rel=1e-4)
+    assert step.grad_norm == pytest.approx(norm, rel=1e-3)
+    assert step.tokens == sum(map(len, [*rows, *again]))
+    assert step.supervised_tokens == sum(len(row.targets) for row in rows)
+
+
+# Of what.
+
+
+def planned(place, name, tmp_path, **changes):
+    """The plan of a run whose data were prepared by the command."""
+    settings = place.settings(**changes)
+    result = meditune("data", "prepare", "quickstart", "--output", tmp_path / name, *settings)
+    assert result.code == 0, result
+    recipe = load_recipe("quickstart", [word for word in settings if word != "--set"]).recipe
+    splits = stored(tmp_path / name / "data").splits
+    loaded = load(str(place.base), recipe.model)
+    return plan(loaded, splits, recipe, tmp_path / name), splits, loaded
+
+
+def test_general_text_is_the_validation_text_and_never_the_test_text(place, tmp_path):
+    made, _, loaded = planned(
+        place, "general", tmp_path, train__replay__share=0.5, train__replay__source="general", train__replay__tokens=24
+    )
+    valid = (place.folder.parent / "data" / "wikitext-2" / "valid.txt").read_text(encoding="utf-8")
+    assert len(made.pool) == len({row.encoded[0].id for row in made.pool}) == 200
+    for row in made.pool:
+        text = loaded.tokenizer.decode(row.encoded[0].prompt + row.encoded[0].target)
+        assert text in valid
+    assert sum(len(row.targets) != 23 for row in made.pool) <= 1  # the last window of the text
+    assert len({tuple(row.tokens) for row in made.pool}) > 150
+
+
+def test_medical_replay_has_no_row_of_the_runs_own_data(place, tmp_path, capsys):
+    sources = "[{name: medquad, limit: 24}]"
+    made, splits, loaded = planned(
+        place,
+        "medical",
+        tmp_path,
+        data__sources=sources,
+        data__sources__0__limit=None,
+        train__replay__share=0.5,
+        train__replay__source="medical",
+    )
+    ids = {row.encoded[0].id for row in made.pool}
+    assert len(ids) == len(made.pool) >= 10
+    held = [*splits.dev, *splits.test]
+    assert not ids & {example.id for example in (*held, *splits.train)}
+    prompts = [loaded.tokenizer.decode(row.encoded[0].prompt) for row in made.pool]
+    texts = [
+        prompt + loaded.tokenizer.decode(row.encoded[0].target) for prompt, row in zip(prompts, made.pool, strict=True)
+    ]
+    for example in held:
+        assert not any(f"Question: {example.question}\n" in text for text in texts)
+        assert not any(re.search(rf"\b{example.group}\b", text, re.IGNORECASE) for text in texts)
+    assert all(prompt.endswith("Conclusion:") for prompt in prompts)
+    assert all(row.targets[-1] == loaded.tokenizer.eos_token_id for row in made.pool if not row.encoded[0].answer_cut)
+    said = capsys.readouterr().err
+    assert f"{66 - len(ids)} of 66 pairs left out" in said
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_what_the_model_writes_is_sampled_from_its_own_distribution(architecture):
+    """Token for token what sampling without a cache, one whole forward pass a token, gives with the same numbers."""
+    loaded = tiny.loaded(architecture)
+    loaded.model.generation_config.update(top_k=3, repetition_penalty=2.0, temperature=0.1)
+    written = list(self_written.write(loaded, 5, 20, seed=3))
+    assert written == list(self_written.write(loaded, 5, 20, seed=3))
+    assert written != list(self_written.write(loaded, 5, 20, seed=4))
+    torch.manual_seed(3)
+    ids = torch.tensor([each["prompt"] for each in written])
+    start = ids.shape[1]
+    while ids.shape[1] < 20:
+        with torch.no_grad():
+            chances = loaded.model(input_ids=ids).logits[:, -1].softmax(-1)
+        if ids.shape[1] == start:
+            chances[:, 1] = 0
+        ids = torch.cat([ids, torch.multinomial(chances, 1)], dim=1)
+    for each, expected in zip(written, ids[:, start:].tolist(), strict=True):
+        assert each["target"] == expected[: expected.index(1) + 1 if 1 in expected else None]
+        row = self_written.row(each)
+        assert row.targets == each["target"]
+        assert row.tokens == [*each["prompt"], *each["target"][:-1]]
+        assert len(row.targets) >= 2
+
+
+@pytest.mark.parametrize(("source", "removed"), [("general", "wikitext-2/valid.txt"), ("medical", "medquad")])
+def test_missing_text_is_said_before_anything_is_computed(place, tmp_path, source, removed):
+    path = place.folder.parent / "data" / removed
+    aside = path.with_name("aside")
+    path.rename(aside)
+    try:
+        settings = place.settings(train__replay__share=0.2, train__replay__source=source)
+        result = meditune("run", "quickstart", "--output", tmp_path / "run", *settings)
+    finally:
+        aside.rename(path)
+    result.refused(3, removed.partition("/")[0])
+    assert not (tmp_path / "run" / "predictions").exists()
+
+
+# In a run.
+
+
+def test_what_is_rehearsed_is_shown_and_recorded(place, tmp_path):
+    settings = place.settings(train__replay__share=0.25, train__replay__source="general", train__epochs=1)
+    result = meditune("train", "quickstart", "--output", tmp_path / "run", *settings)
+    assert result.code == 0, result
+    folder = tmp_path / "run"
+    steps = read_rows(folder / "training.jsonl")
+    facts = json.loads((folder / "model" / "training.json").read_text(encoding="utf-8"))
+    replay = facts["replay"]
+    assert replay["visits"] == round(facts["rows"] / 3)
+    assert f"Replay: {replay['visits']} rows in all, 25%" in result.err
+    assert f"{replay['loss_share']:.0%} of the loss" in result.err
+    assert f"{replay['visits']} rows of WikiText-2" in (folder / "model" / "README.md").read_text(encoding="utf-8")
+    assert all(step["replay_loss"] > 0 for step in steps)
+    assert sum(step["tokens"] for step in steps) == facts["tokens"] + replay["tokens"]
+    assert not (folder / "replay.jsonl").exists()
