@@ -123,7 +123,7 @@ def test_the_fisher_knows_remembered_layers_too():
     fishers = []
     for frozen in (0, 1):
         loaded = tiny.loaded()
-        model = add_lora(loaded.model, LoraSpec(r=4, top_layers=1), seed=1)
+        model = add_lora(loaded.model, LoraSpec(r=4), seed=1, top_layers=1)
         layers, rows = FrozenLayers(model, frozen), text_rows(loaded)
         for _ in range(2):  # the second time from memory
             fisher = estimate(model, loaded.pad_id, rows, layers, StartingPoint(model))
