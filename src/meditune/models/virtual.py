@@ -86,7 +86,7 @@ def inputs_of(
 
 def is_prefix(model: Any) -> bool:
     """Whether the virtual tokens are keys and values, not embeddings."""
-    return str(getattr(model.active_peft_config.peft_type, "value", "")) == "PREFIX_TUNING"
+    return bool(model.active_peft_config.peft_type == "PREFIX_TUNING")
 
 
 def cache_name(model: Any) -> str:
