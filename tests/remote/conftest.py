@@ -63,8 +63,8 @@ class Place:
         return read_rows(self.run / "predictions" / f"{name}.jsonl")
 
     def asked_twice(self) -> list[str]:
-        """Prompts that one model was shown more than once."""
-        shown = [(chat["model"], chat["messages"][-1]["content"]) for chat in self.api.chats]
+        """Prompts that one model was shown more than once; a request whose sender was killed midway has no content."""
+        shown = [(chat["model"], chat["messages"][-1]["content"]) for chat in self.api.chats if chat]
         return [prompt for model, prompt in shown if shown.count((model, prompt)) > 1]
 
 
