@@ -61,6 +61,29 @@ def test_context_is_shortened_at_sentences_from_its_beginning_and_counted():
     assert made.tokenizer.decode(encoded.target) == f" {SECRET}</s>"
 
 
+def test_a_share_of_the_context_can_be_kept_from_its_beginning():
+    long = EXAMPLE.model_copy(
+        update={
+            "context": (
+                Passage(text="Pain is common. Few treat it. Fewer know why. Some guess.", label="BACKGROUND"),
+                *EXAMPLE.context,
+            )
+        }
+    )
+    tail, both, little = (
+        encoder(max_tokens=max_tokens, answer_tokens=32, context_head=head)
+        for max_tokens, head in ((150, 0.0), (150, 0.4), (64, 0.4))
+    )
+    kept = [made.tokenizer.decode(made.supervised(long, "answer").prompt) for made in (tail, both, little)]
+    assert ["Pain is common." in text for text in kept] == [False, True, False]
+    assert "Some guess." not in kept[1]
+    assert all("The trial ended early." in text for text in kept[:2])
+    for made in (tail, both, little):
+        encoded = made.supervised(long, "answer")
+        assert len(encoded.prompt) + 32 <= made.format.max_tokens
+        assert len(encoded.prompt) == len(made.tokenizer(made.tokenizer.decode(encoded.prompt))["input_ids"])
+
+
 def test_an_answer_that_cant_fit_is_cut_without_teaching_it_to_stop_there():
     made = encoder(max_tokens=64, answer_tokens=16)
     encoded = made.supervised(EXAMPLE.model_copy(update={"answer": SECRET * 10}), "answer")

@@ -91,8 +91,9 @@ class Encoder:
     """Turns examples into tokens with one tokenizer and one prompt format.
 
     Context is shortened at sentence boundaries, from its beginning, because the results that decide a question stand
-    at its end. The answer is shortened only when the question and the answer alone don't fit. The decision prompt is
-    fitted without regard to the long answer, so nothing about that answer can leak into it.
+    at its end; `context_head` keeps a share of its room for the first sentences, which say what was asked. The answer
+    is shortened only when the question and the answer alone don't fit. The decision prompt is fitted without regard to
+    the long answer, so nothing about that answer can leak into it.
     """
 
     def __init__(self, tokenizer: Any, prompt_format: PromptFormat) -> None:
@@ -152,7 +153,7 @@ class Encoder:
         return Encoded(example.id, task, prompt, target[:left], dropped, cut)
 
     def _shortened(self, example: Example, task: Task, room: int) -> tuple[list[int], int]:
-        """The prompt in at most `room` tokens where leaving out leading sentences can do that, and how many were."""
+        """The prompt in at most `room` tokens where leaving out sentences can do that, and how many were."""
 
         def start(context: tuple[Passage, ...]) -> list[int]:
             return self._start(prompt_text(self.format, example.question, context, task))
@@ -162,21 +163,39 @@ class Encoder:
         if excess <= 0:
             return prompt, 0
         pieces = [(index, text) for index, passage in enumerate(example.context) for text in sentences(passage.text)]
+        lengths = [self._length(text) for _, text in pieces]
+        head = _leading(lengths, self.format.context_head * (sum(lengths) - excess))
         dropped = 0
         # An estimate leaves out most of them; exact counting settles the rest.
-        while excess > 0 and dropped < len(pieces):
-            excess -= self._length(pieces[dropped][1])
+        while excess > 0 and head + dropped < len(pieces):
+            excess -= lengths[head + dropped]
             dropped += 1
-        prompt = start(_rejoined(example.context, pieces[dropped:]))
+        prompt = start(_rejoined(example.context, _without(pieces, head, dropped)))
         while len(prompt) > room and dropped < len(pieces):
             dropped += 1
-            prompt = start(_rejoined(example.context, pieces[dropped:]))
+            prompt = start(_rejoined(example.context, _without(pieces, head, dropped)))
         return prompt, dropped
 
     def _length(self, text: str) -> int:
         if text not in self._lengths:
             self._lengths[text] = len(self.tokenize(f" {text}"))
         return self._lengths[text]
+
+
+def _leading(lengths: list[int], room: float) -> int:
+    """How many of the first lengths together fit into `room`."""
+    taken = 0.0
+    for number, length in enumerate(lengths):
+        taken += length
+        if taken > room:
+            return number
+    return len(lengths)
+
+
+def _without(pieces: list[tuple[int, str]], head: int, dropped: int) -> list[tuple[int, str]]:
+    """The pieces without `dropped` of them, which follow the first `head` where so many are left."""
+    head = min(head, len(pieces) - dropped)
+    return pieces[:head] + pieces[head + dropped :]
 
 
 def _rejoined(context: tuple[Passage, ...], pieces: list[tuple[int, str]]) -> tuple[Passage, ...]:

@@ -166,6 +166,13 @@ class PromptFormat(Spec):
 
     max_tokens: int = Field(512, ge=32, description="Longest row in tokens: prompt, answer and end token together.")
     answer_tokens: int = Field(128, ge=8, description="Tokens kept free for the answer when the context is fitted.")
+    context_head: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Where context must be shortened, the share of its room for its first sentences; the last ones get "
+        "the rest.",
+    )
     question_cue: str = Field("Question:", min_length=1, description="Stands before the question.")
     answer_cue: str = Field("Conclusion:", min_length=1, description="Asks for the long answer.")
     decision_cue: str = Field("Answer (yes, no or maybe):", min_length=1, description="Asks for the decision.")
@@ -238,6 +245,12 @@ class TrainSpec(Spec):
     warmup_share: float = Field(0.03, ge=0, lt=1, description="Share of the steps that warm the learning rate up.")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Learning rate after warm-up.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradient norm is clipped to this.")
+    average_last: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the steps, the last ones, whose weights are averaged; 0: the last weights.",
+    )
     decision_share: float | None = Field(
         None, gt=0, lt=1, description="Share of the loss given to decisions; when empty every token weighs the same."
     )

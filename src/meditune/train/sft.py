@@ -16,6 +16,7 @@ from meditune.models.quiet import quiet_transformers
 from meditune.models.rows import Row, by_length
 from meditune.progress import Progress
 from meditune.recipe import TrainSpec
+from meditune.train.averaging import WeightAverage
 from meditune.train.head_loss import loss_of_rows
 from meditune.train.mixing import Mix
 from meditune.train.optimizer import MasterAdamW, learning_rate
@@ -90,10 +91,12 @@ def train(
     # Virtual tokens, and adapters on a quantized base, may be FP32 in a model that computes in FP16.
     fp16 = any(parameter.dtype == torch.float16 for parameter in model.parameters())
     optimizer = MasterAdamW(trainable, spec, fp16)
+    average = WeightAverage(optimizer, len(steps), spec.average_last)
     done = 0
     if resume is not None:
         done, tensors = resume
         optimizer.restore(tensors)
+        average.restore(tensors)
     if spec.gradient_checkpointing:
         with quiet_transformers():
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -118,6 +121,7 @@ def train(
                 raise FloatingPointError(f"The loss of step {number + 1} is {loss}; lower train.learning_rate.")
             rate = learning_rate(number, len(steps), spec)
             norm = optimizer.step(rate)
+            average.add(number)
             yield Step(
                 step=number + 1,
                 epoch=(number + 1) / len(steps) * spec.epochs,
@@ -131,7 +135,8 @@ def train(
                 penalty=penalty,
             )
             if checkpoint and (number + 1) % spec.checkpoint_steps == 0 and number + 1 < len(steps):
-                checkpoint(number + 1, optimizer.state())
+                checkpoint(number + 1, optimizer.state() | average.state())
+    average.apply()
     model.eval()
 
 

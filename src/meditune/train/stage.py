@@ -174,7 +174,7 @@ def _preflight(planned: Plan, counts: dict[str, int], recipe: Recipe, loaded: Lo
     report = [
         f"Training on {tokens.rows} examples, {tokens.tokens:,} tokens an epoch, {tokens.supervised_tokens:,} of them "
         f"trained on; longest row {tokens.longest}.",
-        f"{tokens.shortened} contexts shortened at their beginning, {tokens.cut} answers cut, {tokens.dropped} "
+        f"{tokens.shortened} contexts shortened, {tokens.cut} answers cut, {tokens.dropped} "
         f"examples left out, to fit {recipe.prompt.max_tokens} tokens.",
         f"{counts['trainable_parameters']:,} of {counts['parameters']:,} parameters are trained ({share:.1%}); "
         f"{len(planned.steps)} steps, {planned.tokens:,} tokens in all.",
