@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -68,7 +69,10 @@ def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str,
     if (place / SHARDS).is_dir():
         from torch.distributed.checkpoint.state_dict_loader import load
 
-        load(wanted, checkpoint_id=str(place / SHARDS), no_dist=ranks.world() == 1)
+        with warnings.catch_warnings():
+            # PyTorch warns that one process reads, even when asked for just that.
+            warnings.simplefilter("ignore", UserWarning)
+            load(wanted, checkpoint_id=str(place / SHARDS), no_dist=ranks.world() == 1)
         return log, wanted
     from safetensors.torch import load_file
 
