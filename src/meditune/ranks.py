@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from datetime import timedelta
@@ -22,6 +23,8 @@ Value = TypeVar("Value")
 
 WAIT = timedelta(hours=6)
 """So long may the first process prepare data, or write replay text, while the others wait."""
+LAG = 60.0
+"""Seconds in which a file of one machine becomes seen by the others: network file systems remember what isn't there."""
 
 
 def world() -> int:
@@ -115,6 +118,14 @@ def summed(tensor: Any) -> Any:
     return tensor
 
 
+def copied(tensor: Any) -> None:
+    """Put the first process's values into the tensor."""
+    if world() > 1:
+        import torch.distributed as dist
+
+        dist.broadcast(tensor, src=0)
+
+
 def only_first(manager: AbstractContextManager[Any]) -> AbstractContextManager[Any]:
     """The context manager in the first process; one that does nothing in the others."""
     return manager if is_first() else nullcontext()
@@ -132,6 +143,9 @@ def one_on_each_machine_first() -> Iterator[None]:
 
 def check_shared(path: Path) -> None:
     """Raise MedituneError where this process doesn't see what the first one wrote."""
+    deadline = time.monotonic() + LAG
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.5)
     if not path.exists():
         raise MedituneError(
             f"{path} isn't there on {socket.gethostname()}. All machines of a training must see the same --output "

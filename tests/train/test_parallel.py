@@ -55,7 +55,7 @@ def torchrun(place, *words, processes=2):
 def train_by_two(place, name, **changes):
     """Train in two processes; returns the output and what was written to stderr."""
     with torchrun(place, *words(place, name, **changes)) as process:
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     return out, err
 
@@ -160,7 +160,7 @@ def stop_two(place, name, **settings):
     with torchrun(place, *words(place, name, **settings)) as process:
         wait_for(lambda: checkpoint(place, name).is_file(), process)
         os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=600)
     assert process.returncode != 0
     assert err.count("run the same command again to go on") == 1, err
     assert "meditune/" not in err, "a traceback through our code"
@@ -185,7 +185,7 @@ def wait_for(condition, process):
 )
 def test_an_error_ends_all_processes_with_one_message(place, given, code, said):
     with torchrun(place, *given) as process:
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=600)
     assert process.returncode != 0
     assert len(re.findall("^Error: ", err, re.MULTILINE)) == 1, err
     assert said in err
@@ -197,7 +197,7 @@ def test_an_error_ends_all_processes_with_one_message(place, given, code, said):
 @pytest.mark.slow
 def test_an_error_in_one_process_ends_the_other_which_waits_for_it(place):
     with torchrun(place, *words(place, "broken", model__base="nowhere/at-all")) as process:
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=600)
     assert process.returncode != 0
     assert len(re.findall("^Error: ", err, re.MULTILINE)) == 1, err
     assert "Three ways to get a model" in err

@@ -70,6 +70,12 @@ def dealt(rows: Sequence[Row], max_tokens: int, lockstep: bool) -> list[Piece]:
     return pieces
 
 
+def start_alike(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Give every process the first one's values; what a prefix begins with isn't rounded alike on all machines."""
+    for parameter in parameters:
+        ranks.copied(parameter.data)
+
+
 def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
     """Put into every parameter's gradient the sum of all processes' gradients, taken in FP32; none counts as zero."""
     if ranks.world() == 1:

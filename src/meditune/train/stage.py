@@ -28,7 +28,7 @@ from meditune.train import checkpoint
 from meditune.train.encode import lengths, marked
 from meditune.train.ewc import EWC, estimate
 from meditune.train.optimizer import STATE_BYTES
-from meditune.train.parallel import mode
+from meditune.train.parallel import mode, start_alike
 from meditune.train.penalties import L2SP, Penalty, StartingPoint
 from meditune.train.plan import Plan, plan
 from meditune.train.sft import Step, probe, train
@@ -57,6 +57,8 @@ def fine_tune(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path)
         print(f"{ranks.world()} processes, {SHARED[how]} (train.parallel).", file=sys.stderr)
     if how == "fsdp":
         shard(model, device())
+    elif how == "ddp":
+        start_alike([parameter for parameter in model.parameters() if parameter.requires_grad])
     rows = [*planned.rows, *planned.pool]
     speed = probe(model, loaded.pad_id, rows, planned.weights, recipe.train, loaded.frozen)
     left = clock(planned.tokens / speed)
@@ -144,7 +146,6 @@ def _penalties(model: Any, loaded: LoadedModel, pool: Sequence[Row], spec: Train
 
 def _train_with_checkpoints(model: Any, loaded: LoadedModel, planned: Plan, recipe: Recipe, folder: Path) -> list[Step]:
     place = folder / checkpoint.FOLDER
-    # Penalties pull to where training starts, so they look before a checkpoint is taken up.
     penalties = _penalties(model, loaded, planned.pool, recipe.train)
     found = checkpoint.read(place, model, recipe)
     log, resume = (found[0], (len(found[0]), found[1])) if found else ([], None)
