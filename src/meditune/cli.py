@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from meditune import ranks
 from meditune.errors import MedituneError, Stopped
 
 app = typer.Typer(
@@ -214,12 +215,19 @@ def _recipe(name: str, overrides: list[str] | None) -> Any:
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _version(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
     if version:
         from meditune import __version__
 
         typer.echo(__version__)
         raise typer.Exit
+    if ranks.world() > 1 and context.invoked_subcommand != "train":
+        raise MedituneError(
+            f"{ranks.world()} processes were started, but only `meditune train` shares its work among several. Train "
+            "so; then `meditune run` without torchrun, on the same recipe and --output, measures the model."
+        )
 
 
 def main() -> None:
@@ -230,7 +238,8 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
-        app(prog_name="meditune")
+        with ranks.joined():
+            app(prog_name="meditune")
     except MedituneError as error:
         typer.secho(f"Error: {error}", fg="red", err=True)
         sys.exit(error.exit_code)

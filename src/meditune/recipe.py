@@ -268,6 +268,11 @@ class TrainSpec(Spec):
         2048, ge=64, description="A step is computed in pieces of at most this many tokens; the result is the same."
     )
     checkpoint_steps: int = Field(20, ge=1, description="A checkpoint to resume from is written each N steps.")
+    parallel: Literal["auto", "ddp", "fsdp"] = Field(
+        "auto",
+        description="What each process holds under torchrun: the whole model (ddp), a share of every weight (fsdp), "
+        "or a share only where the whole is too large (auto).",
+    )
 
 
 class EvaluateSpec(Spec):
@@ -306,6 +311,17 @@ class Recipe(Spec):
             raise ValueError("\n".join(problems))
         return self
 
+    @property
+    def needs_whole_weights(self) -> list[str]:
+        """The keys with which a process must hold all weights."""
+        asked = {
+            f"model.strategy {self.model.strategy}": self.model.strategy in VIRTUAL,
+            f"model.quantize {self.model.quantize}": self.model.quantize != "none",
+            "train.l2_sp": self.train.l2_sp > 0,
+            "train.ewc.strength": self.train.ewc.strength > 0,
+        }
+        return [key for key, given in asked.items() if given]
+
     def _conflicts(self) -> Iterator[str]:
         """Each rule between keys that is broken, in a line of its own."""
         model = self.model
@@ -325,6 +341,11 @@ class Recipe(Spec):
             yield (
                 "train.gradient_checkpointing drops the cache that model.strategy prefix trains; switch it off, or "
                 "take prompt"
+            )
+        if self.train.parallel == "fsdp" and self.needs_whole_weights:
+            yield (
+                f"train.parallel fsdp spreads the weights, and {', '.join(self.needs_whole_weights)} needs them whole; "
+                "take ddp or auto"
             )
         weights, sources = self.train.mix.weights, {source.name for source in self.data.sources}
         if weights and weights.keys() != sources:

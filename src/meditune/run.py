@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from meditune import ranks
 from meditune.data.prepare import Prepared, prepare, stood_in, stored
 from meditune.errors import DataError, MedituneError
 from meditune.files import read_json, write_json
@@ -76,21 +77,37 @@ def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
 
 
 def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
-    """Prepare the data and train, without measuring anything; a finished model is left as it is."""
+    """Prepare the data and train, without measuring anything; a finished model is left as it is.
+
+    Of several processes (ranks.py) the first prepares, while the others wait; all train.
+    """
     from meditune.train.plan import check
 
-    with claimed(recipe, folder, recipe.model.base, to_tune=True):
-        with stage(folder, "prepare"):
-            data = prepared(recipe, folder)
-        check(data.splits, recipe)
-        remote = find(recipe.model.base, recipe.model.api)
+    remote = find(recipe.model.base, recipe.model.api)
+    if remote and ranks.world() > 1:
+        raise MedituneError(
+            f"{recipe.model.base} is trained behind an API, which takes one process. Leave torchrun out."
+        )
+    with ranks.only_first(claimed(recipe, folder, recipe.model.base, to_tune=True)):
+        data = None
+        if ranks.is_first():
+            with stage(folder, "prepare"):
+                data = prepared(recipe, folder)
+            check(data.splits, recipe)
+        ranks.wait()
+        ranks.check_shared(folder / RECIPE)
+        data = data or stored(folder / "data")
         if remote:
             journey.tune(remote, data, recipe, folder, approve, measured=False)
-        elif not (folder / "model" / "training.json").is_file():
+        elif not ranks.told((folder / "model" / "training.json").is_file()):
             from meditune.train.stage import fine_tune
 
-            with stage(folder, "train"):
-                fine_tune(_load(recipe, recipe.model.base), data.splits, recipe, folder)
+            with ranks.only_first(stage(folder, "train")):
+                with ranks.one_on_each_machine_first():
+                    # Where the weights go is known when their size is.
+                    several = ranks.world() > 1 and recipe.model.quantize == "none"
+                    loaded = _load(recipe, recipe.model.base, on="cpu" if several else None)
+                fine_tune(loaded, data.splits, recipe, folder)
 
 
 def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse) -> dict[str, Any]:
@@ -211,10 +228,10 @@ def prepared(recipe: Recipe, folder: Path) -> Prepared:
     return data
 
 
-def _load(recipe: Recipe, name: str) -> Any:
+def _load(recipe: Recipe, name: str, on: str | None = None) -> Any:
     from meditune.models.load import load
 
-    return load(name, recipe.model)
+    return load(name, recipe.model, on)
 
 
 def _same_model(first: str, second: str) -> bool:

@@ -50,12 +50,12 @@ class LoadedModel:
         return Encoder(self.tokenizer, form)
 
 
-def load(name: str, spec: ModelSpec | None = None) -> LoadedModel:
+def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> LoadedModel:
     """Load a model for evaluation or training, in the number formats and attention that `spec` asks for.
 
     `name` may be a catalogue name, a hub id, a model folder, a PEFT adapter folder, or a finished run's folder (its
-    `model/` is taken). Without `spec` a tuned model's base is quantized as it was in training. Raises ModelError with
-    the ways to get a model that isn't here.
+    `model/` is taken). Without `spec` a tuned model's base is quantized as it was in training. The model comes to lie
+    on the device `on`, by default where models run. Raises ModelError with the ways to get a model that isn't here.
     """
     no_telemetry()
     from safetensors import SafetensorError
@@ -92,7 +92,7 @@ def load(name: str, spec: ModelSpec | None = None) -> LoadedModel:
         raise ModelError(f"{place}: a .safetensors file is damaged or cut off ({error}). Copy it again.") from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{name} could not be loaded: {str(error).splitlines()[0]}\n{ways_to_get(name)}") from error
-    model.to(device()).eval()
+    model.to(on or device()).eval()
     model.generation_config.pad_token_id = model.generation_config.pad_token_id or tokenizer.eos_token_id
     form = load_format(folder) if folder else None
     # Rows with virtual tokens are longer than what is remembered of them.
@@ -160,7 +160,7 @@ def offline_reason() -> str | None:
 
 
 def device() -> str:
-    """Where models run: the first GPU, else the CPU."""
+    """Where models run: the GPU, of several the one with this process's number on its machine, else the CPU."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from meditune import ranks
 from meditune.errors import ModelError
 from meditune.models.frozen import FrozenLayers
 from meditune.models.rows import Row
@@ -44,17 +45,18 @@ def estimate(model: Any, pad_id: int, rows: Sequence[Row], frozen: FrozenLayers,
 
     The gradient for W is built from a layer's inputs and its output's gradient (as g x^T summed over tokens), so W
     itself needs none and may be quantized; one layer's gradient is held at a time. The model isn't changed. Raises
-    ModelError where the estimate isn't finite.
+    ModelError where the estimate isn't finite. Several processes share the rows.
     """
     found = Fisher(
         [torch.zeros(pair.b.shape[0], pair.a.shape[1], device=pair.b.device) for pair in start.pairs],
         [torch.zeros_like(value, dtype=torch.float32) for _, value in start.others],
     )
+    mine = rows[ranks.rank() :: ranks.world()]
     model.eval()
-    with ExitStack() as hooks, Progress("Weighing the weights", len(rows), "rows") as progress:
+    with ExitStack() as hooks, Progress("Weighing the weights", len(mine), "rows") as progress:
         for pair, total in zip(start.pairs, found.pairs, strict=True):
             hooks.callback(pair.layer.register_forward_hook(_squares_into(total)).remove)
-        for row in rows:
+        for row in mine:
             # The square of a gradient of loss / sqrt(tokens) is what is wanted.
             weights = [len(row.targets) ** -0.5] * len(row.targets)
             loss_of_rows(model, frozen, [row], weights, pad_id)[0].backward()
@@ -64,6 +66,7 @@ def estimate(model: Any, pad_id: int, rows: Sequence[Row], frozen: FrozenLayers,
             model.zero_grad()
             progress.advance(1)
     for total in (*found.pairs, *found.others):
+        ranks.summed(total)
         total /= len(rows)
         if not torch.isfinite(total).all():
             raise ModelError(

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from meditune.models.sharded import whole
 from meditune.recipe import TrainSpec
 
 STATE_BYTES = 16
@@ -54,7 +55,7 @@ class MasterAdamW:
                 gradient = parameter.grad.to(torch.float32) / self.scale
                 master.grad = gradient if master.grad is None else master.grad + gradient
             parameter.grad = None
-        norm = torch.nn.utils.clip_grad_norm_(self.masters, self.max_norm)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.masters, self.max_norm))
         if self.scale != 1 and not torch.isfinite(norm):
             self.scale, self.good_steps = max(self.scale / 2, 1.0), 0
             self.optimizer.zero_grad()
@@ -93,6 +94,16 @@ class MasterAdamW:
             for index, (master, parameter) in enumerate(zip(self.masters, self.parameters, strict=True)):
                 master.copy_(tensors[f"master.{index}"])
                 parameter.copy_(master)
+
+
+def empty_state(parameters: list[torch.nn.Parameter]) -> dict[str, torch.Tensor]:
+    """Tensors of the form that `MasterAdamW.state` gives after a step, to be read into."""
+    tensors = {"scale": torch.zeros(2)}
+    for index, parameter in enumerate(parameters):
+        tensors[f"state.{index}.step"] = torch.zeros(())
+        for name in (f"master.{index}", f"state.{index}.exp_avg", f"state.{index}.exp_avg_sq"):
+            tensors[name] = torch.zeros_like(parameter.detach(), dtype=torch.float32)
+    return tensors
 
 
 def learning_rate(step: int, steps: int, spec: TrainSpec) -> float:

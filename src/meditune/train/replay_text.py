@@ -6,6 +6,7 @@ import random
 import sys
 from pathlib import Path
 
+from meditune import ranks
 from meditune.data.example import Example
 from meditune.data.locate import locate
 from meditune.data.medquad import read
@@ -49,8 +50,9 @@ def replay_rows(loaded: LoadedModel, recipe: Recipe, splits: Splits, folder: Pat
     if not count:
         return []
     if spec.source == "self":
-        if not (folder / FILE).is_file():
+        if ranks.is_first() and not (folder / FILE).is_file():
             write_jsonl(folder / FILE, self_written.write(loaded, count, spec.tokens, recipe.seed))
+        ranks.wait()
         return [self_written.row(written) for written in read_jsonl(folder / FILE)]
     if spec.source == "general":
         return _general(loaded, spec.tokens, count, recipe.seed)

@@ -11,15 +11,18 @@ from typing import Any, NamedTuple
 
 import torch
 
+from meditune import ranks
 from meditune.models.frozen import FrozenLayers
 from meditune.models.quiet import quiet_transformers
 from meditune.models.rows import Row, by_length
+from meditune.models.sharded import is_sharded
 from meditune.progress import Progress
 from meditune.recipe import TrainSpec
 from meditune.train.averaging import WeightAverage
 from meditune.train.head_loss import loss_of_rows
 from meditune.train.mixing import Mix
 from meditune.train.optimizer import MasterAdamW, learning_rate
+from meditune.train.parallel import Piece, dealt, sum_gradients
 from meditune.train.penalties import Penalty
 from meditune.train.replay import Replay
 from meditune.train.weights import TokenWeights
@@ -85,6 +88,8 @@ def train(
     is cut into pieces, so batch size, accumulation and `micro_batch_tokens` don't change what a step does beyond their
     product. `penalties` are added once to each step. `frozen` are the layers below the lowest trained one. `resume` is
     a finished step and the tensors that `checkpoint` was given there.
+
+    Of several processes, each computes its share of every step and yields the same steps; all must call with the same.
     """
     steps = plan_steps(len(rows), spec, seed, mix)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -103,19 +108,27 @@ def train(
         model.enable_input_require_grads()
     model.train()
     frozen.without_dropout(model)
+    lockstep = is_sharded(model)
     total = sum(len(rows[index]) for step in steps[done:] for index in step)
     total += replay.tokens(done) if replay else 0
     with Progress("Training", total, "tokens") as progress:
         for number, indices in enumerate(steps[done:], start=done):
             started = time.monotonic()
-            torch.manual_seed(hash((seed, number)) & 0x7FFFFFFF)
+            # Each process drops out other places of its rows.
+            torch.manual_seed(hash((seed, number, ranks.rank()) if ranks.rank() else (seed, number)) & 0x7FFFFFFF)
             parts = [_weighed([rows[index] for index in indices], weights.of)]
             if replay and replay.steps[number]:
                 parts.append(_weighed(replay.step(number), replay.weigh))
             whole = sum(part.whole for part in parts)
-            losses = [
-                _gather_gradients(model, pad_id, part, whole, spec, frozen, progress, optimizer.scale) for part in parts
-            ]
+            tokens, read = sum(len(row) for part in parts for row in part.rows), progress.done
+            mine = []
+            for part in parts:
+                pieces = dealt(part.rows, spec.micro_batch_tokens, lockstep)
+                mine.append(_gather_gradients(model, pad_id, part, pieces, whole, frozen, progress, optimizer.scale))
+            losses = ranks.summed(torch.tensor(mine, dtype=torch.float64)).tolist()
+            if not lockstep:
+                sum_gradients(trainable)
+            progress.advance(read + tokens - progress.done)
             penalty = sum(each.add_gradients(optimizer.master_of) for each in penalties) or 0.0
             if not math.isfinite(loss := sum(losses) + penalty):
                 raise FloatingPointError(f"The loss of step {number + 1} is {loss}; lower train.learning_rate.")
@@ -128,7 +141,7 @@ def train(
                 loss=losses[0],
                 learning_rate=rate,
                 grad_norm=norm,
-                tokens=sum(len(row) for part in parts for row in part.rows),
+                tokens=tokens,
                 supervised_tokens=sum(len(row.targets) for row in parts[0].rows),
                 seconds=round(time.monotonic() - started, 3),
                 replay_loss=losses[1] if losses[1:] else None,
@@ -145,16 +158,17 @@ def probe(
 ) -> float:
     """Tokens per second of one piece of training on the longest rows, which also shows the most memory it will take.
 
-    Nothing is changed by it.
+    Nothing is changed by it. Several processes try the same piece, and the speed is that of all together.
     """
     longest = _weighed([rows[index] for index in by_length(rows, spec.micro_batch_tokens)[0]], weights.of)
     model.train()
     frozen.without_dropout(model)
     started = time.monotonic()
     with Progress("Trying one piece", None) as progress:
-        _gather_gradients(model, pad_id, longest, longest.whole, spec, frozen, progress)
+        piece = Piece(list(range(len(longest.rows))))
+        _gather_gradients(model, pad_id, longest, [piece], longest.whole, frozen, progress)
     model.zero_grad()
-    return sum(map(len, longest.rows)) / (time.monotonic() - started)
+    return ranks.world() * sum(map(len, longest.rows)) / (time.monotonic() - started)
 
 
 class _Weighed(NamedTuple):
@@ -175,18 +189,21 @@ def _gather_gradients(
     model: Any,
     pad_id: int,
     part: _Weighed,
+    pieces: Sequence[Piece],
     whole: float,
-    spec: TrainSpec,
     frozen: FrozenLayers,
     progress: Progress,
     scale: float = 1.0,
 ) -> float:
-    """Add the gradient of the part's share of the step's loss (weights as shares of `whole`); returns its mean loss."""
+    """Add the gradient of these pieces' share of the step's loss (weights as shares of `whole`).
+
+    Returns what they contribute to the part's mean loss.
+    """
     total = 0.0
-    for indices in by_length(part.rows, spec.micro_batch_tokens):
-        weights = [value / whole for index in indices for value in part.weights[index]]
+    for indices, idle in pieces:
+        weights = [0.0 if idle else value / whole for index in indices for value in part.weights[index]]
         loss, batch = loss_of_rows(model, frozen, [part.rows[index] for index in indices], weights, pad_id)
         (loss * scale).backward()
         total += loss.item()
-        progress.advance(batch.real_tokens, f"loss {total:.3f}" if indices else None)
+        progress.advance(0 if idle else batch.real_tokens, f"loss {total:.3f}")
     return total * (whole / part.whole)

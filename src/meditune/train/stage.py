@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-import errno
 import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from meditune import ranks
 from meditune.data.splits import Splits
 from meditune.errors import MedituneError
-from meditune.files import disk_full, read_json, read_jsonl, replacing_folder, write_json, write_jsonl
-from meditune.models.load import LoadedModel
+from meditune.files import replacing_folder, write_json, write_jsonl
+from meditune.models.load import LoadedModel, device
 from meditune.models.quantized import TRAINING
 from meditune.models.quiet import quiet_transformers
 from meditune.models.rows import Row
+from meditune.models.sharded import is_sharded, shard, whole_weights
 from meditune.models.strategies import is_adapter, make_trainable, merged, parameter_counts
 from meditune.progress import clock
 from meditune.prompts import save_format
-from meditune.recipe import Recipe, TrainSpec, plain
+from meditune.recipe import Recipe, TrainSpec
+from meditune.train import checkpoint
 from meditune.train.encode import lengths, marked
 from meditune.train.ewc import EWC, estimate
 from meditune.train.optimizer import STATE_BYTES
+from meditune.train.parallel import mode, start_alike
 from meditune.train.penalties import L2SP, Penalty, StartingPoint
 from meditune.train.plan import Plan, plan
 from meditune.train.sft import Step, probe, train
 
-CHECKPOINT = "checkpoint"
+SHARED = {"ddp": "each with the whole model (DDP)", "fsdp": "each with its share of every weight (FSDP2)"}
 
 
 def fine_tune(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> dict[str, Any]:
@@ -39,21 +41,35 @@ def fine_tune(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path)
 
     A checkpoint lies in `folder/checkpoint` while training goes on; the same call takes it up again. `loaded.model` is
     changed in place and holds the tuned weights afterwards.
+
+    All processes of a training call it with the same; the first writes.
     """
     started = time.monotonic()
+    how = mode(loaded.model, recipe)
+    if how != "fsdp":
+        loaded.model.to(device())
     planned = plan(loaded, splits, recipe, folder)
     model = make_trainable(loaded.model, recipe.model, recipe.seed)
     trainable, parameters = parameter_counts(model)
     counts = {"trainable_parameters": trainable, "parameters": parameters}
     _preflight(planned, counts, recipe, loaded)
+    if how != "one":
+        print(f"{ranks.world()} processes, {SHARED[how]} (train.parallel).", file=sys.stderr)
+    if how == "fsdp":
+        shard(model, device())
+    elif how == "ddp":
+        start_alike([parameter for parameter in model.parameters() if parameter.requires_grad])
     rows = [*planned.rows, *planned.pool]
     speed = probe(model, loaded.pad_id, rows, planned.weights, recipe.train, loaded.frozen)
     left = clock(planned.tokens / speed)
-    memory = peak_memory_gb() + trainable * STATE_BYTES / 1e9
-    print(f"About {left} at {speed:,.0f} tokens/s; {memory:.1f} GB of memory.", file=sys.stderr)
-    write_json(folder / "tokens.json", {"train": lengths(planned.rows)})
+    memory = peak_memory_gb() + trainable * STATE_BYTES / 1e9 / (ranks.world() if how == "fsdp" else 1)
+    each = " in each process" if how != "one" else ""
+    print(f"About {left} at {speed:,.0f} tokens/s; {memory:.1f} GB of memory{each}.", file=sys.stderr)
+    if ranks.is_first():
+        write_json(folder / "tokens.json", {"train": lengths(planned.rows)})
     log = _train_with_checkpoints(model, loaded, planned, recipe, folder)
-    write_jsonl(folder / "training.jsonl", (asdict(step) for step in log))
+    if ranks.is_first():
+        write_jsonl(folder / "training.jsonl", (asdict(step) for step in log))
     seconds = sum(step.seconds for step in log)
     facts = {
         "strategy": recipe.model.strategy,
@@ -68,25 +84,37 @@ def fine_tune(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path)
         "epochs": recipe.train.epochs,
         "steps": len(planned.steps),
         "final_loss": log[-1].loss,
+        **({} if how == "one" else {"processes": ranks.world(), "parallel": how}),
     }
     loaded.model = save_model(model, loaded, recipe, facts, folder / "model")
-    shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+    if ranks.is_first():
+        shutil.rmtree(folder / checkpoint.FOLDER, ignore_errors=True)
+    ranks.wait()
     return facts
 
 
 def save_model(model: Any, loaded: LoadedModel, recipe: Recipe, facts: dict[str, Any], folder: Path) -> Any:
     """Write the adapter or the whole model with tokenizer, prompt format and stop settings.
 
-    Returns the model as it is measured.
+    Returns the model as it is measured; one whose weights are spread over processes, as it is.
     """
+    weights = whole_weights(model, only_trained=is_adapter(model)) if is_sharded(model) else None
+    if ranks.is_first():
+        _write_model(model, weights, loaded, recipe, facts, folder)
+    return model if is_sharded(model) else merged(model)
+
+
+def _write_model(
+    model: Any, weights: dict[str, Any] | None, loaded: LoadedModel, recipe: Recipe, facts: dict[str, Any], folder: Path
+) -> None:
     from meditune.train.card import model_card
 
     base = Path(model.peft_config["default"].base_model_name_or_path) if is_adapter(model) else None
     if base and base.is_dir():
         # A path that is relative to where the run was started would lead nowhere from elsewhere.
         model.peft_config["default"].base_model_name_or_path = str(base.resolve())
-    with full_disk_said(folder), replacing_folder(folder) as partial, quiet_transformers():
-        model.save_pretrained(partial)
+    with checkpoint.full_disk_said(folder), replacing_folder(folder) as partial, quiet_transformers():
+        model.save_pretrained(partial, state_dict=weights)
         loaded.tokenizer.save_pretrained(partial)
         save_format(recipe.prompt, partial)
         generation = model.generation_config
@@ -95,18 +123,6 @@ def save_model(model: Any, loaded: LoadedModel, recipe: Recipe, facts: dict[str,
         generation.save_pretrained(partial)
         write_json(partial / TRAINING, facts)
         (partial / "README.md").write_text(model_card(recipe, facts, None), encoding="utf-8")
-    return merged(model)
-
-
-@contextmanager
-def full_disk_said(path: Path) -> Iterator[None]:
-    """Give the usual error for a full disk where writers in Rust (safetensors, tokenizers) raise ones of their own."""
-    try:
-        yield
-    except Exception as error:
-        if f"os error {errno.ENOSPC}" in str(error):
-            raise disk_full(path) from error
-        raise
 
 
 def peak_memory_gb() -> float:
@@ -129,32 +145,17 @@ def _penalties(model: Any, loaded: LoadedModel, pool: Sequence[Row], spec: Train
 
 
 def _train_with_checkpoints(model: Any, loaded: LoadedModel, planned: Plan, recipe: Recipe, folder: Path) -> list[Step]:
-    from safetensors.torch import load_file, save_file
+    place = folder / checkpoint.FOLDER
+    penalties = _penalties(model, loaded, planned.pool, recipe.train)
+    found = checkpoint.read(place, model, recipe)
+    log, resume = (found[0], (len(found[0]), found[1])) if found else ([], None)
 
-    place = folder / CHECKPOINT
-    log: list[Step] = []
-    resume = None
-    if (place / "state.json").is_file():
-        state = read_json(place / "state.json")
-        if state["recipe"] != _what_training_depends_on(recipe):
-            raise MedituneError(
-                f"{place} is a checkpoint of other training settings. Take the old settings, or remove that folder to "
-                "start training again."
-            )
-        log = [Step(**row) for row in read_jsonl(place / "training.jsonl")]
-        resume = (len(log), load_file(place / "optimizer.safetensors"))
-        print(f"Going on with training after step {len(log)}.", file=sys.stderr)
-
-    def checkpoint(_: int, tensors: dict[str, Any]) -> None:
-        with full_disk_said(place), replacing_folder(place) as partial:
-            save_file({key: value.contiguous() for key, value in tensors.items()}, partial / "optimizer.safetensors")
-            write_jsonl(partial / "training.jsonl", (asdict(step) for step in log))
-            write_json(partial / "state.json", {"recipe": _what_training_depends_on(recipe)})
+    def keep(_: int, tensors: dict[str, Any]) -> None:
+        checkpoint.write(place, log, tensors, recipe, is_sharded(model))
 
     steps = train(
         *(model, loaded.pad_id, planned.rows, planned.weights, recipe.train, recipe.seed, loaded.frozen),
-        *(resume, checkpoint, planned.mix, planned.replay),
-        _penalties(model, loaded, planned.pool, recipe.train),
+        *(resume, keep, planned.mix, planned.replay, penalties),
     )
     try:
         for step in steps:
@@ -162,11 +163,6 @@ def _train_with_checkpoints(model: Any, loaded: LoadedModel, planned: Plan, reci
     except FloatingPointError as error:
         raise MedituneError(f"Training broke down. {error}") from error
     return log
-
-
-def _what_training_depends_on(recipe: Recipe) -> dict[str, Any]:
-    values = plain(recipe)
-    return {key: values[key] for key in ("seed", "model", "data", "prompt", "train")}
 
 
 def _preflight(planned: Plan, counts: dict[str, int], recipe: Recipe, loaded: LoadedModel) -> None:

@@ -1,0 +1,98 @@
+"""A training's checkpoint: the steps so far, and the optimizer's state, whole or in each process's share.
+
+Whole state is one safetensors file that the first process writes. Sharded state goes through
+torch.distributed.checkpoint, each process writing its own file. Either is read by any number of processes.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from meditune import ranks
+from meditune.errors import MedituneError
+from meditune.files import disk_full, read_json, read_jsonl, replacing_folder, write_json, write_jsonl
+from meditune.models.sharded import share
+from meditune.recipe import Recipe, plain
+from meditune.train.optimizer import empty_state
+from meditune.train.sft import Step
+
+FOLDER = "checkpoint"
+WHOLE = "optimizer.safetensors"
+SHARDS = "optimizer"
+
+
+def write(place: Path, log: Sequence[Step], tensors: dict[str, Any], recipe: Recipe, sharded: bool) -> None:
+    """Take the place of the checkpoint in `place`, whole or not at all; all processes must call."""
+    with ExitStack() as stack:
+        partial = None
+        if ranks.is_first():
+            stack.enter_context(full_disk_said(place))
+            partial = stack.enter_context(replacing_folder(place))
+        if sharded:
+            from torch.distributed.checkpoint.state_dict_saver import save
+
+            # Returns in the first process when every other one has written its share.
+            save(tensors, checkpoint_id=ranks.told(str(partial)) + f"/{SHARDS}")
+        if partial:
+            if not sharded:
+                from safetensors.torch import save_file
+
+                save_file({key: value.contiguous() for key, value in tensors.items()}, partial / WHOLE)
+            write_jsonl(partial / "training.jsonl", (asdict(step) for step in log))
+            write_json(partial / "state.json", {"recipe": _what_training_depends_on(recipe)})
+
+
+def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str, Any]] | None:
+    """The steps so far, and the optimizer's tensors as `model` is spread now; None where there is no checkpoint.
+
+    Raises MedituneError where it is one of other settings.
+    """
+    if not ranks.told((place / "state.json").is_file()):
+        return None
+    state = read_json(place / "state.json")
+    state["recipe"]["train"].pop("parallel", None)
+    if state["recipe"] != _what_training_depends_on(recipe):
+        raise MedituneError(
+            f"{place} is a checkpoint of other training settings. Take the old settings, or remove that folder to "
+            "start training again."
+        )
+    log = [Step(**row) for row in read_jsonl(place / "training.jsonl")]
+    print(f"Going on with training after step {len(log)}.", file=sys.stderr)
+    wanted = empty_state([parameter for parameter in model.parameters() if parameter.requires_grad])
+    if (place / SHARDS).is_dir():
+        from torch.distributed.checkpoint.state_dict_loader import load
+
+        with warnings.catch_warnings():
+            # PyTorch warns that one process reads, even when asked for just that.
+            warnings.simplefilter("ignore", UserWarning)
+            load(wanted, checkpoint_id=str(place / SHARDS), no_dist=ranks.world() == 1)
+        return log, wanted
+    from safetensors.torch import load_file
+
+    return log, {key: share(value, like=wanted[key]) for key, value in load_file(place / WHOLE).items()}
+
+
+@contextmanager
+def full_disk_said(path: Path) -> Iterator[None]:
+    """Give the usual error for a full disk where writers in Rust (safetensors, tokenizers) raise ones of their own."""
+    try:
+        yield
+    except Exception as error:
+        if f"os error {errno.ENOSPC}" in str(error):
+            raise disk_full(path) from error
+        raise
+
+
+def _what_training_depends_on(recipe: Recipe) -> dict[str, Any]:
+    values = plain(recipe)
+    found: dict[str, Any] = {key: values[key] for key in ("seed", "model", "data", "prompt", "train")}
+    # How many processes there are, and what each of them holds, changes no result.
+    del found["train"]["parallel"]
+    return found

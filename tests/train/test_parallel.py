@@ -1,0 +1,237 @@
+"""Several processes on a CPU, started by torchrun, do what one does."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from meditune import ranks
+from meditune.models.rows import join
+from meditune.prompts import Encoded
+from meditune.train.parallel import dealt
+from tests import commands
+from tests.commands import meditune, read_rows
+
+# A step of 7 rows can't be dealt evenly; the last of an epoch is smaller still. FP32 leaves the order of sums alone.
+UNEVEN = {"model__dtype": "float32", "train__batch_size": 7, "train__accumulation": 1, "train__micro_batch_tokens": 300}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    with commands.bench(tmp_path_factory.mktemp("parallel")) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def torchrun(place, *words, processes=2):
+    """`torchrun -m meditune ...` in a process group of its own, as a terminal would start it."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)),
+            *("-m", "meditune", *map(str, words)),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | place.environment | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def train_by_two(place, name, **changes):
+    """Train in two processes; returns the output and what was written to stderr."""
+    with torchrun(place, *words(place, name, **changes)) as process:
+        out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    return out, err
+
+
+def train_by_one(place, name, **changes):
+    result = meditune(*words(place, name, **changes))
+    assert result.code == 0, result
+    return result
+
+
+def words(place, name, **changes):
+    return ["train", "quickstart", "--output", place.folder / name, *place.settings(**UNEVEN | changes)]
+
+
+def same(place, one, two, file="adapter_model.safetensors"):
+    """Assert that two folders hold the same model, and the same account of how it was trained."""
+    first, second = (load_file(place.folder / name / "model" / file) for name in (one, two))
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        torch.testing.assert_close(second[key], value, rtol=1e-4, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+    logs = [read_rows(place.folder / name / "training.jsonl") for name in (one, two)]
+    assert len(logs[0]) == len(logs[1])
+    for before, after in zip(*logs, strict=True):
+        for key, value in before.items():
+            if key != "seconds":
+                assert after[key] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), key
+
+
+def facts(place, name):
+    return json.loads((place.folder / name / "model" / "training.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_adapter_that_one_trains(place):
+    extras = {"train__replay__share": 0.2, "train__replay__rows": 6, "train__l2_sp": 0.01, "train__ewc__strength": 10}
+    extras |= {"train__ewc__samples": 3, "model__top_layers": 1}
+    train_by_one(place, "one", **extras)
+    out, err = train_by_two(place, "two", **extras)
+    same(place, "one", "two")
+    assert facts(place, "two")["parallel"] == "ddp"
+    assert out == f"Model: {place.folder / 'two' / 'model'}\n"
+    assert err.count("── train") == 1
+    assert "2 processes, each with the whole model" in err
+    assert "parallel" not in facts(place, "one")
+
+
+@pytest.mark.slow
+def test_sharded_full_fine_tuning_gives_the_model_that_one_process_gives(place):
+    full = {"model__strategy": "full", "train__learning_rate": 1e-3}
+    train_by_one(place, "full-one", **full)
+    _, err = train_by_two(place, "full-two", train__parallel="fsdp", **full)
+    same(place, "full-one", "full-two", "model.safetensors")
+    assert facts(place, "full-two")["parallel"] == "fsdp"
+    assert "each with its share of every weight" in err
+
+
+@pytest.mark.slow
+def test_sharded_adapters_are_those_of_one_process(place):
+    shrunk = {"train__replay__share": 0.2, "train__replay__rows": 6, "model__top_layers": 1}
+    shrunk |= {"train__gradient_checkpointing": True}
+    train_by_one(place, "lora-one", **shrunk)
+    train_by_two(place, "lora-two", train__parallel="fsdp", **shrunk)
+    same(place, "lora-one", "lora-two")
+
+
+LONG = {"train__epochs": 12, "train__checkpoint_steps": 5}
+
+
+@pytest.fixture(scope="module")
+def long(place):
+    """A training that one process did without a stop."""
+    train_by_one(place, "long", **LONG)
+    return "long"
+
+
+@pytest.mark.slow
+def test_two_processes_are_stopped_and_one_goes_on(place, long):
+    stop_two(place, "stopped", **LONG)
+    assert "Going on with training after step" in train_by_one(place, "stopped", **LONG).err
+    same(place, long, "stopped")
+
+
+@pytest.mark.slow
+def test_sharded_checkpoints_go_on_in_one_process_and_its_in_shards(place, long):
+    settings = LONG | {"train__parallel": "fsdp"}
+    stop_two(place, "shards", **settings)
+    log = checkpoint(place, "shards").with_name("training.jsonl")
+    assert (log.parent / "optimizer").is_dir()
+    with place.started(*words(place, "shards", **settings)) as process:
+        wait_for(lambda: log.is_file() and not (log.parent / "optimizer").exists(), process)
+        process.kill()
+        process.wait()
+    steps = len(read_rows(log))
+    _, err = train_by_two(place, "shards", **settings)
+    assert err.count(f"Going on with training after step {steps}.") == 1
+    same(place, long, "shards")
+    assert not log.parent.exists()
+
+
+def stop_two(place, name, **settings):
+    """Begin with two processes, and press ctrl-C after the first checkpoint."""
+    with torchrun(place, *words(place, name, **settings)) as process:
+        wait_for(lambda: checkpoint(place, name).is_file(), process)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=600)
+    assert process.returncode != 0
+    assert err.count("run the same command again to go on") == 1, err
+    assert "meditune/" not in err, "a traceback through our code"
+    assert out == ""
+
+
+def checkpoint(place, name):
+    return place.folder / name / "checkpoint" / "state.json"
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "nothing came of it in five minutes"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "said"),
+    [(("train", "nowhere", "--output", "none"), 2, "no recipe"), (("doctor",), 1, "only `meditune train` shares")],
+)
+def test_an_error_ends_all_processes_with_one_message(place, given, code, said):
+    with torchrun(place, *given) as process:
+        out, err = process.communicate(timeout=600)
+    assert process.returncode != 0
+    assert len(re.findall("^Error: ", err, re.MULTILINE)) == 1, err
+    assert said in err
+    assert f"exitcode  : {code} " in err
+    assert "meditune/" not in err, "a traceback through our code"
+    assert out == ""
+
+
+@pytest.mark.slow
+def test_an_error_in_one_process_ends_the_other_which_waits_for_it(place):
+    with torchrun(place, *words(place, "broken", model__base="nowhere/at-all")) as process:
+        out, err = process.communicate(timeout=600)
+    assert process.returncode != 0
+    assert len(re.findall("^Error: ", err, re.MULTILINE)) == 1, err
+    assert "Three ways to get a model" in err
+    assert "meditune/" not in err, "a traceback through our code"
+    assert out == ""
+
+
+def test_python_runs_the_package():
+    done = subprocess.run([sys.executable, "-m", "meditune", "--version"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("model.quantize", "nf4"), ("model.strategy", "prefix"), ("train.l2_sp", "0.1"), ("train.ewc.strength", "1")],
+)
+def test_what_needs_whole_weights_is_refused_with_fsdp(key, value):
+    given = ("--set", "train.parallel=fsdp", "--set", f"{key}={value}")
+    meditune("recipe", "check", "quickstart", *given).refused(2, "train.parallel fsdp", key, "ddp or auto")
+
+
+@pytest.mark.parametrize("lockstep", [False, True])
+def test_every_row_is_dealt_once_and_some_processes_may_get_none(lockstep, monkeypatch):
+    rows = [join([Encoded(str(length), "answer", [1] * length, [2, 3])]) for length in (5, 90, 20, 40, 30)]
+    shares = []
+    monkeypatch.setenv("WORLD_SIZE", "7")
+    for rank in range(7):
+        monkeypatch.setenv("RANK", str(rank))
+        shares.append(dealt(rows, 64, lockstep))
+    given = [index for share in shares for piece in share if not piece.idle for index in piece.indices]
+    assert sorted(given) == [*range(5)]
+    assert [len(share) for share in shares] == ([1] * 7 if lockstep else [1] * 5 + [0] * 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert [piece.indices for piece in dealt(rows, 64, lockstep)] == [[1], [4, 0]]
+    assert ranks.world() == 2
