@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of a causal language model on the answers' tokens only."""
+"""The training loop: supervised fine-tuning on the answers' tokens only, or another loss over rows."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from meditune.models.frozen import FrozenLayers
 from meditune.models.quiet import quiet_transformers
-from meditune.models.rows import Row, by_length
+from meditune.models.rows import Batch, Row, by_length
 from meditune.progress import Progress
 from meditune.recipe import TrainSpec
 from meditune.train.head_loss import loss_of_rows
@@ -21,7 +21,6 @@ from meditune.train.mixing import Mix
 from meditune.train.optimizer import MasterAdamW, learning_rate
 from meditune.train.penalties import Penalty
 from meditune.train.replay import Replay
-from meditune.train.weights import TokenWeights
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Step:
     """From 1."""
     epoch: float
     loss: float
-    """Weighted mean cross-entropy of the examples' supervised tokens, in nats."""
+    """Weighted mean cross-entropy of the examples' supervised tokens, in nats; of pairs of answers, their mean loss."""
     learning_rate: float
     grad_norm: float
     tokens: int
@@ -44,6 +43,17 @@ class Step:
     """Mean cross-entropy of the replay rows' tokens; None in a step without any."""
     penalty: float = 0.0
     """What L2-SP and EWC added to the loss before the step."""
+
+
+class Weights(Protocol):
+    """How much the parts of a row count in the loss."""
+
+    def of(self, row: Row) -> list[float]:
+        """One weight for each of the row's targets, or whatever else the loss adds up over."""
+
+
+LossOfRows = Callable[[Any, FrozenLayers, Sequence[Row], Sequence[float], int], tuple[Any, Batch]]
+"""As `loss_of_rows`: from model, frozen layers, rows, their weights and the pad id to a weighted sum, and the batch."""
 
 
 def plan_steps(count: int, spec: TrainSpec, seed: int, mix: Mix | None = None) -> list[list[int]]:
@@ -68,7 +78,7 @@ def train(
     model: Any,
     pad_id: int,
     rows: Sequence[Row],
-    weights: TokenWeights,
+    weights: Weights,
     spec: TrainSpec,
     seed: int,
     frozen: FrozenLayers,
@@ -77,13 +87,14 @@ def train(
     mix: Mix | None = None,
     replay: Replay | None = None,
     penalties: Sequence[Penalty] = (),
+    loss_of: LossOfRows = loss_of_rows,
 ) -> Iterator[Step]:
     """Train in place and yield each step.
 
-    Every step minimizes the weighted mean over all of its supervised tokens, those of replay included, however the step
-    is cut into pieces, so batch size, accumulation and `micro_batch_tokens` don't change what a step does beyond their
-    product. `penalties` are added once to each step. `frozen` are the layers below the lowest trained one. `resume` is
-    a finished step and the tensors that `checkpoint` was given there.
+    Every step minimizes the weighted mean over all of its supervised tokens, those of replay included, or over what
+    another `loss_of` adds up, however the step is cut into pieces. So batch size, accumulation and `micro_batch_tokens`
+    don't change what a step does beyond their product. `penalties` are added once to each step. `frozen` are the layers
+    below the lowest trained one. `resume` is a finished step and the tensors that `checkpoint` was given there.
     """
     steps = plan_steps(len(rows), spec, seed, mix)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -111,7 +122,8 @@ def train(
                 parts.append(_weighed(replay.step(number), replay.weigh))
             whole = sum(part.whole for part in parts)
             losses = [
-                _gather_gradients(model, pad_id, part, whole, spec, frozen, progress, optimizer.scale) for part in parts
+                _gather_gradients(model, pad_id, part, whole, spec, frozen, progress, loss_of, optimizer.scale)
+                for part in parts
             ]
             penalty = sum(each.add_gradients(optimizer.master_of) for each in penalties) or 0.0
             if not math.isfinite(loss := sum(losses) + penalty):
@@ -136,7 +148,13 @@ def train(
 
 
 def probe(
-    model: Any, pad_id: int, rows: Sequence[Row], weights: TokenWeights, spec: TrainSpec, frozen: FrozenLayers
+    model: Any,
+    pad_id: int,
+    rows: Sequence[Row],
+    weights: Weights,
+    spec: TrainSpec,
+    frozen: FrozenLayers,
+    loss_of: LossOfRows = loss_of_rows,
 ) -> float:
     """Tokens per second of one piece of training on the longest rows, which also shows the most memory it will take.
 
@@ -147,7 +165,7 @@ def probe(
     frozen.without_dropout(model)
     started = time.monotonic()
     with Progress("Trying one piece", None) as progress:
-        _gather_gradients(model, pad_id, longest, longest.whole, spec, frozen, progress)
+        _gather_gradients(model, pad_id, longest, longest.whole, spec, frozen, progress, loss_of)
     model.zero_grad()
     return sum(map(len, longest.rows)) / (time.monotonic() - started)
 
@@ -174,13 +192,14 @@ def _gather_gradients(
     spec: TrainSpec,
     frozen: FrozenLayers,
     progress: Progress,
+    loss_of: LossOfRows,
     scale: float = 1.0,
 ) -> float:
     """Add the gradient of the part's share of the step's loss (weights as shares of `whole`); returns its mean loss."""
     total = 0.0
     for indices in by_length(part.rows, spec.micro_batch_tokens):
         weights = [value / whole for index in indices for value in part.weights[index]]
-        loss, batch = loss_of_rows(model, frozen, [part.rows[index] for index in indices], weights, pad_id)
+        loss, batch = loss_of(model, frozen, [part.rows[index] for index in indices], weights, pad_id)
         (loss * scale).backward()
         total += loss.item()
         progress.advance(batch.real_tokens, f"loss {total:.3f}" if indices else None)

@@ -29,9 +29,12 @@ from meditune.train.ewc import EWC, estimate
 from meditune.train.optimizer import STATE_BYTES
 from meditune.train.penalties import L2SP, Penalty, StartingPoint
 from meditune.train.plan import Plan, plan
+from meditune.train.preference.plan import plan_pairs
 from meditune.train.sft import Step, probe, train
 
 CHECKPOINT = "checkpoint"
+START = "start"
+"""Where a run keeps the model that it starts from, if that had to be made (train/start.py)."""
 
 
 def fine_tune(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> dict[str, Any]:
@@ -41,13 +44,14 @@ def fine_tune(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path)
     changed in place and holds the tuned weights afterwards.
     """
     started = time.monotonic()
-    planned = plan(loaded, splits, recipe, folder)
+    make_plan = plan if recipe.train.objective == "sft" else plan_pairs
+    planned = make_plan(loaded, splits, recipe, folder)
     model = make_trainable(loaded.model, recipe.model, recipe.seed)
     trainable, parameters = parameter_counts(model)
     counts = {"trainable_parameters": trainable, "parameters": parameters}
     _preflight(planned, counts, recipe, loaded)
     rows = [*planned.rows, *planned.pool]
-    speed = probe(model, loaded.pad_id, rows, planned.weights, recipe.train, loaded.frozen)
+    speed = probe(model, loaded.pad_id, rows, planned.weights, recipe.train, loaded.frozen, planned.loss_of)
     left = clock(planned.tokens / speed)
     memory = peak_memory_gb() + trainable * STATE_BYTES / 1e9
     print(f"About {left} at {speed:,.0f} tokens/s; {memory:.1f} GB of memory.", file=sys.stderr)
@@ -57,6 +61,7 @@ def fine_tune(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path)
     seconds = sum(step.seconds for step in log)
     facts = {
         "strategy": recipe.model.strategy,
+        "objective": recipe.train.objective,
         "quantize": recipe.model.quantize,
         **planned.facts(),
         **counts,
@@ -68,7 +73,7 @@ def fine_tune(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path)
         "epochs": recipe.train.epochs,
         "steps": len(planned.steps),
         "final_loss": log[-1].loss,
-    }
+    } | ({"start": recipe.model.base} if (folder / START).is_dir() else {})
     loaded.model = save_model(model, loaded, recipe, facts, folder / "model")
     shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
     return facts
@@ -154,7 +159,7 @@ def _train_with_checkpoints(model: Any, loaded: LoadedModel, planned: Plan, reci
     steps = train(
         *(model, loaded.pad_id, planned.rows, planned.weights, recipe.train, recipe.seed, loaded.frozen),
         *(resume, checkpoint, planned.mix, planned.replay),
-        _penalties(model, loaded, planned.pool, recipe.train),
+        *(_penalties(model, loaded, planned.pool, recipe.train), planned.loss_of),
     )
     try:
         for step in steps:
@@ -172,13 +177,13 @@ def _what_training_depends_on(recipe: Recipe) -> dict[str, Any]:
 def _preflight(planned: Plan, counts: dict[str, int], recipe: Recipe, loaded: LoadedModel) -> None:
     tokens, share = planned.fitted, counts["trainable_parameters"] / counts["parameters"]
     report = [
-        f"Training on {tokens.rows} examples, {tokens.tokens:,} tokens an epoch, {tokens.supervised_tokens:,} of them "
-        f"trained on; longest row {tokens.longest}.",
+        f"Training on {tokens.rows} {planned.unit}, {tokens.tokens:,} tokens an epoch, {tokens.supervised_tokens:,} of "
+        f"them trained on; longest row {tokens.longest}.",
         f"{tokens.shortened} contexts shortened at their beginning, {tokens.cut} answers cut, {tokens.dropped} "
-        f"examples left out, to fit {recipe.prompt.max_tokens} tokens.",
+        f"{planned.unit} left out, to fit {recipe.prompt.max_tokens} tokens.",
         f"{counts['trainable_parameters']:,} of {counts['parameters']:,} parameters are trained ({share:.1%}); "
         f"{len(planned.steps)} steps, {planned.tokens:,} tokens in all.",
-        "One example; what is trained on stands between « »:",
+        planned.shown,
         *(f"    {line}" for line in marked(planned.rows[0], loaded.tokenizer).splitlines()),
         *planned.lines(loaded.tokenizer),
     ]
