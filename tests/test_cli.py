@@ -265,8 +265,13 @@ def test_a_model_without_tokenizer(place, tmp_path):
     place.run("untokenized", model__base=folder).refused(4, str(folder), "no tokenizer", "Copy")
 
 
-def test_tuning_an_adapter_is_refused(place, finished):
-    place.run("twice", model__base=finished).refused(4, "is an adapter", "merge")
+def test_tuning_an_adapter_that_cant_be_merged_is_refused(place, finished):
+    virtual = place.folder / "virtual"
+    settings = place.settings(model__strategy="prefix", model__top_layers="null")
+    assert meditune("train", "quickstart", "--output", virtual, *settings).code == 0
+    place.run("twice", model__base=virtual).refused(4, "an adapter of virtual tokens", "can't be merged")
+    pytest.importorskip("bitsandbytes")
+    place.run("twice", model__base=finished, model__quantize="nf4").refused(4, "quantized base", "can't be merged")
     assert not (place.folder / "twice").exists()
 
 

@@ -154,16 +154,18 @@ def test_frozen_weights_stay_bit_for_bit(place):
     assert not (folder / "model" / "adapter_config.json").exists()
 
 
-def test_a_wholly_tuned_model_can_be_tuned_again(place):
-    """An adapter can't be, because it would be saved as if it belonged on the base model."""
-    folder = place.folder / "first"
-    words = settings(place, {"model__strategy": "full"})
+@pytest.mark.parametrize("strategy", ["full", "lora"])
+def test_a_tuned_model_can_be_tuned_again(place, strategy):
+    """An adapter is merged first, or what comes next would be saved as if it belonged on the adapter's base model."""
+    folder, second = place.folder / f"{strategy}-first", place.folder / f"{strategy}-second"
+    words = settings(place, {"model__strategy": strategy})
     assert meditune("train", "quickstart", "--output", folder, *words).code == 0
     words = settings(place, {"model__strategy": "lora", "model__base": folder})
-    result = meditune("train", "quickstart", "--output", place.folder / "second", *words)
+    result = meditune("train", "quickstart", "--output", second, *words)
     assert result.code == 0, result
-    config = json.loads((place.folder / "second" / "model" / "adapter_config.json").read_text(encoding="utf-8"))
-    assert config["base_model_name_or_path"] == str((folder / "model").resolve())
+    config = json.loads((second / "model" / "adapter_config.json").read_text(encoding="utf-8"))
+    start = folder / "model" if strategy == "full" else second / "start"
+    assert config["base_model_name_or_path"] == str(start.resolve())
 
 
 def test_a_quantized_run_is_asked_as_it_was_trained(place):

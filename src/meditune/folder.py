@@ -27,7 +27,7 @@ SHOWN = 3
 """So many differing settings are named."""
 STAGES = "stages.json"
 EVALUATION = "evaluation.json"
-UNFINISHED = {RECIPE, LOCK, STAGES, EVALUATION, "rejected.jsonl"}
+UNFINISHED = {RECIPE, LOCK, STAGES, EVALUATION, "rejected.jsonl", "pairs", "start"}
 """What lies in a folder in which no stage is done."""
 
 
@@ -108,21 +108,24 @@ def _check_model(recipe: Recipe, name: str, to_tune: bool) -> None:
 
     remote = find(name, recipe.model.api)
     if remote:
+        if to_tune and recipe.train.objective != "sft":
+            raise ModelError(
+                f"{remote.title} takes train.objective sft only. Take a model whose weights are here for "
+                f"{recipe.train.objective}."
+            )
         refuse_restricted_sources_for_api([source.name for source in recipe.data.sources], remote.title)
         remote.key()
         return
-    from meditune.models.load import ADAPTER_FILE, locate
+    from meditune.models.load import locate
     from meditune.models.quantized import require
 
     if recipe.model.quantize != "none":
         require()
-    place = Path(locate(name))
-    if to_tune and (place / ADAPTER_FILE).is_file():
-        raise ModelError(
-            f"model.base: {name} is an adapter, and a second adapter on it would be saved as if it belonged on the "
-            f"base model ({place / ADAPTER_FILE} names it). Tune that base model, or merge the adapter first (peft's "
-            "merge_and_unload, then save_pretrained) and name the merged folder."
-        )
+    locate(name)
+    if to_tune:
+        from meditune.train.start import check_start
+
+        check_start(recipe)
 
 
 def _remove_leftovers(folder: Path) -> None:

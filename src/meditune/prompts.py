@@ -13,6 +13,7 @@ with a space and ends with the tokenizer's end-of-sequence token, which is train
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,8 +113,13 @@ class Encoder:
         text = example.decision if task == "decision" else example.answer.strip()
         if not text:
             raise DataError(f"{example.id} has no {task} to learn from or to be measured on.")
-        target = [*self.tokenize(f" {text}"), self.tokenizer.eos_token_id]
-        return self._fit(example, task, target, max(self.format.answer_room, len(target)))
+        return self.alternatives(example, task, [text])[0]
+
+    def alternatives(self, example: Example, task: Task, texts: Sequence[str]) -> list[Encoded]:
+        """Each of the texts as a target after one and the same prompt, which leaves room for the longest."""
+        targets = [[*self.tokenize(f" {text.strip()}"), self.tokenizer.eos_token_id] for text in texts]
+        reserve = max(self.format.answer_room, *map(len, targets))
+        return [self._fit(example, task, target, reserve) for target in targets]
 
     def label_ids(self) -> dict[str, int]:
         """The first token of each decision word. Raises ModelError where two of them begin alike."""

@@ -20,6 +20,9 @@ Strategy = Literal["lora", "dora", "rslora", "ia3", "prefix", "prompt", "full"]
 VIRTUAL: tuple[Strategy, ...] = ("prefix", "prompt")
 """Strategies that train virtual tokens before the text and no layer."""
 Quantize = Literal["none", "nf4", "int8"]
+Objective = Literal["sft", "dpo", "orpo"]
+Corruption = Literal["number", "negation", "direction", "other"]
+CORRUPTIONS: tuple[Corruption, ...] = ("number", "negation", "direction", "other")
 
 
 class Spec(BaseModel):
@@ -231,8 +234,35 @@ class MixSpec(Spec):
         return self
 
 
+class PreferenceSpec(Spec):
+    """Experimental: the pairs of a better and a worse answer that the objectives dpo and orpo learn from."""
+
+    beta: float = Field(
+        0.1, gt=0, description="dpo: how closely the model is held to where it starts; orpo: weight of the odds ratio."
+    )
+    path: str | None = Field(
+        None, description="A file of pairs; when empty, each example's answer is paired with a corruption of it."
+    )
+    fields: dict[str, str] = Field(
+        default_factory=dict, description="For that file: question, context, chosen, rejected, group, id -> column."
+    )
+    held_out_share: float = Field(0.2, gt=0, lt=0.9, description="Share of that file's pairs kept for measuring.")
+    corruptions: list[Corruption] = Field(
+        default_factory=lambda: list(CORRUPTIONS),
+        min_length=1,
+        description="number: swapped; negation: put in or taken away; direction: such as higher for lower; other: "
+        "another example's answer.",
+    )
+    per_example: int = Field(1, ge=1, le=4, description="Corruptions of each answer, each of another kind.")
+
+
 class TrainSpec(Spec):
-    """Supervised fine-tuning."""
+    """Training: supervised fine-tuning (sft), or experimental preference tuning, which comes after it.
+
+    `dpo` is direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290), `orpo` odds-ratio preference
+    optimization, which needs no reference (Hong et al. 2024, arXiv:2403.07691). They learn from pairs of answers, so
+    what is said here about tasks and decisions doesn't concern them.
+    """
 
     tasks: list[Task] = Field(
         default_factory=lambda: list(TASKS), min_length=1, description="What each example teaches."
@@ -263,6 +293,10 @@ class TrainSpec(Spec):
         0.0, ge=0, description="Pull of the weights back to where they started (Li et al. 2018, arXiv:1802.01483)."
     )
     ewc: EwcSpec = Field(default_factory=EwcSpec, description="A pull that is stronger on weights that matter.")
+    objective: Objective = Field("sft", description="What is minimized; dpo and orpo are experimental.")
+    preference: PreferenceSpec = Field(
+        default_factory=PreferenceSpec, description="Pairs of answers for dpo and orpo; experimental."
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
     micro_batch_tokens: int = Field(
         2048, ge=64, description="A step is computed in pieces of at most this many tokens; the result is the same."
@@ -347,6 +381,11 @@ class Recipe(Spec):
                 f"train.parallel fsdp spreads the weights, and {', '.join(self.needs_whole_weights)} needs them whole; "
                 "take ddp or auto"
             )
+        if self.train.objective != "sft":
+            if self.train.replay.share:
+                yield f"train.replay.share has no meaning with train.objective {self.train.objective}; set it to 0"
+            if self.train.mix != MixSpec():
+                yield f"train.mix has no meaning with train.objective {self.train.objective}; leave it out"
         weights, sources = self.train.mix.weights, {source.name for source in self.data.sources}
         if weights and weights.keys() != sources:
             yield f"train.mix.weights must have one weight for each of data.sources ({', '.join(sorted(sources))})"

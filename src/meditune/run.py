@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from meditune import ranks
+from meditune.data.preference.pair import Pair
+from meditune.data.preference.prepare import prepare_pairs, stored_pairs
 from meditune.data.prepare import Prepared, prepare, stood_in, stored
+from meditune.data.splits import refuse_leakage
 from meditune.errors import DataError, MedituneError
 from meditune.files import read_json, write_json
 from meditune.folder import (
@@ -58,12 +61,15 @@ def run(recipe: Recipe, folder: Path, command: str, approve: Approve = refuse) -
 def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
     from meditune.evaluate.stage import Measuring
     from meditune.train.stage import fine_tune
+    from meditune.train.start import starting_point
 
-    measuring = Measuring(recipe, data.splits.measured(recipe.evaluate.split), folder / "predictions")
+    measuring = Measuring(
+        recipe, data.splits.measured(recipe.evaluate.split), folder / "predictions", _held_out(recipe, folder)
+    )
     trained = (folder / "model" / "training.json").is_file()
     loaded: Any = None
     if not (trained and measuring.is_done("base")):
-        loaded = _load(recipe, recipe.model.base)
+        loaded = _load(recipe, starting_point(recipe, folder))
         with stage(folder, "measure base"):
             measuring.measure(loaded, "base")
     if not trained:
@@ -88,6 +94,8 @@ def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
         raise MedituneError(
             f"{recipe.model.base} is trained behind an API, which takes one process. Leave torchrun out."
         )
+    if recipe.train.objective != "sft" and ranks.world() > 1:
+        raise MedituneError(f"train.objective {recipe.train.objective} takes one process. Leave torchrun out.")
     with ranks.only_first(claimed(recipe, folder, recipe.model.base, to_tune=True)):
         data = None
         if ranks.is_first():
@@ -101,12 +109,13 @@ def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
             journey.tune(remote, data, recipe, folder, approve, measured=False)
         elif not ranks.told((folder / "model" / "training.json").is_file()):
             from meditune.train.stage import fine_tune
+            from meditune.train.start import starting_point
 
             with ranks.only_first(stage(folder, "train")):
                 with ranks.one_on_each_machine_first():
                     # Where the weights go is known when their size is.
                     several = ranks.world() > 1 and recipe.model.quantize == "none"
-                    loaded = _load(recipe, recipe.model.base, on="cpu" if several else None)
+                    loaded = _load(recipe, starting_point(recipe, folder), on="cpu" if several else None)
                 fine_tune(loaded, data.splits, recipe, folder)
 
 
@@ -141,7 +150,9 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
 def _measure_here(model: str, recipe: Recipe, data: Prepared, folder: Path) -> None:
     from meditune.evaluate.stage import Measuring
 
-    measuring = Measuring(recipe, data.splits.measured(recipe.evaluate.split), folder / "predictions")
+    measuring = Measuring(
+        recipe, data.splits.measured(recipe.evaluate.split), folder / "predictions", _held_out(recipe, folder)
+    )
     if not measuring.is_done("model"):
         loaded = _load(recipe, model)
         measuring.form = loaded.form or recipe.prompt
@@ -210,7 +221,18 @@ def prepare_only(recipe: Recipe, folder: Path) -> Prepared:
 
 
 def prepared(recipe: Recipe, folder: Path) -> Prepared:
-    """The run's data, prepared now or before."""
+    """The run's data, prepared now or before; with them, where the recipe learns from pairs of answers, those pairs.
+
+    Raises DataError where the recipe's base model is a run that was trained on what is measured here.
+    """
+    data = _data(recipe, folder)
+    _refuse_trained_on(recipe, data)
+    if recipe.train.objective != "sft":
+        prepare_pairs(recipe, data.splits, data.sha256, folder)
+    return data
+
+
+def _data(recipe: Recipe, folder: Path) -> Prepared:
     if (folder / "data" / "quality.json").is_file():
         data = stored(folder / "data")
         if not stood_in(recipe.data, data):
@@ -226,6 +248,25 @@ def prepared(recipe: Recipe, folder: Path) -> Prepared:
     data = prepare(recipe, folder / "data")
     note_data(recipe, folder, data.sha256)
     return data
+
+
+def _refuse_trained_on(recipe: Recipe, data: Prepared) -> None:
+    """Raise DataError where the base model's own run trained on items that this one measures on."""
+    base = Path(recipe.model.base).expanduser() / "data"
+    if not (base / "quality.json").is_file():
+        return
+    try:
+        refuse_leakage(stored(base).splits.train, data.splits.measured(recipe.evaluate.split))
+    except DataError as error:
+        raise DataError(
+            f"model.base: {recipe.model.base} was trained on what this recipe measures on. Take the data, split and "
+            f"seed of that run. {error}"
+        ) from error
+
+
+def _held_out(recipe: Recipe, folder: Path) -> list[Pair]:
+    """The pairs that the run measures on; none where it doesn't learn from pairs."""
+    return stored_pairs(folder).held_out if recipe.train.objective != "sft" else []
 
 
 def _load(recipe: Recipe, name: str, on: str | None = None) -> Any:

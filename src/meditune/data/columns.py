@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from meditune.errors import DataError
 
@@ -18,16 +18,26 @@ GUESSES: dict[str, tuple[str, ...]] = {
 """The columns taken for each field where the user names none; the first that is there counts."""
 
 
-def columns_for(available: Collection[str], fields: Mapping[str, str] | None, where: str) -> dict[str, str]:
-    """Example field -> column, as given in `fields` and guessed for the rest, without regard to case.
+NEEDED = (("question",), ("answer", "decision"))
+"""Of each of these groups of fields, one must have a column."""
 
-    Raises DataError, beginning with `where`, for an unknown field or column, where there is no question column, or
-    where neither answer nor decision has one.
+
+def columns_for(
+    available: Collection[str],
+    fields: Mapping[str, str] | None,
+    where: str,
+    guesses: Mapping[str, tuple[str, ...]] = GUESSES,
+    needed: Sequence[tuple[str, ...]] = NEEDED,
+) -> dict[str, str]:
+    """Field -> column, as given in `fields` and guessed for the rest, without regard to case.
+
+    Raises DataError, beginning with `where`, for an unknown field or column, or where a needed one has no
+    column.
     """
     given = dict(fields or {})
     for field, column in given.items():
-        if field not in GUESSES:
-            raise DataError(f"{where}: fields.{field} isn't a field of an example. Choose from {', '.join(GUESSES)}.")
+        if field not in guesses:
+            raise DataError(f"{where}: fields.{field} isn't a field of a row. Choose from {', '.join(guesses)}.")
         if column not in available:
             near = difflib.get_close_matches(column, available, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -40,15 +50,15 @@ def columns_for(available: Collection[str], fields: Mapping[str, str] | None, wh
         )
     chosen = given | {
         field: next(by_lower[name] for name in names if name in by_lower)
-        for field, names in GUESSES.items()
+        for field, names in guesses.items()
         if field not in given and any(name in by_lower for name in names)
     }
-    if "question" not in chosen or not {"answer", "decision"} & chosen.keys():
-        needed = "question" if "question" not in chosen else "answer or decision"
-        raise DataError(
-            f"{where}: no column for the {needed}; there are {_listed(available)}. Name it in the recipe, such as "
-            f"fields: {{{needed.split()[0]}: COLUMN}}."
-        )
+    for group in needed:
+        if not chosen.keys() & set(group):
+            raise DataError(
+                f"{where}: no column for the {' or '.join(group)}; there are {_listed(available)}. Name it in the "
+                f"recipe, such as fields: {{{group[0]}: COLUMN}}."
+            )
     return chosen
 
 

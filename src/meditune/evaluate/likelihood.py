@@ -44,7 +44,7 @@ def score(
         for indices in by_length(rows, batch_tokens):
             chosen = [rows[index] for index in indices]
             batch, (hidden, logits) = loaded.frozen.predict(loaded.model, chosen, loaded.pad_id)
-            likelihoods = _log_likelihoods(logits, batch.targets.to(logits.device))
+            likelihoods = log_likelihoods(logits, batch.targets.to(logits.device))
             start = 0
             for item in (item for row in chosen for item in row.encoded):
                 if item.task == "decision":
@@ -63,7 +63,7 @@ def general_rows(loaded: LoadedModel, text: str, tokens: int, window: int) -> li
     return windows("window", ids, window, loaded.start_ids())
 
 
-def _log_likelihoods(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def log_likelihoods(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Log-likelihood of each target, a chunk at a time: FP32 logits of a large vocabulary take a gigabyte at once."""
     parts = []
     for first in range(0, len(targets), CHUNK):

@@ -30,6 +30,8 @@ class Metric:
     """up: higher is better; down: lower is better; one: closer to 1 is better."""
     digits: int
     meaning: str
+    optional: bool = False
+    """Of no interest in a report of a run that didn't measure it."""
 
 
 METRICS: dict[str, Metric] = {
@@ -45,8 +47,25 @@ METRICS: dict[str, Metric] = {
         Metric("rougeL", "ROUGE-L", "up", 3, "Longest sequence of words in the reference's order (F, stemmed)."),
         Metric("length_ratio", "Length ratio", "one", 2, "Words written over words of the references."),
         Metric("general_perplexity", "General perplexity", "down", 2, "Of WikiText-2: rises when a model forgets."),
+        Metric(
+            "preference_accuracy",
+            "Preference accuracy",
+            "up",
+            1,
+            "Share of held-out pairs whose preferred answer is likelier than the other, in percent (experimental).",
+            optional=True,
+        ),
+        Metric(
+            "preference_margin",
+            "Preference margin",
+            "up",
+            2,
+            "Mean log-likelihood of preferred answers less that of the others, in nats (experimental).",
+            optional=True,
+        ),
     )
 }
+PREFERENCE = ("preference_accuracy", "preference_margin")
 
 
 @dataclass(frozen=True)
@@ -80,6 +99,8 @@ def statistics_of(predictions: Predictions) -> dict[str, Statistics]:
         found |= _overlap(predictions.answer)
     if predictions.general:
         found["general_perplexity"] = _perplexity(predictions.general)
+    if predictions.preference:
+        found |= _preference(predictions.preference)
     return {name: found[name] for name in METRICS if name in found}
 
 
@@ -178,6 +199,15 @@ def _overlap(rows: list[dict[str, Any]]) -> dict[str, Statistics]:
         found[kind] = Statistics(ids, column, lambda sums: sums[..., 0] / count)
     found["length_ratio"] = Statistics(ids, np.array(words, dtype=np.float64), lambda sums: sums[..., 0] / sums[..., 1])
     return found
+
+
+def _preference(rows: list[dict[str, Any]]) -> dict[str, Statistics]:
+    ids, count = tuple(row["id"] for row in rows), len(rows)
+    margins = np.array([[row["rejected_nll"] - row["chosen_nll"]] for row in rows], dtype=np.float64)
+    return {
+        "preference_accuracy": Statistics(ids, np.where(margins > 0, 100.0, 0.0), lambda sums: sums[..., 0] / count),
+        "preference_margin": Statistics(ids, margins, lambda sums: sums[..., 0] / count),
+    }
 
 
 def corpus_bleu(sums: Array) -> Array:

@@ -6,6 +6,7 @@ One JSON Lines file per model and task under `predictions/`:
     base-likelihood.jsonl   id, nll, tokens            (reference answers, without their end token)
     base-answer.jsonl       id, reference, prediction  (greedy decoding)
     base-general.jsonl      id, nll, tokens            (windows of general text)
+    base-preference.jsonl   id, kind, chosen_nll, chosen_tokens, rejected_nll, rejected_tokens   (pairs of answers)
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Any, Literal
 from meditune.errors import DataError
 from meditune.files import read_jsonl, write_jsonl
 
-Kind = Literal["decision", "likelihood", "answer", "general"]
-KINDS: tuple[Kind, ...] = ("decision", "likelihood", "answer", "general")
+Kind = Literal["decision", "likelihood", "answer", "general", "preference"]
+KINDS: tuple[Kind, ...] = ("decision", "likelihood", "answer", "general", "preference")
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Predictions:
     likelihood: list[dict[str, Any]] = field(default_factory=list)
     answer: list[dict[str, Any]] = field(default_factory=list)
     general: list[dict[str, Any]] = field(default_factory=list)
+    preference: list[dict[str, Any]] = field(default_factory=list)
 
 
 def path_of(folder: Path, model: str, kind: Kind) -> Path:

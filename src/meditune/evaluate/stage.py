@@ -9,8 +9,9 @@ from typing import Any
 
 from meditune.data.example import Example
 from meditune.data.locate import locate
+from meditune.data.preference.pair import Pair
 from meditune.errors import DataError
-from meditune.evaluate import likelihood
+from meditune.evaluate import likelihood, preference
 from meditune.evaluate.generation import generate
 from meditune.evaluate.items import chosen_answers
 from meditune.evaluate.predictions import Kind, once, path_of
@@ -28,7 +29,8 @@ class Measuring:
     predictions lie in `folder/NAME-KIND.jsonl`; kinds that are there already aren't made again.
     """
 
-    def __init__(self, recipe: Recipe, examples: Sequence[Example], folder: Path) -> None:
+    def __init__(self, recipe: Recipe, examples: Sequence[Example], folder: Path, pairs: Sequence[Pair] = ()) -> None:
+        self.pairs = pairs
         self.form, self.spec, self.folder = recipe.prompt, recipe.evaluate, folder
         self.decided = [example for example in examples if example.decision]
         self.answered = chosen_answers(examples, recipe.evaluate.answers, recipe.seed)
@@ -40,6 +42,7 @@ class Measuring:
         kinds |= {"decision"} if self.decided else set()
         kinds |= {"likelihood", "answer"} if self.answered else set()
         kinds |= {"general"} if self.general else set()
+        kinds |= {"preference"} if self.pairs else set()
         return all(path_of(self.folder, name, kind).is_file() for kind in kinds)
 
     def measure(self, loaded: LoadedModel, name: str) -> None:
@@ -50,6 +53,8 @@ class Measuring:
         if self.general is not None:
             text = self.general
             once(self.folder, name, "general", lambda: self._general(loaded, text, name))
+        if self.pairs:
+            once(self.folder, name, "preference", lambda: self._preference(loaded, name))
 
     def _likelihoods(self, loaded: LoadedModel, name: str) -> None:
         decided = not self.decided or path_of(self.folder, name, "decision").is_file()
@@ -79,6 +84,10 @@ class Measuring:
         scores = likelihood.score(loaded, rows, self.spec.batch_tokens, f"General text, {name}")
         for row in rows:
             yield _scored(row.encoded[0].id, scores)
+
+    def _preference(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
+        encoder = loaded.encoder(self.form)
+        return preference.score(loaded, self.pairs, encoder, self.spec.batch_tokens, f"Pairs, {name}")
 
 
 def general_text() -> str | None:

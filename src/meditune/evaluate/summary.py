@@ -11,6 +11,7 @@ from meditune.data.prepare import Prepared
 from meditune.evaluate.compare import compare, got_worse
 from meditune.evaluate.metrics import confusion, macro_f1, recalls, summarise
 from meditune.evaluate.predictions import Predictions, read
+from meditune.evaluate.preference import by_kind
 from meditune.recipe import Recipe
 
 PUBLISHED = {
@@ -32,6 +33,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
     comparison = compare(base, tuned, recipe.evaluate.resamples, recipe.seed)
     test_set = data.splits.measured_name(recipe.evaluate.split)
     splits = {name: len(examples) for name, examples in data.splits.named().items()}
+    pairs = {"preference": len(tuned.preference)} if tuned.preference else {}
     return {
         "meditune": meditune.__version__,
         "recipe": recipe.name,
@@ -40,7 +42,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "strategy": training.get("strategy", recipe.model.strategy),
         "quantize": recipe.model.quantize,
         "data": {**splits, "test_set": test_set, "sha256": data.sha256, "synthetic": data.synthetic},
-        "items": {kind: len(getattr(tuned, kind)) for kind in ("decision", "answer", "general")},
+        "items": {kind: len(getattr(tuned, kind)) for kind in ("decision", "answer", "general")} | pairs,
         "base": summarise(base),
         "tuned": summarise(tuned),
         "comparison": comparison,
@@ -48,7 +50,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "baselines": baselines(tuned, test_set),
         "decision": {"base": _decision(base), "tuned": _decision(tuned)} if tuned.decision else None,
         "training": training,
-    }
+    } | ({"preference": {"base": by_kind(base), "tuned": by_kind(tuned)}} if pairs else {})
 
 
 def baselines(predictions: Predictions, test_set: str) -> list[dict[str, Any]]:

@@ -118,6 +118,7 @@ def locate(name: str) -> str:
             return name
         near = difflib.get_close_matches(name, CATALOGUE, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
+        hint += " If it is a run's folder, that run comes first." if name.startswith((".", "/", "~")) else ""
         raise ModelError(
             f"There is no model {name!r} here: not a folder, not a hub id (owner/name).{hint} {ways_to_get(name)}"
         )
@@ -203,4 +204,6 @@ def _base_of(adapter: Path) -> str:
     base = read_json(adapter / ADAPTER_FILE).get("base_model_name_or_path")
     if not base:
         raise ModelError(f"{adapter / ADAPTER_FILE} doesn't name its base model (base_model_name_or_path).")
-    return str(base)
+    beside = adapter.parent / "start"
+    # A run that was tuned further from an adapter holds its own base, which moves with the run's folder.
+    return str(beside if not Path(base).is_dir() and beside.is_dir() else base)

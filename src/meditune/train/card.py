@@ -26,6 +26,7 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
     base = (entry.hub_id if entry else None) or recipe.model.base
     synthetic = bool(report and report["data"].get("synthetic"))
     full = recipe.model.strategy == "full"
+    unit = "pairs of answers" if "preference" in facts else "examples"
     lines = [
         "---",
         f"base_model: {base}",
@@ -46,11 +47,11 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
         *_loading(recipe),
         "",
         f"The prompt format is in `prompt.json`; sources go before the question, a line each. The weights of the base "
-        f"model were read from `{locate(recipe.model.base)}`{_carried(entry)}.",
+        f"model were read from {_origin(recipe, facts)}{_carried(entry)}.",
         "",
         "## Training",
         "",
-        f"{facts['rows']:,} examples, {facts['epochs']:g} epochs, {facts['steps']} steps, "
+        f"{facts['rows']:,} {unit}, {facts['epochs']:g} epochs, {facts['steps']} steps, "
         f"{facts['supervised_tokens']:,} answer tokens trained on, learning rate {recipe.train.learning_rate:g}, seed "
         f"{recipe.seed}.",
         "",
@@ -71,6 +72,13 @@ def measured(report: dict[str, Any]) -> list[str]:
         figures = f"{report['base'][name]:.3f} | {report['tuned'][name]:.3f} | {low:+.3f} to {high:+.3f}"
         lines.append(f"| {name} | {figures} |")
     return [*lines, "", "The interval is that of the difference, by paired bootstrap over the test items.", ""]
+
+
+def _origin(recipe: Recipe, facts: dict[str, Any]) -> str:
+    """Where the weights of the base model were read from."""
+    if "start" in facts:
+        return f"`start` in the run's folder: `{facts['start']}`, an adapter, merged into its own base model"
+    return f"`{locate(recipe.model.base)}`"
 
 
 def _carried(entry: BaseModel | None) -> str:
@@ -136,8 +144,16 @@ def _quantized(spec: ModelSpec) -> list[str]:
 
 
 def _beside(facts: dict[str, Any]) -> list[str]:
-    """How sources were mixed and what was rehearsed, where anything was."""
+    """What was preferred, how sources were mixed and what was rehearsed, where anything was."""
     lines = []
+    if "preference" in facts:
+        pairs, method = facts["preference"], facts["objective"].upper()
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in pairs["train"].items())
+        lines += [
+            f"Experimental: preference tuning by {method}, beta {pairs['beta']:g}, on pairs of a better and a worse "
+            f"answer from {pairs['source']} ({kinds}).",
+            "",
+        ]
     if "mix" in facts:
         mixed = ", ".join(f"{count:,} of {name}" for name, count in facts["mix"].items())
         lines += [f"Each epoch took rows from several sources: {mixed}.", ""]

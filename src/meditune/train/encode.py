@@ -54,13 +54,18 @@ def encode(examples: Sequence[Example], encoder: Encoder, tasks: Sequence[Task])
             f"None of the {len(examples)} training examples has {named(tasks)} to learn from that fits into "
             f"prompt.max_tokens={encoder.format.max_tokens}."
         )
-    return rows, TokenFacts(
+    return rows, token_facts(rows, dropped)
+
+
+def token_facts(rows: Sequence[Row], dropped: int) -> TokenFacts:
+    """What fitting `rows` did; `dropped` more were left out."""
+    return TokenFacts(
         rows=len(rows),
         tokens=sum(len(row) for row in rows),
         supervised_tokens=sum(len(row.targets) for row in rows),
         longest=max(len(row) for row in rows),
         shortened=sum(any(item.dropped_sentences for item in row.encoded) for row in rows),
-        cut=sum(item.answer_cut for item in encoded),
+        cut=sum(item.answer_cut for row in rows for item in row.encoded),
         dropped=dropped,
     )
 

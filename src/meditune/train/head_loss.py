@@ -24,9 +24,10 @@ CHANGED_AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling"
 
 
 def is_plain_head(model: Any) -> bool:
-    """Whether the logits are a frozen linear map of the last hidden state and nothing else."""
+    """Whether the logits are a linear map of the last hidden state and nothing else, of which no gradient is asked."""
     head, config = model.get_output_embeddings(), model.config.get_text_config()
-    if type(head) is not torch.nn.Linear or any(parameter.requires_grad for parameter in head.parameters()):
+    trained = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in head.parameters())
+    if type(head) is not torch.nn.Linear or trained:
         return False
     return not any(getattr(config, name, None) for name in CHANGED_AFTER_HEAD)
 
@@ -42,6 +43,17 @@ def loss_of_rows(
     if head is None:
         return plain_loss(predicted, targets, weight), batch
     return fused_loss(head, predicted.hidden, targets, weight), batch
+
+
+def losses_of_rows(model: Any, frozen: FrozenLayers, rows: Sequence[Row], pad_id: int) -> tuple[torch.Tensor, Batch]:
+    """(N,) cross-entropy of each of the rows' targets, FP32, and the batch that the rows made."""
+    head = model.get_output_embeddings() if is_plain_head(model) else None
+    batch, predicted = frozen.predict(model, rows, pad_id, logits=head is None)
+    targets = batch.targets.to(predicted.hidden.device)
+    if head is None:
+        return torch.nn.functional.cross_entropy(predicted.logits.float(), targets, reduction="none"), batch
+    losses: torch.Tensor = _TokenLosses.apply(predicted.hidden, head.weight, head.bias, targets)  # type: ignore[no-untyped-call]
+    return losses, batch
 
 
 def plain_loss(predicted: Predicted, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -70,12 +82,9 @@ class _FusedLoss(torch.autograd.Function):
         for start in range(0, len(hidden), PIECE):
             here = slice(start, start + PIECE)
             weight, target = weights[here, None].float(), targets[here, None]
-            logits = torch.nn.functional.linear(hidden[here], matrix, bias).float()
-            normalizer = logits.logsumexp(dim=1, keepdim=True)
+            logits, normalizer = _logits(hidden[here], matrix, bias)
             total += ((normalizer - logits.gather(1, target)) * weight).sum()
-            slope = logits.sub_(normalizer).exp_().mul_(weight)
-            slope.scatter_add_(1, target, -weight)
-            gradient[here] = slope.to(hidden.dtype) @ matrix
+            gradient[here] = _slope(logits, normalizer, target, weight).to(hidden.dtype) @ matrix
         ctx.save_for_backward(gradient)
         return total
 
@@ -83,3 +92,42 @@ class _FusedLoss(torch.autograd.Function):
     def backward(ctx: Any, *above: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient * above[0].to(gradient.dtype), None, None, None, None
+
+
+class _TokenLosses(torch.autograd.Function):
+    """Each token's cross-entropy, for losses that aren't a weighted sum; logits are computed again on the way back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(hidden, matrix, bias, targets)
+        losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        for start in range(0, len(hidden), PIECE):
+            here = slice(start, start + PIECE)
+            logits, normalizer = _logits(hidden[here], matrix, bias)
+            losses[here] = (normalizer - logits.gather(1, targets[here, None]))[:, 0]
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, *above: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden, matrix, bias, targets = ctx.saved_tensors
+        gradient = torch.empty_like(hidden)
+        for start in range(0, len(hidden), PIECE):
+            here = slice(start, start + PIECE)
+            logits, normalizer = _logits(hidden[here], matrix, bias)
+            slope = _slope(logits, normalizer, targets[here, None], above[0][here, None])
+            gradient[here] = slope.to(hidden.dtype) @ matrix
+        return gradient, None, None, None
+
+
+def _logits(hidden: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n, vocabulary) logits in FP32 and their (n, 1) log-sum-exp."""
+    logits = torch.nn.functional.linear(hidden, matrix, bias).float()
+    return logits, logits.logsumexp(dim=1, keepdim=True)
+
+
+def _slope(logits: torch.Tensor, normalizer: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Gradient of the summed weight * cross-entropy with respect to the logits, whose memory it takes."""
+    slope = logits.sub_(normalizer).exp_().mul_(weight)
+    return slope.scatter_add_(1, target, -weight)

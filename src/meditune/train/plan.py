@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ from meditune.models.load import LoadedModel
 from meditune.models.rows import Row
 from meditune.recipe import Recipe
 from meditune.train.encode import TokenFacts, check_masks, encode, marked
+from meditune.train.head_loss import loss_of_rows
 from meditune.train.mixing import Mix, mix_of
 from meditune.train.replay import Replay, plan_replay
 from meditune.train.replay_text import check_source, replay_rows
-from meditune.train.sft import plan_steps
+from meditune.train.sft import LossOfRows, Weights, plan_steps
 from meditune.train.tasks import check_teaches
 from meditune.train.weights import TokenWeights
 
@@ -25,13 +26,20 @@ class Plan:
 
     rows: list[Row]
     fitted: TokenFacts
-    weights: TokenWeights
+    weights: Weights
     mix: Mix | None
     steps: list[list[int]]
     """As `plan_steps` gives them"""
     pool: list[Row]
     """Rows of the recipe's replay source, for replay and for EWC's estimate"""
     replay: Replay | None
+    loss_of: LossOfRows = loss_of_rows
+    unit: str = "examples"
+    """What a row is, for people"""
+    shown: str = "One example; what is trained on stands between « »:"
+    """Introduces the first row in the pre-flight"""
+    further: dict[str, Any] = field(default_factory=dict)
+    """More for the run's records"""
 
     @property
     def tokens(self) -> int:
@@ -42,7 +50,12 @@ class Plan:
     def facts(self) -> dict[str, Any]:
         """For the run's records; of mix and replay only what there is."""
         mixed = {"mix": self.mix.visits} if self.mix else {}
-        return self.fitted.as_dict() | mixed | ({"replay": self.replay.facts(self._weight)} if self.replay else {})
+        return (
+            self.fitted.as_dict()
+            | self.further
+            | mixed
+            | ({"replay": self.replay.facts(self._weight)} if self.replay else {})
+        )
 
     def lines(self, tokenizer: Any) -> list[str]:
         """How sources are mixed and what is rehearsed, for people to check before the first step."""

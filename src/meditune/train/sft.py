@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of a causal language model on the answers' tokens only."""
+"""The training loop: supervised fine-tuning on the answers' tokens only, or another loss over rows."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from meditune import ranks
 from meditune.models.frozen import FrozenLayers
 from meditune.models.quiet import quiet_transformers
-from meditune.models.rows import Row, by_length
+from meditune.models.rows import Batch, Row, by_length
 from meditune.models.sharded import is_sharded
 from meditune.progress import Progress
 from meditune.recipe import TrainSpec
@@ -25,7 +25,6 @@ from meditune.train.optimizer import MasterAdamW, learning_rate
 from meditune.train.parallel import Piece, dealt, sum_gradients
 from meditune.train.penalties import Penalty
 from meditune.train.replay import Replay
-from meditune.train.weights import TokenWeights
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Step:
     """From 1."""
     epoch: float
     loss: float
-    """Weighted mean cross-entropy of the examples' supervised tokens, in nats."""
+    """Weighted mean cross-entropy of the examples' supervised tokens, in nats; of pairs of answers, their mean loss."""
     learning_rate: float
     grad_norm: float
     tokens: int
@@ -48,6 +47,17 @@ class Step:
     """Mean cross-entropy of the replay rows' tokens; None in a step without any."""
     penalty: float = 0.0
     """What L2-SP and EWC added to the loss before the step."""
+
+
+class Weights(Protocol):
+    """How much the parts of a row count in the loss."""
+
+    def of(self, row: Row) -> list[float]:
+        """One weight for each of the row's targets, or whatever else the loss adds up over."""
+
+
+LossOfRows = Callable[[Any, FrozenLayers, Sequence[Row], Sequence[float], int], tuple[Any, Batch]]
+"""As `loss_of_rows`: from model, frozen layers, rows, their weights and the pad id to a weighted sum, and the batch."""
 
 
 def plan_steps(count: int, spec: TrainSpec, seed: int, mix: Mix | None = None) -> list[list[int]]:
@@ -72,7 +82,7 @@ def train(
     model: Any,
     pad_id: int,
     rows: Sequence[Row],
-    weights: TokenWeights,
+    weights: Weights,
     spec: TrainSpec,
     seed: int,
     frozen: FrozenLayers,
@@ -81,13 +91,14 @@ def train(
     mix: Mix | None = None,
     replay: Replay | None = None,
     penalties: Sequence[Penalty] = (),
+    loss_of: LossOfRows = loss_of_rows,
 ) -> Iterator[Step]:
     """Train in place and yield each step.
 
-    Every step minimizes the weighted mean over all of its supervised tokens, those of replay included, however the step
-    is cut into pieces, so batch size, accumulation and `micro_batch_tokens` don't change what a step does beyond their
-    product. `penalties` are added once to each step. `frozen` are the layers below the lowest trained one. `resume` is
-    a finished step and the tensors that `checkpoint` was given there.
+    Every step minimizes the weighted mean over all of its supervised tokens, those of replay included, or over what
+    another `loss_of` adds up, however the step is cut into pieces. So batch size, accumulation and `micro_batch_tokens`
+    don't change what a step does beyond their product. `penalties` are added once to each step. `frozen` are the layers
+    below the lowest trained one. `resume` is a finished step and the tensors that `checkpoint` was given there.
 
     Of several processes, each computes its share of every step and yields the same steps; all must call with the same.
     """
@@ -124,7 +135,9 @@ def train(
             mine = []
             for part in parts:
                 pieces = dealt(part.rows, spec.micro_batch_tokens, lockstep)
-                mine.append(_gather_gradients(model, pad_id, part, pieces, whole, frozen, progress, optimizer.scale))
+                mine.append(
+                    _gather_gradients(model, pad_id, part, pieces, whole, frozen, progress, loss_of, optimizer.scale)
+                )
             losses = ranks.summed(torch.tensor(mine, dtype=torch.float64)).tolist()
             if not lockstep:
                 sum_gradients(trainable)
@@ -154,7 +167,13 @@ def train(
 
 
 def probe(
-    model: Any, pad_id: int, rows: Sequence[Row], weights: TokenWeights, spec: TrainSpec, frozen: FrozenLayers
+    model: Any,
+    pad_id: int,
+    rows: Sequence[Row],
+    weights: Weights,
+    spec: TrainSpec,
+    frozen: FrozenLayers,
+    loss_of: LossOfRows = loss_of_rows,
 ) -> float:
     """Tokens per second of one piece of training on the longest rows, which also shows the most memory it will take.
 
@@ -166,7 +185,7 @@ def probe(
     started = time.monotonic()
     with Progress("Trying one piece", None) as progress:
         piece = Piece(list(range(len(longest.rows))))
-        _gather_gradients(model, pad_id, longest, [piece], longest.whole, frozen, progress)
+        _gather_gradients(model, pad_id, longest, [piece], longest.whole, frozen, progress, loss_of)
     model.zero_grad()
     return ranks.world() * sum(map(len, longest.rows)) / (time.monotonic() - started)
 
@@ -193,6 +212,7 @@ def _gather_gradients(
     whole: float,
     frozen: FrozenLayers,
     progress: Progress,
+    loss_of: LossOfRows,
     scale: float = 1.0,
 ) -> float:
     """Add the gradient of these pieces' share of the step's loss (weights as shares of `whole`).
@@ -202,7 +222,7 @@ def _gather_gradients(
     total = 0.0
     for indices, idle in pieces:
         weights = [0.0 if idle else value / whole for index in indices for value in part.weights[index]]
-        loss, batch = loss_of_rows(model, frozen, [part.rows[index] for index in indices], weights, pad_id)
+        loss, batch = loss_of(model, frozen, [part.rows[index] for index in indices], weights, pad_id)
         (loss * scale).backward()
         total += loss.item()
         progress.advance(0 if idle else batch.real_tokens, f"loss {total:.3f}")

@@ -31,8 +31,11 @@ from meditune.train.optimizer import STATE_BYTES
 from meditune.train.parallel import mode, start_alike
 from meditune.train.penalties import L2SP, Penalty, StartingPoint
 from meditune.train.plan import Plan, plan
+from meditune.train.preference.plan import plan_pairs
 from meditune.train.sft import Step, probe, train
 
+START = "start"
+"""Where a run keeps the model that it starts from, if that had to be made (train/start.py)."""
 SHARED = {"ddp": "each with the whole model (DDP)", "fsdp": "each with its share of every weight (FSDP2)"}
 
 
@@ -48,7 +51,8 @@ def fine_tune(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path)
     how = mode(loaded.model, recipe)
     if how != "fsdp":
         loaded.model.to(device())
-    planned = plan(loaded, splits, recipe, folder)
+    make_plan = plan if recipe.train.objective == "sft" else plan_pairs
+    planned = make_plan(loaded, splits, recipe, folder)
     model = make_trainable(loaded.model, recipe.model, recipe.seed)
     trainable, parameters = parameter_counts(model)
     counts = {"trainable_parameters": trainable, "parameters": parameters}
@@ -60,7 +64,7 @@ def fine_tune(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path)
     elif how == "ddp":
         start_alike([parameter for parameter in model.parameters() if parameter.requires_grad])
     rows = [*planned.rows, *planned.pool]
-    speed = probe(model, loaded.pad_id, rows, planned.weights, recipe.train, loaded.frozen)
+    speed = probe(model, loaded.pad_id, rows, planned.weights, recipe.train, loaded.frozen, planned.loss_of)
     left = clock(planned.tokens / speed)
     memory = peak_memory_gb() + trainable * STATE_BYTES / 1e9 / (ranks.world() if how == "fsdp" else 1)
     each = " in each process" if how != "one" else ""
@@ -73,6 +77,7 @@ def fine_tune(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path)
     seconds = sum(step.seconds for step in log)
     facts = {
         "strategy": recipe.model.strategy,
+        "objective": recipe.train.objective,
         "quantize": recipe.model.quantize,
         **planned.facts(),
         **counts,
@@ -85,6 +90,7 @@ def fine_tune(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path)
         "steps": len(planned.steps),
         "final_loss": log[-1].loss,
         **({} if how == "one" else {"processes": ranks.world(), "parallel": how}),
+        **({"start": recipe.model.base} if (folder / START).is_dir() else {}),
     }
     loaded.model = save_model(model, loaded, recipe, facts, folder / "model")
     if ranks.is_first():
@@ -155,7 +161,7 @@ def _train_with_checkpoints(model: Any, loaded: LoadedModel, planned: Plan, reci
 
     steps = train(
         *(model, loaded.pad_id, planned.rows, planned.weights, recipe.train, recipe.seed, loaded.frozen),
-        *(resume, keep, planned.mix, planned.replay, penalties),
+        *(resume, keep, planned.mix, planned.replay, penalties, planned.loss_of),
     )
     try:
         for step in steps:
@@ -168,13 +174,13 @@ def _train_with_checkpoints(model: Any, loaded: LoadedModel, planned: Plan, reci
 def _preflight(planned: Plan, counts: dict[str, int], recipe: Recipe, loaded: LoadedModel) -> None:
     tokens, share = planned.fitted, counts["trainable_parameters"] / counts["parameters"]
     report = [
-        f"Training on {tokens.rows} examples, {tokens.tokens:,} tokens an epoch, {tokens.supervised_tokens:,} of them "
-        f"trained on; longest row {tokens.longest}.",
+        f"Training on {tokens.rows} {planned.unit}, {tokens.tokens:,} tokens an epoch, {tokens.supervised_tokens:,} of "
+        f"them trained on; longest row {tokens.longest}.",
         f"{tokens.shortened} contexts shortened, {tokens.cut} answers cut, {tokens.dropped} "
-        f"examples left out, to fit {recipe.prompt.max_tokens} tokens.",
+        f"{planned.unit} left out, to fit {recipe.prompt.max_tokens} tokens.",
         f"{counts['trainable_parameters']:,} of {counts['parameters']:,} parameters are trained ({share:.1%}); "
         f"{len(planned.steps)} steps, {planned.tokens:,} tokens in all.",
-        "One example; what is trained on stands between « »:",
+        planned.shown,
         *(f"    {line}" for line in marked(planned.rows[0], loaded.tokenizer).splitlines()),
         *planned.lines(loaded.tokenizer),
     ]

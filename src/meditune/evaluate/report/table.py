@@ -10,7 +10,15 @@ from meditune.evaluate.report.wording import NOT_MEASURED, interval, number, p_v
 
 Mark = Literal["better", "worse", "not shown", "not measured"]
 
-HEADLINE = ("accuracy", "macro_f1", "perplexity", "rougeL", "general_perplexity")
+HEADLINE = (
+    "preference_accuracy",
+    "preference_margin",
+    "accuracy",
+    "macro_f1",
+    "perplexity",
+    "rougeL",
+    "general_perplexity",
+)
 """What the verdict and the tiles look at first."""
 
 
@@ -48,11 +56,15 @@ class Row:
 
 
 def rows(report: dict[str, Any]) -> list[Row]:
-    """Every metric in the order of METRICS, measured or not; then those that METRICS doesn't know."""
+    """Every metric in the order of METRICS, measured or not; then those that METRICS doesn't know.
+
+    Optional ones are there only if they were measured.
+    """
     base, tuned = report.get("base") or {}, report.get("tuned") or {}
     comparison, worse = report.get("comparison") or {}, report.get("worse") or []
     unknown = sorted((set(base) | set(tuned) | set(comparison)) - set(METRICS))
-    metrics = [*METRICS.values(), *(Metric(name, name, "up", 3, "") for name in unknown)]
+    asked = [metric for metric in METRICS.values() if not metric.optional or metric.name in {*base, *tuned}]
+    metrics = [*asked, *(Metric(name, name, "up", 3, "") for name in unknown)]
     return [
         _row(metric, base.get(metric.name), tuned.get(metric.name), comparison.get(metric.name), metric.name in worse)
         for metric in metrics

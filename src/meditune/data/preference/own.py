@@ -1,0 +1,58 @@
+"""A user's own pairs: a JSON Lines, JSON, CSV, TSV or Parquet file, such as exported feedback or ratings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from meditune.data.columns import GUESSES
+from meditune.data.preference.pair import OWN, Pair
+from meditune.data.records import NO_CONTEXT, NO_SURROGATES, cell, group_of, is_writable, passages, records
+from meditune.data.rejects import Rejects
+from meditune.data.tables import rows
+
+SOURCE = "pairs"
+COLUMNS = {field: GUESSES[field] for field in ("id", "question", "context", "group")} | {
+    "chosen": ("chosen", "preferred", "better", "accepted"),
+    "rejected": ("rejected", "dispreferred", "worse"),
+}
+NEEDED = (("question",), ("chosen",), ("rejected",))
+
+
+def read(path: Path, rejects: Rejects, fields: Mapping[str, str] | None = None) -> Iterator[Pair]:
+    """Pairs from a file with the columns question, chosen and rejected; context, group and id may be there too.
+
+    `fields` maps fields to columns with other names. Rows without one of the three, with two equal answers, or with an
+    id that was used before go to `rejects`. Raises DataError where the file or a needed column is missing, and, with
+    its line, where the file is damaged.
+    """
+    no_rows = f"{path}: no rows. Give a file with at least one question, a chosen and a rejected answer."
+    found = rows(path, SOURCE, rejects)
+    yield from records(found, rejects, _pair, SOURCE, path.stem, no_rows, fields, guesses=COLUMNS, needed=NEEDED)
+
+
+def _pair(row: Mapping[str, Any], columns: Mapping[str, str], fallback_id: str) -> tuple[Pair | None, str]:
+    """The row as a Pair, or None and the reason why not."""
+    values = {field: row.get(column) for field, column in columns.items()}
+    question, chosen, rejected = (cell(values.get(field)) for field in ("question", "chosen", "rejected"))
+    context = passages(values.get("context"))
+    if not question:
+        return None, "no question"
+    if not chosen or not rejected:
+        return None, f"no {'rejected' if chosen else 'chosen'} answer (or one that isn't text)"
+    if " ".join(chosen.split()) == " ".join(rejected.split()):
+        return None, "chosen and rejected are the same"
+    if not is_writable(question + chosen + rejected):
+        return None, NO_SURROGATES
+    if context is None:
+        return None, NO_CONTEXT
+    return Pair(
+        id=f"{SOURCE}:{cell(values.get('id')) or fallback_id}",
+        question=question,
+        context=context,
+        chosen=chosen,
+        rejected=rejected,
+        group=group_of(cell(values.get("group")), question),
+        kind=OWN,
+    ), ""

@@ -1,0 +1,59 @@
+"""Pair, the one record that preference tuning works on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from meditune.data.example import Example, Passage
+from meditune.errors import DataError
+from meditune.files import numbered_jsonl, write_jsonl
+
+OWN = "own"
+"""The kind of a pair that was read from a user's file."""
+
+
+class Pair(BaseModel):
+    """A question with an answer to prefer and one to avoid."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(min_length=1)
+    """Unique in a run; of an automatic pair, the example's id and the kind."""
+    question: str = Field(min_length=1)
+    context: tuple[Passage, ...] = ()
+    chosen: str = Field(min_length=1)
+    rejected: str = Field(min_length=1)
+    group: str = Field(min_length=1)
+    """What must not straddle training and measuring."""
+    kind: str
+    """How the rejected answer came about: `own`, or a kind of corruption."""
+
+    def example(self) -> Example:
+        """The question with its preferred answer."""
+        return Example(
+            id=self.id,
+            source=self.kind,
+            question=self.question,
+            context=self.context,
+            answer=self.chosen,
+            group=self.group,
+        )
+
+
+def write_pairs(path: Path, pairs: Iterable[Pair]) -> int:
+    """Store pairs as JSON Lines; returns how many."""
+    return write_jsonl(path, (pair.model_dump(mode="json") for pair in pairs))
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """Pairs stored by `write_pairs`. Raises DataError with the line of one that isn't a Pair."""
+    pairs = []
+    for number, row in numbered_jsonl(path):
+        try:
+            pairs.append(Pair.model_validate(row))
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: not a Pair record: {error}") from error
+    return pairs

@@ -1,0 +1,129 @@
+"""A run's pairs: read or built, parted into those to train on and those to measure on, and written down."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from meditune.data.preference import own
+from meditune.data.preference.build import build
+from meditune.data.preference.pair import Pair, read_pairs, write_pairs
+from meditune.data.rejects import Rejects
+from meditune.data.splits import Splits, by_group, question_key
+from meditune.errors import DataError
+from meditune.files import read_json, replacing_folder, write_json
+from meditune.recipe import Recipe
+
+FOLDER = "pairs"
+
+
+@dataclass(frozen=True)
+class PairSets:
+    """A run's pairs, as stored in its `pairs/`; no question is in both."""
+
+    train: list[Pair]
+    held_out: list[Pair]
+    facts: dict[str, Any]
+    """`source`, `train` and `held_out` (kind -> pairs), `left_out` (reason -> rows), `settings`"""
+
+
+def prepare_pairs(recipe: Recipe, splits: Splits, sha256: str, run: Path) -> PairSets:
+    """The pairs in `run/pairs`, made now unless they are there already for the same settings and data.
+
+    Automatic pairs come from the training examples, those to measure on from the examples that `evaluate.split` names.
+    Of a file, a seeded share of the groups is held out; pairs about a question of the development or test set are left
+    out, whatever they say. Raises DataError where nothing is left to train or to measure on.
+    """
+    spec = recipe.train.preference
+    settings = spec.model_dump(mode="json") | {
+        "seed": recipe.seed,
+        "split": recipe.evaluate.split,
+        "data": sha256,
+    }
+    del settings["beta"]
+    if (run / FOLDER / "facts.json").is_file():
+        stored = stored_pairs(run)
+        if stored.facts["settings"] == settings:
+            return stored
+    rejects = Rejects()
+    if spec.path:
+        train, held_out = _read(Path(spec.path).expanduser(), recipe, splits, rejects)
+    else:
+        train, held_out = _built(recipe, splits, rejects)
+    source = spec.path or "corrupted answers"
+    facts = {
+        "source": source,
+        "train": _kinds(train),
+        "held_out": _kinds(held_out),
+        "left_out": rejects.counts().get(own.SOURCE, {}),
+        "settings": settings,
+    }
+    with replacing_folder(run / FOLDER) as partial:
+        write_pairs(partial / "train.jsonl", train)
+        write_pairs(partial / "held_out.jsonl", held_out)
+        rejects.write(partial / "rejected.jsonl")
+        write_json(partial / "facts.json", facts)
+    print(_said(facts), file=sys.stderr)
+    return PairSets(train, held_out, facts)
+
+
+def stored_pairs(run: Path) -> PairSets:
+    """What `prepare_pairs` left in `run/pairs`. Raises DataError where it isn't whole."""
+    folder = run / FOLDER
+    return PairSets(
+        read_pairs(folder / "train.jsonl"), read_pairs(folder / "held_out.jsonl"), read_json(folder / "facts.json")
+    )
+
+
+def _built(recipe: Recipe, splits: Splits, rejects: Rejects) -> tuple[list[Pair], list[Pair]]:
+    made = []
+    for name, examples in (("train", splits.train), (recipe.evaluate.split, splits.measured(recipe.evaluate.split))):
+        pairs, barren = build(examples, recipe.train.preference, recipe.seed)
+        rejects.count_only(own.SOURCE, "answer with nothing to corrupt", barren)
+        if not pairs:
+            raise DataError(
+                f"None of the {len(examples)} {name} examples has an answer that can be corrupted by "
+                f"{', '.join(recipe.train.preference.corruptions)}. Add kinds to train.preference.corruptions, or name "
+                "a file of pairs as train.preference.path."
+            )
+        made.append(pairs)
+    return made[0], made[1]
+
+
+def _read(path: Path, recipe: Recipe, splits: Splits, rejects: Rejects) -> tuple[list[Pair], list[Pair]]:
+    spec = recipe.train.preference
+    pairs = list(own.read(path, rejects, spec.fields or None))
+    if not pairs:
+        first = next(rejects.rows())
+        raise DataError(
+            f"{path}: none of its {len(rejects)} rows is a usable pair. The first, {first['where']}: {first['reason']}."
+        )
+    measured = {question_key(example.question) for example in (*splits.dev, *splits.test)}
+    usable = [pair for pair in pairs if question_key(pair.question) not in measured]
+    rejects.count_only(own.SOURCE, "about a question of the development or test set", len(pairs) - len(usable))
+    rest, held = by_group([pair.example() for pair in usable], spec.held_out_share, recipe.seed)
+    if not rest or not held:
+        raise DataError(
+            f"{path}: {len(usable)} usable pairs give {len(rest)} to train on and {len(held)} to measure on. Give more "
+            "pairs about different questions, or change train.preference.held_out_share."
+        )
+    held_out = {example.id for example in held}
+    return [pair for pair in usable if pair.id not in held_out], [pair for pair in usable if pair.id in held_out]
+
+
+def _kinds(pairs: Sequence[Pair]) -> dict[str, int]:
+    return dict(sorted(Counter(pair.kind for pair in pairs).items()))
+
+
+def _said(facts: dict[str, Any]) -> str:
+    """The facts in words."""
+    parts = []
+    for name, what in (("train", "to train on"), ("held_out", "held out")):
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in facts[name].items())
+        parts.append(f"{sum(facts[name].values()):,} {what} ({kinds})")
+    left = ", ".join(f"{count:,} {reason}" for reason, count in facts["left_out"].items()) or "nothing"
+    return f"Pairs (experimental) from {facts['source']}: {'; '.join(parts)}; left out: {left}."

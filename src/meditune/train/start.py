@@ -1,0 +1,65 @@
+"""What tuning starts from: the base model, or, where that is an adapter, a copy with the adapter merged into it.
+
+Without the copy, what is trained would be saved as if it belonged on the adapter's own base.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from meditune.errors import ModelError
+from meditune.files import read_json, replacing_folder, sha256, write_json
+from meditune.models.load import ADAPTER_FILE, load, locate
+from meditune.models.quantized import trained_on
+from meditune.models.quiet import quiet_transformers
+from meditune.prompts import load_format, save_format
+from meditune.recipe import Recipe
+from meditune.train import checkpoint
+from meditune.train.checkpoint import full_disk_said
+from meditune.train.stage import START
+
+ORIGIN = "merged.json"
+UNMERGEABLE = {"PREFIX_TUNING", "PROMPT_TUNING"}
+CUES = ("question_cue", "answer_cue", "decision_cue")
+
+
+def check_start(recipe: Recipe) -> None:
+    """Raise ModelError where the base model is a tuned one that can't be tuned further, or not with this prompt."""
+    name, place = recipe.model.base, Path(locate(recipe.model.base))
+    if (place / ADAPTER_FILE).is_file():
+        if read_json(place / ADAPTER_FILE).get("peft_type") in UNMERGEABLE:
+            raise ModelError(
+                f"model.base: {name} is an adapter of virtual tokens, which can't be merged into its base model to "
+                "tune it further. Take a model that was tuned with another strategy."
+            )
+        if recipe.model.quantize != "none" or trained_on(place) != "none":
+            raise ModelError(
+                f"model.base: {name} is an adapter, and it or this recipe has a quantized base, into which an adapter "
+                "can't be merged to tune it further. Take quantize none for both."
+            )
+    form = load_format(place) if place.is_dir() else None
+    differing = [cue for cue in CUES if form and getattr(form, cue) != getattr(recipe.prompt, cue)]
+    if form and differing:
+        named = "; ".join(f"prompt.{cue} is {getattr(form, cue)!r} there" for cue in differing)
+        raise ModelError(f"model.base: {name} was tuned with another prompt: {named}. Give this recipe the same.")
+
+
+def starting_point(recipe: Recipe, folder: Path) -> str:
+    """Name of the model that tuning starts from: `model.base`, or the run's `start/`, which is made if need be."""
+    name, copy = recipe.model.base, folder / START
+    if (copy / ORIGIN).is_file() and any((folder / name).exists() for name in ("predictions", checkpoint.FOLDER)):
+        return str(copy)
+    place = Path(locate(name))
+    if not (place / ADAPTER_FILE).is_file():
+        return name
+    weights = place / "adapter_model.safetensors"
+    origin = {"adapter": str(place.resolve()), "sha256": sha256(weights), "dtype": recipe.model.dtype}
+    if (copy / ORIGIN).is_file() and read_json(copy / ORIGIN) == origin:
+        return str(copy)
+    loaded = load(name, recipe.model)
+    with full_disk_said(copy), replacing_folder(copy) as partial, quiet_transformers():
+        loaded.model.save_pretrained(partial)
+        loaded.tokenizer.save_pretrained(partial)
+        save_format(loaded.form or recipe.prompt, partial)
+        write_json(partial / ORIGIN, origin)
+    return str(copy)

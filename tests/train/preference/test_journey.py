@@ -1,0 +1,169 @@
+"""A tuned model is tuned further on pairs, and the usual report says which answers both models prefer, too."""
+
+import json
+import math
+import shutil
+
+import pytest
+
+from meditune.errors import Stopped
+from meditune.models.load import load
+from meditune.train import stage
+from tests.commands import bench, jsonl, meditune, read_rows
+from tests.data.preference.test_prepare import pair_rows
+
+QUICK = {
+    "data__sources__0__limit": 24,
+    "evaluate__answers": 4,
+    "evaluate__max_new_tokens": 4,
+    "evaluate__resamples": 100,
+    "model__lora__r": 4,
+    "model__top_layers": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A bench with a run of supervised fine-tuning in `sft`, and a file of pairs."""
+    with bench(tmp_path_factory.mktemp("preference")) as made:
+        assert made.run("sft", **QUICK, train__epochs=1).code == 0
+        jsonl(made.folder.parent / "pairs.jsonl", pair_rows(60))
+        yield made
+
+
+def prefer(place, name, base="sft", pairs=True, **changes):
+    """`meditune run preference` on the model of another run."""
+    more = {"train__preference__path": place.folder.parent / "pairs.jsonl"} if pairs else {}
+    words = place.settings(**QUICK | {"model__base": place.folder / base} | more | changes)
+    return meditune("run", "preference", "--output", place.folder / name, *words)
+
+
+@pytest.fixture(scope="module")
+def preferred(place):
+    """A run of DPO on the file's pairs, and what it printed."""
+    result = prefer(place, "dpo")
+    assert result.code == 0, result
+    return place.folder / "dpo", result
+
+
+def test_held_out_pairs_are_preferred_more_than_before(place, preferred):
+    folder, result = preferred
+    report = place.report("dpo")
+    margin, accuracy = (report["comparison"][f"preference_{name}"] for name in ("margin", "accuracy"))
+    assert margin["better"] is True
+    assert report["tuned"]["preference_margin"] > report["base"]["preference_margin"] + 1
+    assert accuracy["delta"] >= 0
+    kinds = report["preference"]
+    held_out = read_rows(folder / "pairs" / "held_out.jsonl")
+    assert kinds["tuned"]["own"]["pairs"] == report["items"]["preference"] == len(held_out)
+    assert kinds["tuned"]["own"]["preference_margin"] == report["tuned"]["preference_margin"]
+    assert "Preference margin" in result.out
+    assert "Preference margin" in (folder / "report.html").read_text(encoding="utf-8")
+    assert "held-out pairs" in (folder / "report.html").read_text(encoding="utf-8")
+    assert "Preference" not in (place.folder / "sft" / "report.html").read_text(encoding="utf-8")
+    assert report["training"]["objective"] == "dpo"
+    assert report["training"]["preference"]["train"] == {"own": 60 - len(held_out)}
+    card = (folder / "model" / "README.md").read_text(encoding="utf-8")
+    assert "Experimental: preference tuning by DPO, beta 0.1" in card
+
+
+def test_the_base_is_the_tuned_model_with_its_adapter_merged(place, preferred):
+    folder, _ = preferred
+    for kind in ("decision", "likelihood", "answer"):
+        before = place.folder / "sft" / "predictions" / f"tuned-{kind}.jsonl"
+        assert read_rows(folder / "predictions" / f"base-{kind}.jsonl") == read_rows(before)
+    assert (folder / "start" / "config.json").is_file()
+    adapter = json.loads((folder / "model" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert adapter["base_model_name_or_path"] == str((folder / "start").resolve())
+    assert "an adapter, merged" in (folder / "model" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_first_step_is_at_ln_2_and_later_ones_below(preferred):
+    losses = [step["loss"] for step in read_rows(preferred[0] / "training.jsonl")]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_the_preflight_shows_a_pair_and_says_that_this_is_experimental(preferred):
+    folder, result = preferred
+    first = read_rows(folder / "pairs" / "train.jsonl")[0]
+    shown = result.err.partition("the answer to prefer, then the one to avoid")[2]
+    assert f"« {first['chosen']}</s>»" in shown
+    assert f"« {first['rejected']}</s>»" in shown
+    assert shown.index(first["chosen"]) < shown.index(first["rejected"])
+    assert "Pairs (experimental) from" in result.err
+    assert "pairs, " in result.err.partition("Training on ")[2][:12]
+
+
+def test_a_moved_run_still_finds_what_it_started_from(preferred, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(preferred[0], moved)
+    config = moved / "model" / "adapter_config.json"
+    values = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps(values | {"base_model_name_or_path": "/nowhere/start"}), encoding="utf-8")
+    assert load(str(moved)).model.config.num_hidden_layers == 2
+
+
+@pytest.mark.parametrize("objective", ["dpo", "orpo"])
+def test_a_stopped_run_goes_on_to_the_same_weights_and_figures(place, objective, monkeypatch):
+    changes = {"train__objective": objective, "train__batch_size": 8, "train__checkpoint_steps": 3}
+    assert prefer(place, f"{objective}-whole", **changes).code == 0
+    real = stage.train
+
+    def stopping(*given):
+        for step in real(*given):
+            yield step
+            if step.step == 5:
+                raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "train", stopping)
+        assert prefer(place, f"{objective}-stopped", **changes).code == 130
+    resumed = prefer(place, f"{objective}-stopped", **changes)
+    assert resumed.code == 0, resumed
+    assert "after step 3" in resumed.err
+    whole, stopped = (place.folder / f"{objective}-{kind}" for kind in ("whole", "stopped"))
+    for path in [*whole.glob("model/*.safetensors"), *whole.glob("predictions/*.jsonl"), *whole.glob("pairs/*")]:
+        assert path.read_bytes() == (stopped / path.relative_to(whole)).read_bytes(), path
+
+
+def test_pairs_of_corrupted_answers_are_built_and_measured_by_kind(place):
+    changes = {"train__objective": "orpo", "train__preference__per_example": 2, "model__strategy": "full"}
+    result = prefer(place, "built", pairs=False, **changes)
+    assert result.code == 0, result
+    report = place.report("built")
+    assert report["tuned"]["preference_margin"] > report["base"]["preference_margin"]
+    assert len(report["preference"]["tuned"]) >= 2
+    questions = {row["question"] for row in read_rows(place.folder / "built" / "pairs" / "held_out.jsonl")}
+    assert questions <= {row["question"] for row in read_rows(place.folder / "built" / "data" / "test.jsonl")}
+    evaluated = place.folder / "evaluated"
+    words = place.settings(**QUICK | changes)
+    assert meditune("evaluate", place.folder / "built", "--recipe", "preference", "-o", evaluated, *words).code == 0
+    figures = json.loads((evaluated / "evaluation.json").read_text(encoding="utf-8"))["figures"]
+    assert figures["preference_margin"] == pytest.approx(report["tuned"]["preference_margin"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("code", "changes", "texts"),
+    [
+        (3, {"seed": 5}, ("was trained on what this recipe measures on", "Leakage")),
+        (4, {"prompt__answer_cue": "Say:"}, ("tuned with another prompt", "prompt.answer_cue is 'Conclusion:' there")),
+        (4, {"model__base": "./runs/none"}, ("no model './runs/none' here", "that run comes first")),
+        (4, {"model__base": "api:some-model", "model__api__key_variable": "null"}, ("train.objective sft only",)),
+        (3, {"train__preference__path": "none.jsonl"}, ("none.jsonl: no such file",)),
+        (2, {"train__replay__share": "0.2"}, ("train.replay.share has no meaning with train.objective dpo",)),
+    ],
+)  # fmt: skip
+def test_what_cant_work_is_refused_before_anything_is_trained(place, code, changes, texts):
+    result = prefer(place, f"refused-{code}-{len(str(changes))}", **changes)
+    result.refused(code, *texts)
+
+
+def test_changed_settings_make_other_pairs_until_something_is_measured(place):
+    words = place.settings(**QUICK | {"model__base": place.folder / "sft"})
+    folder = place.folder / "changing"
+    assert meditune("data", "prepare", "preference", "--output", folder, *words).code == 0
+    first = read_rows(folder / "pairs" / "train.jsonl")
+    more = ["--set", "train.preference.corruptions=[other]"]
+    assert meditune("data", "prepare", "preference", "--output", folder, *words, *more).code == 0
+    assert {row["kind"] for row in first} != {row["kind"] for row in read_rows(folder / "pairs" / "train.jsonl")}
