@@ -9,6 +9,8 @@ one stopped.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from meditune.folder import (
     stage,
     versions,
 )
-from meditune.models.api.model import find
+from meditune.models.api.model import ApiModel, find
 from meditune.recipe import Recipe
 from meditune.recipes.loading import load_recipe
 from meditune.remote import journey
@@ -39,19 +41,25 @@ def run(recipe: Recipe, folder: Path, command: str, approve: Approve = refuse) -
 
     `approve` is asked before anything is sent to an API. Raises MedituneError where the folder holds another run.
     """
-    from meditune.train.plan import check
-
-    with claimed(recipe, folder, recipe.model.base, to_tune=True):
-        with stage(folder, "prepare"):
-            data = prepared(recipe, folder)
-        check(data.splits, recipe)
-        remote = find(recipe.model.base, recipe.model.api)
+    with _ready_to_tune(recipe, folder) as (data, remote):
         if remote:
             journey.tune(remote, data, recipe, folder, approve)
         else:
             _tune_here(recipe, data, folder)
         announce("compare and report")
         return report(folder, command)
+
+
+@contextmanager
+def _ready_to_tune(recipe: Recipe, folder: Path) -> Iterator[tuple[Prepared, ApiModel | None]]:
+    """The prepared and checked data, and the base where it is behind an API; the folder is claimed inside the block."""
+    from meditune.train.plan import check
+
+    with claimed(recipe, folder, recipe.model.base, to_tune=True):
+        with stage(folder, "prepare"):
+            data = prepared(recipe, folder)
+        check(data.splits, recipe)
+        yield data, find(recipe.model.base, recipe.model.api)
 
 
 def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
@@ -77,13 +85,7 @@ def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
 
 def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
     """Prepare the data and train, without measuring anything; a finished model is left as it is."""
-    from meditune.train.plan import check
-
-    with claimed(recipe, folder, recipe.model.base, to_tune=True):
-        with stage(folder, "prepare"):
-            data = prepared(recipe, folder)
-        check(data.splits, recipe)
-        remote = find(recipe.model.base, recipe.model.api)
+    with _ready_to_tune(recipe, folder) as (data, remote):
         if remote:
             journey.tune(remote, data, recipe, folder, approve, measured=False)
         elif not (folder / "model" / "training.json").is_file():

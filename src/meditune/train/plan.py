@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class Plan:
     def facts(self) -> dict[str, Any]:
         """For the run's records; of mix and replay only what there is."""
         mixed = {"mix": self.mix.visits} if self.mix else {}
-        return self.fitted.as_dict() | mixed | ({"replay": self.replay.facts(self._weight)} if self.replay else {})
+        return asdict(self.fitted) | mixed | ({"replay": self.replay.facts(self._weight)} if self.replay else {})
 
     def lines(self, tokenizer: Any) -> list[str]:
         """How sources are mixed and what is rehearsed, for people to check before the first step."""

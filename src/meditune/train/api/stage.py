@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def fine_tune(client: Client, model: ApiModel, facts: RowFacts, recipe: Recipe, 
     tuned = ApiModel(job["fine_tuned_model"], model.spec, recipe.prompt, model.system)
     training = {
         "strategy": STRATEGY,
-        **facts.as_dict(),
+        **asdict(facts),
         "trained_tokens": job.get("trained_tokens"),
         "epochs": int(recipe.train.epochs),
         "wall_seconds": round(time.monotonic() - started, 1),
