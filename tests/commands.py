@@ -146,8 +146,8 @@ def stopped_after(step: int) -> Iterator[None]:
     """Inside the block the user stops every training after this optimizer step."""
     real = stage.train
 
-    def stopping(*given: Any) -> Iterator[Any]:
-        for done in real(*given):
+    def stopping(*given: Any, **named: Any) -> Iterator[Any]:
+        for done in real(*given, **named):
             yield done
             if done.step == step:
                 raise Stopped

@@ -1,5 +1,7 @@
 """What a step does depends on its examples alone, not on how they are cut into pieces."""
 
+import math
+
 import pytest
 import torch
 
@@ -143,6 +145,15 @@ def test_an_fp16_overflow_is_skipped_and_the_loss_scaled_down():
     assert optimizer.step(0.1) == float("inf")
     assert parameter.tolist() == [1.0, 1.0]
     assert optimizer.scale == before / 2
+
+
+def test_a_gradient_that_is_no_number_is_never_applied():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = MasterAdamW([parameter], TrainSpec())
+    parameter.grad = torch.tensor([float("nan"), 1.0])
+    assert not math.isfinite(optimizer.step(0.1))
+    assert parameter.tolist() == [1.0, 1.0]
+    assert optimizer.scale == 1
 
 
 def test_every_example_comes_once_an_epoch():

@@ -47,7 +47,7 @@ class MasterAdamW:
         """Apply the gathered gradients and clear them; returns their norm before clipping.
 
         What the masters' own gradients hold already (penalties, which know no scale) is added to the parameters'.
-        Where the scaled gradients overflowed, nothing is applied, the scale is halved, and the norm is infinite.
+        Where the norm isn't finite, nothing is applied; a loss scale above 1 is halved, which ends an overflow.
         """
         for master, parameter in zip(self.masters, self.parameters, strict=True):
             if parameter.grad is not None:
@@ -55,10 +55,11 @@ class MasterAdamW:
                 master.grad = gradient if master.grad is None else master.grad + gradient
             parameter.grad = None
         norm = torch.nn.utils.clip_grad_norm_(self.masters, self.max_norm)
-        if self.scale != 1 and not torch.isfinite(norm):
-            self.scale, self.good_steps = max(self.scale / 2, 1.0), 0
+        if not torch.isfinite(norm):
+            if self.scale != 1:
+                self.scale, self.good_steps = max(self.scale / 2, 1.0), 0
             self.optimizer.zero_grad()
-            return float("inf")
+            return float(norm)
         self.good_steps += 1
         if self.scale != 1 and self.good_steps % self.GOOD_STEPS == 0:
             self.scale *= 2

@@ -16,6 +16,7 @@ from meditune.models.quiet import quiet_transformers
 from meditune.models.rows import Row, by_length
 from meditune.progress import Progress
 from meditune.recipe import TrainSpec
+from meditune.train.breakdown import BreakdownError, LossGuard
 from meditune.train.head_loss import loss_of_rows
 from meditune.train.mixing import Mix
 from meditune.train.optimizer import MasterAdamW, learning_rate
@@ -77,13 +78,17 @@ def train(
     mix: Mix | None = None,
     replay: Replay | None = None,
     penalties: Sequence[Penalty] = (),
+    guard: LossGuard | None = None,
 ) -> Iterator[Step]:
     """Train in place and yield each step.
 
     Every step minimizes the weighted mean over all of its supervised tokens, those of replay included, however the step
     is cut into pieces, so batch size, accumulation and `micro_batch_tokens` don't change what a step does beyond their
     product. `penalties` are added once to each step. `frozen` are the layers below the lowest trained one. `resume` is
-    a finished step and the tensors that `checkpoint` was given there.
+    a finished step and the tensors that `checkpoint` was given there; `guard` has seen the losses until there.
+
+    Raises BreakdownError where loss or gradient aren't finite or the loss explodes; the last checkpoint is then of the
+    state before the step where that began.
     """
     steps = plan_steps(len(rows), spec, seed, mix)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -100,6 +105,16 @@ def train(
         model.enable_input_require_grads()
     model.train()
     frozen.without_dropout(model)
+    guard = guard or LossGuard()
+
+    def broken(number: int, what: str) -> BreakdownError:
+        read = [rows[index] for index in steps[number]] + (replay.step(number) if replay else [])
+        return BreakdownError(number + 1, what, [row.encoded[0].id for row in read])
+
+    def save(number: int) -> None:
+        if checkpoint:
+            checkpoint(number, optimizer.state())
+
     total = sum(len(rows[index]) for step in steps[done:] for index in step)
     total += replay.tokens(done) if replay else 0
     with Progress("Training", total, "tokens") as progress:
@@ -115,9 +130,20 @@ def train(
             ]
             penalty = sum(each.add_gradients(optimizer.master_of) for each in penalties) or 0.0
             if not math.isfinite(loss := sum(losses) + penalty):
-                raise FloatingPointError(f"The loss of step {number + 1} is {loss}; lower train.learning_rate.")
+                save(number)
+                raise broken(number, f"the loss is {loss}")
+            guard.add(losses[0])
+            if guard.streak == 1:
+                save(number)
+            if guard.exploded:
+                began = number + 1 - guard.streak
+                raise broken(began, f"since then the loss is above {guard.bound:.2f}, and now {losses[0]:.2f}")
             rate = learning_rate(number, len(steps), spec)
+            may_overflow = optimizer.scale > 1
             norm = optimizer.step(rate)
+            if not math.isfinite(norm) and not may_overflow:
+                save(number)
+                raise broken(number, f"the gradient's norm is {norm}")
             yield Step(
                 step=number + 1,
                 epoch=(number + 1) / len(steps) * spec.epochs,
@@ -130,8 +156,8 @@ def train(
                 replay_loss=losses[1] if losses[1:] else None,
                 penalty=penalty,
             )
-            if checkpoint and (number + 1) % spec.checkpoint_steps == 0 and number + 1 < len(steps):
-                checkpoint(number + 1, optimizer.state())
+            if (number + 1) % spec.checkpoint_steps == 0 and number + 1 < len(steps) and not guard.streak:
+                save(number + 1)
     model.eval()
 
 

@@ -24,6 +24,7 @@ from meditune.models.strategies import is_adapter, make_trainable, merged, param
 from meditune.progress import clock
 from meditune.prompts import save_format
 from meditune.recipe import Recipe, TrainSpec, plain
+from meditune.train.breakdown import BreakdownError, LossGuard
 from meditune.train.encode import lengths, marked
 from meditune.train.ewc import EWC, estimate
 from meditune.train.optimizer import STATE_BYTES
@@ -154,13 +155,19 @@ def _train_with_checkpoints(model: Any, loaded: LoadedModel, planned: Plan, reci
     steps = train(
         *(model, loaded.pad_id, planned.rows, planned.weights, recipe.train, recipe.seed, loaded.frozen),
         *(resume, checkpoint, planned.mix, planned.replay),
-        _penalties(model, loaded, planned.pool, recipe.train),
+        penalties=_penalties(model, loaded, planned.pool, recipe.train),
+        guard=LossGuard(step.loss for step in log),
     )
     try:
         for step in steps:
             log.append(step)
-    except FloatingPointError as error:
-        raise MedituneError(f"Training broke down. {error}") from error
+    except BreakdownError as error:
+        raise MedituneError(
+            f"Training broke down at step {error.step}: {error.what}. That step's rows: {', '.join(error.ids)}. "
+            f"{place} holds the state before it. The same command goes on from there, which helps where the machine "
+            "was at fault. Otherwise look at these rows, or lower train.learning_rate (here "
+            f"{recipe.train.learning_rate:g}) and choose another --output."
+        ) from error
     return log
 
 
