@@ -20,6 +20,8 @@ Strategy = Literal["lora", "dora", "rslora", "ia3", "prefix", "prompt", "full"]
 VIRTUAL: tuple[Strategy, ...] = ("prefix", "prompt")
 """Strategies that train virtual tokens before the text and no layer."""
 Quantize = Literal["none", "nf4", "int8"]
+DevMetric = Literal["loss", "perplexity", "accuracy", "macro_f1"]
+"""What can be measured on the dev split without writing answers."""
 
 
 class Spec(BaseModel):
@@ -224,6 +226,26 @@ class MixSpec(Spec):
         return self
 
 
+class DevSpec(Spec):
+    """Measuring on the dev split while training; only where patience or keep_best ask for it."""
+
+    metric: DevMetric = Field(
+        "loss", description="loss: as trained on; perplexity: of the answers; accuracy, macro_f1: of the decisions."
+    )
+    every_steps: int | None = Field(
+        None, ge=1, description="Steps from one measurement to the next; one at each epoch's end when empty."
+    )
+    patience: int | None = Field(
+        None, ge=1, description="Training ends early after this many measurements without a better one."
+    )
+    keep_best: bool = Field(False, description="The result is the best state that was measured, not the last.")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is measured."""
+        return self.patience is not None or self.keep_best
+
+
 class TrainSpec(Spec):
     """Supervised fine-tuning."""
 
@@ -250,6 +272,7 @@ class TrainSpec(Spec):
         0.0, ge=0, description="Pull of the weights back to where they started (Li et al. 2018, arXiv:1802.01483)."
     )
     ewc: EwcSpec = Field(default_factory=EwcSpec, description="A pull that is stronger on weights that matter.")
+    dev: DevSpec = Field(default_factory=DevSpec, description="Early stopping, and keeping the best state.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
     micro_batch_tokens: int = Field(
         2048, ge=64, description="A step is computed in pieces of at most this many tokens; the result is the same."

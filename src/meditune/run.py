@@ -63,6 +63,7 @@ def _ready_to_tune(recipe: Recipe, folder: Path) -> Iterator[tuple[Prepared, Api
 
 
 def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
+    from meditune.evaluate.dev import dev_measure
     from meditune.evaluate.stage import Measuring
     from meditune.train.stage import fine_tune
 
@@ -75,7 +76,7 @@ def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
             measuring.measure(loaded, "base")
     if not trained:
         with stage(folder, "train"):
-            fine_tune(loaded, data.splits, recipe, folder)
+            fine_tune(loaded, data.splits, recipe, folder, dev_measure(loaded, data.splits.dev, recipe))
     if not measuring.is_done("tuned"):
         if loaded is None or trained:
             loaded = _load(recipe, str(folder / "model"))
@@ -89,10 +90,12 @@ def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
         if remote:
             journey.tune(remote, data, recipe, folder, approve, measured=False)
         elif not (folder / "model" / "training.json").is_file():
+            from meditune.evaluate.dev import dev_measure
             from meditune.train.stage import fine_tune
 
+            loaded = _load(recipe, recipe.model.base)
             with stage(folder, "train"):
-                fine_tune(_load(recipe, recipe.model.base), data.splits, recipe, folder)
+                fine_tune(loaded, data.splits, recipe, folder, dev_measure(loaded, data.splits.dev, recipe))
 
 
 def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse) -> dict[str, Any]:

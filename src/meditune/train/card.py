@@ -136,8 +136,12 @@ def _quantized(spec: ModelSpec) -> list[str]:
 
 
 def _beside(facts: dict[str, Any]) -> list[str]:
-    """How sources were mixed and what was rehearsed, where anything was."""
+    """Which state was kept, how sources were mixed, and what was rehearsed, where anything was."""
     lines = []
+    if facts.get("dev", {}).get("kept"):
+        dev = facts["dev"]
+        best = f"the best by {dev['metric']} on the dev split"
+        lines += [f"The weights are those after step {dev['best_step']}, {best}.", ""]
     if "mix" in facts:
         mixed = ", ".join(f"{count:,} of {name}" for name, count in facts["mix"].items())
         lines += [f"Each epoch took rows from several sources: {mixed}.", ""]

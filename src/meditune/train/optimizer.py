@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -90,10 +91,14 @@ class MasterAdamW:
                 number, name = number_and_name
                 state.setdefault(int(number), {})[name] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        with torch.no_grad():
-            for index, (master, parameter) in enumerate(zip(self.masters, self.parameters, strict=True)):
-                master.copy_(tensors[f"master.{index}"])
-                parameter.copy_(master)
+        self.set_weights([tensors[f"master.{index}"] for index in range(len(self.masters))])
+
+    @torch.no_grad()
+    def set_weights(self, weights: Sequence[torch.Tensor]) -> None:
+        """Give the masters these values, and the parameters their rounded image."""
+        for master, parameter, weight in zip(self.masters, self.parameters, weights, strict=True):
+            master.copy_(weight)
+            parameter.copy_(master)
 
 
 def learning_rate(step: int, steps: int, spec: TrainSpec) -> float:

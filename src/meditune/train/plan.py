@@ -10,6 +10,7 @@ from meditune.data.splits import Splits
 from meditune.models.load import LoadedModel
 from meditune.models.rows import Row
 from meditune.recipe import Recipe
+from meditune.train.dev import check_dev
 from meditune.train.encode import TokenFacts, check_masks, encode, marked
 from meditune.train.mixing import Mix, mix_of
 from meditune.train.replay import Replay, plan_replay
@@ -66,6 +67,7 @@ def check(splits: Splits, recipe: Recipe) -> None:
     check_teaches(splits.train, recipe.train.tasks)
     mix_of([example.source for example in splits.train], recipe.train.mix)
     check_source(recipe)
+    check_dev(splits, recipe)
 
 
 def plan(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> Plan:

@@ -17,6 +17,7 @@ from meditune.models.rows import Row, by_length
 from meditune.progress import Progress
 from meditune.recipe import TrainSpec
 from meditune.train.breakdown import BreakdownError, LossGuard
+from meditune.train.dev import DevWatch
 from meditune.train.head_loss import loss_of_rows
 from meditune.train.mixing import Mix
 from meditune.train.optimizer import MasterAdamW, learning_rate
@@ -45,6 +46,8 @@ class Step:
     """Mean cross-entropy of the replay rows' tokens; None in a step without any."""
     penalty: float = 0.0
     """What L2-SP and EWC added to the loss before the step."""
+    dev: float | None = None
+    """The figure on the dev split after the step; None where none was taken."""
 
 
 def plan_steps(count: int, spec: TrainSpec, seed: int, mix: Mix | None = None) -> list[list[int]]:
@@ -54,7 +57,7 @@ def plan_steps(count: int, spec: TrainSpec, seed: int, mix: Mix | None = None) -
     example comes once in an epoch.
     """
     mixed = mix.epochs(seed) if mix else None
-    size = spec.batch_size * spec.accumulation
+    size = _step_size(spec)
     steps: list[list[int]] = []
     for epoch in range(math.ceil(spec.epochs)):
         order = next(mixed) if mixed else list(range(count))
@@ -63,6 +66,15 @@ def plan_steps(count: int, spec: TrainSpec, seed: int, mix: Mix | None = None) -
         order = order[: max(1, round(share * count))]
         steps += [order[start : start + size] for start in range(0, len(order), size)]
     return steps
+
+
+def epoch_steps(count: int, spec: TrainSpec) -> int:
+    """Optimizer steps of a whole epoch."""
+    return math.ceil(count / _step_size(spec))
+
+
+def _step_size(spec: TrainSpec) -> int:
+    return spec.batch_size * spec.accumulation
 
 
 def train(
@@ -79,13 +91,15 @@ def train(
     replay: Replay | None = None,
     penalties: Sequence[Penalty] = (),
     guard: LossGuard | None = None,
+    watch: DevWatch | None = None,
 ) -> Iterator[Step]:
     """Train in place and yield each step.
 
     Every step minimizes the weighted mean over all of its supervised tokens, those of replay included, however the step
     is cut into pieces, so batch size, accumulation and `micro_batch_tokens` don't change what a step does beyond their
     product. `penalties` are added once to each step. `frozen` are the layers below the lowest trained one. `resume` is
-    a finished step and the tensors that `checkpoint` was given there; `guard` has seen the losses until there.
+    a finished step and the tensors that `checkpoint` was given there; `guard` has seen the losses until there, and
+    `watch` the figures on dev. `watch` may end training early, and give the model an earlier state's weights.
 
     Raises BreakdownError where loss or gradient aren't finite or the loss explodes; the last checkpoint is then of the
     state before the step where that began.
@@ -99,6 +113,8 @@ def train(
     if resume is not None:
         done, tensors = resume
         optimizer.restore(tensors)
+        if watch:
+            watch.restore(tensors)
     if spec.gradient_checkpointing:
         with quiet_transformers():
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -113,7 +129,7 @@ def train(
 
     def save(number: int) -> None:
         if checkpoint:
-            checkpoint(number, optimizer.state())
+            checkpoint(number, optimizer.state() | (watch.state() if watch else {}))
 
     total = sum(len(rows[index]) for step in steps[done:] for index in step)
     total += replay.tokens(done) if replay else 0
@@ -144,6 +160,13 @@ def train(
             if not math.isfinite(norm) and not may_overflow:
                 save(number)
                 raise broken(number, f"the gradient's norm is {norm}")
+            seconds = round(time.monotonic() - started, 3)
+            figure = None
+            if watch and watch.is_due(number + 1, len(steps)):
+                model.eval()
+                figure = watch.take(number + 1, optimizer)
+                model.train()
+                frozen.without_dropout(model)
             yield Step(
                 step=number + 1,
                 epoch=(number + 1) / len(steps) * spec.epochs,
@@ -152,12 +175,17 @@ def train(
                 grad_norm=norm,
                 tokens=sum(len(row) for part in parts for row in part.rows),
                 supervised_tokens=sum(len(row.targets) for row in parts[0].rows),
-                seconds=round(time.monotonic() - started, 3),
+                seconds=seconds,
                 replay_loss=losses[1] if losses[1:] else None,
                 penalty=penalty,
+                dev=figure,
             )
+            if watch and watch.is_over:
+                break
             if (number + 1) % spec.checkpoint_steps == 0 and number + 1 < len(steps) and not guard.streak:
                 save(number + 1)
+    if watch:
+        watch.finish(optimizer)
     model.eval()
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +25,29 @@ from meditune.progress import clock
 from meditune.prompts import save_format
 from meditune.recipe import Recipe, TrainSpec, plain
 from meditune.train.breakdown import BreakdownError, LossGuard
+from meditune.train.dev import DevWatch, Measure, dev_loss, measured_on
 from meditune.train.encode import lengths, marked
 from meditune.train.ewc import EWC, estimate
 from meditune.train.optimizer import STATE_BYTES
 from meditune.train.penalties import L2SP, Penalty, StartingPoint
 from meditune.train.plan import Plan, plan
-from meditune.train.sft import Step, probe, train
+from meditune.train.sft import Step, epoch_steps, probe, train
 
 CHECKPOINT = "checkpoint"
 
 
-def fine_tune(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> dict[str, Any]:
+def fine_tune(
+    loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path, measure: Measure | None = None
+) -> dict[str, Any]:
     """Train `loaded` by the recipe's strategy, leave the result in `folder/model`, and return the facts of report.json.
 
     A checkpoint lies in `folder/checkpoint` while training goes on; the same call takes it up again. `loaded.model` is
-    changed in place and holds the tuned weights afterwards.
+    changed in place and holds the tuned weights afterwards. `measure` gives the metric of `train.dev`, but for `loss`.
     """
     started = time.monotonic()
+    dev = measured_on(splits.dev, recipe) if recipe.train.dev.is_on else []
+    if dev and not measure:
+        measure = dev_loss(dev, loaded.encoder(recipe.prompt), recipe)
     planned = plan(loaded, splits, recipe, folder)
     model = make_trainable(loaded.model, recipe.model, recipe.seed)
     trainable, parameters = parameter_counts(model)
@@ -53,7 +59,7 @@ def fine_tune(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path)
     memory = peak_memory_gb() + trainable * STATE_BYTES / 1e9
     print(f"About {left} at {speed:,.0f} tokens/s; {memory:.1f} GB of memory.", file=sys.stderr)
     write_json(folder / "tokens.json", {"train": lengths(planned.rows)})
-    log = _train_with_checkpoints(model, loaded, planned, recipe, folder)
+    log, watch = _train_with_checkpoints(model, loaded, planned, recipe, folder, measure, len(dev))
     write_jsonl(folder / "training.jsonl", (asdict(step) for step in log))
     seconds = sum(step.seconds for step in log)
     facts = {
@@ -66,9 +72,10 @@ def fine_tune(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path)
         "peak_rss_gb": round(peak_memory_gb(), 2),
         "seconds": round(seconds, 1),
         "wall_seconds": round(time.monotonic() - started, 1),
-        "epochs": recipe.train.epochs,
-        "steps": len(planned.steps),
+        "epochs": log[-1].epoch,
+        "steps": len(log),
         "final_loss": log[-1].loss,
+        **({"dev": watch.facts(len(dev))} if watch else {}),
     }
     loaded.model = save_model(model, loaded, recipe, facts, folder / "model")
     shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
@@ -129,7 +136,9 @@ def _penalties(model: Any, loaded: LoadedModel, pool: Sequence[Row], spec: Train
     return found
 
 
-def _train_with_checkpoints(model: Any, loaded: LoadedModel, planned: Plan, recipe: Recipe, folder: Path) -> list[Step]:
+def _train_with_checkpoints(
+    model: Any, loaded: LoadedModel, planned: Plan, recipe: Recipe, folder: Path, measure: Measure | None, dev: int
+) -> tuple[list[Step], DevWatch | None]:
     from safetensors.torch import load_file, save_file
 
     place = folder / CHECKPOINT
@@ -152,11 +161,22 @@ def _train_with_checkpoints(model: Any, loaded: LoadedModel, planned: Plan, reci
             write_jsonl(partial / "training.jsonl", (asdict(step) for step in log))
             write_json(partial / "state.json", {"recipe": _what_training_depends_on(recipe)})
 
+    watch = None
+    if measure:
+        trained, figure = replace(loaded, model=model), measure
+        watch = DevWatch(
+            recipe.train.dev,
+            lambda: figure(trained),
+            epoch_steps(len(planned.rows), recipe.train),
+            {step.step: step.dev for step in log if step.dev is not None},
+        )
+        print(watch.announced(dev), file=sys.stderr)
     steps = train(
         *(model, loaded.pad_id, planned.rows, planned.weights, recipe.train, recipe.seed, loaded.frozen),
         *(resume, checkpoint, planned.mix, planned.replay),
         penalties=_penalties(model, loaded, planned.pool, recipe.train),
         guard=LossGuard(step.loss for step in log),
+        watch=watch,
     )
     try:
         for step in steps:
@@ -168,7 +188,9 @@ def _train_with_checkpoints(model: Any, loaded: LoadedModel, planned: Plan, reci
             "was at fault. Otherwise look at these rows, or lower train.learning_rate (here "
             f"{recipe.train.learning_rate:g}) and choose another --output."
         ) from error
-    return log
+    if watch:
+        print(*watch.said(), sep="\n", file=sys.stderr)
+    return log, watch
 
 
 def _what_training_depends_on(recipe: Recipe) -> dict[str, Any]:

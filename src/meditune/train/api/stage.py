@@ -31,6 +31,10 @@ def prepare_rows(model: ApiModel, examples: Any, recipe: Recipe, folder: Path) -
         raise RecipeError(
             f"train.epochs: {recipe.train.epochs:g}; an API trains for a whole number of epochs from 1 to 50."
         )
+    if recipe.train.dev.is_on:
+        raise RecipeError(
+            "train.dev: an API's training can't be measured on its way. Leave patience and keep_best out for it."
+        )
     rows, facts = chats(examples, recipe, model)
     path = folder / FOLDER / ROWS
     if not (folder / FOLDER / JOB).is_file():
