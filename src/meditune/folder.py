@@ -111,11 +111,14 @@ def _check_model(recipe: Recipe, name: str, to_tune: bool) -> None:
         refuse_restricted_sources_for_api([source.name for source in recipe.data.sources], remote.title)
         remote.key()
         return
-    from meditune.models.load import ADAPTER_FILE, locate
+    from meditune.models.load import ADAPTER_FILE, device, locate
     from meditune.models.quantized import require
+    from meditune.train.optimizer import check_optimizer
 
     if recipe.model.quantize != "none":
         require()
+    if to_tune:
+        check_optimizer(recipe.train.optimizer, device())
     place = Path(locate(name))
     if to_tune and (place / ADAPTER_FILE).is_file():
         raise ModelError(
@@ -181,7 +184,8 @@ def versions(recipe: Recipe) -> dict[str, str]:
     from importlib.metadata import version
 
     packages = ["torch", "transformers", "peft", "tokenizers", "sacrebleu", "rouge_score", "numpy"]
-    packages += ["bitsandbytes"] if recipe.model.quantize != "none" else []
+    eight_bit = recipe.model.quantize != "none" or recipe.train.optimizer == "adamw8bit"
+    packages += ["bitsandbytes"] if eight_bit else []
     return {"meditune": meditune.__version__, "python": platform.python_version()} | {
         package: version(package) for package in packages
     }

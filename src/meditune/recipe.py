@@ -20,6 +20,7 @@ Strategy = Literal["lora", "dora", "rslora", "ia3", "prefix", "prompt", "full"]
 VIRTUAL: tuple[Strategy, ...] = ("prefix", "prompt")
 """Strategies that train virtual tokens before the text and no layer."""
 Quantize = Literal["none", "nf4", "int8"]
+OptimizerName = Literal["adamw", "adamw8bit", "adafactor"]
 DevMetric = Literal["loss", "perplexity", "accuracy", "macro_f1"]
 """What can be measured on the dev split without writing answers."""
 
@@ -247,7 +248,12 @@ class DevSpec(Spec):
 
 
 class TrainSpec(Spec):
-    """Supervised fine-tuning."""
+    """Supervised fine-tuning.
+
+    Optimizers: `adamw` (Loshchilov and Hutter 2019, arXiv:1711.05101), `adamw8bit` (Dettmers et al. 2022,
+    arXiv:2110.02861), `adafactor` (Shazeer and Stern 2018, arXiv:1804.04235; without relative step sizes and without a
+    first moment).
+    """
 
     tasks: list[Task] = Field(
         default_factory=lambda: list(TASKS), min_length=1, description="What each example teaches."
@@ -255,8 +261,11 @@ class TrainSpec(Spec):
     batch_size: int = Field(8, ge=1, description="Examples in one batch.")
     accumulation: int = Field(4, ge=1, description="Batches in one optimizer step.")
     epochs: float = Field(3.0, gt=0, description="Passes over the training examples.")
-    learning_rate: float = Field(5e-5, gt=0, description="Peak learning rate of AdamW.")
-    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay of AdamW.")
+    optimizer: OptimizerName = Field(
+        "adamw", description="The last two remember less of each weight; adamw8bit needs bitsandbytes."
+    )
+    learning_rate: float = Field(5e-5, gt=0, description="Peak learning rate.")
+    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
     warmup_share: float = Field(0.03, ge=0, lt=1, description="Share of the steps that warm the learning rate up.")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Learning rate after warm-up.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradient norm is clipped to this.")

@@ -20,7 +20,7 @@ from meditune.prompts import Encoder
 from meditune.recipe import DevMetric, DevSpec, Recipe
 from meditune.train.encode import encode
 from meditune.train.head_loss import loss_of_rows
-from meditune.train.optimizer import MasterAdamW
+from meditune.train.optimizer import MasterOptimizer
 from meditune.train.tasks import able, named
 from meditune.train.weights import TokenWeights
 
@@ -50,7 +50,7 @@ class DevWatch:
         """Whether to measure after this step (from 1); the last one always is."""
         return step % self.every == 0 or step == last
 
-    def take(self, step: int, optimizer: MasterAdamW) -> float:
+    def take(self, step: int, optimizer: MasterOptimizer) -> float:
         """Measure after `step`, and keep the weights if no state was better."""
         figure = self.measure()
         if self._note(step, figure) and self.spec.keep_best:
@@ -62,7 +62,7 @@ class DevWatch:
         """Whether there were as many measurements in a row without a better one as the recipe has patience for."""
         return self.spec.patience is not None and self.since >= self.spec.patience
 
-    def finish(self, optimizer: MasterAdamW) -> None:
+    def finish(self, optimizer: MasterOptimizer) -> None:
         """Give the model its best weights back, where they were kept."""
         if self._kept:
             optimizer.set_weights(self._kept)

@@ -20,7 +20,7 @@ from meditune.train.breakdown import BreakdownError, LossGuard
 from meditune.train.dev import DevWatch
 from meditune.train.head_loss import loss_of_rows
 from meditune.train.mixing import Mix
-from meditune.train.optimizer import MasterAdamW, learning_rate
+from meditune.train.optimizer import MasterOptimizer, learning_rate
 from meditune.train.penalties import Penalty
 from meditune.train.replay import Replay
 from meditune.train.weights import TokenWeights
@@ -108,7 +108,7 @@ def train(
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # Virtual tokens, and adapters on a quantized base, may be FP32 in a model that computes in FP16.
     fp16 = any(parameter.dtype == torch.float16 for parameter in model.parameters())
-    optimizer = MasterAdamW(trainable, spec, fp16)
+    optimizer = MasterOptimizer(trainable, spec, fp16)
     done = 0
     if resume is not None:
         done, tensors = resume

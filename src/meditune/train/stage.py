@@ -56,7 +56,7 @@ def fine_tune(
     rows = [*planned.rows, *planned.pool]
     speed = probe(model, loaded.pad_id, rows, planned.weights, recipe.train, loaded.frozen)
     left = clock(planned.tokens / speed)
-    memory = peak_memory_gb() + trainable * STATE_BYTES / 1e9
+    memory = peak_memory_gb() + trainable * _state_bytes(recipe.train) / 1e9
     print(f"About {left} at {speed:,.0f} tokens/s; {memory:.1f} GB of memory.", file=sys.stderr)
     write_json(folder / "tokens.json", {"train": lengths(planned.rows)})
     log, watch = _train_with_checkpoints(model, loaded, planned, recipe, folder, measure, len(dev))
@@ -191,6 +191,11 @@ def _train_with_checkpoints(
     if watch:
         print(*watch.said(), sep="\n", file=sys.stderr)
     return log, watch
+
+
+def _state_bytes(spec: TrainSpec) -> int:
+    """For each trained weight."""
+    return STATE_BYTES[spec.optimizer] + 4 * spec.dev.keep_best
 
 
 def _what_training_depends_on(recipe: Recipe) -> dict[str, Any]:
