@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from meditune import cli
+from meditune.errors import Stopped
+from meditune.train import stage
 from tests import tiny
 from tests.data import layouts
 
@@ -137,6 +139,22 @@ def meditune(*words: Any) -> Result:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
     return Result(int(code), out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def stopped_after(step: int) -> Iterator[None]:
+    """Inside the block the user stops every training after this optimizer step."""
+    real = stage.train
+
+    def stopping(*given: Any, **named: Any) -> Iterator[Any]:
+        for done in real(*given, **named):
+            yield done
+            if done.step == step:
+                raise Stopped
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "train", stopping)
+        yield
 
 
 def rows(count: int, **changes: Any) -> list[dict[str, Any]]:

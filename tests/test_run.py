@@ -10,10 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from meditune.errors import Stopped
 from meditune.evaluate.metrics import METRICS as METRIC_TABLE
-from meditune.train import stage
-from tests.commands import bench, jsonl, meditune, read_rows, rows
+from tests.commands import bench, jsonl, meditune, read_rows, rows, stopped_after
 from tests.data import layouts
 
 RUN_FOLDER = {
@@ -240,21 +238,12 @@ def test_the_same_recipe_gives_the_same_adapter(place, uninterrupted):
 
 
 @pytest.mark.parametrize("top_layers", [None, 1], ids=["all layers", "top layer"])
-def test_stopped_between_two_checkpoints(place, monkeypatch, top_layers):
+def test_stopped_between_two_checkpoints(place, top_layers):
     settings = STEPS | {"train__checkpoint_steps": 3, "train__accumulation": 2}
     settings |= {"model__top_layers": top_layers} if top_layers else {}
     names = [f"{kind}-{top_layers}" for kind in ("whole", "stopped")]
     assert place.run(names[0], **settings).code == 0
-    real = stage.train
-
-    def stopping(*given):
-        for step in real(*given):
-            yield step
-            if step.step == 17:
-                raise Stopped
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stage, "train", stopping)
+    with stopped_after(17):
         result = place.run(names[1], **settings)
     assert result.code == 130
     assert "run the same command again" in result.err

@@ -7,14 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from meditune.errors import Stopped
 from meditune.evaluate.generation import generate
 from meditune.models.load import load
 from meditune.prompts import Encoded
 from meditune.recipe import ModelSpec
-from meditune.train import stage
 from meditune.train.card import TITLES
-from tests.commands import bench, meditune, read_rows
+from tests.commands import bench, meditune, read_rows, stopped_after
 
 QUICK = {
     "data__sources__0__limit": 16,
@@ -120,21 +118,12 @@ def loaded_in_five_lines(card, folder):
     ],
     ids=["full", "ia3", "prefix", "nf4"],
 )
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(place, changes, request, monkeypatch):
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(place, changes, request):
     quantized(changes)
     words = settings(place, changes | {"train__batch_size": 2, "train__checkpoint_steps": 3})
     whole, stopped = (place.folder / f"{request.node.callspec.id}-{kind}" for kind in ("whole", "stopped"))
     assert meditune("run", "quickstart", "--output", whole, *words).code == 0
-    real = stage.train
-
-    def stopping(*given):
-        for step in real(*given):
-            yield step
-            if step.step == 5:
-                raise Stopped
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stage, "train", stopping)
+    with stopped_after(5):
         assert meditune("run", "quickstart", "--output", stopped, *words).code == 130
     resumed = meditune("run", "quickstart", "--output", stopped, *words)
     assert resumed.code == 0, resumed

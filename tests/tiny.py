@@ -49,8 +49,11 @@ def tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
 ARCHITECTURES = ("llama", "gpt2", "mistral", "gemma3")
 
 
-def model(architecture: str, seed: int = 0) -> PreTrainedModel:
-    """Two layers, hidden size 32, grouped heads where the architecture has them; FP32."""
+def model(architecture: str, seed: int = 0, **changes: int) -> PreTrainedModel:
+    """Two layers, hidden size 32, grouped heads where the architecture has them; FP32.
+
+    `changes` are other values of the configuration, which GPT-2 names in a way of its own.
+    """
     torch.manual_seed(seed)
     shared = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "vocab_size": 500}
     wide = {
@@ -60,7 +63,9 @@ def model(architecture: str, seed: int = 0) -> PreTrainedModel:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 1024,
+        **({"head_dim": 8} if architecture == "gemma3" else {}),
     }
+    wide |= changes
     if architecture == "gpt2":
         made: PreTrainedModel = GPT2LMHeadModel(
             GPT2Config(
@@ -81,9 +86,7 @@ def model(architecture: str, seed: int = 0) -> PreTrainedModel:
     else:
         layers = ["sliding_attention", "full_attention"]
         made = Gemma3ForCausalLM(
-            Gemma3TextConfig(
-                **wide, **shared, head_dim=8, sliding_window=64, layer_types=layers, tie_word_embeddings=True
-            )
+            Gemma3TextConfig(**wide, **shared, sliding_window=64, layer_types=layers, tie_word_embeddings=True)
         )
     return made.eval()
 

@@ -66,14 +66,14 @@ def claimed(recipe: Recipe, folder: Path, model: str | None = None, to_tune: boo
 def _refuse_foreign(folder: Path) -> None:
     if (folder / RECIPE).is_file() or not folder.exists():
         return
-    if not folder.is_dir() or any(item.name != LOCK for item in folder.iterdir()):
+    if not folder.is_dir() or any(item.name != LOCK and not _process_of(item) for item in folder.iterdir()):
         raise MedituneError(f"{folder} is there already and holds no run. Choose another --output.")
 
 
 def _claim(recipe: Recipe, folder: Path, model: str | None, to_tune: bool) -> None:
     path = folder / RECIPE
+    _remove_leftovers(folder)
     if path.is_file():
-        _remove_leftovers(folder)
         earlier = load_recipe(str(path)).recipe
         if plain(earlier) == plain(recipe):
             return
@@ -116,8 +116,9 @@ def _check_model(recipe: Recipe, name: str, to_tune: bool) -> None:
         refuse_restricted_sources_for_api([source.name for source in recipe.data.sources], remote.title)
         remote.key()
         return
-    from meditune.models.load import locate
+    from meditune.models.load import device, locate
     from meditune.models.quantized import require
+    from meditune.train.optimizer import check_optimizer
 
     if recipe.model.quantize != "none":
         require()
@@ -125,22 +126,35 @@ def _check_model(recipe: Recipe, name: str, to_tune: bool) -> None:
     if to_tune:
         from meditune.train.start import check_start
 
+        check_optimizer(recipe.train.optimizer, device())
         check_start(recipe)
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove temporary files and folders of runs that were killed (names as in files.py)."""
+    """Remove temporary files and folders of runs that were killed (names as in files.py).
+
+    What was moved aside for something new that never came goes back to its place.
+    """
     import psutil
 
     for item in folder.glob(".*"):
-        parts = item.name.rsplit(".", 2)
-        if len(parts) == 3 and parts[2] in {"partial", "old"} and parts[1].isdigit():
-            if psutil.pid_exists(int(parts[1])):
-                continue
-            if item.is_dir():
-                shutil.rmtree(item, ignore_errors=True)
-            else:
-                item.unlink(missing_ok=True)
+        process = _process_of(item)
+        if process is None or psutil.pid_exists(process):
+            continue
+        place = folder / item.stem.rpartition(".")[0].removeprefix(".")
+        if item.suffix == ".old" and not place.exists():
+            item.rename(place)
+        elif item.is_dir():
+            shutil.rmtree(item, ignore_errors=True)
+        else:
+            item.unlink(missing_ok=True)
+
+
+def _process_of(item: Path) -> int | None:
+    """The process that a temporary file or folder belongs to; None of anything else."""
+    number = Path(item.stem).suffix.removeprefix(".")
+    temporary = item.name.startswith(".") and item.suffix in {".partial", ".old"} and number.isdigit()
+    return int(number) if temporary else None
 
 
 def refuse_unfinished(folder: Path) -> None:
@@ -184,7 +198,8 @@ def versions(recipe: Recipe) -> dict[str, str]:
     from importlib.metadata import version
 
     packages = ["torch", "transformers", "peft", "tokenizers", "sacrebleu", "rouge_score", "numpy"]
-    packages += ["bitsandbytes"] if recipe.model.quantize != "none" else []
+    eight_bit = recipe.model.quantize != "none" or recipe.train.optimizer == "adamw8bit"
+    packages += ["bitsandbytes"] if eight_bit else []
     return {"meditune": meditune.__version__, "python": platform.python_version()} | {
         package: version(package) for package in packages
     }

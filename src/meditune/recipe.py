@@ -23,6 +23,9 @@ Quantize = Literal["none", "nf4", "int8"]
 Objective = Literal["sft", "dpo", "orpo"]
 Corruption = Literal["number", "negation", "direction", "other"]
 CORRUPTIONS: tuple[Corruption, ...] = ("number", "negation", "direction", "other")
+OptimizerName = Literal["adamw", "adamw8bit", "adafactor"]
+DevMetric = Literal["loss", "perplexity", "accuracy", "macro_f1"]
+"""What can be measured on the dev split without writing answers."""
 
 
 class Spec(BaseModel):
@@ -256,12 +259,36 @@ class PreferenceSpec(Spec):
     per_example: int = Field(1, ge=1, le=4, description="Corruptions of each answer, each of another kind.")
 
 
+class DevSpec(Spec):
+    """Measuring on the dev split while training; only where patience or keep_best ask for it."""
+
+    metric: DevMetric = Field(
+        "loss", description="loss: as trained on; perplexity: of the answers; accuracy, macro_f1: of the decisions."
+    )
+    every_steps: int | None = Field(
+        None, ge=1, description="Steps from one measurement to the next; one at each epoch's end when empty."
+    )
+    patience: int | None = Field(
+        None, ge=1, description="Training ends early after this many measurements without a better one."
+    )
+    keep_best: bool = Field(False, description="The result is the best state that was measured, not the last.")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is measured."""
+        return self.patience is not None or self.keep_best
+
+
 class TrainSpec(Spec):
     """Training: supervised fine-tuning (sft), or experimental preference tuning, which comes after it.
 
     `dpo` is direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290), `orpo` odds-ratio preference
     optimization, which needs no reference (Hong et al. 2024, arXiv:2403.07691). They learn from pairs of answers, so
     what is said here about tasks and decisions doesn't concern them.
+
+    Optimizers: `adamw` (Loshchilov and Hutter 2019, arXiv:1711.05101), `adamw8bit` (Dettmers et al. 2022,
+    arXiv:2110.02861), `adafactor` (Shazeer and Stern 2018, arXiv:1804.04235; without relative step sizes and without a
+    first moment).
     """
 
     tasks: list[Task] = Field(
@@ -270,8 +297,11 @@ class TrainSpec(Spec):
     batch_size: int = Field(8, ge=1, description="Examples in one batch.")
     accumulation: int = Field(4, ge=1, description="Batches in one optimizer step.")
     epochs: float = Field(3.0, gt=0, description="Passes over the training examples.")
-    learning_rate: float = Field(5e-5, gt=0, description="Peak learning rate of AdamW.")
-    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay of AdamW.")
+    optimizer: OptimizerName = Field(
+        "adamw", description="The last two remember less of each weight; adamw8bit needs bitsandbytes."
+    )
+    learning_rate: float = Field(5e-5, gt=0, description="Peak learning rate.")
+    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
     warmup_share: float = Field(0.03, ge=0, lt=1, description="Share of the steps that warm the learning rate up.")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Learning rate after warm-up.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradient norm is clipped to this.")
@@ -297,6 +327,7 @@ class TrainSpec(Spec):
     preference: PreferenceSpec = Field(
         default_factory=PreferenceSpec, description="Pairs of answers for dpo and orpo; experimental."
     )
+    dev: DevSpec = Field(default_factory=DevSpec, description="Early stopping, and keeping the best state.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
     micro_batch_tokens: int = Field(
         2048, ge=64, description="A step is computed in pieces of at most this many tokens; the result is the same."
@@ -351,6 +382,9 @@ class Recipe(Spec):
         asked = {
             f"model.strategy {self.model.strategy}": self.model.strategy in VIRTUAL,
             f"model.quantize {self.model.quantize}": self.model.quantize != "none",
+            f"train.optimizer {self.train.optimizer}": self.train.optimizer != "adamw",
+            "train.dev": self.train.dev.is_on,
+            "train.average_last": self.train.average_last > 0,
             "train.l2_sp": self.train.l2_sp > 0,
             "train.ewc.strength": self.train.ewc.strength > 0,
         }
@@ -381,7 +415,11 @@ class Recipe(Spec):
                 f"train.parallel fsdp spreads the weights, and {', '.join(self.needs_whole_weights)} needs them whole; "
                 "take ddp or auto"
             )
+        if self.train.dev.keep_best and self.train.average_last:
+            yield "train.dev.keep_best and train.average_last both choose the weights that training ends with; take one"
         if self.train.objective != "sft":
+            if self.train.dev.is_on:
+                yield f"train.dev has no meaning with train.objective {self.train.objective}; leave it out"
             if self.train.replay.share:
                 yield f"train.replay.share has no meaning with train.objective {self.train.objective}; set it to 0"
             if self.train.mix != MixSpec():

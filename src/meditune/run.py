@@ -9,6 +9,8 @@ one stopped.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from meditune.folder import (
     stage,
     versions,
 )
-from meditune.models.api.model import find
+from meditune.models.api.model import ApiModel, find
 from meditune.recipe import Recipe
 from meditune.recipes.loading import load_recipe
 from meditune.remote import journey
@@ -43,13 +45,7 @@ def run(recipe: Recipe, folder: Path, command: str, approve: Approve = refuse) -
 
     `approve` is asked before anything is sent to an API. Raises MedituneError where the folder holds another run.
     """
-    from meditune.train.plan import check
-
-    with claimed(recipe, folder, recipe.model.base, to_tune=True):
-        with stage(folder, "prepare"):
-            data = prepared(recipe, folder)
-        check(data.splits, recipe)
-        remote = find(recipe.model.base, recipe.model.api)
+    with _ready_to_tune(recipe, folder) as (data, remote):
         if remote:
             journey.tune(remote, data, recipe, folder, approve)
         else:
@@ -58,7 +54,38 @@ def run(recipe: Recipe, folder: Path, command: str, approve: Approve = refuse) -
         return report(folder, command)
 
 
+@contextmanager
+def _ready_to_tune(recipe: Recipe, folder: Path) -> Iterator[tuple[Prepared, ApiModel | None]]:
+    """The prepared and checked data, and the base where it is behind an API; the folder is claimed inside the block."""
+    from meditune.train.plan import check
+
+    remote = find(recipe.model.base, recipe.model.api)
+    _refuse_several(recipe, remote)
+    with ranks.only_first(claimed(recipe, folder, recipe.model.base, to_tune=True)):
+        data = None
+        if ranks.is_first():
+            with stage(folder, "prepare"):
+                data = prepared(recipe, folder)
+            check(data.splits, recipe)
+        ranks.wait()
+        ranks.check_shared(folder / RECIPE)
+        yield data or stored(folder / "data"), remote
+
+
+def _refuse_several(recipe: Recipe, remote: ApiModel | None) -> None:
+    """Raise MedituneError where several processes can't share this training."""
+    if ranks.world() == 1:
+        return
+    if remote:
+        raise MedituneError(
+            f"{recipe.model.base} is trained behind an API, which takes one process. Leave torchrun out."
+        )
+    if recipe.train.objective != "sft":
+        raise MedituneError(f"train.objective {recipe.train.objective} takes one process. Leave torchrun out.")
+
+
 def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
+    from meditune.evaluate.dev import dev_measure
     from meditune.evaluate.stage import Measuring
     from meditune.train.stage import fine_tune
     from meditune.train.start import starting_point
@@ -74,7 +101,7 @@ def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
             measuring.measure(loaded, "base")
     if not trained:
         with stage(folder, "train"):
-            fine_tune(loaded, data.splits, recipe, folder)
+            fine_tune(loaded, data.splits, recipe, folder, dev_measure(loaded, data.splits.dev, recipe))
     if not measuring.is_done("tuned"):
         if loaded is None or trained:
             loaded = _load(recipe, str(folder / "model"))
@@ -87,27 +114,11 @@ def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
 
     Of several processes (ranks.py) the first prepares, while the others wait; all train.
     """
-    from meditune.train.plan import check
-
-    remote = find(recipe.model.base, recipe.model.api)
-    if remote and ranks.world() > 1:
-        raise MedituneError(
-            f"{recipe.model.base} is trained behind an API, which takes one process. Leave torchrun out."
-        )
-    if recipe.train.objective != "sft" and ranks.world() > 1:
-        raise MedituneError(f"train.objective {recipe.train.objective} takes one process. Leave torchrun out.")
-    with ranks.only_first(claimed(recipe, folder, recipe.model.base, to_tune=True)):
-        data = None
-        if ranks.is_first():
-            with stage(folder, "prepare"):
-                data = prepared(recipe, folder)
-            check(data.splits, recipe)
-        ranks.wait()
-        ranks.check_shared(folder / RECIPE)
-        data = data or stored(folder / "data")
+    with _ready_to_tune(recipe, folder) as (data, remote):
         if remote:
             journey.tune(remote, data, recipe, folder, approve, measured=False)
         elif not ranks.told((folder / "model" / "training.json").is_file()):
+            from meditune.evaluate.dev import dev_measure
             from meditune.train.stage import fine_tune
             from meditune.train.start import starting_point
 
@@ -116,7 +127,7 @@ def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
                     # Where the weights go is known when their size is.
                     several = ranks.world() > 1 and recipe.model.quantize == "none"
                     loaded = _load(recipe, starting_point(recipe, folder), on="cpu" if several else None)
-                fine_tune(loaded, data.splits, recipe, folder)
+                fine_tune(loaded, data.splits, recipe, folder, dev_measure(loaded, data.splits.dev, recipe))
 
 
 def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from meditune.evaluate.generation import generate
 from meditune.models.forward import predict
@@ -109,19 +108,8 @@ def test_untrained_virtual_tokens_say_what_their_words_say(architecture, kind):
 
 def test_heads_may_have_another_size_than_hidden_by_count():
     """As in the real Gemma 3 270M: 4 heads of 256 in 640."""
-    config = Gemma3TextConfig(
-        vocab_size=500,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=1,
-        head_dim=16,
-        sliding_window=64,
-        layer_types=["sliding_attention", "full_attention"],
-    )
-    torch.manual_seed(0)
-    model = add_prefix(Gemma3ForCausalLM(config).eval(), COUNT, seed=3)
+    base = tiny.model("gemma3", num_key_value_heads=1, head_dim=16)
+    model = add_prefix(base, COUNT, seed=3)
     assert model.prompt_encoder["default"].embedding.weight.shape == (COUNT, 2 * 2 * 16)
     loaded = LoadedModel("gemma3", model, tiny.tokenizer(bos=True), None, FrozenLayers(model, 0))
     items = encoded(loaded)[:1]

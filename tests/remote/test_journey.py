@@ -160,6 +160,11 @@ def test_a_job_can_be_looked_at_and_cancelled(place):
     assert (place.api.count("POST", "/files"), place.api.count("POST", "/fine_tuning/jobs")) == (1, 2)
 
 
+def test_a_training_that_happens_elsewhere_cant_be_measured_on_its_way(place):
+    place.call("train", train__dev__keep_best=True).refused(2, "train.dev", "keep_best")
+    assert place.api.requests == []
+
+
 def test_commands_about_a_job_need_a_run(place, tmp_path):
     for command in ("status", "cancel"):
         meditune("api", command, tmp_path).refused(3, "holds no run")

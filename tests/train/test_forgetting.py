@@ -5,15 +5,13 @@ import random
 
 import pytest
 
-from meditune.errors import Stopped
 from meditune.models.frozen import FrozenLayers
 from meditune.models.rows import windows
 from meditune.recipe import TrainSpec
-from meditune.train import stage
 from meditune.train.sft import train
 from meditune.train.weights import TokenWeights
 from tests import tiny
-from tests.commands import bench, meditune, read_rows
+from tests.commands import bench, meditune, read_rows, stopped_after
 
 OFF = {"train__replay__share": 0, "train__replay__source": "medical", "train__l2_sp": 0, "train__ewc__strength": 0}
 PROTECTIONS = {
@@ -92,21 +90,12 @@ def test_what_is_off_changes_nothing_and_needs_nothing(place):
     assert not (place.folder / "off" / "replay.jsonl").exists()
 
 
-def test_a_stopped_run_goes_on_with_the_same_replay_and_the_same_pull(place, monkeypatch):
+def test_a_stopped_run_goes_on_with_the_same_replay_and_the_same_pull(place):
     both = {"train__replay__share": 0.4, "train__replay__rows": 9, "train__replay__tokens": 32}
     both |= {"train__ewc__strength": 500, "train__ewc__samples": 12, "train__l2_sp": 0.02}
     assert trained(place, "whole", **both).code == 0
     written = place.folder / "stopped" / "replay.jsonl"
-    real = stage.train
-
-    def stopping(*given):
-        for step in real(*given):
-            yield step
-            if step.step == 11:
-                raise Stopped
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stage, "train", stopping)
+    with stopped_after(11):
         assert trained(place, "stopped", **both).code == 130
     before = written.stat()
     resumed = trained(place, "stopped", **both)

@@ -1,5 +1,7 @@
 """What a step does depends on its examples alone, not on how they are cut into pieces."""
 
+import math
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from meditune.models.adapters import add_lora
 from meditune.models.frozen import FrozenLayers
 from meditune.models.rows import rows_of
 from meditune.recipe import LoraSpec, PromptFormat, TrainSpec
-from meditune.train.optimizer import MasterAdamW, learning_rate
+from meditune.train.optimizer import MasterOptimizer, learning_rate
 from meditune.train.sft import plan_steps, probe, train
 from meditune.train.weights import TokenWeights
 from tests import tiny
@@ -128,7 +130,7 @@ def test_training_in_16_bits_follows_fp32(dtype):
 
 def test_bf16_parameters_take_in_updates_that_are_smaller_than_their_rounding():
     parameter = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
-    optimizer = MasterAdamW([parameter], TrainSpec(learning_rate=1e-4, weight_decay=0.0))
+    optimizer = MasterOptimizer([parameter], TrainSpec(learning_rate=1e-4, weight_decay=0.0))
     for _ in range(100):
         parameter.grad = torch.ones_like(parameter)
         optimizer.step(1e-4)
@@ -137,12 +139,21 @@ def test_bf16_parameters_take_in_updates_that_are_smaller_than_their_rounding():
 
 def test_an_fp16_overflow_is_skipped_and_the_loss_scaled_down():
     parameter = torch.nn.Parameter(torch.ones(2, dtype=torch.float16))
-    optimizer = MasterAdamW([parameter], TrainSpec(learning_rate=0.1))
+    optimizer = MasterOptimizer([parameter], TrainSpec(learning_rate=0.1))
     before = optimizer.scale
     parameter.grad = torch.tensor([float("inf"), 1.0], dtype=torch.float16)
     assert optimizer.step(0.1) == float("inf")
     assert parameter.tolist() == [1.0, 1.0]
     assert optimizer.scale == before / 2
+
+
+def test_a_gradient_that_is_no_number_is_never_applied():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = MasterOptimizer([parameter], TrainSpec())
+    parameter.grad = torch.tensor([float("nan"), 1.0])
+    assert not math.isfinite(optimizer.step(0.1))
+    assert parameter.tolist() == [1.0, 1.0]
+    assert optimizer.scale == 1
 
 
 def test_every_example_comes_once_an_epoch():
@@ -198,8 +209,8 @@ def test_the_probe_changes_nothing():
 
 def test_what_is_fp32_in_an_fp16_model_is_trained_with_a_scaled_loss_too():
     parameter = torch.nn.Parameter(torch.ones(2))
-    assert MasterAdamW([parameter], TrainSpec()).scale == 1.0
-    optimizer = MasterAdamW([parameter], TrainSpec(weight_decay=0.0), fp16=True)
+    assert MasterOptimizer([parameter], TrainSpec()).scale == 1.0
+    optimizer = MasterOptimizer([parameter], TrainSpec(weight_decay=0.0), fp16=True)
     assert optimizer.scale > 1
     parameter.grad = torch.full((2,), 1e-3) * optimizer.scale
     assert optimizer.step(0.1) == pytest.approx(1e-3 * 2**0.5)

@@ -14,12 +14,33 @@ from meditune.errors import DataError
 from meditune.evaluate import likelihood, preference
 from meditune.evaluate.generation import generate
 from meditune.evaluate.items import chosen_answers
-from meditune.evaluate.predictions import Kind, once, path_of
+from meditune.evaluate.predictions import Kind, Predictions, once, path_of
 from meditune.models.load import LoadedModel
 from meditune.models.rows import rows_of
+from meditune.prompts import Encoder
 from meditune.recipe import Recipe
 
 GENERAL_WINDOW = 512
+
+
+class Scoring:
+    """What a model finds likely about given examples: the predictions that need nothing written."""
+
+    def __init__(self, encoder: Encoder, decided: Sequence[Example], answered: Sequence[Example]) -> None:
+        """Raises DataError where an example's question is too long for the encoder's prompt."""
+        self.decided, self.answered = decided, answered
+        encoded = [encoder.supervised(example, "decision") for example in decided]
+        encoded += [encoder.supervised(example, "answer") for example in answered]
+        self.rows = rows_of(sorted(encoded, key=lambda item: item.id))
+        self.labels = encoder.label_ids() if decided else {}
+
+    def predictions(self, loaded: LoadedModel, batch_tokens: int, label: str) -> Predictions:
+        """Decisions and likelihoods; `label` is shown beside the progress."""
+        scores = likelihood.score(loaded, self.rows, batch_tokens, label, self.labels)
+        return Predictions(
+            decision=[_decided(example, scores) for example in self.decided],
+            likelihood=[_scored(example.id, scores) for example in self.answered],
+        )
 
 
 class Measuring:
@@ -61,16 +82,12 @@ class Measuring:
         scored = not self.answered or path_of(self.folder, name, "likelihood").is_file()
         if decided and scored:
             return
-        encoder = loaded.encoder(self.form)
-        encoded = [encoder.supervised(example, "decision") for example in self.decided]
-        encoded += [encoder.supervised(example, "answer") for example in self.answered]
-        encoded.sort(key=lambda item: item.id)
-        labels = encoder.label_ids() if self.decided else {}
-        scores = likelihood.score(loaded, rows_of(encoded), self.spec.batch_tokens, f"Scoring {name}", labels)
+        scoring = Scoring(loaded.encoder(self.form), self.decided, self.answered)
+        predictions = scoring.predictions(loaded, self.spec.batch_tokens, f"Scoring {name}")
         if self.decided:
-            once(self.folder, name, "decision", lambda: (_decided(e, scores) for e in self.decided))
+            once(self.folder, name, "decision", lambda: predictions.decision)
         if self.answered:
-            once(self.folder, name, "likelihood", lambda: (_scored(e.id, scores) for e in self.answered))
+            once(self.folder, name, "likelihood", lambda: predictions.likelihood)
 
     def _answers(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
         encoder = loaded.encoder(self.form)

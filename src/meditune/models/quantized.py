@@ -20,13 +20,13 @@ TRAINING = "training.json"
 """Lies beside a tuned model and says, among other things, what its base was quantized to."""
 
 
-def require() -> None:
-    """Raise ModelError, with the command, where bitsandbytes isn't installed."""
+def require(key: str = "model.quantize") -> None:
+    """Raise ModelError, with the command, where bitsandbytes isn't installed; `key` is the recipe's that needs it."""
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise ModelError(
-            f"model.quantize needs bitsandbytes, which can't be imported ({error}). Install it with: "
+            f"{key} needs bitsandbytes, which can't be imported ({error}). Install it with: "
             "pip install 'meditune[quantized]' (from a checkout: pip install --editable '.[quantized]')"
         ) from error
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
-from meditune.train.optimizer import MasterAdamW
+from meditune.train.optimizer import MasterOptimizer
 
 
 class WeightAverage:
@@ -16,7 +14,7 @@ class WeightAverage:
     trained weights and no forward pass.
     """
 
-    def __init__(self, optimizer: MasterAdamW, steps: int, share: float) -> None:
+    def __init__(self, optimizer: MasterOptimizer, steps: int, share: float) -> None:
         self.optimizer = optimizer
         self.first = steps - round(steps * share)
         """Number, from 0, of the first step whose outcome counts"""
@@ -42,15 +40,14 @@ class WeightAverage:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Everything needed to go on, as a flat dictionary of tensors."""
-        means = {f"average.{index}": mean for index, mean in enumerate(self.means)}
-        return means | {"averaged": torch.tensor(self.count)}
+        if not self.count:
+            return {}
+        return {f"average.{index}": mean for index, mean in enumerate(self.means)} | {
+            "averaged": torch.tensor(self.count)
+        }
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
         """Take up the state that `state` gave."""
-        self.count = int(tensors["averaged"])
-        held: Sequence[str] = sorted((key for key in tensors if key.startswith("average.")), key=_number)
-        self.means = [tensors[key].clone() for key in held]
-
-
-def _number(key: str) -> int:
-    return int(key.rpartition(".")[2])
+        if "averaged" in tensors:
+            self.count = int(tensors["averaged"])
+            self.means = [tensors[f"average.{index}"].clone() for index in range(len(self.optimizer.masters))]

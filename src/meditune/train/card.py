@@ -144,8 +144,12 @@ def _quantized(spec: ModelSpec) -> list[str]:
 
 
 def _beside(facts: dict[str, Any]) -> list[str]:
-    """What was preferred, how sources were mixed and what was rehearsed, where anything was."""
+    """Which state was kept, what was preferred, how sources were mixed and what was rehearsed, where anything was."""
     lines = []
+    if facts.get("dev", {}).get("kept"):
+        dev = facts["dev"]
+        best = f"the best by {dev['metric']} on the dev split"
+        lines += [f"The weights are those after step {dev['best_step']}, {best}.", ""]
     if "preference" in facts:
         pairs, method = facts["preference"], facts["objective"].upper()
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in pairs["train"].items())

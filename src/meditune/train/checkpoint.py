@@ -18,7 +18,7 @@ from typing import Any
 from meditune import ranks
 from meditune.errors import MedituneError
 from meditune.files import disk_full, read_json, read_jsonl, replacing_folder, write_json, write_jsonl
-from meditune.models.sharded import share
+from meditune.models.sharded import is_sharded, share
 from meditune.recipe import Recipe, plain
 from meditune.train.optimizer import empty_state
 from meditune.train.sft import Step
@@ -65,10 +65,11 @@ def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str,
         )
     log = [Step(**row) for row in read_jsonl(place / "training.jsonl")]
     print(f"Going on with training after step {len(log)}.", file=sys.stderr)
-    wanted = empty_state([parameter for parameter in model.parameters() if parameter.requires_grad])
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if (place / SHARDS).is_dir():
         from torch.distributed.checkpoint.state_dict_loader import load
 
+        wanted = empty_state(trained)
         with warnings.catch_warnings():
             # PyTorch warns that one process reads, even when asked for just that.
             warnings.simplefilter("ignore", UserWarning)
@@ -76,7 +77,11 @@ def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str,
         return log, wanted
     from safetensors.torch import load_file
 
-    return log, {key: share(value, like=wanted[key]) for key, value in load_file(place / WHOLE).items()}
+    tensors = load_file(place / WHOLE)
+    if is_sharded(model):
+        wanted = empty_state(trained)
+        tensors = {key: share(value, like=wanted[key]) for key, value in tensors.items()}
+    return log, tensors
 
 
 @contextmanager

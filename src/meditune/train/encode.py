@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from meditune.data.example import Example
@@ -28,10 +28,6 @@ class TokenFacts:
     """Answers that end early; their end token isn't trained."""
     dropped: int
     """Examples left out because their question alone is too long, or they teach none of the tasks."""
-
-    def as_dict(self) -> dict[str, int]:
-        """Plain values."""
-        return asdict(self)
 
 
 def encode(examples: Sequence[Example], encoder: Encoder, tasks: Sequence[Task]) -> tuple[list[Row], TokenFacts]:

@@ -1,21 +1,27 @@
-"""AdamW on FP32 master copies of parameters that may themselves be BF16 or FP16."""
+"""Optimizers on FP32 master copies of parameters that may themselves be BF16 or FP16."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from meditune.errors import ModelError
+from meditune.models.quantized import require
 from meditune.models.sharded import whole
-from meditune.recipe import TrainSpec
+from meditune.recipe import OptimizerName, TrainSpec
 
-STATE_BYTES = 16
-"""For each trained weight: its FP32 copy, that one's gradient, and AdamW's two moments."""
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+EIGHT_BIT_FROM = 4096
+"""Tensors of this many weights or more are remembered in 8 bits; for smaller ones it isn't worth it."""
+STATE_BYTES: dict[OptimizerName, int] = {"adamw": 16, "adamw8bit": 10, "adafactor": 8}
+"""For each trained weight: its FP32 copy, that one's gradient, and what the optimizer remembers."""
 
 
-class MasterAdamW:
-    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) whose state and parameters are FP32.
+class MasterOptimizer:
+    """The recipe's optimizer at work on FP32 parameters.
 
     A BF16 parameter rounds away updates smaller than 1/256 of its value, so training it directly stalls. Here the
     update happens on an FP32 copy, and the BF16 parameter is only its rounded image.
@@ -35,9 +41,7 @@ class MasterAdamW:
         fp16 = fp16 or any(parameter.dtype == torch.float16 for parameter in parameters)
         self.scale = 2.0**16 if fp16 else 1.0
         self.good_steps = 0
-        self.optimizer = torch.optim.AdamW(
-            self.masters, lr=spec.learning_rate, weight_decay=spec.weight_decay, betas=(0.9, 0.999), eps=1e-8
-        )
+        self.optimizer = _optimizer(self.masters, spec)
 
     @property
     def master_of(self) -> dict[torch.nn.Parameter, torch.Tensor]:
@@ -48,7 +52,7 @@ class MasterAdamW:
         """Apply the gathered gradients and clear them; returns their norm before clipping.
 
         What the masters' own gradients hold already (penalties, which know no scale) is added to the parameters'.
-        Where the scaled gradients overflowed, nothing is applied, the scale is halved, and the norm is infinite.
+        Where the norm isn't finite, nothing is applied; a loss scale above 1 is halved, which ends an overflow.
         """
         for master, parameter in zip(self.masters, self.parameters, strict=True):
             if parameter.grad is not None:
@@ -56,10 +60,11 @@ class MasterAdamW:
                 master.grad = gradient if master.grad is None else master.grad + gradient
             parameter.grad = None
         norm = whole(torch.nn.utils.clip_grad_norm_(self.masters, self.max_norm))
-        if self.scale != 1 and not torch.isfinite(norm):
-            self.scale, self.good_steps = max(self.scale / 2, 1.0), 0
+        if not torch.isfinite(norm):
+            if self.scale != 1:
+                self.scale, self.good_steps = max(self.scale / 2, 1.0), 0
             self.optimizer.zero_grad()
-            return float("inf")
+            return float(norm)
         self.good_steps += 1
         if self.scale != 1 and self.good_steps % self.GOOD_STEPS == 0:
             self.scale *= 2
@@ -76,28 +81,76 @@ class MasterAdamW:
         """Everything needed to go on, as a flat dictionary of tensors."""
         tensors = {f"master.{index}": master.detach() for index, master in enumerate(self.masters)}
         tensors["scale"] = torch.tensor([self.scale, float(self.good_steps)])
-        for number, values in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"state.{number}.{key}": value for key, value in values.items()}
+        for index, master in enumerate(self.masters):
+            for key, value in self.optimizer.state[master].items():
+                # Every parameter has the same quantization map, and safetensors stores no tensor twice.
+                kept = value.clone() if key.startswith("qmap") else torch.as_tensor(value)
+                tensors[f"state.{index}.{key}"] = kept
         return tensors
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
         """Take up the state that `state` gave."""
         self.scale, self.good_steps = float(tensors["scale"][0]), int(tensors["scale"][1])
-        state: dict[int, dict[str, Any]] = {}
         for key, value in tensors.items():
-            kind, *number_and_name = key.split(".", 2)
+            kind, *index_and_name = key.split(".", 2)
             if kind == "state":
-                number, name = number_and_name
-                state.setdefault(int(number), {})[name] = value
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        with torch.no_grad():
-            for index, (master, parameter) in enumerate(zip(self.masters, self.parameters, strict=True)):
-                master.copy_(tensors[f"master.{index}"])
-                parameter.copy_(master)
+                master = self.masters[int(index_and_name[0])]
+                self.optimizer.state[master][index_and_name[1]] = _as_it_was(value, master)
+        self.set_weights([tensors[f"master.{index}"] for index in range(len(self.masters))])
+
+    @torch.no_grad()
+    def set_weights(self, weights: Sequence[torch.Tensor]) -> None:
+        """Give the masters these values, and the parameters their rounded image."""
+        for master, parameter, weight in zip(self.masters, self.parameters, weights, strict=True):
+            master.copy_(weight)
+            parameter.copy_(master)
+
+
+def check_optimizer(name: OptimizerName, device: str) -> None:
+    """Raise ModelError where the optimizer can't be had on this machine; takes a step with eight-bit states to see."""
+    if name != "adamw8bit":
+        return
+    require("train.optimizer adamw8bit")
+    weight = torch.zeros(EIGHT_BIT_FROM, device=device)
+    weight.grad = torch.ones_like(weight)
+    try:
+        _optimizer([weight], TrainSpec(optimizer=name)).step()
+    except RuntimeError as error:
+        from importlib.metadata import version
+
+        raise ModelError(
+            f"train.optimizer adamw8bit: bitsandbytes {version('bitsandbytes')} has no such step on this machine's "
+            f"{device} ({str(error).splitlines()[0]}). Install a newer one, or take adafactor, which needs less memory "
+            "still."
+        ) from error
+
+
+def _optimizer(masters: list[torch.Tensor], spec: TrainSpec) -> torch.optim.Optimizer:
+    shared: dict[str, Any] = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay}
+    made: torch.optim.Optimizer
+    if spec.optimizer == "adafactor":
+        from transformers.optimization import Adafactor
+
+        # The recipe's learning rate as it is. Steps relative to a weight's size hardly move LoRA's B, which is zero.
+        made = Adafactor(masters, **shared, scale_parameter=False, relative_step=False, warmup_init=False)
+    elif spec.optimizer == "adamw8bit":
+        from bitsandbytes.optim import AdamW8bit
+
+        made = AdamW8bit(masters, **shared, betas=BETAS, eps=EPSILON, min_8bit_size=EIGHT_BIT_FROM)
+    else:
+        made = torch.optim.AdamW(masters, **shared, betas=BETAS, eps=EPSILON)
+    return made
+
+
+def _as_it_was(value: torch.Tensor, master: torch.Tensor) -> Any:
+    """A value of the optimizer's state out of a checkpoint: beside its weight, and counts as the numbers they were."""
+    if value.dim():
+        return value.to(master.device)
+    return value if value.is_floating_point() else int(value)
 
 
 def empty_state(parameters: list[torch.nn.Parameter]) -> dict[str, torch.Tensor]:
-    """Tensors of the form that `MasterAdamW.state` gives after a step, to be read into."""
+    """Tensors of the form that `MasterOptimizer.state` gives after a step of AdamW, to be read into."""
     tensors = {"scale": torch.zeros(2)}
     for index, parameter in enumerate(parameters):
         tensors[f"state.{index}.step"] = torch.zeros(())

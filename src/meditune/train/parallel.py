@@ -30,7 +30,10 @@ def mode(model: Any, recipe: Recipe) -> Literal["one", "ddp", "fsdp"]:
     if recipe.train.parallel != "auto":
         return recipe.train.parallel
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    trained = sum(parameter.numel() * (STATE_BYTES + parameter.element_size()) for parameter in model.parameters())
+    trained = sum(
+        parameter.numel() * (STATE_BYTES[recipe.train.optimizer] + parameter.element_size())
+        for parameter in model.parameters()
+    )
     needed = weights + (trained if recipe.model.strategy == "full" else 0)
     too_large = needed > ROOM * _memory() and not recipe.needs_whole_weights
     return "fsdp" if ranks.told(too_large) else "ddp"

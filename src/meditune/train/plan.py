@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from meditune.data.splits import Splits
 from meditune.models.load import LoadedModel
 from meditune.models.rows import Row
 from meditune.recipe import Recipe
+from meditune.train.dev import check_dev
 from meditune.train.encode import TokenFacts, check_masks, encode, marked
 from meditune.train.head_loss import loss_of_rows
 from meditune.train.mixing import Mix, mix_of
@@ -51,7 +52,7 @@ class Plan:
         """For the run's records; of mix and replay only what there is."""
         mixed = {"mix": self.mix.visits} if self.mix else {}
         return (
-            self.fitted.as_dict()
+            asdict(self.fitted)
             | self.further
             | mixed
             | ({"replay": self.replay.facts(self._weight)} if self.replay else {})
@@ -79,6 +80,7 @@ def check(splits: Splits, recipe: Recipe) -> None:
     check_teaches(splits.train, recipe.train.tasks)
     mix_of([example.source for example in splits.train], recipe.train.mix)
     check_source(recipe)
+    check_dev(splits, recipe)
 
 
 def plan(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> Plan:

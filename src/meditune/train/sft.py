@@ -19,9 +19,11 @@ from meditune.models.sharded import is_sharded
 from meditune.progress import Progress
 from meditune.recipe import TrainSpec
 from meditune.train.averaging import WeightAverage
+from meditune.train.breakdown import BreakdownError, LossGuard
+from meditune.train.dev import DevWatch
 from meditune.train.head_loss import loss_of_rows
 from meditune.train.mixing import Mix
-from meditune.train.optimizer import MasterAdamW, learning_rate
+from meditune.train.optimizer import MasterOptimizer, learning_rate
 from meditune.train.parallel import Piece, dealt, sum_gradients
 from meditune.train.penalties import Penalty
 from meditune.train.replay import Replay
@@ -47,6 +49,8 @@ class Step:
     """Mean cross-entropy of the replay rows' tokens; None in a step without any."""
     penalty: float = 0.0
     """What L2-SP and EWC added to the loss before the step."""
+    dev: float | None = None
+    """The figure on the dev split after the step; None where none was taken."""
 
 
 class Weights(Protocol):
@@ -67,7 +71,7 @@ def plan_steps(count: int, spec: TrainSpec, seed: int, mix: Mix | None = None) -
     example comes once in an epoch.
     """
     mixed = mix.epochs(seed) if mix else None
-    size = spec.batch_size * spec.accumulation
+    size = _step_size(spec)
     steps: list[list[int]] = []
     for epoch in range(math.ceil(spec.epochs)):
         order = next(mixed) if mixed else list(range(count))
@@ -76,6 +80,15 @@ def plan_steps(count: int, spec: TrainSpec, seed: int, mix: Mix | None = None) -
         order = order[: max(1, round(share * count))]
         steps += [order[start : start + size] for start in range(0, len(order), size)]
     return steps
+
+
+def epoch_steps(count: int, spec: TrainSpec) -> int:
+    """Optimizer steps of a whole epoch."""
+    return math.ceil(count / _step_size(spec))
+
+
+def _step_size(spec: TrainSpec) -> int:
+    return spec.batch_size * spec.accumulation
 
 
 def train(
@@ -92,27 +105,36 @@ def train(
     replay: Replay | None = None,
     penalties: Sequence[Penalty] = (),
     loss_of: LossOfRows = loss_of_rows,
+    guard: LossGuard | None = None,
+    watch: DevWatch | None = None,
 ) -> Iterator[Step]:
     """Train in place and yield each step.
 
     Every step minimizes the weighted mean over all of its supervised tokens, those of replay included, or over what
     another `loss_of` adds up, however the step is cut into pieces. So batch size, accumulation and `micro_batch_tokens`
     don't change what a step does beyond their product. `penalties` are added once to each step. `frozen` are the layers
-    below the lowest trained one. `resume` is a finished step and the tensors that `checkpoint` was given there.
+    below the lowest trained one. `resume` is a finished step and the tensors that `checkpoint` was given there; `guard`
+    has seen the losses until there, and `watch` the figures on dev. `watch` may end training early, and give the model
+    an earlier state's weights.
 
     Of several processes, each computes its share of every step and yields the same steps; all must call with the same.
+
+    Raises BreakdownError where loss or gradient aren't finite or the loss explodes; the last checkpoint is then of the
+    state before the step where that began.
     """
     steps = plan_steps(len(rows), spec, seed, mix)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # Virtual tokens, and adapters on a quantized base, may be FP32 in a model that computes in FP16.
     fp16 = any(parameter.dtype == torch.float16 for parameter in model.parameters())
-    optimizer = MasterAdamW(trainable, spec, fp16)
+    optimizer = MasterOptimizer(trainable, spec, fp16)
     average = WeightAverage(optimizer, len(steps), spec.average_last)
     done = 0
     if resume is not None:
         done, tensors = resume
         optimizer.restore(tensors)
         average.restore(tensors)
+        if watch:
+            watch.restore(tensors)
     if spec.gradient_checkpointing:
         with quiet_transformers():
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -120,6 +142,16 @@ def train(
     model.train()
     frozen.without_dropout(model)
     lockstep = is_sharded(model)
+    guard = guard or LossGuard()
+
+    def broken(number: int, what: str) -> BreakdownError:
+        read = [rows[index] for index in steps[number]] + (replay.step(number) if replay else [])
+        return BreakdownError(number + 1, what, [row.encoded[0].id for row in read])
+
+    def save(number: int) -> None:
+        if checkpoint:
+            checkpoint(number, optimizer.state() | average.state() | (watch.state() if watch else {}))
+
     total = sum(len(rows[index]) for step in steps[done:] for index in step)
     total += replay.tokens(done) if replay else 0
     with Progress("Training", total, "tokens") as progress:
@@ -144,10 +176,28 @@ def train(
             progress.advance(read + tokens - progress.done)
             penalty = sum(each.add_gradients(optimizer.master_of) for each in penalties) or 0.0
             if not math.isfinite(loss := sum(losses) + penalty):
-                raise FloatingPointError(f"The loss of step {number + 1} is {loss}; lower train.learning_rate.")
+                save(number)
+                raise broken(number, f"the loss is {loss}")
+            guard.add(losses[0])
+            if guard.streak == 1:
+                save(number)
+            if guard.exploded:
+                began = number + 1 - guard.streak
+                raise broken(began, f"since then the loss is above {guard.bound:.2f}, and now {losses[0]:.2f}")
             rate = learning_rate(number, len(steps), spec)
+            may_overflow = optimizer.scale > 1
             norm = optimizer.step(rate)
+            if not math.isfinite(norm) and not may_overflow:
+                save(number)
+                raise broken(number, f"the gradient's norm is {norm}")
             average.add(number)
+            seconds = round(time.monotonic() - started, 3)
+            figure = None
+            if watch and watch.is_due(number + 1, len(steps)):
+                model.eval()
+                figure = watch.take(number + 1, optimizer)
+                model.train()
+                frozen.without_dropout(model)
             yield Step(
                 step=number + 1,
                 epoch=(number + 1) / len(steps) * spec.epochs,
@@ -156,13 +206,18 @@ def train(
                 grad_norm=norm,
                 tokens=tokens,
                 supervised_tokens=sum(len(row.targets) for row in parts[0].rows),
-                seconds=round(time.monotonic() - started, 3),
+                seconds=seconds,
                 replay_loss=losses[1] if losses[1:] else None,
                 penalty=penalty,
+                dev=figure,
             )
-            if checkpoint and (number + 1) % spec.checkpoint_steps == 0 and number + 1 < len(steps):
-                checkpoint(number + 1, optimizer.state() | average.state())
+            if watch and watch.is_over:
+                break
+            if (number + 1) % spec.checkpoint_steps == 0 and number + 1 < len(steps) and not guard.streak:
+                save(number + 1)
     average.apply()
+    if watch:
+        watch.finish(optimizer)
     model.eval()
 
 

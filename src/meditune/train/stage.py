@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from meditune.progress import clock
 from meditune.prompts import save_format
 from meditune.recipe import Recipe, TrainSpec
 from meditune.train import checkpoint
+from meditune.train.breakdown import BreakdownError, LossGuard
+from meditune.train.dev import DevWatch, Measure, dev_loss, measured_on
 from meditune.train.encode import lengths, marked
 from meditune.train.ewc import EWC, estimate
 from meditune.train.optimizer import STATE_BYTES
@@ -32,18 +34,20 @@ from meditune.train.parallel import mode, start_alike
 from meditune.train.penalties import L2SP, Penalty, StartingPoint
 from meditune.train.plan import Plan, plan
 from meditune.train.preference.plan import plan_pairs
-from meditune.train.sft import Step, probe, train
+from meditune.train.sft import Step, epoch_steps, probe, train
 
 START = "start"
 """Where a run keeps the model that it starts from, if that had to be made (train/start.py)."""
 SHARED = {"ddp": "each with the whole model (DDP)", "fsdp": "each with its share of every weight (FSDP2)"}
 
 
-def fine_tune(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> dict[str, Any]:
+def fine_tune(
+    loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path, measure: Measure | None = None
+) -> dict[str, Any]:
     """Train `loaded` by the recipe's strategy, leave the result in `folder/model`, and return the facts of report.json.
 
     A checkpoint lies in `folder/checkpoint` while training goes on; the same call takes it up again. `loaded.model` is
-    changed in place and holds the tuned weights afterwards.
+    changed in place and holds the tuned weights afterwards. `measure` gives the metric of `train.dev`, but for `loss`.
 
     All processes of a training call it with the same; the first writes.
     """
@@ -51,6 +55,9 @@ def fine_tune(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path)
     how = mode(loaded.model, recipe)
     if how != "fsdp":
         loaded.model.to(device())
+    dev = measured_on(splits.dev, recipe) if recipe.train.dev.is_on else []
+    if dev and not measure:
+        measure = dev_loss(dev, loaded.encoder(recipe.prompt), recipe)
     make_plan = plan if recipe.train.objective == "sft" else plan_pairs
     planned = make_plan(loaded, splits, recipe, folder)
     model = make_trainable(loaded.model, recipe.model, recipe.seed)
@@ -66,12 +73,12 @@ def fine_tune(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path)
     rows = [*planned.rows, *planned.pool]
     speed = probe(model, loaded.pad_id, rows, planned.weights, recipe.train, loaded.frozen, planned.loss_of)
     left = clock(planned.tokens / speed)
-    memory = peak_memory_gb() + trainable * STATE_BYTES / 1e9 / (ranks.world() if how == "fsdp" else 1)
+    memory = peak_memory_gb() + trainable * _state_bytes(recipe.train) / 1e9 / (ranks.world() if how == "fsdp" else 1)
     each = " in each process" if how != "one" else ""
     print(f"About {left} at {speed:,.0f} tokens/s; {memory:.1f} GB of memory{each}.", file=sys.stderr)
     if ranks.is_first():
         write_json(folder / "tokens.json", {"train": lengths(planned.rows)})
-    log = _train_with_checkpoints(model, loaded, planned, recipe, folder)
+    log, watch = _train_with_checkpoints(model, loaded, planned, recipe, folder, measure, len(dev))
     if ranks.is_first():
         write_jsonl(folder / "training.jsonl", (asdict(step) for step in log))
     seconds = sum(step.seconds for step in log)
@@ -86,11 +93,12 @@ def fine_tune(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path)
         "peak_rss_gb": round(peak_memory_gb(), 2),
         "seconds": round(seconds, 1),
         "wall_seconds": round(time.monotonic() - started, 1),
-        "epochs": recipe.train.epochs,
-        "steps": len(planned.steps),
+        "epochs": log[-1].epoch,
+        "steps": len(log),
         "final_loss": log[-1].loss,
         **({} if how == "one" else {"processes": ranks.world(), "parallel": how}),
         **({"start": recipe.model.base} if (folder / START).is_dir() else {}),
+        **({"dev": watch.facts(len(dev))} if watch else {}),
     }
     loaded.model = save_model(model, loaded, recipe, facts, folder / "model")
     if ranks.is_first():
@@ -150,7 +158,9 @@ def _penalties(model: Any, loaded: LoadedModel, pool: Sequence[Row], spec: Train
     return found
 
 
-def _train_with_checkpoints(model: Any, loaded: LoadedModel, planned: Plan, recipe: Recipe, folder: Path) -> list[Step]:
+def _train_with_checkpoints(
+    model: Any, loaded: LoadedModel, planned: Plan, recipe: Recipe, folder: Path, measure: Measure | None, dev: int
+) -> tuple[list[Step], DevWatch | None]:
     place = folder / checkpoint.FOLDER
     penalties = _penalties(model, loaded, planned.pool, recipe.train)
     found = checkpoint.read(place, model, recipe)
@@ -159,16 +169,40 @@ def _train_with_checkpoints(model: Any, loaded: LoadedModel, planned: Plan, reci
     def keep(_: int, tensors: dict[str, Any]) -> None:
         checkpoint.write(place, log, tensors, recipe, is_sharded(model))
 
+    watch = None
+    if measure:
+        trained, figure = replace(loaded, model=model), measure
+        watch = DevWatch(
+            recipe.train.dev,
+            lambda: ranks.told(figure(trained)),
+            epoch_steps(len(planned.rows), recipe.train),
+            {step.step: step.dev for step in log if step.dev is not None},
+        )
+        print(watch.announced(dev), file=sys.stderr)
     steps = train(
         *(model, loaded.pad_id, planned.rows, planned.weights, recipe.train, recipe.seed, loaded.frozen),
         *(resume, keep, planned.mix, planned.replay, penalties, planned.loss_of),
+        guard=LossGuard(step.loss for step in log),
+        watch=watch,
     )
     try:
         for step in steps:
             log.append(step)
-    except FloatingPointError as error:
-        raise MedituneError(f"Training broke down. {error}") from error
-    return log
+    except BreakdownError as error:
+        raise MedituneError(
+            f"Training broke down at step {error.step}: {error.what}. That step's rows: {', '.join(error.ids)}. "
+            f"{place} holds the state before it. The same command goes on from there, which helps where the machine "
+            "was at fault. Otherwise look at these rows, or lower train.learning_rate (here "
+            f"{recipe.train.learning_rate:g}) and choose another --output."
+        ) from error
+    if watch:
+        print(*watch.said(), sep="\n", file=sys.stderr)
+    return log, watch
+
+
+def _state_bytes(spec: TrainSpec) -> int:
+    """For each trained weight."""
+    return STATE_BYTES[spec.optimizer] + 4 * (spec.dev.keep_best or spec.average_last > 0)
 
 
 def _preflight(planned: Plan, counts: dict[str, int], recipe: Recipe, loaded: LoadedModel) -> None:

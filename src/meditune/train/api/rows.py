@@ -6,7 +6,7 @@ https://developers.openai.com/api/docs/guides/supervised-fine-tuning
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,6 @@ class RowFacts:
     longest: int
     dropped: int
     """Rows left out because they are longer than the model takes."""
-
-    def as_dict(self) -> dict[str, int]:
-        """Plain values."""
-        return asdict(self)
 
 
 def chats(examples: Sequence[Example], recipe: Recipe, model: ApiModel) -> tuple[list[dict[str, Any]], RowFacts]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ def prepare_rows(model: ApiModel, examples: Any, recipe: Recipe, folder: Path) -
         raise RecipeError(
             f"train.epochs: {recipe.train.epochs:g}; an API trains for a whole number of epochs from 1 to 50."
         )
+    if recipe.train.dev.is_on:
+        raise RecipeError(
+            "train.dev: an API's training can't be measured on its way. Leave patience and keep_best out for it."
+        )
     rows, facts = chats(examples, recipe, model)
     path = folder / FOLDER / ROWS
     if not (folder / FOLDER / JOB).is_file():
@@ -54,7 +59,7 @@ def fine_tune(client: Client, model: ApiModel, facts: RowFacts, recipe: Recipe, 
     tuned = ApiModel(job["fine_tuned_model"], model.spec, recipe.prompt, model.system)
     training = {
         "strategy": STRATEGY,
-        **facts.as_dict(),
+        **asdict(facts),
         "trained_tokens": job.get("trained_tokens"),
         "epochs": int(recipe.train.epochs),
         "wall_seconds": round(time.monotonic() - started, 1),
