@@ -155,6 +155,19 @@ def ask(
 
 
 @app.command()
+def merge(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run's folder, or a folder with a PEFT adapter.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the merged model.")],
+) -> None:
+    """Merge an adapter into its base model, in full precision, as a folder that loads with plain transformers."""
+    from meditune import merge as merging
+
+    for sentence in merging.remarks(merging.merge(model, output)):
+        typer.echo(sentence)
+    typer.echo(f"Model: {output.resolve()}")
+
+
+@app.command()
 def models() -> None:
     """Base models: what is here, what can be fetched, size, licence."""
     from meditune.models import listing

@@ -120,8 +120,8 @@ def _check_model(recipe: Recipe, name: str, to_tune: bool) -> None:
     if to_tune and (place / ADAPTER_FILE).is_file():
         raise ModelError(
             f"model.base: {name} is an adapter, and a second adapter on it would be saved as if it belonged on the "
-            f"base model ({place / ADAPTER_FILE} names it). Tune that base model, or merge the adapter first (peft's "
-            "merge_and_unload, then save_pretrained) and name the merged folder."
+            f"base model ({place / ADAPTER_FILE} names it). Tune that base model, or merge the adapter first "
+            f"({shlex.join(['meditune', 'merge', name, '--output', 'DIR'])}) and name the merged folder."
         )
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from meditune.data.splits import Splits
 from meditune.errors import MedituneError
-from meditune.files import disk_full, read_json, read_jsonl, replacing_folder, write_json, write_jsonl
+from meditune.files import full_disk_said, read_json, read_jsonl, replacing_folder, write_json, write_jsonl
 from meditune.models.load import LoadedModel
 from meditune.models.quantized import TRAINING
 from meditune.models.quiet import quiet_transformers
@@ -96,17 +94,6 @@ def save_model(model: Any, loaded: LoadedModel, recipe: Recipe, facts: dict[str,
         write_json(partial / TRAINING, facts)
         (partial / "README.md").write_text(model_card(recipe, facts, None), encoding="utf-8")
     return merged(model)
-
-
-@contextmanager
-def full_disk_said(path: Path) -> Iterator[None]:
-    """Give the usual error for a full disk where writers in Rust (safetensors, tokenizers) raise ones of their own."""
-    try:
-        yield
-    except Exception as error:
-        if f"os error {errno.ENOSPC}" in str(error):
-            raise disk_full(path) from error
-        raise
 
 
 def peak_memory_gb() -> float:
