@@ -109,9 +109,12 @@ def _check_model(recipe: Recipe, name: str, to_tune: bool) -> None:
     remote = find(name, recipe.model.api)
     if remote:
         refuse_restricted_sources_for_api([source.name for source in recipe.data.sources], remote.title)
+        if recipe.model.prune.method != "none":
+            raise ModelError(f"model.prune: {remote.title} is behind an API, so there are no weights here to prune.")
         remote.key()
         return
-    from meditune.models.load import ADAPTER_FILE, locate
+    from meditune.models.load import locate
+    from meditune.models.names import ADAPTER_FILE
     from meditune.models.quantized import require
 
     if recipe.model.quantize != "none":

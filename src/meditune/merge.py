@@ -10,7 +10,8 @@ from meditune.files import holds, read_json, replacing_folder, sha256, write_jso
 from meditune.limits import LIMITS
 from meditune.models.api.model import find
 from meditune.models.catalogue import public_name
-from meditune.models.load import ADAPTER_FILE, base_of, locate
+from meditune.models.load import base_of, locate
+from meditune.models.names import ADAPTER_FILE
 from meditune.models.quantized import trained_on
 from meditune.prompts import load_format, save_format
 from meditune.recipe import ApiSpec, PromptFormat, Quantize
@@ -18,27 +19,32 @@ from meditune.recipe import ApiSpec, PromptFormat, Quantize
 MERGED = "merged.json"
 """In a merged model's folder: what it was made from, and how."""
 
+NOTEWORTHY = 0.01
+"""A base with a larger share of zeros was pruned."""
 
-def merge(name: str, folder: Path) -> dict[str, Any]:
+
+def merge(name: str, folder: Path, keep_zeros: bool = False) -> dict[str, Any]:
     """Merge the adapter of a run, or in a folder, into its base, and leave the model in `folder`, whole or not at all.
 
-    Returns the content of merged.json. What is there already isn't made again. Raises ModelError where there is nothing
-    to merge or no way to, and MedituneError where `folder` holds something else.
+    Returns the content of merged.json. With `keep_zeros` what is zero in a pruned base is zero afterwards. What is
+    there already isn't made again. Raises ModelError where there is nothing to merge or no way to, and MedituneError
+    where `folder` holds something else.
     """
     adapter = _adapter(name)
-    made_from = {"adapter": str(adapter.resolve()), "sha256": _weights_digest(adapter)}
+    made_from = {"adapter": str(adapter.resolve()), "sha256": _weights_digest(adapter), "keep_zeros": keep_zeros}
     if holds(folder, MERGED, made_from):
         facts: dict[str, Any] = read_json(folder / MERGED)
         return facts
     from meditune.models import merging, plain
 
-    merged = merging.merge(adapter)
+    merged = merging.merge(adapter, keep_zeros)
     facts = {
         "made_from": made_from,
         "base": public_name(base_of(adapter)),
         "adapter": read_json(adapter / ADAPTER_FILE).get("peft_type"),
         "trained_on": trained_on(adapter),
         "dtype": str(merged.dtype).removeprefix("torch."),
+        "zeros_in_layers": {"base": merged.zeros[0], "merged": merged.zeros[1]},
         "parameters": sum(parameter.numel() for parameter in merged.model.parameters()),
     }
     form = load_format(adapter)
@@ -61,6 +67,17 @@ def remarks(facts: dict[str, Any]) -> list[str]:
         said.append(
             f"It was trained and measured on the base in {quantize.upper()}. These are the base's weights in full "
             "precision, so this is not exactly the model that was measured. `meditune evaluate` measures this one."
+        )
+    before, after = facts["zeros_in_layers"]["base"], facts["zeros_in_layers"]["merged"]
+    if before > NOTEWORTHY and facts["made_from"]["keep_zeros"]:
+        said.append(
+            f"The weights that pruning had made zero ({100 * before:.0f} % of the linear layers') were set to zero "
+            "again, so this is not exactly the model that was measured. `meditune evaluate` measures this one."
+        )
+    elif before > NOTEWORTHY:
+        said.append(
+            f"{100 * before:.0f} % of the weights in the base's linear layers are zero; of the merged model's, "
+            f"{100 * after:.0f} %: an adapter fills zeros. With --keep-zeros they are set to zero again."
         )
     return said
 

@@ -1,6 +1,6 @@
 """The journey: which stage comes after which, and what is already done.
 
-    prepare -> measure the base -> train -> measure the tuned -> compare and report
+    prepare -> measure the base (-> prune it) -> train -> measure the tuned -> compare and report
 
 Every stage leaves its result in the run's folder, whole or not at all, so the same command goes on where an earlier
 one stopped.
@@ -28,6 +28,7 @@ from meditune.folder import (
     versions,
 )
 from meditune.models.api.model import find
+from meditune.models.names import PRUNED, PRUNING
 from meditune.recipe import Recipe
 from meditune.recipes.loading import load_recipe
 from meditune.remote import journey
@@ -66,6 +67,7 @@ def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
         with stage(folder, "measure base"):
             measuring.measure(loaded, "base")
     if not trained:
+        loaded = _pruned(recipe, data, folder) or loaded
         with stage(folder, "train"):
             fine_tune(loaded, data.splits, recipe, folder)
     if not measuring.is_done("tuned"):
@@ -89,8 +91,21 @@ def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
         elif not (folder / "model" / "training.json").is_file():
             from meditune.train.stage import fine_tune
 
+            loaded = _pruned(recipe, data, folder) or _load(recipe, recipe.model.base)
             with stage(folder, "train"):
-                fine_tune(_load(recipe, recipe.model.base), data.splits, recipe, folder)
+                fine_tune(loaded, data.splits, recipe, folder)
+
+
+def _pruned(recipe: Recipe, data: Prepared, folder: Path) -> Any:
+    """The pruned base, loaded; None where the recipe prunes nothing."""
+    if recipe.model.prune.method == "none":
+        return None
+    from meditune.prune import prune
+
+    with stage(folder, "prune"):
+        for remark in prune(recipe.model.base, recipe, folder / PRUNED, data)["remarks"]:
+            print(remark, file=sys.stderr)
+    return _load(recipe, str(folder / PRUNED))
 
 
 def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse) -> dict[str, Any]:
@@ -176,6 +191,8 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
     result = summary(recipe, stored(folder / "data"), training, folder / "predictions")
     earlier = _earlier_command(folder / "report.json")
     result["stages"] = read_json(folder / STAGES) if (folder / STAGES).is_file() else {}
+    if (folder / PRUNED / PRUNING).is_file():
+        result["pruning"] = read_json(folder / PRUNED / PRUNING)
     result["versions"] = versions(recipe)
     result["machine"] = machine()
     result["command"] = command or earlier or f"meditune report {folder}"

@@ -14,13 +14,12 @@ from meditune.errors import ModelError
 from meditune.models import attention, packages, quantized
 from meditune.models.catalogue import CATALOGUE
 from meditune.models.frozen import FrozenLayers, frozen_count
+from meditune.models.names import ADAPTER_FILE, PRUNED
 from meditune.models.quiet import no_telemetry, quiet_transformers
 from meditune.models.strategies import merged
 from meditune.models.virtual import virtual_tokens
 from meditune.prompts import Encoder, load_format
 from meditune.recipe import ModelSpec, PromptFormat
-
-ADAPTER_FILE = "adapter_config.json"
 
 
 @dataclass
@@ -207,10 +206,15 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def base_of(adapter: Path) -> str:
-    """What the adapter in that folder says its base model is. Raises ModelError where it says nothing."""
+    """What the adapter in that folder says its base model is. Raises ModelError where it says nothing.
+
+    A pruned base lies in the run's folder, and moves with it.
+    """
     from meditune.files import read_json
 
     base = read_json(adapter / ADAPTER_FILE).get("base_model_name_or_path")
     if not base:
         raise ModelError(f"{adapter / ADAPTER_FILE} doesn't name its base model (base_model_name_or_path).")
-    return str(base)
+    beside = adapter.resolve().parent / PRUNED
+    moved = Path(base).name == PRUNED and not Path(base).is_dir() and beside.is_dir()
+    return str(beside if moved else base)

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 
 from meditune.errors import ModelError
-from meditune.models.load import ADAPTER_FILE, base_of, has_tokenizer, loading, locate, offline_reason
+from meditune.models.load import base_of, has_tokenizer, loading, locate, offline_reason
+from meditune.models.names import ADAPTER_FILE
 from meditune.models.plain import stored_dtype
+from meditune.models.zeros import linears, zero_share
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,14 @@ class Merged:
     tokenizer: Any
     dtype: torch.dtype
     """In which the base is stored"""
+    zeros: tuple[float, float]
+    """Share of zeros in the linear layers of the base, and of this model"""
 
 
-def merge(adapter: Path) -> Merged:
+def merge(adapter: Path, keep_zeros: bool = False) -> Merged:
     """The base of the PEFT adapter in that folder with the adapter merged in.
+
+    With `keep_zeros` the weights of linear layers that are zero in a pruned base are set to zero again.
 
     Raises ModelError where the adapter has no weights to be merged (virtual tokens), its base is stored quantized or
     isn't to be had, or the sum isn't finite.
@@ -46,6 +52,8 @@ def merge(adapter: Path) -> Merged:
         model = AutoModelForCausalLM.from_pretrained(
             base, local_files_only=offline, use_safetensors=True, dtype=torch.float32
         )
+        zeros = zero_share(model)
+        pruned = {name: layer.weight == 0 for name, layer in linears(model).items()} if keep_zeros else {}
         # An adapter that was trained in BF16 would give its product in BF16.
         joined = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False).float()
         if (adapter / "generation_config.json").is_file():
@@ -54,8 +62,10 @@ def merge(adapter: Path) -> Merged:
         model = joined.merge_and_unload(safe_merge=True)
     except (AttributeError, NotImplementedError, ValueError) as error:
         raise ModelError(f"peft can't merge the adapter in {adapter} into its base model: {error}.") from error
+    for name, gone in pruned.items():
+        model.get_submodule(name).weight.data.masked_fill_(gone, 0)
     stop_at_end(model.generation_config, tokenizer)
-    return Merged(model.eval(), tokenizer, dtype)
+    return Merged(model.eval(), tokenizer, dtype, (zeros, zero_share(model)))
 
 
 def check_mergeable(adapter: Path) -> None:

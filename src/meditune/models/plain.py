@@ -33,7 +33,8 @@ def stored_dtype(place: str) -> torch.dtype:
 
 def write(model: Any, tokenizer: Any, dtype: torch.dtype, folder: Path) -> None:
     """Put model and tokenizer into `folder`, with weights in that number format; `model` is converted in place."""
-    model.to(dtype)
+    for weight in model.parameters():  # `model.to` would round rotary frequencies, too
+        weight.data = weight.data.to(dtype)
     with full_disk_said(folder), quiet_transformers():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

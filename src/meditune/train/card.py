@@ -7,6 +7,7 @@ from typing import Any
 from meditune.limits import LIMITS
 from meditune.models.catalogue import CATALOGUE, BaseModel, public_name
 from meditune.models.load import locate
+from meditune.models.names import PRUNED
 from meditune.recipe import VIRTUAL, ModelSpec, PromptFormat, Recipe, Strategy
 
 TITLES = {
@@ -55,6 +56,7 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
         f"{recipe.seed}.",
         "",
         f"{_what_was_trained(recipe.model)}: {facts['trainable_parameters']:,} of {facts['parameters']:,} parameters.",
+        *_pruned(recipe.model),
         *_quantized(recipe.model),
         "",
         *_beside(facts),
@@ -124,6 +126,13 @@ def _what_was_trained(spec: ModelSpec) -> str:
     if spec.top_layers:
         options.append(f"in the top {spec.top_layers} layers")
     return " ".join([TITLES[spec.strategy], *([f"({', '.join(options)})"] if options else [])])
+
+
+def _pruned(spec: ModelSpec) -> list[str]:
+    if spec.prune.method == "none":
+        return []
+    base = "" if spec.strategy == "full" else f" The adapter loads on that model only, in `../{PRUNED}` of its run."
+    return [f"The base model was pruned before it was tuned: {spec.prune.said}.{base}"]
 
 
 def _quantized(spec: ModelSpec) -> list[str]:
