@@ -156,6 +156,25 @@ def test_what_cannot_be_pruned_is_said(place, tmp_path):
     meditune("run", "quickstart", *out, *words).refused(4, "model.prune")
 
 
+def test_a_model_that_would_not_load_as_it_was_is_refused(place, tmp_path):
+    """GPT-2 with this option divides a layer's attention by its number, which its weights don't know."""
+    base = tmp_path / "base"
+    model = deep("gpt2")
+    model.config.scale_attn_by_inverse_layer_idx = True
+    model = type(model)(model.config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.5)
+        for projection in (model.transformer.h[0].attn.c_proj, model.transformer.h[0].mlp.c_proj):
+            projection.weight.zero_()
+            projection.bias.zero_()
+    model.save_pretrained(base)
+    tiny.tokenizer().save_pretrained(base)
+    result = meditune("prune", base, "-o", tmp_path / "a", *small("--layers", 1))
+    result.refused(4, "says something else when it is loaded again")
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
 def test_without_any_text_it_is_said_what_to_do(place, tmp_path, monkeypatch):
     monkeypatch.setenv("MEDITUNE_DATA", str(tmp_path))
     meditune("prune", place.base, "-o", tmp_path / "a", "--layers", 1).refused(3, "wikitext-2")
