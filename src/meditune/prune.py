@@ -251,6 +251,6 @@ def _check_same(expected: Any, found: Any, name: str) -> None:
     if not torch.allclose(expected, found, atol=1e-3, rtol=1e-3):
         raise ModelError(
             f"{name}: the pruned model says something else when it is loaded again, so this architecture depends on "
-            "its layers in a way that isn't known here. Nothing was kept. Zeros (model.prune.method magnitude or wanda) "
-            "may still work."
+            "its layers in a way that isn't known here. Nothing was kept. With zeros (--method magnitude or wanda) it "
+            "may work."
         )
