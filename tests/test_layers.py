@@ -8,7 +8,8 @@ import meditune
 
 SOURCE = Path(meditune.__file__).parent
 LAYERS = (
-    *("cli", "doctor", "terminal", "ask", "run", "remote", "folder", "evaluate", "train", "models", "prompts", "data"),
+    *("cli", "doctor", "terminal", "ask", "merge", "run", "remote", "prune", "folder"),
+    *("evaluate", "train", "models", "prompts", "data"),
     *("recipes", "recipe", "limits", "text", "machine", "progress", "ranks", "files", "errors"),
 )
 """From top to bottom. A module imports only what stands below it, or its own package."""

@@ -59,6 +59,30 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def full_disk_said(path: Path) -> Iterator[None]:
+    """Give the usual error for a full disk where writers in Rust (safetensors, tokenizers) raise ones of their own."""
+    try:
+        yield
+    except Exception as error:
+        if f"os error {errno.ENOSPC}" in str(error):
+            raise disk_full(path) from error
+        raise
+
+
+def holds(folder: Path, mark: str, made_from: dict[str, Any]) -> bool:
+    """Whether `folder` holds a finished result that was made from just that, as its file `mark` says.
+
+    Raises MedituneError where anything else is in the way; nothing and an empty folder aren't.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    said = read_json(folder / mark) if (folder / mark).is_file() else None
+    if isinstance(said, dict) and said.get("made_from") == made_from:
+        return True
+    raise MedituneError(f"{folder} is there already and holds something else. Choose another --output, or remove it.")
+
+
 def disk_full(path: Path) -> MedituneError:
     """The error for a full disk, with the space that is left where `path` should go."""
     place = path if path.exists() else path.parent

@@ -114,6 +114,8 @@ def _check_model(recipe: Recipe, name: str, to_tune: bool) -> None:
                 f"{recipe.train.objective}."
             )
         refuse_restricted_sources_for_api([source.name for source in recipe.data.sources], remote.title)
+        if recipe.model.prune.method != "none":
+            raise ModelError(f"model.prune: {remote.title} is behind an API, so there are no weights here to prune.")
         remote.key()
         return
     from meditune.models.load import device, locate

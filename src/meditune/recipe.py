@@ -107,6 +107,43 @@ class ApiSpec(Spec):
         return self
 
 
+class PruneSpec(Spec):
+    """Pruning of the base model before it is tuned.
+
+    `magnitude` and `wanda` (Sun et al. 2023, arXiv:2306.11695) set weights of the linear layers to zero, `layers`
+    takes whole layers out (ShortGPT, Men et al. 2024, arXiv:2403.03853).
+    """
+
+    method: Literal["none", "magnitude", "wanda", "layers"] = Field(
+        "none", description="none; magnitude, wanda: single weights become zero; layers: whole layers go."
+    )
+    sparsity: float = Field(
+        0.5, gt=0, lt=1, description="Share of zeros, for magnitude in each layer, for wanda in each row."
+    )
+    pattern: Literal["unstructured", "2-of-4"] = Field(
+        "unstructured", description="Which zeros: any, or two of each four neighbouring inputs (2:4)."
+    )
+    layers: int | None = Field(None, ge=1, description="So many layers are taken out; for method layers.")
+    rows: int = Field(64, ge=1, description="Rows of calibration text for wanda and layers.")
+
+    @property
+    def said(self) -> str:
+        """What is done to the model, in a few words."""
+        if self.method == "layers":
+            return f"{self.layers} layer{'s' if self.layers != 1 else ''} taken out"
+        return f"{100 * self.sparsity:g} % zeros by {self.method}{', 2-of-4' if self.pattern == '2-of-4' else ''}"
+
+    @model_validator(mode="after")
+    def _method_has_its_options(self) -> PruneSpec:
+        if (self.method == "layers") != (self.layers is not None):
+            raise ValueError(
+                "model.prune.layers says how many layers go with model.prune.method layers, and only there"
+            )
+        if self.pattern == "2-of-4" and self.sparsity != 0.5:
+            raise ValueError("model.prune.pattern 2-of-4 is a model.prune.sparsity of 0.5; leave that as it is")
+        return self
+
+
 class ModelSpec(Spec):
     """The base model, and which weights are trained in it or on top of it.
 
@@ -136,6 +173,7 @@ class ModelSpec(Spec):
         "none", description="Number format of the frozen base: nf4 (4 bits) and int8 need bitsandbytes."
     )
     virtual_tokens: int = Field(20, ge=1, description="Virtual tokens of the strategies prefix and prompt.")
+    prune: PruneSpec = Field(default_factory=PruneSpec, description="Pruning before tuning; off by default.")
     lora: LoraSpec = Field(default_factory=LoraSpec, description="Options of the strategies lora, dora and rslora.")
     api: ApiSpec = Field(default_factory=ApiSpec, description="For models behind an API.")
 

@@ -1,6 +1,6 @@
 """The journey: which stage comes after which, and what is already done.
 
-    prepare -> measure the base -> train -> measure the tuned -> compare and report
+    prepare -> measure the base (-> prune it) -> train -> measure the tuned -> compare and report
 
 Every stage leaves its result in the run's folder, whole or not at all, so the same command goes on where an earlier
 one stopped.
@@ -34,6 +34,7 @@ from meditune.folder import (
     versions,
 )
 from meditune.models.api.model import ApiModel, find
+from meditune.models.names import PRUNED, PRUNING
 from meditune.recipe import Recipe
 from meditune.recipes.loading import load_recipe
 from meditune.remote import journey
@@ -82,6 +83,10 @@ def _refuse_several(recipe: Recipe, remote: ApiModel | None) -> None:
         )
     if recipe.train.objective != "sft":
         raise MedituneError(f"train.objective {recipe.train.objective} takes one process. Leave torchrun out.")
+    if recipe.model.prune.method != "none":
+        raise MedituneError(
+            "model.prune takes one process. Prune with `meditune prune` first, and name the result as model.base."
+        )
 
 
 def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
@@ -100,6 +105,7 @@ def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
         with stage(folder, "measure base"):
             measuring.measure(loaded, "base")
     if not trained:
+        loaded = _pruned(recipe, data, folder) or loaded
         with stage(folder, "train"):
             fine_tune(loaded, data.splits, recipe, folder, dev_measure(loaded, data.splits.dev, recipe))
     if not measuring.is_done("tuned"):
@@ -126,8 +132,23 @@ def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
                 with ranks.one_on_each_machine_first():
                     # Where the weights go is known when their size is.
                     several = ranks.world() > 1 and recipe.model.quantize == "none"
-                    loaded = _load(recipe, starting_point(recipe, folder), on="cpu" if several else None)
+                    loaded = _pruned(recipe, data, folder) or _load(
+                        recipe, starting_point(recipe, folder), on="cpu" if several else None
+                    )
                 fine_tune(loaded, data.splits, recipe, folder, dev_measure(loaded, data.splits.dev, recipe))
+
+
+def _pruned(recipe: Recipe, data: Prepared, folder: Path) -> Any:
+    """The pruned base, loaded; None where the recipe prunes nothing."""
+    if recipe.model.prune.method == "none":
+        return None
+    from meditune.prune import prune
+    from meditune.train.start import starting_point
+
+    with stage(folder, "prune"):
+        for remark in prune(starting_point(recipe, folder), recipe, folder / PRUNED, data)["remarks"]:
+            print(remark, file=sys.stderr)
+    return _load(recipe, str(folder / PRUNED))
 
 
 def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse) -> dict[str, Any]:
@@ -215,6 +236,8 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
     result = summary(recipe, stored(folder / "data"), training, folder / "predictions")
     earlier = _earlier_command(folder / "report.json")
     result["stages"] = read_json(folder / STAGES) if (folder / STAGES).is_file() else {}
+    if (folder / PRUNED / PRUNING).is_file():
+        result["pruning"] = read_json(folder / PRUNED / PRUNING)
     result["versions"] = versions(recipe)
     result["machine"] = machine()
     result["command"] = command or earlier or f"meditune report {folder}"

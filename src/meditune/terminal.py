@@ -87,6 +87,35 @@ def print_figures(evaluation: dict[str, Any]) -> None:
     console().print(table)
 
 
+def print_pruning(facts: dict[str, Any]) -> None:
+    """What pruning did to quality, size and speed."""
+    out, table = console(), Table(box=None, pad_edge=False)
+    for title in ("", "before", "after", "change"):
+        table.add_column(title, justify="right" if title else "left")
+    rows = [
+        (f"perplexity, {name}", value, facts["perplexity"]["after"][name], ".2f")
+        for name, value in facts["perplexity"]["before"].items()
+    ]
+    for title, key, form in (
+        ("layers", "layers", ",d"),
+        ("parameters", "parameters", ",d"),
+        ("bytes", "bytes", ",d"),
+        ("weights that aren't zero", "nonzero_share", ".1%"),
+        ("zeros in the linear layers", "zeros_in_layers", ".1%"),
+        ("tokens/s, forward", "tokens_per_s", ",.0f"),
+    ):
+        rows.append((title, facts[key]["before"], facts[key]["after"], form))
+    for title, before, after, form in rows:
+        change = f"{after / before - 1:+.1%}" if before and form != ".1%" else ""
+        table.add_row(title, format(before, form), format(after, form), change)
+    out.print(table)
+    if "removed_layers" in facts:
+        shown = ", ".join(f"{number} ({facts['block_influence'][number]:.3f})" for number in facts["removed_layers"])
+        out.print(f"Layers taken out, counted from 0, with their influence: {shown}.")
+    for remark in facts["remarks"]:
+        out.print(remark)
+
+
 def print_data(data: Prepared, folder: Path) -> None:
     """What the data stage read, left out and split."""
     out = console()

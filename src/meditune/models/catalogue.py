@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from meditune.files import cache_folder
 
@@ -82,3 +83,11 @@ CATALOGUE: dict[str, BaseModel] = {
         ),
     )
 }
+
+
+def public_name(name: str) -> str:
+    """The hub id of a catalogue name, or of the folder it is kept in here; any other name as it is."""
+    entry = CATALOGUE.get(name) or next(
+        (entry for entry in CATALOGUE.values() if Path(name) == cache_folder("models") / entry.name), None
+    )
+    return (entry.hub_id if entry else None) or name

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,12 @@ from meditune.errors import ModelError
 from meditune.models import attention, packages, quantized
 from meditune.models.catalogue import CATALOGUE
 from meditune.models.frozen import FrozenLayers, frozen_count
+from meditune.models.names import ADAPTER_FILE, PRUNED, START
 from meditune.models.quiet import no_telemetry, quiet_transformers
 from meditune.models.strategies import merged
 from meditune.models.virtual import virtual_tokens
 from meditune.prompts import Encoder, load_format
 from meditune.recipe import ModelSpec, PromptFormat
-
-ADAPTER_FILE = "adapter_config.json"
 
 
 @dataclass
@@ -58,46 +59,52 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
     on the device `on`, by default where models run. Raises ModelError with the ways to get a model that isn't here.
     """
     no_telemetry()
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     place = locate(name)
     folder = Path(place) if Path(place).is_dir() else None
     spec = spec or ModelSpec(base=name, quantize=quantized.trained_on(folder) if folder else "none")
     adapter = folder if folder and (folder / ADAPTER_FILE).is_file() else None
-    if folder and not _has_tokenizer(folder):
+    if folder and not has_tokenizer(folder):
         raise ModelError(
             f"{folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json). Copy the tokenizer files of "
             "its base model beside the weights."
         )
-    weights = locate(_base_of(adapter)) if adapter else place
+    weights = locate(base_of(adapter)) if adapter else place
     offline = offline_reason() is not None
     options: dict[str, Any] = {"dtype": _dtype(spec.dtype), "attn_implementation": _attention(spec.attention)}
     options |= quantized.loading_options(spec.quantize)
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=offline)
-            model = AutoModelForCausalLM.from_pretrained(
-                weights, local_files_only=offline, use_safetensors=True, **options
-            )
-            quantized.keep_trainable(model)
-            if adapter:
-                from peft import PeftModel
+    with loading(name, place):
+        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=offline)
+        model = AutoModelForCausalLM.from_pretrained(weights, local_files_only=offline, use_safetensors=True, **options)
+        quantized.keep_trainable(model)
+        if adapter:
+            from peft import PeftModel
 
-                # Adapter weights keep the number format they were trained in, or merging would round differently.
-                model = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
-                quantized.keep_number_format(model)
-                model = merged(model)
-    except SafetensorError as error:
-        raise ModelError(f"{place}: a .safetensors file is damaged or cut off ({error}). Copy it again.") from error
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{name} could not be loaded: {str(error).splitlines()[0]}\n{ways_to_get(name)}") from error
+            # Adapter weights keep the number format they were trained in, or merging would round differently.
+            model = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
+            quantized.keep_number_format(model)
+            model = merged(model)
     model.to(on or device()).eval()
     model.generation_config.pad_token_id = model.generation_config.pad_token_id or tokenizer.eos_token_id
     form = load_format(folder) if folder else None
     # Rows with virtual tokens are longer than what is remembered of them.
     count = 0 if virtual_tokens(model) else frozen_count(model, spec.top_layers)
     return LoadedModel(name, model, tokenizer, form, FrozenLayers(model, count))
+
+
+@contextmanager
+def loading(name: str, place: str) -> Iterator[None]:
+    """Raise ModelError, in a sentence, where the model `name` or a file of it in `place` can't be read in the block."""
+    from safetensors import SafetensorError
+
+    try:
+        with quiet_transformers():
+            yield
+    except SafetensorError as error:
+        raise ModelError(f"{place}: a .safetensors file is damaged or cut off ({error}). Copy it again.") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{name} could not be loaded: {str(error).splitlines()[0]}\n{ways_to_get(name)}") from error
 
 
 def locate(name: str) -> str:
@@ -194,16 +201,25 @@ def _attention(name: str) -> str:
     return attention.register() if name == "grouped" else name
 
 
-def _has_tokenizer(folder: Path) -> bool:
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer lies in the folder."""
     return any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json"))
 
 
-def _base_of(adapter: Path) -> str:
+def base_of(adapter: Path) -> str:
+    """What the adapter in that folder says its base model is. Raises ModelError where it says nothing.
+
+    A pruned base lies in the run's folder, and moves with it.
+    """
     from meditune.files import read_json
 
     base = read_json(adapter / ADAPTER_FILE).get("base_model_name_or_path")
     if not base:
         raise ModelError(f"{adapter / ADAPTER_FILE} doesn't name its base model (base_model_name_or_path).")
-    beside = adapter.parent / "start"
-    # A run that was tuned further from an adapter holds its own base, which moves with the run's folder.
-    return str(beside if not Path(base).is_dir() and beside.is_dir() else base)
+    if not Path(base).is_dir():
+        # A base that lies in the run's own folder moves with it.
+        for own in (PRUNED, START):
+            beside = adapter.resolve().parent / own
+            if Path(base).name == own and beside.is_dir():
+                return str(beside)
+    return str(base)

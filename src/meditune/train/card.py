@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from meditune.limits import LIMITS
-from meditune.models.catalogue import CATALOGUE, BaseModel
+from meditune.models.catalogue import CATALOGUE, BaseModel, public_name
 from meditune.models.load import locate
-from meditune.recipe import VIRTUAL, ModelSpec, Recipe
+from meditune.models.names import PRUNED
+from meditune.recipe import VIRTUAL, ModelSpec, PromptFormat, Recipe, Strategy
 
 TITLES = {
     "lora": "LoRA",
@@ -23,7 +24,7 @@ TITLES = {
 def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | None) -> str:
     """Markdown with the hub's YAML head. `report` (report.json) adds the measured figures once they are there."""
     entry = CATALOGUE.get(recipe.model.base)
-    base = (entry.hub_id if entry else None) or recipe.model.base
+    base = public_name(recipe.model.base)
     synthetic = bool(report and report["data"].get("synthetic"))
     full = recipe.model.strategy == "full"
     unit = "pairs of answers" if "preference" in facts else "examples"
@@ -44,7 +45,7 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
         *(["This folder holds the whole model, not an adapter.", ""] if full else []),
         "## Use",
         "",
-        *_loading(recipe),
+        *loading(recipe.prompt, recipe.model.strategy),
         "",
         f"The prompt format is in `prompt.json`; sources go before the question, a line each. The weights of the base "
         f"model were read from {_origin(recipe, facts)}{_carried(entry)}.",
@@ -56,6 +57,7 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
         f"{recipe.seed}.",
         "",
         f"{_what_was_trained(recipe.model)}: {facts['trainable_parameters']:,} of {facts['parameters']:,} parameters.",
+        *_pruned(recipe.model),
         *_quantized(recipe.model),
         "",
         *_beside(facts),
@@ -89,14 +91,14 @@ def _carried(entry: BaseModel | None) -> str:
     return f", unpacked from the quantized `{file.partition('.part')[0]}` of {names}; the hub's weights differ slightly"
 
 
-def _loading(recipe: Recipe) -> list[str]:
-    """Python that asks the model in FOLDER, without Meditune."""
-    question = f"{recipe.prompt.question_cue} Does exercise help people with back pain?\\n{recipe.prompt.answer_cue}"
+def loading(form: PromptFormat, strategy: Strategy) -> list[str]:
+    """Python that asks the model in FOLDER, without Meditune; a whole model's is that of the strategy full."""
+    question = f"{form.question_cue} Does exercise help people with back pain?\\n{form.answer_cue}"
     imports = ["from peft import AutoPeftModelForCausalLM", "from transformers import AutoTokenizer"]
     loader, answer, note = "AutoPeftModelForCausalLM", ["ids = model.generate(**prompt, max_new_tokens=96)"], []
-    if recipe.model.strategy == "full":
+    if strategy == "full":
         imports, loader = ["from transformers import AutoModelForCausalLM, AutoTokenizer"], "AutoModelForCausalLM"
-    if recipe.model.strategy in VIRTUAL:
+    if strategy in VIRTUAL:
         imports = ["import torch", *imports]
         answer = [
             'ids = prompt["input_ids"]',
@@ -132,6 +134,13 @@ def _what_was_trained(spec: ModelSpec) -> str:
     if spec.top_layers:
         options.append(f"in the top {spec.top_layers} layers")
     return " ".join([TITLES[spec.strategy], *([f"({', '.join(options)})"] if options else [])])
+
+
+def _pruned(spec: ModelSpec) -> list[str]:
+    if spec.prune.method == "none":
+        return []
+    base = "" if spec.strategy == "full" else f" The adapter loads on that model only, in `../{PRUNED}` of its run."
+    return [f"The base model was pruned before it was tuned: {spec.prune.said}.{base}"]
 
 
 def _quantized(spec: ModelSpec) -> list[str]:

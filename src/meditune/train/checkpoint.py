@@ -6,18 +6,17 @@ torch.distributed.checkpoint, each process writing its own file. Either is read 
 
 from __future__ import annotations
 
-import errno
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from meditune import ranks
 from meditune.errors import MedituneError
-from meditune.files import disk_full, read_json, read_jsonl, replacing_folder, write_json, write_jsonl
+from meditune.files import full_disk_said, read_json, read_jsonl, replacing_folder, write_json, write_jsonl
 from meditune.models.sharded import is_sharded, share
 from meditune.recipe import Recipe, plain
 from meditune.train.optimizer import empty_state
@@ -82,17 +81,6 @@ def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str,
         wanted = empty_state(trained)
         tensors = {key: share(value, like=wanted[key]) for key, value in tensors.items()}
     return log, tensors
-
-
-@contextmanager
-def full_disk_said(path: Path) -> Iterator[None]:
-    """Give the usual error for a full disk where writers in Rust (safetensors, tokenizers) raise ones of their own."""
-    try:
-        yield
-    except Exception as error:
-        if f"os error {errno.ENOSPC}" in str(error):
-            raise disk_full(path) from error
-        raise
 
 
 def _what_training_depends_on(recipe: Recipe) -> dict[str, Any]:

@@ -55,11 +55,15 @@ def replay_rows(loaded: LoadedModel, recipe: Recipe, splits: Splits, folder: Pat
         ranks.wait()
         return [self_written.row(written) for written in read_jsonl(folder / FILE)]
     if spec.source == "general":
-        return _general(loaded, spec.tokens, count, recipe.seed)
+        return general_rows(loaded, spec.tokens, count, recipe.seed)
     return _medical(loaded, recipe, splits, count)
 
 
-def _general(loaded: LoadedModel, tokens: int, count: int, seed: int) -> list[Row]:
+def general_rows(loaded: LoadedModel, tokens: int, count: int, seed: int) -> list[Row]:
+    """Up to `count` seeded windows of WikiText-2's validation text, `tokens` tokens each.
+
+    Raises DataError where it isn't there.
+    """
     with quiet_transformers():
         ids = loaded.tokenizer(read_text(_general_file()), add_special_tokens=False)["input_ids"]
     rows = windows("general", ids, tokens, loaded.start_ids())
@@ -117,8 +121,8 @@ def _general_file() -> Path:
     file = locate("wikitext-2", download=False) / GENERAL_FILE
     if not file.is_file():
         raise DataError(
-            f"train.replay.source: general needs {file}, WikiText-2's validation text, which is missing. Put it there, "
-            "or take source self, which needs no data."
+            f"{file}, WikiText-2's validation text, is missing. Put it there, or take other text: with "
+            "train.replay.source: self, which needs no data; for `meditune prune`, a recipe's (--recipe)."
         )
     return file
 

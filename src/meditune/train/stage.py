@@ -14,8 +14,9 @@ from typing import Any
 from meditune import ranks
 from meditune.data.splits import Splits
 from meditune.errors import MedituneError
-from meditune.files import replacing_folder, write_json, write_jsonl
+from meditune.files import full_disk_said, replacing_folder, write_json, write_jsonl
 from meditune.models.load import LoadedModel, device
+from meditune.models.names import START
 from meditune.models.quantized import TRAINING
 from meditune.models.quiet import quiet_transformers
 from meditune.models.rows import Row
@@ -36,8 +37,6 @@ from meditune.train.plan import Plan, plan
 from meditune.train.preference.plan import plan_pairs
 from meditune.train.sft import Step, epoch_steps, probe, train
 
-START = "start"
-"""Where a run keeps the model that it starts from, if that had to be made (train/start.py)."""
 SHARED = {"ddp": "each with the whole model (DDP)", "fsdp": "each with its share of every weight (FSDP2)"}
 
 
@@ -127,7 +126,7 @@ def _write_model(
     if base and base.is_dir():
         # A path that is relative to where the run was started would lead nowhere from elsewhere.
         model.peft_config["default"].base_model_name_or_path = str(base.resolve())
-    with checkpoint.full_disk_said(folder), replacing_folder(folder) as partial, quiet_transformers():
+    with full_disk_said(folder), replacing_folder(folder) as partial, quiet_transformers():
         model.save_pretrained(partial, state_dict=weights)
         loaded.tokenizer.save_pretrained(partial)
         save_format(recipe.prompt, partial)

@@ -8,15 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from meditune.errors import ModelError
-from meditune.files import read_json, replacing_folder, sha256, write_json
-from meditune.models.load import ADAPTER_FILE, load, locate
+from meditune.files import full_disk_said, read_json, replacing_folder, sha256, write_json
+from meditune.models.load import load, locate
+from meditune.models.names import ADAPTER_FILE, START
 from meditune.models.quantized import trained_on
 from meditune.models.quiet import quiet_transformers
 from meditune.prompts import load_format, save_format
 from meditune.recipe import Recipe
 from meditune.train import checkpoint
-from meditune.train.checkpoint import full_disk_said
-from meditune.train.stage import START
 
 ORIGIN = "merged.json"
 UNMERGEABLE = {"PREFIX_TUNING", "PROMPT_TUNING"}

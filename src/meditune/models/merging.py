@@ -1,0 +1,92 @@
+"""An adapter becomes part of its base model's weights, at full precision.
+
+The sum is computed in FP32 on the base as it was before any quantization, and rounded once, to the number format that
+the base is stored in. Merging into weights that are held in 4 bits would round the adapter's small changes away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from meditune.errors import ModelError
+from meditune.models.load import base_of, has_tokenizer, loading, locate, offline_reason
+from meditune.models.names import ADAPTER_FILE
+from meditune.models.plain import stored_dtype
+from meditune.models.zeros import linears, zero_share
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A base model with an adapter in its weights."""
+
+    model: Any
+    """In FP32"""
+    tokenizer: Any
+    dtype: torch.dtype
+    """In which the base is stored"""
+    zeros: tuple[float, float]
+    """Share of zeros in the linear layers of the base, and of this model"""
+
+
+def merge(adapter: Path, keep_zeros: bool = False) -> Merged:
+    """The base of the PEFT adapter in that folder with the adapter merged in.
+
+    With `keep_zeros` the weights of linear layers that are zero in a pruned base are set to zero again.
+
+    Raises ModelError where the adapter has no weights to be merged (virtual tokens), its base is stored quantized or
+    isn't to be had, or the sum isn't finite.
+    """
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    check_mergeable(adapter)
+    base = locate(base_of(adapter))
+    dtype, offline = stored_dtype(base), offline_reason() is not None
+    spoken = str(adapter) if has_tokenizer(adapter) else base
+    with loading(str(adapter), base):
+        tokenizer = AutoTokenizer.from_pretrained(spoken, local_files_only=offline)
+        model = AutoModelForCausalLM.from_pretrained(
+            base, local_files_only=offline, use_safetensors=True, dtype=torch.float32
+        )
+        zeros = zero_share(model)
+        pruned = {name: layer.weight == 0 for name, layer in linears(model).items()} if keep_zeros else {}
+        # An adapter that was trained in BF16 would give its product in BF16.
+        joined = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False).float()
+        if (adapter / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(adapter)
+    try:
+        model = joined.merge_and_unload(safe_merge=True)
+    except (AttributeError, NotImplementedError, ValueError) as error:
+        raise ModelError(f"peft can't merge the adapter in {adapter} into its base model: {error}.") from error
+    for name, gone in pruned.items():
+        model.get_submodule(name).weight.data.masked_fill_(gone, 0)
+    stop_at_end(model.generation_config, tokenizer)
+    return Merged(model.eval(), tokenizer, dtype, (zeros, zero_share(model)))
+
+
+def check_mergeable(adapter: Path) -> None:
+    """Raise ModelError where the adapter in that folder isn't one of weights."""
+    from peft import PeftConfig
+
+    with loading(str(adapter), str(adapter)):
+        config = PeftConfig.from_pretrained(str(adapter))
+    if config.is_prompt_learning:
+        raise ModelError(
+            f"The adapter in {adapter} is virtual tokens before the text ({config.peft_type.value}), which have no "
+            f"place in the base model's weights. Keep it as it is: {ADAPTER_FILE} names the base it loads on."
+        )
+
+
+def stop_at_end(generation: Any, tokenizer: Any) -> None:
+    """Let generation end at the tokenizer's end token too, and pad with something, where it doesn't yet."""
+    ends = generation.eos_token_id
+    known = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    end = tokenizer.eos_token_id
+    if end is not None and end not in known:
+        generation.eos_token_id = [*known, end] if known else end
+    if generation.pad_token_id is None:
+        generation.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end

@@ -1,0 +1,12 @@
+"""What a model's files and folders are called, for those who look for them without loading anything."""
+
+from __future__ import annotations
+
+ADAPTER_FILE = "adapter_config.json"
+"""In the folder of a PEFT adapter."""
+PRUNED = "pruned"
+"""In a run's folder, beside `model/`: the pruned base that an adapter was trained on."""
+PRUNING = "pruning.json"
+"""In a pruned model's folder: what was done, and what came of it."""
+START = "start"
+"""In a run's folder: the model that it starts from, if that had to be made (train/start.py)."""

@@ -1,0 +1,159 @@
+"""Pruning single weights: how many, which, and that Wanda is what its paper says."""
+
+import pytest
+import torch
+
+from meditune.errors import ModelError
+from meditune.models.calibration import passages
+from meditune.models.load import load
+from meditune.models.rows import rows_of, windows
+from meditune.models.zeros import largest, linears, magnitude, two_of_four, wanda, zero_share
+from meditune.recipe import ModelSpec, PromptFormat, PruneSpec
+from tests import tiny
+from tests.models.test_rows import EXAMPLES
+
+CONV = ("c_attn", "c_proj", "c_fc")
+
+
+def rows_for(loaded):
+    """Rows of several lengths, one of them with two tasks."""
+    encoder = loaded.encoder(PromptFormat(max_tokens=256, answer_tokens=32))
+    shared = rows_of([encoder.supervised(example, task) for example in EXAMPLES for task in ("decision", "answer")])
+    ids = loaded.tokenizer(tiny.WORDS)["input_ids"]
+    return [*shared, *windows("text", ids, 40)]
+
+
+def pruned(architecture, method, **options):
+    loaded = tiny.loaded(architecture, attention="sdpa")
+    spec = PruneSpec(method=method, **options)
+    if method == "magnitude":
+        magnitude(loaded.model, spec)
+    else:
+        wanda(loaded.model, spec, passages(loaded.model, rows_for(loaded), loaded.pad_id, 300))
+    return loaded.model
+
+
+def weights(model):
+    """(outputs, inputs) of each pruned layer."""
+    return {
+        name: layer.weight.detach().T if name.rpartition(".")[2] in CONV else layer.weight.detach()
+        for name, layer in linears(model).items()
+    }
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_magnitude_prunes_exactly_the_smallest_of_each_layer(architecture):
+    before, after = weights(tiny.model(architecture)), weights(pruned(architecture, "magnitude", sparsity=0.3))
+    for name, weight in after.items():
+        assert int((weight == 0).sum()) == round(0.3 * weight.numel()), name
+        gone, stayed = before[name].abs()[weight == 0], before[name].abs()[weight != 0]
+        assert gone.max() <= stayed.min()
+        assert torch.equal(before[name][weight != 0], weight[weight != 0])
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_nothing_outside_the_blocks_linear_layers_changes(architecture):
+    before, model = tiny.model(architecture), pruned(architecture, "magnitude")
+    changed = {
+        name
+        for (name, old), new in zip(before.named_parameters(), model.parameters(), strict=True)
+        if not torch.equal(old, new)
+    }
+    assert changed == {f"{name}.weight" for name in linears(before)}
+    kinds = {"gpt2": 4}.get(architecture, 7)
+    assert len(changed) == 2 * kinds
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+def test_two_of_four_leaves_two_of_every_four_inputs(architecture, method):
+    model = pruned(architecture, method, pattern="2-of-4")
+    for weight in weights(model).values():
+        assert ((weight == 0).view(weight.shape[0], -1, 4).sum(dim=2) == 2).all()
+    assert zero_share(model) == 0.5
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@pytest.mark.parametrize("sparsity", [0.25, 0.6])
+def test_wanda_equals_a_plain_reference(architecture, sparsity):
+    """|W| times the norm of its input over all tokens, lowest of each row first; no batches, no padding."""
+    loaded = tiny.loaded(architecture, attention="sdpa")
+    model = tiny.model(architecture)
+    stack = model.transformer.h if architecture == "gpt2" else model.model.layers
+    rows = rows_for(loaded)
+    for block in stack:
+        for layer in block.modules():
+            if type(layer).__name__ not in {"Linear", "Conv1D"}:
+                continue
+            seen = []
+            hook = layer.register_forward_hook(lambda _, given, __, seen=seen: seen.append(given[0].flatten(0, -2)))
+            with torch.no_grad():
+                for row in rows:
+                    run_alone(model, row)
+            hook.remove()
+            layer.wanted = torch.linalg.vector_norm(torch.cat(seen).double(), dim=0)
+        for layer in block.modules():
+            if hasattr(layer, "wanted"):
+                transposed = type(layer).__name__ == "Conv1D"
+                weight = layer.weight.data.T if transposed else layer.weight.data
+                score = weight.double().abs() * layer.wanted
+                for output in range(weight.shape[0]):
+                    lowest = score[output].sort().indices[: round(sparsity * weight.shape[1])]
+                    weight[output, lowest] = 0
+    found = weights(pruned(architecture, "wanda", sparsity=sparsity))
+    for name, expected in weights(model).items():
+        assert torch.equal(found[name], expected), name
+        assert ((found[name] == 0).sum(dim=1) == round(sparsity * expected.shape[1])).all()
+
+
+def run_alone(model, row):
+    """A row's tokens with the mask that its branches need, by transformers alone."""
+    branch = torch.tensor(row.branch)
+    length = len(row)
+    sees = torch.ones(length, length).tril().bool() & ((branch[None] == 0) | (branch[None] == branch[:, None]))
+    near = sees & (torch.tensor(row.positions)[:, None] - torch.tensor(row.positions)[None] < 64)
+    full, slid = (torch.where(each, 0.0, torch.finfo(torch.float32).min)[None, None] for each in (sees, near))
+    kind = type(model).__name__
+    mask = (
+        {"full_attention": full, "sliding_attention": slid} if "Gemma" in kind else slid if "Mistral" in kind else full
+    )
+    ids, positions = torch.tensor([row.tokens]), torch.tensor([row.positions])
+    model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+
+
+def test_wanda_looks_at_inputs_and_magnitude_does_not():
+    """An input that is always large keeps its small weights with Wanda, and loses them by magnitude."""
+    kept = {}
+    for method in ("magnitude", "wanda"):
+        loaded = tiny.loaded("llama", attention="sdpa")
+        with torch.no_grad():
+            norm = loaded.model.model.layers[0].input_layernorm.weight
+            norm[3] = 1000.0
+            query = loaded.model.model.layers[0].self_attn.q_proj.weight
+            query[:, 3] = query.abs().mean() / 100
+        spec = PruneSpec(method=method)
+        if method == "magnitude":
+            magnitude(loaded.model, spec)
+        else:
+            wanda(loaded.model, spec, passages(loaded.model, rows_for(loaded), loaded.pad_id, 300))
+        kept[method] = float((query[:, 3] != 0).float().mean())
+    assert kept == {"magnitude": 0.0, "wanda": 1.0}
+
+
+def test_equal_scores_are_dropped_to_the_exact_number():
+    assert largest(torch.zeros(2, 10), 0.3).sum(dim=1).tolist() == [7, 7]
+    assert two_of_four(torch.tensor([[1.0, 3, 2, 4, 5, 5, 5, 5]])).tolist() == [
+        [False, True, False, True, False, False, True, True]
+    ]
+
+
+def test_two_of_four_needs_inputs_in_fours():
+    with pytest.raises(ModelError, match="divided by 4; one has 6"):
+        two_of_four(torch.zeros(2, 6))
+
+
+def test_a_quantized_model_is_refused(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    base = tiny.save(tmp_path / "base")
+    with pytest.raises(ModelError, match="plain numbers"):
+        magnitude(load(str(base), ModelSpec(quantize="nf4")).model, PruneSpec(method="magnitude"))

@@ -1,0 +1,132 @@
+"""`meditune merge` from a run to a plain model."""
+
+import json
+import re
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from tests.commands import bench, meditune
+from tests.test_strategies import QUICK
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    with bench(tmp_path_factory.mktemp("merge")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def tuned(place):
+    """A finished run with LoRA."""
+    done = place.run("lora", **QUICK)
+    assert done.code == 0, done
+    return place.folder / "lora"
+
+
+def test_a_run_becomes_a_model_that_anyone_can_load(place, tuned, capsys):
+    folder = place.folder / "merged"
+    result = meditune("merge", tuned, "--output", folder)
+    assert result.code == 0, result
+    assert result.last == f"Model: {folder.resolve()}"
+    assert "added to" in result.out
+    assert "in FP32; the sum is stored in float32" in result.out
+    files = {path.name for path in folder.iterdir()}
+    assert files >= {"config.json", "model.safetensors", "tokenizer.json", "prompt.json", "README.md", "merged.json"}
+    assert "adapter_config.json" not in files
+    assert GenerationConfig.from_pretrained(folder).eos_token_id == 1
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "| accuracy |" in card
+    lines = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("FOLDER", str(folder))
+    exec(lines.replace("96", "3"), {})
+    assert "Conclusion:" in capsys.readouterr().out
+
+    ids = AutoTokenizer.from_pretrained(folder)("Question: Does it help?", return_tensors="pt").input_ids
+    base = AutoModelForCausalLM.from_pretrained(place.base)
+    with torch.no_grad():
+        theirs = PeftModel.from_pretrained(base, tuned / "model").eval()(ids).logits
+        ours = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    assert meditune("ask", folder, "Does it help?", "--max-new-tokens", 2).code == 0
+
+
+def test_what_is_merged_already_is_left_as_it_is(place, tuned):
+    folder = place.folder / "twice"
+    first = meditune("merge", tuned / "model", "--output", folder)
+    changed = (folder / "model.safetensors").stat().st_mtime_ns
+    again = meditune("merge", tuned, "--output", folder)
+    assert again == first
+    assert (folder / "model.safetensors").stat().st_mtime_ns == changed
+
+
+def test_a_merged_model_can_be_tuned_again(place, tuned):
+    folder = place.folder / "merged-for-tuning"
+    assert meditune("merge", tuned, "--output", folder).code == 0
+    again = meditune("train", "quickstart", "-o", place.folder / "on", *place.settings(**QUICK, model__base=folder))
+    assert again.code == 0, again
+
+
+@pytest.mark.parametrize("kind", ["file", "notes", "run"])
+def test_another_folder_is_not_overwritten(place, tuned, tmp_path, kind):
+    folder = tmp_path / "there"
+    if kind == "file":
+        folder.write_text("mine", encoding="utf-8")
+    elif kind == "notes":
+        folder.mkdir()
+        (folder / "notes.txt").write_text("mine", encoding="utf-8")
+    else:
+        folder = tuned
+    before = sorted(folder.rglob("*"))
+    result = meditune("merge", tuned, "--output", folder)
+    result.refused(1, "is there already and holds something else", "--output")
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_merge_that_fails_leaves_nothing(place, tuned, tmp_path, monkeypatch):
+    from meditune.models import plain
+
+    def breaks(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(plain, "write", breaks)
+    meditune("merge", tuned, "--output", tmp_path / "full").refused(1, "disk is full")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whole_models_and_apis_have_nothing_to_merge(place, tmp_path):
+    words = place.settings(**QUICK | {"model__strategy": "full"})
+    assert meditune("train", "quickstart", "--output", place.folder / "full", *words).code == 0
+    meditune("merge", place.folder / "full", "-o", tmp_path / "a").refused(4, "whole model", "nothing to merge")
+    meditune("merge", "api:some", "-o", tmp_path / "b").refused(4, "behind an API")
+    meditune("merge", "owner/name", "-o", tmp_path / "c").refused(4, "no adapter in a folder here")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_virtual_tokens_are_refused(place, tmp_path):
+    words = place.settings(**QUICK | {"model__strategy": "prompt"})
+    assert meditune("train", "quickstart", "--output", place.folder / "virtual", *words).code == 0
+    meditune("merge", place.folder / "virtual", "-o", tmp_path / "a").refused(4, "virtual tokens")
+
+
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+def test_an_adapter_trained_on_a_quantized_base_goes_into_the_full_one(place, tmp_path, quantize):
+    pytest.importorskip("bitsandbytes")
+    words = place.settings(**QUICK | {"model__quantize": quantize})
+    run, folder = place.folder / quantize, tmp_path / "merged"
+    assert meditune("train", "quickstart", "--output", run, *words).code == 0
+    result = meditune("merge", run, "--output", folder)
+    assert result.code == 0, result
+    for text in (result.out, (folder / "README.md").read_text(encoding="utf-8")):
+        assert f"trained and measured on the base in {quantize.upper()}" in text
+        assert "not exactly the model that was measured" in text
+    assert "quantization_config" not in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    base, merged = (load_file(each / "model.safetensors") for each in (place.base, folder))
+    adapter = load_file(run / "model" / "adapter_model.safetensors")
+    name = "model.layers.0.self_attn.q_proj"
+    up, down = (adapter[f"base_model.model.{name}.lora_{part}.weight"].float() for part in "BA")
+    exact = base[f"{name}.weight"] + 32 / 4 * (up @ down)
+    torch.testing.assert_close(merged[f"{name}.weight"], exact, atol=1e-6, rtol=1e-5)
+    assert torch.equal(base["model.norm.weight"], merged["model.norm.weight"])
