@@ -4,7 +4,7 @@
     Results: ...
     Question: Does X help with Y?
     Conclusion:                                    <- the long answer follows
-    Answer (yes, no or maybe):                     <- or the decision follows
+    Answer:                                        <- or the decision follows
 
 The two tasks end in different cues on purpose: with one cue for both, a model that learnt decisions expects "yes"
 where the explanation should begin, and its explanations get worse (docs/experiments.md). What follows a cue starts
@@ -28,8 +28,9 @@ from meditune.text import sentences
 FILE_NAME = "prompt.json"
 
 CHAT_SYSTEM = (
-    "You answer questions about health. Write what follows the last cue: one word where it asks for yes, no or maybe, "
-    f"otherwise a short answer that rests on the sources, where there are some. Every reader is told: {LIMITS}"
+    f'You answer questions about health. Write what follows the last cue. After "{PromptFormat().decision_cue}", or a cue '
+    "that asks for yes, no or maybe, write one of these words and nothing else; after any other a short answer that rests "
+    f"on the sources, where there are some. Every reader is told: {LIMITS}"
 )
 """The system message of chat models. Saved with a tuned one, which is shown what it was trained with."""
 

@@ -219,7 +219,7 @@ class PromptFormat(Spec):
     )
     question_cue: str = Field("Question:", min_length=1, description="Stands before the question.")
     answer_cue: str = Field("Conclusion:", min_length=1, description="Asks for the long answer.")
-    decision_cue: str = Field("Answer (yes, no or maybe):", min_length=1, description="Asks for the decision.")
+    decision_cue: str = Field("Answer:", min_length=1, description="Asks for the decision.")
 
     @property
     def answer_room(self) -> int:

@@ -172,7 +172,7 @@ class Api:
 def usual(prompt: str, tuned: bool) -> str:
     """Both models' answers: the base always decides yes and writes nothing of use, the tuned is right."""
     number = int(re.findall(r"treatment (\d+) help", prompt)[-1])
-    if prompt.endswith("Answer (yes, no or maybe):"):
+    if prompt.endswith("Answer:"):
         return DECISIONS[number % 3].capitalize() if tuned else "Yes"
     return f"Own treatment {number} helps with pain in adults." if tuned else "It is hard to say."
 

@@ -74,7 +74,7 @@ def test_what_is_trained_on_is_what_is_asked(place):
     for messages in [*trained, *asked]:
         prompt = messages[1]["content"]
         assert prompt.startswith("We gave own treatment ")
-        assert prompt.endswith(("\nAnswer (yes, no or maybe):", "\nConclusion:"))
+        assert prompt.endswith(("\nAnswer:", "\nConclusion:"))
     assert {
         json.dumps(chat["messages"][:2]) for chat in place.api.chats if chat["model"] == "gpt-3.5-turbo"
     }.isdisjoint(json.dumps(messages[:2]) for messages in trained)
