@@ -28,9 +28,9 @@ from meditune.text import sentences
 FILE_NAME = "prompt.json"
 
 CHAT_SYSTEM = (
-    f'You answer questions about health. Write what follows the last cue. After "{PromptFormat().decision_cue}", or a cue '
-    "that asks for yes, no or maybe, write one of these words and nothing else; after any other a short answer that rests "
-    f"on the sources, where there are some. Every reader is told: {LIMITS}"
+    f'You answer questions about health. Write what follows the last cue. After "{PromptFormat().decision_cue}", or a '
+    "cue that asks for yes, no or maybe, write one of these words and nothing else; after any other a short answer "
+    f"that rests on the sources, where there are some. Every reader is told: {LIMITS}"
 )
 """The system message of chat models. Saved with a tuned one, which is shown what it was trained with."""
 
