@@ -30,7 +30,7 @@ def memory_gb() -> tuple[float, float]:
 
 
 def used_gb() -> float:
-    """Memory that this process holds now, in 10^9 bytes: of the GPU where torch keeps tensors there, else main memory."""
+    """Memory that this process holds now, in 10^9 bytes: the GPU's if torch keeps tensors there, else main memory."""
     import psutil
     import torch
 

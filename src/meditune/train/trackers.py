@@ -6,6 +6,7 @@ on from a checkpoint, both are written anew up to its step, so that none comes t
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 import time
@@ -115,7 +116,7 @@ class TensorBoard:
     def __init__(self, place: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(place, flush_secs=FLUSH_SECONDS)  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(place, flush_secs=FLUSH_SECONDS)
 
     def add(self, steps: Sequence[Step]) -> None:
         """Keep these steps."""
@@ -135,6 +136,7 @@ class MLflow:
         no_telemetry()
         from mlflow import MlflowClient
 
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
         place = place.resolve()
         self._client: Any = MlflowClient(tracking_uri=f"sqlite:///{place / 'mlflow.db'}")
         experiment = self._client.create_experiment("meditune", artifact_location=(place / "artifacts").as_uri())
