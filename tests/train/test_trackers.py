@@ -1,7 +1,6 @@
 """Each step's figures are there while training runs, and the recipe's tracker holds the same ones."""
 
 import os
-import sqlite3
 import sys
 
 import pytest
@@ -37,12 +36,11 @@ def tensorboard_of(folder):
 
 
 def mlflow_of(folder):
-    with sqlite3.connect(folder / "mlflow" / "mlflow.db") as store:
-        found = {}
-        for name, step, value in store.execute("select key, step, value from metrics order by step"):
-            found.setdefault(name, []).append((step, value))
-        assert [run[0] for run in store.execute("select name from runs")] == ["quickstart"]
-    return found
+    client = pytest.importorskip("mlflow").MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow' / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("meditune").experiment_id])
+    assert run.info.run_name == "quickstart"
+    read = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
+    return {name: [(metric.step, metric.value) for metric in history] for name, history in read.items()}
 
 
 READ = {"tensorboard": tensorboard_of, "mlflow": mlflow_of}

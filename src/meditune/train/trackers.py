@@ -26,6 +26,7 @@ from meditune.train.sft import Step
 
 LOG = "training.jsonl"
 FLUSH_SECONDS = 5
+EXPERIMENT = "meditune"
 BATCH = 1000
 """MLflow takes so many metrics at once."""
 
@@ -91,9 +92,6 @@ class _Tracking:
             self._attempt(lambda: tracker.close(finished))
 
     def _start(self, run: str, place: Path, log: Sequence[Step]) -> None:
-        if place.exists():
-            shutil.rmtree(place)
-        place.mkdir()
         self._tracker = TensorBoard(place) if self._name == "tensorboard" else MLflow(place, run)
         self._tracker.add(log)
 
@@ -111,11 +109,13 @@ class _Tracking:
 
 
 class TensorBoard:
-    """TensorBoard's event files."""
+    """TensorBoard's event files; earlier ones in that folder go."""
 
     def __init__(self, place: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        if place.exists():
+            shutil.rmtree(place)
         self._writer: Any = SummaryWriter(place, flush_secs=FLUSH_SECONDS)
 
     def add(self, steps: Sequence[Step]) -> None:
@@ -130,16 +130,25 @@ class TensorBoard:
 
 
 class MLflow:
-    """One run in an MLflow store of its own, an SQLite file; no server, whatever MLFLOW_TRACKING_URI says."""
+    """One run in an MLflow store of its own, an SQLite file; no server, whatever MLFLOW_TRACKING_URI says.
+
+    Earlier runs there are marked as deleted. The file stays, because MLflow keeps it open and knows its tables.
+    """
 
     def __init__(self, place: Path, run: str) -> None:
         no_telemetry()
         from mlflow import MlflowClient
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)
+        place.mkdir(exist_ok=True)
         place = place.resolve()
         self._client: Any = MlflowClient(tracking_uri=f"sqlite:///{place / 'mlflow.db'}")
-        experiment = self._client.create_experiment("meditune", artifact_location=(place / "artifacts").as_uri())
+        if found := self._client.get_experiment_by_name(EXPERIMENT):
+            experiment = found.experiment_id
+            for earlier in self._client.search_runs([experiment]):
+                self._client.delete_run(earlier.info.run_id)
+        else:
+            experiment = self._client.create_experiment(EXPERIMENT, artifact_location=(place / "artifacts").as_uri())
         self._run = self._client.create_run(experiment, run_name=run).info.run_id
 
     def add(self, steps: Sequence[Step]) -> None:
