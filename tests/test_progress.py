@@ -1,6 +1,8 @@
 import sys
 import time
 
+import pytest
+
 from meditune import progress
 from meditune.progress import Progress, clock, track
 
@@ -34,6 +36,18 @@ def test_a_terminal_gets_a_bar_on_one_line(capsys, monkeypatch):
     text = capsys.readouterr().err
     assert text.count("\n") == 1
     assert "━" in text
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_a_line_fits_into_the_terminal(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    shown = Progress("Training", 2_000_000, "tokens")
+    shown.advance(1_000_000, "loss 1.234, 31% supervised, 2.1 GB")
+    line = shown.line()
+    assert len(line) < columns
+    assert line.startswith("Training")
+    assert ("━" in line and "GB" in line) == (columns == 200)
 
 
 def test_times_read_like_a_clock():

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -129,6 +129,30 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
             count += 1
     return count
+
+
+@contextmanager
+def growing_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """`path` with these rows in place of what it held, and a function that adds one more as a whole line at once.
+
+    Raises MedituneError, naming the disk, where there is no space left.
+    """
+    write_jsonl(path, rows)
+    # Without a buffer a line is one write: whoever follows the file never sees half of it.
+    with path.open("ab", buffering=0) as stream:
+
+        def add(row: dict[str, Any]) -> None:
+            line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+            try:
+                written = stream.write(line)
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    raise disk_full(path) from error
+                raise
+            if written < len(line):
+                raise disk_full(path)
+
+        yield add
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

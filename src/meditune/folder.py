@@ -127,7 +127,9 @@ def _check_model(recipe: Recipe, name: str, to_tune: bool) -> None:
     locate(name)
     if to_tune:
         from meditune.train.start import check_start
+        from meditune.train.trackers import check_tracker
 
+        check_tracker(recipe.train.tracker)
         check_optimizer(recipe.train.optimizer, device())
         check_start(recipe)
 

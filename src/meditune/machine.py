@@ -29,6 +29,15 @@ def memory_gb() -> tuple[float, float]:
     return limit / 1e9, min(memory.available, limit) / 1e9
 
 
+def used_gb() -> float:
+    """Memory that this process holds now, in 10^9 bytes: the GPU's if torch keeps tensors there, else main memory."""
+    import psutil
+    import torch
+
+    on_gpu = torch.cuda.memory_reserved() if torch.cuda.is_available() else 0
+    return float(on_gpu or psutil.Process().memory_info().rss) / 1e9
+
+
 def gpu() -> tuple[str, float] | None:
     """Name and memory in GB of the first GPU that torch can use; None where there is none."""
     import torch

@@ -5,6 +5,8 @@ Nothing is drawn for work that ends within two seconds.
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
@@ -14,6 +16,7 @@ Item = TypeVar("Item")
 
 QUIET_SECONDS = 2.0
 LINE_SECONDS = 15.0
+BAR = 24
 
 
 class Progress:
@@ -53,15 +56,12 @@ class Progress:
             self._show(end="" if self._terminal else "\n")
 
     def line(self) -> str:
-        """What is shown now: label, bar or count, speed, time left, note."""
+        """What is shown now: label, bar or count, speed, time left, note; in a terminal no longer than its line."""
         seconds = max(time.monotonic() - self._started, 1e-9)
         speed = self.done / seconds
         parts = [self.label]
         if self.total:
             share = min(self.done / self.total, 1.0)
-            if self._terminal:
-                filled = round(24 * share)
-                parts.append("━" * filled + "╌" * (24 - filled))
             parts.append(f"{share:4.0%}  {self.done:,.0f}/{self.total:,.0f} {self.unit}")
             left = (self.total - self.done) / speed if speed else float("inf")
             timing = f"{clock(left)} left" if 0 < left < float("inf") else clock(seconds)
@@ -71,7 +71,15 @@ class Progress:
         parts += [f"{speed:,.3g} {self.unit}/s" if speed < 1000 else f"{speed:,.0f} {self.unit}/s", timing]
         if self.note:
             parts.append(self.note)
-        return "  ".join(parts)
+        if not self._terminal:
+            return "  ".join(parts)
+        # A line that breaks can't be drawn over; the bar gives way first.
+        columns = _columns() - 1
+        width = min(BAR, columns - len("  ".join(parts)) - 2)
+        if self.total and width > 0:
+            filled = round(width * share)
+            parts.insert(1, "━" * filled + "╌" * (width - filled))
+        return "  ".join(parts)[:columns]
 
     def _show(self, end: str) -> None:
         text = self.line()
@@ -93,6 +101,14 @@ def track(items: Iterable[Item], label: str, total: int | None = None, unit: str
         for item in items:
             yield item
             progress.advance()
+
+
+def _columns() -> int:
+    """Characters in a line of the terminal behind stderr."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except OSError:
+        return shutil.get_terminal_size().columns
 
 
 def clock(seconds: float) -> str:

@@ -24,6 +24,7 @@ Objective = Literal["sft", "dpo", "orpo"]
 Corruption = Literal["number", "negation", "direction", "other"]
 CORRUPTIONS: tuple[Corruption, ...] = ("number", "negation", "direction", "other")
 OptimizerName = Literal["adamw", "adamw8bit", "adafactor"]
+TrackerName = Literal["none", "tensorboard", "mlflow"]
 DevMetric = Literal["loss", "perplexity", "accuracy", "macro_f1"]
 """What can be measured on the dev split without writing answers."""
 
@@ -375,6 +376,11 @@ class TrainSpec(Spec):
         "auto",
         description="What each process holds under torchrun: the whole model (ddp), a share of every weight (fsdp), "
         "or a share only where the whole is too large (auto).",
+    )
+    tracker: TrackerName = Field(
+        "none",
+        description="Also keep each step's figures as TensorBoard files or in MLflow's format, in the run's folder; "
+        "needs the package of that name.",
     )
 
 

@@ -14,6 +14,7 @@ def no_telemetry() -> None:
     """Switch off the telemetry of the libraries used here; call before the first of them is imported."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # bitsandbytes, which peft imports wherever it is installed, would fetch compiled code from the hub through the
     # package `kernels`, complains where that isn't there, and notes each conversion of a layer's input.

@@ -25,6 +25,8 @@ from meditune.train.sft import Step
 FOLDER = "checkpoint"
 WHOLE = "optimizer.safetensors"
 SHARDS = "optimizer"
+CHANGES_NOTHING = ("parallel", "tracker")
+"""Keys under train: how many processes there are, what each of them holds, and who is told, changes no result."""
 
 
 def write(place: Path, log: Sequence[Step], tensors: dict[str, Any], recipe: Recipe, sharded: bool) -> None:
@@ -56,7 +58,8 @@ def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str,
     if not ranks.told((place / "state.json").is_file()):
         return None
     state = read_json(place / "state.json")
-    state["recipe"]["train"].pop("parallel", None)
+    for key in CHANGES_NOTHING:
+        state["recipe"]["train"].pop(key, None)
     if state["recipe"] != _what_training_depends_on(recipe):
         raise MedituneError(
             f"{place} is a checkpoint of other training settings. Take the old settings, or remove that folder to "
@@ -86,6 +89,6 @@ def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str,
 def _what_training_depends_on(recipe: Recipe) -> dict[str, Any]:
     values = plain(recipe)
     found: dict[str, Any] = {key: values[key] for key in ("seed", "model", "data", "prompt", "train")}
-    # How many processes there are, and what each of them holds, changes no result.
-    del found["train"]["parallel"]
+    for key in CHANGES_NOTHING:
+        del found["train"][key]
     return found

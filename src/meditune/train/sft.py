@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from meditune import ranks
+from meditune.machine import used_gb
 from meditune.models.frozen import FrozenLayers
 from meditune.models.quiet import quiet_transformers
 from meditune.models.rows import Batch, Row, by_length
@@ -164,6 +165,7 @@ def train(
                 parts.append(_weighed(replay.step(number), replay.weigh))
             whole = sum(part.whole for part in parts)
             tokens, read = sum(len(row) for part in parts for row in part.rows), progress.done
+            supervised = sum(len(row.targets) for row in parts[0].rows)
             mine = []
             for part in parts:
                 pieces = dealt(part.rows, spec.micro_batch_tokens, lockstep)
@@ -173,7 +175,10 @@ def train(
             losses = ranks.summed(torch.tensor(mine, dtype=torch.float64)).tolist()
             if not lockstep:
                 sum_gradients(trainable)
-            progress.advance(read + tokens - progress.done)
+            progress.advance(
+                read + tokens - progress.done,
+                f"loss {losses[0]:.3f}, {supervised / tokens:.0%} supervised, {used_gb():.1f} GB",
+            )
             penalty = sum(each.add_gradients(optimizer.master_of) for each in penalties) or 0.0
             if not math.isfinite(loss := sum(losses) + penalty):
                 save(number)
@@ -205,7 +210,7 @@ def train(
                 learning_rate=rate,
                 grad_norm=norm,
                 tokens=tokens,
-                supervised_tokens=sum(len(row.targets) for row in parts[0].rows),
+                supervised_tokens=supervised,
                 seconds=seconds,
                 replay_loss=losses[1] if losses[1:] else None,
                 penalty=penalty,
@@ -280,5 +285,5 @@ def _gather_gradients(
         loss, batch = loss_of(model, frozen, [part.rows[index] for index in indices], weights, pad_id)
         (loss * scale).backward()
         total += loss.item()
-        progress.advance(0 if idle else batch.real_tokens, f"loss {total:.3f}")
+        progress.advance(0 if idle else batch.real_tokens)
     return total * (whole / part.whole)

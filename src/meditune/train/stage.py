@@ -7,14 +7,14 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from meditune import ranks
 from meditune.data.splits import Splits
 from meditune.errors import MedituneError
-from meditune.files import full_disk_said, replacing_folder, write_json, write_jsonl
+from meditune.files import full_disk_said, replacing_folder, write_json
 from meditune.models.load import LoadedModel, device
 from meditune.models.names import START
 from meditune.models.quantized import TRAINING
@@ -36,6 +36,7 @@ from meditune.train.penalties import L2SP, Penalty, StartingPoint
 from meditune.train.plan import Plan, plan
 from meditune.train.preference.plan import plan_pairs
 from meditune.train.sft import Step, epoch_steps, probe, train
+from meditune.train.trackers import followed
 
 SHARED = {"ddp": "each with the whole model (DDP)", "fsdp": "each with its share of every weight (FSDP2)"}
 
@@ -78,8 +79,6 @@ def fine_tune(
     if ranks.is_first():
         write_json(folder / "tokens.json", {"train": lengths(planned.rows)})
     log, watch = _train_with_checkpoints(model, loaded, planned, recipe, folder, measure, len(dev))
-    if ranks.is_first():
-        write_jsonl(folder / "training.jsonl", (asdict(step) for step in log))
     seconds = sum(step.seconds for step in log)
     facts = {
         "strategy": recipe.model.strategy,
@@ -185,8 +184,10 @@ def _train_with_checkpoints(
         watch=watch,
     )
     try:
-        for step in steps:
-            log.append(step)
+        with followed(recipe, folder, log) as follow:
+            for step in steps:
+                log.append(step)
+                follow(step)
     except BreakdownError as error:
         raise MedituneError(
             f"Training broke down at step {error.step}: {error.what}. That step's rows: {', '.join(error.ids)}. "

@@ -1,0 +1,170 @@
+"""Who is told of each step while training runs: `training.jsonl`, and the recipe's tracker.
+
+Both lie in the run's folder, hold numbers, step and the recipe's name, and nothing is sent anywhere. When training goes
+on from a checkpoint, both are written anew up to its step, so that none comes twice and none is missing.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from meditune import ranks
+from meditune.errors import MedituneError
+from meditune.files import growing_jsonl
+from meditune.models.quiet import no_telemetry
+from meditune.recipe import Recipe, TrackerName
+from meditune.train.sft import Step
+
+LOG = "training.jsonl"
+FLUSH_SECONDS = 5
+EXPERIMENT = "meditune"
+BATCH = 1000
+"""MLflow takes so many metrics at once."""
+
+
+class Tracker(Protocol):
+    """A format of figures over steps, in a folder of its own."""
+
+    def add(self, steps: Sequence[Step]) -> None:
+        """Keep these steps."""
+
+    def close(self, finished: bool) -> None:
+        """Nothing comes any more, because training is `finished` or was stopped."""
+
+
+def check_tracker(name: TrackerName) -> None:
+    """Raise MedituneError, with the command, where the tracker's package isn't installed."""
+    if name != "none" and find_spec(name) is None:
+        raise MedituneError(
+            f"train.tracker {name} needs the package {name}. Install it with: pip install 'meditune[{name}]' (from a "
+            f"checkout: pip install --editable '.[{name}]')"
+        )
+
+
+@contextmanager
+def followed(recipe: Recipe, folder: Path, log: Sequence[Step]) -> Iterator[Callable[[Step], None]]:
+    """A function to be told of each step after those in `log`; in all processes but the first it does nothing.
+
+    A tracker that fails is given up with a sentence; training goes on.
+    """
+    if not ranks.is_first():
+        yield lambda _: None
+        return
+    tracking = _Tracking(recipe, folder, log)
+    finished = False
+    try:
+        with growing_jsonl(folder / LOG, map(asdict, log)) as add_line:
+
+            def follow(step: Step) -> None:
+                add_line(asdict(step))
+                tracking.add(step)
+
+            yield follow
+        finished = True
+    finally:
+        tracking.close(finished)
+
+
+class _Tracking:
+    """The recipe's tracker, until it fails."""
+
+    def __init__(self, recipe: Recipe, folder: Path, log: Sequence[Step]) -> None:
+        self._name = recipe.train.tracker
+        self._tracker: Tracker | None = None
+        if self._name != "none":
+            self._attempt(lambda: self._start(recipe.name, folder / self._name, log))
+
+    def add(self, step: Step) -> None:
+        if tracker := self._tracker:
+            self._attempt(lambda: tracker.add([step]))
+
+    def close(self, finished: bool) -> None:
+        if tracker := self._tracker:
+            self._attempt(lambda: tracker.close(finished))
+
+    def _start(self, run: str, place: Path, log: Sequence[Step]) -> None:
+        self._tracker = TensorBoard(place) if self._name == "tensorboard" else MLflow(place, run)
+        self._tracker.add(log)
+
+    def _attempt(self, what: Callable[[], None]) -> None:
+        try:
+            what()
+        except Exception as error:  # noqa: BLE001 - whatever a tracker's package raises, it must not end a training
+            self._tracker = None
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            print(
+                f"train.tracker {self._name} failed and is left out from here on ({said}). Training goes on; {LOG} has "
+                "every step.",
+                file=sys.stderr,
+            )
+
+
+class TensorBoard:
+    """TensorBoard's event files; earlier ones in that folder go."""
+
+    def __init__(self, place: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        if place.exists():
+            shutil.rmtree(place)
+        self._writer: Any = SummaryWriter(place, flush_secs=FLUSH_SECONDS)
+
+    def add(self, steps: Sequence[Step]) -> None:
+        """Keep these steps."""
+        for step in steps:
+            for name, value in _figures(step).items():
+                self._writer.add_scalar(name, value, step.step)
+
+    def close(self, finished: bool) -> None:  # noqa: ARG002
+        """Write what is still waiting."""
+        self._writer.close()
+
+
+class MLflow:
+    """One run in an MLflow store of its own, an SQLite file; no server, whatever MLFLOW_TRACKING_URI says.
+
+    Earlier runs there are marked as deleted. The file stays, because MLflow keeps it open and knows its tables.
+    """
+
+    def __init__(self, place: Path, run: str) -> None:
+        no_telemetry()
+        from mlflow import MlflowClient
+
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        place.mkdir(exist_ok=True)
+        place = place.resolve()
+        self._client: Any = MlflowClient(tracking_uri=f"sqlite:///{place / 'mlflow.db'}")
+        if found := self._client.get_experiment_by_name(EXPERIMENT):
+            experiment = found.experiment_id
+            for earlier in self._client.search_runs([experiment]):
+                self._client.delete_run(earlier.info.run_id)
+        else:
+            experiment = self._client.create_experiment(EXPERIMENT, artifact_location=(place / "artifacts").as_uri())
+        self._run = self._client.create_run(experiment, run_name=run).info.run_id
+
+    def add(self, steps: Sequence[Step]) -> None:
+        """Keep these steps."""
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        metrics = [Metric(name, value, now, step.step) for step in steps for name, value in _figures(step).items()]
+        for start in range(0, len(metrics), BATCH):
+            self._client.log_batch(self._run, metrics=metrics[start : start + BATCH])
+
+    def close(self, finished: bool) -> None:
+        """Say how the run ended."""
+        self._client.set_terminated(self._run, "FINISHED" if finished else "KILLED")
+
+
+def _figures(step: Step) -> dict[str, float]:
+    """The step's figures by name, those that it has."""
+    return {name: value for name, value in asdict(step).items() if name != "step" and value is not None}

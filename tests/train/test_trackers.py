@@ -1,0 +1,140 @@
+"""Each step's figures are there while training runs, and the recipe's tracker holds the same ones."""
+
+import os
+import sys
+
+import pytest
+
+from meditune.train import stage
+from tests.commands import bench, jsonl, meditune, read_rows, stopped_after
+
+STEPS = {"train__batch_size": 4, "train__accumulation": 1, "train__checkpoint_steps": 3, "train__epochs": 1}
+FIGURES = {"loss", "learning_rate", "grad_norm", "tokens", "supervised_tokens", "seconds", "epoch", "penalty"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    with bench(tmp_path_factory.mktemp("trackers")) as made:
+        yield made
+
+
+def trained(place, name, tracker="none", **changes):
+    settings = place.settings(**(STEPS | {"train__tracker": tracker} | changes))
+    return meditune("train", "quickstart", "--output", place.folder / name, *settings)
+
+
+def without_time(rows):
+    return [row | {"seconds": 0} for row in rows]
+
+
+def tensorboard_of(folder):
+    """Figure -> its steps and values, in the order in which they were written."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    read = accumulator.EventAccumulator(str(folder / "tensorboard"))
+    read.Reload()
+    return {name: [(event.step, event.value) for event in read.Scalars(name)] for name in read.Tags()["scalars"]}
+
+
+def mlflow_of(folder):
+    client = pytest.importorskip("mlflow").MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow' / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("meditune").experiment_id])
+    assert run.info.run_name == "quickstart"
+    read = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
+    return {name: [(metric.step, metric.value) for metric in history] for name, history in read.items()}
+
+
+READ = {"tensorboard": tensorboard_of, "mlflow": mlflow_of}
+
+
+def holds_the_log(tracker, folder):
+    """Every figure of every step in training.jsonl, once, and no other."""
+    log = read_rows(folder / "training.jsonl")
+    found = READ[tracker](folder)
+    assert set(found) == FIGURES
+    for name, values in found.items():
+        assert values == [(row["step"], pytest.approx(row[name], rel=1e-6)) for row in log]
+    return log
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    """The log of an undisturbed training without a tracker."""
+    assert trained(place, "whole").code == 0
+    folder = place.folder / "whole"
+    assert not [name for name in READ if (folder / name).exists()]
+    return read_rows(folder / "training.jsonl")
+
+
+def test_each_step_can_be_read_as_soon_as_it_is_done(place, whole, monkeypatch):
+    path, seen = place.folder / "followed" / "training.jsonl", []
+    real = stage.train
+
+    def looking(*given, **named):
+        for step in real(*given, **named):
+            yield step
+            assert path.read_bytes().endswith(b"}\n")
+            seen.append(read_rows(path)[-1]["step"])
+
+    monkeypatch.setattr(stage, "train", looking)
+    assert trained(place, "followed").code == 0
+    assert seen == [row["step"] for row in whole]
+    assert without_time(read_rows(path)) == without_time(whole)
+
+
+@pytest.mark.parametrize("tracker", READ)
+def test_stopped_and_resumed_no_step_comes_twice_and_none_is_missing(place, whole, tracker):
+    pytest.importorskip(tracker)
+    folder = place.folder / tracker
+    with stopped_after(5):
+        assert trained(place, tracker, tracker).code == 130
+    assert [row["step"] for row in holds_the_log(tracker, folder)] == [1, 2, 3, 4, 5]
+    resumed = trained(place, tracker, tracker)
+    assert resumed.code == 0
+    assert "after step 3" in resumed.err
+    assert without_time(holds_the_log(tracker, folder)) == without_time(whole)
+    assert place.adapter(tracker) == place.adapter("whole")
+
+
+def test_steps_after_the_checkpoint_are_taken_back(place, whole):
+    """Also a line that a crash of the machine has cut."""
+    folder = place.folder / "cut"
+    with stopped_after(5):
+        assert trained(place, "cut").code == 130
+    log = read_rows(folder / "training.jsonl")
+    jsonl(folder / "training.jsonl", log)
+    with (folder / "training.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write('{"step": 6, "lo')
+    with stopped_after(4):
+        assert trained(place, "cut").code == 130
+    assert without_time(read_rows(folder / "training.jsonl")) == without_time(whole[:4])
+    assert trained(place, "cut").code == 0
+    assert without_time(read_rows(folder / "training.jsonl")) == without_time(whole)
+
+
+def test_a_tracker_that_fails_says_so_once_and_stops_nothing(place, whole):
+    pytest.importorskip("tensorboard")
+    folder = place.folder / "failing"
+    with stopped_after(5):
+        assert trained(place, "failing", "tensorboard").code == 130
+    (folder / "tensorboard").rename(folder / "elsewhere")
+    (folder / "tensorboard").write_text("in the way", encoding="utf-8")
+    resumed = trained(place, "failing", "tensorboard")
+    assert resumed.code == 0
+    assert resumed.err.count("train.tracker tensorboard failed") == 1
+    assert "Training goes on" in resumed.err
+    assert without_time(read_rows(folder / "training.jsonl")) == without_time(whole)
+
+
+@pytest.mark.parametrize("tracker", READ)
+def test_a_missing_package_is_said_with_the_command_before_anything_is_done(place, monkeypatch, tracker):
+    monkeypatch.setitem(sys.modules, tracker, None)
+    trained(place, "missing", tracker).refused(1, f"train.tracker {tracker}", f"pip install 'meditune[{tracker}]'")
+    assert not (place.folder / "missing").exists()
+
+
+def test_an_unknown_tracker_is_refused(place):
+    trained(place, "unknown", "wandb").refused(2, "train.tracker", "none", "tensorboard", "mlflow")
+
+
+def test_telemetry_is_off(whole):
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
