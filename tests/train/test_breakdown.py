@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from meditune.train import sft
+from meditune.train import head_loss
 from meditune.train.breakdown import STREAK, LossGuard
 from tests.commands import bench, meditune, read_rows
 
@@ -46,15 +46,15 @@ def large(loss):
 
 def going_wrong(patch, wrong, first, last=10**9):
     """Losses of steps `first` to `last` go through `wrong`; each step of these runs is one piece."""
-    real, calls = sft.loss_of_rows, 0
+    real, calls = head_loss.fused_loss, 0
 
-    def loss_of_rows(*given):
+    def fused_loss(*given):
         nonlocal calls
         calls += 1
-        loss, batch = real(*given)
-        return (wrong(loss) if first <= calls - TRIED <= last else loss), batch
+        loss = real(*given)
+        return wrong(loss) if first <= calls - TRIED <= last else loss
 
-    patch.setattr(sft, "loss_of_rows", loss_of_rows)
+    patch.setattr(head_loss, "fused_loss", fused_loss)
 
 
 @pytest.mark.parametrize(
