@@ -149,7 +149,8 @@ def print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
     out.print(table)
     out.print(
         f"* the recipe as it is. Time: {recipe.train.epochs:g} epochs of {examples:,} examples with "
-        f"{planned.example_tokens} tokens each, the most that prompt.max_tokens allows."
+        f"{planned.example_tokens} tokens each, the most that prompt.max_tokens allows. "
+        "Memory is that of training; measuring before and after can take more of it, and time of its own."
     )
     for line in planned.advice:
         out.print(f"The recipe would fit with {line}", markup=False)

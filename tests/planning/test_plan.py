@@ -112,4 +112,5 @@ def test_the_command_says_what_fits_and_refuses_what_it_doesnt_know() -> None:
     assert "smollm2-135m on t4: 16.0 GB" in done.out
     assert "float16" in done.out
     assert "lora *" in done.out
+    assert "Memory is that of training" in done.out
     meditune("plan", "quickstart", "--gpu", "rtx4099").refused(1, "rtx4090")
