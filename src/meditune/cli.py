@@ -201,6 +201,23 @@ def prune(
 
 
 @app.command()
+def plan(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="A well-known GPU (rtx4090, a100-80gb) in place of this machine.")
+    ] = None,
+    examples: Annotated[int, typer.Option(min=1, help="Training examples that the time is predicted for.")] = 1000,
+) -> None:
+    """Predict memory, speed and time of training for each strategy, and what fits; nothing is fetched or trained."""
+    from meditune import terminal
+    from meditune.planning import plan as planning
+
+    resolved = _recipe(recipe, overrides).recipe
+    terminal.print_plan(planning.plan(resolved, gpu), resolved, examples)
+
+
+@app.command()
 def models() -> None:
     """Base models: what is here, what can be fetched, size, licence."""
     from meditune.models import listing

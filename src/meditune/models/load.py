@@ -72,7 +72,7 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
         )
     weights = locate(base_of(adapter)) if adapter else place
     offline = offline_reason() is not None
-    options: dict[str, Any] = {"dtype": _dtype(spec.dtype), "attn_implementation": _attention(spec.attention)}
+    options: dict[str, Any] = {"dtype": number_format(spec.dtype), "attn_implementation": _attention(spec.attention)}
     options |= quantized.loading_options(spec.quantize)
     with loading(name, place):
         tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=offline)
@@ -183,7 +183,8 @@ def bf16_is_fast() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def _dtype(name: str) -> Any:
+def number_format(name: str) -> Any:
+    """The torch dtype that `model.dtype` means on this machine."""
     import torch
 
     if name in {"float32", "bfloat16"}:

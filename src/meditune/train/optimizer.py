@@ -20,6 +20,11 @@ STATE_BYTES: dict[OptimizerName, int] = {"adamw": 16, "adamw8bit": 10, "adafacto
 """For each trained weight: its FP32 copy, that one's gradient, and what the optimizer remembers."""
 
 
+def state_bytes(spec: TrainSpec) -> int:
+    """Bytes for each trained weight beside the model: STATE_BYTES, and a second FP32 copy where one is kept."""
+    return STATE_BYTES[spec.optimizer] + 4 * (spec.dev.keep_best or spec.average_last > 0)
+
+
 class MasterOptimizer:
     """The recipe's optimizer at work on FP32 parameters.
 

@@ -30,7 +30,7 @@ from meditune.train.breakdown import BreakdownError, LossGuard
 from meditune.train.dev import DevWatch, Measure, dev_loss, measured_on
 from meditune.train.encode import lengths, marked
 from meditune.train.ewc import EWC, estimate
-from meditune.train.optimizer import STATE_BYTES
+from meditune.train.optimizer import state_bytes
 from meditune.train.parallel import mode, start_alike
 from meditune.train.penalties import L2SP, Penalty, StartingPoint
 from meditune.train.plan import Plan, plan
@@ -73,7 +73,7 @@ def fine_tune(
     rows = [*planned.rows, *planned.pool]
     speed = probe(model, loaded.pad_id, rows, planned.weights, recipe.train, loaded.frozen, planned.loss_of)
     left = clock(planned.tokens / speed)
-    memory = peak_memory_gb() + trainable * _state_bytes(recipe.train) / 1e9 / (ranks.world() if how == "fsdp" else 1)
+    memory = peak_memory_gb() + trainable * state_bytes(recipe.train) / 1e9 / (ranks.world() if how == "fsdp" else 1)
     each = " in each process" if how != "one" else ""
     print(f"About {left} at {speed:,.0f} tokens/s; {memory:.1f} GB of memory{each}.", file=sys.stderr)
     if ranks.is_first():
@@ -198,11 +198,6 @@ def _train_with_checkpoints(
     if watch:
         print(*watch.said(), sep="\n", file=sys.stderr)
     return log, watch
-
-
-def _state_bytes(spec: TrainSpec) -> int:
-    """For each trained weight."""
-    return STATE_BYTES[spec.optimizer] + 4 * (spec.dev.keep_best or spec.average_last > 0)
 
 
 def _preflight(planned: Plan, counts: dict[str, int], recipe: Recipe, loaded: LoadedModel) -> None:

@@ -1,0 +1,40 @@
+"""Trains a fresh Llama for two steps in a process of its own, and prints the most memory that took, in bytes."""
+
+import json
+import sys
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from meditune.models import attention
+from meditune.models.frozen import FrozenLayers
+from meditune.models.rows import Row
+from meditune.models.strategies import make_trainable
+from meditune.planning.rehearsal import longest_rows
+from meditune.recipes.loading import load_recipe
+from meditune.train.sft import train
+from meditune.train.stage import peak_memory_gb
+
+
+class Even:
+    """Every token counts the same."""
+
+    def of(self, row: Row) -> list[float]:
+        """One for each target."""
+        return [1.0] * len(row.targets)
+
+
+def main() -> None:
+    """Arguments: a configuration as JSON, then the recipe's settings."""
+    recipe = load_recipe("quickstart", sys.argv[2:]).recipe
+    config = AutoConfig.for_model(**json.loads(sys.argv[1]))
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=attention.register())
+    model = make_trainable(model, recipe.model, 0)
+    rows = longest_rows(recipe)
+    rows = rows * -(-2 * recipe.train.batch_size * recipe.train.accumulation // len(rows))
+    list(train(model, 0, rows, Even(), recipe.train, 0, FrozenLayers(model, 0)))
+    print(peak_memory_gb() * 1e9)
+
+
+if __name__ == "__main__":
+    main()
