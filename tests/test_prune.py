@@ -7,11 +7,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from meditune.errors import Stopped
 from meditune.models.zeros import linears, zero_share
-from meditune.train import stage
 from tests import tiny
-from tests.commands import bench, meditune
+from tests.commands import bench, meditune, stopped_after
 from tests.models.test_depth import deep
 from tests.test_strategies import QUICK
 
@@ -217,20 +215,11 @@ def test_a_run_prunes_before_it_tunes(place, kind, strategy):
     assert meditune("report", folder).code == 0
 
 
-def test_a_run_that_was_stopped_takes_the_pruned_base_that_is_there(place, monkeypatch):
+def test_a_run_that_was_stopped_takes_the_pruned_base_that_is_there(place):
     words = place.settings(**RUN | PRUNE["zeros"] | {"train__batch_size": 2, "train__checkpoint_steps": 3})
     whole, stopped = place.folder / "whole", place.folder / "stopped"
     assert meditune("run", "quickstart", "--output", whole, *words).code == 0
-    real = stage.train
-
-    def stopping(*given):
-        for step in real(*given):
-            yield step
-            if step.step == 5:
-                raise Stopped
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stage, "train", stopping)
+    with stopped_after(5):
         assert meditune("run", "quickstart", "--output", stopped, *words).code == 130
     made = (stopped / "pruned" / "model.safetensors").stat().st_mtime_ns
     resumed = meditune("run", "quickstart", "--output", stopped, *words)

@@ -125,7 +125,7 @@ def test_python_sessions_say_what_really_comes_out(page: Path) -> None:
             session = doctest.DocTestParser().get_doctest(body, {}, page.name, str(page), 0)
             assert session.examples
             report: list[str] = []
-            doctest.DocTestRunner().run(session, out=report.append)
+            doctest.DocTestRunner(verbose=False).run(session, out=report.append)
             assert not report, "".join(report)
 
 

@@ -104,7 +104,7 @@ def test_the_report_has_its_keys(official, place):
     assert report["comparison"].keys() == report["base"].keys()
     for row in report["comparison"].values():
         assert row.keys() >= {"delta", "ci95", "p", "better"}
-        assert row["ci95"][0] <= row["delta"] <= row["ci95"][1]
+        assert row["ci95"][0] - 1e-9 <= row["delta"] <= row["ci95"][1] + 1e-9
         assert row["better"] in {True, False, None}
     data = report["data"]
     assert (data["train"] + data["dev"], data["test"]) == (500, 500)

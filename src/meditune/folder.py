@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -184,12 +184,20 @@ def stage(folder: Path, name: str) -> Iterator[None]:
     """Announce a stage and add its seconds to the run's account."""
     announce(name)
     started = time.monotonic()
-    try:
-        yield
-    finally:
+
+    def note() -> None:
         account = read_json(folder / STAGES) if (folder / STAGES).is_file() else {}
         account[name] = round(account.get(name, 0) + time.monotonic() - started, 1)
         write_json(folder / STAGES, account)
+
+    try:
+        yield
+    except BaseException:
+        # What stopped the stage is said, not that a full disk has no room for the account either.
+        with suppress(MedituneError):
+            note()
+        raise
+    note()
 
 
 def announce(name: str) -> None:

@@ -460,7 +460,10 @@ class Recipe(Spec):
                 "take ddp or auto"
             )
         if self.train.dev.keep_best and self.train.average_last:
-            yield "train.dev.keep_best and train.average_last both choose the weights that training ends with; take one"
+            yield (
+                "train.dev.keep_best and train.average_last both choose the weights that training ends with; set "
+                "train.average_last to 0, or leave keep_best out"
+            )
         if self.train.objective != "sft":
             if self.train.dev.is_on:
                 yield f"train.dev has no meaning with train.objective {self.train.objective}; leave it out"

@@ -43,7 +43,8 @@ def moved(model):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                parameter += (0.5 if "ia3" in name or "prompt" in name else 0.05) * torch.randn_like(parameter)
+                much = any(part in name for part in ("ia3", "prompt", "magnitude"))
+                parameter += (0.5 if much else 0.05) * torch.randn_like(parameter)
     return model.eval()
 
 

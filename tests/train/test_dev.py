@@ -10,7 +10,7 @@ from tests.commands import bench, jsonl, meditune, read_rows, rows, stopped_afte
 
 STEPS = {
     **{"train__batch_size": 4, "train__checkpoint_steps": 3, "train__epochs": 4, "data__dev_share": 0.3},
-    **{"train__schedule": "constant", "train__warmup_share": 0, "model__dtype": "float32"},
+    **{"train__schedule": "constant", "train__warmup_share": 0, "model__dtype": "float32", "train__average_last": 0},
 }
 """A step is the same in a shorter training."""
 OFTEN = {"train__dev__every_steps": 2}
@@ -139,7 +139,7 @@ def test_other_strategies_are_measured_too(place, changes, metric, request):
 
 def test_a_metric_that_the_dev_split_cant_tell_is_refused_before_anything_is_computed(place, tmp_path):
     path = jsonl(tmp_path / "own.jsonl", rows(30, decision=""))
-    words = place.own(path, train__dev__metric="accuracy", train__dev__keep_best=True)
+    words = place.own(path, train__dev__metric="accuracy", train__dev__keep_best=True, train__average_last=0)
     result = meditune("run", "quickstart", "-o", tmp_path / "run", *words)
     result.refused(3, "train.dev.metric accuracy needs a decision", "data.dev_share")
     assert not (tmp_path / "run" / "predictions").exists()

@@ -104,7 +104,7 @@ def test_two_processes_train_the_adapter_that_one_trains(place):
 
 @pytest.mark.slow
 def test_sharded_full_fine_tuning_gives_the_model_that_one_process_gives(place):
-    full = {"model__strategy": "full", "train__learning_rate": 1e-3}
+    full = {"model__strategy": "full", "train__learning_rate": 1e-3, "train__average_last": 0}
     train_by_one(place, "full-one", **full)
     _, err = train_by_two(place, "full-two", train__parallel="fsdp", **full)
     same(place, "full-one", "full-two", "model.safetensors")
@@ -115,13 +115,13 @@ def test_sharded_full_fine_tuning_gives_the_model_that_one_process_gives(place):
 @pytest.mark.slow
 def test_sharded_adapters_are_those_of_one_process(place):
     shrunk = {"train__replay__share": 0.2, "train__replay__rows": 6, "model__top_layers": 1}
-    shrunk |= {"train__gradient_checkpointing": True}
+    shrunk |= {"train__gradient_checkpointing": True, "train__average_last": 0}
     train_by_one(place, "lora-one", **shrunk)
     train_by_two(place, "lora-two", train__parallel="fsdp", **shrunk)
     same(place, "lora-one", "lora-two")
 
 
-LONG = {"train__epochs": 12, "train__checkpoint_steps": 5}
+LONG = {"train__epochs": 12, "train__checkpoint_steps": 5, "train__average_last": 0}
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,8 @@ import shutil
 
 import pytest
 
-from meditune.errors import Stopped
 from meditune.models.load import load
-from meditune.train import stage
-from tests.commands import bench, jsonl, meditune, read_rows
+from tests.commands import bench, jsonl, meditune, read_rows, stopped_after
 from tests.data.preference.test_prepare import pair_rows
 
 QUICK = {
@@ -105,19 +103,10 @@ def test_a_moved_run_still_finds_what_it_started_from(preferred, tmp_path):
 
 
 @pytest.mark.parametrize("objective", ["dpo", "orpo"])
-def test_a_stopped_run_goes_on_to_the_same_weights_and_figures(place, objective, monkeypatch):
+def test_a_stopped_run_goes_on_to_the_same_weights_and_figures(place, objective):
     changes = {"train__objective": objective, "train__batch_size": 8, "train__checkpoint_steps": 3}
     assert prefer(place, f"{objective}-whole", **changes).code == 0
-    real = stage.train
-
-    def stopping(*given):
-        for step in real(*given):
-            yield step
-            if step.step == 5:
-                raise Stopped
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stage, "train", stopping)
+    with stopped_after(5):
         assert prefer(place, f"{objective}-stopped", **changes).code == 130
     resumed = prefer(place, f"{objective}-stopped", **changes)
     assert resumed.code == 0, resumed
