@@ -1,0 +1,158 @@
+"""Every option of a run, declared once: its name, type, default and one-line meaning.
+
+The command line's `--set`, the YAML files, `meditune recipe show` and docs/recipes.md all come from these classes.
+Unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from meditune.recipe.data import TASKS, DataSpec, PromptFormat, SourceSpec, Task
+from meditune.recipe.model import VIRTUAL, ApiSpec, LoraSpec, ModelSpec, PruneSpec, Quantize, Strategy
+from meditune.recipe.spec import Spec
+from meditune.recipe.train import (
+    CORRUPTIONS,
+    Corruption,
+    DevMetric,
+    DevSpec,
+    EwcSpec,
+    MixSpec,
+    Objective,
+    OptimizerName,
+    PreferenceSpec,
+    ReplaySpec,
+    TrackerName,
+    TrainSpec,
+)
+
+__all__ = [
+    "CORRUPTIONS",
+    "TASKS",
+    "VIRTUAL",
+    "ApiSpec",
+    "Corruption",
+    "DataSpec",
+    "DevMetric",
+    "DevSpec",
+    "EvaluateSpec",
+    "EwcSpec",
+    "LoraSpec",
+    "MixSpec",
+    "ModelSpec",
+    "Objective",
+    "OptimizerName",
+    "PreferenceSpec",
+    "PromptFormat",
+    "PruneSpec",
+    "Quantize",
+    "Recipe",
+    "ReplaySpec",
+    "SourceSpec",
+    "Spec",
+    "Strategy",
+    "Task",
+    "TrackerName",
+    "TrainSpec",
+    "plain",
+]
+
+
+class EvaluateSpec(Spec):
+    """What is measured before and after."""
+
+    split: Literal["test", "dev"] = Field(
+        "test", description="Items measured on: settings are chosen on dev, the test set is for the final figure."
+    )
+    answers: int | None = Field(
+        200, ge=1, description="Long answers are scored on a fixed, seeded subset of this many; all when empty."
+    )
+    max_new_tokens: int = Field(96, ge=1, description="Longest generated answer.")
+    general_tokens: int = Field(
+        20_000, ge=0, description="Tokens of WikiText-2 that measure forgetting; 0 leaves it out."
+    )
+    resamples: int = Field(10_000, ge=100, description="Bootstrap resamples behind each interval.")
+    batch_tokens: int = Field(2048, ge=64, description="Tokens in one forward pass.")
+
+
+class Recipe(Spec):
+    """A whole run."""
+
+    name: str = Field(min_length=1, description="Shown in the report.")
+    description: str = Field("", description="One sentence on what the recipe is for.")
+    seed: int = Field(17, ge=0, description="Fixes shuffles, subsets and initial adapter weights.")
+    model: ModelSpec = Field(default_factory=ModelSpec, description="Base model and adapter.")
+    data: DataSpec = Field(default_factory=DataSpec, description="Training and test data.")
+    prompt: PromptFormat = Field(default_factory=PromptFormat, description="Prompt wording and token budget.")
+    train: TrainSpec = Field(default_factory=TrainSpec, description="Training.")
+    evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec, description="Evaluation.")
+
+    @model_validator(mode="after")
+    def _keys_fit_together(self) -> Recipe:
+        problems = list(self._conflicts())
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def needs_whole_weights(self) -> list[str]:
+        """The keys with which a process must hold all weights."""
+        asked = {
+            f"model.strategy {self.model.strategy}": self.model.strategy in VIRTUAL,
+            f"model.quantize {self.model.quantize}": self.model.quantize != "none",
+            f"train.optimizer {self.train.optimizer}": self.train.optimizer != "adamw",
+            "train.dev": self.train.dev.is_on,
+            "train.average_last": self.train.average_last > 0,
+            "train.l2_sp": self.train.l2_sp > 0,
+            "train.ewc.strength": self.train.ewc.strength > 0,
+        }
+        return [key for key, given in asked.items() if given]
+
+    def _conflicts(self) -> Iterator[str]:
+        """Each rule between keys that is broken, in a line of its own."""
+        model = self.model
+        if self.prompt.answer_tokens >= self.prompt.max_tokens:
+            yield "prompt.answer_tokens must be smaller than prompt.max_tokens"
+        if model.strategy == "full" and model.quantize != "none":
+            yield (
+                f"model.quantize {model.quantize} freezes the base model, and model.strategy full trains it; take "
+                "quantize none, or lora"
+            )
+        if model.strategy in VIRTUAL and model.top_layers is not None:
+            yield (
+                f"model.top_layers has no meaning with model.strategy {model.strategy}, which trains no layer; leave "
+                "it empty (null)"
+            )
+        if model.strategy == "prefix" and self.train.gradient_checkpointing:
+            yield (
+                "train.gradient_checkpointing drops the cache that model.strategy prefix trains; switch it off, or "
+                "take prompt"
+            )
+        if self.train.parallel == "fsdp" and self.needs_whole_weights:
+            yield (
+                f"train.parallel fsdp spreads the weights, and {', '.join(self.needs_whole_weights)} needs them whole; "
+                "take ddp or auto"
+            )
+        if self.train.dev.keep_best and self.train.average_last:
+            yield (
+                "train.dev.keep_best and train.average_last both choose the weights that training ends with; set "
+                "train.average_last to 0, or leave keep_best out"
+            )
+        if self.train.objective != "sft":
+            if self.train.dev.is_on:
+                yield f"train.dev has no meaning with train.objective {self.train.objective}; leave it out"
+            if self.train.replay.share:
+                yield f"train.replay.share has no meaning with train.objective {self.train.objective}; set it to 0"
+            if self.train.mix != MixSpec():
+                yield f"train.mix has no meaning with train.objective {self.train.objective}; leave it out"
+        weights, sources = self.train.mix.weights, {source.name for source in self.data.sources}
+        if weights and weights.keys() != sources:
+            yield f"train.mix.weights must have one weight for each of data.sources ({', '.join(sorted(sources))})"
+
+
+def plain(recipe: Recipe) -> dict[str, Any]:
+    """The resolved recipe as plain values, in declared order."""
+    return recipe.model_dump(mode="json")

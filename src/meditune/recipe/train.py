@@ -1,0 +1,174 @@
+"""Options under `train`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from meditune.recipe.data import TASKS, Task
+from meditune.recipe.spec import Spec
+
+Objective = Literal["sft", "dpo", "orpo"]
+Corruption = Literal["number", "negation", "direction", "other"]
+CORRUPTIONS: tuple[Corruption, ...] = ("number", "negation", "direction", "other")
+OptimizerName = Literal["adamw", "adamw8bit", "adafactor"]
+TrackerName = Literal["none", "tensorboard", "mlflow"]
+DevMetric = Literal["loss", "perplexity", "accuracy", "macro_f1"]
+"""What can be measured on the dev split without writing answers."""
+
+
+class ReplaySpec(Spec):
+    """Other text trained on beside the examples, against forgetting (Rolnick et al. 2019, arXiv:1811.11682)."""
+
+    share: float = Field(
+        0.0, ge=0, lt=1, description="Share of the rows trained on that are replay; they come on top of each batch."
+    )
+    source: Literal["self", "general", "medical"] = Field(
+        "self",
+        description="self: what the base model writes (Huang et al. 2024, arXiv:2403.01244); general: WikiText-2's "
+        "valid.txt; medical: MedQuAD.",
+    )
+    weight: float = Field(1.0, gt=0, description="What a replay token counts, relative to a token of an answer.")
+    rows: int = Field(200, ge=1, description="Different replay rows; when all have been seen, they come again.")
+    tokens: int = Field(
+        128, ge=16, description="Longest row of self or general text; medical ones follow prompt.max_tokens."
+    )
+
+
+class EwcSpec(Spec):
+    """Elastic weight consolidation (Kirkpatrick et al. 2017, arXiv:1612.00796)."""
+
+    strength: float = Field(
+        0.0, ge=0, description="Weight of the penalty on changes to what the model's other text rests on; 0 is off."
+    )
+    samples: int = Field(
+        64, ge=1, description="Rows of train.replay.source on which that is estimated, whatever train.replay.share is."
+    )
+
+
+class MixSpec(Spec):
+    """How often each source's rows come, where there are several; by default every row comes once in an epoch."""
+
+    weights: dict[str, float] = Field(
+        default_factory=dict, description="Source -> its share of an epoch, relative to the other sources'."
+    )
+    temperature: float | None = Field(
+        None, gt=0, description="T: shares follow rows ** (1 / T); 1 is every row once, higher evens the sources out."
+    )
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> MixSpec:
+        if self.weights and self.temperature is not None:
+            raise ValueError("train.mix.temperature computes the weights; give it or train.mix.weights, not both")
+        if any(weight <= 0 for weight in self.weights.values()):
+            raise ValueError("train.mix.weights must be above 0; leave a source out of data.sources instead")
+        return self
+
+
+class PreferenceSpec(Spec):
+    """Experimental: the pairs of a better and a worse answer that the objectives dpo and orpo learn from."""
+
+    beta: float = Field(
+        0.1, gt=0, description="dpo: how closely the model is held to where it starts; orpo: weight of the odds ratio."
+    )
+    path: str | None = Field(
+        None, description="A file of pairs; when empty, each example's answer is paired with a corruption of it."
+    )
+    fields: dict[str, str] = Field(
+        default_factory=dict, description="For that file: question, context, chosen, rejected, group, id -> column."
+    )
+    held_out_share: float = Field(0.2, gt=0, lt=0.9, description="Share of that file's pairs kept for measuring.")
+    corruptions: list[Corruption] = Field(
+        default_factory=lambda: list(CORRUPTIONS),
+        min_length=1,
+        description="number: swapped; negation: put in or taken away; direction: such as higher for lower; other: "
+        "another example's answer.",
+    )
+    per_example: int = Field(1, ge=1, le=4, description="Corruptions of each answer, each of another kind.")
+
+
+class DevSpec(Spec):
+    """Measuring on the dev split while training; only where patience or keep_best ask for it."""
+
+    metric: DevMetric = Field(
+        "loss", description="loss: as trained on; perplexity: of the answers; accuracy, macro_f1: of the decisions."
+    )
+    every_steps: int | None = Field(
+        None, ge=1, description="Steps from one measurement to the next; one at each epoch's end when empty."
+    )
+    patience: int | None = Field(
+        None, ge=1, description="Training ends early after this many measurements without a better one."
+    )
+    keep_best: bool = Field(False, description="The result is the best state that was measured, not the last.")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is measured."""
+        return self.patience is not None or self.keep_best
+
+
+class TrainSpec(Spec):
+    """Training: supervised fine-tuning (sft), or experimental preference tuning, which comes after it.
+
+    `dpo` is direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290), `orpo` odds-ratio preference
+    optimization, which needs no reference (Hong et al. 2024, arXiv:2403.07691). They learn from pairs of answers, so
+    what is said here about tasks and decisions doesn't concern them.
+
+    Optimizers: `adamw` (Loshchilov and Hutter 2019, arXiv:1711.05101), `adamw8bit` (Dettmers et al. 2022,
+    arXiv:2110.02861), `adafactor` (Shazeer and Stern 2018, arXiv:1804.04235; without relative step sizes and without a
+    first moment).
+    """
+
+    tasks: list[Task] = Field(
+        default_factory=lambda: list(TASKS), min_length=1, description="What each example teaches."
+    )
+    batch_size: int = Field(8, ge=1, description="Examples in one batch.")
+    accumulation: int = Field(4, ge=1, description="Batches in one optimizer step.")
+    epochs: float = Field(3.0, gt=0, description="Passes over the training examples.")
+    optimizer: OptimizerName = Field(
+        "adamw", description="The last two remember less of each weight; adamw8bit needs bitsandbytes."
+    )
+    learning_rate: float = Field(5e-5, gt=0, description="Peak learning rate.")
+    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
+    warmup_share: float = Field(0.03, ge=0, lt=1, description="Share of the steps that warm the learning rate up.")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Learning rate after warm-up.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradient norm is clipped to this.")
+    average_last: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the steps, the last ones, whose weights are averaged; 0: the last weights.",
+    )
+    decision_share: float | None = Field(
+        None, gt=0, lt=1, description="Share of the loss given to decisions; when empty every token weighs the same."
+    )
+    class_balance: float = Field(
+        0.0, ge=0, le=1, description="Decisions weigh frequency ** -this: 0 leaves them alone, 1 evens them out."
+    )
+    mix: MixSpec = Field(default_factory=MixSpec, description="How several sources are mixed.")
+    replay: ReplaySpec = Field(default_factory=ReplaySpec, description="Rehearsal against forgetting.")
+    l2_sp: float = Field(
+        0.0, ge=0, description="Pull of the weights back to where they started (Li et al. 2018, arXiv:1802.01483)."
+    )
+    ewc: EwcSpec = Field(default_factory=EwcSpec, description="A pull that is stronger on weights that matter.")
+    objective: Objective = Field("sft", description="What is minimized; dpo and orpo are experimental.")
+    preference: PreferenceSpec = Field(
+        default_factory=PreferenceSpec, description="Pairs of answers for dpo and orpo; experimental."
+    )
+    dev: DevSpec = Field(default_factory=DevSpec, description="Early stopping, and keeping the best state.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
+    micro_batch_tokens: int = Field(
+        2048, ge=64, description="A step is computed in pieces of at most this many tokens; the result is the same."
+    )
+    checkpoint_steps: int = Field(20, ge=1, description="A checkpoint to resume from is written each N steps.")
+    parallel: Literal["auto", "ddp", "fsdp"] = Field(
+        "auto",
+        description="What each process holds under torchrun: the whole model (ddp), a share of every weight (fsdp), "
+        "or a share only where the whole is too large (auto).",
+    )
+    tracker: TrackerName = Field(
+        "none",
+        description="Also keep each step's figures as TensorBoard files or in MLflow's format, in the run's folder; "
+        "needs the package of that name.",
+    )
