@@ -17,6 +17,10 @@ class RecipeError(MedituneError):
     exit_code = 2
 
 
+class DiskFullError(MedituneError):
+    """A file or folder for which the disk has no room."""
+
+
 class DataError(MedituneError):
     """Data that is missing, damaged, or would make the result worthless (leakage)."""
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from meditune.errors import DataError, MedituneError
+from meditune.errors import DataError, DiskFullError, MedituneError
 
 
 @contextmanager
@@ -50,6 +50,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             path.rename(old)
         partial.rename(path)
+    except DiskFullError as error:
+        # The folder that was to be, not a file in its temporary one.
+        raise disk_full(path) from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise disk_full(path) from error
@@ -87,7 +90,7 @@ def disk_full(path: Path) -> MedituneError:
     """The error for a full disk, with the space that is left where `path` should go."""
     place = path if path.exists() else path.parent
     free = shutil.disk_usage(place).free / 1e6
-    return MedituneError(
+    return DiskFullError(
         f"The disk is full: {path} could not be written ({free:.0f} MB free). Make room and run the same command "
         "again; finished stages are kept."
     )
