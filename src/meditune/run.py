@@ -30,6 +30,7 @@ from meditune.folder import (
     machine,
     note_data,
     refuse_unfinished,
+    run_behind,
     stage,
     versions,
 )
@@ -287,7 +288,7 @@ def _data(recipe: Recipe, folder: Path) -> Prepared:
 
 def _refuse_trained_on(recipe: Recipe, data: Prepared) -> None:
     """Raise DataError where the base model's own run trained on items that this one measures on."""
-    base = Path(recipe.model.base).expanduser() / "data"
+    base = run_behind(Path(recipe.model.base).expanduser()) / "data"
     if not (base / "quality.json").is_file():
         return
     try:

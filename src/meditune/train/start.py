@@ -61,12 +61,12 @@ def _made(recipe: Recipe, folder: Path) -> str:
         return name
     weights = place / "adapter_model.safetensors"
     origin = {"adapter": str(place.resolve()), "sha256": sha256(weights), "dtype": recipe.model.dtype}
-    if (copy / MERGED).is_file() and read_json(copy / MERGED) == origin:
+    if (copy / MERGED).is_file() and read_json(copy / MERGED).get("made_from") == origin:
         return str(copy)
     loaded = load(name, recipe.model)
     with full_disk_said(copy), replacing_folder(copy) as partial, quiet_transformers():
         loaded.model.save_pretrained(partial)
         loaded.tokenizer.save_pretrained(partial)
         save_format(loaded.form or recipe.prompt, partial)
-        write_json(partial / MERGED, origin)
+        write_json(partial / MERGED, {"made_from": origin})
     return str(copy)
