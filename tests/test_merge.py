@@ -53,6 +53,14 @@ def test_a_run_becomes_a_model_that_anyone_can_load(place, tuned, capsys):
     assert meditune("ask", folder, "Does it help?", "--max-new-tokens", 2).code == 0
 
 
+@pytest.mark.parametrize("base", ["lora", "lora/model", "merged-for-more"])
+def test_a_merged_model_cant_be_measured_on_what_its_run_was_trained_on(place, tuned, base):
+    assert meditune("merge", tuned, "--output", place.folder / "merged-for-more").code == 0
+    words = place.settings(**QUICK | {"data__sources__0__limit": None, "seed": 5, "model__base": place.folder / base})
+    made = meditune("data", "prepare", "quickstart", "--output", place.folder / f"on-{base.replace('/', '-')}", *words)
+    made.refused(3, "was trained on what this recipe measures on")
+
+
 def test_what_is_merged_already_is_left_as_it_is(place, tuned):
     folder = place.folder / "twice"
     first = meditune("merge", tuned / "model", "--output", folder)

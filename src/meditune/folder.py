@@ -16,6 +16,7 @@ import meditune
 from meditune.data.restrictions import refuse_restricted_sources_for_api
 from meditune.errors import DataError, MedituneError, ModelError
 from meditune.files import read_json, write_json
+from meditune.models.names import MERGED, PRUNING
 from meditune.recipe import Recipe, plain
 from meditune.recipes.keys import dotted, leaves
 from meditune.recipes.loading import load_recipe
@@ -198,6 +199,14 @@ def stage(folder: Path, name: str) -> Iterator[None]:
             note()
         raise
     note()
+
+
+def run_behind(model: Path) -> Path:
+    """The folder of the run that the model in that folder came out of, if any; merging and pruning are traced back."""
+    for mark, source in ((MERGED, "adapter"), (PRUNING, "model")):
+        if (model / mark).is_file():
+            return run_behind(Path(read_json(model / mark)["made_from"][source]))
+    return model.parent if model.name == "model" else model
 
 
 def announce(name: str) -> None:

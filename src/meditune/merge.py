@@ -11,13 +11,10 @@ from meditune.limits import LIMITS
 from meditune.models.api.model import find
 from meditune.models.catalogue import public_name
 from meditune.models.load import base_of, locate
-from meditune.models.names import ADAPTER_FILE
+from meditune.models.names import ADAPTER_FILE, MERGED
 from meditune.models.quantized import trained_on
 from meditune.prompts import load_format, save_format
 from meditune.recipe import ApiSpec, PromptFormat, Quantize
-
-MERGED = "merged.json"
-"""In a merged model's folder: what it was made from, and how."""
 
 NOTEWORTHY = 0.01
 """A base with a larger share of zeros was pruned."""

@@ -30,6 +30,7 @@ from meditune.folder import (
     machine,
     note_data,
     refuse_unfinished,
+    run_behind,
     stage,
     versions,
 )
@@ -105,6 +106,8 @@ def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
         with stage(folder, "measure base"):
             measuring.measure(loaded, "base")
     if not trained:
+        if recipe.model.prune.method != "none":
+            loaded = None  # gives its memory to the copy that is pruned
         loaded = _pruned(recipe, data, folder) or loaded
         with stage(folder, "train"):
             fine_tune(loaded, data.splits, recipe, folder, dev_measure(loaded, data.splits.dev, recipe))
@@ -129,12 +132,11 @@ def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
             from meditune.train.start import starting_point
 
             with ranks.only_first(stage(folder, "train")):
+                start = starting_point(recipe, folder)
                 with ranks.one_on_each_machine_first():
                     # Where the weights go is known when their size is.
                     several = ranks.world() > 1 and recipe.model.quantize == "none"
-                    loaded = _pruned(recipe, data, folder) or _load(
-                        recipe, starting_point(recipe, folder), on="cpu" if several else None
-                    )
+                    loaded = _pruned(recipe, data, folder) or _load(recipe, start, on="cpu" if several else None)
                 fine_tune(loaded, data.splits, recipe, folder, dev_measure(loaded, data.splits.dev, recipe))
 
 
@@ -286,7 +288,7 @@ def _data(recipe: Recipe, folder: Path) -> Prepared:
 
 def _refuse_trained_on(recipe: Recipe, data: Prepared) -> None:
     """Raise DataError where the base model's own run trained on items that this one measures on."""
-    base = Path(recipe.model.base).expanduser() / "data"
+    base = run_behind(Path(recipe.model.base).expanduser()) / "data"
     if not (base / "quality.json").is_file():
         return
     try:

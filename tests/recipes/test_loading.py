@@ -83,6 +83,14 @@ def test_a_rule_between_keys_is_reported_beside_other_problems(tmp_path: Path) -
     ]
 
 
+@pytest.mark.parametrize("key", ["patience=2", "keep_best=true"])
+def test_only_one_option_chooses_the_weights_that_training_ends_with(key: str) -> None:
+    chosen = f"train.dev.{key}"
+    [found] = problems("quickstart", (chosen,))
+    assert "set train.average_last to 0" in found
+    assert load_recipe("quickstart", (chosen, "train.average_last=0")).recipe.train.dev.is_on
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [

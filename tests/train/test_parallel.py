@@ -121,6 +121,16 @@ def test_sharded_adapters_are_those_of_one_process(place):
     same(place, "lora-one", "lora-two")
 
 
+@pytest.mark.slow
+def test_an_adapter_that_two_processes_tune_further_is_merged_first(place):
+    train_by_one(place, "first")
+    further = {"model__base": str(place.folder / "first")}
+    train_by_one(place, "further-one", **further)
+    train_by_two(place, "further-two", **further)
+    same(place, "further-one", "further-two")
+    assert (place.folder / "further-two" / "start" / "config.json").is_file()
+
+
 LONG = {"train__epochs": 12, "train__checkpoint_steps": 5, "train__average_last": 0}
 
 

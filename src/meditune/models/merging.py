@@ -70,15 +70,22 @@ def merge(adapter: Path, keep_zeros: bool = False) -> Merged:
 
 def check_mergeable(adapter: Path) -> None:
     """Raise ModelError where the adapter in that folder isn't one of weights."""
+    if is_virtual(adapter):
+        raise ModelError(
+            f"The adapter in {adapter} is virtual tokens before the text, which have no place in the base model's "
+            f"weights. Keep it as it is: {ADAPTER_FILE} names the base it loads on."
+        )
+
+
+def is_virtual(adapter: Path) -> bool:
+    """Whether the adapter in that folder is virtual tokens, of whichever kind peft knows.
+
+    Raises ModelError where it is none that peft can read.
+    """
     from peft import PeftConfig
 
     with loading(str(adapter), str(adapter)):
-        config = PeftConfig.from_pretrained(str(adapter))
-    if config.is_prompt_learning:
-        raise ModelError(
-            f"The adapter in {adapter} is virtual tokens before the text ({config.peft_type.value}), which have no "
-            f"place in the base model's weights. Keep it as it is: {ADAPTER_FILE} names the base it loads on."
-        )
+        return bool(PeftConfig.from_pretrained(str(adapter)).is_prompt_learning)
 
 
 def stop_at_end(generation: Any, tokenizer: Any) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 ADAPTER_FILE = "adapter_config.json"
 """In the folder of a PEFT adapter."""
+MERGED = "merged.json"
+"""In the folder of a model into which an adapter was merged: what it was made from."""
 PRUNED = "pruned"
 """In a run's folder, beside `model/`: the pruned base that an adapter was trained on."""
 PRUNING = "pruning.json"

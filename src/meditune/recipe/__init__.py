@@ -141,6 +141,11 @@ class Recipe(Spec):
                 "train.dev.keep_best and train.average_last both choose the weights that training ends with; set "
                 "train.average_last to 0, or leave keep_best out"
             )
+        if self.train.dev.patience is not None and self.train.average_last:
+            yield (
+                "train.dev.patience may end training before the last steps, whose weights train.average_last averages; "
+                "set train.average_last to 0, or leave patience out"
+            )
         if self.train.objective != "sft":
             if self.train.dev.is_on:
                 yield f"train.dev has no meaning with train.objective {self.train.objective}; leave it out"

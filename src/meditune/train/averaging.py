@@ -50,4 +50,7 @@ class WeightAverage:
         """Take up the state that `state` gave."""
         if "averaged" in tensors:
             self.count = int(tensors["averaged"])
-            self.means = [tensors[f"average.{index}"].clone() for index in range(len(self.optimizer.masters))]
+            self.means = [
+                tensors[f"average.{index}"].to(master.device, copy=True)
+                for index, master in enumerate(self.optimizer.masters)
+            ]

@@ -57,10 +57,7 @@ def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str,
     """
     if not ranks.told((place / "state.json").is_file()):
         return None
-    state = read_json(place / "state.json")
-    for key in CHANGES_NOTHING:
-        state["recipe"]["train"].pop(key, None)
-    if state["recipe"] != _what_training_depends_on(recipe):
+    if not _is_of(recipe, read_json(place / "state.json")["recipe"]):
         raise MedituneError(
             f"{place} is a checkpoint of other training settings. Take the old settings, or remove that folder to "
             "start training again."
@@ -84,6 +81,15 @@ def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str,
         wanted = empty_state(trained)
         tensors = {key: share(value, like=wanted[key]) for key, value in tensors.items()}
     return log, tensors
+
+
+def _is_of(recipe: Recipe, kept: dict[str, Any]) -> bool:
+    """Whether `kept` are the recipe's settings; options that came after the checkpoint had their defaults then."""
+    try:
+        earlier = Recipe.model_validate({"name": recipe.name} | kept)
+    except ValueError:
+        return False
+    return _what_training_depends_on(earlier) == _what_training_depends_on(recipe)
 
 
 def _what_training_depends_on(recipe: Recipe) -> dict[str, Any]:

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from meditune import ranks
 from meditune.errors import ModelError
 from meditune.files import full_disk_said, read_json, replacing_folder, sha256, write_json
 from meditune.models.load import load, locate
-from meditune.models.names import ADAPTER_FILE, START
+from meditune.models.merging import is_virtual
+from meditune.models.names import ADAPTER_FILE, MERGED, START
 from meditune.models.quantized import trained_on
 from meditune.models.quiet import quiet_transformers
 from meditune.prompts import load_format, save_format
 from meditune.recipe import Recipe
 from meditune.train import checkpoint
 
-ORIGIN = "merged.json"
-UNMERGEABLE = {"PREFIX_TUNING", "PROMPT_TUNING"}
 CUES = ("question_cue", "answer_cue", "decision_cue")
 
 
@@ -26,7 +26,7 @@ def check_start(recipe: Recipe) -> None:
     """Raise ModelError where the base model is a tuned one that can't be tuned further, or not with this prompt."""
     name, place = recipe.model.base, Path(locate(recipe.model.base))
     if (place / ADAPTER_FILE).is_file():
-        if read_json(place / ADAPTER_FILE).get("peft_type") in UNMERGEABLE:
+        if is_virtual(place):
             raise ModelError(
                 f"model.base: {name} is an adapter of virtual tokens, which can't be merged into its base model to "
                 "tune it further. Take a model that was tuned with another strategy."
@@ -44,21 +44,29 @@ def check_start(recipe: Recipe) -> None:
 
 
 def starting_point(recipe: Recipe, folder: Path) -> str:
-    """Name of the model that tuning starts from: `model.base`, or the run's `start/`, which is made if need be."""
+    """Name of the model that tuning starts from: `model.base`, or the run's `start/`, which is made if need be.
+
+    All processes must call; the first makes it, because they share the run's folder.
+    """
+    name = _made(recipe, folder) if ranks.is_first() else ""
+    return str(folder / START) if ranks.told(name == str(folder / START)) else recipe.model.base
+
+
+def _made(recipe: Recipe, folder: Path) -> str:
     name, copy = recipe.model.base, folder / START
-    if (copy / ORIGIN).is_file() and any((folder / name).exists() for name in ("predictions", checkpoint.FOLDER)):
+    if (copy / MERGED).is_file() and any((folder / name).exists() for name in ("predictions", checkpoint.FOLDER)):
         return str(copy)
     place = Path(locate(name))
     if not (place / ADAPTER_FILE).is_file():
         return name
     weights = place / "adapter_model.safetensors"
     origin = {"adapter": str(place.resolve()), "sha256": sha256(weights), "dtype": recipe.model.dtype}
-    if (copy / ORIGIN).is_file() and read_json(copy / ORIGIN) == origin:
+    if (copy / MERGED).is_file() and read_json(copy / MERGED).get("made_from") == origin:
         return str(copy)
     loaded = load(name, recipe.model)
     with full_disk_said(copy), replacing_folder(copy) as partial, quiet_transformers():
         loaded.model.save_pretrained(partial)
         loaded.tokenizer.save_pretrained(partial)
         save_format(loaded.form or recipe.prompt, partial)
-        write_json(partial / ORIGIN, origin)
+        write_json(partial / MERGED, {"made_from": origin})
     return str(copy)

@@ -1,0 +1,39 @@
+"""A checkpoint is taken up by the settings that made it, also where the recipe has got new options since."""
+
+import pytest
+import torch
+
+from meditune.errors import MedituneError
+from meditune.files import read_json, write_json
+from meditune.recipe import Recipe
+from meditune.train import checkpoint
+
+
+@pytest.fixture
+def place(tmp_path):
+    found = tmp_path / "checkpoint"
+    checkpoint.write(found, [], {"master.0": torch.ones(2)}, Recipe(name="run"), sharded=False)
+    return found
+
+
+def changed(place, change):
+    state = read_json(place / "state.json")
+    change(state["recipe"])
+    write_json(place / "state.json", state)
+
+
+def test_an_option_that_came_later_had_its_default(place):
+    changed(place, lambda recipe: (recipe["train"].pop("average_last"), recipe["model"].pop("prune")))
+    model = torch.nn.Linear(1, 1)
+    log, tensors = checkpoint.read(place, model, Recipe(name="run"))
+    assert log == []
+    assert torch.equal(tensors["master.0"], torch.ones(2))
+    with pytest.raises(MedituneError, match="other training settings"):
+        checkpoint.read(place, model, Recipe(name="run", train={"average_last": 0.5}))
+
+
+@pytest.mark.parametrize("train", [{"epochs": 7.0}, {"an_option_that_went": 1}])
+def test_other_settings_are_refused(place, train):
+    changed(place, lambda recipe: recipe["train"].update(train))
+    with pytest.raises(MedituneError, match="other training settings"):
+        checkpoint.read(place, torch.nn.Linear(1, 1), Recipe(name="run"))
