@@ -142,11 +142,11 @@ def _remove_leftovers(folder: Path) -> None:
     """
     import psutil
 
-    for item in folder.glob(".*"):
+    for item in list(folder.rglob(".*")):
         process = _process_of(item)
         if process is None or psutil.pid_exists(process):
             continue
-        place = folder / item.stem.rpartition(".")[0].removeprefix(".")
+        place = item.with_name(item.stem.rpartition(".")[0].removeprefix("."))
         if item.suffix == ".old" and not place.exists():
             item.rename(place)
         elif item.is_dir():
