@@ -125,7 +125,7 @@ def locate(name: str) -> str:
             return name
         near = difflib.get_close_matches(name, CATALOGUE, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        hint += " If it is a run's folder, that run comes first." if name.startswith((".", "/", "~")) else ""
+        hint += " If it is to be a run's folder, finish that run first." if "/" in name or name.startswith("~") else ""
         raise ModelError(
             f"There is no model {name!r} here: not a folder, not a hub id (owner/name).{hint} {ways_to_get(name)}"
         )
