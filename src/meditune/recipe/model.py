@@ -119,7 +119,7 @@ class PruneSpec(Spec):
     @model_validator(mode="after")
     def _method_has_its_options(self) -> PruneSpec:
         if self.method == "layers" and self.layers is None:
-            raise ValueError("say how many layers go: model.prune.layers, or --layers of meditune prune")
+            raise ValueError("model.prune.method layers needs model.prune.layers (--layers N), how many layers go")
         if self.method != "layers" and self.layers is not None:
             raise ValueError("model.prune.layers belongs to model.prune.method layers; leave one of them out")
         if self.pattern == "2-of-4" and self.sparsity != 0.5:
