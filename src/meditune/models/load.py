@@ -117,7 +117,8 @@ def locate(name: str) -> str:
         return str(path / "model")
     if path.is_dir():
         if not any((path / file).is_file() for file in ("config.json", ADAPTER_FILE)):
-            raise ModelError(f"{path} holds no model: neither config.json nor {ADAPTER_FILE} is in it.")
+            unfinished = " It is a run that isn't trained yet." if (path / "recipe.yaml").is_file() else ""
+            raise ModelError(f"{path} holds no model: neither config.json nor {ADAPTER_FILE} is in it.{unfinished}")
         return str(path)
     entry = CATALOGUE.get(name)
     if entry is None:
