@@ -267,7 +267,7 @@ def recipe_check(recipe: RecipeName, overrides: Overrides = None) -> None:
 
     resolved = _recipe(recipe, overrides)
     check_sources(resolved.recipe.data)
-    typer.echo(f"{recipe} is valid: {resolved.recipe.name}, {resolved.recipe.model.base}.")
+    typer.echo(f"{recipe} is valid. Whether {resolved.recipe.model.base} and the data can be had isn't checked here.")
 
 
 def _recipe(name: str, overrides: list[str] | None) -> Any:

@@ -88,8 +88,8 @@ def _adapter(name: str) -> Path:
         return place
     if (place / "config.json").is_file():
         raise ModelError(
-            f"{place} holds a whole model, such as model.strategy full leaves: there is no adapter, so nothing to "
-            "merge. Use that folder as it is."
+            f"{name} is a whole model, a base or what model.strategy full leaves: there is no adapter, so nothing to "
+            f"merge. Use it as it is ({place})."
         )
     raise ModelError(f"{name} is no adapter in a folder here. Name a run's folder or one with {ADAPTER_FILE}.")
 

@@ -64,6 +64,7 @@ def prune(name: str, recipe: Recipe, folder: Path, data: Prepared | None) -> dic
     DataError where there is no text, MedituneError where `folder` holds something else.
     """
     from meditune.models import plain
+    from meditune.models.depth import check_count
 
     place, spec = _whole_model(name), recipe.model.prune
     if spec.method == "none":
@@ -80,6 +81,8 @@ def prune(name: str, recipe: Recipe, folder: Path, data: Prepared | None) -> dic
     started = time.monotonic()
     dtype = plain.stored_dtype(place)
     loaded = _load(place, str(dtype).removeprefix("torch."))
+    if spec.layers is not None:
+        check_count(loaded.model, spec.layers)
     texts = _texts(loaded, recipe, data)
     before = _measured(loaded, texts, recipe.evaluate.batch_tokens, "before")
     found = _pruned(loaded, recipe, texts)

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig
 
 from meditune.errors import ModelError
 from meditune.models.calibration import passages
-from meditune.models.depth import block_influence, least, remove_layers
+from meditune.models.depth import block_influence, check_count, least, remove_layers
 from meditune.models.frozen import blocks_of
 from tests import tiny
 from tests.models.test_zeros import rows_for
@@ -121,7 +121,13 @@ def test_a_layer_that_does_nothing_goes_first():
     assert least(influence, 1) == [1]
 
 
-def test_the_layers_of_least_influence_go_and_one_must_stay():
+def test_the_layers_of_least_influence_go():
     assert least([0.5, 0.1, 0.3, 0.2], 2) == [1, 3]
-    with pytest.raises(ModelError, match="at most 3"):
-        least([0.5, 0.1, 0.3, 0.2], 4)
+
+
+def test_one_layer_must_stay():
+    model = tiny.loaded("llama").model
+    layers = model.config.num_hidden_layers
+    check_count(model, layers - 1)
+    with pytest.raises(ModelError, match=f"at most {layers - 1}"):
+        check_count(model, layers)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from meditune.errors import MedituneError
+from meditune.errors import RecipeError
 from meditune.models.attention import register
 from meditune.models.catalogue import CATALOGUE
 from meditune.models.strategies import make_trainable, parameter_counts
@@ -99,9 +99,9 @@ def test_llama_2_7b_fits_24_gb_by_qlora_and_not_in_full() -> None:
 
 
 def test_a_gpu_that_isnt_known_gives_near_names() -> None:
-    with pytest.raises(MedituneError, match="a100-40gb or a100-80gb"):
+    with pytest.raises(RecipeError, match="a100-40gb or a100-80gb"):
         gpu_named("A100")
-    with pytest.raises(MedituneError, match="rtx4090"):
+    with pytest.raises(RecipeError, match="rtx4090"):
         gpu_named("rtx4099")
     assert gpu_named("NVIDIA GeForce RTX 4090").name == "rtx4090"
 
@@ -113,4 +113,4 @@ def test_the_command_says_what_fits_and_refuses_what_it_doesnt_know() -> None:
     assert "float16" in done.out
     assert "lora *" in done.out
     assert "Memory is that of training" in done.out
-    meditune("plan", "quickstart", "--gpu", "rtx4099").refused(1, "rtx4090")
+    meditune("plan", "quickstart", "--gpu", "rtx4099").refused(2, "rtx4090")

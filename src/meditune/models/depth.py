@@ -13,6 +13,16 @@ from meditune.models.frozen import blocks_of
 from meditune.progress import track
 
 
+def check_count(model: Any, count: int) -> None:
+    """Raises ModelError where taking out `count` layers would leave none."""
+    there = len(blocks_of(model))
+    if count >= there:
+        raise ModelError(
+            f"model.prune.layers: the model has {there} layers, and one at least must stay. Take out at most "
+            f"{there - 1}."
+        )
+
+
 def block_influence(model: Any, batches: Sequence[Passage]) -> list[float]:
     """For each layer, 1 - the mean cosine between a token's hidden state before it and after it.
 
@@ -34,15 +44,7 @@ def block_influence(model: Any, batches: Sequence[Passage]) -> list[float]:
 
 
 def least(influence: Sequence[float], count: int) -> list[int]:
-    """The numbers (from 0) of the `count` layers of least influence, in the model's order.
-
-    Raises ModelError where none would be left.
-    """
-    if count >= len(influence):
-        raise ModelError(
-            f"model.prune.layers: the model has {len(influence)} layers, and one at least must stay. Take out at most "
-            f"{len(influence) - 1}."
-        )
+    """The numbers (from 0) of the `count` layers of least influence, in the model's order."""
     return sorted(sorted(range(len(influence)), key=lambda number: influence[number])[:count])
 
 

@@ -117,7 +117,8 @@ def locate(name: str) -> str:
         return str(path / "model")
     if path.is_dir():
         if not any((path / file).is_file() for file in ("config.json", ADAPTER_FILE)):
-            raise ModelError(f"{path} holds no model: neither config.json nor {ADAPTER_FILE} is in it.")
+            unfinished = " It is a run that isn't trained yet." if (path / "recipe.yaml").is_file() else ""
+            raise ModelError(f"{path} holds no model: neither config.json nor {ADAPTER_FILE} is in it.{unfinished}")
         return str(path)
     entry = CATALOGUE.get(name)
     if entry is None:
@@ -125,7 +126,7 @@ def locate(name: str) -> str:
             return name
         near = difflib.get_close_matches(name, CATALOGUE, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        hint += " If it is a run's folder, that run comes first." if name.startswith((".", "/", "~")) else ""
+        hint += " If it is to be a run's folder, finish that run first." if "/" in name or name.startswith("~") else ""
         raise ModelError(
             f"There is no model {name!r} here: not a folder, not a hub id (owner/name).{hint} {ways_to_get(name)}"
         )

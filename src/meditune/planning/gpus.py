@@ -6,7 +6,7 @@ import difflib
 import re
 from typing import NamedTuple
 
-from meditune.errors import MedituneError
+from meditune.errors import RecipeError
 
 
 class Gpu(NamedTuple):
@@ -53,7 +53,7 @@ GPUS: dict[str, Gpu] = {
 def gpu_named(name: str) -> Gpu:
     """The GPU of that name, in any spelling of case and separators ("RTX 4090").
 
-    Raises MedituneError with near names where the table has none, or several.
+    Raises RecipeError with near names where the table has none, or several.
     """
     wanted = _bare(name)
     for known in GPUS.values():
@@ -63,7 +63,7 @@ def gpu_named(name: str) -> Gpu:
     near = [known for known in GPUS if wanted and _bare(known).startswith(wanted)]
     near = near or [bare[each] for each in difflib.get_close_matches(wanted, bare, n=3)]
     hint = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(GPUS)}."
-    raise MedituneError(
+    raise RecipeError(
         f"--gpu: no GPU called {name!r} is in the table. {hint} Without --gpu this machine is planned for."
     )
 

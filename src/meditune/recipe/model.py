@@ -118,10 +118,10 @@ class PruneSpec(Spec):
 
     @model_validator(mode="after")
     def _method_has_its_options(self) -> PruneSpec:
-        if (self.method == "layers") != (self.layers is not None):
-            raise ValueError(
-                "model.prune.layers says how many layers go with model.prune.method layers, and only there"
-            )
+        if self.method == "layers" and self.layers is None:
+            raise ValueError("model.prune.method layers needs model.prune.layers (--layers N), how many layers go")
+        if self.method != "layers" and self.layers is not None:
+            raise ValueError("model.prune.layers belongs to model.prune.method layers; leave one of them out")
         if self.pattern == "2-of-4" and self.sparsity != 0.5:
             raise ValueError("model.prune.pattern 2-of-4 is a model.prune.sparsity of 0.5; leave that as it is")
         return self

@@ -243,7 +243,7 @@ def probe(
     model.train()
     frozen.without_dropout(model)
     started = time.monotonic()
-    with Progress("Trying one piece", None) as progress:
+    with Progress("Trying one piece", None, unit="tokens") as progress:
         piece = Piece(list(range(len(longest.rows))))
         _gather_gradients(model, pad_id, longest, [piece], longest.whole, frozen, progress, loss_of)
     model.zero_grad()
