@@ -133,8 +133,8 @@ class Recipe(Spec):
             )
         if self.train.parallel == "fsdp" and self.needs_whole_weights:
             yield (
-                f"train.parallel fsdp spreads the weights, and {', '.join(self.needs_whole_weights)} needs them whole; "
-                "take ddp or auto"
+                "train.parallel fsdp spreads the weights, which must be whole with "
+                f"{', '.join(self.needs_whole_weights)}; take ddp or auto"
             )
         if self.train.dev.keep_best and self.train.average_last:
             yield (

@@ -103,7 +103,7 @@ class DevWatch:
     def _note(self, step: int, figure: float) -> bool:
         """Whether no state before was as good."""
         higher = self.spec.metric in HIGHER_IS_BETTER
-        better = self.best is None or (figure > self.best if higher else figure < self.best)
+        better = self.best is None or math.isnan(self.best) or (figure > self.best if higher else figure < self.best)
         if better:
             self.best, self.best_step, self.since = figure, step, 0
         else:
