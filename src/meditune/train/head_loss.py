@@ -8,7 +8,7 @@ that are trained themselves or whose logits the architecture changes afterwards;
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,9 @@ from meditune.models.frozen import FrozenLayers
 from meditune.models.rows import Batch, Row
 
 PIECE = 256
-"""Supervised tokens whose logits are held at once."""
+"""Supervised tokens whose logits are held at once, in the model's number format."""
+EXACT = 2**21
+"""Logits that a CPU holds in FP32 at once: 8 MB."""
 CHANGED_AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Settings of architectures that scale or cap what their head gives."""
 
@@ -79,12 +81,13 @@ class _FusedLoss(torch.autograd.Function):
     ) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden)
-        for start in range(0, len(hidden), PIECE):
-            here = slice(start, start + PIECE)
-            weight, target = weights[here, None].float(), targets[here, None]
-            logits, normalizer = _logits(hidden[here], matrix, bias)
-            total += ((normalizer - logits.gather(1, target)) * weight).sum()
-            gradient[here] = _slope(logits, normalizer, target, weight).to(hidden.dtype) @ matrix
+        for here, logits in _pieces(hidden, matrix, bias):
+            for few, exact in _in_fp32(logits):
+                target, weight = targets[here][few, None], weights[here][few, None].float()
+                said, normalizer = _normalized(exact, target)
+                total += ((normalizer - said) * weight).sum()
+                logits[few] = _slope(exact, target, weight)
+            torch.mm(logits, matrix, out=gradient[here])
         ctx.save_for_backward(gradient)
         return total
 
@@ -103,31 +106,60 @@ class _TokenLosses(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(hidden, matrix, bias, targets)
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        for start in range(0, len(hidden), PIECE):
-            here = slice(start, start + PIECE)
-            logits, normalizer = _logits(hidden[here], matrix, bias)
-            losses[here] = (normalizer - logits.gather(1, targets[here, None]))[:, 0]
+        for here, logits in _pieces(hidden, matrix, bias):
+            for few, exact in _in_fp32(logits):
+                said, normalizer = _normalized(exact, targets[here][few, None])
+                losses[here][few] = (normalizer - said)[:, 0]
         return losses
 
     @staticmethod
     def backward(ctx: Any, *above: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, matrix, bias, targets = ctx.saved_tensors
         gradient = torch.empty_like(hidden)
-        for start in range(0, len(hidden), PIECE):
-            here = slice(start, start + PIECE)
-            logits, normalizer = _logits(hidden[here], matrix, bias)
-            slope = _slope(logits, normalizer, targets[here, None], above[0][here, None])
-            gradient[here] = slope.to(hidden.dtype) @ matrix
+        for here, logits in _pieces(hidden, matrix, bias):
+            for few, exact in _in_fp32(logits):
+                target = targets[here][few, None]
+                _normalized(exact, target)
+                logits[few] = _slope(exact, target, above[0][here][few, None])
+            torch.mm(logits, matrix, out=gradient[here])
         return gradient, None, None, None
 
 
-def _logits(hidden: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n, vocabulary) logits in FP32 and their (n, 1) log-sum-exp."""
-    logits = torch.nn.functional.linear(hidden, matrix, bias).float()
-    return logits, logits.logsumexp(dim=1, keepdim=True)
+def _pieces(
+    hidden: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Places of up to PIECE hidden states, and their (n, vocabulary) logits, whose memory the next piece takes."""
+    memory = hidden.new_empty((min(PIECE, len(hidden)), matrix.shape[0]))
+    for start in range(0, len(hidden), PIECE):
+        here = slice(start, min(start + PIECE, len(hidden)))
+        logits = memory[: here.stop - here.start]
+        if bias is None:
+            torch.mm(hidden[here], matrix.t(), out=logits)
+        else:
+            torch.addmm(bias, hidden[here], matrix.t(), out=logits)
+        yield here, logits
 
 
-def _slope(logits: torch.Tensor, normalizer: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Gradient of the summed weight * cross-entropy with respect to the logits, whose memory it takes."""
-    slope = logits.sub_(normalizer).exp_().mul_(weight)
-    return slope.scatter_add_(1, target, -weight)
+def _in_fp32(logits: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Places of a few rows of logits, and a copy of those rows in FP32, whose memory the next few take.
+
+    So few that what is done to them stays in a CPU's cache; a GPU takes all at once.
+    """
+    size = len(logits) if logits.is_cuda else max(1, EXACT // logits.shape[1])
+    memory = torch.empty((min(size, len(logits)), logits.shape[1]), dtype=torch.float32, device=logits.device)
+    for start in range(0, len(logits), size):
+        few = slice(start, min(start + size, len(logits)))
+        yield few, memory[: few.stop - few.start].copy_(logits[few])
+
+
+def _normalized(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The (n, 1) logits of the targets and the (n, 1) log-sum-exps; `logits` become probabilities in their place."""
+    said, top = logits.gather(1, target), logits.amax(dim=1, keepdim=True)
+    total = logits.sub_(top).exp_().sum(dim=1, keepdim=True)
+    logits.div_(total)
+    return said, total.log_().add_(top)
+
+
+def _slope(probabilities: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Gradient of the summed weight * cross-entropy with respect to the logits, in the probabilities' memory."""
+    return probabilities.mul_(weight).scatter_add_(1, target, -weight)
