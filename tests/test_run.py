@@ -24,8 +24,9 @@ RUN_FOLDER = {
         for name in ("base", "tuned")
         for kind in ("decision", "likelihood", "answer")
     ),
-    *(f"predictions/{name}-general.jsonl" for name in ("base", "tuned")),
+    *(f"predictions/{name}-{kind}.jsonl" for name in ("base", "tuned") for kind in ("general", "technical")),
 }
+FILES = {"perplexity": "likelihood", "general_perplexity": "general", "technical_perplexity": "technical"}
 REPORT_KEYS = {
     "meditune",
     "recipe",
@@ -38,6 +39,7 @@ REPORT_KEYS = {
     "comparison",
     "training",
 }
+TEXT_TOKENS = {"evaluate__general_tokens": 600, "evaluate__technical_tokens": 700}
 METRICS = {"accuracy", "macro_f1", "ece", "perplexity", "bleu", "rouge1", "rouge2", "rougeL", "length_ratio"}
 
 
@@ -53,9 +55,7 @@ def official(place):
     general = place.folder.parent / "data" / "wikitext-2"
     general.mkdir()
     (general / "test.txt").write_text(" = Hearts = \n\n The group asked 120 adults about sleep . \n" * 60, "utf-8")
-    settings = place.settings(
-        data__split="official", data__sources__0__limit=None, evaluate__answers=60, evaluate__general_tokens=600
-    )
+    settings = place.settings(data__split="official", data__sources__0__limit=None, evaluate__answers=60, **TEXT_TOKENS)
     result = place.run("official", *settings)
     (general / "test.txt").unlink()
     general.rmdir()
@@ -100,7 +100,15 @@ def test_the_run_folder_is_complete(official):
 def test_the_report_has_its_keys(official, place):
     report = place.report("official")
     assert report.keys() >= REPORT_KEYS
-    assert report["base"].keys() == report["tuned"].keys() == METRICS | {"general_perplexity"}
+    assert (
+        report["base"].keys()
+        == report["tuned"].keys()
+        == METRICS
+        | {
+            "general_perplexity",
+            "technical_perplexity",
+        }
+    )
     assert report["comparison"].keys() == report["base"].keys()
     for row in report["comparison"].values():
         assert row.keys() >= {"delta", "ci95", "p", "better"}
@@ -112,7 +120,8 @@ def test_the_report_has_its_keys(official, place):
     assert data["test_set"] == "pubmedqa-official-500"
     training = {"tokens_per_s", "supervised_tokens", "peak_rss_gb", "seconds", "epochs"}
     assert report["training"].keys() >= training
-    assert report["items"] == {"decision": 500, "answer": 60, "general": 2}
+    assert report["items"] == {"decision": 500, "answer": 60, "general": 2, "technical": 2}
+    assert report["texts"]["technical"].keys() == {"python", "sha256"}
 
 
 def test_the_recipe_says_what_it_was_run_with(official, place):
@@ -180,7 +189,7 @@ def test_answers_score_as_in_sacrebleu_and_rouge_score(official, place):
 
 def test_perplexities_come_from_the_stored_likelihoods(official, place):
     for name in ("base", "tuned"):
-        for metric, kind in (("perplexity", "likelihood"), ("general_perplexity", "general")):
+        for metric, kind in FILES.items():
             scored = read_rows(official[0] / "predictions" / f"{name}-{kind}.jsonl")
             expected = np.exp(sum(row["nll"] for row in scored) / sum(row["tokens"] for row in scored))
             assert place.report("official")[name][metric] == pytest.approx(expected, rel=1e-9)

@@ -154,27 +154,25 @@ def _computed_in(dtype: Any) -> Any:
 
 
 def _texts(loaded: LoadedModel, recipe: Recipe, data: Prepared | None) -> Texts:
-    from meditune.evaluate.likelihood import general_rows
-    from meditune.evaluate.stage import GENERAL_WINDOW, general_text
+    from meditune.evaluate.texts import WINDOW, asked_for, tokens_of
     from meditune.train import replay_text
     from meditune.train.encode import encode
 
-    rows, tokens = recipe.model.prune.rows, recipe.evaluate.general_tokens
+    rows = recipe.model.prune.rows
     encoder = loaded.encoder(recipe.prompt)
     calibration: list[Row] = []
     if recipe.model.prune.method == "magnitude":
         source = ""
     elif data is None:
-        calibration = replay_text.general_rows(loaded, GENERAL_WINDOW, rows, recipe.seed)
+        calibration = replay_text.general_rows(loaded, WINDOW, rows, recipe.seed)
         source = "WikiText-2 valid.txt"
     else:
         fitted, _ = encode(data.splits.train, encoder, recipe.train.tasks)
         calibration = random.Random(f"{recipe.seed}/prune").sample(fitted, min(rows, len(fitted)))
         source = "training examples"
     measured = {"development answers": _answers(data, encoder)} if data else {}
-    text = general_text() if tokens else None
-    if text:
-        measured["WikiText-2 test.txt"] = general_rows(loaded, text, tokens, GENERAL_WINDOW)
+    for kind, text in asked_for(recipe.evaluate).items():
+        measured[text.title] = text.rows(loaded, tokens_of(recipe.evaluate, kind))
     measured = {name: found for name, found in measured.items() if found}
     if not measured:
         raise DataError(

@@ -177,3 +177,9 @@ def test_a_move_that_vanishes_in_the_digits_shown_isnt_called_worse():
     assert got_worse({"bleu": moved}) == []
     assert got_worse({"bleu": moved | {"better": False}}) == ["bleu"]
     assert got_worse({"bleu": moved | {"delta": -0.01}}) == ["bleu"]
+
+
+def test_other_editions_of_a_text_are_not_compared():
+    first, second = ([{"id": f"{edition}-window-0", "nll": 30.0, "tokens": 10}] for edition in ("4f1c", "a07b"))
+    with pytest.raises(DataError, match=r"technical_perplexity.*same version of Python"):
+        compare(Predictions(technical=first), Predictions(technical=second), 100, 1)

@@ -31,7 +31,7 @@ def compare(base: Predictions, tuned: Predictions, resamples: int, seed: int) ->
         if first[name].ids != second[name].ids:
             raise DataError(
                 f"The two models' {name} was measured on different items, so their difference says nothing. Evaluate "
-                "both with the same recipe and seed."
+                "both with the same recipe and seed, and the same version of Python."
             )
         result[name] = _bootstrap(METRICS[name], first[name], second[name], resamples, seed)
     if "accuracy" in result:

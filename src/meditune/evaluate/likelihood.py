@@ -57,10 +57,13 @@ def score(
     return scores
 
 
-def general_rows(loaded: LoadedModel, text: str, tokens: int, window: int) -> list[Row]:
-    """Windows over the first `tokens` tokens of running text, each scored from its second token on."""
+def general_rows(loaded: LoadedModel, text: str, tokens: int, window: int, name: str = "window") -> list[Row]:
+    """Windows over the first `tokens` tokens of running text, each scored from its second token on.
+
+    They are called NAME-0, NAME-1 and so on.
+    """
     ids = loaded.tokenizer(text[: tokens * 12], add_special_tokens=False)["input_ids"][:tokens]
-    return windows("window", ids, window, loaded.start_ids())
+    return windows(name, ids, window, loaded.start_ids())
 
 
 def log_likelihoods(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -48,6 +48,14 @@ METRICS: dict[str, Metric] = {
         Metric("length_ratio", "Length ratio", "one", 2, "Words written over words of the references."),
         Metric("general_perplexity", "General perplexity", "down", 2, "Of WikiText-2: rises when a model forgets."),
         Metric(
+            "technical_perplexity",
+            "Technical perplexity",
+            "down",
+            2,
+            "Of technical English, Python's language reference: rises when a model forgets.",
+            optional=True,
+        ),
+        Metric(
             "preference_accuracy",
             "Preference accuracy",
             "up",
@@ -97,8 +105,7 @@ def statistics_of(predictions: Predictions) -> dict[str, Statistics]:
         found["perplexity"] = _perplexity(predictions.likelihood)
     if predictions.answer:
         found |= _overlap(predictions.answer)
-    if predictions.general:
-        found["general_perplexity"] = _perplexity(predictions.general)
+    found |= {f"{kind}_perplexity": _perplexity(windows) for kind, windows in predictions.texts().items()}
     if predictions.preference:
         found |= _preference(predictions.preference)
     return {name: found[name] for name in METRICS if name in found}

@@ -6,6 +6,7 @@ One JSON Lines file per model and task under `predictions/`:
     base-likelihood.jsonl   id, nll, tokens            (reference answers, without their end token)
     base-answer.jsonl       id, reference, prediction  (greedy decoding)
     base-general.jsonl      id, nll, tokens            (windows of general text)
+    base-technical.jsonl    id, nll, tokens, python, sha256   (windows of technical text, and which edition of it)
     base-preference.jsonl   id, kind, chosen_nll, chosen_tokens, rejected_nll, rejected_tokens   (pairs of answers)
 """
 
@@ -14,13 +15,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from meditune.errors import DataError
 from meditune.files import read_jsonl, write_jsonl
 
-Kind = Literal["decision", "likelihood", "answer", "general", "preference"]
-KINDS: tuple[Kind, ...] = ("decision", "likelihood", "answer", "general", "preference")
+TextKind = Literal["general", "technical"]
+"""Running text, measured in windows."""
+Kind = Literal["decision", "likelihood", "answer", TextKind, "preference"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass
@@ -32,6 +35,11 @@ class Predictions:
     answer: list[dict[str, Any]] = field(default_factory=list)
     general: list[dict[str, Any]] = field(default_factory=list)
     preference: list[dict[str, Any]] = field(default_factory=list)
+    technical: list[dict[str, Any]] = field(default_factory=list)
+
+    def texts(self) -> dict[TextKind, list[dict[str, Any]]]:
+        """The windows of each running text that was measured."""
+        return {kind: getattr(self, kind) for kind in get_args(TextKind) if getattr(self, kind)}
 
 
 def path_of(folder: Path, model: str, kind: Kind) -> Path:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from meditune.data.example import Example
-from meditune.data.locate import locate
 from meditune.data.preference.pair import Pair
-from meditune.errors import DataError
 from meditune.evaluate import likelihood, preference
 from meditune.evaluate.generation import generate
 from meditune.evaluate.items import chosen_answers
-from meditune.evaluate.predictions import Kind, Predictions, once, path_of
+from meditune.evaluate.predictions import Kind, Predictions, TextKind, once, path_of
+from meditune.evaluate.texts import RunningText, asked_for, tokens_of
 from meditune.models.load import LoadedModel
 from meditune.models.rows import rows_of
 from meditune.prompts import Encoder
 from meditune.recipe import Recipe
-
-GENERAL_WINDOW = 512
 
 
 class Scoring:
@@ -55,14 +52,14 @@ class Measuring:
         self.form, self.spec, self.folder = recipe.prompt, recipe.evaluate, folder
         self.decided = [example for example in examples if example.decision]
         self.answered = chosen_answers(examples, recipe.evaluate.answers, recipe.seed)
-        self.general = general_text() if recipe.evaluate.general_tokens else None
+        self.texts = asked_for(recipe.evaluate)
 
     def is_done(self, name: str) -> bool:
         """Whether every kind of prediction of this model is stored already."""
         kinds: set[Kind] = set()
         kinds |= {"decision"} if self.decided else set()
         kinds |= {"likelihood", "answer"} if self.answered else set()
-        kinds |= {"general"} if self.general else set()
+        kinds |= set(self.texts)
         kinds |= {"preference"} if self.pairs else set()
         return all(path_of(self.folder, name, kind).is_file() for kind in kinds)
 
@@ -71,9 +68,8 @@ class Measuring:
         self._likelihoods(loaded, name)
         if self.answered:
             once(self.folder, name, "answer", lambda: self._answers(loaded, name))
-        if self.general is not None:
-            text = self.general
-            once(self.folder, name, "general", lambda: self._general(loaded, text, name))
+        for kind, text in self.texts.items():
+            once(self.folder, name, kind, partial(self._windows, loaded, kind, text, name))
         if self.pairs:
             once(self.folder, name, "preference", lambda: self._preference(loaded, name))
 
@@ -96,26 +92,15 @@ class Measuring:
         for example in self.answered:
             yield {"id": example.id, "reference": example.answer, "prediction": written[example.id]}
 
-    def _general(self, loaded: LoadedModel, text: str, name: str) -> Iterator[dict[str, Any]]:
-        rows = likelihood.general_rows(loaded, text, self.spec.general_tokens, GENERAL_WINDOW)
-        scores = likelihood.score(loaded, rows, self.spec.batch_tokens, f"General text, {name}")
+    def _windows(self, loaded: LoadedModel, kind: TextKind, text: RunningText, name: str) -> Iterator[dict[str, Any]]:
+        rows = text.rows(loaded, tokens_of(self.spec, kind))
+        scores = likelihood.score(loaded, rows, self.spec.batch_tokens, f"{kind.capitalize()} text, {name}")
         for row in rows:
-            yield _scored(row.encoded[0].id, scores)
+            yield _scored(row.encoded[0].id, scores) | text.edition
 
     def _preference(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
         encoder = loaded.encoder(self.form)
         return preference.score(loaded, self.pairs, encoder, self.spec.batch_tokens, f"Pairs, {name}")
-
-
-def general_text() -> str | None:
-    """WikiText-2's test text where it can be found; else None, after saying so."""
-    try:
-        path = locate("wikitext-2", download=False)
-    except DataError as error:
-        print(f"Forgetting is not measured: {error}", file=sys.stderr)
-        return None
-    file = path if path.is_file() else path / "test.txt"
-    return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
 def _decided(example: Example, scores: likelihood.Scores) -> dict[str, Any]:

@@ -34,6 +34,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
     test_set = data.splits.measured_name(recipe.evaluate.split)
     splits = {name: len(examples) for name, examples in data.splits.named().items()}
     pairs = {"preference": len(tuned.preference)} if tuned.preference else {}
+    editions = _editions(tuned)
     return {
         "meditune": meditune.__version__,
         "recipe": recipe.name,
@@ -42,7 +43,9 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "strategy": training.get("strategy", recipe.model.strategy),
         "quantize": recipe.model.quantize,
         "data": {**splits, "test_set": test_set, "sha256": data.sha256, "synthetic": data.synthetic},
-        "items": {kind: len(getattr(tuned, kind)) for kind in ("decision", "answer", "general")} | pairs,
+        "items": {kind: len(getattr(tuned, kind)) for kind in ("decision", "answer", "general")}
+        | {kind: len(windows) for kind, windows in tuned.texts().items()}
+        | pairs,
         "base": summarise(base),
         "tuned": summarise(tuned),
         "comparison": comparison,
@@ -50,7 +53,19 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "baselines": baselines(tuned, test_set),
         "decision": {"base": _decision(base), "tuned": _decision(tuned)} if tuned.decision else None,
         "training": training,
-    } | ({"preference": {"base": by_kind(base), "tuned": by_kind(tuned)}} if pairs else {})
+        **({"texts": editions} if editions else {}),
+        **({"preference": {"base": by_kind(base), "tuned": by_kind(tuned)}} if pairs else {}),
+    }
+
+
+def _editions(predictions: Predictions) -> dict[str, dict[str, str]]:
+    """Of each running text that differs between versions of something, which one was measured on."""
+    scores = {"id", "nll", "tokens"}
+    found = {
+        kind: {key: value for key, value in windows[0].items() if key not in scores}
+        for kind, windows in predictions.texts().items()
+    }
+    return {kind: edition for kind, edition in found.items() if edition}
 
 
 def baselines(predictions: Predictions, test_set: str) -> list[dict[str, Any]]:

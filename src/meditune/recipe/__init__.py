@@ -74,6 +74,9 @@ class EvaluateSpec(Spec):
     general_tokens: int = Field(
         20_000, ge=0, description="Tokens of WikiText-2 that measure forgetting; 0 leaves it out."
     )
+    technical_tokens: int = Field(
+        0, ge=0, description="Tokens of Python's language reference that measure forgetting, too; 0 leaves it out."
+    )
     resamples: int = Field(10_000, ge=100, description="Bootstrap resamples behind each interval.")
     batch_tokens: int = Field(2048, ge=64, description="Tokens in one forward pass.")
 

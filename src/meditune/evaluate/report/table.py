@@ -18,6 +18,7 @@ HEADLINE = (
     "perplexity",
     "rougeL",
     "general_perplexity",
+    "technical_perplexity",
 )
 """What the verdict and the tiles look at first."""
 

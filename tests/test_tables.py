@@ -1,0 +1,104 @@
+"""The script behind docs/experiments.md's tables."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "tables.py"
+
+
+@pytest.fixture(scope="module")
+def tables():
+    spec = importlib.util.spec_from_file_location("benchmark_tables", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+def job(tables, name, folder=Path("runs"), *extra):
+    return tables.Job(name, tables.ROWS[name], folder, extra)
+
+
+def test_every_row_is_in_a_table_and_its_settings_fit_together(tables):
+    assert {name for names in tables.TABLES.values() for name in names} == set(tables.ROWS)
+    for name in tables.ROWS:
+        recipe = job(tables, name).recipe()
+        assert (recipe.evaluate.split, recipe.data.fallback_to_sample) == ("dev", False)
+
+
+def test_rows_that_change_what_the_base_says_measure_their_own(tables):
+    assert job(tables, "lora").base == job(tables, "full").base == Path("runs/base")
+    assert job(tables, "lora-nf4").base == Path("runs/base-nf4")
+    evaluate, *_ = job(tables, "lora-nf4").commands()
+    assert "model.quantize=nf4" in evaluate
+
+
+def base_measured(folder, sha256):
+    (folder / "predictions").mkdir(parents=True)
+    (folder / "predictions" / "model-general.jsonl").write_text('{"id": "window-0"}\n', "utf-8")
+    (folder / "evaluation.json").write_text(json.dumps({"data": {"sha256": sha256}}), "utf-8")
+
+
+def test_a_run_gets_the_bases_predictions_only_on_the_same_data(tables, tmp_path):
+    one = job(tables, "lora", tmp_path)
+    base_measured(one.base, "abc")
+    one.folder.mkdir()
+    (one.folder / "recipe.yaml").write_text("# data sha256: abc\nname: one\n", "utf-8")
+    one.lend()
+    assert (one.folder / "predictions" / "base-general.jsonl").read_text("utf-8") == '{"id": "window-0"}\n'
+    (one.folder / "recipe.yaml").write_text("# data sha256: abd\nname: one\n", "utf-8")
+    with pytest.raises(tables.FailedError, match="different data"):
+        one.lend()
+
+
+def report(accuracy):
+    def row(delta, better):
+        return {"delta": delta, "ci95": [delta - 1, delta + 1], "p": 0.01, "better": better, "test": ""}
+
+    return {
+        "base_model": "smollm2-135m",
+        "seed": 17,
+        "base": {"accuracy": 40.0, "perplexity": 16.0},
+        "tuned": {"accuracy": accuracy, "perplexity": 17.0},
+        "comparison": {"accuracy": row(accuracy - 40, True), "perplexity": row(1.0, None)},
+        "data": {"train": 349, "test_set": "dev-151", "sha256": "ab" * 32},
+        "items": {"answer": 60},
+        "machine": {"gpu": None, "processor": "two cores", "cores": 2},
+        "versions": {"torch": "2"},
+        "training": {"trainable_parameters": 1234, "tokens_per_s": 999.6, "peak_rss_gb": 2.04, "wall_seconds": 90},
+    }
+
+
+def test_the_table_shows_the_base_once_and_the_reports_verdict(tables, tmp_path):
+    jobs = [job(tables, name, tmp_path) for name in ("lora", "dora", "ia3")]
+    for one, accuracy in zip(jobs, (60.0, 61.0), strict=False):
+        one.folder.mkdir()
+        (one.folder / "report.json").write_text(json.dumps(report(accuracy)), "utf-8")
+    lines = tables.markdown(jobs).splitlines()
+    assert lines[2].startswith("| LoRA, top 15 layers (quickstart) | 40.0 → 60.0 better | not measured | ")
+    assert lines[2].endswith("| 1,234 | 1,000 | 2.0 | 1.5 |")
+    assert lines[3].startswith("| DoRA | 61.0 better | ")
+    assert "| 17.00 not shown |" in lines[3]
+    assert "| not finished |" in lines[4]
+    assert "measured on dev-151 with 60 answers, seed 17, data abababababab" in lines[6]
+
+
+def test_a_failed_row_is_said_and_the_others_go_on(tables, tmp_path, monkeypatch, capsys):
+    jobs = [job(tables, name, tmp_path) for name in ("lora", "dora")]
+    ran = []
+
+    def call(words, log):
+        ran.append(words)
+        raise tables.FailedError("no room on the disk")
+
+    monkeypatch.setattr(tables, "call", call)
+    assert tables.measured(jobs, tmp_path / "strategies.md") == 1
+    assert len(ran) == 2
+    out = capsys.readouterr().out
+    assert "[1/2] lora: FAILED. no room on the disk" in out
+    assert "not finished" in (tmp_path / "strategies.md").read_text("utf-8")
