@@ -78,7 +78,7 @@ class EvaluateSpec(Spec):
         0, ge=0, description="Tokens of Python's language reference that measure forgetting, too; 0 leaves it out."
     )
     resamples: int = Field(10_000, ge=100, description="Bootstrap resamples behind each interval.")
-    batch_tokens: int = Field(2048, ge=64, description="Tokens in one forward pass.")
+    batch_tokens: int = Field(1024, ge=64, description="Tokens in one forward pass.")
 
 
 class Recipe(Spec):

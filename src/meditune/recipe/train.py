@@ -159,7 +159,7 @@ class TrainSpec(Spec):
     dev: DevSpec = Field(default_factory=DevSpec, description="Early stopping, and keeping the best state.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
     micro_batch_tokens: int = Field(
-        2048, ge=64, description="A step is computed in pieces of at most this many tokens; the result is the same."
+        1024, ge=64, description="A step is computed in pieces of at most this many tokens; the result is the same."
     )
     checkpoint_steps: int = Field(20, ge=1, description="A checkpoint to resume from is written each N steps.")
     parallel: Literal["auto", "ddp", "fsdp"] = Field(
