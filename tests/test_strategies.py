@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from meditune.evaluate.generation import generate
+from meditune.models.compiled import compiler
 from meditune.models.load import load
 from meditune.prompts import Encoded
 from meditune.recipe import ModelSpec
@@ -115,11 +116,14 @@ def loaded_in_five_lines(card, folder):
         {"model__strategy": "ia3"},
         {"model__strategy": "prefix"},
         {"model__strategy": "lora", "model__quantize": "nf4"},
+        {"model__strategy": "lora", "train__compile": "on"},
     ],
-    ids=["full", "ia3", "prefix", "nf4"],
+    ids=["full", "ia3", "prefix", "nf4", "compiled"],
 )
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(place, changes, request):
     quantized(changes)
+    if "train__compile" in changes and compiler() is None:
+        pytest.skip("no C++ compiler")
     words = settings(place, changes | {"train__batch_size": 2, "train__checkpoint_steps": 3})
     whole, stopped = (place.folder / f"{request.node.callspec.id}-{kind}" for kind in ("whole", "stopped"))
     assert meditune("run", "quickstart", "--output", whole, *words).code == 0

@@ -7,8 +7,8 @@ The result is that of the whole model (a test holds it so); a row takes tokens *
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -79,14 +79,25 @@ class FrozenLayers:
         def remembered(*_: Any, **__: Any) -> Any:
             return (hidden,) if self._as_tuple else hidden
 
-        try:
-            for block in self.blocks:
-                block.forward = nothing
-            self.blocks[-1].forward = remembered
+        with ExitStack() as afterwards:
+            for block in self.blocks[:-1]:
+                afterwards.enter_context(answering(block, nothing))
+            afterwards.enter_context(answering(self.blocks[-1], remembered))
             yield
-        finally:
-            for block in self.blocks:
-                del block.forward
+
+
+@contextmanager
+def answering(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Inside the block `forward` stands in for the module's own, or for what stood in for it before."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
 
 
 def blocks_of(model: Any) -> list[Any]:

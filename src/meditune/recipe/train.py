@@ -161,6 +161,11 @@ class TrainSpec(Spec):
     micro_batch_tokens: int = Field(
         1024, ge=64, description="A step is computed in pieces of at most this many tokens; the result is the same."
     )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Run the layers as fused code, which torch.compile makes with this machine's C++ compiler; auto: "
+        "in long trainings on a CPU.",
+    )
     checkpoint_steps: int = Field(20, ge=1, description="A checkpoint to resume from is written each N steps.")
     parallel: Literal["auto", "ddp", "fsdp"] = Field(
         "auto",

@@ -31,6 +31,7 @@ from meditune.train.breakdown import BreakdownError, LossGuard
 from meditune.train.dev import DevWatch, Measure, dev_loss, measured_on
 from meditune.train.encode import lengths, marked
 from meditune.train.ewc import EWC, estimate
+from meditune.train.fast import fast_layers
 from meditune.train.optimizer import state_bytes
 from meditune.train.parallel import mode, start_alike
 from meditune.train.penalties import L2SP, Penalty, StartingPoint
@@ -71,15 +72,24 @@ def fine_tune(
         shard(model, device())
     elif how == "ddp":
         start_alike([parameter for parameter in model.parameters() if parameter.requires_grad])
-    rows = [*planned.rows, *planned.pool]
-    speed = probe(model, loaded.pad_id, rows, planned.weights, recipe.train, loaded.frozen, planned.loss_of)
-    left = clock(planned.tokens / speed)
-    memory = peak_memory_gb() + trainable * state_bytes(recipe.train) / 1e9 / (ranks.world() if how == "fsdp" else 1)
-    each = " in each process" if how != "one" else ""
-    print(f"About {left} at {speed:,.0f} tokens/s; {memory:.1f} GB of memory{each}.", file=sys.stderr)
     if ranks.is_first():
         write_json(folder / "tokens.json", {"train": lengths(planned.rows)})
-    log, watch = _train_with_checkpoints(model, loaded, planned, recipe, folder, measure, len(dev))
+    penalties = _penalties(model, loaded, planned.pool, recipe.train)
+
+    def try_a_piece() -> float:
+        rows = [*planned.rows, *planned.pool]
+        return probe(model, loaded.pad_id, rows, planned.weights, recipe.train, loaded.frozen, planned.loss_of)
+
+    with fast_layers(model, recipe.train, planned.tokens, try_a_piece) as are_compiled:
+        speed = try_a_piece()
+        left = clock(planned.tokens / speed)
+        state = trainable * state_bytes(recipe.train) / 1e9 / (ranks.world() if how == "fsdp" else 1)
+        each = " in each process" if how != "one" else ""
+        print(
+            f"About {left} at {speed:,.0f} tokens/s; {peak_memory_gb() + state:.1f} GB of memory{each}.",
+            file=sys.stderr,
+        )
+        log, watch = _train_with_checkpoints(model, loaded, planned, recipe, folder, penalties, measure, len(dev))
     seconds = sum(step.seconds for step in log)
     facts = {
         "strategy": recipe.model.strategy,
@@ -95,6 +105,7 @@ def fine_tune(
         "epochs": log[-1].epoch,
         "steps": len(log),
         "final_loss": log[-1].loss,
+        "compiled": are_compiled,
         **({} if how == "one" else {"processes": ranks.world(), "parallel": how}),
         **({"start": recipe.model.base} if (folder / START).is_dir() else {}),
         **({"dev": watch.facts(len(dev))} if watch else {}),
@@ -164,10 +175,16 @@ def _penalties(model: Any, loaded: LoadedModel, pool: Sequence[Row], spec: Train
 
 
 def _train_with_checkpoints(
-    model: Any, loaded: LoadedModel, planned: Plan, recipe: Recipe, folder: Path, measure: Measure | None, dev: int
+    model: Any,
+    loaded: LoadedModel,
+    planned: Plan,
+    recipe: Recipe,
+    folder: Path,
+    penalties: Sequence[Penalty],
+    measure: Measure | None,
+    dev: int,
 ) -> tuple[list[Step], DevWatch | None]:
     place = folder / checkpoint.FOLDER
-    penalties = _penalties(model, loaded, planned.pool, recipe.train)
     found = checkpoint.read(place, model, recipe)
     log, resume = (found[0], (len(found[0]), found[1])) if found else ([], None)
 

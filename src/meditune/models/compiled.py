@@ -1,0 +1,78 @@
+"""The model's layers as fused code, made by torch.compile for this machine.
+
+Between a layer's matrix products lie some fifty small operations (norms, rotations, activations, sums), each a pass
+over memory. Fused into a few they take a third of the time and keep less for the way back. Making the code takes a C++
+compiler and half a minute, less where the cache has it, so it pays for long trainings only; everything else, and all
+that runs without gradients, takes the plain layers. A test holds the two equal.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from meditune.files import cache_folder
+from meditune.models.frozen import answering, blocks_of
+
+PAYS_FROM = 1e14
+"""Operations of a training from which compiling takes a small part of it: some minutes on two cores."""
+VARIANTS = 64
+"""Of one layer's code: for a first layer, frozen ones, windows, batches of one row ... PyTorch gives up after 8."""
+
+
+def pays(model: Any, tokens: int) -> bool:
+    """Whether a training that reads so many tokens is long enough to be compiled for, and on a CPU.
+
+    Only what doesn't change from one call to the next counts, so that a training goes on as it began.
+    """
+    weights = sum(int(parameter.numel()) for block in blocks_of(model) for parameter in block.parameters())
+    return bool(next(model.parameters()).device.type == "cpu") and 4.0 * weights * tokens >= PAYS_FROM
+
+
+def why_not(model: Any) -> str | None:
+    """What keeps this model's layers from being compiled here, as a sentence; None where nothing does."""
+    from meditune.models.quantized import is_quantized
+    from meditune.models.sharded import is_sharded
+    from meditune.models.virtual import virtual_tokens
+
+    if is_quantized(model):
+        return "The base is quantized."
+    if is_sharded(model):
+        return "The weights are spread over processes (train.parallel fsdp)."
+    if virtual_tokens(model):
+        return "Virtual tokens go around the layers' own call."
+    if next(model.parameters()).device.type == "cpu" and compiler() is None:
+        return "There is no C++ compiler here (install g++, or name one in CXX)."
+    return None
+
+
+def compiler() -> str | None:
+    """The C++ compiler that torch.compile would call."""
+    return next(
+        (found for name in (os.environ.get("CXX"), "g++", "clang++") if name and (found := shutil.which(name))), None
+    )
+
+
+@contextmanager
+def compiled(model: Any) -> Iterator[None]:
+    """Inside the block the model's layers run as fused code wherever gradients are computed."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder("compiled")))
+    with ExitStack() as inside:
+        limits = {"recompile_limit": VARIANTS, "accumulated_recompile_limit": 4 * VARIANTS}
+        inside.enter_context(torch._dynamo.config.patch(limits))
+        for block in blocks_of(model):
+            fused = torch.compile(block.forward, dynamic=True)
+            inside.enter_context(answering(block, _where_gradients(fused, block.forward)))
+        yield
+
+
+def _where_gradients(fused: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return (fused if torch.is_grad_enabled() else plain)(*args, **kwargs)
+
+    return forward
