@@ -66,6 +66,13 @@ class MixSpec(Spec):
         return self
 
 
+class RatedSpec(Spec):
+    """How rated answers to one question become pairs; their context and group must be the same, too."""
+
+    margin: float = Field(1.0, gt=0, description="Answers whose ratings differ by less than this give no pair.")
+    per_question: int = Field(10, ge=1, description="Pairs of one question's answers, a seeded choice of them.")
+
+
 class PreferenceSpec(Spec):
     """Experimental: the pairs of a better and a worse answer that the objectives dpo and orpo learn from."""
 
@@ -73,11 +80,15 @@ class PreferenceSpec(Spec):
         0.1, gt=0, description="dpo: how closely the model is held to where it starts; orpo: weight of the odds ratio."
     )
     path: str | None = Field(
-        None, description="A file of pairs; when empty, each example's answer is paired with a corruption of it."
+        None,
+        description="A file of pairs (question, chosen, rejected) or of rated answers (question, answer, rating), or "
+        "MedQuAD's folder of judged answers; when empty, each example's answer is paired with a corruption of it.",
     )
     fields: dict[str, str] = Field(
-        default_factory=dict, description="For that file: question, context, chosen, rejected, group, id -> column."
+        default_factory=dict,
+        description="For that file: question, context, group, id, chosen, rejected, or answer, rating -> column.",
     )
+    rated: RatedSpec = Field(default_factory=RatedSpec, description="Pairs out of rated answers.")
     held_out_share: float = Field(0.2, gt=0, lt=0.9, description="Share of that file's pairs kept for measuring.")
     corruptions: list[Corruption] = Field(
         default_factory=lambda: list(CORRUPTIONS),

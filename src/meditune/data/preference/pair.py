@@ -12,7 +12,9 @@ from meditune.errors import DataError
 from meditune.files import numbered_jsonl, write_jsonl
 
 OWN = "own"
-"""The kind of a pair that was read from a user's file."""
+"""The kind of a pair that was read as such from a user's file."""
+RATED = "rated"
+"""The kind of a pair of rated answers."""
 
 
 class Pair(BaseModel):
@@ -29,7 +31,7 @@ class Pair(BaseModel):
     group: str = Field(min_length=1)
     """What must not straddle training and measuring."""
     kind: str
-    """How the rejected answer came about: `own`, or a kind of corruption."""
+    """How the pair came about: `own`, `rated`, or the kind of corruption."""
 
     def example(self) -> Example:
         """The question with its preferred answer."""

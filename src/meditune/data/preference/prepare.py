@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from meditune.data.preference import own
+from meditune.data.preference import given, own
 from meditune.data.preference.build import build
 from meditune.data.preference.pair import Pair, read_pairs, write_pairs
 from meditune.data.rejects import Rejects
@@ -36,7 +36,8 @@ def prepare_pairs(recipe: Recipe, splits: Splits, sha256: str, run: Path) -> Pai
 
     Automatic pairs come from the training examples, those to measure on from the examples that `evaluate.split` names.
     Of a file, a seeded share of the groups is held out; pairs about a question of the development or test set are left
-    out, whatever they say. Raises DataError where nothing is left to train or to measure on.
+    out, whatever they say, and so are those with an answer from there. Raises DataError where nothing is left to train
+    or to measure on.
     """
     spec = recipe.train.preference
     settings = spec.model_dump(mode="json") | {
@@ -95,17 +96,15 @@ def _built(recipe: Recipe, splits: Splits, rejects: Rejects) -> tuple[list[Pair]
 
 
 def _read(path: Path, recipe: Recipe, splits: Splits, rejects: Rejects) -> tuple[list[Pair], list[Pair]]:
-    spec = recipe.train.preference
-    pairs = list(own.read(path, rejects, spec.fields or None))
-    if not pairs:
-        first = next(rejects.rows())
-        raise DataError(
-            f"{path}: none of its {len(rejects)} rows is a usable pair. The first, {first['where']}: {first['reason']}."
-        )
-    measured = {question_key(example.question) for example in (*splits.dev, *splits.test)}
-    usable = [pair for pair in pairs if question_key(pair.question) not in measured]
-    rejects.count_only(own.SOURCE, "about a question of the development or test set", len(pairs) - len(usable))
-    rest, held = by_group([pair.example() for pair in usable], spec.held_out_share, recipe.seed)
+    pairs = given.read(path, recipe, rejects)
+    measured = [*splits.dev, *splits.test]
+    questions = {question_key(example.question) for example in measured}
+    others = [pair for pair in pairs if question_key(pair.question) not in questions]
+    rejects.count_only(own.SOURCE, "about a question of the development or test set", len(pairs) - len(others))
+    answers = {question_key(example.answer) for example in measured if example.answer}
+    usable = [pair for pair in others if not {question_key(pair.chosen), question_key(pair.rejected)} & answers]
+    rejects.count_only(own.SOURCE, "with an answer of the development or test set", len(others) - len(usable))
+    rest, held = by_group([pair.example() for pair in usable], recipe.train.preference.held_out_share, recipe.seed)
     if not rest or not held:
         raise DataError(
             f"{path}: {len(usable)} usable pairs give {len(rest)} to train on and {len(held)} to measure on. Give more "
