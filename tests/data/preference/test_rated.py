@@ -144,7 +144,7 @@ def test_a_file_with_both_is_one_of_pairs(tmp_path):
         ([{"answer": "Q?", "rating": 1}], {}, r"no column for the question"),
         ([{"question": "Q?", "answer": "A.", "rank": 1}], {"rating": "rnak"}, r"Did you mean 'rank'"),
         (rated("Q?", 1, 1), {}, r"no pair can be made of it \(2 answers rated too close"),
-        (rated("Q?", "low", 1), {}, r"The first, .*ratings\.jsonl:1: no rating"),
+        (rated("Q?", "low", 1), {}, r"1 no rating .* The first refused row, .*ratings\.jsonl:1: no rating"),
         (rated("Q?", 1, 4), {}, r"1 usable pairs give"),
     ],
 )  # fmt: skip

@@ -32,7 +32,7 @@ def read(path: Path, recipe: Recipe, rejects: Rejects) -> list[Pair]:
         stream = rows(path, own.SOURCE, rejects)
         first = list(islice(stream, LOOK_AHEAD))
         found, fields = chain(first, stream), spec.fields or None
-        no_rows = f"{path}: no rows. Give a file with at least one question, a chosen and a rejected answer."
+        no_rows = f"{path}: no rows. Give a file with at least one pair, or two rated answers to one question."
         columns = list(dict.fromkeys(str(column) for _, row in first for column in row))
         if first and _holds_ratings(columns, spec.fields, first[0][0]):
             ratings = rated.from_rows(found, rejects, fields, path.stem, no_rows)
@@ -59,10 +59,11 @@ def _holds_ratings(columns: Collection[str], fields: Mapping[str, str], where: s
 
 
 def _nothing_usable(path: Path, rejects: Rejects) -> str:
-    first = next(rejects.rows(), None)
-    if first:
-        return (
-            f"{path}: none of its {len(rejects)} rows is a usable pair. The first, {first['where']}: {first['reason']}."
-        )
     left = ", ".join(f"{count:,} {reason}" for reason, count in rejects.counts().get(own.SOURCE, {}).items())
-    return f"{path}: no pair can be made of it ({left}). Lower train.preference.rated.margin, or give more ratings."
+    first = next(rejects.rows(), None)
+    advice = (
+        f"The first refused row, {first['where']}: {first['reason']}."
+        if first
+        else "Lower train.preference.rated.margin, or give more ratings."
+    )
+    return f"{path}: no pair can be made of it ({left}). {advice}"
