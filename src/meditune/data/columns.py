@@ -41,7 +41,7 @@ def columns_for(
         if column not in available:
             near = difflib.get_close_matches(column, available, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise DataError(f"{where}: no column {column!r} (fields.{field}); there are {_listed(available)}.{hint}")
+            raise DataError(f"{where}: no column {column!r} (fields.{field}); there are {listed(available)}.{hint}")
     by_lower = {column.lower(): column for column in reversed(list(available)) if column not in given.values()}
     if "question" not in given and {"instruction", "input"} <= by_lower.keys() and "question" not in by_lower:
         raise DataError(
@@ -56,11 +56,19 @@ def columns_for(
     for group in needed:
         if not chosen.keys() & set(group):
             raise DataError(
-                f"{where}: no column for the {' or '.join(group)}; there are {_listed(available)}. Name it in the "
+                f"{where}: no column for the {' or '.join(group)}; there are {listed(available)}. Name it in the "
                 f"recipe, such as fields: {{{group[0]}: COLUMN}}."
             )
     return chosen
 
 
-def _listed(available: Collection[str]) -> str:
+def has_column(
+    field: str, available: Collection[str], fields: Mapping[str, str], guesses: Mapping[str, tuple[str, ...]]
+) -> bool:
+    """Whether the field has a column, given in `fields` or guessed."""
+    return field in fields or bool({column.lower() for column in available} & set(guesses[field]))
+
+
+def listed(available: Collection[str]) -> str:
+    """The columns for an error, the first 30 of them."""
     return ", ".join(repr(column) for column in list(available)[:30]) or "no columns"

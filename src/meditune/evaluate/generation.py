@@ -6,14 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
+from meditune.models.continuing import batch_size, left_padded
 from meditune.models.greedy import continuations
 from meditune.models.load import LoadedModel
 from meditune.models.virtual import virtual_tokens
 from meditune.progress import Progress
 from meditune.prompts import Encoded
-
-BATCH_TOKENS = 24_000
-"""Bounds the memory of the key-value cache."""
 
 
 def generate(loaded: LoadedModel, prompts: Sequence[Encoded], max_new_tokens: int, label: str) -> dict[str, str]:
@@ -27,7 +25,7 @@ def generate(loaded: LoadedModel, prompts: Sequence[Encoded], max_new_tokens: in
     before = virtual_tokens(loaded.model)
     with torch.inference_mode(), Progress(label, len(order), "answers") as progress:
         while order:
-            size = max(1, BATCH_TOKENS // (before + len(order[-1].prompt) + max_new_tokens))
+            size = batch_size(before + len(order[-1].prompt), max_new_tokens)
             chosen, order = order[-size:], order[:-size]
             texts = [item.prompt for item in chosen]
             if before:
@@ -50,14 +48,9 @@ def _by_transformers(loaded: LoadedModel, prompts: Sequence[list[int]], max_new_
         max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, eos_token_id=end, pad_token_id=loaded.pad_id
     )
     device = next(loaded.model.parameters()).device
-    length = max(map(len, prompts))
-    tokens = torch.full((len(prompts), length), loaded.pad_id)
-    mask = torch.zeros((len(prompts), length), dtype=torch.long)
-    for index, prompt in enumerate(prompts):
-        tokens[index, length - len(prompt) :] = torch.tensor(prompt)
-        mask[index, length - len(prompt) :] = 1
+    tokens, mask = left_padded(prompts, loaded.pad_id)
     output = loaded.model.generate(
         input_ids=tokens.to(device), attention_mask=mask.to(device), generation_config=config
     )
-    written: list[list[int]] = output[:, length:].tolist()
+    written: list[list[int]] = output[:, tokens.shape[1] :].tolist()
     return written

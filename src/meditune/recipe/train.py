@@ -11,6 +11,7 @@ from meditune.recipe.spec import Spec
 
 Objective = Literal["sft", "dpo", "orpo"]
 Corruption = Literal["number", "negation", "direction", "other"]
+PairSource = Literal["corrupted", "sampled"]
 CORRUPTIONS: tuple[Corruption, ...] = ("number", "negation", "direction", "other")
 OptimizerName = Literal["adamw", "adamw8bit", "adafactor"]
 TrackerName = Literal["none", "tensorboard", "mlflow"]
@@ -66,18 +67,45 @@ class MixSpec(Spec):
         return self
 
 
+class RatedSpec(Spec):
+    """How rated answers to one question become pairs; their context and group must be the same, too."""
+
+    margin: float = Field(1.0, gt=0, description="Answers whose ratings differ by less than this give no pair.")
+    per_question: int = Field(10, ge=1, description="Pairs of one question's answers, a seeded choice of them.")
+
+
+class SampledSpec(Spec):
+    """How answers that the model itself writes become pairs: the most and the least faithful one to the sources."""
+
+    answers: int = Field(4, ge=2, description="Answers written for each training example with context.")
+    temperature: float = Field(1.0, gt=0, description="Higher makes the answers differ more.")
+    margin: float = Field(
+        0.1, gt=0, le=1, description="Answers whose faithfulness (0 to 1) differs by less than this give no pair."
+    )
+
+
 class PreferenceSpec(Spec):
     """Experimental: the pairs of a better and a worse answer that the objectives dpo and orpo learn from."""
 
     beta: float = Field(
         0.1, gt=0, description="dpo: how closely the model is held to where it starts; orpo: weight of the odds ratio."
     )
+    source: PairSource = Field(
+        "corrupted",
+        description="corrupted: each answer is preferred to a corruption of it; sampled: of the answers that the model "
+        "writes before it is tuned, the most faithful to the sources is preferred to the least.",
+    )
     path: str | None = Field(
-        None, description="A file of pairs; when empty, each example's answer is paired with a corruption of it."
+        None,
+        description="A file of pairs (question, chosen, rejected) or of rated answers (question, answer, rating), or "
+        "MedQuAD's folder of judged answers. It takes the place of source.",
     )
     fields: dict[str, str] = Field(
-        default_factory=dict, description="For that file: question, context, chosen, rejected, group, id -> column."
+        default_factory=dict,
+        description="For that file: question, context, group, id, chosen, rejected, or answer, rating -> column.",
     )
+    rated: RatedSpec = Field(default_factory=RatedSpec, description="Pairs out of rated answers.")
+    sampled: SampledSpec = Field(default_factory=SampledSpec, description="Pairs out of the model's own answers.")
     held_out_share: float = Field(0.2, gt=0, lt=0.9, description="Share of that file's pairs kept for measuring.")
     corruptions: list[Corruption] = Field(
         default_factory=lambda: list(CORRUPTIONS),

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from meditune.models.continuing import sampled
 from meditune.models.load import LoadedModel
 from meditune.models.rows import Row, join
 from meditune.progress import Progress
@@ -47,7 +48,7 @@ def write(loaded: LoadedModel, count: int, tokens: int, seed: int) -> Iterator[d
     with Progress("The base model writes", count, "texts") as progress:
         for first in range(0, count, BATCH):
             prompts = [[*start, *openings[index][:length]] for index in islice(order, min(BATCH, count - first))]
-            targets = _continued(loaded, prompts, tokens - len(prompts[0]))
+            targets = sampled(loaded, prompts, tokens - len(prompts[0]))
             for number, (prompt, target) in enumerate(zip(prompts, targets, strict=True), start=first):
                 text = loaded.tokenizer.decode([*prompt, *target], skip_special_tokens=True)
                 yield {"id": f"self-{number}", "text": text, "prompt": prompt, "target": target}
@@ -57,30 +58,3 @@ def write(loaded: LoadedModel, count: int, tokens: int, seed: int) -> Iterator[d
 def row(written: dict[str, Any]) -> Row:
     """A training row of one of `write`'s texts: only what the model wrote is trained on, not its opening."""
     return join([Encoded(written["id"], "answer", written["prompt"], written["target"], answer_cut=True)])
-
-
-def _continued(loaded: LoadedModel, prompts: list[list[int]], count: int) -> list[list[int]]:
-    """Up to `count` sampled tokens after each of the prompts, which are equally long; at least one before the end."""
-    from transformers import GenerationConfig
-
-    model, end = loaded.model, loaded.tokenizer.eos_token_id
-    given = torch.tensor(prompts, device=next(model.parameters()).device)
-    whole = GenerationConfig(
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        max_new_tokens=count,
-        begin_suppress_tokens=[end],
-        eos_token_id=end,
-        pad_token_id=loaded.pad_id,
-    )
-    # What the model's own settings say (top_k, penalties) would fill the gaps of these and bend the distribution.
-    usual, model.generation_config = model.generation_config, GenerationConfig()
-    try:
-        with torch.inference_mode():
-            output = model.generate(input_ids=given, attention_mask=torch.ones_like(given), generation_config=whole)
-    finally:
-        model.generation_config = usual
-    written: list[list[int]] = output[:, given.shape[1] :].tolist()
-    return [ids[: ids.index(end) + 1] if end in ids else ids for ids in written]

@@ -7,7 +7,8 @@ import pytest
 
 from meditune.data.example import Example, Passage
 from meditune.data.preference.build import build
-from meditune.data.preference.corrupt import OPPOSITE, corrupt
+from meditune.data.preference.corrupt import corrupt
+from meditune.data.preference.wording import OPPOSITE
 from meditune.recipe import PreferenceSpec
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from meditune.data.preference import own
+from meditune.data.preference import given
 from meditune.data.preference.prepare import prepare_pairs, stored_pairs
 from meditune.data.rejects import Rejects
 from meditune.data.splits import Splits, question_key
@@ -54,6 +54,16 @@ def test_a_file_is_parted_by_question_and_nothing_measured_is_trained_on(tmp_pat
         prepare_pairs(recipe(path=str(path), held_out_share=0.5), splits(), "hash", tmp_path / "run")
 
 
+def test_pairs_with_an_answer_that_is_measured_on_are_left_out(tmp_path):
+    rows = pair_rows(20)
+    rows[0] |= {"chosen": "Drug 9 is SAFE"}
+    rows[1] |= {"rejected": "Drug 6 is safe."}
+    path = jsonl(tmp_path / "pairs.jsonl", rows)
+    made = prepare_pairs(recipe(path=str(path)), splits(), "hash", tmp_path / "run")
+    assert len(made.train) + len(made.held_out) == 18
+    assert made.facts["left_out"] == {"with an answer of the development or test set": 2}
+
+
 def test_automatic_pairs_to_measure_on_come_from_the_examples_that_are_measured(tmp_path):
     parts = splits()
     made = prepare_pairs(recipe(), parts, "hash", tmp_path)
@@ -79,7 +89,7 @@ def test_formats_and_columns_with_other_names(tmp_path, ending):
         import pyarrow.parquet
 
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    (pair,) = own.read(path, Rejects(), {"chosen": "good"})
+    (pair,) = given.read(path, recipe(fields={"chosen": "good"}), Rejects())
     assert (pair.question, pair.chosen, pair.rejected, pair.kind) == ("Does it help?", "Yes, it does.", "No.", "own")
 
 

@@ -156,3 +156,89 @@ def test_changed_settings_make_other_pairs_until_something_is_measured(place):
     more = ["--set", "train.preference.corruptions=[other]"]
     assert meditune("data", "prepare", "preference", "--output", folder, *words, *more).code == 0
     assert {row["kind"] for row in first} != {row["kind"] for row in read_rows(folder / "pairs" / "train.jsonl")}
+
+
+FLUENT = {
+    "model__strategy": "full",
+    "model__top_layers": "null",
+    "train__tasks": "[answer]",
+    "train__decision_share": "null",
+    "train__batch_size": 4,
+    "train__accumulation": 1,
+    "train__epochs": 40,
+}
+SAMPLED = {
+    "prompt__answer_tokens": 48,
+    "train__preference__source": "sampled",
+    "train__preference__sampled": "{answers: 3, temperature: 1.5, margin: 0.05}",
+    "train__batch_size": 2,
+    "train__checkpoint_steps": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def fluent(place):
+    """A bench with a run in `fluent` whose model writes sentences."""
+    assert place.run("fluent", **QUICK | FLUENT).code == 0
+    return place
+
+
+def sample(place, name, **changes):
+    """`meditune run preference` on the fluent model's own answers."""
+    return prefer(place, name, base="fluent", pairs=False, **SAMPLED | changes)
+
+
+def test_pairs_of_answers_that_the_model_writes(fluent):
+    result = sample(fluent, "sampled")
+    assert result.code == 0, result
+    folder = fluent.folder / "sampled"
+    answers = read_rows(folder / "samples.jsonl")
+    by_id = {}
+    for row in answers:
+        by_id.setdefault(row["id"], []).append(row)
+    train = read_rows(folder / "data" / "train.jsonl")
+    assert list(by_id) == [row["id"] for row in train if row["context"]]
+    assert {len(rows) for rows in by_id.values()} == {3}
+    pairs = read_rows(folder / "pairs" / "train.jsonl")
+    assert pairs
+    for pair in pairs:
+        scores = {row["text"]: row["score"] for row in by_id[pair["id"].removesuffix("/sampled")] if row["text"]}
+        assert scores[pair["chosen"]] == max(scores.values())
+        assert scores[pair["rejected"]] == min(scores.values())
+        assert scores[pair["chosen"]] - scores[pair["rejected"]] >= 0.05
+    left_out = json.loads((folder / "pairs" / "facts.json").read_text(encoding="utf-8"))["left_out"]
+    assert len(pairs) + sum(count for why, count in left_out.items() if why.startswith("examples")) == len(by_id)
+    report = fluent.report("sampled")
+    assert report["training"]["preference"]["train"] == {"sampled": len(pairs)}
+    assert "sampled" not in report["preference"]["tuned"]
+    assert "the model's own answers, by their faithfulness" in (folder / "model" / "README.md").read_text("utf-8")
+    assert f"Training on {len(pairs)} pairs" in result.err
+
+
+def test_a_stopped_run_goes_on_with_the_answers_it_wrote(fluent):
+    with stopped_after(3):
+        assert sample(fluent, "sampled-stopped").code == 130
+    samples = fluent.folder / "sampled-stopped" / "samples.jsonl"
+    written = samples.stat().st_mtime_ns
+    resumed = sample(fluent, "sampled-stopped")
+    assert resumed.code == 0, resumed
+    assert "after step 2" in resumed.err
+    assert samples.stat().st_mtime_ns == written
+    whole, stopped = (fluent.folder / name for name in ("sampled", "sampled-stopped"))
+    for path in [*whole.glob("*.jsonl"), *whole.glob("pairs/*"), *whole.glob("model/*.safetensors")]:
+        if path.name != "training.jsonl":
+            assert path.read_bytes() == (stopped / path.relative_to(whole)).read_bytes(), path
+
+
+def test_preparing_alone_says_that_the_model_is_still_to_write(fluent):
+    words = fluent.settings(**QUICK | {"model__base": fluent.folder / "fluent"} | SAMPLED)
+    folder = fluent.folder / "prepared"
+    result = meditune("data", "prepare", "preference", "--output", folder, *words)
+    assert result.code == 0
+    assert "0 to train on (not written yet)" in result.err
+    assert read_rows(folder / "pairs" / "held_out.jsonl")
+
+
+def test_answers_that_are_all_alike_are_refused_with_what_to_do(fluent):
+    result = sample(fluent, "alike", train__preference__sampled="{answers: 2, temperature: 0.01, margin: 1}")
+    result.refused(3, "samples.jsonl: none of", "train.preference.sampled.margin (1)", "lower it")

@@ -10,28 +10,8 @@ import re
 from collections.abc import Sequence
 
 from meditune.data.example import Example
+from meditune.data.preference.wording import DIRECTION, NEGATABLE, NEGATED, NUMBER, OPPOSITE, value
 from meditune.recipe import Corruption
-
-_NUMBER = re.compile(r"(?<![\w.,-])\d+(?:,\d{3})*(?:\.\d+)?(?!\w)")
-_AUXILIARY = r"is|are|was|were|do|does|did|can|could|may|might|must|should|has|have|had|will|would"
-_NEGATED = re.compile(
-    rf"\b(?:(?P<plain>{_AUXILIARY})(?: not\b|n't\b|n’t\b)|cannot\b|can['’]t\b|no(?= [a-z]))", re.IGNORECASE
-)
-_NEGATABLE = re.compile(rf"\b(?:{_AUXILIARY})\b(?! not\b|['’]t)", re.IGNORECASE)
-_OPPOSITES = (
-    "increase/decrease increases/decreases increased/decreased increasing/decreasing higher/lower high/low more/less "
-    "greater/smaller better/worse improve/worsen improves/worsens improved/worsened improving/worsening "
-    "improvement/deterioration reduce/raise reduces/raises reduced/raised reducing/raising reduction/rise rose/fell "
-    "positive/negative positively/negatively effective/ineffective safe/unsafe beneficial/harmful superior/inferior "
-    "longer/shorter long/short early/late earlier/later before/after significant/insignificant "
-    "significantly/insignificantly likely/unlikely feasible/infeasible useful/useless helps/harms help/harm "
-    "strong/weak common/rare frequent/infrequent necessary/unnecessary appropriate/inappropriate "
-    "adequate/inadequate sufficient/insufficient reliable/unreliable accurate/inaccurate similar/different"
-)
-_PAIRS = [(pair.partition("/")[0], pair.partition("/")[2]) for pair in _OPPOSITES.split()]
-OPPOSITE = dict(_PAIRS) | {second: first for first, second in _PAIRS}
-"""Direction words, each with the one that turns a finding round"""
-_DIRECTION = re.compile(rf"\b(?:{'|'.join(sorted(OPPOSITE, key=len, reverse=True))})\b", re.IGNORECASE)
 
 
 def corrupt(kind: Corruption, example: Example, others: Sequence[Example], chance: random.Random) -> str | None:
@@ -46,31 +26,27 @@ def corrupt(kind: Corruption, example: Example, others: Sequence[Example], chanc
 
 def _number(example: Example, chance: random.Random) -> str | None:
     """One number replaced by another one of the sources or the answer, or else by a multiple of it."""
-    text, found = example.answer, list(_NUMBER.finditer(example.answer))
+    text, found = example.answer, list(NUMBER.finditer(example.answer))
     if not found:
         return None
     match = chance.choice(found)
     said, decimals = match[0], _decimals(match[0])
     known = " ".join([text, *(passage.text for passage in example.context)])
     candidates = sorted(
-        {
-            number
-            for number in _NUMBER.findall(known)
-            if _decimals(number) == decimals and _value(number) != _value(said)
-        }
+        {number for number in NUMBER.findall(known) if _decimals(number) == decimals and value(number) != value(said)}
     )
-    new = chance.choice(candidates) if candidates else f"{_value(said) * chance.choice((2, 3)) or 1:.{decimals}f}"
+    new = chance.choice(candidates) if candidates else f"{value(said) * chance.choice((2, 3)) or 1:.{decimals}f}"
     return _replaced(text, match, new)
 
 
 def _negation(example: Example, chance: random.Random) -> str | None:
     """One negation taken away; where there is none, "not" put after one auxiliary verb."""
-    text, negated = example.answer, list(_NEGATED.finditer(example.answer))
+    text, negated = example.answer, list(NEGATED.finditer(example.answer))
     if negated:
         match = chance.choice(negated)
         plain = match["plain"] or ("can" if len(match[0]) > 2 else "some")
         return _replaced(text, match, _cased(plain, match[0]))
-    found = list(_NEGATABLE.finditer(text))
+    found = list(NEGATABLE.finditer(text))
     if not found:
         return None
     match = chance.choice(found)
@@ -78,7 +54,7 @@ def _negation(example: Example, chance: random.Random) -> str | None:
 
 
 def _direction(example: Example, chance: random.Random) -> str | None:
-    found = list(_DIRECTION.finditer(example.answer))
+    found = list(DIRECTION.finditer(example.answer))
     if not found:
         return None
     match = chance.choice(found)
@@ -105,10 +81,6 @@ def _cased(word: str, like: str) -> str:
 
 def _decimals(number: str) -> int:
     return len(number.partition(".")[2])
-
-
-def _value(number: str) -> float:
-    return float(number.replace(",", ""))
 
 
 def _plain(text: str) -> str:

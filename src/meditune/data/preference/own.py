@@ -1,16 +1,15 @@
-"""A user's own pairs: a JSON Lines, JSON, CSV, TSV or Parquet file, such as exported feedback or ratings."""
+"""A user's own pairs out of the rows of a file, such as exported feedback."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from meditune.data.columns import GUESSES
 from meditune.data.preference.pair import OWN, Pair
 from meditune.data.records import NO_CONTEXT, NO_SURROGATES, cell, group_of, is_writable, passages, records
 from meditune.data.rejects import Rejects
-from meditune.data.tables import rows
+from meditune.data.tables import Row
 
 SOURCE = "pairs"
 COLUMNS = {field: GUESSES[field] for field in ("id", "question", "context", "group")} | {
@@ -20,16 +19,16 @@ COLUMNS = {field: GUESSES[field] for field in ("id", "question", "context", "gro
 NEEDED = (("question",), ("chosen",), ("rejected",))
 
 
-def read(path: Path, rejects: Rejects, fields: Mapping[str, str] | None = None) -> Iterator[Pair]:
-    """Pairs from a file with the columns question, chosen and rejected; context, group and id may be there too.
+def from_rows(
+    found: Iterable[Row], rejects: Rejects, fields: Mapping[str, str] | None, name: str, no_rows: str
+) -> Iterator[Pair]:
+    """Pairs from (place, columns) with the columns question, chosen and rejected; context, group, id may be there too.
 
-    `fields` maps fields to columns with other names. Rows without one of the three, with two equal answers, or with an
-    id that was used before go to `rejects`. Raises DataError where the file or a needed column is missing, and, with
-    its line, where the file is damaged.
+    `fields` maps fields to columns with other names; `name` begins the ids of rows without one. Rows without one of
+    the three, with two equal answers, or with an id that was used before go to `rejects`. Raises DataError where a
+    needed column is missing, and with `no_rows` where there are none.
     """
-    no_rows = f"{path}: no rows. Give a file with at least one question, a chosen and a rejected answer."
-    found = rows(path, SOURCE, rejects)
-    yield from records(found, rejects, _pair, SOURCE, path.stem, no_rows, fields, guesses=COLUMNS, needed=NEEDED)
+    yield from records(found, rejects, _pair, SOURCE, name, no_rows, fields, guesses=COLUMNS, needed=NEEDED)
 
 
 def _pair(row: Mapping[str, Any], columns: Mapping[str, str], fallback_id: str) -> tuple[Pair | None, str]:

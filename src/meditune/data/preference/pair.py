@@ -12,7 +12,11 @@ from meditune.errors import DataError
 from meditune.files import numbered_jsonl, write_jsonl
 
 OWN = "own"
-"""The kind of a pair that was read from a user's file."""
+"""The kind of a pair that was read as such from a user's file."""
+RATED = "rated"
+"""The kind of a pair of rated answers."""
+SAMPLED = "sampled"
+"""The kind of a pair of answers that the model itself wrote."""
 
 
 class Pair(BaseModel):
@@ -29,7 +33,7 @@ class Pair(BaseModel):
     group: str = Field(min_length=1)
     """What must not straddle training and measuring."""
     kind: str
-    """How the rejected answer came about: `own`, or a kind of corruption."""
+    """How the pair came about: `own`, `rated`, `sampled`, or the kind of corruption."""
 
     def example(self) -> Example:
         """The question with its preferred answer."""

@@ -9,16 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from meditune.data.preference import own
+from meditune.data.preference import given, own
 from meditune.data.preference.build import build
 from meditune.data.preference.pair import Pair, read_pairs, write_pairs
+from meditune.data.preference.sampled import usable
 from meditune.data.rejects import Rejects
 from meditune.data.splits import Splits, by_group, question_key
 from meditune.errors import DataError
 from meditune.files import read_json, replacing_folder, write_json
-from meditune.recipe import Recipe
+from meditune.recipe import PairSource, Recipe
 
 FOLDER = "pairs"
+SOURCES: dict[PairSource, str] = {
+    "corrupted": "corrupted answers",
+    "sampled": "the model's own answers, by their faithfulness to the sources",
+}
+"""What automatic pairs are made of, in words"""
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,13 @@ def prepare_pairs(recipe: Recipe, splits: Splits, sha256: str, run: Path) -> Pai
     """The pairs in `run/pairs`, made now unless they are there already for the same settings and data.
 
     Automatic pairs come from the training examples, those to measure on from the examples that `evaluate.split` names.
+    Those of answers that the model writes are missing until it is loaded (`with_training_pairs`); measured on are
+    corruptions then, too: they are the same for every model, and who only measures one needn't have the one that was
+    tuned.
+
     Of a file, a seeded share of the groups is held out; pairs about a question of the development or test set are left
-    out, whatever they say. Raises DataError where nothing is left to train or to measure on.
+    out, whatever they say, and so are those with an answer from there. Raises DataError where nothing is left to train
+    or to measure on.
     """
     spec = recipe.train.preference
     settings = spec.model_dump(mode="json") | {
@@ -54,13 +65,26 @@ def prepare_pairs(recipe: Recipe, splits: Splits, sha256: str, run: Path) -> Pai
         train, held_out = _read(Path(spec.path).expanduser(), recipe, splits, rejects)
     else:
         train, held_out = _built(recipe, splits, rejects)
-    source = spec.path or "corrupted answers"
+    facts = {"source": spec.path or SOURCES[spec.source], "settings": settings}
+    return _kept(run, train, held_out, rejects, facts)
+
+
+def with_training_pairs(run: Path, train: list[Pair], rejects: Rejects) -> PairSets:
+    """The pairs in `run/pairs` with these to train on, written down; `rejects` counts what gave none."""
+    stored = stored_pairs(run)
+    for reason, count in stored.facts["left_out"].items():
+        rejects.count_only(own.SOURCE, reason, count)
+    return _kept(run, train, stored.held_out, rejects, stored.facts)
+
+
+def _kept(run: Path, train: list[Pair], held_out: list[Pair], rejects: Rejects, facts: dict[str, Any]) -> PairSets:
+    """The pairs, written to `run/pairs` and told about."""
     facts = {
-        "source": source,
+        "source": facts["source"],
         "train": _kinds(train),
         "held_out": _kinds(held_out),
         "left_out": rejects.counts().get(own.SOURCE, {}),
-        "settings": settings,
+        "settings": facts["settings"],
     }
     with replacing_folder(run / FOLDER) as partial:
         write_pairs(partial / "train.jsonl", train)
@@ -80,14 +104,23 @@ def stored_pairs(run: Path) -> PairSets:
 
 
 def _built(recipe: Recipe, splits: Splits, rejects: Rejects) -> tuple[list[Pair], list[Pair]]:
-    made = []
+    spec = recipe.train.preference
+    made: list[list[Pair]] = []
+    if spec.source == "sampled" and not usable(splits.train):
+        raise DataError(
+            f"train.preference.source sampled compares answers with their sources, and none of the {len(splits.train)} "
+            "training examples has a context. Take source corrupted, or a file of pairs as train.preference.path."
+        )
     for name, examples in (("train", splits.train), (recipe.evaluate.split, splits.measured(recipe.evaluate.split))):
-        pairs, barren = build(examples, recipe.train.preference, recipe.seed)
+        if name == "train" and spec.source == "sampled":
+            made.append([])
+            continue
+        pairs, barren = build(examples, spec, recipe.seed)
         rejects.count_only(own.SOURCE, "answer with nothing to corrupt", barren)
         if not pairs:
             raise DataError(
                 f"None of the {len(examples)} {name} examples has an answer that can be corrupted by "
-                f"{', '.join(recipe.train.preference.corruptions)}. Add kinds to train.preference.corruptions, or name "
+                f"{', '.join(spec.corruptions)}. Add kinds to train.preference.corruptions, or name "
                 "a file of pairs as train.preference.path."
             )
         made.append(pairs)
@@ -95,17 +128,15 @@ def _built(recipe: Recipe, splits: Splits, rejects: Rejects) -> tuple[list[Pair]
 
 
 def _read(path: Path, recipe: Recipe, splits: Splits, rejects: Rejects) -> tuple[list[Pair], list[Pair]]:
-    spec = recipe.train.preference
-    pairs = list(own.read(path, rejects, spec.fields or None))
-    if not pairs:
-        first = next(rejects.rows())
-        raise DataError(
-            f"{path}: none of its {len(rejects)} rows is a usable pair. The first, {first['where']}: {first['reason']}."
-        )
-    measured = {question_key(example.question) for example in (*splits.dev, *splits.test)}
-    usable = [pair for pair in pairs if question_key(pair.question) not in measured]
-    rejects.count_only(own.SOURCE, "about a question of the development or test set", len(pairs) - len(usable))
-    rest, held = by_group([pair.example() for pair in usable], spec.held_out_share, recipe.seed)
+    pairs = given.read(path, recipe, rejects)
+    measured = [*splits.dev, *splits.test]
+    questions = {question_key(example.question) for example in measured}
+    others = [pair for pair in pairs if question_key(pair.question) not in questions]
+    rejects.count_only(own.SOURCE, "about a question of the development or test set", len(pairs) - len(others))
+    answers = {question_key(example.answer) for example in measured if example.answer}
+    usable = [pair for pair in others if not {question_key(pair.chosen), question_key(pair.rejected)} & answers]
+    rejects.count_only(own.SOURCE, "with an answer of the development or test set", len(others) - len(usable))
+    rest, held = by_group([pair.example() for pair in usable], recipe.train.preference.held_out_share, recipe.seed)
     if not rest or not held:
         raise DataError(
             f"{path}: {len(usable)} usable pairs give {len(rest)} to train on and {len(held)} to measure on. Give more "
@@ -123,7 +154,7 @@ def _said(facts: dict[str, Any]) -> str:
     """The facts in words."""
     parts = []
     for name, what in (("train", "to train on"), ("held_out", "held out")):
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in facts[name].items())
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in facts[name].items()) or "not written yet"
         parts.append(f"{sum(facts[name].values()):,} {what} ({kinds})")
     left = ", ".join(f"{count:,} {reason}" for reason, count in facts["left_out"].items()) or "nothing"
     return f"Pairs (experimental) from {facts['source']}: {'; '.join(parts)}; left out: {left}."

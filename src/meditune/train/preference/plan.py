@@ -19,6 +19,7 @@ from meditune.recipe import Recipe
 from meditune.train.encode import check_masks, token_facts
 from meditune.train.plan import Plan
 from meditune.train.preference.losses import PairLoss, Reference, log_likelihoods
+from meditune.train.preference.written import pairs_of_own_answers
 from meditune.train.replay_text import replay_rows
 from meditune.train.sft import plan_steps
 
@@ -32,6 +33,8 @@ def plan_pairs(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path
     Raises DataError where none of them fits.
     """
     spec, pairs = recipe.train, stored_pairs(folder)
+    if not pairs.train:
+        pairs = pairs_of_own_answers(loaded, splits, recipe, folder)
     rows, kept = rows_of_pairs(pairs.train, loaded.encoder(recipe.prompt))
     if not rows:
         raise DataError(

@@ -1,0 +1,50 @@
+"""Sampled continuations are seeded, come from the whole distribution, and padding doesn't change it."""
+
+import pytest
+import torch
+
+from meditune.models.continuing import left_padded, sampled
+from tests import tiny
+
+
+def test_rows_end_in_the_last_column():
+    tokens, mask = left_padded([[5, 6, 7], [8]], pad_id=1)
+    assert tokens.tolist() == [[5, 6, 7], [1, 1, 8]]
+    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
+def test_the_seed_decides_and_an_answer_ends_with_its_end_token(architecture):
+    loaded = tiny.loaded(architecture)
+    prompts = [loaded.tokenizer("Does the drug help?")["input_ids"], loaded.tokenizer("Pain")["input_ids"]] * 20
+    found = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        found.append(sampled(loaded, prompts, 6, temperature=3.0))
+    assert found[0] == found[1] != found[2]
+    end = loaded.tokenizer.eos_token_id
+    assert all(1 <= len(ids) <= 6 and end not in ids[:-1] and ids[0] != end for ids in found[0])
+    assert len({tuple(ids) for ids in found[0]}) > 10
+
+
+def test_near_temperature_0_it_writes_the_likeliest_tokens_whatever_the_padding():
+    loaded = tiny.loaded()
+    prompts = [loaded.tokenizer(text)["input_ids"] for text in ("Does the drug help with pain in adults?", "Pain")]
+    together = sampled(loaded, prompts, 5, temperature=1e-4)
+    for prompt, ids in zip(prompts, together, strict=True):
+        assert sampled(loaded, [prompt], 5, temperature=1e-4) == [ids]
+        logits = loaded.model(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
+        logits[0, loaded.tokenizer.eos_token_id] = -torch.inf  # an answer has at least one token before its end
+        assert logits.argmax(dim=-1).tolist() == ids
+
+
+def test_the_models_own_settings_stay_and_dont_bend_the_distribution():
+    loaded = tiny.loaded()
+    prompts = [loaded.tokenizer("Pain")["input_ids"]] * 40
+    torch.manual_seed(1)
+    plain = sampled(loaded, prompts, 3)
+    loaded.model.generation_config.top_k = 1
+    loaded.model.generation_config.repetition_penalty = 5.0
+    torch.manual_seed(1)
+    assert sampled(loaded, prompts, 3) == plain
+    assert loaded.model.generation_config.top_k == 1
