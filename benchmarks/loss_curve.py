@@ -18,7 +18,6 @@ Needs `pip install -e .`.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -57,7 +56,10 @@ def main() -> None:
 def compare(options: argparse.Namespace) -> None:
     """Train both and tell how far they are apart."""
     from meditune.errors import MedituneError
+    from meditune.files import write_json
 
+    for file in filter(None, (options.json, options.plot)):
+        file.parent.mkdir(parents=True, exist_ok=True)
     settings = [*lengths(options.max_tokens), f"train.batch_size={options.batch}", "model.lora.dropout=0"]
     try:
         given = material(
@@ -86,7 +88,7 @@ def compare(options: argparse.Namespace) -> None:
         print(f"{number:4}{ours[number - 1]:10.4f}{loss:11.4f}{apart(ours[number - 1], loss):12.3%}", flush=True)
         if options.json:
             found = facts | {"meditune": ours, "reference": theirs, "differences": differences(ours, theirs)}
-            options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            write_json(options.json, found)
     print()
     for name, each in differences(ours, theirs).items():
         print(f"{name}: {each['mean']:.3%} on average, {each['max']:.3%} at most")

@@ -23,6 +23,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -77,11 +78,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def compare(options: argparse.Namespace) -> None:
     """Measure all engines one after the other, and the machine's limit before and after each."""
+    from meditune.files import write_json
+
     sizes = {"litgpt": options.litgpt_batch, "trainer-bf16": options.trainer_batch, "meditune": [None]}
     jobs = [(engine, size) for engine in options.engines for size in sizes.get(engine, options.trl_batch)]
     wrong = [size for _, size in jobs if size and 2 * BATCH % size]
     if wrong:
         sys.exit(f"A batch of {wrong[0]} rows doesn't divide a step's {2 * BATCH} rows; take 1, 2, 4, 8 or 16.")
+    if "litgpt" in options.engines and not shutil.which(options.litgpt_python):
+        sys.exit(f"--litgpt-python {options.litgpt_python} is no program that can be started.")
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
     shapes = shapes_of(config_of(options.model))
     runs: list[dict[str, Any]] = []
     found = {"command": sys.argv[1:], "model": options.model, "about": about(), "runs": runs}
@@ -92,7 +99,7 @@ def compare(options: argparse.Namespace) -> None:
         runs.append({"engine": engine, "batch": size} | with_speeds(run, before, limit))
         print(line(runs[-1], {}), flush=True)
         if options.json:
-            options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            write_json(options.json, found)
     print("\nBeside Meditune, the best batch of each:")
     for run in best(runs):
         print(line(run, mean_of(runs, "meditune")))
@@ -100,7 +107,7 @@ def compare(options: argparse.Namespace) -> None:
 
 def about() -> dict[str, Any]:
     """Versions and the machine."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             versions[name] = version(name)
@@ -268,12 +275,8 @@ def litgpt(given: Material, options: argparse.Namespace) -> dict[str, Any]:
         file.write_text(json.dumps(job), encoding="utf-8")
         script = Path(__file__).with_name("litgpt_lora.py")
         clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        try:
-            done = subprocess.run(
-                [options.litgpt_python, str(script), str(file)], capture_output=True, text=True, check=False, env=clean
-            )
-        except OSError as error:
-            sys.exit(f"--litgpt-python {options.litgpt_python} can't be started: {error.strerror}.")
+        words = [options.litgpt_python, str(script), str(file)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, env=clean)
     figures = outcome(done)
     if "error" in figures:
         sys.exit(figures["error"])
