@@ -1,0 +1,54 @@
+"""What this machine multiplies in BF16: the limit that a training's speed is held against."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+ROWS = 2048
+"""Tokens in one piece of training"""
+ROUNDS, WARM_UP = 15, 3
+
+Shape = tuple[int, int, int]
+"""Rows, inputs and outputs of a matrix product"""
+
+
+def shapes_of(config: Any) -> list[Shape]:
+    """A square product, and the model's own: attention's, and the MLP's up and down."""
+    hidden = config.hidden_size
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
+    return [(ROWS, ROWS, ROWS), (ROWS, hidden, hidden), (ROWS, hidden, inner), (ROWS, inner, hidden)]
+
+
+def bf16_gflops(shapes: Sequence[Shape]) -> dict[str, Any]:
+    """Speeds of BF16 matrix products with all threads that torch takes, in 10^9 operations a second.
+
+    `best` is the fastest single product of any shape, `typical` the median of all products, and `by_shape` has both
+    for each. Shapes take turns, since a shared machine's speed drifts.
+    """
+    import torch
+
+    pairs = [
+        (torch.randn(rows, inputs, dtype=torch.bfloat16), torch.randn(outputs, inputs, dtype=torch.bfloat16))
+        for rows, inputs, outputs in shapes
+    ]
+    speeds: list[list[float]] = [[] for _ in shapes]
+    with torch.inference_mode():
+        for number in range(WARM_UP + ROUNDS):
+            for (rows, inputs, outputs), (one, two), found in zip(shapes, pairs, speeds, strict=True):
+                started = time.perf_counter()
+                torch.nn.functional.linear(one, two)
+                seconds = time.perf_counter() - started
+                if number >= WARM_UP:
+                    found.append(2 * rows * inputs * outputs / seconds / 1e9)
+    return {
+        "best": round(max(map(max, speeds))),
+        "typical": round(statistics.median(speed for found in speeds for speed in found)),
+        "by_shape": {
+            " x ".join(map(str, shape)): {"best": round(max(found)), "typical": round(statistics.median(found))}
+            for shape, found in zip(shapes, speeds, strict=True)
+        },
+        "threads": torch.get_num_threads(),
+    }
