@@ -59,6 +59,8 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
     on the device `on`, by default where models run. Raises ModelError with the ways to get a model that isn't here.
     """
     no_telemetry()
+    # Every batch has another shape, and oneDNN keeps code for the last 1,024 products: up to a gigabyte by and by.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     place = locate(name)
