@@ -75,7 +75,9 @@ def same(place, one, two, file="adapter_model.safetensors"):
     first, second = (load_file(place.folder / name / "model" / file) for name in (one, two))
     assert first.keys() == second.keys()
     for key, value in first.items():
-        torch.testing.assert_close(second[key], value, rtol=1e-4, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+        # Adam divides a gradient by its size, so where that is all but zero the order of sums shows: by a hundredth of
+        # a step's 1e-2 at most.
+        torch.testing.assert_close(second[key], value, rtol=1e-4, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
     logs = [read_rows(place.folder / name / "training.jsonl") for name in (one, two)]
     assert len(logs[0]) == len(logs[1])
     for before, after in zip(*logs, strict=True):
