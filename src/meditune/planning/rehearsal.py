@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from meditune.models.frozen import FrozenLayers, frozen_count
+from meditune.models.lora_layer import one_operation
 from meditune.models.quiet import quiet_transformers
 from meditune.models.rows import Row, join
 from meditune.models.virtual import virtual_tokens
@@ -61,7 +62,7 @@ def rehearse(model: Any, recipe: Recipe) -> Piece:
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
     weights = [1.0] * sum(len(row.targets) for row in rows)
-    with _Watched() as watched:
+    with one_operation(model), _Watched() as watched:
         loss, _ = loss_of_rows(model, frozen, rows, weights, 0)
         loss.backward()
     for parameter in model.parameters():
