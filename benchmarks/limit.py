@@ -7,8 +7,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-ROWS = 2048
+ROWS = 1024
 """Tokens in one piece of training"""
+SQUARE = 2048
 ROUNDS, WARM_UP = 15, 3
 
 Shape = tuple[int, int, int]
@@ -19,7 +20,7 @@ def shapes_of(config: Any) -> list[Shape]:
     """A square product, and the model's own: attention's, and the MLP's up and down."""
     hidden = config.hidden_size
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
-    return [(ROWS, ROWS, ROWS), (ROWS, hidden, hidden), (ROWS, hidden, inner), (ROWS, inner, hidden)]
+    return [(SQUARE, SQUARE, SQUARE), (ROWS, hidden, hidden), (ROWS, hidden, inner), (ROWS, inner, hidden)]
 
 
 def bf16_gflops(shapes: Sequence[Shape]) -> dict[str, Any]:

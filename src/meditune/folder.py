@@ -17,7 +17,7 @@ from meditune.data.restrictions import refuse_restricted_sources_for_api
 from meditune.errors import DataError, MedituneError, ModelError
 from meditune.files import read_json, write_json
 from meditune.models.names import MERGED, PRUNING
-from meditune.recipe import Recipe, plain
+from meditune.recipe import Recipe, what_counts
 from meditune.recipes.keys import dotted, leaves
 from meditune.recipes.loading import load_recipe
 from meditune.recipes.writing import save
@@ -76,7 +76,7 @@ def _claim(recipe: Recipe, folder: Path, model: str | None, to_tune: bool) -> No
     _remove_leftovers(folder)
     if path.is_file():
         earlier = load_recipe(str(path)).recipe
-        if plain(earlier) == plain(recipe):
+        if what_counts(earlier) == what_counts(recipe):
             return
         begun = {item.name for item in folder.iterdir()} - UNFINISHED
         if not (folder / "api" / "job.json").is_file():
@@ -121,6 +121,7 @@ def _check_model(recipe: Recipe, name: str, to_tune: bool) -> None:
         return
     from meditune.models.load import device, locate
     from meditune.models.quantized import require
+    from meditune.train.fast import check_compile
     from meditune.train.optimizer import check_optimizer
 
     if recipe.model.quantize != "none":
@@ -132,6 +133,7 @@ def _check_model(recipe: Recipe, name: str, to_tune: bool) -> None:
 
         check_tracker(recipe.train.tracker)
         check_optimizer(recipe.train.optimizer, device())
+        check_compile(recipe)
         check_start(recipe)
 
 

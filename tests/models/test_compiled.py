@@ -44,6 +44,36 @@ def test_loss_and_gradients_are_those_of_plain_layers(architecture):
 
 @needs_compiler
 @pytest.mark.slow
+def test_with_gradient_checkpointing_the_gradients_are_the_same():
+    loaded, model = trainable("llama", strategy="lora")
+    moved(model).train()
+    loss_of(loaded, model).backward()
+    plain = gradients(model)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.enable_input_require_grads()
+    with one_operation(model), compiled.compiled(model):
+        loss_of(loaded, model).backward()
+    for name, slope in gradients(model).items():
+        assert torch.linalg.norm(slope - plain[name]) <= 1e-4 * torch.linalg.norm(plain[name]), name
+
+
+def test_a_layer_that_cant_be_compiled_later_goes_on_plain(monkeypatch, capsys):
+    loaded, model = trainable("llama", strategy="lora")
+    plain = loss_of(loaded, moved(model)).item()
+
+    def fails(*_, **__):
+        raise torch._dynamo.exc.InternalTorchDynamoError("a row of its own")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fails)
+    with compiled.compiled(model):
+        assert loss_of(loaded, model).item() == plain
+        assert loss_of(loaded, model).item() == plain
+    said = capsys.readouterr().err
+    assert said.count("A layer goes on uncompiled, which is slower: torch.compile failed: a row of its own.") == 2
+
+
+@needs_compiler
+@pytest.mark.slow
 def test_frozen_layers_are_remembered_beside_compiled_ones():
     loaded, model = trainable("llama", strategy="lora", top_layers=1)
     moved(model).train()
@@ -72,8 +102,11 @@ def test_without_a_compiler_it_says_so_and_goes_on(monkeypatch, capsys):
     _, model = trainable("llama", strategy="lora")
     with fast_layers(model, TrainSpec(), 1, lambda: None) as are_compiled:
         assert not are_compiled
-    assert "The layers aren't compiled, which is slower. There is no C++ compiler here" in capsys.readouterr().err
-    with pytest.raises(ModelError, match=r"train.compile on: .* no C\+\+ compiler .* Set train.compile to off"):
+    assert "The layers aren't compiled, which is slower. There is no C++ compiler g++ here" in capsys.readouterr().err
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(
+        ModelError, match=r"train.compile on: .* no C\+\+ compiler g\+\+ here .* Set train.compile to off"
+    ):
         fast_layers(model, TrainSpec(compile="on"), 1, lambda: None).__enter__()
 
 
@@ -100,6 +133,7 @@ def test_virtual_tokens_are_never_compiled(strategy):
 def test_only_long_trainings_pay():
     _, model = trainable("llama", strategy="lora")
     weights = sum(p.numel() for name, p in model.named_parameters() if ".layers." in name)
+    assert compiled.pays(trainable("llama", strategy="lora")[1], int(compiled.PAYS_FROM))
     enough = int(compiled.PAYS_FROM / 4 / weights) + 1
     assert compiled.pays(model, enough)
     assert not compiled.pays(model, enough - 1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from meditune.files import cache_folder
 from meditune.models.frozen import answering, blocks_of
 
-PAYS_FROM = 1e14
+PAYS_FROM = 5e13
 """Operations of a training from which compiling takes a small part of it: some minutes on two cores."""
 VARIANTS = 64
 """Of one layer's code: for a first layer, frozen ones, windows, batches of one row ... PyTorch gives up after 8."""
@@ -30,7 +31,8 @@ def pays(model: Any, tokens: int) -> bool:
 
     Only what doesn't change from one call to the next counts, so that a training goes on as it began.
     """
-    weights = sum(int(parameter.numel()) for block in blocks_of(model) for parameter in block.parameters())
+    trained = [block for block in blocks_of(model) if any(each.requires_grad for each in block.parameters())]
+    weights = sum(int(parameter.numel()) for block in trained for parameter in block.parameters())
     return bool(next(model.parameters()).device.type == "cpu") and 4.0 * weights * tokens >= PAYS_FROM
 
 
@@ -40,22 +42,30 @@ def why_not(model: Any) -> str | None:
     from meditune.models.sharded import is_sharded
     from meditune.models.virtual import virtual_tokens
 
-    if is_quantized(model):
-        return "The base is quantized."
     if is_sharded(model):
         return "The weights are spread over processes (train.parallel fsdp)."
-    if virtual_tokens(model):
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    return why_never(is_quantized(model), virtual_tokens(model) > 0, on_cpu)
+
+
+def why_never(quantized: bool, virtual: bool, on_cpu: bool) -> str | None:
+    """As `why_not`, as far as that can be said before a model is loaded."""
+    if quantized:
+        return "The base is quantized."
+    if virtual:
         return "Virtual tokens go around the layers' own call."
-    if next(model.parameters()).device.type == "cpu" and compiler() is None:
-        return "There is no C++ compiler here (install g++, or name one in CXX)."
+    if on_cpu and compiler() is None:
+        return f"There is no C++ compiler {_compiler_name()} here (install g++, or name one in CXX)."
     return None
 
 
 def compiler() -> str | None:
-    """The C++ compiler that torch.compile would call."""
-    return next(
-        (found for name in (os.environ.get("CXX"), "g++", "clang++") if name and (found := shutil.which(name))), None
-    )
+    """The C++ compiler that torch.compile will call; None where it isn't there."""
+    return shutil.which(_compiler_name())
+
+
+def _compiler_name() -> str:
+    return os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
 
 
 @contextmanager
@@ -72,7 +82,25 @@ def compiled(model: Any) -> Iterator[None]:
 
 
 def _where_gradients(fused: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    """The compiled layer where gradients are computed, until compiling it for another kind of input fails."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    failed = False
+
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return (fused if torch.is_grad_enabled() else plain)(*args, **kwargs)
+        nonlocal failed
+        if failed or not torch.is_grad_enabled():
+            return plain(*args, **kwargs)
+        try:
+            return fused(*args, **kwargs)
+        except TorchDynamoException as error:
+            failed = True
+            print(f"A layer goes on uncompiled, which is slower: {failure(error)}", file=sys.stderr)
+            return plain(*args, **kwargs)
 
     return forward
+
+
+def failure(error: Exception) -> str:
+    """The first line of what torch.compile says, as a sentence."""
+    return f"torch.compile failed: {(str(error).strip().splitlines() or [type(error).__name__])[0].rstrip('.')}."

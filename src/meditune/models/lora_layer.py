@@ -37,6 +37,9 @@ def _is_plain(module: Any) -> bool:
     if name not in module.lora_A or name in module.lora_variant or module.lora_B[name].bias is not None:
         return False
     base = module.base_layer
+    parts = (base, module.lora_A[name], module.lora_B[name])
+    if base.weight.requires_grad or any(part._forward_hooks or part._forward_pre_hooks for part in parts):
+        return False
     alike: bool = module.lora_A[name].weight.dtype == module.lora_B[name].weight.dtype == base.weight.dtype
     return (
         type(base) in {torch.nn.Linear, Conv1D} and alike and isinstance(module.lora_dropout[name], torch.nn.Identity)
@@ -49,6 +52,8 @@ def _forward(layer: Any) -> Any:
     is_linear = type(base) is torch.nn.Linear
 
     def forward(x: torch.Tensor) -> torch.Tensor:
+        if layer.merged or layer.disable_adapters:
+            return type(layer).forward(layer, x)  # type: ignore[no-any-return]
         # transformers' Conv1D keeps its weight as (inputs, outputs).
         weight = base.weight if is_linear else base.weight.t()
         found: torch.Tensor = _Lora.apply(x, weight, base.bias, a.weight, b.weight, scale)  # type: ignore[no-untyped-call]

@@ -70,6 +70,10 @@ def rehearse(model: Any, recipe: Recipe) -> Piece:
     return Piece(tokens, watched.peak, watched.flops)
 
 
+IN_PLACE = {torch.ops.aten.addmm_: torch.ops.aten.addmm}
+"""Products that the registry of operations doesn't know, and one that costs the same."""
+
+
 class _Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of the tensors that were made inside the block and still live, the most at once, and operations."""
 
@@ -80,8 +84,9 @@ class _Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=made)
+        counted = IN_PLACE.get(func._overloadpacket, func._overloadpacket)
+        if counted in flop_registry:
+            self.flops += flop_registry[counted](*args, **(kwargs or {}), out_val=made)
         given = {_storage(each)._cdata for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)}
         for each in tree_leaves(made):
             if isinstance(each, torch.Tensor) and (storage := _storage(each))._cdata not in given | self._known.keys():

@@ -15,6 +15,7 @@ from meditune.recipe.data import TASKS, DataSpec, PromptFormat, SourceSpec, Task
 from meditune.recipe.model import VIRTUAL, ApiSpec, LoraSpec, ModelSpec, PruneSpec, Quantize, Strategy
 from meditune.recipe.spec import Spec
 from meditune.recipe.train import (
+    CHANGES_NOTHING,
     CORRUPTIONS,
     Corruption,
     DevMetric,
@@ -33,6 +34,7 @@ from meditune.recipe.train import (
 )
 
 __all__ = [
+    "CHANGES_NOTHING",
     "CORRUPTIONS",
     "TASKS",
     "VIRTUAL",
@@ -170,3 +172,8 @@ class Recipe(Spec):
 def plain(recipe: Recipe) -> dict[str, Any]:
     """The resolved recipe as plain values, in declared order."""
     return recipe.model_dump(mode="json")
+
+
+def what_counts(recipe: Recipe) -> dict[str, Any]:
+    """The same without the keys that change nothing."""
+    return recipe.model_dump(mode="json", exclude={"train": set(CHANGES_NOTHING)})

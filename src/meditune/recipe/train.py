@@ -15,6 +15,8 @@ PairSource = Literal["corrupted", "sampled"]
 CORRUPTIONS: tuple[Corruption, ...] = ("number", "negation", "direction", "other")
 OptimizerName = Literal["adamw", "adamw8bit", "adafactor"]
 TrackerName = Literal["none", "tensorboard", "mlflow"]
+CHANGES_NOTHING = ("parallel", "tracker", "micro_batch_tokens", "compile")
+"""Keys under train that say how training is computed and who is told, not what comes out, but for the last digits."""
 DevMetric = Literal["loss", "perplexity", "accuracy", "macro_f1"]
 """What can be measured on the dev split without writing answers."""
 

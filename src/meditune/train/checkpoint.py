@@ -18,15 +18,13 @@ from meditune import ranks
 from meditune.errors import MedituneError
 from meditune.files import full_disk_said, read_json, read_jsonl, replacing_folder, write_json, write_jsonl
 from meditune.models.sharded import is_sharded, share
-from meditune.recipe import Recipe, plain
+from meditune.recipe import CHANGES_NOTHING, Recipe, plain
 from meditune.train.optimizer import empty_state
 from meditune.train.sft import Step
 
 FOLDER = "checkpoint"
 WHOLE = "optimizer.safetensors"
 SHARDS = "optimizer"
-CHANGES_NOTHING = ("parallel", "tracker")
-"""Keys under train: how many processes there are, what each of them holds, and who is told, changes no result."""
 
 
 def write(place: Path, log: Sequence[Step], tensors: dict[str, Any], recipe: Recipe, sharded: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from meditune.errors import ModelError
 from meditune.models import compiled
 from meditune.models.lora_layer import one_operation
-from meditune.recipe import TrainSpec
+from meditune.recipe import VIRTUAL, Recipe, TrainSpec
 
 
 @contextmanager
@@ -25,11 +25,27 @@ def fast_layers(model: Any, spec: TrainSpec, tokens: int, try_a_piece: Callable[
         yield spec.compile != "off" and _compiled(model, spec, tokens, try_a_piece, fast)
 
 
+def check_compile(recipe: Recipe) -> None:
+    """Raise ModelError where `train.compile` is on and can be seen not to work before the model is loaded."""
+    if recipe.train.compile != "on":
+        return
+    from meditune.models.load import device
+
+    quantized, virtual = recipe.model.quantize != "none", recipe.model.strategy in VIRTUAL
+    if reason := compiled.why_never(quantized, virtual, device() == "cpu"):
+        raise _refused(reason)
+
+
+def _refused(reason: str) -> ModelError:
+    return ModelError(f"train.compile on: the layers can't be compiled. {reason} Set train.compile to off.")
+
+
 def _compiled(model: Any, spec: TrainSpec, tokens: int, try_a_piece: Callable[[], object], fast: ExitStack) -> bool:
+    # DPO compares the model with itself before training, which the plain layers have measured.
+    if spec.compile == "auto" and (spec.objective != "sft" or not compiled.pays(model, tokens)):
+        return False
     from torch._dynamo.exc import TorchDynamoException
 
-    if spec.compile == "auto" and not compiled.pays(model, tokens):
-        return False
     reason = compiled.why_not(model)
     if reason is None:
         print("Compiling the layers (train.compile); up to a minute the first time.", file=sys.stderr)
@@ -38,11 +54,11 @@ def _compiled(model: Any, spec: TrainSpec, tokens: int, try_a_piece: Callable[[]
             try:
                 try_a_piece()
             except TorchDynamoException as error:
-                reason = f"torch.compile failed: {(str(error).strip().splitlines() or [type(error).__name__])[0]}."
+                reason = compiled.failure(error)
             else:
                 fast.push(tried.pop_all())
                 return True
     if spec.compile == "on":
-        raise ModelError(f"train.compile on: the layers can't be compiled. {reason} Set train.compile to off.")
+        raise _refused(reason)
     print(f"The layers aren't compiled, which is slower. {reason}", file=sys.stderr)
     return False

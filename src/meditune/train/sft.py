@@ -136,12 +136,7 @@ def train(
         average.restore(tensors)
         if watch:
             watch.restore(tensors)
-    if spec.gradient_checkpointing:
-        with quiet_transformers():
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
-    model.train()
-    frozen.without_dropout(model)
+    _ready(model, spec, frozen)
     lockstep = is_sharded(model)
     guard = guard or LossGuard()
 
@@ -240,14 +235,23 @@ def probe(
     Nothing is changed by it. Several processes try the same piece, and the speed is that of all together.
     """
     longest = _weighed([rows[index] for index in by_length(rows, spec.micro_batch_tokens)[0]], weights.of)
-    model.train()
-    frozen.without_dropout(model)
+    _ready(model, spec, frozen)
     started = time.monotonic()
     with Progress("Trying one piece", None, unit="tokens") as progress:
         piece = Piece(list(range(len(longest.rows))))
         _gather_gradients(model, pad_id, longest, [piece], longest.whole, frozen, progress, loss_of)
     model.zero_grad()
     return ranks.world() * sum(map(len, longest.rows)) / (time.monotonic() - started)
+
+
+def _ready(model: Any, spec: TrainSpec, frozen: FrozenLayers) -> None:
+    already = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    if spec.gradient_checkpointing and not already:
+        with quiet_transformers():
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    model.train()
+    frozen.without_dropout(model)
 
 
 class _Weighed(NamedTuple):
@@ -275,15 +279,16 @@ def _gather_gradients(
     loss_of: LossOfRows,
     scale: float = 1.0,
 ) -> float:
-    """Add the gradient of these pieces' share of the step's loss (weights as shares of `whole`).
+    """Add `scale` times the gradient of these pieces' share of the step's loss (weights as shares of `whole`).
 
     Returns what they contribute to the part's mean loss.
     """
     total = 0.0
     for indices, idle in pieces:
-        weights = [0.0 if idle else value / whole for index in indices for value in part.weights[index]]
+        # Scaled before the loss, whose gradient is in FP16 from the output head on.
+        weights = [0.0 if idle else scale * value / whole for index in indices for value in part.weights[index]]
         loss, batch = loss_of(model, frozen, [part.rows[index] for index in indices], weights, pad_id)
-        (loss * scale).backward()
-        total += loss.item()
+        loss.backward()
+        total += loss.item() / scale
         progress.advance(0 if idle else batch.real_tokens)
     return total * (whole / part.whole)

@@ -147,6 +147,6 @@ def _number(value: object) -> float | None:
     """A finite number, or None."""
     try:
         number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float(cell(value))
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
