@@ -158,6 +158,7 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
 
     A model that carries its own prompt format is shown that one.
     """
+    from meditune.evaluate.grading import grade
     from meditune.evaluate.metrics import summarise
     from meditune.evaluate.predictions import read
 
@@ -174,6 +175,7 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
             journey.measure(remote, data, recipe, folder, approve)
         else:
             _measure_here(model, recipe, data, folder)
+        grade(folder / "predictions", "model", data.splits.measured(recipe.evaluate.split), recipe.evaluate)
         figures = summarise(read(folder / "predictions", "model"))
         test_set = data.splits.measured_name(recipe.evaluate.split)
         result = state | {"data": {"test_set": test_set, "sha256": data.sha256}, "figures": figures}
@@ -227,6 +229,7 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
 
     Raises DataError where the folder holds no finished run.
     """
+    from meditune.evaluate.grading import grade
     from meditune.evaluate.report import render
     from meditune.evaluate.summary import summary
     from meditune.train import card
@@ -235,7 +238,10 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
     refuse_unfinished(folder)
     recipe = load_recipe(str(folder / RECIPE)).recipe
     training = read_json(folder / "model" / "training.json")
-    result = summary(recipe, stored(folder / "data"), training, folder / "predictions")
+    data = stored(folder / "data")
+    for name in ("base", "tuned"):
+        grade(folder / "predictions", name, data.splits.measured(recipe.evaluate.split), recipe.evaluate)
+    result = summary(recipe, data, training, folder / "predictions")
     earlier = _earlier_command(folder / "report.json")
     result["stages"] = read_json(folder / STAGES) if (folder / STAGES).is_file() else {}
     if (folder / PRUNED / PRUNING).is_file():

@@ -11,7 +11,8 @@ from sklearn.metrics import accuracy_score, f1_score
 from meditune.data.example import DECISIONS
 from meditune.errors import DataError
 from meditune.evaluate.compare import compare, got_worse, mcnemar
-from meditune.evaluate.metrics import METRICS, confusion, macro_f1, recalls, statistics_of, summarise
+from meditune.evaluate.metrics import METRICS, statistics_of, summarise
+from meditune.evaluate.metrics.decision import confusion, macro_f1, recalls
 from meditune.evaluate.predictions import Predictions
 
 WORDS = "the drug helps patients with pain but not children and more trials are needed in old people".split()  # noqa: SIM905

@@ -43,6 +43,11 @@ class Example(BaseModel):
     meta: dict[str, Any] = Field(default_factory=dict)
     """URL, licence, question type, focus, year, further reference answers (`references`) and the like."""
 
+    def references(self) -> list[str]:
+        """Every reference answer, the first one first, each once."""
+        others = [each if isinstance(each, str) else each["answer"] for each in self.meta.get("references") or []]
+        return list(dict.fromkeys(text for text in (self.answer, *others) if text))
+
 
 def write_examples(path: Path, examples: Iterable[Example]) -> int:
     """Store examples as JSON Lines; returns how many."""

@@ -13,7 +13,7 @@ from typing import Any
 from meditune.data.example import Example
 from meditune.errors import DataError
 from meditune.evaluate.items import chosen_answers
-from meditune.evaluate.predictions import Kind, path_of
+from meditune.evaluate.predictions import Kind, answer_row, path_of
 from meditune.files import write_jsonl
 from meditune.models.api.chat import DECISION_TOKENS, Chat
 from meditune.models.api.client import ApiError, Client
@@ -77,7 +77,7 @@ class ApiMeasuring:
 
         def write(example: Example) -> Row:
             text = chat.write(chat_messages(form, example, "answer", model.system), self.spec.max_new_tokens)
-            return {"id": example.id, "reference": example.answer, "prediction": text}
+            return answer_row(example, text)
 
         self._once(client, model, name, "decision", decide)
         self._once(client, model, name, "answer", write)

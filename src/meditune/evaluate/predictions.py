@@ -1,10 +1,10 @@
-"""What a model said, stored so that every figure can be computed again without the model.
+"""What a model said, and what was found in it, stored so that every figure can be computed again without the model.
 
 One JSON Lines file per model and task under `predictions/`:
 
     base-decision.jsonl     id, reference, prediction, logits {label: logit}; of API models, by: likelihood or word
     base-likelihood.jsonl   id, nll, tokens            (reference answers, without their end token)
-    base-answer.jsonl       id, reference, prediction  (greedy decoding)
+    base-answer.jsonl       id, reference, references, prediction   (greedy decoding; references has all of them)
     base-general.jsonl      id, nll, tokens            (windows of general text)
     base-technical.jsonl    id, nll, tokens, python, sha256   (windows of technical text, and which edition of it)
     base-preference.jsonl   id, kind, chosen_nll, chosen_tokens, rejected_nll, rejected_tokens   (pairs of answers)
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from meditune.data.example import Example
 from meditune.errors import DataError
 from meditune.files import read_jsonl, write_jsonl
 
@@ -40,6 +41,16 @@ class Predictions:
     def texts(self) -> dict[TextKind, list[dict[str, Any]]]:
         """The windows of each running text that was measured."""
         return {kind: getattr(self, kind) for kind in get_args(TextKind) if getattr(self, kind)}
+
+
+def answer_row(example: Example, written: str) -> dict[str, Any]:
+    """What is stored of an answer that a model wrote."""
+    return {
+        "id": example.id,
+        "reference": example.answer,
+        "references": example.references(),
+        "prediction": written,
+    }
 
 
 def path_of(folder: Path, model: str, kind: Kind) -> Path:

@@ -9,7 +9,7 @@ import torch
 
 from meditune.data.preference.pair import Pair
 from meditune.evaluate.likelihood import log_likelihoods
-from meditune.evaluate.metrics import PREFERENCE, statistics_of
+from meditune.evaluate.metrics.preference import statistics
 from meditune.evaluate.predictions import Predictions
 from meditune.models.load import LoadedModel
 from meditune.models.pairs import rows_of_pairs
@@ -55,6 +55,6 @@ def by_kind(predictions: Predictions) -> dict[str, dict[str, float]]:
         kinds.setdefault(row["kind"], []).append(row)
     figures = {}
     for kind in sorted(kinds):
-        found = statistics_of(Predictions(preference=kinds[kind]))
-        figures[kind] = {"pairs": float(len(kinds[kind]))} | {name: found[name].value() for name in PREFERENCE}
+        found = statistics(Predictions(preference=kinds[kind]))
+        figures[kind] = {"pairs": float(len(kinds[kind]))} | {name: each.value() for name, each in found.items()}
     return figures

@@ -12,7 +12,7 @@ from meditune.data.preference.pair import Pair
 from meditune.evaluate import likelihood, preference
 from meditune.evaluate.generation import generate
 from meditune.evaluate.items import chosen_answers
-from meditune.evaluate.predictions import Kind, Predictions, TextKind, once, path_of
+from meditune.evaluate.predictions import Kind, Predictions, TextKind, answer_row, once, path_of
 from meditune.evaluate.texts import RunningText, asked_for, tokens_of
 from meditune.models.load import LoadedModel
 from meditune.models.rows import rows_of
@@ -90,7 +90,7 @@ class Measuring:
         prompts = [encoder.prompt(example, "answer") for example in self.answered]
         written = generate(loaded, prompts, self.spec.max_new_tokens, f"Answers of {name}")
         for example in self.answered:
-            yield {"id": example.id, "reference": example.answer, "prediction": written[example.id]}
+            yield answer_row(example, written[example.id])
 
     def _windows(self, loaded: LoadedModel, kind: TextKind, text: RunningText, name: str) -> Iterator[dict[str, Any]]:
         rows = text.rows(loaded, tokens_of(self.spec, kind))

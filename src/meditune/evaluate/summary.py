@@ -9,7 +9,8 @@ import meditune
 from meditune.data.example import DECISIONS
 from meditune.data.prepare import Prepared
 from meditune.evaluate.compare import compare, got_worse
-from meditune.evaluate.metrics import confusion, macro_f1, recalls, summarise
+from meditune.evaluate.metrics import summarise
+from meditune.evaluate.metrics.decision import confusion, macro_f1, recalls
 from meditune.evaluate.predictions import Predictions, read
 from meditune.evaluate.preference import by_kind
 from meditune.recipe import Recipe

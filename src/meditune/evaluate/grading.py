@@ -1,0 +1,30 @@
+"""What is found in stored answers without the model that wrote them: graded once, and stored beside them.
+
+A grader reads a model's stored predictions and the examples they belong to, and gives rows of a kind of its own. So a
+run that was measured by an earlier version gets new figures from `meditune report`, and no model has to be loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from meditune.data.example import Example
+from meditune.evaluate.predictions import Kind, Predictions, once, read
+from meditune.recipe import EvaluateSpec
+
+Grader = Callable[[Predictions, Mapping[str, Example], EvaluateSpec], Iterable[dict[str, Any]] | None]
+"""Rows to store, from a model's predictions and the examples by id; None where there is nothing to grade"""
+GRADERS: dict[Kind, Grader] = {}
+
+
+def grade(folder: Path, model: str, examples: Sequence[Example], spec: EvaluateSpec) -> None:
+    """Store what each grader finds in the predictions of `model`, unless it is there already."""
+    predictions, by_id = read(folder, model), {example.id: example for example in examples}
+    for kind, grader in GRADERS.items():
+        if not getattr(predictions, kind):
+            rows = grader(predictions, by_id, spec)
+            if rows is not None:
+                once(folder, model, kind, partial(iter, rows))

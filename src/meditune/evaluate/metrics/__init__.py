@@ -1,0 +1,50 @@
+"""Every figure of a model, computed from its stored predictions: a module for each family of metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+
+from meditune.evaluate.metrics import decision, fluency, forgetting, overlap, preference
+from meditune.evaluate.metrics.metric import Metric, Statistics
+from meditune.evaluate.predictions import Predictions
+
+__all__ = ["FAMILIES", "METRICS", "Family", "Metric", "Statistics", "family_of", "statistics_of", "summarise"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Metrics that say the same kind of thing, under one heading in a report."""
+
+    title: str
+    module: ModuleType
+    """Has METRICS, and `statistics(predictions)` with those of them that the predictions allow"""
+
+
+FAMILIES = (
+    Family("Decisions", decision),
+    Family("Likelihood of reference answers", fluency),
+    Family("Overlap with reference answers", overlap),
+    Family("Forgetting", forgetting),
+    Family("Preferences (experimental)", preference),
+)
+METRICS: dict[str, Metric] = {metric.name: metric for family in FAMILIES for metric in family.module.METRICS}
+"""In the order of reports."""
+
+
+def family_of(name: str) -> str:
+    """The title of the family of a metric; empty for one that isn't known here."""
+    return next((each.title for each in FAMILIES if name in {metric.name for metric in each.module.METRICS}), "")
+
+
+def summarise(predictions: Predictions) -> dict[str, float]:
+    """Every metric that the predictions allow."""
+    return {name: statistics.value() for name, statistics in statistics_of(predictions).items()}
+
+
+def statistics_of(predictions: Predictions) -> dict[str, Statistics]:
+    """Per-item statistics of every metric that the predictions allow, in the order of METRICS."""
+    found: dict[str, Statistics] = {}
+    for family in FAMILIES:
+        found |= family.module.statistics(predictions)
+    return {name: found[name] for name in METRICS if name in found}
