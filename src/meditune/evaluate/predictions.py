@@ -53,6 +53,12 @@ def answer_row(example: Example, written: str) -> dict[str, Any]:
     }
 
 
+def references(row: dict[str, Any]) -> list[str]:
+    """All reference answers of an answer's row; earlier versions stored only one."""
+    found: list[str] = row.get("references") or [row["reference"]]
+    return found
+
+
 def path_of(folder: Path, model: str, kind: Kind) -> Path:
     """Where one model's predictions of a kind are stored."""
     return folder / f"{model}-{kind}.jsonl"

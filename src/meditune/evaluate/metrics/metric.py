@@ -28,6 +28,8 @@ class Metric:
     meaning: str
     optional: bool = False
     """Of no interest in a report of a run that didn't measure it."""
+    share: bool = False
+    """A percentage of items, each of which is right or wrong: its figure on a single item is 0 or 100."""
 
 
 @dataclass(frozen=True)
