@@ -10,6 +10,7 @@ One JSON Lines file per model and task under `predictions/`:
     base-technical.jsonl    id, nll, tokens, bytes, python, sha256   (windows of technical text, and its edition)
     base-preference.jsonl   id, kind, chosen_nll, chosen_tokens, rejected_nll, rejected_tokens   (pairs of answers)
     base-similarity.jsonl   id, similarity, token_similarity   (of each answer to its nearest reference)
+    base-choice.jsonl       id, subject, reference, nll, bytes   (general knowledge; nll and bytes of every choice)
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from meditune.files import read_jsonl, write_jsonl
 
 TextKind = Literal["general", "technical"]
 """Running text, measured in windows."""
-Kind = Literal["decision", "likelihood", "unconditional", "answer", TextKind, "preference", "similarity"]
+Kind = Literal["decision", "likelihood", "unconditional", "answer", TextKind, "preference", "similarity", "choice"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -41,6 +42,7 @@ class Predictions:
     technical: list[dict[str, Any]] = field(default_factory=list)
     unconditional: list[dict[str, Any]] = field(default_factory=list)
     similarity: list[dict[str, Any]] = field(default_factory=list)
+    choice: list[dict[str, Any]] = field(default_factory=list)
 
     def texts(self) -> dict[TextKind, list[dict[str, Any]]]:
         """The windows of each running text that was measured."""

@@ -10,6 +10,7 @@ from typing import Any
 from meditune.data.example import Example
 from meditune.data.preference.pair import Pair
 from meditune.evaluate import likelihood, preference
+from meditune.evaluate.choices import measured, questions
 from meditune.evaluate.generation import generate
 from meditune.evaluate.items import chosen_answers
 from meditune.evaluate.likelihood import scored_bytes, unconditional_rows
@@ -59,6 +60,7 @@ class Measuring:
         self.decided = [example for example in examples if example.decision]
         self.answered = chosen_answers(examples, recipe.evaluate.answers, recipe.seed)
         self.texts = asked_for(recipe.evaluate)
+        self.questions = questions(recipe.evaluate.choices)
 
     def is_done(self, name: str) -> bool:
         """Whether every kind of prediction of this model is stored already."""
@@ -66,6 +68,7 @@ class Measuring:
         kinds |= {"decision"} if self.decided else set()
         kinds |= {"likelihood", "unconditional", "answer"} if self.answered else set()
         kinds |= set(self.texts)
+        kinds |= {"choice"} if self.questions else set()
         kinds |= {"preference"} if self.pairs else set()
         return all(path_of(self.folder, name, kind).is_file() for kind in kinds)
 
@@ -77,6 +80,8 @@ class Measuring:
             once(self.folder, name, "answer", lambda: self._answers(loaded, name))
         for kind, text in self.texts.items():
             once(self.folder, name, kind, partial(self._windows, loaded, kind, text, name))
+        if self.questions:
+            once(self.folder, name, "choice", lambda: self._choices(loaded, name))
         if self.pairs:
             once(self.folder, name, "preference", lambda: self._preference(loaded, name))
 
@@ -108,6 +113,10 @@ class Measuring:
         rows = text.rows(loaded, tokens_of(self.spec, kind))
         for row in _texts(loaded, rows, self.spec.batch_tokens, f"{kind.capitalize()} text, {name}"):
             yield row | text.edition
+
+    def _choices(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
+        encoder = loaded.encoder(self.form)
+        return measured(loaded, encoder, self.questions, self.spec.batch_tokens, f"General knowledge, {name}")
 
     def _preference(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
         encoder = loaded.encoder(self.form)
