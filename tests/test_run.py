@@ -124,7 +124,8 @@ def test_the_report_has_its_keys(official, place):
     assert data["test_set"] == "pubmedqa-official-500"
     training = {"tokens_per_s", "supervised_tokens", "peak_rss_gb", "seconds", "epochs"}
     assert report["training"].keys() >= training
-    assert report["items"] == {"decision": 500, "answer": 60, "general": 2, "technical": 2}
+    assert report["items"] == {"decision": 500, "answer": 60, "general": 2, "technical": 2, "choice": 8}
+    assert report["signatures"].keys() == {"bleu", "chrf"}
     assert report["texts"]["technical"].keys() == {"python", "sha256"}
 
 

@@ -47,6 +47,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "data": {**splits, "test_set": test_set, "sha256": data.sha256, "synthetic": data.synthetic},
         "items": {kind: len(getattr(tuned, kind)) for kind in ("decision", "answer", "general")}
         | {kind: len(windows) for kind, windows in tuned.texts().items()}
+        | ({"choice": len(tuned.choice)} if tuned.choice else {})
         | pairs,
         "base": summarise(base),
         "tuned": summarise(tuned),
