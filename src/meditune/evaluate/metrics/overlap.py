@@ -17,7 +17,14 @@ from meditune.text import sentences
 
 METRICS = (
     Metric("bleu", "BLEU", "up", 2, "sacrebleu's corpus BLEU of greedy answers, 0 to 100."),
-    Metric("chrf", "chrF", "up", 2, "sacrebleu's chrF: sequences of characters shared, 0 to 100.", optional=True),
+    Metric(
+        "chrf",
+        "chrF",
+        "up",
+        2,
+        "sacrebleu's chrF: sequences of characters shared, 0 to 100; recall counts twice, so length helps.",
+        optional=True,
+    ),
     Metric("rouge1", "ROUGE-1", "up", 3, "Words shared with the reference (F, stemmed)."),
     Metric("rouge2", "ROUGE-2", "up", 3, "Pairs of neighbouring words shared with the reference (F, stemmed)."),
     Metric("rougeL", "ROUGE-L", "up", 3, "Longest sequence of words in the reference's order (F, stemmed)."),
@@ -67,7 +74,7 @@ def closest(length: int, texts: Sequence[str]) -> int:
 def corpus_bleu(sums: Array) -> Array:
     """sacrebleu's corpus BLEU from summed statistics (..., 10): lengths, matches and totals of 1- to 4-grams.
 
-    As BLEU.compute_bleu with the smoothing "exp", which is too slow for ten thousand bootstrap draws.
+    As BLEU.compute_bleu with the smoothing "exp", over any number of bootstrap draws at once.
     """
     written, meant = sums[..., 0], sums[..., 1]
     matches, totals = sums[..., 2 : 2 + ORDERS], sums[..., 2 + ORDERS :]
