@@ -9,9 +9,11 @@ import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF
 
+from meditune.data.liveqa import official_split, read
+from meditune.data.rejects import Rejects
 from meditune.evaluate.metrics import statistics_of, summarise
 from meditune.evaluate.metrics.overlap import corpus_bleu, corpus_chrf, signatures
-from meditune.evaluate.predictions import Predictions
+from meditune.evaluate.predictions import Predictions, answer_row
 
 WORDS = "The drug helps. Patients with pain improved, but children didn't. More trials are needed in adults.".split()  # noqa: SIM905
 
@@ -117,3 +119,18 @@ def test_signatures_are_sacrebleus_own():
     assert several["bleu"].startswith("nrefs:var|")
     assert several["chrf"] == f"nrefs:var|case:mixed|eff:yes|nc:6|nw:0|space:no|{version}"
     assert signatures(Predictions()) == {}
+
+
+@pytest.mark.real
+def test_any_of_liveqas_references_is_a_perfect_answer(real_data):
+    _, test = official_split(list(read(real_data / "liveqa", Rejects())))
+    several = [example for example in test if len(example.references()) > 1][:15]
+    rows = [answer_row(example, example.references()[-1]) for example in several]
+    figures = summarise(Predictions(answer=rows))
+    for name in ("bleu", "chrf"):
+        assert figures.pop(name) == pytest.approx(100)
+    for name in ("rouge1", "rouge2", "rougeL", "rougeLsum", "length_ratio"):
+        assert figures[name] == pytest.approx(1), name
+    assert figures["answer_loops"] == 0
+    first = [{key: value for key, value in row.items() if key != "references"} for row in rows]
+    assert summarise(Predictions(answer=first))["bleu"] < 50
