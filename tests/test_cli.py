@@ -13,7 +13,17 @@ import meditune as package
 from tests.commands import bench, jsonl, meditune, read_rows, rows
 
 COMMANDS = (
-    *(("run",), ("data",), ("data", "prepare"), ("train",), ("evaluate",), ("compare",), ("report",), ("ask",)),
+    *(
+        ("run",),
+        ("data",),
+        ("data", "prepare"),
+        ("train",),
+        ("evaluate",),
+        ("compare",),
+        ("seeds",),
+        ("report",),
+        ("ask",),
+    ),
     *(
         ("api",),
         ("api", "status"),
@@ -141,6 +151,36 @@ def test_compare_says_which_is_better(evaluated, finished, tmp_path):
     assert stored["comparison"]["perplexity"]["better"] is True
     assert "Perplexity" in result.out
     assert result.last.startswith(("No metric got worse.", "GOT WORSE: ", "MOVED THE WRONG WAY"))
+
+
+def test_compare_takes_any_number_of_models_and_either_side_of_a_run(evaluated, finished, tmp_path):
+    changed = tmp_path / "changes.jsonl"
+    result = meditune("compare", f"{finished}:base", finished, evaluated, "--resamples", 200, "--changes", changed)
+    assert result.code == 0
+    assert result.out.count("Accuracy") >= 2
+    rows = [json.loads(line) for line in changed.read_text().splitlines()]
+    assert {row["model"] for row in rows} == {str(finished)}, "the base measured again says what it said"
+    assert {row["change"] for row in rows} <= {"lost", "gained", "neither"}
+    assert all(row["question"] for row in rows)
+    meditune("compare", finished).refused(1, "two folders or more")
+    meditune("compare", finished, finished).refused(3, "given twice")
+    meditune("compare", f"{evaluated}:base", finished).refused(3, "no predictions of 'base', only of model")
+
+
+def test_a_gate_ends_with_a_code_of_its_own(evaluated, finished, tmp_path):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("better: [perplexity]\n")
+    passed = meditune("compare", evaluated, finished, "--resamples", 200, "--gate", policy)
+    assert passed.code == 0
+    assert "met" in passed.out
+    policy.write_text("better: [perplexity]\nat_least: {accuracy: 101}\n")
+    failed = meditune("compare", evaluated, finished, "--resamples", 200, "--gate", policy)
+    assert failed.code == 5
+    assert "NOT MET" in failed.out
+    assert "Error: The policy isn't met. " in failed.err
+    assert "accuracy is not at least 101" in failed.err
+    policy.write_text("bettr: [perplexity]\n")
+    meditune("compare", evaluated, finished, "--gate", policy).refused(2, "line 1", "did you mean better?")
 
 
 def test_compare_refuses_different_items(place, evaluated):

@@ -98,22 +98,49 @@ def evaluate(
 
 @app.command()
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="A", help="Folder of `meditune evaluate` or of a run.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Another one, measured on the same items.")],
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="A B [C ...]",
+            help="Folders of `meditune evaluate` or of runs, measured on the same items. Of a run the tuned model is "
+            "taken; RUN:base is its base.",
+        ),
+    ],
+    gate: Annotated[
+        Path | None, typer.Option(help="A policy in YAML: end with code 5 where a model doesn't meet it.")
+    ] = None,
+    changed: Annotated[int, typer.Option(min=0, help="Show so many items that changed, in either direction.")] = 3,
+    changes_file: Annotated[
+        Path | None, typer.Option("--changes", help="Write every item that changed to this file, as JSON Lines.")
+    ] = None,
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 10_000,
     seed: Annotated[int, typer.Option(min=0)] = 17,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the comparison to this file.")] = None,
 ) -> None:
-    """Is B better than A? Paired statistics on stored predictions; no model is needed."""
-    from meditune import run as journey
+    """Are the others better than A? Paired statistics on stored predictions; no model is needed."""
+    from meditune import comparing, terminal
+
+    policy = comparing.policy(gate)
+    result = comparing.compare(models, resamples, seed, policy)
+    comparing.write(result, json_file, changes_file)
+    terminal.print_side_by_side(result, changed)
+    comparing.refuse_failed(result)
+
+
+@app.command()
+def seeds(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN [...]", help="Finished runs of one recipe.")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
+) -> None:
+    """Does tuning help whatever the seed? Base against tuned over runs that differ in their seeds only."""
     from meditune import terminal
+    from meditune.evaluate.seeds import over_seeds
     from meditune.files import write_json
 
-    result = journey.compare_folders(first, second, resamples, seed)
+    result = over_seeds(runs)
     if json_file:
         write_json(json_file, result)
-    terminal.print_comparison(result, str(first), str(second))
-    terminal.print_worse(result)
+    terminal.print_seeds(result)
 
 
 @app.command()

@@ -33,6 +33,12 @@ class ModelError(MedituneError):
     exit_code = 4
 
 
+class GateError(MedituneError):
+    """A model that doesn't meet the policy it was held to."""
+
+    exit_code = 5
+
+
 class Stopped(BaseException):
     """The user pressed ctrl-C, or the system asked to end. Not an Exception, so that nothing swallows it."""
 

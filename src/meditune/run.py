@@ -196,34 +196,6 @@ def _measure_here(model: str, recipe: Recipe, data: Prepared, folder: Path) -> N
             measuring.measure(loaded, "model")
 
 
-def compare_folders(first: Path, second: Path, resamples: int, seed: int) -> dict[str, Any]:
-    """Figures of both and their comparison, from stored predictions.
-
-    Of a run's folder the tuned model is taken. Raises DataError where the two were measured on different items, or
-    by different measures.
-    """
-    from meditune.evaluate.compare import compare, got_worse
-    from meditune.evaluate.metrics import summarise
-    from meditune.evaluate.predictions import KINDS, path_of, read
-
-    both = []
-    for folder in (first, second):
-        place = folder / "predictions"
-        if not place.is_dir():
-            raise DataError(f"{folder} holds no predictions. Give the folder of `meditune evaluate` or of a run.")
-        name = "model" if any(path_of(place, "model", kind).is_file() for kind in KINDS) else "tuned"
-        both.append(read(place, name))
-    comparison = compare(both[0], both[1], resamples, seed)
-    if not comparison:
-        raise DataError(f"{first} and {second} have no metric in common, so there is nothing to compare.")
-    return {
-        "base": summarise(both[0]),
-        "tuned": summarise(both[1]),
-        "comparison": comparison,
-        "worse": got_worse(comparison),
-    }
-
-
 def report(folder: Path, command: str | None = None) -> dict[str, Any]:
     """Compute report.json from the stored predictions, refresh the model card, and draw report.html.
 

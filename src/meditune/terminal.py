@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from meditune.ask import Answer
 from meditune.data.prepare import Prepared
 from meditune.errors import MedituneError
+from meditune.evaluate.changes import counted
+from meditune.evaluate.compare import survives
 from meditune.evaluate.metrics import METRICS
 from meditune.limits import LIMITS
 from meditune.planning.plan import Planned
@@ -44,24 +47,100 @@ def approval(yes: bool) -> Approve:
     return approve
 
 
+def print_side_by_side(result: dict[str, Any], changed: int) -> None:
+    """Each model beside the first, what moved the wrong way, and `changed` items of either direction."""
+    out, (first, *others) = console(), result["models"]
+    short = _short_names(result["models"])
+    for name in others:
+        pair = {"base": result["figures"][first], "tuned": result["figures"][name], **result["comparisons"][name]}
+        print_comparison(pair, short[first], short[name])
+        _print_changes(result["changes"][name], changed)
+        print_worse(pair)
+    for name, checks in result.get("gate", {}).items():
+        for each in checks:
+            mark = "[green]met[/]" if each["passed"] else "[bold red]NOT MET[/]"
+            rule = each["rule"].replace("_", " ")
+            out.print(f"{mark} {escape(name)}: {METRICS[each['metric']].title} {rule} ({each['why']})")
+
+
+def _short_names(names: list[str]) -> dict[str, str]:
+    """The last part of each path, where that tells them apart."""
+    last = {name: name.rstrip("/").rpartition("/")[2] for name in names}
+    return last if len(set(last.values())) == len(names) else {name: name for name in names}
+
+
+def _print_changes(rows: list[dict[str, Any]], shown: int) -> None:
+    out = console()
+    for kind, counts in counted(rows).items():
+        what = "decisions" if kind == "decision" else "written answers (by ROUGE-L)"
+        out.print(f"Changed {what}: {counts['gained']} gained, {counts['lost']} lost, {counts['neither']} neither.")
+    lost = [row for row in rows if row["change"] == "lost"][:shown]
+    gained = [row for row in rows[::-1] if row["change"] == "gained"][:shown]
+    for row in (*lost, *gained):
+        said = f"{_short(row['base'])} -> {_short(row['tuned'])} (reference: {_short(row['reference'])})"
+        out.print(f"  {row['change']}  {row['id']}  {_short(row['question'], 80)}", markup=False)
+        out.print(f"        {said}", markup=False, style="dim")
+
+
+def _short(text: str | None, most: int = 60) -> str:
+    plain = " ".join((text or "none of the three").split())
+    return plain if len(plain) <= most else plain[: most - 1] + "…"
+
+
+def print_seeds(result: dict[str, Any]) -> None:
+    """How base, tuned and their difference spread over runs with other seeds."""
+    table = Table(box=None, pad_edge=False)
+    titles = ("metric", "base", "tuned", "mean difference", "sd", "range", "95 % interval", "right way", "verdict")
+    for title in titles:
+        table.add_column(title, justify="left" if title in {"metric", "verdict"} else "right")
+    for name, row in result["metrics"].items():
+        digits = METRICS[name].digits
+        spans = [f"{min(row[side]):.{digits}f} to {max(row[side]):.{digits}f}" for side in ("base", "tuned")]
+        low, high = (f"{bound:+.{digits}f}" for bound in row["range"])
+        table.add_row(
+            METRICS[name].title,
+            *spans,
+            f"{row['mean']:+.{digits}f}",
+            f"{row['sd']:.{digits}f}",
+            f"{low} to {high}",
+            f"{row['ci95'][0]:+.{digits}f} to {row['ci95'][1]:+.{digits}f}",
+            f"{row['agree']} of {len(row['delta'])}",
+            VERDICTS[row["better"]],
+        )
+    console().print(table)
+    console().print(f"Seeds: {', '.join(map(str, result['seeds']))}. Intervals: Student's t over the seeds.")
+
+
 def print_comparison(result: dict[str, Any], first: str = "base", second: str = "tuned") -> None:
     """Both models' figures with the interval of their difference."""
     table = Table(box=None, pad_edge=False)
-    for title in ("metric", first, second, "difference", "95 % interval", "p", "verdict"):
+    titles = ("metric", "items", first, second, "difference", "95 % interval", "effect", "p", "p, Holm", "verdict")
+    for title in titles:
         table.add_column(title, justify="left" if title in {"metric", "verdict"} else "right")
     for name, row in result["comparison"].items():
         digits = METRICS[name].digits
         low, high = row["ci95"]
         table.add_row(
             METRICS[name].title,
+            f"{row['items']:,}",
             f"{result['base'][name]:.{digits}f}",
             f"{result['tuned'][name]:.{digits}f}",
             f"{row['delta']:+.{digits}f}" + (" (distance from 1)" if METRICS[name].direction == "one" else ""),
             f"{low:+.{digits}f} to {high:+.{digits}f}",
-            "<0.001" if row["p"] < 0.001 else f"{row['p']:.3f}",
-            VERDICTS[row["better"]],
+            "" if row["effect"] is None else f"{row['effect']:+.2f}",
+            _p(row["p"]),
+            _p(row["p_holm"]),
+            VERDICTS[row["better"]] + ("?" if row["better"] and not survives(row) else ""),
         )
     console().print(table)
+    if any(row["better"] and not survives(row) for row in result["comparison"].values()):
+        console().print(
+            "better?: the interval excludes 0, but among so many metrics that may be chance (Holm's correction)."
+        )
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def print_worse(result: dict[str, Any]) -> None:

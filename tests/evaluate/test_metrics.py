@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from meditune.data.example import DECISIONS
 from meditune.errors import DataError
-from meditune.evaluate.compare import compare, got_worse, mcnemar
+from meditune.evaluate.compare import compare, got_worse
 from meditune.evaluate.metrics import METRICS, statistics_of, summarise
 from meditune.evaluate.metrics.decision import confusion, macro_f1, recalls
 from meditune.evaluate.predictions import Predictions
@@ -160,10 +160,15 @@ def test_intervals_hold_what_they_promise():
 
 
 def test_mcnemar_is_the_exact_binomial_test():
-    base = [{"reference": "yes", "prediction": "no"}] * 10 + [{"reference": "yes", "prediction": "yes"}] * 2
-    tuned = [{"reference": "yes", "prediction": "yes"}] * 10 + [{"reference": "yes", "prediction": "no"}] * 2
-    expected = 2 * sum((66, 12, 1)) / 2**12
-    assert mcnemar(Predictions(decision=base), Predictions(decision=tuned)) == pytest.approx(expected)
+    base = [("yes", "no")] * 10 + [("yes", "yes")] * 2 + [("no", "no")] * 5
+    tuned = [("yes", "yes")] * 10 + [("yes", "no")] * 2 + [("no", "no")] * 5
+    first, second = (
+        Predictions(decision=[{"id": str(i), "reference": a, "prediction": b} for i, (a, b) in enumerate(rows)])
+        for rows in (base, tuned)
+    )
+    row = compare(first, second, 100, 1)["accuracy"]
+    assert row["p"] == pytest.approx(2 * sum((66, 12, 1)) / 2**12)
+    assert (row["gained"], row["lost"], row["test"]) == (10, 2, "McNemar, exact")
 
 
 def test_other_items_are_refused():

@@ -2,6 +2,7 @@
 
 import pytest
 
+from meditune.evaluate.compare import compare
 from meditune.evaluate.metrics import summarise
 from meditune.evaluate.metrics.repetition import loops, repeated
 from meditune.evaluate.predictions import Predictions
@@ -43,3 +44,9 @@ def test_an_answers_share_counts_the_same_whatever_its_length():
     figures = summarise(Predictions(answer=rows))
     assert figures["answer_repetition"] == pytest.approx(100 * (1 - 2 / 77) / 2)
     assert figures["answer_loops"] == 50
+
+
+def test_an_answer_that_leaves_its_loop_is_gained():
+    stuck, free = ([{"id": "a", "reference": "x", "prediction": said}] for said in ("It helps. " * 9, PLAIN))
+    row = compare(Predictions(answer=stuck), Predictions(answer=free), 100, 1)["answer_loops"]
+    assert (row["delta"], row["gained"], row["lost"]) == (-100, 1, 0)

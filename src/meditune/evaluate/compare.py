@@ -1,79 +1,151 @@
-"""Is the tuned model better than the base? Paired statistics on the same items."""
+"""Is one model better than another? Paired statistics on the same items."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from meditune.errors import DataError
 from meditune.evaluate.metrics import METRICS, Metric, Statistics, statistics_of
+from meditune.evaluate.metrics.metric import Array
 from meditune.evaluate.predictions import Predictions
 
 BLOCK = 500
+LEVEL = 0.05
 
 
-def compare(base: Predictions, tuned: Predictions, resamples: int, seed: int) -> dict[str, dict[str, Any]]:
-    """For every metric that both have: delta (tuned - base), ci95, p, better, and the test behind p.
+def compare(
+    base: Predictions, tuned: Predictions, resamples: int, seed: int, groups: Mapping[str, str] | None = None
+) -> dict[str, dict[str, Any]]:
+    """For every metric that both have, what the difference is and how sure:
 
-    A metric whose best value is 1 (length_ratio) has the delta of its distance from 1.
-    The interval is the paired bootstrap's percentile interval over items (Efron and Tibshirani 1993). p is
-    two-sided: McNemar's exact test (McNemar 1947) for accuracy, the bootstrap's elsewhere. `better` is True or False
-    where the interval excludes 0 on the good or the bad side, and None where it doesn't.
+    - `delta`: tuned - base; of the distances from 1 for a metric whose best value is 1 (length_ratio).
+    - `ci95`: the paired bootstrap's percentile interval (Efron and Tibshirani 1993). Items with the same group in
+      `groups` (id -> group) are drawn together, because they aren't independent of each other.
+    - `p`, two-sided: McNemar's exact test (McNemar 1947) where each item is right or wrong, else the bootstrap's;
+      `test` says which. `p_holm`: the same, corrected by Holm's procedure (Holm 1979) over all metrics here.
+    - `better`: True or False where the interval excludes 0 on the good or the bad side, and None where it doesn't.
+    - `effect`: delta over the standard deviation of one item's part in it, Cohen's d of paired differences (Cohen
+      1988, d_z), taken from the bootstrap's spread; None where the difference never varies.
+    - `base_ci95`, `tuned_ci95`: each model's own interval, Wilson's (Wilson 1927) for shares of independent items.
+    - `items`, `groups`: how many there are.
+    - `gained`, `lost`: where each item is right or wrong, how many only the tuned or only the base model got right.
 
     Raises DataError where the two were measured on different items.
     """
     first, second = statistics_of(base), statistics_of(tuned)
-    result = {}
-    for name in first:
-        if name not in second:
-            continue
+    shared = [name for name in first if name in second]
+    for name in shared:
         if first[name].ids != second[name].ids:
             raise DataError(
                 f"The two models' {name} was measured on different items, so their difference says nothing. Evaluate "
                 "both with the same recipe and seed, and the same version of Python."
             )
-        result[name] = _bootstrap(METRICS[name], first[name], second[name], resamples, seed)
-    if "accuracy" in result:
-        result["accuracy"] |= {"p": mcnemar(base, tuned), "test": "McNemar, exact"}
-    return result
+    found: dict[str, dict[str, Any]] = {}
+    for names in _measured_alike(shared, first):
+        clusters = _clusters(first[names[0]].ids, groups or {})
+        pairs = [_Pair(METRICS[name], first[name], second[name], clusters) for name in names]
+        for drawn in _draws(int(clusters.max()) + 1, resamples, seed):
+            for pair in pairs:
+                pair.draw(drawn)
+        found |= {pair.metric.name: pair.result() for pair in pairs}
+    adjusted = holm({name: row["p"] for name, row in found.items()})
+    return {name: found[name] | {"p_holm": adjusted[name]} for name in shared}
 
 
-def mcnemar(base: Predictions, tuned: Predictions) -> float:
-    """Two-sided exact p of McNemar's test that both models are right equally often."""
+@dataclass
+class _Pair:
+    """One metric of both models, summed by cluster, and what the bootstrap has drawn of it so far."""
+
+    metric: Metric
+    base: Statistics
+    tuned: Statistics
+    clusters: Any
+    """(n,) number of each item's cluster"""
+    figures: list[tuple[Array, Array]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.sums = tuple(_by_cluster(each.items, self.clusters) for each in (self.base, self.tuned))
+
+    def draw(self, drawn: Array) -> None:
+        """Figures of both models on draws (b, clusters)."""
+        base, tuned = (each.figure(drawn @ sums) for each, sums in zip((self.base, self.tuned), self.sums, strict=True))
+        self.figures.append((base, tuned))
+
+    def result(self) -> dict[str, Any]:
+        base, tuned = (np.concatenate(column) for column in zip(*self.figures, strict=True))
+        deltas = _gap(self.metric, tuned, base)
+        low, high = _interval(deltas)
+        good_low, good_high = (low, high) if self.metric.direction == "up" else (-high, -low)
+        delta = float(_gap(self.metric, self.tuned.value(), self.base.value()))
+        count, items = self.sums[0].shape[0], len(self.base.ids)
+        spread = float(deltas.std()) * count**0.5
+        row = {
+            "delta": delta,
+            "ci95": [low, high],
+            "p": bootstrap_p(deltas),
+            "better": True if good_low > 0 else False if good_high < 0 else None,
+            "test": "paired bootstrap",
+            "effect": delta / spread if spread > 0 else None,
+            "base_ci95": _interval(base),
+            "tuned_ci95": _interval(tuned),
+            "items": items,
+            "groups": count,
+        }
+        if not self.metric.share:
+            return row
+        was, now = (counted(each) for each in (self.base, self.tuned))
+        gained, lost = int((now & ~was).sum()), int((was & ~now).sum())
+        if self.metric.direction == "down":
+            gained, lost = lost, gained
+        row |= {"gained": gained, "lost": lost}
+        if count == items:
+            row |= {"p": mcnemar(gained, lost), "test": "McNemar, exact"}
+            row |= {"base_ci95": wilson(int(was.sum()), items), "tuned_ci95": wilson(int(now.sum()), items)}
+        return row
+
+
+def counted(statistics: Statistics) -> Any:
+    """(n,) whether each item counts in a share: as right, or where lower is better, as wrong."""
+    return np.asarray(statistics.figure(statistics.items)) > 50
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Two-sided exact p of McNemar's test that as many items turn right as turn wrong."""
     from scipy.stats import binomtest
 
-    gained = lost = 0
-    for before, after in zip(base.decision, tuned.decision, strict=True):
-        was, now = (row["reference"] == row["prediction"] for row in (before, after))
-        gained += now and not was
-        lost += was and not now
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
-def _bootstrap(metric: Metric, base: Statistics, tuned: Statistics, resamples: int, seed: int) -> dict[str, Any]:
-    generator = np.random.default_rng(seed)
-    count = len(base.ids)
-    deltas = np.empty(resamples)
-    for start in range(0, resamples, BLOCK):
-        size = min(BLOCK, resamples - start)
-        drawn = generator.multinomial(count, np.full(count, 1 / count), size=size).astype(np.float64)
-        deltas[start : start + size] = _gap(metric, tuned.figure(drawn @ tuned.items), base.figure(drawn @ base.items))
-    low, high = np.percentile(deltas, [2.5, 97.5])
+def wilson(successes: int, count: int) -> list[float]:
+    """Wilson's 95 % score interval of a share, in percent (Wilson 1927)."""
+    from scipy.stats import binomtest
+
+    found = binomtest(successes, count).proportion_ci(method="wilson")
+    return [100 * float(found.low), 100 * float(found.high)]
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Each p corrected for their number by Holm's step-down procedure (Holm 1979)."""
+    adjusted, highest = {}, 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[name]))
+        adjusted[name] = highest
+    return adjusted
+
+
+def bootstrap_p(deltas: Array) -> float:
+    """Two-sided p of no difference from the bootstrap's differences."""
     tail = min((deltas <= 0).sum(), (deltas >= 0).sum())
-    good_low, good_high = (low, high) if metric.direction == "up" else (-high, -low)
-    return {
-        "delta": float(_gap(metric, tuned.value(), base.value())),
-        "ci95": [float(low), float(high)],
-        "p": float(min(1.0, 2 * (tail + 1) / (resamples + 1))),
-        "better": True if good_low > 0 else False if good_high < 0 else None,
-        "test": "paired bootstrap",
-    }
+    return float(min(1.0, 2 * (tail + 1) / (len(deltas) + 1)))
 
 
-def _gap(metric: Metric, tuned: Any, base: Any) -> Any:
-    """Tuned minus base; for a metric whose best value is 1, of the distances from it."""
-    return np.abs(tuned - 1) - np.abs(base - 1) if metric.direction == "one" else tuned - base
+def survives(row: dict[str, Any]) -> bool:
+    """Whether a metric's difference is shown even in view of how many metrics were tested."""
+    return bool(row["p_holm"] < LEVEL)
 
 
 def got_worse(comparison: dict[str, dict[str, Any]]) -> list[str]:
@@ -88,3 +160,43 @@ def got_worse(comparison: dict[str, dict[str, Any]]) -> list[str]:
         if wrong and (row["better"] is False or round(row["delta"], metric.digits) != 0):
             worse.append(name)
     return worse
+
+
+def _measured_alike(names: Sequence[str], statistics: Mapping[str, Statistics]) -> list[list[str]]:
+    """The names in lists of those with the same items, which can share their draws."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for name in names:
+        found.setdefault(statistics[name].ids, []).append(name)
+    return list(found.values())
+
+
+def _clusters(ids: Sequence[str], groups: Mapping[str, str]) -> Any:
+    """(n,) the number of each item's group; an item without one is a group of its own."""
+    numbers: dict[tuple[bool, str], int] = {}
+    keys = [(each in groups, groups.get(each, each)) for each in ids]
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
+
+
+def _by_cluster(items: Array, clusters: Any) -> Array:
+    """(clusters, k) sums of (n, k) items."""
+    sums = np.zeros((int(clusters.max()) + 1, items.shape[1]))
+    np.add.at(sums, clusters, items)
+    return sums
+
+
+def _draws(count: int, resamples: int, seed: int) -> Iterator[Array]:
+    """(b, count) how often each of `count` clusters was drawn, in blocks."""
+    generator = np.random.default_rng(seed)
+    for start in range(0, resamples, BLOCK):
+        size = min(BLOCK, resamples - start)
+        yield generator.multinomial(count, np.full(count, 1 / count), size=size).astype(np.float64)
+
+
+def _interval(figures: Array) -> list[float]:
+    low, high = np.nanpercentile(figures, [2.5, 97.5])
+    return [float(low), float(high)]
+
+
+def _gap(metric: Metric, tuned: Any, base: Any) -> Any:
+    """Tuned minus base; for a metric whose best value is 1, of the distances from it."""
+    return np.abs(tuned - 1) - np.abs(base - 1) if metric.direction == "one" else tuned - base

@@ -8,7 +8,9 @@ from typing import Any
 import meditune
 from meditune.data.example import DECISIONS
 from meditune.data.prepare import Prepared
+from meditune.evaluate.changes import changes, counted
 from meditune.evaluate.compare import compare, got_worse
+from meditune.evaluate.measured import groups_of
 from meditune.evaluate.metrics import summarise
 from meditune.evaluate.metrics.decision import confusion, macro_f1, recalls
 from meditune.evaluate.metrics.overlap import signatures
@@ -32,7 +34,8 @@ PUBLISHED = {
 def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], predictions: Path) -> dict[str, Any]:
     """The content of report.json (keys as in docs/report.md), but for what the caller knows of the run itself."""
     base, tuned = read(predictions, "base"), read(predictions, "tuned")
-    comparison = compare(base, tuned, recipe.evaluate.resamples, recipe.seed)
+    items = {example.id: example for example in data.splits.measured(recipe.evaluate.split)}
+    comparison = compare(base, tuned, recipe.evaluate.resamples, recipe.seed, groups_of(items))
     test_set = data.splits.measured_name(recipe.evaluate.split)
     splits = {name: len(examples) for name, examples in data.splits.named().items()}
     pairs = {"preference": len(tuned.preference)} if tuned.preference else {}
@@ -53,6 +56,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "tuned": summarise(tuned),
         "comparison": comparison,
         "worse": got_worse(comparison),
+        "changed": counted(changes(base, tuned, items)),
         "baselines": baselines(tuned, test_set),
         "decision": {"base": _decision(base), "tuned": _decision(tuned)} if tuned.decision else None,
         "training": training,

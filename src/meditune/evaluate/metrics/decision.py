@@ -12,7 +12,7 @@ from meditune.evaluate.metrics.metric import Array, Metric, Statistics
 from meditune.evaluate.predictions import Predictions
 
 METRICS = (
-    Metric("accuracy", "Accuracy", "up", 1, "Share of yes/no/maybe decisions that are right, in percent."),
+    Metric("accuracy", "Accuracy", "up", 1, "Share of yes/no/maybe decisions that are right, in percent.", share=True),
     Metric("macro_f1", "Macro-F1", "up", 1, "Mean of the F1 of yes, no and maybe, in percent."),
     Metric("ece", "Calibration error", "down", 3, "Expected calibration error of the decision, ten equal bins."),
 )

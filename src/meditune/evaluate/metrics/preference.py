@@ -13,6 +13,7 @@ METRICS = (
         1,
         "Share of held-out pairs whose preferred answer is likelier than the other, in percent (experimental).",
         optional=True,
+        share=True,
     ),
     Metric(
         "preference_margin",

@@ -75,6 +75,7 @@ def _context(folder: Path) -> dict[str, Any]:
         "baselines": report.get("baselines") or [],
         "synthetic": bool((report.get("data") or {}).get("synthetic")),
         "table": table,
+        "shares": any(row.metric.share and row.compared for row in table),
         "tiles": headline(table)[:TILES],
         "verdict": verdict(report, table),
         "worse": [row for row in table if row.compared and (row.mark == "worse" or row.wrong_way)],

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from meditune.evaluate.metrics import METRICS, Metric
+from meditune.evaluate.compare import survives
+from meditune.evaluate.metrics import METRICS, Metric, family_of
 from meditune.evaluate.report.wording import NOT_MEASURED, interval, number, p_value, signed
 
-Mark = Literal["better", "worse", "not shown", "not measured"]
+Mark = Literal["better", "hinted", "worse", "not shown", "not measured"]
+"""hinted: the interval lies on the better side, but for the number of metrics tested it may do so by chance."""
 
 HEADLINE = (
     "preference_accuracy",
@@ -37,11 +39,16 @@ class Row:
     """One metric before and after, as text, with what the interval shows."""
 
     metric: Metric
+    family: str
     base: str
     tuned: str
+    base_interval: str
+    tuned_interval: str
+    """Each model's own 95 % interval; empty where there is none"""
     delta: str
     interval: str
     p: str
+    p_holm: str
     test: str
     mark: Mark
     wrong_way: bool
@@ -83,23 +90,38 @@ def _row(
 ) -> Row:
     before, after = number(base, metric.digits), number(tuned, metric.digits)
     rose = (tuned or 0.0) > (base or 0.0)
-    if compared is None or compared.get("ci95") is None:
-        mark: Mark = "not measured" if NOT_MEASURED in (before, after) else "not shown"
-        return Row(metric, before, after, "–", "–", "–", "", mark, wrong_way, None, rose)
-    better = compared.get("better")
+    measured = compared if compared and compared.get("ci95") is not None else None
     return Row(
         metric,
+        family_of(metric.name),
         before,
         after,
-        signed(compared["delta"], metric.digits),
-        interval(compared["ci95"], metric.digits),
-        p_value(compared.get("p")),
-        compared.get("test", ""),
-        "better" if better is True else "worse" if better is False else "not shown",
+        _own(measured, "base_ci95", metric.digits),
+        _own(measured, "tuned_ci95", metric.digits),
+        signed(measured["delta"], metric.digits) if measured else "–",
+        interval(measured["ci95"], metric.digits) if measured else "–",
+        p_value(measured.get("p")) if measured else "–",
+        p_value(measured.get("p_holm")) if measured else "–",
+        measured.get("test", "") if measured else "",
+        _mark(measured) if measured else "not measured" if NOT_MEASURED in (before, after) else "not shown",
         wrong_way,
-        _forest(metric, compared["delta"], *compared["ci95"]),
+        _forest(metric, measured["delta"], *measured["ci95"]) if measured else None,
         rose,
     )
+
+
+def _mark(compared: dict[str, Any]) -> Mark:
+    better = compared.get("better")
+    if better is None:
+        return "not shown"
+    if not better:
+        return "worse"
+    return "better" if "p_holm" not in compared or survives(compared) else "hinted"
+
+
+def _own(compared: dict[str, Any] | None, side: str, digits: int) -> str:
+    bounds = (compared or {}).get(side)
+    return f"{number(bounds[0], digits)} to {number(bounds[1], digits)}" if bounds else ""
 
 
 def _forest(metric: Metric, delta: float, low: float, high: float) -> Forest:

@@ -49,7 +49,7 @@ def moved(row: Row) -> str:
 def _gains(compared: list[Row], placed: bool) -> str:
     better = [row for row in compared if row.mark == "better"]
     if not better:
-        return "tuning wasn't shown to improve any of the figures: no 95\u00a0% interval lies on the better side."
+        return "tuning wasn't shown to improve any of the figures: none is shown to be better."
     text = ("" if placed else "After tuning, ") + listed([moved(row) for row in better[:SPELLED_OUT]])
     others = [in_prose(row.metric.title) for row in better[SPELLED_OUT:]]
     return f"{text}; {listed(others)} improved too." if others else f"{text}."
@@ -69,6 +69,12 @@ def _rest(report: dict[str, Any], compared: list[Row]) -> str:
         parts.append(
             f"with an accuracy of {number(accuracy, 1)}\u00a0% the tuned model is still below the "
             f"{number(level, 1)}\u00a0% that answering “{decision}” every time would score"
+        )
+    hinted = [in_prose(row.metric.title) for row in compared if row.mark == "hinted"]
+    if hinted:
+        parts.append(
+            f"the interval of {listed(hinted)} lies on the better side too, but with so many metrics tested that may "
+            "be chance"
         )
     unsure = [in_prose(row.metric.title) for row in compared if row.mark == "not shown"]
     if unsure:

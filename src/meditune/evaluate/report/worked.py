@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from meditune.data.example import Example, Passage, read_examples
+from meditune.evaluate.changes import rouge
 from meditune.evaluate.predictions import Kind, path_of
 from meditune.evaluate.report.wording import web_address
 from meditune.files import read_jsonl
@@ -107,19 +107,8 @@ def _side(answer: dict[str, Any] | None, decision: dict[str, Any] | None) -> Sid
         answer=answer["prediction"] if answer else None,
         decision=(decision["prediction"] or "none of the three") if decision else None,
         right=bool(decision and decision["prediction"] == decision["reference"]),
-        rouge=_rouge(answer["reference"], answer["prediction"]) if answer else None,
+        rouge=rouge(answer["reference"], answer["prediction"]) if answer else None,
     )
-
-
-def _rouge(reference: str, prediction: str) -> float:
-    return float(_scorer().score(reference, prediction)["rougeL"].fmeasure)
-
-
-@cache
-def _scorer() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer(["rougeL"], use_stemmer=True)
 
 
 def _by_id(folder: Path, model: str, kind: Kind) -> dict[str, dict[str, Any]]:

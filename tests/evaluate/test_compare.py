@@ -1,0 +1,102 @@
+"""What a comparison says beside figures and intervals: corrections, effects, groups, and each model's own interval."""
+
+import numpy as np
+import pytest
+
+from meditune.evaluate.changes import changes, counted
+from meditune.evaluate.compare import compare, holm, wilson
+from meditune.evaluate.measured import Measured
+from meditune.evaluate.predictions import Predictions
+from meditune.evaluate.side_by_side import side_by_side
+
+
+def decided(*right):
+    rows = [{"id": str(i), "reference": "yes", "prediction": "yes" if each else "no"} for i, each in enumerate(right)]
+    return Predictions(decision=rows)
+
+
+def pairs(margins):
+    rows = [
+        {"id": str(i), "kind": "other", "chosen_nll": 0.0, "chosen_tokens": 1, "rejected_nll": m, "rejected_tokens": 1}
+        for i, m in enumerate(margins)
+    ]
+    return Predictions(preference=rows)
+
+
+def written(*answers):
+    rows = [{"id": str(i), "reference": "aspirin eases pain", "prediction": said} for i, said in enumerate(answers)]
+    return Predictions(answer=rows)
+
+
+def test_holm_is_holms_procedure():
+    """Worked by hand: 4 x 0.005, 3 x 0.01, then never below what came before."""
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}) == pytest.approx(
+        {"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06}
+    )
+    assert holm({"only": 0.03}) == {"only": 0.03}
+    assert holm({"a": 0.7, "b": 0.9}) == {"a": 1.0, "b": 1.0}
+
+
+def test_wilsons_interval_is_the_published_one():
+    """81 of 263: 0.255 to 0.366 (Newcombe 1998, table I, method 3)."""
+    assert wilson(81, 263) == pytest.approx([25.53, 36.62], abs=0.005)
+    low, high = wilson(0, 20)
+    assert low == pytest.approx(0, abs=1e-9)
+    assert high == pytest.approx(16.11, abs=0.01)
+
+
+def test_the_effect_is_cohens_d_of_paired_differences():
+    source = np.random.default_rng(3)
+    before = source.normal(0, 2, 400)
+    after = before + source.normal(0.6, 1.2, 400)
+    row = compare(pairs(before), pairs(after), 4000, 1)["preference_margin"]
+    gaps = after - before
+    assert row["effect"] == pytest.approx(gaps.mean() / gaps.std(), rel=0.05)
+
+
+def test_items_of_one_group_are_drawn_together():
+    """Forty copies of ten items say no more than the ten."""
+    source = np.random.default_rng(5)
+    ten = source.normal(0.4, 1, 10)
+    groups = {str(i): str(i % 10) for i in range(400)}
+    few = compare(pairs(np.zeros(10)), pairs(ten), 4000, 1)["preference_margin"]
+    many = compare(pairs(np.zeros(400)), pairs(np.tile(ten, 40)), 4000, 1, groups)["preference_margin"]
+    naive = compare(pairs(np.zeros(400)), pairs(np.tile(ten, 40)), 4000, 1)["preference_margin"]
+    assert many["ci95"] == pytest.approx(few["ci95"])
+    assert (many["items"], many["groups"]) == (400, 10)
+    assert np.ptp(naive["ci95"]) < 0.3 * np.ptp(many["ci95"])
+
+
+def test_a_share_over_groups_has_no_exact_test():
+    base, tuned = decided(*[False] * 30, *[True] * 10), decided(*[True] * 30, *[True] * 10)
+    alone = compare(base, tuned, 200, 1)["accuracy"]
+    grouped = compare(base, tuned, 200, 1, {str(i): str(i // 4) for i in range(40)})["accuracy"]
+    assert alone["test"] == "McNemar, exact"
+    assert grouped["test"] == "paired bootstrap"
+    assert alone["base_ci95"] == pytest.approx(wilson(10, 40))
+    assert alone["tuned_ci95"] == pytest.approx(wilson(40, 40))
+
+
+def test_the_correction_runs_over_every_model_that_is_compared():
+    base, tuned = decided(*[False] * 8, *[True] * 32), decided(*[True] * 8, *[True] * 32)
+    models = [Measured(name, each, {}) for name, each in (("a", base), ("b", tuned), ("c", base))]
+    two, three = side_by_side(models[:2], 200, 1), side_by_side(models, 200, 1)
+    p = two["comparison"]["accuracy"]["p"]
+    assert p == pytest.approx(2 / 2**8)
+    assert two["comparison"]["accuracy"]["p_holm"] == pytest.approx(2 * p)
+    assert three["comparisons"]["b"]["comparison"]["accuracy"]["p_holm"] == pytest.approx(4 * p)
+    assert three["comparisons"]["c"]["comparison"]["accuracy"]["p_holm"] == 1.0
+    assert "comparison" not in three
+
+
+def test_what_changed_is_named_in_both_directions():
+    base = Predictions(decided(True, False, False, True).decision, [], written("", "aspirin", "it eases pain").answer)
+    tuned = Predictions(decided(False, True, False, True).decision, [], written("aspirin", "", "it eases pain").answer)
+    found = changes(base, tuned, {})
+    assert [(row["kind"], row["id"], row["change"]) for row in found] == [
+        ("decision", "0", "lost"),
+        ("answer", "1", "lost"),
+        ("answer", "0", "gained"),
+        ("decision", "1", "gained"),
+    ]
+    assert counted(found)["decision"] == {"lost": 1, "gained": 1, "neither": 0}
