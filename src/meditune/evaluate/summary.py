@@ -13,6 +13,7 @@ from meditune.evaluate.compare import compare, got_worse
 from meditune.evaluate.measured import groups_of
 from meditune.evaluate.metrics import summarise
 from meditune.evaluate.metrics.decision import confusion, macro_f1, recalls
+from meditune.evaluate.metrics.overlap import signatures
 from meditune.evaluate.predictions import Predictions, read
 from meditune.evaluate.preference import by_kind
 from meditune.recipe import Recipe
@@ -38,7 +39,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
     test_set = data.splits.measured_name(recipe.evaluate.split)
     splits = {name: len(examples) for name, examples in data.splits.named().items()}
     pairs = {"preference": len(tuned.preference)} if tuned.preference else {}
-    editions = _editions(tuned)
+    editions, signed = _editions(tuned), signatures(tuned)
     return {
         "meditune": meditune.__version__,
         "recipe": recipe.name,
@@ -49,6 +50,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "data": {**splits, "test_set": test_set, "sha256": data.sha256, "synthetic": data.synthetic},
         "items": {kind: len(getattr(tuned, kind)) for kind in ("decision", "answer", "general")}
         | {kind: len(windows) for kind, windows in tuned.texts().items()}
+        | ({"choice": len(tuned.choice)} if tuned.choice else {})
         | pairs,
         "base": summarise(base),
         "tuned": summarise(tuned),
@@ -58,6 +60,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "baselines": baselines(tuned, test_set),
         "decision": {"base": _decision(base), "tuned": _decision(tuned)} if tuned.decision else None,
         "training": training,
+        **({"signatures": signed} if signed else {}),
         **({"texts": editions} if editions else {}),
         **({"preference": {"base": by_kind(base), "tuned": by_kind(tuned)}} if pairs else {}),
     }
@@ -65,7 +68,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
 
 def _editions(predictions: Predictions) -> dict[str, dict[str, str]]:
     """Of each running text that differs between versions of something, which one was measured on."""
-    scores = {"id", "nll", "tokens"}
+    scores = {"id", "nll", "tokens", "bytes"}
     found = {
         kind: {key: value for key, value in windows[0].items() if key not in scores}
         for kind, windows in predictions.texts().items()

@@ -85,6 +85,12 @@ class EvaluateSpec(Spec):
     technical_tokens: int = Field(
         0, ge=0, description="Tokens of Python's language reference that measure forgetting, too; 0 leaves it out."
     )
+    choices: int = Field(
+        164, ge=0, description="Questions of general knowledge, of 164, that measure forgetting; 0 leaves it out."
+    )
+    similarity: bool = Field(
+        True, description="Similarity of answers to references in meaning, by a sentence model (84 MB, fetched once)."
+    )
     resamples: int = Field(10_000, ge=100, description="Bootstrap resamples behind each interval.")
     batch_tokens: int = Field(1024, ge=64, description="Tokens in one forward pass.")
 
