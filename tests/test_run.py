@@ -40,7 +40,8 @@ REPORT_KEYS = {
     "training",
 }
 TEXT_TOKENS = {"evaluate__general_tokens": 600, "evaluate__technical_tokens": 700}
-METRICS = {"accuracy", "macro_f1", "ece", "perplexity", "bleu", "rouge1", "rouge2", "rougeL", "length_ratio"}
+DECIDED = {"accuracy", "macro_f1", "f1_yes", "f1_no", "f1_maybe", "ece", "brier", "aurc"}
+METRICS = DECIDED | {"perplexity", "bleu", "rouge1", "rouge2", "rougeL", "length_ratio"}
 
 
 @pytest.fixture(scope="module")
@@ -393,10 +394,10 @@ def test_a_full_file_system(place, tmp_path, kilobytes):
 @pytest.mark.parametrize(
     ("name", "changes", "metrics"),
     [
-        ("one decision", {"decision": "yes"}, METRICS),
-        ("no maybe", {"decision": lambda number: ("yes", "no")[number % 2]}, METRICS),
-        ("answers only", {"decision": ""}, METRICS - {"accuracy", "macro_f1", "ece"}),
-        ("decisions only", {"answer": ""}, {"accuracy", "macro_f1", "ece"}),
+        ("one decision", {"decision": "yes"}, METRICS - {"f1_no", "f1_maybe"}),
+        ("no maybe", {"decision": lambda number: ("yes", "no")[number % 2]}, METRICS - {"f1_maybe"}),
+        ("answers only", {"decision": ""}, METRICS - DECIDED),
+        ("decisions only", {"answer": ""}, DECIDED),
         ("no context", {"context": ""}, METRICS),
         ("long context", {"context": "We saw that pain fell by 30 percent. " * 60}, METRICS),
         ("long answers", {"answer": lambda number: f"Own treatment {number} helps. " * 200}, METRICS),

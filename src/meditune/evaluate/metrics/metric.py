@@ -28,6 +28,8 @@ class Metric:
     meaning: str
     optional: bool = False
     """Of no interest in a report of a run that didn't measure it."""
+    detail: bool = False
+    """Says more about another metric: the verdict names it only where it got worse."""
 
 
 @dataclass(frozen=True)
