@@ -98,6 +98,16 @@ def test_the_run_folder_is_complete(official):
     tidy(folder)
 
 
+def test_the_publishers_prediction_file_is_written(official):
+    folder, _ = official
+    for name in ("base", "tuned"):
+        said = json.loads((folder / "predictions" / f"{name}-pubmedqa.json").read_text(encoding="utf-8"))
+        rows = read_rows(folder / "predictions" / f"{name}-decision.jsonl")
+        assert said == {row["id"].removeprefix("pubmedqa:"): row["prediction"] for row in rows}
+        assert len(said) == 500
+        assert set(said.values()) <= {"yes", "no", "maybe"}
+
+
 def test_the_report_has_its_keys(official, place):
     report = place.report("official")
     assert report.keys() >= REPORT_KEYS

@@ -3,6 +3,10 @@
 One JSON Lines file per model and task under `predictions/`:
 
     base-decision.jsonl     id, reference, prediction, logits {label: logit}; of API models, by: likelihood or word
+    base-dev_decision.jsonl the same on the dev split, for what is fitted there
+    base-closed.jsonl       the same without any context in the prompt
+    base-written.jsonl      id, reference, prediction, text    (the decision that was written, and the words it is in)
+    base-calibration.jsonl  id, method, temperature, bias {label: logit}, items    (one line; fitted on dev decisions)
     base-likelihood.jsonl   id, nll, tokens            (reference answers, without their end token)
     base-answer.jsonl       id, reference, references, prediction   (greedy decoding; references has all of them)
     base-general.jsonl      id, nll, tokens            (windows of general text)
@@ -20,10 +24,13 @@ from typing import Any, Literal, get_args
 from meditune.data.example import Example
 from meditune.errors import DataError
 from meditune.files import read_jsonl, write_jsonl
+from meditune.prompts import decision_in
 
 TextKind = Literal["general", "technical"]
 """Running text, measured in windows."""
-Kind = Literal["decision", "likelihood", "answer", TextKind, "preference"]
+DecisionKind = Literal["decision", "dev_decision", "closed"]
+"""Decisions by likelihood: on the measured items, on the dev split, and on the measured items without their context."""
+Kind = Literal[DecisionKind, "written", "calibration", "likelihood", "answer", TextKind, "preference"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -37,6 +44,10 @@ class Predictions:
     general: list[dict[str, Any]] = field(default_factory=list)
     preference: list[dict[str, Any]] = field(default_factory=list)
     technical: list[dict[str, Any]] = field(default_factory=list)
+    dev_decision: list[dict[str, Any]] = field(default_factory=list)
+    closed: list[dict[str, Any]] = field(default_factory=list)
+    written: list[dict[str, Any]] = field(default_factory=list)
+    calibration: list[dict[str, Any]] = field(default_factory=list)
 
     def texts(self) -> dict[TextKind, list[dict[str, Any]]]:
         """The windows of each running text that was measured."""
@@ -51,6 +62,11 @@ def answer_row(example: Example, written: str) -> dict[str, Any]:
         "references": example.references(),
         "prediction": written,
     }
+
+
+def written_row(identifier: str, reference: str | None, text: str) -> dict[str, Any]:
+    """What is stored of a decision in words; its prediction is None where the words hold none of the labels."""
+    return {"id": identifier, "reference": reference, "prediction": decision_in(text), "text": text}
 
 
 def path_of(folder: Path, model: str, kind: Kind) -> Path:

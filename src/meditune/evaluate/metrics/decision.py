@@ -56,7 +56,7 @@ def statistics(predictions: Predictions) -> dict[str, Statistics]:
 
 
 def agreement(rows: Sequence[dict[str, Any]]) -> dict[str, Statistics]:
-    """`accuracy` and `macro_f1` of rows with `id`, `reference` and `prediction`, which is None for none of the labels."""
+    """`accuracy` and `macro_f1` of rows with `reference` and `prediction`, which is None for none of the labels."""
     ids, cells = _cells(rows)
     return {
         "accuracy": Statistics(ids, cells, lambda sums: 100 * sums[..., [0, 5, 10]].sum(axis=-1) / sums.sum(axis=-1)),
