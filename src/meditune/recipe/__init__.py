@@ -189,6 +189,11 @@ class Recipe(Spec):
                 "evaluate.calibrate and evaluate.abstain_target are fitted on dev, so they can't be measured there; "
                 "set evaluate.split to test, or leave them out"
             )
+        if self.data.fold is not None and self.evaluate.split == "dev" and self.train.dev.is_on:
+            yield (
+                "train.dev chooses by what evaluate.split dev measures, the fold that data.fold holds out; leave "
+                "train.dev out"
+            )
         weights, sources = self.train.mix.weights, {source.name for source in self.data.sources}
         if weights and weights.keys() != sources:
             yield f"train.mix.weights must have one weight for each of data.sources ({', '.join(sorted(sources))})"

@@ -29,11 +29,11 @@ def confidence(report: dict[str, Any]) -> dict[str, Any]:
     """What confidence.html shows; of what wasn't measured, nothing."""
     measured = {name: found for name, found in (report.get("decision") or {}).items() if name in MODELS and found}
     return {
-        "plots": [*_plots(measured, ""), *_plots(_calibrated(measured), ", calibrated")],
+        "plots": [pair for pair in (_plots(measured, ""), _plots(_calibrated(measured), ", calibrated")) if pair],
         "fits": [_fit(name, found["calibration"]) for name, found in measured.items() if "calibration" in found],
         "method": next((METHODS[f["calibration"]["method"]] for f in measured.values() if "calibration" in f), ""),
         "ways": _ways(report, measured),
-        "target": next((f["abstention"]["target"] for f in measured.values() if "abstention" in f), None),
+        "target": next((f"{100 * f['abstention']['target']:g}" for f in measured.values() if "abstention" in f), ""),
         "abstentions": _abstentions(measured),
         "unclear": [
             (MODELS[name], found["written"]["without_label"], found["written"]["items"])
@@ -62,7 +62,8 @@ def _fit(name: str, fit: dict[str, Any]) -> tuple[str, str]:
         said = f"temperature {number(fit['temperature'], 2)}"
     else:
         least = min(fit["bias"].values())
-        said = ", ".join(f"{label} × {number(math.exp(fit['bias'][label] - least), 2)}" for label in DECISIONS)
+        factors = {label: math.exp(fit["bias"][label] - least) for label in DECISIONS}
+        said = ", ".join(f"{label} × {number(value, 2 if value < 100 else 0)}" for label, value in factors.items())
     return MODELS[name], f"{said} (fitted on {fit['items']} dev decisions)"
 
 
