@@ -68,7 +68,8 @@ def test_all_folds_together(validated):
     low, high = result["accuracy_ci95"]["tuned"]
     assert low < found["tuned"]["pooled"] < high
     assert "Accuracy" in printed.out
-    assert printed.last.startswith("Figures: ")
+    assert f"Figures: {folder / 'crossval.json'}" in printed.out
+    assert ("WRONG WAY" in printed.last or "GOT WORSE" in printed.last) == bool(result["worse"])
 
 
 def test_a_finished_cross_validation_is_only_read_again(validated):

@@ -136,8 +136,10 @@ def crossval(
         recipes[fold] = _recipe(recipe, given).recipe
         words = [word for item in given for word in ("--set", item)]
         commands[fold] = shlex.join(["meditune", "run", recipe, "--output", str(output / f"fold-{fold}"), *words])
-    terminal.print_crossval(validation.crossval(recipes, output, commands, terminal.approval(yes)))
+    result = validation.crossval(recipes, output, commands, terminal.approval(yes))
+    terminal.print_crossval(result)
     typer.echo(f"Figures: {(output / validation.RESULT).resolve()}")
+    terminal.print_crossval_worse(result)
 
 
 @app.command()

@@ -94,7 +94,7 @@ def together(runs: list[Path], resamples: int, seed: int) -> dict[str, Any]:
             for model, rows in decided.items()
             if rows
         },
-        "worse": got_worse(comparison),
+        "worse": got_worse({name: row for name, row in comparison.items() if name in figures}),
     }
 
 

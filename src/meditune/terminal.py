@@ -96,6 +96,14 @@ def print_crossval(result: dict[str, Any]) -> None:
         out.print(f"Pooled accuracy of the {model} model: 95 % interval {low:.1f} to {high:.1f} (Wilson).")
 
 
+def print_crossval_worse(result: dict[str, Any]) -> None:
+    """The last line, as after a run, of the pooled figures."""
+    figures = {name: result["figures"][name] for name in result["worse"]}
+    models = {model: {name: row[model]["pooled"] for name, row in figures.items()} for model in ("base", "tuned")}
+    comparison = {name: row["difference"]["pooled"] for name, row in figures.items()}
+    print_worse({"worse": result["worse"], "comparison": comparison, **models})
+
+
 def print_worse(result: dict[str, Any]) -> None:
     """The last line: which metrics moved the wrong way, in red, or that none did."""
     if not result["worse"]:
