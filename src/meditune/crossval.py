@@ -64,8 +64,8 @@ def together(runs: list[Path], resamples: int, seed: int) -> dict[str, Any]:
     Of each metric and model the figure of every fold, their mean and standard deviation (n - 1; None of one fold), and
     the pooled figure over the items of all folds, each predicted by the model that didn't train on it. Pooled is None
     for what isn't measured on the fold's items, such as general text. The interval of the pooled difference is the
-    paired bootstrap's over items; that the models share most of their training items widens the truth beyond it
-    (Bengio and Grandvalet 2004: there is no unbiased estimate).
+    paired bootstrap's over items. It leaves out that the folds' models share most of their training items, for which
+    there is no unbiased estimate (Bengio and Grandvalet 2004), so it is somewhat too narrow.
     """
     from meditune.evaluate.abstention import wilson
     from meditune.evaluate.compare import compare, got_worse
