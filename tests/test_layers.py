@@ -8,7 +8,20 @@ import meditune
 
 SOURCE = Path(meditune.__file__).parent
 LAYERS = (
-    *("cli", "doctor", "terminal", "comparing", "ask", "merge", "run", "remote", "prune", "planning", "folder"),
+    *(
+        "cli",
+        "doctor",
+        "terminal",
+        "comparing",
+        "ask",
+        "merge",
+        "crossval",
+        "run",
+        "remote",
+        "prune",
+        "planning",
+        "folder",
+    ),
     *("evaluate", "train", "models", "prompts", "data"),
     *("recipes", "recipe", "limits", "text", "machine", "progress", "ranks", "files", "errors"),
 )

@@ -40,9 +40,9 @@ REPORT_KEYS = {
     "training",
 }
 TEXT_TOKENS = {"evaluate__general_tokens": 600, "evaluate__technical_tokens": 700}
-DECIDED = {"accuracy", "macro_f1", "ece", "general_choice"}
-METRICS = {"accuracy", "macro_f1", "ece", "perplexity", "bleu", "rouge1", "rouge2", "rougeL", "length_ratio"}
-METRICS |= {"unconditional_perplexity", "bits_per_byte", "general_choice"}
+DECIDED = {"accuracy", "macro_f1", "f1_yes", "f1_no", "f1_maybe", "ece", "brier", "aurc", "general_choice"}
+METRICS = DECIDED | {"perplexity", "bleu", "rouge1", "rouge2", "rougeL", "length_ratio"}
+METRICS |= {"unconditional_perplexity", "bits_per_byte"}
 METRICS |= {"chrf", "rougeLsum", "answer_repetition", "answer_loops"}
 
 
@@ -98,6 +98,16 @@ def test_the_run_folder_is_complete(official):
     there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert there >= RUN_FOLDER
     tidy(folder)
+
+
+def test_the_publishers_prediction_file_is_written(official):
+    folder, _ = official
+    for name in ("base", "tuned"):
+        said = json.loads((folder / "predictions" / f"{name}-pubmedqa.json").read_text(encoding="utf-8"))
+        rows = read_rows(folder / "predictions" / f"{name}-decision.jsonl")
+        assert said == {row["id"].removeprefix("pubmedqa:"): row["prediction"] for row in rows}
+        assert len(said) == 500
+        assert set(said.values()) <= {"yes", "no", "maybe"}
 
 
 def test_the_report_has_its_keys(official, place):
@@ -398,8 +408,8 @@ def test_a_full_file_system(place, tmp_path, kilobytes):
 @pytest.mark.parametrize(
     ("name", "changes", "metrics"),
     [
-        ("one decision", {"decision": "yes"}, METRICS),
-        ("no maybe", {"decision": lambda number: ("yes", "no")[number % 2]}, METRICS),
+        ("one decision", {"decision": "yes"}, METRICS - {"f1_no", "f1_maybe"}),
+        ("no maybe", {"decision": lambda number: ("yes", "no")[number % 2]}, METRICS - {"f1_maybe"}),
         ("answers only", {"decision": ""}, METRICS - DECIDED | {"general_choice"}),
         ("decisions only", {"answer": ""}, DECIDED),
         ("no context", {"context": ""}, METRICS),

@@ -144,6 +144,32 @@ def seeds(
 
 
 @app.command()
+def crossval(
+    recipe: RecipeName,
+    output: Output,
+    folds: Annotated[
+        list[int] | None, typer.Option("--fold", min=0, max=9, help="Only this fold, 0 to 9. Repeatable.")
+    ] = None,
+    overrides: Overrides = None,
+    yes: Yes = False,
+) -> None:
+    """Cross-validate on PubMedQA's training items: a run for each of the publisher's ten folds, then all together."""
+    from meditune import crossval as validation
+    from meditune import terminal
+
+    recipes, commands = {}, {}
+    for fold in sorted(set(folds or range(10))):
+        given = [*(overrides or []), *validation.settings(fold)]
+        recipes[fold] = _recipe(recipe, given).recipe
+        words = [word for item in given for word in ("--set", item)]
+        commands[fold] = shlex.join(["meditune", "run", recipe, "--output", str(output / f"fold-{fold}"), *words])
+    result = validation.crossval(recipes, output, commands, terminal.approval(yes))
+    terminal.print_crossval(result)
+    typer.echo(f"Figures: {(output / validation.RESULT).resolve()}")
+    terminal.print_crossval_worse(result)
+
+
+@app.command()
 def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A finished run.")]) -> None:
     """Compute a run's report again from its stored predictions."""
     from meditune import run as journey

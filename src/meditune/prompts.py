@@ -13,6 +13,7 @@ with a space and ends with the tokenizer's end-of-sequence token, which is train
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,9 @@ from meditune.recipe import PromptFormat, Task
 from meditune.text import sentences
 
 FILE_NAME = "prompt.json"
+
+DECISION_TOKENS = 8
+"""Enough for a decision in words, and little enough that no explanation is read for one."""
 
 CHAT_SYSTEM = (
     f'You answer questions about health. Write what follows the last cue. After "{PromptFormat().decision_cue}", or a '
@@ -51,6 +55,15 @@ def chat_messages(
         {"role": "user", "content": prompt_text(form, example.question, example.context, task)},
     ]
     return [*messages, {"role": "assistant", "content": target}] if target else messages
+
+
+def decision_in(text: str) -> str | None:
+    """The decision in what a model wrote after the decision's cue: the first yes, no or maybe that is a whole word.
+
+    In any case; None where there is none of them. "Not", "know" and "yesterday" hold none.
+    """
+    match = re.search(rf"\b({'|'.join(DECISIONS)})\b", text.lower())
+    return match[1] if match else None
 
 
 def save_format(form: PromptFormat, folder: Path) -> None:

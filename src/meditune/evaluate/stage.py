@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,13 +13,22 @@ from meditune.data.preference.pair import Pair
 from meditune.evaluate import likelihood, preference
 from meditune.evaluate.choices import measured, questions
 from meditune.evaluate.generation import generate
-from meditune.evaluate.items import chosen_answers
+from meditune.evaluate.items import chosen_answers, decided_on
 from meditune.evaluate.likelihood import scored_bytes, unconditional_rows
-from meditune.evaluate.predictions import Kind, Predictions, TextKind, answer_row, once, path_of
+from meditune.evaluate.predictions import (
+    DecisionKind,
+    Kind,
+    Predictions,
+    TextKind,
+    answer_row,
+    once,
+    path_of,
+    written_row,
+)
 from meditune.evaluate.texts import RunningText, asked_for, tokens_of
 from meditune.models.load import LoadedModel
 from meditune.models.rows import Row, rows_of
-from meditune.prompts import Encoder
+from meditune.prompts import DECISION_TOKENS, Encoder
 from meditune.recipe import Recipe
 
 
@@ -47,25 +57,38 @@ class Scoring:
         )
 
 
+FURTHER: dict[DecisionKind, str] = {"dev_decision": "dev split", "closed": "without context"}
+"""Decisions that have nothing in common with the answers' rows, and what they are called while they are made."""
+
+
 class Measuring:
     """Measures models on the same items with the same prompt, and remembers on disk what is done.
 
-    Decisions are scored on every example that has one; long answers on a seeded subset, the same for every model. The
-    predictions lie in `folder/NAME-KIND.jsonl`; kinds that are there already aren't made again.
+    Decisions are scored on every example that has one, and on `dev` where something is fitted there; long answers on a
+    seeded subset, the same for every model. The predictions lie in `folder/NAME-KIND.jsonl`; kinds that are there
+    already aren't made again.
     """
 
-    def __init__(self, recipe: Recipe, examples: Sequence[Example], folder: Path, pairs: Sequence[Pair] = ()) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        examples: Sequence[Example],
+        folder: Path,
+        pairs: Sequence[Pair] = (),
+        dev: Sequence[Example] = (),
+    ) -> None:
         self.pairs = pairs
         self.form, self.spec, self.folder = recipe.prompt, recipe.evaluate, folder
-        self.decided = [example for example in examples if example.decision]
+        self.conditions = decided_on(examples, dev, recipe.evaluate)
+        self.decided = self.conditions.get("decision", [])
         self.answered = chosen_answers(examples, recipe.evaluate.answers, recipe.seed)
         self.texts = asked_for(recipe.evaluate)
         self.questions = questions(recipe.evaluate.choices)
 
     def is_done(self, name: str) -> bool:
         """Whether every kind of prediction of this model is stored already."""
-        kinds: set[Kind] = set()
-        kinds |= {"decision"} if self.decided else set()
+        kinds: set[Kind] = set(self.conditions)
+        kinds |= {"written"} if self._written else set()
         kinds |= {"likelihood", "unconditional", "answer"} if self.answered else set()
         kinds |= set(self.texts)
         kinds |= {"choice"} if self.questions else set()
@@ -75,6 +98,11 @@ class Measuring:
     def measure(self, loaded: LoadedModel, name: str) -> None:
         """Make the predictions of `loaded` that aren't there yet."""
         self._likelihoods(loaded, name)
+        for condition in FURTHER:
+            if condition in self.conditions:
+                once(self.folder, name, condition, partial(self._decisions, loaded, condition, name))
+        if self._written:
+            once(self.folder, name, "written", lambda: self._decisions_in_words(loaded, name))
         if self.answered:
             once(self.folder, name, "unconditional", lambda: self._unconditional(loaded, name))
             once(self.folder, name, "answer", lambda: self._answers(loaded, name))
@@ -101,6 +129,25 @@ class Measuring:
         encoder = loaded.encoder(self.form)
         rows = unconditional_rows(loaded, [encoder.supervised(example, "answer") for example in self.answered])
         return _texts(loaded, rows, self.spec.batch_tokens, f"Answers without questions, {name}")
+
+    @property
+    def _written(self) -> bool:
+        """Whether decisions are asked for in words, too."""
+        return self.spec.written_decisions and bool(self.decided)
+
+    def _decisions(self, loaded: LoadedModel, kind: DecisionKind, name: str) -> list[dict[str, Any]]:
+        scoring = Scoring(loaded.encoder(self.form), self.conditions[kind], [])
+        return scoring.predictions(loaded, self.spec.batch_tokens, f"Decisions of {name}, {FURTHER[kind]}").decision
+
+    def _decisions_in_words(self, loaded: LoadedModel, name: str) -> list[dict[str, Any]]:
+        encoder = loaded.encoder(self.form)
+        prompts = [encoder.prompt(example, "decision") for example in self.decided]
+        texts = generate(loaded, prompts, DECISION_TOKENS, f"Decisions of {name} in words")
+        rows = [written_row(example.id, example.decision, texts[example.id]) for example in self.decided]
+        unclear = sum(row["prediction"] is None for row in rows)
+        if unclear:
+            print(f"{unclear} of {len(rows)} written decisions of {name} name no label: wrong.", file=sys.stderr)
+        return rows
 
     def _answers(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
         encoder = loaded.encoder(self.form)

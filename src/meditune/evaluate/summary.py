@@ -8,15 +8,18 @@ from typing import Any
 import meditune
 from meditune.data.example import DECISIONS
 from meditune.data.prepare import Prepared
+from meditune.evaluate.abstention import abstention
 from meditune.evaluate.changes import changes, counted
 from meditune.evaluate.compare import compare, got_worse
 from meditune.evaluate.measured import groups_of
 from meditune.evaluate.metrics import summarise
+from meditune.evaluate.metrics.calibration import calibrated
+from meditune.evaluate.metrics.confidence import reliability, risk_coverage
 from meditune.evaluate.metrics.decision import confusion, macro_f1, recalls
 from meditune.evaluate.metrics.overlap import signatures
 from meditune.evaluate.predictions import Predictions, read
 from meditune.evaluate.preference import by_kind
-from meditune.recipe import Recipe
+from meditune.recipe import EvaluateSpec, Recipe
 
 PUBLISHED = {
     "pubmedqa-official-500": [
@@ -58,7 +61,9 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "worse": got_worse(comparison),
         "changed": counted(changes(base, tuned, items)),
         "baselines": baselines(tuned, test_set),
-        "decision": {"base": _decision(base), "tuned": _decision(tuned)} if tuned.decision else None,
+        "decision": {"base": decisions(base, recipe.evaluate), "tuned": decisions(tuned, recipe.evaluate)}
+        if tuned.decision
+        else None,
         "training": training,
         **({"signatures": signed} if signed else {}),
         **({"texts": editions} if editions else {}),
@@ -95,6 +100,20 @@ def baselines(predictions: Predictions, test_set: str) -> list[dict[str, Any]]:
     ]
 
 
-def _decision(predictions: Predictions) -> dict[str, Any]:
-    matrix = confusion(predictions.decision)
-    return {"confusion": matrix.tolist(), "recall": recalls(matrix)}
+def decisions(predictions: Predictions, spec: EvaluateSpec) -> dict[str, Any]:
+    """What report.json says of one model's decisions beside its figures (docs/report.md)."""
+    rows = predictions.decision
+    matrix = confusion(rows)
+    found: dict[str, Any] = {"confusion": matrix.tolist(), "recall": recalls(matrix)}
+    if all("logits" in row for row in rows):
+        found |= {"reliability": reliability(rows), "risk_coverage": risk_coverage(rows)}
+    for fit in predictions.calibration:
+        after = calibrated(rows, fit)
+        curves = {"reliability": reliability(after), "risk_coverage": risk_coverage(after)}
+        found["calibration"] = {key: fit[key] for key in ("method", "temperature", "bias", "items")} | curves
+    if spec.abstain_target is not None:
+        found["abstention"] = {"target": spec.abstain_target} | (abstention(predictions, spec.abstain_target) or {})
+    if predictions.written:
+        unclear = sum(row["prediction"] is None for row in predictions.written)
+        found["written"] = {"items": len(predictions.written), "without_label": unclear}
+    return found

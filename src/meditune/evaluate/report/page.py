@@ -10,6 +10,7 @@ from markupsafe import Markup
 from meditune.data.example import DECISIONS
 from meditune.errors import DataError
 from meditune.evaluate.report import facts, plots, wording
+from meditune.evaluate.report.confidence import confidence
 from meditune.evaluate.report.table import headline, rows
 from meditune.evaluate.report.verdict import verdict
 from meditune.evaluate.report.worked import worked_examples
@@ -81,6 +82,7 @@ def _context(folder: Path) -> dict[str, Any]:
         "worse": [row for row in table if row.compared and (row.mark == "worse" or row.wrong_way)],
         "decisions": DECISIONS,
         "confusions": report.get("decision") or {},
+        "confidence": confidence(report),
         "curves": _curves(folder),
         "histograms": _histograms(quality, _optional(folder / "tokens.json"), _prompt_room(recipe_text)),
         "examples": examples,

@@ -80,9 +80,10 @@ def rows(report: dict[str, Any]) -> list[Row]:
 
 
 def headline(table: list[Row]) -> list[Row]:
-    """Compared rows, the most telling first."""
+    """Compared rows, the most telling first; details only where they got worse."""
     order = {name: index for index, name in enumerate(HEADLINE)}
-    return sorted((row for row in table if row.compared), key=lambda row: order.get(row.metric.name, len(order)))
+    told = [row for row in table if row.compared and (not row.metric.detail or row.mark == "worse")]
+    return sorted(told, key=lambda row: order.get(row.metric.name, len(order)))
 
 
 def _row(
