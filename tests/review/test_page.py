@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from meditune.review.create import create
-from meditune.review.store import Store
+from meditune.review.store import ADJUDICATION, Store
 from tests.review.browser import chromium
+from tests.review.rated import made, rate
 from tests.review.runs import finished, served
 
 pytestmark = pytest.mark.browser
@@ -175,6 +176,26 @@ def test_on_a_phone_everything_fits_and_can_be_touched(browser, tmp_path, scheme
     assert len(rows(tmp_path / "review")) == 12
 
 
+def test_disputes_are_settled_by_one_who_sees_what_was_chosen(browser, tmp_path):
+    folder = made(tmp_path, 2)
+    rate(folder, "Ann", lambda n, _: 1 + n, only=("helpfulness", "intent"))
+    rate(folder, "Bo", lambda n, _: 2 - n, only=("helpfulness",))
+    with served(folder, "--adjudicate") as (_, address):
+        page = opened(browser, address)
+        page.get_by_role("heading", name="Settling disagreements").wait_for()
+        sign_in(page, "Chief")
+        assert page.locator(".axis").count() == 1
+        assert page.locator(".option", has_text="chosen by 1").count() == 2
+        for number in range(1, 7):
+            page.get_by_text(f"Answer {number} of 6").wait_for()
+            page.keyboard.press("3")
+            page.keyboard.press("Enter")
+        page.get_by_role("heading", name="All done. Thank you.").wait_for()
+        assert page.problems == []
+    settled = [r for r in rows(folder, "Chief") if r.round == ADJUDICATION]
+    assert [r.option for r in settled] == [3] * 6
+
+
 _CONTRAST = """() => {
   const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
   const light = (text) => rgb(text).slice(0, 3).map((c) => c / 255)
@@ -196,7 +217,7 @@ _CONTRAST = """() => {
 def test_a_token_is_asked_for_beyond_this_machine(browser, lay):
     with served(lay, "--host", "0.0.0.0") as (_, address):
         base, _, fragment = address.partition("#")
-        local = base.replace("0.0.0.0", "127.0.0.1")
+        local = f"http://127.0.0.1:{base.rstrip('/').rpartition(':')[2]}/"
         assert fragment.startswith("token=")
         without = opened(browser, local)
         without.get_by_text("Open the page by the address that was printed.").wait_for()

@@ -11,6 +11,9 @@ from meditune.errors import MedituneError
 from meditune.review.ratingset import read_set
 from meditune.review.store import Store
 
+EVERYWHERE = {"0.0.0.0", "::"}
+"""Addresses that mean each of this machine's; others reach it by its name."""
+
 
 def serve(folder: Path, host: str, port: int, adjudicating: bool, say: Callable[[str], None]) -> None:
     """Serve the set in `folder` until the process is ended; `say` is told the address.
@@ -28,7 +31,8 @@ def serve(folder: Path, host: str, port: int, adjudicating: bool, say: Callable[
     listening = _bound(host, port)
     token = None if host in LOCAL else secrets.token_urlsafe(16)
     app = app_for(rating_set, store, adjudicating, LOCAL if token is None else set(), token)
-    at = f"[{host}]" if ":" in host else host
+    named = socket.gethostname() if host in EVERYWHERE else host
+    at = f"[{named}]" if ":" in named else named
     address = f"http://{at}:{listening.getsockname()[1]}/"
     say(f"Rate here: {address}#token={token}" if token else f"Rate here: {address}")
     if token:

@@ -8,6 +8,7 @@ const STATUS = { saving: "Saving…", saved: "Saved", waiting: "Not saved yet: t
 let set, rater, outbox, work, item;
 let at = 0; // place in the work
 let line = 0; // active axis of the item
+let moving = false; // an answer is being fetched
 let since = performance.now();
 const undoable = [];
 
@@ -77,9 +78,16 @@ async function begin() {
 }
 
 async function go(place) {
-  if (outbox.size) await outbox.flush();
+  if (moving) return;
+  moving = true;
   const entry = work[place];
-  const found = await asked("GET", `/api/items/${entry.id}`, undefined, rater);
+  let found;
+  try {
+    if (outbox.size) await outbox.flush();
+    found = await asked("GET", `/api/items/${entry.id}`, undefined, rater);
+  } finally {
+    moving = false;
+  }
   at = place;
   item = found;
   show("rating");
@@ -185,6 +193,7 @@ function seconds() {
 }
 
 function choose(axis, option) {
+  if (moving) return; // meant for the answer that is on its way
   const before = rated(axis.name) ? item.ratings[axis.name] : undefined;
   undoable.push({ id: item.id, axis, before });
   put(axis, option);
@@ -210,7 +219,7 @@ function put(axis, option) {
 
 async function undo() {
   const last = undoable.at(-1);
-  if (!last) return;
+  if (!last || moving) return;
   const place = work.findIndex((entry) => entry.id === last.id);
   if (item.id !== last.id) await go(place);
   undoable.pop();
@@ -280,6 +289,10 @@ function pressed(event) {
   const target = event.target;
   if (target instanceof HTMLTextAreaElement) {
     if (event.key === "Escape") target.blur();
+    return;
+  }
+  if (moving) {
+    event.preventDefault();
     return;
   }
   if (event.ctrlKey || event.metaKey) {
