@@ -68,7 +68,9 @@ def _agreement(axis: dict[str, Any]) -> dict[str, Any]:
             (name, _figure(figure), _interval((figure or {}).get("ci95")), (figure or {}).get("items", 0))
             for name, figure in (("Krippendorff's alpha", found["alpha"]), ("Fleiss' kappa", found["fleiss"]))
         ],
-        "pairs": ", ".join(f"{' and '.join(pair['raters'])}: {_figure(pair)}" for pair in found["cohen"]),
+        "pairs": ", ".join(
+            f"{' and '.join(pair['raters'])}: {_figure(pair)} ({pair['items']})" for pair in found["cohen"]
+        ),
     }
 
 
