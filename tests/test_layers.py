@@ -10,6 +10,7 @@ SOURCE = Path(meditune.__file__).parent
 LAYERS = (
     *(
         "cli",
+        "reviewing",
         "doctor",
         "terminal",
         "comparing",
@@ -20,6 +21,7 @@ LAYERS = (
         "remote",
         "prune",
         "planning",
+        "review",
         "folder",
     ),
     *("evaluate", "train", "models", "prompts", "data"),

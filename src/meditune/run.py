@@ -207,6 +207,7 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
     from meditune.evaluate.official import write_pubmedqa
     from meditune.evaluate.report import render
     from meditune.evaluate.summary import summary
+    from meditune.review.results import of_run
     from meditune.train import card
     from meditune.train.api import card as api_card
 
@@ -224,6 +225,9 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
     result["stages"] = read_json(folder / STAGES) if (folder / STAGES).is_file() else {}
     if (folder / PRUNED / PRUNING).is_file():
         result["pruning"] = read_json(folder / PRUNED / PRUNING)
+    reviewed = of_run(folder)
+    if reviewed:
+        result["review"] = reviewed
     result["versions"] = versions(recipe)
     result["machine"] = machine()
     result["command"] = command or earlier or f"meditune report {folder}"

@@ -74,7 +74,7 @@ def rows(report: dict[str, Any]) -> list[Row]:
     asked = [metric for metric in METRICS.values() if not metric.optional or metric.name in {*base, *tuned}]
     metrics = [*asked, *(Metric(name, name, "up", 3, "") for name in unknown)]
     return [
-        _row(metric, base.get(metric.name), tuned.get(metric.name), comparison.get(metric.name), metric.name in worse)
+        row_of(metric, base.get(metric.name), tuned.get(metric.name), comparison.get(metric.name), metric.name in worse)
         for metric in metrics
     ]
 
@@ -86,9 +86,10 @@ def headline(table: list[Row]) -> list[Row]:
     return sorted(told, key=lambda row: order.get(row.metric.name, len(order)))
 
 
-def _row(
+def row_of(
     metric: Metric, base: float | None, tuned: float | None, compared: dict[str, Any] | None, wrong_way: bool
 ) -> Row:
+    """A figure of both models and their comparison (None where there is none) as a row."""
     before, after = number(base, metric.digits), number(tuned, metric.digits)
     rose = (tuned or 0.0) > (base or 0.0)
     measured = compared if compared and compared.get("ci95") is not None else None
