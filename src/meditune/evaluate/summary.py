@@ -13,6 +13,7 @@ from meditune.evaluate.compare import compare, got_worse
 from meditune.evaluate.measured import groups_of
 from meditune.evaluate.metrics import summarise
 from meditune.evaluate.metrics.decision import confusion, macro_f1, recalls
+from meditune.evaluate.metrics.readability import spread
 from meditune.evaluate.predictions import Predictions, read
 from meditune.evaluate.preference import by_kind
 from meditune.recipe import Recipe
@@ -58,8 +59,16 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "baselines": baselines(tuned, test_set),
         "decision": {"base": _decision(base), "tuned": _decision(tuned)} if tuned.decision else None,
         "training": training,
+        **({"readability": _readability(base, tuned)} if tuned.answer and base.answer else {}),
         **({"texts": editions} if editions else {}),
         **({"preference": {"base": by_kind(base), "tuned": by_kind(tuned)}} if pairs else {}),
+    }
+
+
+def _readability(base: Predictions, tuned: Predictions) -> dict[str, Any]:
+    said = {name: [row["prediction"] for row in each.answer] for name, each in (("base", base), ("tuned", tuned))}
+    return {name: spread(texts) for name, texts in said.items()} | {
+        "references": spread([row["reference"] for row in tuned.answer])
     }
 
 

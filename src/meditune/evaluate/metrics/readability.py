@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -25,6 +26,7 @@ METRICS = (
     Metric("rare_words", "Rare words", "down", 1, "Share of words that few readers know, in percent."),
     Metric("unexplained_terms", "Unexplained terms", "down", 2, "Medical terms left unexplained, in 100 words."),
 )
+COMMONEST = 20
 _COLUMNS = ("answers", "outside", "sentences", "words", "polysyllables", "rare", "unexplained")
 
 
@@ -72,21 +74,24 @@ def measured(text: str) -> Mapping[str, float]:
 
 
 def spread(texts: list[str]) -> dict[str, Any]:
-    """Where the texts' Flesch-Kincaid grades lie: quantiles, and shares below, in and above the target, in percent.
+    """Where the texts' Flesch-Kincaid grades lie: quantiles, and shares below, inside and above the target, in percent.
 
-    `texts` and `empty` count them; the rest is absent where all are empty.
+    `texts` and `empty` count them; `unexplained` has the terms that most texts leave unexplained, and in how many. All
+    but the counts is absent where every text is empty.
     """
     found = np.array([row["grade"] for row in map(measured, texts) if row["answers"]])
     counts = {"texts": len(texts), "empty": len(texts) - len(found)}
     if not len(found):
         return counts
     low, high = grades.TARGET
+    left = Counter(term for text in texts for term, explained in jargon.terms(text).items() if not explained)
     quantiles = zip(("p10", "p25", "median", "p75", "p90"), np.percentile(found, [10, 25, 50, 75, 90]), strict=True)
     return counts | {
         **{name: float(value) for name, value in quantiles},
         "below": float(100 * (found < low).mean()),
         "inside": float(100 * ((found >= low) & (found <= high)).mean()),
         "above": float(100 * (found > high).mean()),
+        "unexplained": [[term, left[term]] for term in sorted(left, key=lambda term: (-left[term], term))[:COMMONEST]],
     }
 
 
