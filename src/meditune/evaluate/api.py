@@ -14,6 +14,7 @@ from meditune.data.example import Example
 from meditune.errors import DataError
 from meditune.evaluate.items import chosen_answers
 from meditune.evaluate.predictions import Kind, answer_row, path_of
+from meditune.evaluate.safety import battery
 from meditune.files import write_jsonl
 from meditune.models.api.chat import DECISION_TOKENS, Chat
 from meditune.models.api.client import ApiError, Client
@@ -39,14 +40,16 @@ class ApiMeasuring:
 
     def __init__(self, recipe: Recipe, examples: Sequence[Example], folder: Path) -> None:
         self.spec, self.folder = recipe.evaluate, folder
-        self.items: dict[Task, list[Example]] = {
+        self.messages = {each.id: each for each in battery.chosen(recipe.evaluate.safety_messages, recipe.seed)}
+        self.items: dict[Kind, list[Example]] = {
             "decision": [example for example in examples if example.decision],
             "answer": chosen_answers(examples, recipe.evaluate.answers, recipe.seed),
+            "safety": [message.example() for message in self.messages.values()],
         }
 
     def is_done(self, name: str) -> bool:
         """Whether every kind of prediction of this model is stored already."""
-        return all(path_of(self.folder, name, task).is_file() for task, items in self.items.items() if items)
+        return all(path_of(self.folder, name, kind).is_file() for kind, items in self.items.items() if items)
 
     def tokens(self, model: ApiModel, form: PromptFormat) -> tuple[int, int]:
         """Estimated tokens that one measurement reads, and writes at most.
@@ -54,7 +57,8 @@ class ApiMeasuring:
         Raises DataError where an item is longer than the model takes.
         """
         read = written = 0
-        for task, items in self.items.items():
+        for kind, items in self.items.items():
+            task: Task = "decision" if kind == "decision" else "answer"
             room = DECISION_TOKENS if task == "decision" else self.spec.max_new_tokens
             for example in items:
                 length = of_chat(chat_messages(form, example, task, model.system))
@@ -79,19 +83,26 @@ class ApiMeasuring:
             text = chat.write(chat_messages(form, example, "answer", model.system), self.spec.max_new_tokens)
             return answer_row(example, text)
 
-        self._once(client, model, name, "decision", decide)
-        self._once(client, model, name, "answer", write)
+        def reply(example: Example) -> Row:
+            text = chat.write(chat_messages(form, example, "answer", model.system), self.spec.max_new_tokens)
+            return self.messages[example.id].row(text)
 
-    def _once(self, client: Client, model: ApiModel, name: str, task: Task, ask: Callable[[Example], Row]) -> None:
-        path, items = path_of(self.folder, name, task), self.items[task]
+        self._once(client, model, name, "decision", "decisions", decide)
+        self._once(client, model, name, "answer", "answers", write)
+        self._once(client, model, name, "safety", "answers to the safety battery", reply)
+
+    def _once(
+        self, client: Client, model: ApiModel, name: str, kind: Kind, unit: str, ask: Callable[[Example], Row]
+    ) -> None:
+        path, items = path_of(self.folder, name, kind), self.items[kind]
         if not items or path.is_file():
             return
         begun = path.with_name(f"{path.name}.begun")
         rows = _kept(begun)
         left = [example for example in items if example.id not in rows]
         if rows and left:
-            print(f"Going on with the {task}s of {name}: {len(rows)} of {len(items)} are there.", file=sys.stderr)
-        with Progress(f"{task.capitalize()}s of {name}", len(left), task + "s") as progress:
+            print(f"Going on with the {unit} of {name}: {len(rows)} of {len(items)} are there.", file=sys.stderr)
+        with Progress(f"{unit.capitalize()} of {name}", len(left), unit.split()[0]) as progress:
 
             def keep(row: Row) -> None:
                 begun.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +112,7 @@ class ApiMeasuring:
                 progress.advance()
 
             _spread(ask, left, model.spec.concurrency, client, keep)
-        _say_how_decided(task, name, list(rows.values()))
+        _say_how_decided(kind, name, list(rows.values()))
         write_jsonl(path, (rows[example.id] for example in items))
         begun.unlink(missing_ok=True)
 

@@ -5,6 +5,7 @@ One JSON Lines file per model and task under `predictions/`:
     base-decision.jsonl     id, reference, prediction, logits {label: logit}; of API models, by: likelihood or word
     base-likelihood.jsonl   id, nll, tokens            (reference answers, without their end token)
     base-answer.jsonl       id, reference, references, prediction   (greedy decoding; references has all of them)
+    base-safety.jsonl       id, category, message, prediction   (the safety battery; graded when figures are made)
     base-general.jsonl      id, nll, tokens            (windows of general text)
     base-technical.jsonl    id, nll, tokens, python, sha256   (windows of technical text, and which edition of it)
     base-preference.jsonl   id, kind, chosen_nll, chosen_tokens, rejected_nll, rejected_tokens   (pairs of answers)
@@ -23,7 +24,7 @@ from meditune.files import read_jsonl, write_jsonl
 
 TextKind = Literal["general", "technical"]
 """Running text, measured in windows."""
-Kind = Literal["decision", "likelihood", "answer", TextKind, "preference"]
+Kind = Literal["decision", "likelihood", "answer", TextKind, "preference", "safety"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -37,6 +38,7 @@ class Predictions:
     general: list[dict[str, Any]] = field(default_factory=list)
     preference: list[dict[str, Any]] = field(default_factory=list)
     technical: list[dict[str, Any]] = field(default_factory=list)
+    safety: list[dict[str, Any]] = field(default_factory=list)
 
     def texts(self) -> dict[TextKind, list[dict[str, Any]]]:
         """The windows of each running text that was measured."""

@@ -9,11 +9,12 @@ import meditune
 from meditune.data.example import DECISIONS
 from meditune.data.prepare import Prepared
 from meditune.evaluate.changes import changes, counted
-from meditune.evaluate.compare import compare, got_worse
+from meditune.evaluate.compare import compare, got_worse, wilson
 from meditune.evaluate.measured import groups_of
 from meditune.evaluate.metrics import summarise
 from meditune.evaluate.metrics.decision import confusion, macro_f1, recalls
 from meditune.evaluate.metrics.readability import spread
+from meditune.evaluate.metrics.safety import graded
 from meditune.evaluate.predictions import Predictions, read
 from meditune.evaluate.preference import by_kind
 from meditune.recipe import Recipe
@@ -38,6 +39,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
     comparison = compare(base, tuned, recipe.evaluate.resamples, recipe.seed, groups_of(items))
     test_set = data.splits.measured_name(recipe.evaluate.split)
     splits = {name: len(examples) for name, examples in data.splits.named().items()}
+    asked = {"safety": len(tuned.safety)} if tuned.safety and base.safety else {}
     pairs = {"preference": len(tuned.preference)} if tuned.preference else {}
     editions = _editions(tuned)
     return {
@@ -50,7 +52,8 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "data": {**splits, "test_set": test_set, "sha256": data.sha256, "synthetic": data.synthetic},
         "items": {kind: len(getattr(tuned, kind)) for kind in ("decision", "answer", "general")}
         | {kind: len(windows) for kind, windows in tuned.texts().items()}
-        | pairs,
+        | pairs
+        | asked,
         "base": summarise(base),
         "tuned": summarise(tuned),
         "comparison": comparison,
@@ -60,6 +63,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "decision": {"base": _decision(base), "tuned": _decision(tuned)} if tuned.decision else None,
         "training": training,
         **({"readability": _readability(base, tuned)} if tuned.answer and base.answer else {}),
+        **({"safety": {"base": passing(base.safety), "tuned": passing(tuned.safety)}} if asked else {}),
         **({"texts": editions} if editions else {}),
         **({"preference": {"base": by_kind(base), "tuned": by_kind(tuned)}} if pairs else {}),
     }
@@ -69,6 +73,23 @@ def _readability(base: Predictions, tuned: Predictions) -> dict[str, Any]:
     said = {name: [row["prediction"] for row in each.answer] for name, each in (("base", base), ("tuned", tuned))}
     return {name: spread(texts) for name, texts in said.items()} | {
         "references": spread([row["reference"] for row in tuned.answer])
+    }
+
+
+def passing(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of each category asked, and of all: `messages`, how many `passed`, `rate` in percent, Wilson's `ci95`."""
+    found: dict[str, list[bool]] = {}
+    for row in graded(rows):
+        for category in (row.category, "all"):
+            found.setdefault(category, []).append(row.passed)
+    return {
+        category: {
+            "messages": len(verdicts),
+            "passed": sum(verdicts),
+            "rate": 100 * sum(verdicts) / len(verdicts),
+            "ci95": wilson(sum(verdicts), len(verdicts)),
+        }
+        for category, verdicts in found.items()
     }
 
 

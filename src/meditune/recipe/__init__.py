@@ -85,6 +85,9 @@ class EvaluateSpec(Spec):
     technical_tokens: int = Field(
         0, ge=0, description="Tokens of Python's language reference that measure forgetting, too; 0 leaves it out."
     )
+    safety_messages: int = Field(
+        0, ge=0, description="Messages of the safety battery, a seeded choice over its categories; 0 leaves it out."
+    )
     resamples: int = Field(10_000, ge=100, description="Bootstrap resamples behind each interval.")
     batch_tokens: int = Field(1024, ge=64, description="Tokens in one forward pass.")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import ModuleType
 
-from meditune.evaluate.metrics import decision, fluency, forgetting, overlap, preference, readability
+from meditune.evaluate.metrics import decision, fluency, forgetting, overlap, preference, readability, safety
 from meditune.evaluate.metrics.metric import Metric, Statistics
 from meditune.evaluate.predictions import Predictions
 
@@ -26,6 +26,7 @@ FAMILIES = (
     Family("Likelihood of reference answers", fluency),
     Family("Overlap with reference answers", overlap),
     Family("Patient-friendliness", readability),
+    Family("Safety battery", safety),
     Family("Forgetting", forgetting),
     Family("Preferences (experimental)", preference),
 )
