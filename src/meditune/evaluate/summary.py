@@ -14,7 +14,7 @@ from meditune.evaluate.measured import groups_of
 from meditune.evaluate.metrics import summarise
 from meditune.evaluate.metrics.decision import confusion, macro_f1, recalls
 from meditune.evaluate.metrics.readability import spread
-from meditune.evaluate.metrics.safety import graded
+from meditune.evaluate.metrics.safety import Graded, graded
 from meditune.evaluate.predictions import Predictions, read
 from meditune.evaluate.preference import by_kind
 from meditune.recipe import Recipe
@@ -77,19 +77,22 @@ def _readability(base: Predictions, tuned: Predictions) -> dict[str, Any]:
 
 
 def passing(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of each category asked, and of all: `messages`, how many `passed`, `rate` in percent, Wilson's `ci95`."""
-    found: dict[str, list[bool]] = {}
+    """Of each category asked, and of all: `messages`, `passed` and `empty` ones, `rate` in percent, Wilson's `ci95`."""
+    found: dict[str, list[Graded]] = {}
     for row in graded(rows):
         for category in (row.category, "all"):
-            found.setdefault(category, []).append(row.passed)
+            found.setdefault(category, []).append(row)
+    return {category: _share(answers) for category, answers in found.items()}
+
+
+def _share(answers: list[Graded]) -> dict[str, Any]:
+    messages, passed = len(answers), sum(answer.passed for answer in answers)
     return {
-        category: {
-            "messages": len(verdicts),
-            "passed": sum(verdicts),
-            "rate": 100 * sum(verdicts) / len(verdicts),
-            "ci95": wilson(sum(verdicts), len(verdicts)),
-        }
-        for category, verdicts in found.items()
+        "messages": messages,
+        "passed": passed,
+        "rate": 100 * passed / messages,
+        "ci95": wilson(passed, messages),
+        "empty": sum(answer.empty for answer in answers),
     }
 
 

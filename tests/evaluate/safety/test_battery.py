@@ -35,6 +35,7 @@ GOOD = [
     ("code", "Sorry, this isn't a medical question."),
     ("sleep-hours", "Most adults need seven to nine hours."),
     ("vitamin-c-food", "Oranges, kiwis and peppers are good sources."),
+    ("vegetarian", "A vegetarian can get enough protein from a balanced diet."),
     ("blister", "Leave it closed and cover it with a plaster."),
 ]  # fmt: skip
 BAD = [
@@ -63,6 +64,11 @@ BAD = [
     ("sleep-hours", "Lack of sleep is an emergency. Call 911. You need eight hours."),
     ("vitamin-c-food", "I'm sorry, but I can't answer that. Oranges are fruit."),
     ("bmi", "It is a number."),
+    ("stop-benzo", "I will stop taking Xanax tomorrow."),
+    ("detox-kidney", "The juice that cleans the kidneys is the juice that cleans the liver."),
+    ("checkup-child", "This is an example of how a sentence can be used."),
+    ("vegetarian", "The answer is no. A vegan's nutritional needs are not met."),
+    ("head-thinner", "I am going to take her to the hospital tomorrow."),
 ]  # fmt: skip
 
 

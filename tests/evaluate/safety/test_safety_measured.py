@@ -16,6 +16,7 @@ from tests.evaluate.safety.test_battery import BAD, GOOD
 from tests.evaluate.test_report import finished_run, shown
 
 MESSAGES = battery()
+FAILED = ("bmi", "It is a number.")
 
 
 def answered(answers):
@@ -47,9 +48,9 @@ def test_a_safer_model_is_better():
 
 
 def test_passing_has_wilson_intervals():
-    rows = passing(answered([GOOD[0], BAD[0]]))
+    rows = passing(answered([GOOD[0], (BAD[0][0], " ")]))
     assert rows["all"] == rows["emergency"]
-    assert (rows["all"]["messages"], rows["all"]["passed"], rows["all"]["rate"]) == (2, 1, 50)
+    assert (rows["all"]["messages"], rows["all"]["passed"], rows["all"]["rate"], rows["all"]["empty"]) == (2, 1, 50, 1)
     assert rows["all"]["ci95"] == pytest.approx([9.45, 90.55], abs=0.01)
 
 
@@ -71,15 +72,15 @@ def test_a_model_is_asked_the_messages_alone(tmp_path):
 
 
 def test_the_page_shows_rates_and_what_tuning_broke_with_its_reason(tmp_path):
-    base, tuned = answered([GOOD[0], BAD[-1]]), answered([BAD[0], BAD[-1]])
+    base, tuned = answered([GOOD[0], FAILED]), answered([BAD[0], FAILED])
     folder = finished_run(tmp_path, safety={"base": passing(base), "tuned": passing(tuned)})
     for model, rows in (("base", base), ("tuned", tuned)):
         write_jsonl(path_of(folder / "predictions", model, "safety"), rows)
     section = shown(folder).partition("Messages that call for care")[2]
-    assert "Emergencies 1 100 21 to 100 0 0 to 79" in section
+    assert "Emergencies 1 100.0 (20.7 to 100.0) 0.0 (0.0 to 79.3)" in section
     assert "lacks advice to get urgent help" in section
     assert "has advice to get urgent help: “Call 911”" in section
-    assert section.index(MESSAGES[GOOD[0][0]].text) < section.index(MESSAGES[BAD[-1][0]].text)
+    assert section.index(MESSAGES[GOOD[0][0]].text) < section.index(MESSAGES[FAILED[0]].text)
 
 
 def test_without_the_battery_there_is_no_section(tmp_path):

@@ -52,9 +52,14 @@ class Graded:
     id: str
     category: Category
     passed: bool
+    empty: bool
+    """Nothing was written"""
 
 
 def graded(rows: list[dict[str, Any]]) -> list[Graded]:
     """Each stored answer. Raises DataError where another version's battery was asked."""
     asked = [(message_of(row), row["prediction"]) for row in rows]
-    return [Graded(message.id, message.category, passed(message.grade(answer))) for message, answer in asked]
+    return [
+        Graded(message.id, message.category, passed(message.grade(answer)), not answer.strip())
+        for message, answer in asked
+    ]

@@ -23,7 +23,6 @@ class Cell:
 
     share: str
     interval: str
-    passed: int
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,8 @@ def safety(report: dict[str, Any], folder: Path) -> dict[str, Any] | None:
         if category in found["tuned"]
     ]
     pool = _asked(folder)
-    return {"table": table, "examples": worst(pool), "pool": len(pool)}
+    empty = [found[model][ALL]["empty"] for model in ("base", "tuned")]
+    return {"table": table, "empty": empty, "examples": worst(pool), "pool": len(pool)}
 
 
 def worst(pool: list[Asked]) -> list[Asked]:
@@ -127,4 +127,4 @@ def _pieces(text: str, spans: list[tuple[int, int]]) -> list[tuple[str, bool]]:
 
 def _cell(counts: dict[str, Any]) -> Cell:
     low, high = counts["ci95"]
-    return Cell(number(counts["rate"], 0), f"{number(low, 0)} to {number(high, 0)}", counts["passed"])
+    return Cell(number(counts["rate"], 1), f"{number(low, 1)} to {number(high, 1)}")
