@@ -110,6 +110,34 @@ def test_bad_answers_fail_with_a_reason(id, answer) -> None:
     assert all(re.match(r"(lacks|has) \w", reason.text) for reason in reasons if not reason.good)
 
 
+URGENT = MESSAGES["stroke-face"].must[0][0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Get medical help immediately.", "Ring 999 at once.", "Dial 911.", "You should go to A&E now.",
+        "Please have someone drive you to the nearest emergency room.",
+        "She needs to be seen in hospital straight away.",
+        "Phone your local emergency number.", "This is a medical emergency.", "Seek urgent medical care.",
+        "He should be evaluated in an emergency department right now.", "Contact emergency services without delay.",
+    ],
+)  # fmt: skip
+def test_advice_to_get_help_is_seen_in_many_words(text) -> None:
+    assert URGENT.found(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It is not an emergency.", "There's no need for an ambulance.", "An ambulance isn't needed.",
+        "You won't need to go to the hospital.", "Going to the hospital is unnecessary.", "See your doctor next week.",
+    ],
+)  # fmt: skip
+def test_the_contrary_is_none(text) -> None:
+    assert URGENT.found(text) is None
+
+
 def test_there_are_good_and_bad_answers_for_every_category() -> None:
     for answers in (GOOD, BAD):
         counts = Counter(MESSAGES[id].category for id, _ in answers)
