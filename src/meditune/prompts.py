@@ -122,6 +122,14 @@ class Encoder:
         reserve = max(self.format.answer_room, *map(len, targets))
         return [self._fit(example, task, target, reserve) for target in targets]
 
+    def continuations(self, identifier: str, prompt: str, texts: Sequence[str]) -> list[Encoded]:
+        """Each of the texts, without an end token, after a prompt of any form; they are called ID/0, ID/1 and so on."""
+        start = self._start(prompt)
+        return [
+            Encoded(f"{identifier}/{number}", "answer", start, self.tokenize(f" {text}"), answer_cut=True)
+            for number, text in enumerate(texts)
+        ]
+
     def label_ids(self) -> dict[str, int]:
         """The first token of each decision word. Raises ModelError where two of them begin alike."""
         first: dict[str, int] = {label: self.tokenize(f" {label}")[0] for label in DECISIONS}

@@ -245,3 +245,10 @@ def test_what_was_dropped_and_shortened_is_counted(tmp_path: Path) -> None:
     assert "No question: 3" in words
     assert "Training examples whose sources were shortened to fit 7" in words
     assert "1 min 15 s" in words
+
+
+def test_sacrebleus_signatures_stand_in_the_small_print(tmp_path):
+    signature = "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"
+    page = render(finished_run(tmp_path, signatures={"bleu": signature})).read_text("utf-8")
+    assert f"<dt>sacrebleu, BLEU</dt><dd>{signature}</dd>" in page
+    assert "sacrebleu, chrF" not in page

@@ -3,12 +3,15 @@
 One JSON Lines file per model and task under `predictions/`:
 
     base-decision.jsonl     id, reference, prediction, logits {label: logit}; of API models, by: likelihood or word
-    base-likelihood.jsonl   id, nll, tokens            (reference answers, without their end token)
+    base-likelihood.jsonl   id, nll, tokens, bytes     (reference answers, without their end token)
+    base-unconditional.jsonl   id, nll, tokens, bytes  (the same answers without question and context)
     base-answer.jsonl       id, reference, references, prediction   (greedy decoding; references has all of them)
     base-safety.jsonl       id, category, message, prediction   (the safety battery; graded when figures are made)
-    base-general.jsonl      id, nll, tokens            (windows of general text)
-    base-technical.jsonl    id, nll, tokens, python, sha256   (windows of technical text, and which edition of it)
+    base-general.jsonl      id, nll, tokens, bytes     (windows of general text)
+    base-technical.jsonl    id, nll, tokens, bytes, python, sha256   (windows of technical text, and its edition)
     base-preference.jsonl   id, kind, chosen_nll, chosen_tokens, rejected_nll, rejected_tokens   (pairs of answers)
+    base-similarity.jsonl   id, similarity, token_similarity   (of each answer to its nearest reference)
+    base-choice.jsonl       id, subject, reference, nll, bytes   (general knowledge; nll and bytes of every choice)
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ from meditune.files import read_jsonl, write_jsonl
 
 TextKind = Literal["general", "technical"]
 """Running text, measured in windows."""
-Kind = Literal["decision", "likelihood", "answer", TextKind, "preference", "safety"]
+Kind = Literal[
+    "decision", "likelihood", "unconditional", "answer", TextKind, "preference", "similarity", "choice", "safety"
+]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -38,6 +43,9 @@ class Predictions:
     general: list[dict[str, Any]] = field(default_factory=list)
     preference: list[dict[str, Any]] = field(default_factory=list)
     technical: list[dict[str, Any]] = field(default_factory=list)
+    unconditional: list[dict[str, Any]] = field(default_factory=list)
+    similarity: list[dict[str, Any]] = field(default_factory=list)
+    choice: list[dict[str, Any]] = field(default_factory=list)
     safety: list[dict[str, Any]] = field(default_factory=list)
 
     def texts(self) -> dict[TextKind, list[dict[str, Any]]]:
@@ -53,6 +61,12 @@ def answer_row(example: Example, written: str) -> dict[str, Any]:
         "references": example.references(),
         "prediction": written,
     }
+
+
+def references(row: dict[str, Any]) -> list[str]:
+    """All reference answers of an answer's row; earlier versions stored only one."""
+    found: list[str] = row.get("references") or [row["reference"]]
+    return found
 
 
 def path_of(folder: Path, model: str, kind: Kind) -> Path:

@@ -10,13 +10,15 @@ from typing import Any
 from meditune.data.example import Example
 from meditune.data.preference.pair import Pair
 from meditune.evaluate import likelihood, preference
+from meditune.evaluate.choices import measured, questions
 from meditune.evaluate.generation import generate
 from meditune.evaluate.items import chosen_answers
+from meditune.evaluate.likelihood import scored_bytes, unconditional_rows
 from meditune.evaluate.predictions import Kind, Predictions, TextKind, answer_row, once, path_of
 from meditune.evaluate.safety import battery
 from meditune.evaluate.texts import RunningText, asked_for, tokens_of
 from meditune.models.load import LoadedModel
-from meditune.models.rows import rows_of
+from meditune.models.rows import Row, rows_of
 from meditune.prompts import Encoder
 from meditune.recipe import Recipe
 
@@ -28,8 +30,13 @@ class Scoring:
         """Raises DataError where an example's question is too long for the encoder's prompt."""
         self.decided, self.answered = decided, answered
         encoded = [encoder.supervised(example, "decision") for example in decided]
-        encoded += [encoder.supervised(example, "answer") for example in answered]
-        self.rows = rows_of(sorted(encoded, key=lambda item: item.id))
+        answers = [encoder.supervised(example, "answer") for example in answered]
+        self.rows = rows_of(sorted([*encoded, *answers], key=lambda item: item.id))
+        self.bytes = {
+            # Of the text itself where all of it is scored, because some tokenizers don't give it back as it was.
+            item.id: scored_bytes(encoder.tokenizer, item) if item.answer_cut else len(example.answer.strip().encode())
+            for item, example in zip(answers, answered, strict=True)
+        }
         self.labels = encoder.label_ids() if decided else {}
 
     def predictions(self, loaded: LoadedModel, batch_tokens: int, label: str) -> Predictions:
@@ -37,7 +44,7 @@ class Scoring:
         scores = likelihood.score(loaded, self.rows, batch_tokens, label, self.labels)
         return Predictions(
             decision=[_decided(example, scores) for example in self.decided],
-            likelihood=[_scored(example.id, scores) for example in self.answered],
+            likelihood=[_scored(example.id, scores, self.bytes[example.id]) for example in self.answered],
         )
 
 
@@ -54,14 +61,16 @@ class Measuring:
         self.decided = [example for example in examples if example.decision]
         self.answered = chosen_answers(examples, recipe.evaluate.answers, recipe.seed)
         self.texts = asked_for(recipe.evaluate)
+        self.questions = questions(recipe.evaluate.choices)
         self.messages = battery.chosen(recipe.evaluate.safety_messages, recipe.seed)
 
     def is_done(self, name: str) -> bool:
         """Whether every kind of prediction of this model is stored already."""
         kinds: set[Kind] = set()
         kinds |= {"decision"} if self.decided else set()
-        kinds |= {"likelihood", "answer"} if self.answered else set()
+        kinds |= {"likelihood", "unconditional", "answer"} if self.answered else set()
         kinds |= set(self.texts)
+        kinds |= {"choice"} if self.questions else set()
         kinds |= {"preference"} if self.pairs else set()
         kinds |= {"safety"} if self.messages else set()
         return all(path_of(self.folder, name, kind).is_file() for kind in kinds)
@@ -70,9 +79,12 @@ class Measuring:
         """Make the predictions of `loaded` that aren't there yet."""
         self._likelihoods(loaded, name)
         if self.answered:
+            once(self.folder, name, "unconditional", lambda: self._unconditional(loaded, name))
             once(self.folder, name, "answer", lambda: self._answers(loaded, name))
         for kind, text in self.texts.items():
             once(self.folder, name, kind, partial(self._windows, loaded, kind, text, name))
+        if self.questions:
+            once(self.folder, name, "choice", lambda: self._choices(loaded, name))
         if self.pairs:
             once(self.folder, name, "preference", lambda: self._preference(loaded, name))
         if self.messages:
@@ -90,6 +102,11 @@ class Measuring:
         if self.answered:
             once(self.folder, name, "likelihood", lambda: predictions.likelihood)
 
+    def _unconditional(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
+        encoder = loaded.encoder(self.form)
+        rows = unconditional_rows(loaded, [encoder.supervised(example, "answer") for example in self.answered])
+        return _texts(loaded, rows, self.spec.batch_tokens, f"Answers without questions, {name}")
+
     def _answers(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
         encoder = loaded.encoder(self.form)
         prompts = [encoder.prompt(example, "answer") for example in self.answered]
@@ -106,9 +123,12 @@ class Measuring:
 
     def _windows(self, loaded: LoadedModel, kind: TextKind, text: RunningText, name: str) -> Iterator[dict[str, Any]]:
         rows = text.rows(loaded, tokens_of(self.spec, kind))
-        scores = likelihood.score(loaded, rows, self.spec.batch_tokens, f"{kind.capitalize()} text, {name}")
-        for row in rows:
-            yield _scored(row.encoded[0].id, scores) | text.edition
+        for row in _texts(loaded, rows, self.spec.batch_tokens, f"{kind.capitalize()} text, {name}"):
+            yield row | text.edition
+
+    def _choices(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
+        encoder = loaded.encoder(self.form)
+        return measured(loaded, encoder, self.questions, self.spec.batch_tokens, f"General knowledge, {name}")
 
     def _preference(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
         encoder = loaded.encoder(self.form)
@@ -121,6 +141,13 @@ def _decided(example: Example, scores: likelihood.Scores) -> dict[str, Any]:
     return {"id": example.id, "reference": example.decision, "prediction": said, "logits": logits}
 
 
-def _scored(identifier: str, scores: likelihood.Scores) -> dict[str, Any]:
+def _texts(loaded: LoadedModel, rows: Sequence[Row], batch_tokens: int, label: str) -> Iterator[dict[str, Any]]:
+    """How likely each row's one text is."""
+    scores = likelihood.score(loaded, rows, batch_tokens, label)
+    for item in (row.encoded[0] for row in rows):
+        yield _scored(item.id, scores, scored_bytes(loaded.tokenizer, item))
+
+
+def _scored(identifier: str, scores: likelihood.Scores, size: int) -> dict[str, Any]:
     nll, tokens = scores.answers[identifier]
-    return {"id": identifier, "nll": nll, "tokens": tokens}
+    return {"id": identifier, "nll": nll, "tokens": tokens, "bytes": size}

@@ -13,6 +13,7 @@ from meditune.evaluate.compare import compare, got_worse, wilson
 from meditune.evaluate.measured import groups_of
 from meditune.evaluate.metrics import summarise
 from meditune.evaluate.metrics.decision import confusion, macro_f1, recalls
+from meditune.evaluate.metrics.overlap import signatures
 from meditune.evaluate.metrics.readability import spread
 from meditune.evaluate.metrics.safety import Graded, graded
 from meditune.evaluate.predictions import Predictions, read
@@ -41,7 +42,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
     splits = {name: len(examples) for name, examples in data.splits.named().items()}
     asked = {"safety": len(tuned.safety)} if tuned.safety and base.safety else {}
     pairs = {"preference": len(tuned.preference)} if tuned.preference else {}
-    editions = _editions(tuned)
+    editions, signed = _editions(tuned), signatures(tuned)
     return {
         "meditune": meditune.__version__,
         "recipe": recipe.name,
@@ -52,6 +53,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "data": {**splits, "test_set": test_set, "sha256": data.sha256, "synthetic": data.synthetic},
         "items": {kind: len(getattr(tuned, kind)) for kind in ("decision", "answer", "general")}
         | {kind: len(windows) for kind, windows in tuned.texts().items()}
+        | ({"choice": len(tuned.choice)} if tuned.choice else {})
         | pairs
         | asked,
         "base": summarise(base),
@@ -62,6 +64,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "baselines": baselines(tuned, test_set),
         "decision": {"base": _decision(base), "tuned": _decision(tuned)} if tuned.decision else None,
         "training": training,
+        **({"signatures": signed} if signed else {}),
         **({"readability": _readability(base, tuned)} if tuned.answer and base.answer else {}),
         **({"safety": {"base": passing(base.safety), "tuned": passing(tuned.safety)}} if asked else {}),
         **({"texts": editions} if editions else {}),
@@ -98,7 +101,7 @@ def _share(answers: list[Graded]) -> dict[str, Any]:
 
 def _editions(predictions: Predictions) -> dict[str, dict[str, str]]:
     """Of each running text that differs between versions of something, which one was measured on."""
-    scores = {"id", "nll", "tokens"}
+    scores = {"id", "nll", "tokens", "bytes"}
     found = {
         kind: {key: value for key, value in windows[0].items() if key not in scores}
         for kind, windows in predictions.texts().items()

@@ -85,6 +85,12 @@ class EvaluateSpec(Spec):
     technical_tokens: int = Field(
         0, ge=0, description="Tokens of Python's language reference that measure forgetting, too; 0 leaves it out."
     )
+    choices: int = Field(
+        164, ge=0, description="Questions of general knowledge, of 164, that measure forgetting; 0 leaves it out."
+    )
+    similarity: bool = Field(
+        True, description="Similarity of answers to references in meaning, by a sentence model (84 MB, fetched once)."
+    )
     safety_messages: int = Field(
         0, ge=0, description="Messages of the safety battery, a seeded choice over its categories; 0 leaves it out."
     )

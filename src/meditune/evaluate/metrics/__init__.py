@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import ModuleType
 
-from meditune.evaluate.metrics import decision, fluency, forgetting, overlap, preference, readability, safety
+from meditune.evaluate.metrics import (
+    decision,
+    fluency,
+    forgetting,
+    overlap,
+    preference,
+    readability,
+    repetition,
+    safety,
+    similarity,
+)
 from meditune.evaluate.metrics.metric import Metric, Statistics
 from meditune.evaluate.predictions import Predictions
 
@@ -25,6 +35,8 @@ FAMILIES = (
     Family("Decisions", decision),
     Family("Likelihood of reference answers", fluency),
     Family("Overlap with reference answers", overlap),
+    Family("Similarity in meaning to reference answers", similarity),
+    Family("Repetition in written answers", repetition),
     Family("Patient-friendliness", readability),
     Family("Safety battery", safety),
     Family("Forgetting", forgetting),
