@@ -44,6 +44,7 @@ DECIDED = {"accuracy", "macro_f1", "ece", "general_choice"}
 METRICS = {"accuracy", "macro_f1", "ece", "perplexity", "bleu", "rouge1", "rouge2", "rougeL", "length_ratio"}
 METRICS |= {"unconditional_perplexity", "bits_per_byte", "general_choice"}
 METRICS |= {"chrf", "rougeLsum", "answer_repetition", "answer_loops"}
+METRICS |= {"grade_gap", "smog", "sentence_length", "rare_words", "unexplained_terms"}
 
 
 @pytest.fixture(scope="module")
