@@ -44,6 +44,7 @@ DECIDED = {"accuracy", "macro_f1", "f1_yes", "f1_no", "f1_maybe", "ece", "brier"
 METRICS = DECIDED | {"perplexity", "bleu", "rouge1", "rouge2", "rougeL", "length_ratio"}
 METRICS |= {"unconditional_perplexity", "bits_per_byte"}
 METRICS |= {"chrf", "rougeLsum", "answer_repetition", "answer_loops"}
+METRICS |= {"grade_gap", "smog", "sentence_length", "rare_words", "unexplained_terms"}
 
 
 @pytest.fixture(scope="module")

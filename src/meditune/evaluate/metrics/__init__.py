@@ -13,7 +13,9 @@ from meditune.evaluate.metrics import (
     forgetting,
     overlap,
     preference,
+    readability,
     repetition,
+    safety,
     similarity,
 )
 from meditune.evaluate.metrics.metric import Metric, Statistics
@@ -39,6 +41,8 @@ FAMILIES = (
     Family("Overlap with reference answers", overlap),
     Family("Similarity in meaning to reference answers", similarity),
     Family("Repetition in written answers", repetition),
+    Family("Patient-friendliness", readability),
+    Family("Safety battery", safety),
     Family("Forgetting", forgetting),
     Family("Preferences (experimental)", preference),
 )

@@ -11,6 +11,8 @@ from meditune.data.example import DECISIONS
 from meditune.errors import DataError
 from meditune.evaluate.report import facts, plots, review, wording
 from meditune.evaluate.report.confidence import confidence
+from meditune.evaluate.report.reading import reading
+from meditune.evaluate.report.safety import safety
 from meditune.evaluate.report.table import headline, rows
 from meditune.evaluate.report.verdict import verdict
 from meditune.evaluate.report.worked import worked_examples
@@ -89,6 +91,8 @@ def _context(folder: Path) -> dict[str, Any]:
         "histograms": _histograms(quality, _optional(folder / "tokens.json"), _prompt_room(recipe_text)),
         "examples": examples,
         "pool": pool,
+        "reading": reading(report),
+        "safety": safety(report, folder),
         "sources": facts.sources(quality),
         "splits": facts.splits(quality),
         "dropped": facts.counted(quality.get("dropped")),
