@@ -52,6 +52,7 @@ def run(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: Ye
     report = journey.run(resolved.recipe, output, command, terminal.approval(yes))
     terminal.print_comparison(report)
     terminal.print_synthetic(report["data"]["synthetic"])
+    terminal.print_leakage(report["leakage"])
     typer.echo(f"Report: {(output / 'report.html').resolve()}")
     terminal.print_worse(report)
 
@@ -92,7 +93,9 @@ def evaluate(
     from meditune import terminal
 
     resolved = _recipe(recipe, overrides)
-    terminal.print_figures(journey.evaluate(model, resolved.recipe, output, terminal.approval(yes)))
+    result = journey.evaluate(model, resolved.recipe, output, terminal.approval(yes))
+    terminal.print_figures(result)
+    terminal.print_leakage(result["leakage"])
     typer.echo(f"Predictions: {(output / 'predictions').resolve()}")
 
 
@@ -113,6 +116,7 @@ def compare(
     if json_file:
         write_json(json_file, result)
     terminal.print_comparison(result, str(first), str(second))
+    terminal.print_leakage(*result["leakage"])
     terminal.print_worse(result)
 
 
@@ -125,6 +129,7 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A finishe
     result = journey.report(folder)
     terminal.print_comparison(result)
     terminal.print_synthetic(result["data"]["synthetic"])
+    terminal.print_leakage(result["leakage"])
     typer.echo(f"Report: {(folder / 'report.html').resolve()}")
     terminal.print_worse(result)
 

@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import meditune
+from meditune.data import leakage
+from meditune.data.example import Example
+from meditune.data.prepare import stored
 from meditune.data.restrictions import refuse_restricted_sources_for_api
+from meditune.data.trained_on import Record, read_record
 from meditune.errors import DataError, MedituneError, ModelError
 from meditune.files import read_json, write_json
 from meditune.models.names import MERGED, PRUNING
@@ -28,7 +32,7 @@ SHOWN = 3
 """So many differing settings are named."""
 STAGES = "stages.json"
 EVALUATION = "evaluation.json"
-UNFINISHED = {RECIPE, LOCK, STAGES, EVALUATION, "rejected.jsonl", "pairs", "start"}
+UNFINISHED = {RECIPE, LOCK, STAGES, EVALUATION, leakage.FILE_NAME, "rejected.jsonl", "pairs", "start"}
 """What lies in a folder in which no stage is done."""
 
 
@@ -209,6 +213,18 @@ def run_behind(model: Path) -> Path:
         if (model / mark).is_file():
             return run_behind(Path(read_json(model / mark)["made_from"][source]))
     return model.parent if model.name == "model" else model
+
+
+def shown_to(model: str) -> tuple[list[Record], list[Example]]:
+    """What is known of a model's training: its own and its run's record, and its run's examples if they are here."""
+    place = Path(model).expanduser()
+    if not place.is_dir():
+        return [], []
+    behind = run_behind(place)
+    places = {each.resolve() for each in (place, place / "model", behind / "model")}
+    records = [record for each in places if (record := read_record(each))]
+    trained = stored(behind / "data").splits.train if (behind / "data" / "quality.json").is_file() else []
+    return records, trained
 
 
 def announce(name: str) -> None:

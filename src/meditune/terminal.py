@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from meditune.ask import Answer
+from meditune.data.leakage import said
 from meditune.data.prepare import Prepared
 from meditune.errors import MedituneError
 from meditune.evaluate.metrics import METRICS
@@ -62,6 +64,13 @@ def print_comparison(result: dict[str, Any], first: str = "base", second: str = 
             VERDICTS[row["better"]],
         )
     console().print(table)
+
+
+def print_leakage(*checks: dict[str, Any]) -> None:
+    """What the check for leakage found, in red; nothing where it found nothing."""
+    for checked in checks:
+        for sentence in said(checked):
+            console().print(f"[bold red]LEAKAGE (allowed by the recipe):[/] {escape(sentence)}")
 
 
 def print_worse(result: dict[str, Any]) -> None:
@@ -170,6 +179,7 @@ def print_data(data: Prepared, folder: Path) -> None:
         out.print(
             f"{name}: {row['examples']:,} examples in {row['groups']:,} groups {f'({decisions})' if decisions else ''}"
         )
+    print_leakage(data.quality["leakage"])
     out.print(f"Data: {folder.resolve()}")
 
 

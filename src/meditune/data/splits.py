@@ -5,15 +5,19 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from meditune.data import liveqa, pubmedqa
 from meditune.data.example import Example
+from meditune.data.near import near_questions
 from meditune.errors import DataError
 
 OFFICIAL = {"pubmedqa": pubmedqa.official_split, "liveqa": liveqa.official_split}
 """Sources whose publisher names the test set."""
+FEW = 3
+"""A question that is put to more groups, each with its own context, is an instruction."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,8 @@ def split(
     """Split each source: by its publisher's test set where there is one and `official` asks for it, else by group.
 
     A question that an official set holds is kept for training wherever else it turns up, so that it can only leak, and
-    be refused, or do no harm. The development set is taken from what isn't test, by group, stratified by source and
-    decision. Raises DataError where a test item (its group or its question) would also be trained on.
+    be refused (leakage.py), or do no harm. The development set is taken from what isn't test, by group, stratified by
+    source and decision. Raises DataError where a split is empty.
     """
     rest: list[Example] = []
     test: list[Example] = []
@@ -58,13 +62,13 @@ def split(
             test += held
         else:
             free += examples
-    known = {question_key(example.question) for example in (*rest, *test)}
-    rest += [example for example in free if question_key(example.question) in known]
-    kept, held = by_group([e for e in free if question_key(e.question) not in known], test_share, seed)
+    same = same_questions([*rest, *test, *free])
+    known = {same[question_key(example.question)] for example in (*rest, *test)} - {""}
+    rest += [example for example in free if same[question_key(example.question)] in known]
+    kept, held = by_group([e for e in free if same[question_key(e.question)] not in known], test_share, seed, same)
     rest += kept
     test += held
-    refuse_leakage(rest, test)
-    train, dev = by_group(rest, dev_share, seed + 1)
+    train, dev = by_group(rest, dev_share, seed + 1, same)
     for name, examples in (("train", train), ("dev", dev), ("test", test)):
         if not examples:
             raise DataError(
@@ -76,13 +80,16 @@ def split(
     return Splits(train, dev, test, "+".join(f"{name}-{kind}-{counts[name]}" for name, kind in kinds.items()))
 
 
-def by_group(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+def by_group(
+    examples: Sequence[Example], share: float, seed: int, same: Mapping[str, str] | None = None
+) -> tuple[list[Example], list[Example]]:
     """(rest, held): about `share` of the examples held, whole groups at a time, stratified by source and decision.
 
-    Examples with the same group or the same question are one group. Each stratum's groups are shuffled with the seed.
+    Examples with the same group, or with the same question or nearly, are one group; `same` is what `same_questions`
+    says of them. Each stratum's groups are shuffled with the seed.
     """
     strata: dict[str, list[list[int]]] = defaultdict(list)
-    for members in _components(examples):
+    for members in _components(examples, same_questions(examples) if same is None else same):
         first = examples[members[0]]
         strata[f"{first.source}/{first.decision}"].append(members)
     held: set[int] = set()
@@ -101,45 +108,58 @@ def by_group(examples: Sequence[Example], share: float, seed: int) -> tuple[list
     )
 
 
-def refuse_leakage(train: Sequence[Example], test: Sequence[Example]) -> None:
-    """Raise DataError where an item of `train` has the group or the question of a test item."""
-    groups = {(example.source, example.group): example.id for example in test}
-    questions = {question_key(example.question): example.id for example in test}
-    leaks = []
-    for example in train:
-        twin = groups.get((example.source, example.group)) or questions.get(question_key(example.question))
-        if twin:
-            leaks.append(f"{example.id} = {twin}")
-    if leaks:
-        more = f" and {len(leaks) - 5} more" if len(leaks) > 5 else ""
-        raise DataError(
-            f"Leakage: {len(leaks)} training items are also test items ({', '.join(leaks[:5])}{more}; training item = "
-            "test item). Take them out of the training source; a model tested on what it was shown proves nothing."
-        )
-
-
 def question_key(question: str) -> str:
     """A question without case, punctuation and spacing."""
     return re.sub(r"\W+", " ", question.casefold()).strip()
 
 
-def _components(examples: Sequence[Example]) -> list[list[int]]:
+def instructions(examples: Iterable[Example]) -> set[str]:
+    """Keys of questions that are put to more than a few groups, each with a context of its own.
+
+    "What is the diagnosis at discharge?" asks something else of every patient. So it is no sign that two items are the
+    same.
+    """
+    asked: dict[str, list[set[Any]]] = defaultdict(lambda: [set(), set()])
+    alone = set()
+    for example in examples:
+        key = question_key(example.question)
+        if not example.context:
+            alone.add(key)
+        asked[key][0].add((example.source, example.group))
+        asked[key][1].add(example.context)
+    return {key for key, traits in asked.items() if key not in alone and min(map(len, traits)) > FEW}
+
+
+def same_questions(examples: Sequence[Example]) -> dict[str, str]:
+    """Each question's key -> the key that stands for it and its light rewrites; empty for an instruction."""
+    general = instructions(examples)
+    keys = list(dict.fromkeys(question_key(example.question) for example in examples))
+    asked = [key for key in keys if key not in general]
+    parent = {key: key for key in asked}
+    for row, column, _ in near_questions(asked, asked, loosely=True):
+        first, second = (_root(parent, asked[index]) for index in (row, column))
+        parent[second] = first
+    return {key: _root(parent, key) if key in parent else "" for key in keys}
+
+
+def _components(examples: Sequence[Example], same: Mapping[str, str]) -> list[list[int]]:
     """Indices of examples that hang together through a group or a question, in order of first appearance."""
-    parent = list(range(len(examples)))
-
-    def root(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
-        return index
-
+    parent = {index: index for index in range(len(examples))}
     seen: dict[tuple[str, str], int] = {}
     for index, example in enumerate(examples):
-        for key in ((example.source, example.group), ("", question_key(example.question))):
+        question = same[question_key(example.question)]
+        for key in ((example.source, example.group), *([("", question)] if question else [])):
             other = seen.setdefault(key, index)
-            low, high = sorted((root(index), root(other)))
+            low, high = sorted((_root(parent, index), _root(parent, other)))
             parent[high] = low
     members: dict[int, list[int]] = defaultdict(list)
     for index in range(len(examples)):
-        members[root(index)].append(index)
+        members[_root(parent, index)].append(index)
     return list(members.values())
+
+
+def _root(parent: dict[Any, Any], node: Any) -> Any:
+    while parent[node] != node:
+        parent[node] = parent[parent[node]]
+        node = parent[node]
+    return node

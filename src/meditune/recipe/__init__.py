@@ -45,6 +45,7 @@ __all__ = [
     "DevSpec",
     "EvaluateSpec",
     "EwcSpec",
+    "LeakKind",
     "LoraSpec",
     "MixSpec",
     "ModelSpec",
@@ -69,6 +70,9 @@ __all__ = [
 ]
 
 
+LeakKind = Literal["group", "question", "context", "answer_in_prompt", "decision_in_prompt", "trained_on"]
+
+
 class EvaluateSpec(Spec):
     """What is measured before and after."""
 
@@ -87,6 +91,9 @@ class EvaluateSpec(Spec):
     )
     resamples: int = Field(10_000, ge=100, description="Bootstrap resamples behind each interval.")
     batch_tokens: int = Field(1024, ge=64, description="Tokens in one forward pass.")
+    allow_leakage: bool | list[LeakKind] = Field(
+        False, description="Go on where test items leaked (all kinds, or these), and mark the report."
+    )
 
 
 class Recipe(Spec):
