@@ -161,6 +161,7 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
     from meditune.evaluate.grading import grade
     from meditune.evaluate.metrics import summarise
     from meditune.evaluate.predictions import read
+    from meditune.evaluate.subgroups import subgroups
 
     with claimed(recipe, folder, model):
         state = {"model": model}
@@ -176,11 +177,12 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
         else:
             _measure_here(model, recipe, data, folder)
         grade(folder / "predictions", "model", data.splits.measured(recipe.evaluate.split), recipe.evaluate)
-        figures = summarise(read(folder / "predictions", "model"))
+        predictions = read(folder / "predictions", "model")
         test_set = data.splits.measured_name(recipe.evaluate.split)
         result = state | {
             "data": {"test_set": test_set, "sha256": data.sha256},
-            "figures": figures,
+            "figures": summarise(predictions),
+            "subgroups": subgroups(data.splits.measured(recipe.evaluate.split), None, predictions, recipe.seed),
             "leakage": read_json(folder / leakage.FILE_NAME),
         }
         write_json(folder / EVALUATION, result)

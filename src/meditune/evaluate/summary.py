@@ -13,6 +13,7 @@ from meditune.evaluate.metrics import summarise
 from meditune.evaluate.metrics.decision import confusion, macro_f1, recalls
 from meditune.evaluate.predictions import Predictions, read
 from meditune.evaluate.preference import by_kind
+from meditune.evaluate.subgroups import subgroups
 from meditune.recipe import Recipe
 
 PUBLISHED = {
@@ -53,6 +54,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "worse": got_worse(comparison),
         "baselines": baselines(tuned, test_set),
         "decision": {"base": _decision(base), "tuned": _decision(tuned)} if tuned.decision else None,
+        "subgroups": subgroups(data.splits.measured(recipe.evaluate.split), base, tuned, recipe.seed),
         "training": training,
         **({"texts": editions} if editions else {}),
         **({"preference": {"base": by_kind(base), "tuned": by_kind(tuned)}} if pairs else {}),

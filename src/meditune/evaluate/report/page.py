@@ -10,6 +10,7 @@ from markupsafe import Markup
 from meditune.data.example import DECISIONS
 from meditune.errors import DataError
 from meditune.evaluate.report import facts, plots, wording
+from meditune.evaluate.report.groups import tables
 from meditune.evaluate.report.leakage import leakage
 from meditune.evaluate.report.table import headline, rows
 from meditune.evaluate.report.verdict import verdict
@@ -76,6 +77,7 @@ def _context(folder: Path) -> dict[str, Any]:
         "baselines": report.get("baselines") or [],
         "synthetic": bool((report.get("data") or {}).get("synthetic")),
         "leakage": leakage(report),
+        "subgroups": tables(report),
         "table": table,
         "tiles": headline(table)[:TILES],
         "verdict": verdict(report, table),

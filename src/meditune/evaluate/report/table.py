@@ -97,12 +97,13 @@ def _row(
         compared.get("test", ""),
         "better" if better is True else "worse" if better is False else "not shown",
         wrong_way,
-        _forest(metric, compared["delta"], *compared["ci95"]),
+        forest(metric, compared["delta"], *compared["ci95"]),
         rose,
     )
 
 
-def _forest(metric: Metric, delta: float, low: float, high: float) -> Forest:
+def forest(metric: Metric, delta: float, low: float, high: float) -> Forest:
+    """A difference and its interval, turned so that better lies to the right, on a scale of its own."""
     if metric.direction != "up":
         delta, low, high = -delta, -high, -low
     reach = max(abs(delta), abs(low), abs(high)) * 1.12 or 1.0
