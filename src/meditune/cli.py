@@ -52,6 +52,7 @@ def run(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: Ye
     report = journey.run(resolved.recipe, output, command, terminal.approval(yes))
     terminal.print_comparison(report)
     terminal.print_synthetic(report["data"]["synthetic"])
+    terminal.print_remarks(report["remarks"])
     terminal.print_leakage(report["leakage"])
     typer.echo(f"Report: {(output / 'report.html').resolve()}")
     terminal.print_worse(report)
@@ -95,6 +96,7 @@ def evaluate(
     resolved = _recipe(recipe, overrides)
     result = journey.evaluate(model, resolved.recipe, output, terminal.approval(yes))
     terminal.print_figures(result)
+    terminal.print_remarks(result["remarks"])
     terminal.print_leakage(result["leakage"])
     typer.echo(f"Predictions: {(output / 'predictions').resolve()}")
 
@@ -129,6 +131,7 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A finishe
     result = journey.report(folder)
     terminal.print_comparison(result)
     terminal.print_synthetic(result["data"]["synthetic"])
+    terminal.print_remarks(result["remarks"])
     terminal.print_leakage(result["leakage"])
     typer.echo(f"Report: {(folder / 'report.html').resolve()}")
     terminal.print_worse(result)

@@ -158,6 +158,7 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
 
     A model that carries its own prompt format is shown that one.
     """
+    from meditune.evaluate.coverage import remarks, unmeasured
     from meditune.evaluate.grading import grade
     from meditune.evaluate.metrics import summarise
     from meditune.evaluate.predictions import read
@@ -165,8 +166,8 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
 
     with claimed(recipe, folder, model):
         state = {"model": model}
-        measured = (folder / "predictions").exists() and (folder / EVALUATION).is_file()
-        if measured and not _same_model(read_json(folder / EVALUATION)["model"], model):
+        begun = (folder / "predictions").exists() and (folder / EVALUATION).is_file()
+        if begun and not _same_model(read_json(folder / EVALUATION)["model"], model):
             raise MedituneError(f"{folder} holds an evaluation of another model. Choose another --output.")
         write_json(folder / EVALUATION, state)
         with stage(folder, "prepare"):
@@ -176,13 +177,15 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
             journey.measure(remote, data, recipe, folder, approve)
         else:
             _measure_here(model, recipe, data, folder)
-        grade(folder / "predictions", "model", data.splits.measured(recipe.evaluate.split), recipe.evaluate)
+        measured = data.splits.measured(recipe.evaluate.split)
+        grade(folder / "predictions", "model", measured, recipe.evaluate)
         predictions = read(folder / "predictions", "model")
         test_set = data.splits.measured_name(recipe.evaluate.split)
         result = state | {
             "data": {"test_set": test_set, "sha256": data.sha256},
             "figures": summarise(predictions),
-            "subgroups": subgroups(data.splits.measured(recipe.evaluate.split), None, predictions, recipe.seed),
+            "remarks": [*unmeasured(measured), *remarks(predictions, "model", measured, recipe)],
+            "subgroups": subgroups(measured, None, predictions, recipe.seed),
             "leakage": read_json(folder / leakage.FILE_NAME),
         }
         write_json(folder / EVALUATION, result)

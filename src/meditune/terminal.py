@@ -66,6 +66,12 @@ def print_comparison(result: dict[str, Any], first: str = "base", second: str = 
     console().print(table)
 
 
+def print_remarks(remarks: list[str]) -> None:
+    """What one must know of the predictions before believing their figures."""
+    for remark in remarks:
+        console().print(f"[yellow]{escape(remark)}[/]")
+
+
 def print_leakage(*checks: dict[str, Any]) -> None:
     """What the check for leakage found, in red; nothing where it found nothing."""
     for checked in checks:

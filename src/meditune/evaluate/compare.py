@@ -28,19 +28,37 @@ def compare(base: Predictions, tuned: Predictions, resamples: int, seed: int) ->
     for name in first:
         if name not in second:
             continue
-        if first[name].ids != second[name].ids:
-            raise DataError(
-                f"The two models' {name} was measured on different items, so their difference says nothing. Evaluate "
-                "both with the same recipe and seed, and the same version of Python."
-            )
-        result[name] = _bootstrap(METRICS[name], first[name], second[name], resamples, seed)
+        other = _in_order(name, first[name], second[name])
+        result[name] = _bootstrap(METRICS[name], first[name], other, resamples, seed)
     if "accuracy" in result:
-        result["accuracy"] |= {"p": mcnemar(base, tuned), "test": "McNemar, exact"}
+        later = {row["id"]: row for row in tuned.decision}
+        same_order = Predictions(decision=[later[row["id"]] for row in base.decision])
+        result["accuracy"] |= {"p": mcnemar(base, same_order), "test": "McNemar, exact"}
     return result
 
 
+def _in_order(name: str, first: Statistics, second: Statistics) -> Statistics:
+    """`second` with its items in the order of `first`. Raises DataError where they aren't the same items."""
+    if first.ids == second.ids:
+        return second
+    place = {each: index for index, each in enumerate(second.ids)}
+    lacking = [each for each in first.ids if each not in place]
+    further = sorted(place.keys() - set(first.ids))
+    if lacking or further:
+        sides = [
+            f"{len(ids)} only in the {side} ({', '.join(ids[:3])}{' ...' if len(ids) > 3 else ''})"
+            for side, ids in (("first", lacking), ("second", further))
+            if ids
+        ]
+        raise DataError(
+            f"The two models' {name} was measured on different items, so their difference says nothing: "
+            f"{', '.join(sides)}. Evaluate both with the same recipe and seed, and the same version of Python."
+        )
+    return Statistics(first.ids, second.items[[place[each] for each in first.ids]], second.figure)
+
+
 def mcnemar(base: Predictions, tuned: Predictions) -> float:
-    """Two-sided exact p of McNemar's test that both models are right equally often."""
+    """Two-sided exact p of McNemar's test that both models are right equally often; their rows in the same order."""
     from scipy.stats import binomtest
 
     gained = lost = 0

@@ -9,6 +9,7 @@ import meditune
 from meditune.data.example import DECISIONS
 from meditune.data.prepare import Prepared
 from meditune.evaluate.compare import compare, got_worse
+from meditune.evaluate.coverage import remarks, unmeasured
 from meditune.evaluate.metrics import summarise
 from meditune.evaluate.metrics.decision import confusion, macro_f1, recalls
 from meditune.evaluate.predictions import Predictions, read
@@ -32,9 +33,15 @@ PUBLISHED = {
 def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], predictions: Path) -> dict[str, Any]:
     """The content of report.json (keys as in docs/report.md), but for what the caller knows of the run itself."""
     base, tuned = read(predictions, "base"), read(predictions, "tuned")
-    comparison = compare(base, tuned, recipe.evaluate.resamples, recipe.seed)
     test_set = data.splits.measured_name(recipe.evaluate.split)
     splits = {name: len(examples) for name, examples in data.splits.named().items()}
+    measured = data.splits.measured(recipe.evaluate.split)
+    noted = [
+        *unmeasured(measured),
+        *remarks(base, "base", measured, recipe),
+        *remarks(tuned, "tuned", measured, recipe),
+    ]
+    comparison = compare(base, tuned, recipe.evaluate.resamples, recipe.seed)
     pairs = {"preference": len(tuned.preference)} if tuned.preference else {}
     editions = _editions(tuned)
     return {
@@ -54,7 +61,8 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "worse": got_worse(comparison),
         "baselines": baselines(tuned, test_set),
         "decision": {"base": _decision(base), "tuned": _decision(tuned)} if tuned.decision else None,
-        "subgroups": subgroups(data.splits.measured(recipe.evaluate.split), base, tuned, recipe.seed),
+        "remarks": noted,
+        "subgroups": subgroups(measured, base, tuned, recipe.seed),
         "training": training,
         **({"texts": editions} if editions else {}),
         **({"preference": {"base": by_kind(base), "tuned": by_kind(tuned)}} if pairs else {}),
