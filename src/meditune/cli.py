@@ -138,6 +138,29 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A finishe
 
 
 @app.command()
+def ratings(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="CSV, JSON Lines ...: columns id, score (1 to 4), and maybe model.")
+    ],
+    folder: Annotated[
+        Path | None, typer.Option("--run", help="Keep them with this run's (or evaluation's) answers.")
+    ] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="Of several scores of a question the highest counts, not their mean.")
+    ] = False,
+) -> None:
+    """Raters' scores as LiveQA's figures: average score, succ@i+, prec@i+."""
+    from meditune import terminal
+    from meditune.evaluate import ratings as rated
+
+    found = rated.read_ratings(file, best)
+    terminal.print_ratings(found)
+    if folder:
+        stored = rated.store(found, folder / "predictions")
+        typer.echo(f"Kept for {' and '.join(stored)}. Into the report: meditune report {folder}")
+
+
+@app.command()
 def ask(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Run folder, model folder, catalogue name, hub id, or api:NAME.")

@@ -178,6 +178,8 @@ def refuse_unfinished(folder: Path) -> None:
     if not (folder / RECIPE).is_file():
         raise DataError(f"{folder} holds no run: {RECIPE} is missing. Give the --output folder of `meditune run`.")
     predicted = {path.name.partition("-")[::2] for path in (folder / "predictions").glob("*-*.jsonl")}
+    # Ratings come later, and of one model alone if need be.
+    predicted -= {(name, "rating.jsonl") for name in ("base", "tuned")}
     base, tuned = ({kind for name, kind in predicted if name == model} for model in ("base", "tuned"))
     if not (folder / "model" / "training.json").is_file() or not tuned or base != tuned:
         raise DataError(

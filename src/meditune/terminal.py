@@ -14,7 +14,8 @@ from meditune.ask import Answer
 from meditune.data.leakage import said
 from meditune.data.prepare import Prepared
 from meditune.errors import MedituneError
-from meditune.evaluate.metrics import METRICS
+from meditune.evaluate.metrics import METRICS, summarise
+from meditune.evaluate.predictions import Predictions
 from meditune.limits import LIMITS
 from meditune.planning.plan import Planned
 from meditune.planning.target import UTILIZATION
@@ -63,6 +64,20 @@ def print_comparison(result: dict[str, Any], first: str = "base", second: str = 
             "<0.001" if row["p"] < 0.001 else f"{row['p']:.3f}",
             VERDICTS[row["better"]],
         )
+    console().print(table)
+
+
+def print_ratings(ratings: dict[str, list[dict[str, Any]]]) -> None:
+    """The figures of each model's ratings."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("", *(model or "all ratings" for model in ratings)):
+        table.add_column(title, justify="right" if title else "left")
+    every = [summarise(Predictions(rating=rows)) for rows in ratings.values()]
+    counts = [(len(rows), sum(row["score"] is not None for row in rows)) for rows in ratings.values()]
+    table.add_row("questions", *(str(questions) for questions, _ in counts))
+    table.add_row("answered", *(str(answered) for _, answered in counts))
+    for name in every[0]:
+        table.add_row(METRICS[name].title, *(f"{figures[name]:.{METRICS[name].digits}f}" for figures in every))
     console().print(table)
 
 

@@ -24,7 +24,7 @@ def remarks(predictions: Predictions, name: str, examples: Sequence[Example], re
     answered = chosen_answers(examples, recipe.evaluate.answers, recipe.seed)
     decided = [example.id for example in examples if example.decision]
     asked = [example.id for example in answered]
-    expected = {"decision": decided, "likelihood": asked, "answer": asked}
+    expected = {"decision": decided, "likelihood": asked, "answer": asked, "rating": asked}
     found = []
     for kind, ids in expected.items():
         rows: list[dict[str, Any]] = getattr(predictions, kind)

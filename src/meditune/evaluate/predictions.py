@@ -8,6 +8,7 @@ One JSON Lines file per model and task under `predictions/`:
     base-general.jsonl      id, nll, tokens            (windows of general text)
     base-technical.jsonl    id, nll, tokens, python, sha256   (windows of technical text, and which edition of it)
     base-preference.jsonl   id, kind, chosen_nll, chosen_tokens, rejected_nll, rejected_tokens   (pairs of answers)
+    base-rating.jsonl       id, score                  (1 to 4 by raters, null where nothing was answered; ratings.py)
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from meditune.files import read_jsonl, write_jsonl
 
 TextKind = Literal["general", "technical"]
 """Running text, measured in windows."""
-Kind = Literal["decision", "likelihood", "answer", TextKind, "preference"]
+Kind = Literal["decision", "likelihood", "answer", TextKind, "preference", "rating"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -38,6 +39,7 @@ class Predictions:
     general: list[dict[str, Any]] = field(default_factory=list)
     preference: list[dict[str, Any]] = field(default_factory=list)
     technical: list[dict[str, Any]] = field(default_factory=list)
+    rating: list[dict[str, Any]] = field(default_factory=list)
     no_reference: list[str] = field(default_factory=list)
     """Ids of stored answers with an empty reference; they aren't in `answer`, as nothing can be measured on them."""
 

@@ -54,7 +54,8 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "data": {**splits, "test_set": test_set, "sha256": data.sha256, "synthetic": data.synthetic},
         "items": {kind: len(getattr(tuned, kind)) for kind in ("decision", "answer", "general")}
         | {kind: len(windows) for kind, windows in tuned.texts().items()}
-        | pairs,
+        | pairs
+        | ({"rating": len(tuned.rating)} if tuned.rating else {}),
         "base": summarise(base),
         "tuned": summarise(tuned),
         "comparison": comparison,
