@@ -17,8 +17,8 @@ from pathlib import Path
 
 from meditune.data import liveqa, medquad, pubmedqa
 from meditune.data.example import Example
-from meditune.data.leakage import context_of, find
-from meditune.data.near import near_passages, near_questions
+from meditune.data.leakage import RUN, context_of, find
+from meditune.data.near import near_passages, near_questions, share_within
 from meditune.data.rejects import Rejects
 from meditune.data.splits import Splits, split
 
@@ -130,6 +130,12 @@ def main() -> None:
         shown = [*each.train, *each.dev]
         leaks = find(shown, each.test)
         print(f"| {name} | {len(shown):,} x {len(each.test):,} | {len(leaks)} | {time.monotonic() - started:.1f} |")
+    official = parts["pubmedqa"]
+    texts = [[context_of(each) for each in side] for side in (official.test, [*official.train, *official.dev])]
+    highest = max(alike for _, _, alike in near_passages(*texts, least_alike=0.01))
+    print(f"\nPubMedQA: two abstracts are alike by {highest:.3f} at most.")
+    shares = sorted(share_within(each.answer, f"{each.question}\n{context_of(each)}", RUN) for each in official.test)
+    print(f"Highest shares of an answer in its own prompt: {', '.join(f'{share:.2f}' for share in shares[-3:])}.")
     print("\n| questions of | rewrite | found | others found |\n|---|---|---|---|")
     for name, each in parts.items():
         recall(name, each, lambda example: example.question, REWRITES)

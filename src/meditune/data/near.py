@@ -102,8 +102,8 @@ def near_questions(
     ]
 
 
-def near_passages(first: Sequence[str], second: Sequence[str]) -> Matches:
-    """Pairs of passages of which one holds at least PASSAGES_ALIKE of the other's word triples.
+def near_passages(first: Sequence[str], second: Sequence[str], least_alike: float = PASSAGES_ALIKE) -> Matches:
+    """Pairs of passages of which one holds at least that share of the other's word triples.
 
     So an abstract is found in an article that quotes it, and with about one word in seven replaced. Passages of fewer
     than LEAST_WORDS words match nothing.
@@ -121,7 +121,7 @@ def near_passages(first: Sequence[str], second: Sequence[str]) -> Matches:
     least = np.minimum(sizes[0][shared.row], sizes[1][shared.col])
     alike = shared.data / np.maximum(least, 1)
     long = least >= LEAST_WORDS - 4  # of triples, a few of which may come twice
-    chosen = np.flatnonzero(long & (alike >= PASSAGES_ALIKE))
+    chosen = np.flatnonzero(long & (alike >= least_alike))
     return [(int(shared.row[k]), int(shared.col[k]), float(alike[k])) for k in chosen]
 
 
