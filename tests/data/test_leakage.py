@@ -94,6 +94,13 @@ def test_questions_that_are_nearly_the_same_are_split_together():
         assert find([*parts.train, *parts.dev], parts.test) == []
 
 
+def test_questions_about_one_passage_are_split_together():
+    items = [example(number, context=context(WORDS.format(f"drug {number // 4}"))) for number in range(80)]
+    for seed in range(4):
+        parts = split({"own": items}, False, 0.3, 0.2, seed)
+        assert not {e.context for e in parts.test} & {e.context for e in (*parts.train, *parts.dev)}
+
+
 def test_the_answer_in_the_prompt():
     answer = "Among adults with back pain the drug shortened sick leave by two days, but nobody slept any better."
     clear = example(1, answer=answer, context=context("Sick leave was shorter, and sleep was the same as before."))

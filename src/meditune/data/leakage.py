@@ -189,8 +189,11 @@ def sentence(kind: str, row: dict[str, Any], items: int, model: str = "the model
         for leak in row["leaks"][:SHOWN]
     )
     more = f" and {row['items'] - SHOWN} more" if row["items"] > SHOWN else ""
-    near = f", {row['exact']} of them exactly, the others at a likeness of {row['alike']:.2f} or more"
     one = row["items"] == 1
+    exact = (
+        f"{row['exact']} of them exactly, the others" if row["exact"] else "" if one else "none of them exactly, all"
+    )
+    near = f", {exact} at a likeness of {row['alike']:.2f}{'' if one else ' or more'}".replace(",  at", ", at")
     what = (SINGULAR if one else WHAT)[kind].format(model=model)
     return f"{row['items']} of {items} test items {what}{'' if row['exact'] == row['items'] else near} ({shown}{more})."
 

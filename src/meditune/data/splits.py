@@ -11,7 +11,7 @@ from typing import Any
 
 from meditune.data import liveqa, pubmedqa
 from meditune.data.example import Example
-from meditune.data.near import near_questions
+from meditune.data.near import LEAST_WORDS, near_questions
 from meditune.errors import DataError
 
 OFFICIAL = {"pubmedqa": pubmedqa.official_split, "liveqa": liveqa.official_split}
@@ -48,9 +48,9 @@ def split(
 ) -> Splits:
     """Split each source: by its publisher's test set where there is one and `official` asks for it, else by group.
 
-    A question that an official set holds is kept for training wherever else it turns up, so that it can only leak, and
-    be refused (leakage.py), or do no harm. The development set is taken from what isn't test, by group, stratified by
-    source and decision. Raises DataError where a split is empty.
+    A question or context that an official set holds is kept for training wherever else it turns up, so that it can
+    only leak, and be refused (leakage.py), or do no harm. The development set is taken from what isn't test, by group,
+    stratified by source and decision. Raises DataError where a split is empty.
     """
     rest: list[Example] = []
     test: list[Example] = []
@@ -63,9 +63,9 @@ def split(
         else:
             free += examples
     same = same_questions([*rest, *test, *free])
-    known = {same[question_key(example.question)] for example in (*rest, *test)} - {""}
-    rest += [example for example in free if same[question_key(example.question)] in known]
-    kept, held = by_group([e for e in free if same[question_key(e.question)] not in known], test_share, seed, same)
+    known = {key for example in (*rest, *test) for key in _shared(example, same)}
+    rest += [example for example in free if known.intersection(_shared(example, same))]
+    kept, held = by_group([e for e in free if not known.intersection(_shared(e, same))], test_share, seed, same)
     rest += kept
     test += held
     train, dev = by_group(rest, dev_share, seed + 1, same)
@@ -85,8 +85,8 @@ def by_group(
 ) -> tuple[list[Example], list[Example]]:
     """(rest, held): about `share` of the examples held, whole groups at a time, stratified by source and decision.
 
-    Examples with the same group, or with the same question or nearly, are one group; `same` is what `same_questions`
-    says of them. Each stratum's groups are shuffled with the seed.
+    Examples with the same group, the same context, or the same question or nearly, are one group; `same` is what
+    `same_questions` says of them. Each stratum's groups are shuffled with the seed.
     """
     strata: dict[str, list[list[int]]] = defaultdict(list)
     for members in _components(examples, same_questions(examples) if same is None else same):
@@ -143,12 +143,11 @@ def same_questions(examples: Sequence[Example]) -> dict[str, str]:
 
 
 def _components(examples: Sequence[Example], same: Mapping[str, str]) -> list[list[int]]:
-    """Indices of examples that hang together through a group or a question, in order of first appearance."""
+    """Indices of examples that hang together through what they share, in order of first appearance."""
     parent = {index: index for index in range(len(examples))}
     seen: dict[tuple[str, str], int] = {}
     for index, example in enumerate(examples):
-        question = same[question_key(example.question)]
-        for key in ((example.source, example.group), *([("", question)] if question else [])):
+        for key in ((example.source, example.group), *_shared(example, same)):
             other = seen.setdefault(key, index)
             low, high = sorted((_root(parent, index), _root(parent, other)))
             parent[high] = low
@@ -156,6 +155,14 @@ def _components(examples: Sequence[Example], same: Mapping[str, str]) -> list[li
     for index in range(len(examples)):
         members[_root(parent, index)].append(index)
     return list(members.values())
+
+
+def _shared(example: Example, same: Mapping[str, str]) -> list[tuple[str, str]]:
+    """What an example has in common with others of any source: its question, and its context if it isn't short."""
+    question = same[question_key(example.question)]
+    context = question_key(" ".join(passage.text for passage in example.context))
+    kept = [("question of", question)] if question else []
+    return [*kept, ("context of", context)] if len(context.split()) >= LEAST_WORDS else kept
 
 
 def _root(parent: dict[Any, Any], node: Any) -> Any:
