@@ -101,6 +101,13 @@ def test_questions_about_one_passage_are_split_together():
         assert not {e.context for e in parts.test} & {e.context for e in (*parts.train, *parts.dev)}
 
 
+def test_a_background_that_most_items_have_is_no_leak():
+    items = [example(number, context=context(WORDS.format("a drug"))) for number in range(40)]
+    parts = split({"own": items}, False, 0.3, 0.2, 1)
+    assert find([*parts.train, *parts.dev], parts.test) == []
+    assert trained_on.record(items)["contexts"] == []
+
+
 def test_the_answer_in_the_prompt():
     answer = "Among adults with back pain the drug shortened sick leave by two days, but nobody slept any better."
     clear = example(1, answer=answer, context=context("Sick leave was shorter, and sleep was the same as before."))

@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from meditune.data.example import Example
 from meditune.data.near import LEAST_WORDS, Matches, near_passages, near_questions, share_within, words
-from meditune.data.splits import Splits, instructions, question_key
+from meditune.data.splits import Splits, backgrounds, context_key, instructions, question_key
 from meditune.data.trained_on import PARTS, Record, keys
 from meditune.errors import DataError
 from meditune.files import write_json
@@ -114,7 +114,9 @@ def find(train: Sequence[Example], measured: Sequence[Example], others: Sequence
     asked, mine = ([each for each in part if question_key(each.question) not in general] for part in (train, measured))
     near = partial(near_questions, others=[example.question for example in others])
     found += _alike("question", asked, mine, lambda example: example.question, near, 1)
-    found += _alike("context", train, measured, context_of, near_passages, LEAST_WORDS)
+    common = backgrounds([*train, *measured, *others])
+    asked, mine = ([each for each in part if context_key(each) not in common] for part in (train, measured))
+    found += _alike("context", asked, mine, context_of, near_passages, LEAST_WORDS)
     return [*found, *in_prompt(measured)]
 
 

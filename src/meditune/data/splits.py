@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ OFFICIAL = {"pubmedqa": pubmedqa.official_split, "liveqa": liveqa.official_split
 """Sources whose publisher names the test set."""
 FEW = 3
 """A question that is put to more groups, each with its own context, is an instruction."""
+MOST = 0.2
+"""A context that a larger share of the examples has is their background."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,11 @@ def split(
             test += held
         else:
             free += examples
-    same = same_questions([*rest, *test, *free])
-    known = {key for example in (*rest, *test) for key in _shared(example, same)}
-    rest += [example for example in free if known.intersection(_shared(example, same))]
-    kept, held = by_group([e for e in free if not known.intersection(_shared(e, same))], test_share, seed, same)
+    same, general = same_questions([*rest, *test, *free]), backgrounds([*rest, *test, *free])
+    known = {key for example in (*rest, *test) for key in _shared(example, same, general)}
+    new = [not known.intersection(_shared(example, same, general)) for example in free]
+    rest += [example for example, is_new in zip(free, new, strict=True) if not is_new]
+    kept, held = by_group([e for e, is_new in zip(free, new, strict=True) if is_new], test_share, seed, same)
     rest += kept
     test += held
     train, dev = by_group(rest, dev_share, seed + 1, same)
@@ -113,6 +116,11 @@ def question_key(question: str) -> str:
     return re.sub(r"\W+", " ", question.casefold()).strip()
 
 
+def context_key(example: Example) -> str:
+    """An example's context without case, punctuation and spacing."""
+    return question_key(" ".join(passage.text for passage in example.context))
+
+
 def instructions(examples: Iterable[Example]) -> set[str]:
     """Keys of questions that are put to more than a few groups, each with a context of its own.
 
@@ -130,6 +138,12 @@ def instructions(examples: Iterable[Example]) -> set[str]:
     return {key for key, traits in asked.items() if key not in alone and min(map(len, traits)) > FEW}
 
 
+def backgrounds(examples: Sequence[Example]) -> set[str]:
+    """Keys of contexts that so many examples have that they are no sign that two items are the same."""
+    counts = Counter(context_key(example) for example in examples)
+    return {key for key, count in counts.items() if count > max(FEW, MOST * len(examples))}
+
+
 def same_questions(examples: Sequence[Example]) -> dict[str, str]:
     """Each question's key -> the key that stands for it and its light rewrites; empty for an instruction."""
     general = instructions(examples)
@@ -144,10 +158,10 @@ def same_questions(examples: Sequence[Example]) -> dict[str, str]:
 
 def _components(examples: Sequence[Example], same: Mapping[str, str]) -> list[list[int]]:
     """Indices of examples that hang together through what they share, in order of first appearance."""
-    parent = {index: index for index in range(len(examples))}
+    parent, general = {index: index for index in range(len(examples))}, backgrounds(examples)
     seen: dict[tuple[str, str], int] = {}
     for index, example in enumerate(examples):
-        for key in ((example.source, example.group), *_shared(example, same)):
+        for key in ((example.source, example.group), *_shared(example, same, general)):
             other = seen.setdefault(key, index)
             low, high = sorted((_root(parent, index), _root(parent, other)))
             parent[high] = low
@@ -157,12 +171,12 @@ def _components(examples: Sequence[Example], same: Mapping[str, str]) -> list[li
     return list(members.values())
 
 
-def _shared(example: Example, same: Mapping[str, str]) -> list[tuple[str, str]]:
+def _shared(example: Example, same: Mapping[str, str], general: Container[str]) -> list[tuple[str, str]]:
     """What an example has in common with others of any source: its question, and its context if it isn't short."""
-    question = same[question_key(example.question)]
-    context = question_key(" ".join(passage.text for passage in example.context))
+    question, context = same[question_key(example.question)], context_key(example)
     kept = [("question of", question)] if question else []
-    return [*kept, ("context of", context)] if len(context.split()) >= LEAST_WORDS else kept
+    is_telling = len(context.split()) >= LEAST_WORDS and context not in general
+    return [*kept, ("context of", context)] if is_telling else kept
 
 
 def _root(parent: dict[Any, Any], node: Any) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 
 from meditune.data.example import Example
 from meditune.data.restrictions import is_restricted
-from meditune.data.splits import instructions, question_key
+from meditune.data.splits import backgrounds, context_key, instructions, question_key
 from meditune.errors import DataError
 from meditune.files import read_json
 
@@ -38,11 +38,13 @@ def record(examples: Sequence[Example], earlier: Iterable[Record] = ()) -> Recor
         "examples": len(examples) + sum(each["examples"] for each in before),
         "unlisted": len(examples) - len(listed) + sum(each["unlisted"] for each in before),
     }
-    general = instructions(examples)
+    general, common = instructions(examples), backgrounds(examples)
     hashed = [keys(example) for example in listed]
     for example, each in zip(listed, hashed, strict=True):
         if question_key(example.question) in general:
             each["questions"] = ""
+        if context_key(example) in common:
+            each["contexts"] = ""
     for part in PARTS:
         own = {each[part] for each in hashed if each[part]}
         found[part] = sorted(own.union(*(each[part] for each in before)))
