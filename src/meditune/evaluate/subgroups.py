@@ -102,6 +102,7 @@ def _row(
         row |= {"base": _figure(base, mask), "delta": float(_gap(metric, _figure(tuned, mask), _figure(base, mask)))}
     if row["items"] < LEAST:
         return row
+    drawn = drawn[(drawn[:, mask].sum(axis=1) > 0) & (drawn[:, ~mask].sum(axis=1) > 0)]
     own = _figures(tuned, mask, drawn)
     rest = _figures(tuned, ~mask, drawn)
     row |= {"others": _figure(tuned, ~mask), "tuned_ci95": _interval(own)}
@@ -164,9 +165,8 @@ def _figure(statistics: Statistics, mask: NDArray[np.bool_]) -> float:
 
 
 def _figures(statistics: Statistics, mask: NDArray[np.bool_], drawn: Array) -> Array:
-    """One figure for each draw that holds an item of the group."""
-    chosen = drawn[:, mask]
-    return statistics.figure(chosen @ statistics.items[mask]) if chosen.size else np.empty(0)
+    """One figure for each draw."""
+    return statistics.figure(drawn[:, mask] @ statistics.items[mask])
 
 
 def _worth(metric: Metric, figure: Any) -> Any:
@@ -180,7 +180,7 @@ def _gap(metric: Metric, tuned: Any, base: Any) -> Any:
 
 
 def _interval(figures: Array) -> list[float]:
-    low, high = np.nanpercentile(figures, [2.5, 97.5])
+    low, high = np.percentile(figures, [2.5, 97.5])
     return [float(low), float(high)]
 
 
@@ -188,5 +188,5 @@ def _p(difference: float, drawn: Array, items: int) -> float:
     """Two-sided, from the spread of the drawn differences, which a group of so many items tells."""
     from scipy.stats import t
 
-    spread = float(np.nanstd(drawn))
+    spread = float(np.std(drawn))
     return float(2 * t.sf(abs(difference) / spread, items - 1)) if spread else float(difference == 0)
