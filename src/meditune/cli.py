@@ -53,6 +53,8 @@ def run(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: Ye
     report = journey.run(resolved.recipe, output, command, terminal.approval(yes))
     terminal.print_comparison(report)
     terminal.print_synthetic(report["data"]["synthetic"])
+    terminal.print_remarks(report["remarks"])
+    terminal.print_leakage(report["leakage"])
     typer.echo(f"Report: {(output / 'report.html').resolve()}")
     terminal.print_worse(report)
 
@@ -93,7 +95,10 @@ def evaluate(
     from meditune import terminal
 
     resolved = _recipe(recipe, overrides)
-    terminal.print_figures(journey.evaluate(model, resolved.recipe, output, terminal.approval(yes)))
+    result = journey.evaluate(model, resolved.recipe, output, terminal.approval(yes))
+    terminal.print_figures(result)
+    terminal.print_remarks(result["remarks"])
+    terminal.print_leakage(result["leakage"])
     typer.echo(f"Predictions: {(output / 'predictions').resolve()}")
 
 
@@ -179,8 +184,33 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A finishe
     result = journey.report(folder)
     terminal.print_comparison(result)
     terminal.print_synthetic(result["data"]["synthetic"])
+    terminal.print_remarks(result["remarks"])
+    terminal.print_leakage(result["leakage"])
     typer.echo(f"Report: {(folder / 'report.html').resolve()}")
     terminal.print_worse(result)
+
+
+@app.command()
+def ratings(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="CSV, JSON Lines ...: columns id, score (1 to 4), and maybe model.")
+    ],
+    folder: Annotated[
+        Path | None, typer.Option("--run", help="Keep them with this run's (or evaluation's) answers.")
+    ] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="Of several scores of a question the highest counts, not their mean.")
+    ] = False,
+) -> None:
+    """Raters' scores as LiveQA's figures: average score, succ@i+, prec@i+."""
+    from meditune import terminal
+    from meditune.evaluate import ratings as rated
+
+    found = rated.read_ratings(file, best)
+    terminal.print_ratings(found)
+    if folder:
+        stored = rated.store(found, folder / "predictions")
+        typer.echo(f"Kept for {' and '.join(stored)}. Into the report: meditune report {folder}")
 
 
 @app.command()

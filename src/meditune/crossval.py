@@ -67,9 +67,9 @@ def together(runs: list[Path], resamples: int, seed: int) -> dict[str, Any]:
     paired bootstrap's over items. It leaves out that the folds' models share most of their training items, for which
     there is no unbiased estimate (Bengio and Grandvalet 2004), so it is somewhat too narrow.
     """
-    from meditune.evaluate.abstention import wilson
     from meditune.evaluate.compare import compare, got_worse
     from meditune.evaluate.metrics import METRICS, summarise
+    from meditune.evaluate.significance import wilson
 
     reports = [read_json(place / "report.json") for place in runs]
     base, tuned = (pooled(runs, model) for model in MODELS)

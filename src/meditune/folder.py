@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import meditune
+from meditune.data import leakage
+from meditune.data.example import Example
+from meditune.data.prepare import stored
 from meditune.data.restrictions import refuse_restricted_sources_for_api
+from meditune.data.trained_on import Record, read_record
 from meditune.errors import DataError, MedituneError, ModelError
 from meditune.files import read_json, write_json
 from meditune.models.names import MERGED, PRUNING
@@ -28,7 +32,7 @@ SHOWN = 3
 """So many differing settings are named."""
 STAGES = "stages.json"
 EVALUATION = "evaluation.json"
-UNFINISHED = {RECIPE, LOCK, STAGES, EVALUATION, "rejected.jsonl", "pairs", "start"}
+UNFINISHED = {RECIPE, LOCK, STAGES, EVALUATION, leakage.FILE_NAME, "rejected.jsonl", "pairs", "start"}
 """What lies in a folder in which no stage is done."""
 
 
@@ -177,7 +181,8 @@ def refuse_unfinished(folder: Path) -> None:
     if not (folder / RECIPE).is_file():
         raise DataError(f"{folder} holds no run: {RECIPE} is missing. Give the --output folder of `meditune run`.")
     predicted = {path.name.partition("-")[::2] for path in (folder / "predictions").glob("*-*.jsonl")}
-    made = {f"{kind}.jsonl" for kind in KINDS if kind not in GRADERS}
+    # What is found in predictions, and ratings, may come later, and of one model alone.
+    made = {f"{kind}.jsonl" for kind in KINDS if kind not in GRADERS and kind != "rating"}
     base, tuned = ({kind for name, kind in predicted if name == model and kind in made} for model in ("base", "tuned"))
     if not (folder / "model" / "training.json").is_file() or not tuned or base != tuned:
         raise DataError(
@@ -213,6 +218,18 @@ def run_behind(model: Path) -> Path:
         if (model / mark).is_file():
             return run_behind(Path(read_json(model / mark)["made_from"][source]))
     return model.parent if model.name == "model" else model
+
+
+def shown_to(model: str) -> tuple[list[Record], list[Example]]:
+    """What is known of a model's training: its own and its run's record, and its run's examples if they are here."""
+    place = Path(model).expanduser()
+    if not place.is_dir():
+        return [], []
+    behind = run_behind(place)
+    places = {each.resolve() for each in (place, place / "model", behind / "model")}
+    records = [record for each in places if (record := read_record(each))]
+    trained = stored(behind / "data").splits.train if (behind / "data" / "quality.json").is_file() else []
+    return records, trained
 
 
 def announce(name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from meditune.data.trained_on import carry
 from meditune.errors import ModelError
 from meditune.files import holds, read_json, replacing_folder, sha256, write_json
 from meditune.limits import LIMITS
@@ -50,6 +51,7 @@ def merge(name: str, folder: Path, keep_zeros: bool = False) -> dict[str, Any]:
         if form:
             save_format(form, partial)
         write_json(partial / MERGED, facts)
+        carry(adapter, partial)
         (partial / "README.md").write_text(_card(facts, form or PromptFormat(), adapter), encoding="utf-8")
     return facts
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from meditune.data.prepare import Prepared, prepare
+from meditune.data.trained_on import carry
 from meditune.errors import DataError, ModelError, RecipeError
 from meditune.files import holds, read_json, replacing_folder, write_json
 from meditune.folder import machine
@@ -91,6 +92,7 @@ def prune(name: str, recipe: Recipe, folder: Path, data: Prepared | None) -> dic
         plain.write(loaded.model, loaded.tokenizer, dtype, partial)
         if loaded.form:
             save_format(loaded.form, partial)
+        carry(Path(place), partial)
         loaded.model = loaded.frozen = None  # type: ignore[assignment]
         written = _load(str(partial), str(dtype).removeprefix("torch."))
         _check_same(expected, _said(written.model, texts), name)

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from meditune import ranks
+from meditune.data import leakage
 from meditune.data.preference.pair import Pair
 from meditune.data.preference.prepare import prepare_pairs, stored_pairs
 from meditune.data.prepare import Prepared, prepare, stood_in, stored
-from meditune.data.splits import refuse_leakage
 from meditune.errors import DataError, MedituneError
 from meditune.files import read_json, write_json
 from meditune.folder import (
@@ -30,7 +30,7 @@ from meditune.folder import (
     machine,
     note_data,
     refuse_unfinished,
-    run_behind,
+    shown_to,
     stage,
     versions,
 )
@@ -157,31 +157,39 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
 
     A model that carries its own prompt format is shown that one.
     """
+    from meditune.evaluate.coverage import remarks, unmeasured
     from meditune.evaluate.grading import grade
     from meditune.evaluate.metrics import summarise
     from meditune.evaluate.official import write_pubmedqa
     from meditune.evaluate.predictions import read
+    from meditune.evaluate.subgroups import subgroups
 
     with claimed(recipe, folder, model):
         state = {"model": model}
-        measured = (folder / "predictions").exists() and (folder / EVALUATION).is_file()
-        if measured and not _same_model(read_json(folder / EVALUATION)["model"], model):
+        begun = (folder / "predictions").exists() and (folder / EVALUATION).is_file()
+        if begun and not _same_model(read_json(folder / EVALUATION)["model"], model):
             raise MedituneError(f"{folder} holds an evaluation of another model. Choose another --output.")
         write_json(folder / EVALUATION, state)
         with stage(folder, "prepare"):
-            data = prepared(recipe, folder)
+            data = prepared(recipe, folder, model)
         remote = find(model, recipe.model.api)
         if remote:
             journey.measure(remote, data, recipe, folder, approve)
         else:
             _measure_here(model, recipe, data, folder)
-        examples = data.splits.measured(recipe.evaluate.split)
-        grade(folder / "predictions", "model", examples, recipe.evaluate)
+        measured = data.splits.measured(recipe.evaluate.split)
+        grade(folder / "predictions", "model", measured, recipe.evaluate)
         if _is_official(data, recipe):
-            write_pubmedqa(folder / "predictions", "model", examples)
-        figures = summarise(read(folder / "predictions", "model"))
+            write_pubmedqa(folder / "predictions", "model", measured)
+        predictions = read(folder / "predictions", "model")
         test_set = data.splits.measured_name(recipe.evaluate.split)
-        result = state | {"data": {"test_set": test_set, "sha256": data.sha256}, "figures": figures}
+        result = state | {
+            "data": {"test_set": test_set, "sha256": data.sha256},
+            "figures": summarise(predictions),
+            "remarks": [*unmeasured(measured), *remarks(predictions, "model", measured, recipe)],
+            "subgroups": subgroups(measured, None, predictions, recipe.seed),
+            "leakage": read_json(folder / leakage.FILE_NAME),
+        }
         write_json(folder / EVALUATION, result)
         return result
 
@@ -221,6 +229,9 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
         if _is_official(data, recipe):
             write_pubmedqa(folder / "predictions", name, measured)
     result = summary(recipe, data, training, folder / "predictions")
+    # What an earlier version measured without a check is marked, because it can't be undone.
+    path = folder / leakage.FILE_NAME
+    result["leakage"] = read_json(path) if path.is_file() else _leakage(recipe, data, recipe.model.base)
     earlier = _earlier_command(folder / "report.json")
     result["stages"] = read_json(folder / STAGES) if (folder / STAGES).is_file() else {}
     if (folder / PRUNED / PRUNING).is_file():
@@ -244,13 +255,16 @@ def prepare_only(recipe: Recipe, folder: Path) -> Prepared:
         return prepared(recipe, folder)
 
 
-def prepared(recipe: Recipe, folder: Path) -> Prepared:
+def prepared(recipe: Recipe, folder: Path, model: str | None = None) -> Prepared:
     """The run's data, prepared now or before; with them, where the recipe learns from pairs of answers, those pairs.
 
-    Raises DataError where the recipe's base model is a run that was trained on what is measured here.
+    Raises DataError where test items leaked: into the training data, into their own prompts, or into what `model` (the
+    recipe's base, unless another is measured) was trained on.
     """
     data = _data(recipe, folder)
-    _refuse_trained_on(recipe, data)
+    checked = _leakage(recipe, data, model or recipe.model.base)
+    leakage.refuse(checked, recipe.evaluate.allow_leakage, folder)
+    write_json(folder / leakage.FILE_NAME, checked)
     if recipe.train.objective != "sft":
         prepare_pairs(recipe, data.splits, data.sha256, folder)
     return data
@@ -274,18 +288,13 @@ def _data(recipe: Recipe, folder: Path) -> Prepared:
     return data
 
 
-def _refuse_trained_on(recipe: Recipe, data: Prepared) -> None:
-    """Raise DataError where the base model's own run trained on items that this one measures on."""
-    base = run_behind(Path(recipe.model.base).expanduser()) / "data"
-    if not (base / "quality.json").is_file():
-        return
-    try:
-        refuse_leakage(stored(base).splits.train, data.splits.measured(recipe.evaluate.split))
-    except DataError as error:
-        raise DataError(
-            f"model.base: {recipe.model.base} was trained on what this recipe measures on. Take the data, split and "
-            f"seed of that run. {error}"
-        ) from error
+def _leakage(recipe: Recipe, data: Prepared, model: str) -> dict[str, Any]:
+    """What leakage.json holds: what was looked at, and what was found."""
+    split, checked = recipe.evaluate.split, data.quality.get("leakage", {})
+    if checked.get("split") != split:
+        checked = leakage.check(data.splits, split, model)
+    checked["model"]["name"] = model
+    return leakage.with_known(checked, *shown_to(model), data.splits.measured(split))
 
 
 def _is_official(data: Prepared, recipe: Recipe) -> bool:

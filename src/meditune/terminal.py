@@ -11,11 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from meditune.ask import Answer
+from meditune.data.leakage import said
 from meditune.data.prepare import Prepared
 from meditune.errors import MedituneError
 from meditune.evaluate.changes import counted
 from meditune.evaluate.compare import survives
-from meditune.evaluate.metrics import METRICS
+from meditune.evaluate.metrics import METRICS, summarise
+from meditune.evaluate.predictions import Predictions
 from meditune.limits import LIMITS
 from meditune.planning.plan import Planned
 from meditune.planning.target import UTILIZATION
@@ -183,6 +185,33 @@ def print_crossval_worse(result: dict[str, Any]) -> None:
     print_worse({"worse": result["worse"], "comparison": comparison, **models})
 
 
+def print_ratings(ratings: dict[str, list[dict[str, Any]]]) -> None:
+    """The figures of each model's ratings."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("", *(model or "all ratings" for model in ratings)):
+        table.add_column(title, justify="right" if title else "left")
+    every = [summarise(Predictions(rating=rows)) for rows in ratings.values()]
+    counts = [(len(rows), sum(row["score"] is not None for row in rows)) for rows in ratings.values()]
+    table.add_row("questions", *(str(questions) for questions, _ in counts))
+    table.add_row("answered", *(str(answered) for _, answered in counts))
+    for name in every[0]:
+        table.add_row(METRICS[name].title, *(f"{figures[name]:.{METRICS[name].digits}f}" for figures in every))
+    console().print(table)
+
+
+def print_remarks(remarks: list[str]) -> None:
+    """What one must know of the predictions before believing their figures."""
+    for remark in remarks:
+        console().print(f"[yellow]{escape(remark)}[/]")
+
+
+def print_leakage(*checks: dict[str, Any]) -> None:
+    """What the check for leakage found, in red; nothing where it found nothing."""
+    for checked in checks:
+        for sentence in said(checked):
+            console().print(f"[bold red]LEAKAGE (allowed by the recipe):[/] {escape(sentence)}")
+
+
 def print_worse(result: dict[str, Any]) -> None:
     """The last line: which metrics moved the wrong way, in red, or that none did."""
     if not result["worse"]:
@@ -289,6 +318,7 @@ def print_data(data: Prepared, folder: Path) -> None:
         out.print(
             f"{name}: {row['examples']:,} examples in {row['groups']:,} groups {f'({decisions})' if decisions else ''}"
         )
+    print_leakage(data.quality["leakage"])
     out.print(f"Data: {folder.resolve()}")
 
 

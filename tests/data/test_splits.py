@@ -8,7 +8,7 @@ import pytest
 from meditune.data import pubmedqa
 from meditune.data.example import DECISIONS, Example
 from meditune.data.rejects import Rejects
-from meditune.data.splits import by_group, question_key, refuse_leakage, split
+from meditune.data.splits import by_group, question_key, split
 from meditune.errors import DataError
 
 
@@ -76,17 +76,6 @@ def test_a_large_group_neither_enters_the_test_nor_keeps_others_out(seed):
     held = by_group(examples, 0.2, seed)[1]
     assert not any(e.group == "all" for e in held)
     assert len(held) == 20
-
-
-def test_leakage_is_refused_by_group_and_by_question_with_the_items_named():
-    test = [example(n) for n in range(5)]
-    with pytest.raises(DataError, match=r"Leakage: 1 training items .*own:9 = own:3"):
-        refuse_leakage([example(9, group="group-3")], test)
-    with pytest.raises(DataError, match="other:9 = own:2"):
-        refuse_leakage([example(9, "other", question="DOES treatment 2 of own help")], test)
-    with pytest.raises(DataError, match="and 15 more"):
-        refuse_leakage([example(n, "other", question=test[0].question) for n in range(20)], test)
-    refuse_leakage([example(9, "other", group="group-3")], test)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -7,12 +7,13 @@ import pytest
 
 from meditune.data.example import DECISIONS
 from meditune.errors import RecipeError
-from meditune.evaluate.abstention import FEWEST, abstention, kept_at, threshold_for, wilson
+from meditune.evaluate.abstention import FEWEST, abstention, kept_at, threshold_for
 from meditune.evaluate.calibration import fitted
 from meditune.evaluate.metrics import summarise
 from meditune.evaluate.metrics.calibration import calibrated
 from meditune.evaluate.metrics.confidence import probabilities
 from meditune.evaluate.predictions import Predictions
+from meditune.evaluate.significance import wilson
 from meditune.recipe import EvaluateSpec
 from meditune.recipes.loading import load_recipe
 from tests.evaluate.test_confidence import numbered

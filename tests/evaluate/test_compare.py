@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from meditune.evaluate.changes import changes, counted
-from meditune.evaluate.compare import compare, holm, wilson
+from meditune.evaluate.compare import compare
 from meditune.evaluate.measured import Measured
 from meditune.evaluate.predictions import Predictions
 from meditune.evaluate.side_by_side import side_by_side
+from meditune.evaluate.significance import holm, wilson
 
 
 def decided(*right):

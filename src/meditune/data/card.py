@@ -35,7 +35,7 @@ def data_card(recipe: Recipe, quality: dict[str, Any]) -> str:
         lines.append(f"| {name} | {row['examples']:,} | {row['groups']:,} | {decisions} |")
     lines += [
         "",
-        f"Test set: {quality['test_set']}. No group and no question of the test set is in train or dev.",
+        f"Test set: {quality['test_set']}. {_leakage(quality)}",
         f"Seed {recipe.seed}; development share {recipe.data.dev_share}.",
         "",
         f"Exact duplicates left out: {quality['dropped']['exact duplicate']}. Questions asked more than once: "
@@ -43,3 +43,12 @@ def data_card(recipe: Recipe, quality: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _leakage(quality: dict[str, Any]) -> str:
+    found = {kind: row["items"] for kind, row in quality["leakage"]["found"].items()}
+    if found:
+        named = ", ".join(f"{kind} ({items})" for kind, items in found.items())
+        return f"**Leakage was found, and allowed by the recipe: {named}.**"
+    split = quality["leakage"]["split"]
+    return f"No group, no question and no context of the {split} items is in the training data, nor nearly."

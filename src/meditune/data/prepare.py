@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from meditune.data import mimic, own
+from meditune.data import leakage, mimic, own
 from meditune.data.card import data_card
 from meditune.data.example import Example, read_examples, write_examples
 from meditune.data.locate import known, locate
@@ -45,20 +45,23 @@ class Prepared:
 def prepare(recipe: Recipe, folder: Path) -> Prepared:
     """Read the recipe's sources, audit and split them, and leave the result in `folder`, whole or not at all.
 
-    Raises DataError where a source can't be found, nothing is left, or training items leak into the test set. What was
-    refused is then in `rejected.jsonl` beside the folder, too.
+    Raises DataError where a source can't be found, nothing is left, or items that are measured leaked and the
+    recipe doesn't own up to it. What was refused is then in `rejected.jsonl` beside the folder, too.
     """
     spec, synthetic = _available(recipe.data)
     rejects = Rejects()
     beside = folder.parent / "rejected.jsonl"
     try:
         splits, found = _read_and_split(spec, recipe.seed, rejects)
+        measured = recipe.evaluate.split
+        checked = leakage.check(splits, measured, recipe.model.base)
+        leakage.refuse(checked, recipe.evaluate.allow_leakage, folder.parent)
     except DataError as error:
         if not any(True for _ in rejects.rows()):
             raise
         rejects.write(beside)
         raise DataError(f"{error} Rows that were refused, and why: {beside}.") from error
-    quality = {"synthetic": synthetic, **found}
+    quality = {"synthetic": synthetic, **found, "leakage": checked}
     with replacing_folder(folder) as partial:
         rejects.write(partial / "rejected.jsonl")
         for name, examples in splits.named().items():

@@ -7,6 +7,7 @@ from typing import Any
 from meditune.evaluate.metrics.calibration import calibrated
 from meditune.evaluate.metrics.confidence import Rows, confidences
 from meditune.evaluate.predictions import Predictions
+from meditune.evaluate.significance import wilson
 
 FEWEST = 10
 """A threshold must keep at least so many dev items: a few lucky ones at the top show nothing."""
@@ -55,14 +56,6 @@ def kept_at(rows: Rows, threshold: float) -> dict[str, Any]:
         "accuracy": 100 * hits / count if count else None,
         "ci95": wilson(hits, count) if count else None,
     }
-
-
-def wilson(hits: int, of: int) -> list[float]:
-    """Wilson's 95 % score interval of a share, in percent."""
-    from scipy.stats import binomtest
-
-    low, high = binomtest(hits, of).proportion_ci(0.95, method="wilson")
-    return [100 * float(low), 100 * float(high)]
 
 
 def _tried(dev: Rows, test: Rows, target: float) -> dict[str, Any]:

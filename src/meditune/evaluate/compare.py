@@ -12,6 +12,7 @@ from meditune.errors import DataError
 from meditune.evaluate.metrics import METRICS, Metric, Statistics, statistics_of
 from meditune.evaluate.metrics.metric import Array
 from meditune.evaluate.predictions import Predictions
+from meditune.evaluate.significance import bootstrap_p, counted, gap, holm, mcnemar, wilson
 
 BLOCK = 500
 LEVEL = 0.05
@@ -38,12 +39,7 @@ def compare(
     """
     first, second = statistics_of(base), statistics_of(tuned)
     shared = [name for name in first if name in second]
-    for name in shared:
-        if first[name].ids != second[name].ids:
-            raise DataError(
-                f"The two models' {name} was measured on different items, so their difference says nothing. Evaluate "
-                "both with the same recipe and seed, and the same version of Python."
-            )
+    second |= {name: _in_order(name, first[name], second[name]) for name in shared}
     found: dict[str, dict[str, Any]] = {}
     for names in _measured_alike(shared, first):
         clusters = _clusters(first[names[0]].ids, groups or {})
@@ -54,6 +50,26 @@ def compare(
         found |= {pair.metric.name: pair.result() for pair in pairs}
     adjusted = holm({name: row["p"] for name, row in found.items()})
     return {name: found[name] | {"p_holm": adjusted[name]} for name in shared}
+
+
+def _in_order(name: str, first: Statistics, second: Statistics) -> Statistics:
+    """`second` with its items in the order of `first`. Raises DataError where they aren't the same items."""
+    if first.ids == second.ids:
+        return second
+    place = {each: index for index, each in enumerate(second.ids)}
+    lacking = [each for each in first.ids if each not in place]
+    further = sorted(place.keys() - set(first.ids))
+    if lacking or further:
+        sides = [
+            f"{len(ids)} only in the {side} ({', '.join(ids[:3])}{' ...' if len(ids) > 3 else ''})"
+            for side, ids in (("first", lacking), ("second", further))
+            if ids
+        ]
+        raise DataError(
+            f"The two models' {name} was measured on different items, so their difference says nothing: "
+            f"{', '.join(sides)}. Evaluate both with the same recipe and seed, and the same version of Python."
+        )
+    return Statistics(first.ids, second.items[[place[each] for each in first.ids]], second.figure)
 
 
 @dataclass
@@ -77,10 +93,10 @@ class _Pair:
 
     def result(self) -> dict[str, Any]:
         base, tuned = (np.concatenate(column) for column in zip(*self.figures, strict=True))
-        deltas = _gap(self.metric, tuned, base)
+        deltas = gap(self.metric, tuned, base)
         low, high = _interval(deltas)
         good_low, good_high = (low, high) if self.metric.direction == "up" else (-high, -low)
-        delta = float(_gap(self.metric, self.tuned.value(), self.base.value()))
+        delta = float(gap(self.metric, self.tuned.value(), self.base.value()))
         count, items = self.sums[0].shape[0], len(self.base.ids)
         spread = float(deltas.std()) * count**0.5
         row = {
@@ -106,41 +122,6 @@ class _Pair:
             row |= {"p": mcnemar(gained, lost), "test": "McNemar, exact"}
             row |= {"base_ci95": wilson(int(was.sum()), items), "tuned_ci95": wilson(int(now.sum()), items)}
         return row
-
-
-def counted(statistics: Statistics) -> Any:
-    """(n,) whether each item counts in a share: as right, or where lower is better, as wrong."""
-    return np.asarray(statistics.figure(statistics.items)) > 50
-
-
-def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided exact p of McNemar's test that as many items turn right as turn wrong."""
-    from scipy.stats import binomtest
-
-    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-
-
-def wilson(successes: int, count: int) -> list[float]:
-    """Wilson's 95 % score interval of a share, in percent (Wilson 1927)."""
-    from scipy.stats import binomtest
-
-    found = binomtest(successes, count).proportion_ci(method="wilson")
-    return [100 * float(found.low), 100 * float(found.high)]
-
-
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Each p corrected for their number by Holm's step-down procedure (Holm 1979)."""
-    adjusted, highest = {}, 0.0
-    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[name]))
-        adjusted[name] = highest
-    return adjusted
-
-
-def bootstrap_p(deltas: Array) -> float:
-    """Two-sided p of no difference from the bootstrap's differences."""
-    tail = min((deltas <= 0).sum(), (deltas >= 0).sum())
-    return float(min(1.0, 2 * (tail + 1) / (len(deltas) + 1)))
 
 
 def survives(row: dict[str, Any]) -> bool:
@@ -195,8 +176,3 @@ def _draws(count: int, resamples: int, seed: int) -> Iterator[Array]:
 def _interval(figures: Array) -> list[float]:
     low, high = np.nanpercentile(figures, [2.5, 97.5])
     return [float(low), float(high)]
-
-
-def _gap(metric: Metric, tuned: Any, base: Any) -> Any:
-    """Tuned minus base; for a metric whose best value is 1, of the distances from it."""
-    return np.abs(tuned - 1) - np.abs(base - 1) if metric.direction == "one" else tuned - base

@@ -16,10 +16,12 @@ One JSON Lines file per model and task under `predictions/`:
     base-preference.jsonl   id, kind, chosen_nll, chosen_tokens, rejected_nll, rejected_tokens   (pairs of answers)
     base-similarity.jsonl   id, similarity, token_similarity   (of each answer to its nearest reference)
     base-choice.jsonl       id, subject, reference, nll, bytes   (general knowledge; nll and bytes of every choice)
+    base-rating.jsonl       id, score                  (1 to 4 by raters, null where nothing was answered; ratings.py)
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +48,7 @@ Kind = Literal[
     "choice",
     "preference",
     "safety",
+    "rating",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -68,6 +71,9 @@ class Predictions:
     written: list[dict[str, Any]] = field(default_factory=list)
     calibration: list[dict[str, Any]] = field(default_factory=list)
     safety: list[dict[str, Any]] = field(default_factory=list)
+    rating: list[dict[str, Any]] = field(default_factory=list)
+    no_reference: list[str] = field(default_factory=list)
+    """Ids of stored answers with an empty reference; they aren't in `answer`, as nothing can be measured on them."""
 
     def texts(self) -> dict[TextKind, list[dict[str, Any]]]:
         """The windows of each running text that was measured."""
@@ -108,8 +114,30 @@ def once(folder: Path, model: str, kind: Kind, make: Callable[[], Iterable[dict[
 
 
 def read(folder: Path, model: str) -> Predictions:
-    """All stored predictions of one model. Raises DataError where there are none."""
+    """All stored predictions of one model.
+
+    Raises DataError where there are none, where a row has no id, and where an id comes twice.
+    """
     found = {kind: read_jsonl(path_of(folder, model, kind)) for kind in KINDS if path_of(folder, model, kind).is_file()}
     if not found:
         raise DataError(f"{folder} holds no predictions of {model!r}. Run `meditune evaluate` first.")
-    return Predictions(**found)
+    for kind, rows in found.items():
+        _check_ids(rows, path_of(folder, model, kind))
+    answers = found.get("answer", [])
+    empty = [row["id"] for row in answers if not str(row.get("reference", "")).strip()]
+    if empty:
+        found["answer"] = [row for row in answers if row["id"] not in set(empty)]
+    return Predictions(**found, no_reference=empty)
+
+
+def _check_ids(rows: list[dict[str, Any]], path: Path) -> None:
+    nameless = sum(not isinstance(row.get("id"), str) for row in rows)
+    if nameless:
+        raise DataError(f"{path}: {nameless} of {len(rows)} rows have no id, so nobody knows which items they are of.")
+    twice = [each for each, count in Counter(row["id"] for row in rows).items() if count > 1]
+    if twice:
+        shown = ", ".join(twice[:5]) + (f" and {len(twice) - 5} more" if len(twice) > 5 else "")
+        raise DataError(
+            f"{path}: {len(twice)} ids come more than once ({shown}), so their items would count more than others. "
+            "Leave one row for each."
+        )

@@ -7,9 +7,10 @@ from typing import Any
 
 from meditune.errors import DataError
 from meditune.evaluate.changes import Change, changes
-from meditune.evaluate.compare import compare, got_worse, holm
+from meditune.evaluate.compare import compare, got_worse
 from meditune.evaluate.measured import Measured
 from meditune.evaluate.metrics import summarise
+from meditune.evaluate.significance import holm
 
 
 def side_by_side(models: Sequence[Measured], resamples: int, seed: int) -> dict[str, Any]:

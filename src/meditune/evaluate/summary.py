@@ -10,7 +10,8 @@ from meditune.data.example import DECISIONS
 from meditune.data.prepare import Prepared
 from meditune.evaluate.abstention import abstention
 from meditune.evaluate.changes import changes, counted
-from meditune.evaluate.compare import compare, got_worse, wilson
+from meditune.evaluate.compare import compare, got_worse
+from meditune.evaluate.coverage import remarks, unmeasured
 from meditune.evaluate.measured import groups_of
 from meditune.evaluate.metrics import summarise
 from meditune.evaluate.metrics.calibration import calibrated
@@ -21,6 +22,8 @@ from meditune.evaluate.metrics.readability import spread
 from meditune.evaluate.metrics.safety import Graded, graded
 from meditune.evaluate.predictions import Predictions, read
 from meditune.evaluate.preference import by_kind
+from meditune.evaluate.significance import wilson
+from meditune.evaluate.subgroups import subgroups
 from meditune.recipe import EvaluateSpec, Recipe
 
 PUBLISHED = {
@@ -39,7 +42,13 @@ PUBLISHED = {
 def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], predictions: Path) -> dict[str, Any]:
     """The content of report.json (keys as in docs/report.md), but for what the caller knows of the run itself."""
     base, tuned = read(predictions, "base"), read(predictions, "tuned")
-    items = {example.id: example for example in data.splits.measured(recipe.evaluate.split)}
+    measured = data.splits.measured(recipe.evaluate.split)
+    items = {example.id: example for example in measured}
+    noted = [
+        *unmeasured(measured),
+        *remarks(base, "base", measured, recipe),
+        *remarks(tuned, "tuned", measured, recipe),
+    ]
     comparison = compare(base, tuned, recipe.evaluate.resamples, recipe.seed, groups_of(items))
     test_set = data.splits.measured_name(recipe.evaluate.split)
     splits = {name: len(examples) for name, examples in data.splits.named().items()}
@@ -58,7 +67,8 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         | {kind: len(windows) for kind, windows in tuned.texts().items()}
         | ({"choice": len(tuned.choice)} if tuned.choice else {})
         | pairs
-        | asked,
+        | asked
+        | ({"rating": len(tuned.rating)} if tuned.rating else {}),
         "base": summarise(base),
         "tuned": summarise(tuned),
         "comparison": comparison,
@@ -68,6 +78,8 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "decision": {"base": decisions(base, recipe.evaluate), "tuned": decisions(tuned, recipe.evaluate)}
         if tuned.decision
         else None,
+        "remarks": noted,
+        "subgroups": subgroups(measured, base, tuned, recipe.seed),
         "training": training,
         **({"signatures": signed} if signed else {}),
         **({"readability": _readability(base, tuned)} if tuned.answer and base.answer else {}),

@@ -45,6 +45,7 @@ __all__ = [
     "DevSpec",
     "EvaluateSpec",
     "EwcSpec",
+    "LeakKind",
     "LoraSpec",
     "MixSpec",
     "ModelSpec",
@@ -67,6 +68,9 @@ __all__ = [
     "TrainSpec",
     "plain",
 ]
+
+
+LeakKind = Literal["group", "question", "context", "answer_in_prompt", "decision_in_prompt", "trained_on"]
 
 
 class EvaluateSpec(Spec):
@@ -111,6 +115,9 @@ class EvaluateSpec(Spec):
     )
     resamples: int = Field(10_000, ge=100, description="Bootstrap resamples behind each interval.")
     batch_tokens: int = Field(1024, ge=64, description="Tokens in one forward pass.")
+    allow_leakage: bool | list[LeakKind] = Field(
+        False, description="Go on where test items leaked (all kinds, or these), and mark the report."
+    )
 
     @property
     def fits_on_dev(self) -> bool:

@@ -50,7 +50,7 @@ def tune(
                 measuring.measure(client, model, form, "base")
         if facts:
             with stage(folder, "train"):
-                tuned = fine_tune(client, model, facts, recipe, folder)
+                tuned = fine_tune(client, model, facts, data.splits.train, recipe, folder)
         if tuned and "tuned" in unmeasured:
             with stage(folder, "measure tuned"):
                 measuring.measure(client, tuned, form, "tuned")

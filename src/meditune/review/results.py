@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import meditune
-from meditune.evaluate.compare import bootstrap_p, holm
+from meditune.evaluate.significance import bootstrap_p, holm
 from meditune.files import write_json
 from meditune.review.agreement import Agreement, Weights, cohen, counted, fleiss, krippendorff
 from meditune.review.axes import Axis

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from meditune.data.leakage import said
 from meditune.limits import LIMITS
 from meditune.models.catalogue import CATALOGUE, BaseModel, public_name
 from meditune.models.load import locate
@@ -67,7 +68,10 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
 
 def measured(report: dict[str, Any]) -> list[str]:
     """The lines of a card with both models' figures."""
-    lines = [f"## Measured on {report['data']['test_set']}", "", "| metric | base | tuned | 95 % interval |"]
+    leaks = said(report["leakage"]) if report.get("leakage") else []
+    loud = f"**Leakage: the figures below aren't those of unseen questions.** {' '.join(leaks)}"
+    warning = [loud, ""] if leaks else []
+    lines = [f"## Measured on {report['data']['test_set']}", "", *warning, "| metric | base | tuned | 95 % interval |"]
     lines.append("|---|---|---|---|")
     for name, row in report["comparison"].items():
         low, high = row["ci95"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from meditune import ranks
@@ -98,6 +99,14 @@ def _medical(loaded: LoadedModel, recipe: Recipe, splits: Splits, count: int) ->
             "long for prompt.max_tokens. Take source self or general."
         )
     return rows
+
+
+def rehearsed(recipe: Recipe, rows: Sequence[Row]) -> list[Example]:
+    """MedQuAD's pairs among the rows of `replay_rows`; none where these come from elsewhere."""
+    if recipe.train.replay.source != "medical" or not rows:
+        return []
+    chosen = {item.id for row in rows for item in row.encoded}
+    return [example for example in read(_medquad(recipe), Rejects()) if example.id in chosen]
 
 
 def rehearsable(examples: list[Example], splits: Splits, seed: int) -> list[Example]:

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from meditune import ranks
+from meditune.data import trained_on
+from meditune.data.example import Example
+from meditune.data.preference.prepare import stored_pairs
 from meditune.data.splits import Splits
 from meditune.errors import MedituneError
 from meditune.files import full_disk_said, replacing_folder, write_json
@@ -37,7 +40,9 @@ from meditune.train.parallel import mode, start_alike
 from meditune.train.penalties import L2SP, Penalty, StartingPoint
 from meditune.train.plan import Plan, plan
 from meditune.train.preference.plan import plan_pairs
+from meditune.train.replay_text import rehearsed
 from meditune.train.sft import Step, epoch_steps, probe, train
+from meditune.train.start import base_records
 from meditune.train.trackers import followed
 
 SHARED = {"ddp": "each with the whole model (DDP)", "fsdp": "each with its share of every weight (FSDP2)"}
@@ -110,26 +115,40 @@ def fine_tune(
         **({"start": recipe.model.base} if (folder / START).is_dir() else {}),
         **({"dev": watch.facts(len(dev))} if watch else {}),
     }
-    loaded.model = save_model(model, loaded, recipe, facts, folder / "model")
+    shown = trained_on.record(_trained(splits, recipe, folder, planned), base_records(recipe.model.base))
+    loaded.model = save_model(model, loaded, recipe, facts, folder / "model", shown)
     if ranks.is_first():
         shutil.rmtree(folder / checkpoint.FOLDER, ignore_errors=True)
     ranks.wait()
     return facts
 
 
-def save_model(model: Any, loaded: LoadedModel, recipe: Recipe, facts: dict[str, Any], folder: Path) -> Any:
-    """Write the adapter or the whole model with tokenizer, prompt format and stop settings.
+def save_model(
+    model: Any,
+    loaded: LoadedModel,
+    recipe: Recipe,
+    facts: dict[str, Any],
+    folder: Path,
+    shown: trained_on.Record | None = None,
+) -> Any:
+    """Write the adapter or the whole model with tokenizer, prompt format, stop settings, and what it was `shown`.
 
     Returns the model as it is measured; one whose weights are spread over processes, as it is.
     """
     weights = whole_weights(model, only_trained=is_adapter(model)) if is_sharded(model) else None
     if ranks.is_first():
-        _write_model(model, weights, loaded, recipe, facts, folder)
+        _write_model(model, weights, loaded, recipe, facts, folder, shown)
     return model if is_sharded(model) else merged(model)
 
 
 def _write_model(
-    model: Any, weights: dict[str, Any] | None, loaded: LoadedModel, recipe: Recipe, facts: dict[str, Any], folder: Path
+    model: Any,
+    weights: dict[str, Any] | None,
+    loaded: LoadedModel,
+    recipe: Recipe,
+    facts: dict[str, Any],
+    folder: Path,
+    shown: trained_on.Record | None,
 ) -> None:
     from meditune.train.card import model_card
 
@@ -146,7 +165,16 @@ def _write_model(
         generation.pad_token_id = loaded.pad_id
         generation.save_pretrained(partial)
         write_json(partial / TRAINING, facts)
+        if shown:
+            write_json(partial / trained_on.FILE_NAME, shown)
         (partial / "README.md").write_text(model_card(recipe, facts, None), encoding="utf-8")
+
+
+def _trained(splits: Splits, recipe: Recipe, folder: Path, planned: Plan) -> list[Example]:
+    """Every example that the model learnt from."""
+    if recipe.train.objective != "sft":
+        return [pair.example() for pair in stored_pairs(folder).train]
+    return [*splits.train, *rehearsed(recipe, planned.pool)]
 
 
 def peak_memory_gb() -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from meditune import ranks
+from meditune.data.trained_on import Record, carry, read_record
 from meditune.errors import ModelError
 from meditune.files import full_disk_said, read_json, replacing_folder, sha256, write_json
 from meditune.models.load import load, locate
@@ -20,6 +21,13 @@ from meditune.recipe import Recipe
 from meditune.train import checkpoint
 
 CUES = ("question_cue", "answer_cue", "decision_cue")
+
+
+def base_records(name: str) -> list[Record]:
+    """What the base model was trained on, as far as it keeps a record."""
+    place = Path(locate(name))
+    found = read_record(place) if place.is_dir() else None
+    return [found] if found else []
 
 
 def check_start(recipe: Recipe) -> None:
@@ -69,4 +77,5 @@ def _made(recipe: Recipe, folder: Path) -> str:
         loaded.tokenizer.save_pretrained(partial)
         save_format(loaded.form or recipe.prompt, partial)
         write_json(partial / MERGED, {"made_from": origin})
+        carry(place, partial)
     return str(copy)

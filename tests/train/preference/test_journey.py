@@ -135,7 +135,7 @@ def test_pairs_of_corrupted_answers_are_built_and_measured_by_kind(place):
 @pytest.mark.parametrize(
     ("code", "changes", "texts"),
     [
-        (3, {"seed": 5}, ("was trained on what this recipe measures on", "Leakage")),
+        (3, {"seed": 5}, ("trained on by", "Leakage")),
         (4, {"prompt__answer_cue": "Say:"}, ("tuned with another prompt", "prompt.answer_cue is 'Conclusion:' there")),
         (4, {"model__base": "./runs/none"}, ("no model './runs/none' here", "finish that run first")),
         (4, {"model__base": "api:some-model", "model__api__key_variable": "null"}, ("train.objective sft only",)),

@@ -13,6 +13,7 @@ from meditune.evaluate.metrics import (
     forgetting,
     overlap,
     preference,
+    rated,
     readability,
     repetition,
     safety,
@@ -43,6 +44,7 @@ FAMILIES = (
     Family("Repetition in written answers", repetition),
     Family("Patient-friendliness", readability),
     Family("Safety battery", safety),
+    Family("Ratings", rated),
     Family("Forgetting", forgetting),
     Family("Preferences (experimental)", preference),
 )

@@ -11,6 +11,8 @@ from meditune.data.example import DECISIONS
 from meditune.errors import DataError
 from meditune.evaluate.report import facts, plots, review, wording
 from meditune.evaluate.report.confidence import confidence
+from meditune.evaluate.report.groups import tables
+from meditune.evaluate.report.leakage import leakage
 from meditune.evaluate.report.reading import reading
 from meditune.evaluate.report.safety import safety
 from meditune.evaluate.report.table import headline, rows
@@ -78,6 +80,8 @@ def _context(folder: Path) -> dict[str, Any]:
         "stages": report.get("stages") or {},
         "baselines": report.get("baselines") or [],
         "synthetic": bool((report.get("data") or {}).get("synthetic")),
+        "leakage": leakage(report),
+        "subgroups": tables(report),
         "table": table,
         "shares": any(row.metric.share and row.compared for row in table),
         "tiles": headline(table)[:TILES],

@@ -107,7 +107,7 @@ def row_of(
         measured.get("test", "") if measured else "",
         _mark(measured) if measured else "not measured" if NOT_MEASURED in (before, after) else "not shown",
         wrong_way,
-        _forest(metric, measured["delta"], *measured["ci95"]) if measured else None,
+        forest(metric, measured["delta"], *measured["ci95"]) if measured else None,
         rose,
     )
 
@@ -126,7 +126,8 @@ def _own(compared: dict[str, Any] | None, side: str, digits: int) -> str:
     return f"{number(bounds[0], digits)} to {number(bounds[1], digits)}" if bounds else ""
 
 
-def _forest(metric: Metric, delta: float, low: float, high: float) -> Forest:
+def forest(metric: Metric, delta: float, low: float, high: float) -> Forest:
+    """A difference and its interval, turned so that better lies to the right, on a scale of its own."""
     if metric.direction != "up":
         delta, low, high = -delta, -high, -low
     reach = max(abs(delta), abs(low), abs(high)) * 1.12 or 1.0

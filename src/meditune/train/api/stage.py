@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from meditune.data import trained_on
+from meditune.data.example import Example
 from meditune.errors import RecipeError
 from meditune.files import replacing_folder, write_json, write_jsonl
 from meditune.models.api.client import Client
@@ -50,8 +53,10 @@ def prepare_rows(model: ApiModel, examples: Any, recipe: Recipe, folder: Path) -
     return facts
 
 
-def fine_tune(client: Client, model: ApiModel, facts: RowFacts, recipe: Recipe, folder: Path) -> ApiModel:
-    """Tune through the API, leave `folder/model`, and return the tuned model."""
+def fine_tune(
+    client: Client, model: ApiModel, facts: RowFacts, examples: Sequence[Example], recipe: Recipe, folder: Path
+) -> ApiModel:
+    """Tune through the API, leave `folder/model` with a record of `examples`, and return the tuned model."""
     started = time.monotonic()
     job = tune(client, model, recipe, folder)
     steps = _steps(client, job["id"])
@@ -72,6 +77,7 @@ def fine_tune(client: Client, model: ApiModel, facts: RowFacts, recipe: Recipe, 
         tuned.save(partial, model.name)
         save_format(recipe.prompt, partial)
         write_json(partial / "training.json", training)
+        write_json(partial / trained_on.FILE_NAME, trained_on.record(examples))
         (partial / "README.md").write_text(model_card(recipe, training, None), encoding="utf-8")
     return tuned
 

@@ -1,0 +1,147 @@
+"""How many planted rewrites of test questions and abstracts the leakage check finds, and what it says of clean splits.
+
+    MEDITUNE_DATA=... python benchmarks/leakage.py
+
+Each test question is rewritten in one way and put among the true training questions; found is found as itself. What is
+found between the true training and test items of publishers' splits, and of MedQuAD split by group, should be nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from meditune.data import liveqa, medquad, pubmedqa
+from meditune.data.example import Example
+from meditune.data.leakage import RUN, context_of, find
+from meditune.data.near import near_passages, near_questions, share_within
+from meditune.data.rejects import Rejects
+from meditune.data.splits import Splits, split
+
+Rewrite = Callable[[str, random.Random, list[str]], str]
+
+
+def slips(count: int) -> Rewrite:
+    """So many typing errors: a letter left out, doubled, swapped with the next, or another."""
+
+    def rewrite(text: str, chance: random.Random, _: list[str]) -> str:
+        for _turn in range(count):
+            at = chance.choice([place for place in range(1, len(text) - 1) if text[place].isalpha()])
+            letter = chance.choice("abcdefghijklmnopqrstuvwxyz")
+            kinds = (
+                text[:at] + text[at + 1 :],
+                text[:at] + letter + text[at:],
+                text[:at] + text[at + 1] + text[at] + text[at + 2 :],
+                text[:at] + letter + text[at + 1 :],
+            )
+            text = chance.choice(kinds)
+        return text
+
+    return rewrite
+
+
+def shuffled(text: str, chance: random.Random, _: list[str]) -> str:
+    """The words in any order."""
+    words = text.split()
+    return " ".join(chance.sample(words, len(words)))
+
+
+def replaced(text: str, chance: random.Random, vocabulary: list[str]) -> str:
+    """One word of five letters or more is another."""
+    words = text.split()
+    at = chance.choice([place for place, word in enumerate(words) if len(word) > 4] or [0])
+    words[at] = chance.choice(vocabulary)
+    return " ".join(words)
+
+
+def left_out(text: str, chance: random.Random, _: list[str]) -> str:
+    """One word less."""
+    words = text.split()
+    del words[chance.randrange(len(words))]
+    return " ".join(words)
+
+
+def added(text: str, chance: random.Random, vocabulary: list[str]) -> str:
+    """One word more."""
+    words = text.split()
+    words.insert(chance.randrange(len(words) + 1), chance.choice(vocabulary))
+    return " ".join(words)
+
+
+REWRITES: dict[str, Rewrite] = {
+    "case and punctuation": lambda text, *_: re.sub(r"[^\w\s]", " ", text).upper(),
+    "words in any order": shuffled,
+    "one typing error": slips(1),
+    "two typing errors": slips(2),
+    "one word replaced": replaced,
+    "one word left out": left_out,
+    "one word added": added,
+}
+
+
+def thinned(share: float) -> Rewrite:
+    """That share of the words are others."""
+
+    def rewrite(text: str, chance: random.Random, vocabulary: list[str]) -> str:
+        return " ".join(chance.choice(vocabulary) if chance.random() < share else word for word in text.split())
+
+    return rewrite
+
+
+PASSAGES: dict[str, Rewrite] = {
+    "one word in twenty replaced": thinned(0.05),
+    "one word in ten replaced": thinned(0.1),
+    "one word in seven replaced": thinned(1 / 7),
+    "one word in four replaced": thinned(0.25),
+    "sentences in any order": lambda text, chance, _: " ".join(chance.sample(text.split(". "), len(text.split(". ")))),
+    "its first half": lambda text, *_: text[: len(text) // 2],
+}
+
+
+def recall(name: str, parts: Splits, text_of: Callable[[Example], str], rewrites: dict[str, Rewrite]) -> None:
+    """Print the share of planted rewrites that are found, and how many strangers were taken for one."""
+    test = [text_of(example) for example in parts.test]
+    train = [text_of(example) for example in (*parts.train, *parts.dev)]
+    vocabulary = sorted({word for text in test for word in re.findall(r"[a-z]{5,}", text)})
+    near = near_questions if rewrites is REWRITES else near_passages
+    for kind, rewrite in rewrites.items():
+        chance = random.Random(kind)
+        planted = [rewrite(text, chance, vocabulary) for text in test]
+        found = {(row, column) for row, column, _ in near(test, [*planted, *train])}
+        right = sum((number, number) in found for number in range(len(test)))
+        # The planted rewrite of another test item may well be near where the data hold near items themselves.
+        wrong = sum(column >= len(test) for _, column in found)
+        print(f"| {name} | {kind} | {right / len(test):.1%} | {wrong} |")
+
+
+def main() -> None:
+    """Print the tables of docs/experiments.md."""
+    data = Path(os.environ["MEDITUNE_DATA"])
+    readers = {"pubmedqa": pubmedqa.read, "liveqa": liveqa.read, "medquad": medquad.read}
+    read = {name: list(reader(data / name, Rejects())) for name, reader in readers.items()}
+    parts = {name: split({name: examples}, True, 0.2, 0.1, 17) for name, examples in read.items()}
+    print("| split | train and dev x test | leaks | seconds |\n|---|---|---|---|")
+    for name, each in [*parts.items(), ("all three", split(read, True, 0.2, 0.1, 17))]:
+        started = time.monotonic()
+        shown = [*each.train, *each.dev]
+        leaks = find(shown, each.test)
+        print(f"| {name} | {len(shown):,} x {len(each.test):,} | {len(leaks)} | {time.monotonic() - started:.1f} |")
+    official = parts["pubmedqa"]
+    texts = [[context_of(each) for each in side] for side in (official.test, [*official.train, *official.dev])]
+    highest = max(alike for _, _, alike in near_passages(*texts, least_alike=0.01))
+    print(f"\nPubMedQA: two abstracts are alike by {highest:.3f} at most.")
+    shares = sorted(share_within(each.answer, f"{each.question}\n{context_of(each)}", RUN) for each in official.test)
+    print(f"Highest shares of an answer in its own prompt: {', '.join(f'{share:.2f}' for share in shares[-3:])}.")
+    print("\n| questions of | rewrite | found | others found |\n|---|---|---|---|")
+    for name, each in parts.items():
+        recall(name, each, lambda example: example.question, REWRITES)
+    print("\n| contexts of | rewrite | found | others found |\n|---|---|---|---|")
+    recall("pubmedqa", parts["pubmedqa"], context_of, PASSAGES)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Figures by subgroup: who is served worse than the others, and who got worse by tuning."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meditune.data.example import Example
+from meditune.evaluate.metrics import METRICS, Metric, Statistics, statistics_of
+from meditune.evaluate.metrics.metric import Array
+from meditune.evaluate.predictions import Predictions
+from meditune.evaluate.significance import counted, gap, holm, mcnemar, wilson
+from meditune.evaluate.traits import TRAITS
+
+LEAST = 10
+"""Smaller groups are listed, but neither ranked nor tested."""
+RESAMPLES = 2_000
+LEVEL = 0.05
+WITHIN_A_CLASS = {"macro_f1"}
+"""Metrics that mean nothing among items with the same reference decision."""
+
+
+def subgroups(examples: Sequence[Example], base: Predictions | None, tuned: Predictions, seed: int) -> dict[str, Any]:
+    """`least`, `resamples`, `level`, and `metrics`: for each metric that has single items, its rows, worst first.
+
+    A row has `by` and `group`, how many `items`, the figure of `tuned` with `tuned_ci95`, that of all other items
+    (`others`) with `p_others`, whether the two differ; with `base`, also its figure, `delta`, `ci95` and `p`. `flags`
+    holds "below the others" and "got worse", where that stays significant after Holm's correction (Holm 1979) over all
+    groups of the metric. Groups of fewer than `least` items come last, with their figures only. A group that holds all
+    items is left out.
+
+    Intervals are bootstrap percentiles over the whole set of items, Wilson's (1927) for shares. p is Fisher's exact
+    test and McNemar's for shares, else that of the difference over its bootstrap standard error, by Student's t with
+    one degree of freedom less than the group has items.
+    """
+    known = {example.id: example for example in examples}
+    found, before = statistics_of(tuned), statistics_of(base) if base else {}
+    draws: dict[tuple[str, ...], Array] = {}
+    metrics: dict[str, list[dict[str, Any]]] = {}
+    for name, statistics in found.items():
+        ids = statistics.ids
+        if not set(ids) <= known.keys() or (name in before and before[name].ids != ids):
+            continue
+        if ids not in draws:
+            draws[ids] = _drawn(len(ids), seed)
+        groups = _groups([known[each] for each in ids])
+        rows = [
+            {"by": by, "group": group} | _row(METRICS[name], before.get(name), statistics, mask, draws[ids])
+            for (by, group), mask in groups.items()
+            if not mask.all() and not (by == "reference decision" and name in WITHIN_A_CLASS)
+        ]
+        if rows:
+            metrics[name] = _ranked(METRICS[name], rows)
+    return {"least": LEAST, "resamples": RESAMPLES, "level": LEVEL, "metrics": metrics}
+
+
+def _groups(examples: Sequence[Example]) -> dict[tuple[str, str], NDArray[np.bool_]]:
+    members: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for by, groups_of in TRAITS.items():
+        for index, example in enumerate(examples):
+            for group in sorted(groups_of(example)):
+                members[by, group].append(index)
+    masks = {}
+    for key, chosen in members.items():
+        masks[key] = np.zeros(len(examples), dtype=np.bool_)
+        masks[key][chosen] = True
+    return masks
+
+
+def _drawn(count: int, seed: int) -> Array:
+    """(RESAMPLES, count): how often each item is drawn."""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(np.float64)
+
+
+def _row(
+    metric: Metric, base: Statistics | None, tuned: Statistics, mask: NDArray[np.bool_], drawn: Array
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"items": int(mask.sum()), "tuned": _figure(tuned, mask)}
+    if base:
+        row |= {"base": _figure(base, mask), "delta": float(gap(metric, _figure(tuned, mask), _figure(base, mask)))}
+    if row["items"] < LEAST:
+        return row
+    drawn = drawn[(drawn[:, mask].sum(axis=1) > 0) & (drawn[:, ~mask].sum(axis=1) > 0)]
+    own = _figures(tuned, mask, drawn)
+    rest = _figures(tuned, ~mask, drawn)
+    row |= {"others": _figure(tuned, ~mask), "tuned_ci95": _interval(own)}
+    behind = _worth(metric, row["tuned"]) - _worth(metric, row["others"])
+    row["p_others"] = _p(behind, _worth(metric, own) - _worth(metric, rest), row["items"])
+    if base:
+        was = _figures(base, mask, drawn)
+        change = gap(metric, own, was)
+        row |= {"base_ci95": _interval(was), "ci95": _interval(change), "p": _p(row["delta"], change, row["items"])}
+    if metric.share:
+        row |= _exact(base, tuned, mask)
+    return row
+
+
+def _exact(base: Statistics | None, tuned: Statistics, mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """What is known exactly of shares: Wilson's intervals, Fisher's and McNemar's tests."""
+    from scipy.stats import fisher_exact
+
+    now = counted(tuned)
+    table = [[int((now & side).sum()), int((~now & side).sum())] for side in (mask, ~mask)]
+    found: dict[str, Any] = {"tuned_ci95": wilson(int(now[mask].sum()), int(mask.sum()))}
+    found["p_others"] = float(fisher_exact(table)[1])
+    if base:
+        was = counted(base)
+        found["base_ci95"] = wilson(int(was[mask].sum()), int(mask.sum()))
+        found["p"] = mcnemar(int((now & ~was & mask).sum()), int((was & ~now & mask).sum()))
+    return found
+
+
+def _ranked(metric: Metric, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Flagged after Holm's correction, and sorted: the worst first, small groups last."""
+    large = [row for row in rows if row["items"] >= LEAST]
+    for row in large:
+        row["flags"] = []
+    for key, flag in (("p_others", "below the others"), ("p", "got worse")):
+        tested = [row for row in large if key in row]
+        corrected = holm({number: row[key] for number, row in enumerate(tested)})
+        for number, row in enumerate(tested):
+            row[f"{key}_holm"] = adjusted = corrected[number]
+            if _is_worse(metric, row, key) and adjusted < LEVEL:
+                row["flags"].append(flag)
+    small = [row for row in rows if row["items"] < LEAST]
+    return [*sorted(large, key=lambda row: float(_worth(metric, row["tuned"]))), *small]
+
+
+def _is_worse(metric: Metric, row: dict[str, Any], key: str) -> bool:
+    """Than the others, or, for the key p, than before tuning."""
+    if key == "p_others":
+        return bool(_worth(metric, row["tuned"]) < _worth(metric, row["others"]))
+    return bool(row["delta"] < 0 if metric.direction == "up" else row["delta"] > 0)
+
+
+def _figure(statistics: Statistics, mask: NDArray[np.bool_]) -> float:
+    return float(statistics.figure(statistics.items[mask].sum(axis=0)))
+
+
+def _figures(statistics: Statistics, mask: NDArray[np.bool_], drawn: Array) -> Array:
+    """One figure for each draw."""
+    return statistics.figure(drawn[:, mask] @ statistics.items[mask])
+
+
+def _worth(metric: Metric, figure: Any) -> Any:
+    """The figure turned so that more is better."""
+    return figure if metric.direction == "up" else -figure if metric.direction == "down" else -np.abs(figure - 1)
+
+
+def _interval(figures: Array) -> list[float]:
+    low, high = np.percentile(figures, [2.5, 97.5])
+    return [float(low), float(high)]
+
+
+def _p(difference: float, drawn: Array, items: int) -> float:
+    """Two-sided, from the spread of the drawn differences, which a group of so many items tells."""
+    from scipy.stats import t
+
+    spread = float(np.std(drawn))
+    return float(2 * t.sf(abs(difference) / spread, items - 1)) if spread else float(difference == 0)

@@ -1,0 +1,205 @@
+"""Leakage: what is found, what it is called, and what is refused."""
+
+import json
+
+import pytest
+
+from meditune.data import liveqa, medquad, pubmedqa, trained_on
+from meditune.data.example import DECISIONS, Example, Passage
+from meditune.data.leakage import check, find, in_prompt, known, refuse
+from meditune.data.rejects import Rejects
+from meditune.data.splits import Splits, split
+from meditune.errors import DataError
+
+WORDS = "The trial gave {} to adults who had pain in the lower back and could not sleep, and measured it for a year."
+DRUGS = "aspirin ibuprofen codeine morphine tramadol ketorolac naproxen celecoxib diclofenac etoricoxib".split()  # noqa: SIM905
+
+
+def example(number, source="own", **changes):
+    fields = {
+        "id": f"{source}:{number}",
+        "source": source,
+        "question": f"Does {DRUGS[number % 10]} number {number} help adults who have pain in the lower back?",
+        "answer": f"It helps {number}.",
+        "decision": DECISIONS[number % 3],
+        "group": f"group-{number}",
+    }
+    return Example(**fields | changes)
+
+
+def context(text):
+    return (Passage(text=text),)
+
+
+TEST = [example(number) for number in range(5)]
+
+
+ASKED = [
+    "Does early treatment with metformin lower the risk of heart failure in older adults with diabetes?",
+    "Is laparoscopic surgery safe in patients with cirrhosis of the liver and a low platelet count?",
+    "Do children with asthma sleep worse at night than their healthy peers of the same age?",
+]
+DIFFERENT = [example(number, question=question) for number, question in enumerate(ASKED)]
+
+
+def rewritten(number):
+    """A question of DIFFERENT with one word replaced."""
+    text = ASKED[number]
+    return text.replace("lower", "reduce").replace("safe", "wise").replace("worse", "less")
+
+
+def kinds(leaks):
+    return {(leak.kind, leak.test, leak.train) for leak in leaks}
+
+
+def test_a_clean_split_has_no_leak():
+    assert find([example(number) for number in range(5, 30)], TEST) == []
+
+
+def test_items_are_found_by_group_question_and_context_and_named():
+    assert kinds(find([example(9, group="group-3")], TEST)) == {("group", "own:3", "own:9")}
+    assert find([example(9, "other", group="group-3")], TEST) == [], "groups of other sources are others"
+    same = example(9, "other", question=TEST[2].question.upper() + "!")
+    assert kinds(find([same], TEST)) == {("question", "own:2", "other:9")}
+    (leak,) = find([example(9, "other", question=rewritten(2))], DIFFERENT)
+    assert (leak.kind, leak.test) == ("question", "own:2")
+    assert 0.65 <= leak.alike < 1
+    abstract = WORDS.format("aspirin")
+    test = [example(1, context=context(abstract))]
+    article = example(7, "other", context=context(f"Of others. {abstract.replace('adults', 'grown-ups')} And so on."))
+    (leak,) = find([article], test)
+    assert (leak.kind, leak.train) == ("context", "other:7")
+    assert leak.alike < 1
+
+
+def test_an_instruction_that_every_item_has_is_no_leak():
+    """Discharge summaries are all asked "What is the diagnosis?"."""
+    asked = "What is the diagnosis at discharge?"
+    items = [example(n, question=asked, context=context(f"{DRUGS[n % 10]} {n}")) for n in range(40)]
+    assert find(items[:30], items[30:]) == []
+    parts = split({"own": items}, official=False, test_share=0.2, dev_share=0.2, seed=1)
+    assert min(map(len, parts.named().values())) > 4
+    assert trained_on.record(items)["questions"] == []
+
+
+def test_questions_that_are_nearly_the_same_are_split_together():
+    twins = []
+    for number in range(40):
+        one = example(
+            number, question=f"Does {DRUGS[number % 10]} lower mortality in ward {number} after a stroke at night?"
+        )
+        twins += [one, example(number, "two", question=one.question.replace("lower", "reduce"))]  # fmt: skip
+    for seed in range(4):
+        parts = split({s: [e for e in twins if e.source == s] for s in ("own", "two")}, True, 0.3, 0.2, seed)
+        assert find([*parts.train, *parts.dev], parts.test) == []
+
+
+def test_questions_about_one_passage_are_split_together():
+    items = [example(number, context=context(WORDS.format(f"drug {number // 4}"))) for number in range(80)]
+    for seed in range(4):
+        parts = split({"own": items}, False, 0.3, 0.2, seed)
+        assert not {e.context for e in parts.test} & {e.context for e in (*parts.train, *parts.dev)}
+
+
+def test_a_background_that_most_items_have_is_no_leak():
+    items = [example(number, context=context(WORDS.format("a drug"))) for number in range(40)]
+    parts = split({"own": items}, False, 0.3, 0.2, 1)
+    assert find([*parts.train, *parts.dev], parts.test) == []
+    assert trained_on.record(items)["contexts"] == []
+
+
+def test_the_answer_in_the_prompt():
+    answer = "Among adults with back pain the drug shortened sick leave by two days, but nobody slept any better."
+    clear = example(1, answer=answer, context=context("Sick leave was shorter, and sleep was the same as before."))
+    quoted = example(2, answer=answer, context=context(f"Results were mixed. {answer}"))
+    half = example(3, answer=answer, context=context(answer[: len(answer) * 3 // 4]))
+    other = example(4, answer="No.", meta={"references": [{"answer": answer}]}, question=f"True? {answer}")
+    short = example(5, answer="two days", context=context("It was two days."))
+    assert {leak.test for leak in in_prompt([clear, quoted, half, other, short])} == {"own:2", "own:3", "own:4"}
+
+
+@pytest.mark.parametrize(
+    ("text", "leaks"),
+    [
+        ("Pain fell. Answer: yes", True),
+        ("Final decision = 'YES'.", True),
+        ("The conclusion is yes.", True),
+        ("Answer: no", False),
+        ("Patients had to answer yes or no.", False),
+        ("The answer is yes for some and no for others.", False),
+        ("Answer: yesterday", False),
+    ],
+)
+def test_the_decision_in_the_prompt(text, leaks):
+    item = example(3, decision="yes", context=context(text))
+    assert [leak.kind for leak in in_prompt([item])] == ["decision_in_prompt"] * leaks
+
+
+def checked(train, test):
+    return check(Splits(train, [], test, "mine"), "test", "base")
+
+
+def test_a_refusal_names_what_how_many_how_near_and_what_to_do(tmp_path):
+    train = [example(n, "other", question=rewritten(n) if n else ASKED[0]) for n in range(3)]
+    found = checked(train, DIFFERENT)
+    with pytest.raises(DataError) as raised:
+        refuse(found, False, tmp_path)
+    said = str(raised.value)
+    assert "3 of 3 test items have the question of a training item, or nearly, 1 of them exactly" in said
+    assert "own:0 = other:0" in said
+    assert "own:1 ~ other:1 (0." in said
+    assert "Take them out of the training source" in said
+    assert "evaluate.allow_leakage=[question]" in said
+    stored = json.loads((tmp_path / "leakage.json").read_text(encoding="utf-8"))
+    assert [leak["test"] for leak in stored["found"]["question"]["leaks"]] == ["own:0", "own:1", "own:2"]
+    with pytest.raises(DataError):
+        refuse(found, ["context"], tmp_path)
+    refuse(found, ["question"], tmp_path)
+    refuse(found, True, tmp_path)
+
+
+def test_a_record_recognizes_what_was_trained_on_and_holds_no_text():
+    trained = [example(n, context=context(WORDS.format(DRUGS[n]))) for n in range(4)]
+    record = trained_on.record(trained)
+    assert record["examples"] == 4
+    assert "pain" not in json.dumps(record)
+    test = [
+        example(11, question=trained[0].question.upper()),
+        example(12, context=trained[1].context),
+        example(13, group="group-2"),
+        example(14),
+    ]
+    assert [leak.test for leak in known([record], [], test)] == ["own:11", "own:12", "own:13"]
+    further = trained_on.record([example(14)], [record])
+    assert further["examples"] == 5
+    assert [leak.test for leak in known([further], [], test)] == ["own:11", "own:12", "own:13", "own:14"]
+
+
+def test_restricted_examples_are_counted_and_not_listed():
+    record = trained_on.record([example(1, meta={"restricted": True}), example(2)])
+    assert (record["examples"], record["unlisted"], len(record["questions"])) == (2, 1, 1)
+    assert known([record], [], [example(1)]) == []
+
+
+def test_a_record_that_cant_be_read_isnt_taken_for_none(tmp_path):
+    (tmp_path / "trained_on.json").write_text('{"version": 99}', encoding="utf-8")
+    with pytest.raises(DataError, match=r"trained_on\.json.*update Meditune"):
+        trained_on.read_record(tmp_path)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("source", ["pubmedqa", "liveqa"])
+def test_the_publishers_splits_are_clean(real_data, source):
+    reader = {"pubmedqa": pubmedqa.read, "liveqa": liveqa.read}[source]
+    examples = list(reader(real_data / source, Rejects()))
+    parts = split({source: examples}, official=True, test_share=0.2, dev_share=0.1, seed=17)
+    assert find([*parts.train, *parts.dev], parts.test) == []
+
+
+@pytest.mark.real
+def test_medquad_is_split_so_that_no_focus_and_no_near_question_straddles(real_data):
+    examples = list(medquad.read(real_data / "medquad", Rejects()))
+    parts = split({"medquad": examples}, official=True, test_share=0.2, dev_share=0.1, seed=17)
+    assert len(parts.test) == pytest.approx(0.2 * len(examples), rel=0.02)
+    assert not {e.group for e in parts.test} & {e.group for e in (*parts.train, *parts.dev)}
+    assert find([*parts.train, *parts.dev], parts.test) == []
