@@ -9,7 +9,7 @@ import meditune
 SOURCE = Path(meditune.__file__).parent
 LAYERS = (
     *("cli", "doctor", "terminal", "comparing", "ask", "merge", "run", "remote", "prune", "planning", "folder"),
-    *("evaluate", "train", "models", "prompts", "data"),
+    *("evaluate", "train", "models", "prompts", "data", "faithfulness"),
     *("recipes", "recipe", "limits", "text", "machine", "progress", "ranks", "files", "errors"),
 )
 """From top to bottom. A module imports only what stands below it, or its own package."""
