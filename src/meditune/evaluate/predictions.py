@@ -8,6 +8,8 @@ One JSON Lines file per model and task under `predictions/`:
     base-general.jsonl      id, nll, tokens            (windows of general text)
     base-technical.jsonl    id, nll, tokens, python, sha256   (windows of technical text, and which edition of it)
     base-preference.jsonl   id, kind, chosen_nll, chosen_tokens, rejected_nll, rejected_tokens   (pairs of answers)
+    base-samples.jsonl      id, predictions            (answers written by chance)
+    base-faithfulness.jsonl id, score, by, sentences, spans   (graded answers: evaluate/faithfulness.py)
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from meditune.files import read_jsonl, write_jsonl
 
 TextKind = Literal["general", "technical"]
 """Running text, measured in windows."""
-Kind = Literal["decision", "likelihood", "answer", TextKind, "preference"]
+Kind = Literal["decision", "likelihood", "answer", TextKind, "preference", "samples", "faithfulness"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -37,6 +39,8 @@ class Predictions:
     general: list[dict[str, Any]] = field(default_factory=list)
     preference: list[dict[str, Any]] = field(default_factory=list)
     technical: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    faithfulness: list[dict[str, Any]] = field(default_factory=list)
 
     def texts(self) -> dict[TextKind, list[dict[str, Any]]]:
         """The windows of each running text that was measured."""

@@ -10,6 +10,7 @@ from meditune.data.example import DECISIONS
 from meditune.data.prepare import Prepared
 from meditune.evaluate.changes import changes, counted
 from meditune.evaluate.compare import compare, got_worse
+from meditune.evaluate.faithfulness import overview
 from meditune.evaluate.measured import groups_of
 from meditune.evaluate.metrics import summarise
 from meditune.evaluate.metrics.decision import confusion, macro_f1, recalls
@@ -59,6 +60,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "decision": {"base": _decision(base), "tuned": _decision(tuned)} if tuned.decision else None,
         "training": training,
         **({"texts": editions} if editions else {}),
+        **({"faithfulness": {"base": overview(base), "tuned": overview(tuned)}} if tuned.faithfulness else {}),
         **({"preference": {"base": by_kind(base), "tuned": by_kind(tuned)}} if pairs else {}),
     }
 

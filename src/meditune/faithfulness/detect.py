@@ -17,6 +17,8 @@ from meditune.faithfulness.evidence import Evidence, Span, evidence
 from meditune.faithfulness.sources import Sentence, Sources
 from meditune.text import sentences
 
+BROKEN_OFF = 30
+"""Words from which on an answer that ends without a full stop is taken to be broken off"""
 MOST = 12.0
 """Log-odds of a sentence, either way, beyond which nothing is learnt from it"""
 
@@ -59,20 +61,29 @@ class Judgement:
 
 def detect(answer: str, sources: Sources) -> Judgement:
     """Judge an answer. The scores' base rate is that of the set they were fitted on, half of it unfaithful."""
-    judged = tuple(_judged(text, start, sources) for start, text in placed(answer))
+    judged = tuple(_judged(text, start, sources) for start, text in placed(_ended(answer)))
     if not judged:
         return Judgement(None, ())
     return Judgement(_sigmoid(answer_logit([_logit(each.score) for each in judged])), judged)
 
 
 def placed(answer: str) -> Iterator[tuple[int, str]]:
-    """The sentences of an answer that have a word or number, and where they start."""
+    """The sentences of an answer that have a word or number, and where they start; a line's end ends one, too."""
     start = 0
-    for text in sentences(answer):
-        start = answer.index(text, start)
-        if any(char.isalnum() for char in text):
-            yield start, text
-        start += len(text)
+    for line in answer.splitlines():
+        for text in sentences(line):
+            start = answer.index(text, start)
+            if any(char.isalnum() for char in text):
+                yield start, text
+            start += len(text)
+
+
+def _ended(answer: str) -> str:
+    """The answer without its last word, where it is so long that it was probably broken off within that word."""
+    whole = answer.rstrip()
+    if whole and whole[-1].isalnum() and whole.count(" ") >= BROKEN_OFF:
+        return whole.rpartition(" ")[0]
+    return answer
 
 
 def sentence_logit(found: Evidence) -> float:
@@ -103,11 +114,17 @@ def _judged(text: str, start: int, sources: Sources) -> Judged:
     score = _sigmoid(sentence_logit(found))
     spans = found.spans
     if not spans and score < calibration.SENTENCE:
-        share = f"{100 * found.features['known']:.0f}"
         likest = found.likest if found.features["best"] > 0.2 else ""
-        spans = [Span(0, len(text), "unsupported", f"The sources have {share} % of what it says, by words.", likest)]
+        spans = [Span(0, len(text), "unsupported", _why(found), likest)]
     moved = (replace(span, start=start + span.start, end=start + span.end) for span in spans)
     return Judged(start, start + len(text), score, tuple(moved))
+
+
+def _why(found: Evidence) -> str:
+    share = f"{100 * found.features['known']:.0f} %"
+    if found.features["known"] < 0.6:
+        return f"Few of its words are in the sources ({share}, by weight)."
+    return f"Its words are in the sources ({share}, by weight), but no sentence of theirs says this with them."
 
 
 def _sigmoid(value: float) -> float:

@@ -85,6 +85,18 @@ class EvaluateSpec(Spec):
     technical_tokens: int = Field(
         0, ge=0, description="Tokens of Python's language reference that measure forgetting, too; 0 leaves it out."
     )
+    faithfulness_model: str = Field(
+        "none",
+        min_length=1,
+        description="Model that judges whether sources support an answer: an NLI model's folder or hub id, "
+        "lettucedetect:NAME or hhem:NAME; none leaves it to the detector that needs no model.",
+    )
+    samples: int = Field(
+        0,
+        ge=0,
+        description="Answers written by chance to each of some questions, for self-consistency; 0 leaves it out.",
+    )
+    sampled_answers: int = Field(50, ge=1, description="Questions that are answered by chance, a seeded subset.")
     resamples: int = Field(10_000, ge=100, description="Bootstrap resamples behind each interval.")
     batch_tokens: int = Field(1024, ge=64, description="Tokens in one forward pass.")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import ModuleType
 
-from meditune.evaluate.metrics import decision, fluency, forgetting, overlap, preference
+from meditune.evaluate.metrics import decision, faithfulness, fluency, forgetting, overlap, preference
 from meditune.evaluate.metrics.metric import Metric, Statistics
 from meditune.evaluate.predictions import Predictions
 
@@ -25,6 +25,7 @@ FAMILIES = (
     Family("Decisions", decision),
     Family("Likelihood of reference answers", fluency),
     Family("Overlap with reference answers", overlap),
+    Family("Faithfulness", faithfulness),
     Family("Forgetting", forgetting),
     Family("Preferences (experimental)", preference),
 )

@@ -11,6 +11,7 @@ from meditune.data.example import DECISIONS
 from meditune.errors import DataError
 from meditune.evaluate.report import facts, plots, wording
 from meditune.evaluate.report.table import headline, rows
+from meditune.evaluate.report.unsupported import unsupported
 from meditune.evaluate.report.verdict import verdict
 from meditune.evaluate.report.worked import worked_examples
 from meditune.files import read_json, read_jsonl, replacing
@@ -85,6 +86,7 @@ def _context(folder: Path) -> dict[str, Any]:
         "histograms": _histograms(quality, _optional(folder / "tokens.json"), _prompt_room(recipe_text)),
         "examples": examples,
         "pool": pool,
+        "unsupported": unsupported(folder),
         "sources": facts.sources(quality),
         "splits": facts.splits(quality),
         "dropped": facts.counted(quality.get("dropped")),
