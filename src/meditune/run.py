@@ -237,9 +237,14 @@ def prepare_only(recipe: Recipe, folder: Path) -> Prepared:
 def prepared(recipe: Recipe, folder: Path) -> Prepared:
     """The run's data, prepared now or before; with them, where the recipe learns from pairs of answers, those pairs.
 
-    Raises DataError where the recipe's base model is a run that was trained on what is measured here.
+    Raises DataError where the recipe's base model is a run that was trained on what is measured here, and ModelError
+    where the model that is to judge faithfulness isn't to be had: after training it would be late to hear of it.
     """
     data = _data(recipe, folder)
+    if recipe.evaluate.faithfulness_model != "none":
+        from meditune.models.support import check
+
+        check(recipe.evaluate.faithfulness_model)
     _refuse_trained_on(recipe, data)
     if recipe.train.objective != "sft":
         prepare_pairs(recipe, data.splits, data.sha256, folder)

@@ -43,6 +43,13 @@ def test_spans(answer, expected):
     assert spans(answer) == expected
 
 
+def test_the_last_word_of_a_long_answer_that_was_broken_off_is_not_judged():
+    start = "Severe headaches increased in 30 adults. " * 6
+    assert spans(f"{start}The dose was 7") == []
+    assert spans(f"{start}The dose was 7.") == [("7", "number")]
+    assert spans("The dose was 7") == [("7", "number")]
+
+
 def test_a_span_says_what_the_source_says():
     (span,) = detect("Nobody knew. Severe headaches decreased in 30 adults.", SOURCES).spans
     assert span.source.startswith("Severe headaches increased in 30 adults")

@@ -13,6 +13,7 @@ from meditune.evaluate import likelihood, preference
 from meditune.evaluate.generation import generate
 from meditune.evaluate.items import chosen_answers
 from meditune.evaluate.predictions import Kind, Predictions, TextKind, answer_row, once, path_of
+from meditune.evaluate.sampling import samples
 from meditune.evaluate.texts import RunningText, asked_for, tokens_of
 from meditune.models.load import LoadedModel
 from meditune.models.rows import rows_of
@@ -53,12 +54,16 @@ class Measuring:
         self.decided = [example for example in examples if example.decision]
         self.answered = chosen_answers(examples, recipe.evaluate.answers, recipe.seed)
         self.texts = asked_for(recipe.evaluate)
+        self.seed = recipe.seed
+        several = recipe.evaluate.samples > 0
+        self.sampled = chosen_answers(self.answered, recipe.evaluate.sampled_answers, recipe.seed) if several else []
 
     def is_done(self, name: str) -> bool:
         """Whether every kind of prediction of this model is stored already."""
         kinds: set[Kind] = set()
         kinds |= {"decision"} if self.decided else set()
         kinds |= {"likelihood", "answer"} if self.answered else set()
+        kinds |= {"samples"} if self.sampled else set()
         kinds |= set(self.texts)
         kinds |= {"preference"} if self.pairs else set()
         return all(path_of(self.folder, name, kind).is_file() for kind in kinds)
@@ -68,6 +73,8 @@ class Measuring:
         self._likelihoods(loaded, name)
         if self.answered:
             once(self.folder, name, "answer", lambda: self._answers(loaded, name))
+        if self.sampled:
+            once(self.folder, name, "samples", lambda: self._samples(loaded, name))
         for kind, text in self.texts.items():
             once(self.folder, name, kind, partial(self._windows, loaded, kind, text, name))
         if self.pairs:
@@ -91,6 +98,10 @@ class Measuring:
         written = generate(loaded, prompts, self.spec.max_new_tokens, f"Answers of {name}")
         for example in self.answered:
             yield answer_row(example, written[example.id])
+
+    def _samples(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
+        encoder, more = loaded.encoder(self.form), self.spec.max_new_tokens
+        return samples(loaded, encoder, self.sampled, self.spec.samples, more, self.seed, f"Samples of {name}")
 
     def _windows(self, loaded: LoadedModel, kind: TextKind, text: RunningText, name: str) -> Iterator[dict[str, Any]]:
         rows = text.rows(loaded, tokens_of(self.spec, kind))

@@ -117,7 +117,7 @@ def _judged(text: str, start: int, sources: Sources) -> Judged:
         likest = found.likest if found.features["best"] > 0.2 else ""
         spans = [Span(0, len(text), "unsupported", _why(found), likest)]
     moved = (replace(span, start=start + span.start, end=start + span.end) for span in spans)
-    return Judged(start, start + len(text), score, tuple(moved))
+    return Judged(start, start + len(text), score, tuple(sorted(moved, key=lambda span: span.start)))
 
 
 def _why(found: Evidence) -> str:

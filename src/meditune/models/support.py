@@ -69,8 +69,8 @@ def supporter(name: str) -> Support:
     local = offline_reason() is not None
     maker = AutoModelForTokenClassification if kind == "lettucedetect" else AutoModelForSequenceClassification
     with _loading(name, place):
-        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
-        model = maker.from_pretrained(place, local_files_only=local, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local, trust_remote_code=False)
+        model = maker.from_pretrained(place, local_files_only=local, use_safetensors=True, trust_remote_code=False)
     model.to(device()).eval()
     if kind == "lettucedetect":
         return TokenSupport(model, tokenizer)
@@ -80,19 +80,23 @@ def supporter(name: str) -> Support:
 def check(name: str) -> None:
     """Raise ModelError where a model of that name isn't to be had or has no label for what is asked."""
     kind, place = parted(name)
-    if not Path(place).expanduser().is_dir() and not is_hub_id(place):
+    if not Path(place).is_dir() and not is_hub_id(place):
         raise ModelError(f"evaluate.faithfulness_model: {place} is neither a folder here nor a hub id.\n{_ways(place)}")
     from transformers import AutoConfig
 
     with _loading(name, place):
-        config = AutoConfig.from_pretrained(place, local_files_only=offline_reason() is not None)
+        config = AutoConfig.from_pretrained(
+            place, local_files_only=offline_reason() is not None, trust_remote_code=False
+        )
     _supporting(config, kind, name)
 
 
 def parted(name: str) -> tuple[str, str]:
     """The kind, `nli`, `lettucedetect` or `hhem`, and the folder or hub id."""
     first, colon, rest = name.partition(":")
-    return (first, rest) if colon and first in ("lettucedetect", "hhem") else ("nli", name)
+    kind, place = (first, rest) if colon and first in ("lettucedetect", "hhem") else ("nli", name)
+    folder = Path(place).expanduser()
+    return kind, str(folder) if folder.is_dir() else place
 
 
 class PairSupport:

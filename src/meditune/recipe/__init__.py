@@ -137,6 +137,11 @@ class Recipe(Spec):
     def _conflicts(self) -> Iterator[str]:
         """Each rule between keys that is broken, in a line of its own."""
         model = self.model
+        if self.evaluate.samples and model.strategy in VIRTUAL:
+            yield (
+                f"evaluate.samples can't be written with model.strategy {model.strategy}, whose virtual tokens need a "
+                "decoding of their own; set it to 0"
+            )
         if self.prompt.answer_tokens >= self.prompt.max_tokens:
             yield "prompt.answer_tokens must be smaller than prompt.max_tokens"
         if model.strategy == "full" and model.quantize != "none":

@@ -63,7 +63,7 @@ def test_what_makes_no_pair_is_counted():
 
 def test_what_the_sources_do_not_bear_out_is_kept_with_an_answer():
     found = judged(ONE, "Pain rose in 9 adults.", ended=True)
-    assert found["kinds"] == ["number", "direction"]
+    assert found["kinds"] == ["direction", "number"]
     assert found["score"] < judged(ONE, "Pain fell in 47 adults.", ended=True)["score"]
 
 
