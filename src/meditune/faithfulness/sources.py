@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from functools import cached_property
 
 from meditune.faithfulness.names import Name, defined, initials
@@ -44,9 +44,10 @@ class Sentence:
         """Whether it denies something, or says that there is no difference, effect or association."""
         return self.negated or NULL_FINDING.search(self.text) is not None
 
-    def share_in(self, known: Iterable[str]) -> float:
+    def share_in(self, known: Container[str]) -> float:
         """The weighted share of these words that are among the known stems."""
-        return sum(self.weights.get(each, 0.0) for each in set(known)) / self.total if self.total else 0.0
+        # Summed in this sentence's order: a set's order differs from process to process, and with it the last digits.
+        return sum(value for each, value in self.weights.items() if each in known) / self.total if self.total else 0.0
 
     def about(self, start: int, end: int) -> dict[str, float]:
         """Stems and weights of the words around a place in it."""
