@@ -28,6 +28,7 @@ SMALL = {
     "train.epochs": "2",
     "train.learning_rate": "1e-2",
     "evaluate.max_new_tokens": "16",
+    "evaluate.choices": "8",
     "evaluate.resamples": "200",
 }
 """What makes a run take seconds."""

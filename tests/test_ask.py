@@ -38,7 +38,7 @@ def test_the_models_own_format_is_used(folder, tmp_path):
 def test_asking_shows_the_prompt_that_evaluation_shows(folder):
     """The same likelihoods as scoring a test item with this question and context."""
     from meditune.evaluate.likelihood import score
-    from meditune.evaluate.metrics.decision import probabilities
+    from meditune.evaluate.metrics.confidence import probabilities
     from meditune.models.load import load
     from meditune.models.rows import rows_of
 

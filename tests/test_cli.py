@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -34,6 +35,8 @@ COMMANDS = (
         ("recipe", "show"),
         ("recipe", "check"),
     ),
+    ("review",),
+    *(("review", name) for name in ("create", "serve", "results", "export", "import", "pairs")),
 )
 
 
@@ -119,7 +122,7 @@ def test_evaluate_prints_and_stores_the_figures(evaluated, place):
     assert again.code == 0
     assert stored["model"] == str(place.base)
     assert f"{stored['figures']['accuracy']:.1f}" in again.out
-    assert {path.name for path in (evaluated / "predictions").iterdir()} == {
+    assert {path.name for path in (evaluated / "predictions").iterdir()} >= {
         *("model-decision.jsonl", "model-likelihood.jsonl", "model-answer.jsonl")
     }
 
@@ -192,7 +195,7 @@ def test_compare_refuses_different_items(place, evaluated):
 def test_compare_refuses_different_measures(place, tmp_path):
     for name, removed in (("decisions", "answer"), ("answers", "decision")):
         path = jsonl(tmp_path / f"{name}.jsonl", rows(30, **{removed: ""}))
-        assert meditune("evaluate", place.base, "-o", tmp_path / name, *place.own(path)).code == 0
+        assert meditune("evaluate", place.base, "-o", tmp_path / name, *place.own(path, evaluate__choices=0)).code == 0
     meditune("compare", tmp_path / "decisions", tmp_path / "answers").refused(3, "no metric in common")
 
 
@@ -209,6 +212,23 @@ def test_report_computes_the_same_report_again(place, finished):
     assert result.code == 0
     assert place.report("finished") == before
     assert (finished / "report.html").is_file()
+
+
+def test_report_shows_what_raters_said(place, finished):
+    folder = finished / "review"
+    assert meditune("review", "create", finished, "--questions", 2, "--axes", "lay").code == 0
+    try:
+        first = read_rows(folder / "items.jsonl")[0]["id"]
+        ratings = folder / "ratings.csv"
+        ratings.write_text(f"item,rater,axis,option\n{first},Ann,helpfulness,1\n")
+        assert meditune("review", "import", folder, ratings).code == 0
+        assert meditune("report", finished).code == 0
+        assert place.report("finished")["review"]["ratings"] == 1
+        assert "What raters said" in (finished / "report.html").read_text()
+    finally:
+        shutil.rmtree(folder)
+        assert meditune("report", finished).code == 0
+    assert "review" not in place.report("finished")
 
 
 def test_report_refuses_a_run_that_lost_predictions(place, finished):

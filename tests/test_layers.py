@@ -8,7 +8,22 @@ import meditune
 
 SOURCE = Path(meditune.__file__).parent
 LAYERS = (
-    *("cli", "doctor", "terminal", "comparing", "ask", "merge", "run", "remote", "prune", "planning", "folder"),
+    *(
+        "cli",
+        "reviewing",
+        "doctor",
+        "terminal",
+        "comparing",
+        "ask",
+        "merge",
+        "crossval",
+        "run",
+        "remote",
+        "prune",
+        "planning",
+        "review",
+        "folder",
+    ),
     *("evaluate", "train", "models", "prompts", "data", "faithfulness"),
     *("recipes", "recipe", "limits", "text", "machine", "progress", "ranks", "files", "errors"),
 )

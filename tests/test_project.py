@@ -69,10 +69,35 @@ def test_continuous_integration_finds_the_data_beside_the_checkout(given: str | 
         folder.mkdir(parents=True)
     shutil.copy(PROJECT / ".ci" / "run", checkout / ".ci")
     (tools / "make").write_text('#!/bin/sh\necho "$PWD $1 $MEDITUNE_DATA"\n', encoding="utf-8")
-    (tools / "make").chmod(0o755)
+    (tools / "chromium").write_text("#!/bin/sh\n", encoding="utf-8")
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
     environment = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"} | ({"MEDITUNE_DATA": given} if given else {})
     done = subprocess.run([checkout / ".ci" / "run"], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == f"{checkout} test {given or data}\n"
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root installs a browser")
+@pytest.mark.parametrize("works", [True, False])
+def test_continuous_integration_installs_a_browser_where_it_can(works: bool, tmp_path: Path) -> None:
+    checkout, tools = tmp_path / "checkout", tmp_path / "tools"
+    (checkout / ".ci").mkdir(parents=True)
+    shutil.copy(PROJECT / ".ci" / "run", checkout / ".ci")
+    tools.mkdir()
+    for name in ("bash", "dirname"):
+        (tools / name).symlink_to(shutil.which(name) or name)
+    installs = (
+        f'case "$1" in install) : > {tools}/chromium; /bin/chmod +x {tools}/chromium;; esac' if works else "exit 1"
+    )
+    for name, does in (("make", "echo tested"), ("apt-get", f'echo "apt-get $1"; {installs}')):
+        (tools / name).write_text(f"#!/bin/sh\n{does}\n", encoding="utf-8")
+        (tools / name).chmod(0o755)
+    done = subprocess.run(
+        [checkout / ".ci" / "run"], env={"PATH": str(tools)}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "tested\n"
+    assert ("apt-get install" in done.stderr) == works
+    assert ("will be skipped" in done.stderr) == (not works)
 
 
 def test_the_citation_names_this_version() -> None:

@@ -2,7 +2,7 @@ import pytest
 
 from meditune.data.example import Example, Passage
 from meditune.errors import ModelError
-from meditune.prompts import Encoder, QuestionTooLongError, load_format, prompt_text, save_format
+from meditune.prompts import Encoder, QuestionTooLongError, decision_in, load_format, prompt_text, save_format
 from meditune.recipe import PromptFormat
 from tests import tiny
 
@@ -111,3 +111,14 @@ def test_a_tokenizer_without_an_end_token_is_refused():
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match="end-of-sequence"):
         Encoder(tokenizer, PromptFormat())
+
+
+@pytest.mark.parametrize(
+    ("text", "decision"),
+    [
+        *[("Yes.", "yes"), ("**No**, because yes is wrong", "no"), ("The answer is: maybe", "maybe")],
+        *[("I know nothing about noise", None), ("", None), ("YES", "yes"), ("no-one knows", "no")],
+    ],
+)
+def test_the_first_label_in_a_text_is_its_decision(text, decision):
+    assert decision_in(text) == decision

@@ -22,7 +22,7 @@ RUN_FOLDER = {
     *(
         f"predictions/{name}-{kind}.jsonl"
         for name in ("base", "tuned")
-        for kind in ("decision", "likelihood", "answer")
+        for kind in ("decision", "likelihood", "unconditional", "answer", "choice")
     ),
     *(f"predictions/{name}-{kind}.jsonl" for name in ("base", "tuned") for kind in ("general", "technical")),
 }
@@ -40,7 +40,10 @@ REPORT_KEYS = {
     "training",
 }
 TEXT_TOKENS = {"evaluate__general_tokens": 600, "evaluate__technical_tokens": 700}
-METRICS = {"accuracy", "macro_f1", "ece", "perplexity", "bleu", "rouge1", "rouge2", "rougeL", "length_ratio"}
+DECIDED = {"accuracy", "macro_f1", "f1_yes", "f1_no", "f1_maybe", "ece", "brier", "aurc", "general_choice"}
+METRICS = DECIDED | {"perplexity", "bleu", "rouge1", "rouge2", "rougeL", "length_ratio"}
+METRICS |= {"unconditional_perplexity", "bits_per_byte"}
+METRICS |= {"chrf", "rougeLsum", "answer_repetition", "answer_loops"}
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,16 @@ def test_the_run_folder_is_complete(official):
     tidy(folder)
 
 
+def test_the_publishers_prediction_file_is_written(official):
+    folder, _ = official
+    for name in ("base", "tuned"):
+        said = json.loads((folder / "predictions" / f"{name}-pubmedqa.json").read_text(encoding="utf-8"))
+        rows = read_rows(folder / "predictions" / f"{name}-decision.jsonl")
+        assert said == {row["id"].removeprefix("pubmedqa:"): row["prediction"] for row in rows}
+        assert len(said) == 500
+        assert set(said.values()) <= {"yes", "no", "maybe"}
+
+
 def test_the_report_has_its_keys(official, place):
     report = place.report("official")
     assert report.keys() >= REPORT_KEYS
@@ -106,6 +119,7 @@ def test_the_report_has_its_keys(official, place):
         == METRICS
         | {
             "general_perplexity",
+            "general_bits_per_byte",
             "technical_perplexity",
         }
     )
@@ -120,7 +134,8 @@ def test_the_report_has_its_keys(official, place):
     assert data["test_set"] == "pubmedqa-official-500"
     training = {"tokens_per_s", "supervised_tokens", "peak_rss_gb", "seconds", "epochs"}
     assert report["training"].keys() >= training
-    assert report["items"] == {"decision": 500, "answer": 60, "general": 2, "technical": 2}
+    assert report["items"] == {"decision": 500, "answer": 60, "general": 2, "technical": 2, "choice": 8}
+    assert report["signatures"].keys() == {"bleu", "chrf"}
     assert report["texts"]["technical"].keys() == {"python", "sha256"}
 
 
@@ -393,10 +408,10 @@ def test_a_full_file_system(place, tmp_path, kilobytes):
 @pytest.mark.parametrize(
     ("name", "changes", "metrics"),
     [
-        ("one decision", {"decision": "yes"}, METRICS),
-        ("no maybe", {"decision": lambda number: ("yes", "no")[number % 2]}, METRICS),
-        ("answers only", {"decision": ""}, METRICS - {"accuracy", "macro_f1", "ece"}),
-        ("decisions only", {"answer": ""}, {"accuracy", "macro_f1", "ece"}),
+        ("one decision", {"decision": "yes"}, METRICS - {"f1_no", "f1_maybe"}),
+        ("no maybe", {"decision": lambda number: ("yes", "no")[number % 2]}, METRICS - {"f1_maybe"}),
+        ("answers only", {"decision": ""}, METRICS - DECIDED | {"general_choice"}),
+        ("decisions only", {"answer": ""}, DECIDED),
         ("no context", {"context": ""}, METRICS),
         ("long context", {"context": "We saw that pain fell by 30 percent. " * 60}, METRICS),
         ("long answers", {"answer": lambda number: f"Own treatment {number} helps. " * 200}, METRICS),

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    BertTokenizer,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
@@ -104,4 +105,20 @@ def save(folder: Path, architecture: str = "llama") -> Path:
     """A plain transformers folder."""
     model(architecture).save_pretrained(folder)
     tokenizer(bos=architecture == "gemma3").save_pretrained(folder)
+    return folder
+
+
+def sentence_model(folder: Path) -> Path:
+    """A folder with a BERT of random weights, as sentence models are, and a tokenizer that knows every letter."""
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,?!()=:-"
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join([*vocabulary, "drug", "pain", "helps"]), encoding="utf-8")
+    made = BertTokenizer(str(folder / "vocab.txt"))
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=len(made), max_position_embeddings=512, **shape)).eval().save_pretrained(folder)
+    made.save_pretrained(folder)
     return folder

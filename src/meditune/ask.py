@@ -50,7 +50,7 @@ def ask(
 
 
 def _ask_there(model: ApiModel, asked: Example, limit: int) -> Answer:
-    from meditune.evaluate.metrics.decision import probabilities
+    from meditune.evaluate.metrics.confidence import probabilities
 
     form = model.form or PromptFormat()
     if not model.spec.is_local:
@@ -65,7 +65,7 @@ def _ask_there(model: ApiModel, asked: Example, limit: int) -> Answer:
 def _ask_here(model: str, asked: Example, limit: int) -> Answer:
     from meditune.evaluate.generation import generate
     from meditune.evaluate.likelihood import score
-    from meditune.evaluate.metrics.decision import probabilities
+    from meditune.evaluate.metrics.confidence import probabilities
     from meditune.models.load import load
     from meditune.models.rows import join
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from meditune import ranks
+from meditune import ranks, reviewing
 from meditune.errors import MedituneError, Stopped
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ recipe_app = typer.Typer(help="Look at recipes and check them.", no_args_is_help
 app.add_typer(data_app, name="data")
 app.add_typer(api_app, name="api")
 app.add_typer(recipe_app, name="recipe")
+app.add_typer(reviewing.app, name="review")
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name or a YAML file.")]
 Output = Annotated[
@@ -141,6 +142,32 @@ def seeds(
     if json_file:
         write_json(json_file, result)
     terminal.print_seeds(result)
+
+
+@app.command()
+def crossval(
+    recipe: RecipeName,
+    output: Output,
+    folds: Annotated[
+        list[int] | None, typer.Option("--fold", min=0, max=9, help="Only this fold, 0 to 9. Repeatable.")
+    ] = None,
+    overrides: Overrides = None,
+    yes: Yes = False,
+) -> None:
+    """Cross-validate on PubMedQA's training items: a run for each of the publisher's ten folds, then all together."""
+    from meditune import crossval as validation
+    from meditune import terminal
+
+    recipes, commands = {}, {}
+    for fold in sorted(set(folds or range(10))):
+        given = [*(overrides or []), *validation.settings(fold)]
+        recipes[fold] = _recipe(recipe, given).recipe
+        words = [word for item in given for word in ("--set", item)]
+        commands[fold] = shlex.join(["meditune", "run", recipe, "--output", str(output / f"fold-{fold}"), *words])
+    result = validation.crossval(recipes, output, commands, terminal.approval(yes))
+    terminal.print_crossval(result)
+    typer.echo(f"Figures: {(output / validation.RESULT).resolve()}")
+    terminal.print_crossval_worse(result)
 
 
 @app.command()

@@ -166,6 +166,9 @@ def _process_of(item: Path) -> int | None:
 
 def refuse_unfinished(folder: Path) -> None:
     """Raise DataError, with the command to go on, where the folder's run isn't finished."""
+    from meditune.evaluate.grading import GRADERS
+    from meditune.evaluate.predictions import KINDS
+
     if (folder / EVALUATION).is_file():
         raise DataError(
             f"{folder} holds the evaluation of one model, which has no report. Compare it with another: "
@@ -174,7 +177,8 @@ def refuse_unfinished(folder: Path) -> None:
     if not (folder / RECIPE).is_file():
         raise DataError(f"{folder} holds no run: {RECIPE} is missing. Give the --output folder of `meditune run`.")
     predicted = {path.name.partition("-")[::2] for path in (folder / "predictions").glob("*-*.jsonl")}
-    base, tuned = ({kind for name, kind in predicted if name == model} for model in ("base", "tuned"))
+    made = {f"{kind}.jsonl" for kind in KINDS if kind not in GRADERS}
+    base, tuned = ({kind for name, kind in predicted if name == model and kind in made} for model in ("base", "tuned"))
     if not (folder / "model" / "training.json").is_file() or not tuned or base != tuned:
         raise DataError(
             f"{folder} holds a run that isn't finished. Go on with: "

@@ -13,6 +13,7 @@ with a space and ends with the tokenizer's end-of-sequence token, which is train
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,9 @@ from meditune.recipe import PromptFormat, Task
 from meditune.text import sentences
 
 FILE_NAME = "prompt.json"
+
+DECISION_TOKENS = 8
+"""Enough for a decision in words, and little enough that no explanation is read for one."""
 
 CHAT_SYSTEM = (
     f'You answer questions about health. Write what follows the last cue. After "{PromptFormat().decision_cue}", or a '
@@ -51,6 +55,15 @@ def chat_messages(
         {"role": "user", "content": prompt_text(form, example.question, example.context, task)},
     ]
     return [*messages, {"role": "assistant", "content": target}] if target else messages
+
+
+def decision_in(text: str) -> str | None:
+    """The decision in what a model wrote after the decision's cue: the first yes, no or maybe that is a whole word.
+
+    In any case; None where there is none of them. "Not", "know" and "yesterday" hold none.
+    """
+    match = re.search(rf"\b({'|'.join(DECISIONS)})\b", text.lower())
+    return match[1] if match else None
 
 
 def save_format(form: PromptFormat, folder: Path) -> None:
@@ -121,6 +134,14 @@ class Encoder:
         targets = [[*self.tokenize(f" {text.strip()}"), self.tokenizer.eos_token_id] for text in texts]
         reserve = max(self.format.answer_room, *map(len, targets))
         return [self._fit(example, task, target, reserve) for target in targets]
+
+    def continuations(self, identifier: str, prompt: str, texts: Sequence[str]) -> list[Encoded]:
+        """Each of the texts, without an end token, after a prompt of any form; they are called ID/0, ID/1 and so on."""
+        start = self._start(prompt)
+        return [
+            Encoded(f"{identifier}/{number}", "answer", start, self.tokenize(f" {text}"), answer_cut=True)
+            for number, text in enumerate(texts)
+        ]
 
     def label_ids(self) -> dict[str, int]:
         """The first token of each decision word. Raises ModelError where two of them begin alike."""

@@ -96,9 +96,8 @@ def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
     from meditune.train.stage import fine_tune
     from meditune.train.start import starting_point
 
-    measuring = Measuring(
-        recipe, data.splits.measured(recipe.evaluate.split), folder / "predictions", _held_out(recipe, folder)
-    )
+    examples = data.splits.measured(recipe.evaluate.split)
+    measuring = Measuring(recipe, examples, folder / "predictions", _held_out(recipe, folder), data.splits.dev)
     trained = (folder / "model" / "training.json").is_file()
     loaded: Any = None
     if not (trained and measuring.is_done("base")):
@@ -160,6 +159,7 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
     """
     from meditune.evaluate.grading import grade
     from meditune.evaluate.metrics import summarise
+    from meditune.evaluate.official import write_pubmedqa
     from meditune.evaluate.predictions import read
 
     with claimed(recipe, folder, model):
@@ -175,7 +175,10 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
             journey.measure(remote, data, recipe, folder, approve)
         else:
             _measure_here(model, recipe, data, folder)
-        grade(folder / "predictions", "model", data.splits.measured(recipe.evaluate.split), recipe.evaluate)
+        examples = data.splits.measured(recipe.evaluate.split)
+        grade(folder / "predictions", "model", examples, recipe.evaluate)
+        if _is_official(data, recipe):
+            write_pubmedqa(folder / "predictions", "model", examples)
         figures = summarise(read(folder / "predictions", "model"))
         test_set = data.splits.measured_name(recipe.evaluate.split)
         result = state | {"data": {"test_set": test_set, "sha256": data.sha256}, "figures": figures}
@@ -186,9 +189,8 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
 def _measure_here(model: str, recipe: Recipe, data: Prepared, folder: Path) -> None:
     from meditune.evaluate.stage import Measuring
 
-    measuring = Measuring(
-        recipe, data.splits.measured(recipe.evaluate.split), folder / "predictions", _held_out(recipe, folder)
-    )
+    examples = data.splits.measured(recipe.evaluate.split)
+    measuring = Measuring(recipe, examples, folder / "predictions", _held_out(recipe, folder), data.splits.dev)
     if not measuring.is_done("model"):
         loaded = _load(recipe, model)
         measuring.form = loaded.form or recipe.prompt
@@ -202,8 +204,10 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
     Raises DataError where the folder holds no finished run.
     """
     from meditune.evaluate.grading import grade
+    from meditune.evaluate.official import write_pubmedqa
     from meditune.evaluate.report import render
     from meditune.evaluate.summary import summary
+    from meditune.review.results import of_run
     from meditune.train import card
     from meditune.train.api import card as api_card
 
@@ -211,13 +215,19 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
     recipe = load_recipe(str(folder / RECIPE)).recipe
     training = read_json(folder / "model" / "training.json")
     data = stored(folder / "data")
+    measured = data.splits.measured(recipe.evaluate.split)
     for name in ("base", "tuned"):
-        grade(folder / "predictions", name, data.splits.measured(recipe.evaluate.split), recipe.evaluate)
+        grade(folder / "predictions", name, measured, recipe.evaluate)
+        if _is_official(data, recipe):
+            write_pubmedqa(folder / "predictions", name, measured)
     result = summary(recipe, data, training, folder / "predictions")
     earlier = _earlier_command(folder / "report.json")
     result["stages"] = read_json(folder / STAGES) if (folder / STAGES).is_file() else {}
     if (folder / PRUNED / PRUNING).is_file():
         result["pruning"] = read_json(folder / PRUNED / PRUNING)
+    reviewed = of_run(folder)
+    if reviewed:
+        result["review"] = reviewed
     result["versions"] = versions(recipe)
     result["machine"] = machine()
     result["command"] = command or earlier or f"meditune report {folder}"
@@ -281,6 +291,11 @@ def _refuse_trained_on(recipe: Recipe, data: Prepared) -> None:
             f"model.base: {recipe.model.base} was trained on what this recipe measures on. Take the data, split and "
             f"seed of that run. {error}"
         ) from error
+
+
+def _is_official(data: Prepared, recipe: Recipe) -> bool:
+    """Whether PubMedQA's official test is measured."""
+    return recipe.evaluate.split == "test" and "pubmedqa-official" in data.splits.test_set
 
 
 def _held_out(recipe: Recipe, folder: Path) -> list[Pair]:

@@ -143,6 +143,46 @@ def _p(value: float) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
+def print_crossval(result: dict[str, Any]) -> None:
+    """Mean and standard deviation over the folds, and the figures of all their items together."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("metric", "base, mean ± SD", "tuned, mean ± SD", "base, pooled", "tuned, pooled", "difference"):
+        table.add_column(title, justify="left" if title == "metric" else "right")
+    for title in ("95 % interval", "p", "verdict"):
+        table.add_column(title, justify="left" if title == "verdict" else "right")
+    for name, found in result["figures"].items():
+        digits, row = METRICS[name].digits, found["difference"]["pooled"]
+        spread = [
+            f"{found[model]['mean']:.{digits}f}"
+            + ("" if found[model]["sd"] is None else f" ± {found[model]['sd']:.{digits}f}")
+            for model in ("base", "tuned")
+        ]
+        if row is None:
+            table.add_row(METRICS[name].title, *spread, "–", "–", "–", "–", "–", "not pooled")
+            continue
+        table.add_row(
+            METRICS[name].title,
+            *spread,
+            *(f"{found[model]['pooled']:.{digits}f}" for model in ("base", "tuned")),
+            f"{row['delta']:+.{digits}f}",
+            f"{row['ci95'][0]:+.{digits}f} to {row['ci95'][1]:+.{digits}f}",
+            "<0.001" if row["p"] < 0.001 else f"{row['p']:.3f}",
+            VERDICTS[row["better"]],
+        )
+    out = console()
+    out.print(table)
+    for model, (low, high) in result["accuracy_ci95"].items():
+        out.print(f"Pooled accuracy of the {model} model: 95 % interval {low:.1f} to {high:.1f} (Wilson).")
+
+
+def print_crossval_worse(result: dict[str, Any]) -> None:
+    """The last line, as after a run, of the pooled figures."""
+    figures = {name: result["figures"][name] for name in result["worse"]}
+    models = {model: {name: row[model]["pooled"] for name, row in figures.items()} for model in ("base", "tuned")}
+    comparison = {name: row["difference"]["pooled"] for name, row in figures.items()}
+    print_worse({"worse": result["worse"], "comparison": comparison, **models})
+
+
 def print_worse(result: dict[str, Any]) -> None:
     """The last line: which metrics moved the wrong way, in red, or that none did."""
     if not result["worse"]:

@@ -121,3 +121,18 @@ def test_the_official_split_is_the_publishers(real_data):
     assert len(parts.train) + len(parts.dev) == 500
     assert len(parts.dev) == pytest.approx(50, abs=2)
     assert len(rejects) == 0
+
+
+@pytest.mark.real
+def test_every_fold_is_the_publishers_and_its_test_the_official_one(real_data):
+    examples = list(pubmedqa.read(real_data / "pubmedqa", Rejects()))
+    official = set(pubmedqa.ground_truth(real_data / "pubmedqa"))
+    published = pubmedqa.official_folds(examples)
+    held = []
+    for fold in range(pubmedqa.FOLDS):
+        parts = split({"pubmedqa": examples}, True, 0.2, 0.1, seed=1, fold=fold)
+        assert sorted(e.id for e in parts.dev) == sorted(e.id for e in published[fold])
+        assert (len(parts.train), len(parts.dev)) == (450, 50)
+        assert {e.group for e in parts.test} == official
+        held += [e.id for e in parts.dev]
+    assert len(set(held)) == len(held) == 500

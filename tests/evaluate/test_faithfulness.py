@@ -36,7 +36,7 @@ EXAMPLES = [example(name) for name in "abcd"] + [example("e", context="")]
 def graded(folder, answers=ANSWERS, **spec):
     rows = [{"id": name, "reference": "Yes.", "prediction": text} for name, text in answers.items()]
     write_jsonl(folder / "base-answer.jsonl", rows)
-    grade(folder, "base", EXAMPLES, EvaluateSpec(**spec))
+    grade(folder, "base", EXAMPLES, EvaluateSpec(similarity=False, **spec))
     return read(folder, "base")
 
 

@@ -109,10 +109,10 @@ def test_a_decision_that_is_none_of_the_labels_is_wrong_and_no_class_of_its_own(
     assert recalls(matrix)["no"] == pytest.approx(100 * matrix[1, 1] / matrix[1].sum())
 
 
-def test_decisions_without_likelihoods_have_no_calibration_error():
+def test_decisions_without_likelihoods_have_no_measure_of_confidence():
     rows = [{name: value for name, value in row.items() if name != "logits"} for row in decisions(1)]
     figures = summarise(Predictions(decision=rows))
-    assert figures.keys() == {"accuracy", "macro_f1"}
+    assert figures.keys() == {"accuracy", "macro_f1", "f1_yes", "f1_no", "f1_maybe"}
     assert figures.items() <= summarise(Predictions(decision=decisions(1))).items()
     assert set(compare(Predictions(decision=rows), Predictions(decision=decisions(2)), 100, 1)) == set(figures)
 

@@ -238,6 +238,47 @@ def test_a_metric_this_version_does_not_know_is_shown_by_its_name(tmp_path: Path
     assert "tastefulness 0.500 0.500" in shown(folder)
 
 
+def sure_decisions(**changes: Any) -> dict[str, Any]:
+    """What report.json says of one model's decisions and their confidence."""
+    return {
+        "confusion": [[9, 1, 0], [4, 3, 0], [2, 1, 0]],
+        "recall": {"yes": 90.0, "no": 42.9, "maybe": 0.0},
+        "reliability": [{"from": 0.6, "to": 0.7, "items": 20, "confidence": 0.64, "right": 0.6}],
+        "risk_coverage": [{"threshold": 0.61, "coverage": 1.0, "risk": 0.4}],
+    } | changes
+
+
+def test_confidence_is_drawn_and_said_for_those_who_cant_see(tmp_path: Path) -> None:
+    both = {"base": sure_decisions(), "tuned": sure_decisions()}
+    page = render(finished_run(tmp_path, decision=both)).read_text(encoding="utf-8")
+    assert "<title>Share of right decisions by confidence: Base 0.60 at 0.64; Tuned 0.60 at 0.64.</title>" in page
+    assert "<title>Share of wrong decisions, all of them kept: Base 0.40 at 1.00; Tuned 0.40 at 1.00.</title>" in page
+    words = shown(tmp_path)
+    assert "How sure, and how right" in words
+    assert "Abstaining" not in words
+    assert "in other ways" not in words
+
+
+def test_a_threshold_that_none_reaches_is_said(tmp_path: Path) -> None:
+    none = {"target": 0.75, "raw": {"threshold": None, "dev": None, "test": None}}
+    dev = {"kept": 12, "of": 50, "coverage": 24.0, "accuracy": 75.0, "ci95": [46.8, 91.1]}
+    test = {"kept": 0, "of": 500, "coverage": 0.0, "accuracy": None, "ci95": None}
+    some = {"target": 0.75, "raw": {"threshold": 0.9, "dev": dev, "test": test}}
+    both = {"base": sure_decisions(abstention=none), "tuned": sure_decisions(abstention=some)}
+    words = shown(finished_run(tmp_path, decision=both))
+    assert "from which 75 % of the decisions are right" in words
+    assert "Base model none reaches it on dev" in words
+    assert "Tuned model 0.900 12 of 50 75.0 0 of 500 0.0 nothing kept –" in words
+
+
+def test_a_model_that_tells_only_words_has_no_plots_of_confidence(tmp_path: Path) -> None:
+    words_only = {"confusion": [[9, 1, 0], [4, 3, 0], [2, 1, 0]], "recall": {"yes": 90.0, "no": 42.9, "maybe": 0.0}}
+    both = {"base": words_only, "tuned": words_only | {"abstention": {"target": 0.8}}}
+    words = shown(finished_run(tmp_path, decision=both))
+    assert "How sure" not in words
+    assert "Not measured: the development split has no decisions with likelihoods." in words
+
+
 def test_what_was_dropped_and_shortened_is_counted(tmp_path: Path) -> None:
     words = shown(finished_run(tmp_path))
     assert "Exact duplicate 2" in words
@@ -245,3 +286,10 @@ def test_what_was_dropped_and_shortened_is_counted(tmp_path: Path) -> None:
     assert "No question: 3" in words
     assert "Training examples whose sources were shortened to fit 7" in words
     assert "1 min 15 s" in words
+
+
+def test_sacrebleus_signatures_stand_in_the_small_print(tmp_path):
+    signature = "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"
+    page = render(finished_run(tmp_path, signatures={"bleu": signature})).read_text("utf-8")
+    assert f"<dt>sacrebleu, BLEU</dt><dd>{signature}</dd>" in page
+    assert "sacrebleu, chrF" not in page

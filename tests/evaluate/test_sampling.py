@@ -23,7 +23,7 @@ def measured(folder, seed=17, **spec):
             "name": "tiny",
             "seed": seed,
             "prompt": {"max_tokens": 64, "answer_tokens": 8},
-            "evaluate": {"max_new_tokens": 4, "general_tokens": 0, "answers": 3, **spec},
+            "evaluate": {"max_new_tokens": 4, "general_tokens": 0, "choices": 0, "answers": 3, **spec},
         }
     )
     measuring = Measuring(recipe, EXAMPLES, folder)

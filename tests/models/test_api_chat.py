@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from meditune.models.api.chat import decision_in, label_logits
+from meditune.models.api.chat import label_logits
 from meditune.models.api.tokens import estimated, of_chat
 
 
@@ -18,17 +18,6 @@ def test_a_label_that_is_not_told_has_the_least_that_is():
     assert label_logits({"Yes": -0.1, "Well": -7.0}) == {"yes": -0.1, "no": -7.0, "maybe": -7.0}
     assert set(label_logits({"Well": -0.1, "not": -7.0}).values()) == {-7.0}
     assert label_logits({}) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "decision"),
-    [
-        *[("Yes.", "yes"), ("**No**, because yes is wrong", "no"), ("The answer is: maybe", "maybe")],
-        *[("I know nothing about noise", None), ("", None), ("YES", "yes")],
-    ],
-)
-def test_the_first_label_in_a_text_is_its_decision(text, decision):
-    assert decision_in(text) == decision
 
 
 def test_tokens_are_counted_by_the_stated_rule():

@@ -56,6 +56,22 @@ def test_the_whole_journey(place):
         assert path.is_dir() or KEY not in path.read_text(encoding="utf-8"), f"the key is in {path}"
 
 
+def test_decisions_asked_for_in_other_ways(place):
+    ways = {"closed_book": "true", "written_decisions": "true", "calibrate": "temperature"}
+    result = place.call("run", **{f"evaluate__{key}": value for key, value in ways.items()})
+    assert result.code == 0, result
+    dev = len(read_rows(place.run / "data" / "dev.jsonl"))
+    assert len(place.api.chats) == 2 * (3 * TEST_ITEMS + dev), "written decisions are those that came anyway"
+    without = [chat for chat in place.api.chats if chat["messages"][1]["content"].startswith("Question:")]
+    assert len(without) == 2 * TEST_ITEMS
+    report = json.loads((place.run / "report.json").read_text(encoding="utf-8"))
+    assert report["tuned"]["written_accuracy"] == report["tuned"]["calibrated_accuracy"] == 100
+    assert {"closed_accuracy", "closed_macro_f1"} <= report["base"].keys()
+    before = list(place.api.requests)
+    assert meditune(*place.words("run", **{f"evaluate__{key}": value for key, value in ways.items()})).code == 0
+    assert place.api.requests == before
+
+
 def test_what_is_trained_on_is_what_is_asked(place):
     assert place.call("run", model__api__hyperparameters="{batch_size: 4, learning_rate_multiplier: 0.5}").code == 0
     sent = place.api.files["file-1"]["content"]

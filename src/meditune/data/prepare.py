@@ -90,6 +90,11 @@ def stored(folder: Path) -> Prepared:
 
 def check_sources(spec: DataSpec) -> None:
     """Raise DataError where a source is unknown, or can't be split or found as the recipe says; reads no data."""
+    if spec.fold is not None and (spec.split != "official" or all(each.name != "pubmedqa" for each in spec.sources)):
+        raise DataError(
+            "data.fold names one of the folds that PubMedQA's publisher made of its training items, which needs "
+            "pubmedqa among data.sources and data.split: official."
+        )
     for source in spec.sources:
         if source.name == "own":
             if source.path is None:
@@ -124,7 +129,7 @@ def _available(spec: DataSpec) -> tuple[DataSpec, bool]:
         for source in named:
             locate(source.name, source.path)
     except DataError as error:
-        if not spec.fallback_to_sample or any(source.path for source in spec.sources):
+        if not spec.fallback_to_sample or spec.fold is not None or any(source.path for source in spec.sources):
             raise
         print(
             f"{error}\n\nGoing on with the SYNTHETIC sample that ships with Meditune. Its studies are invented: the "
@@ -150,7 +155,7 @@ def _read_and_split(spec: DataSpec, seed: int, rejects: Rejects) -> tuple[Splits
     duplicates = before - sum(map(len, by_source.values()))
     for name, row in read.items():
         row["rejected"] = rejects.counts().get(name, {})
-    splits = split(by_source, spec.split == "official", spec.test_share, spec.dev_share, seed)
+    splits = split(by_source, spec.split == "official", spec.test_share, spec.dev_share, seed, spec.fold)
     return splits, facts(splits, read, duplicates)
 
 

@@ -40,13 +40,19 @@ class Splits:
 
 
 def split(
-    by_source: dict[str, list[Example]], official: bool, test_share: float, dev_share: float, seed: int
+    by_source: dict[str, list[Example]],
+    official: bool,
+    test_share: float,
+    dev_share: float,
+    seed: int,
+    fold: int | None = None,
 ) -> Splits:
     """Split each source: by its publisher's test set where there is one and `official` asks for it, else by group.
 
     A question that an official set holds is kept for training wherever else it turns up, so that it can only leak, and
     be refused, or do no harm. The development set is taken from what isn't test, by group, stratified by source and
-    decision. Raises DataError where a test item (its group or its question) would also be trained on.
+    decision; with `fold` it is that one of PubMedQA's published folds and nothing else. Raises DataError where a test
+    item (its group or its question) would also be trained on.
     """
     rest: list[Example] = []
     test: list[Example] = []
@@ -64,7 +70,7 @@ def split(
     rest += kept
     test += held
     refuse_leakage(rest, test)
-    train, dev = by_group(rest, dev_share, seed + 1)
+    train, dev = by_group(rest, dev_share, seed + 1) if fold is None else _fold(by_source, rest, fold)
     for name, examples in (("train", train), ("dev", dev), ("test", test)):
         if not examples:
             raise DataError(
@@ -99,6 +105,17 @@ def by_group(examples: Sequence[Example], share: float, seed: int) -> tuple[list
         [example for index, example in enumerate(examples) if index not in held],
         [example for index, example in enumerate(examples) if index in held],
     )
+
+
+def _fold(
+    by_source: dict[str, list[Example]], rest: Sequence[Example], fold: int
+) -> tuple[list[Example], list[Example]]:
+    """(train, dev) with the published fold as dev. Raises DataError where something else asks what the fold asks."""
+    chosen = {example.id for example in pubmedqa.official_folds(by_source[pubmedqa.SOURCE])[fold]}
+    train = [example for example in rest if example.id not in chosen]
+    dev = [example for example in rest if example.id in chosen]
+    refuse_leakage(train, dev)
+    return train, dev
 
 
 def refuse_leakage(train: Sequence[Example], test: Sequence[Example]) -> None:

@@ -8,23 +8,31 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from meditune.data.example import Example
 from meditune.errors import DataError
-from meditune.evaluate.items import chosen_answers
-from meditune.evaluate.predictions import Kind, answer_row, path_of
-from meditune.files import write_jsonl
-from meditune.models.api.chat import DECISION_TOKENS, Chat
+from meditune.evaluate.items import chosen_answers, decided_on
+from meditune.evaluate.predictions import DecisionKind, Kind, answer_row, once, path_of, written_row
+from meditune.files import read_jsonl, write_jsonl
+from meditune.models.api.chat import Chat
 from meditune.models.api.client import ApiError, Client
 from meditune.models.api.model import ApiModel
 from meditune.models.api.tokens import of_chat
 from meditune.progress import Progress
-from meditune.prompts import chat_messages
+from meditune.prompts import DECISION_TOKENS, chat_messages
 from meditune.recipe import PromptFormat, Recipe, Task
 
 GRACE_SECONDS = 20.0
 """So long a stopped measurement waits for the answers that are under way, because they are paid for."""
+
+Asked = DecisionKind | Literal["answer"]
+TITLES: dict[Asked, str] = {
+    "decision": "decisions",
+    "dev_decision": "dev decisions",
+    "closed": "closed-book decisions",
+    "answer": "answers",
+}
 
 Row = dict[str, Any]
 
@@ -37,16 +45,24 @@ class ApiMeasuring:
     `NAME-KIND.jsonl.begun`.
     """
 
-    def __init__(self, recipe: Recipe, examples: Sequence[Example], folder: Path) -> None:
+    def __init__(self, recipe: Recipe, examples: Sequence[Example], folder: Path, dev: Sequence[Example] = ()) -> None:
         self.spec, self.folder = recipe.evaluate, folder
-        self.items: dict[Task, list[Example]] = {
-            "decision": [example for example in examples if example.decision],
-            "answer": chosen_answers(examples, recipe.evaluate.answers, recipe.seed),
-        }
+        answered = chosen_answers(examples, recipe.evaluate.answers, recipe.seed)
+        self.items: dict[Asked, list[Example]] = {}
+        for kind, decided in decided_on(examples, dev, recipe.evaluate).items():
+            self.items[kind] = decided
+        if answered:
+            self.items["answer"] = answered
+
+    @property
+    def _written(self) -> bool:
+        """Whether the words of decisions are read, too."""
+        return self.spec.written_decisions and "decision" in self.items
 
     def is_done(self, name: str) -> bool:
         """Whether every kind of prediction of this model is stored already."""
-        return all(path_of(self.folder, name, task).is_file() for task, items in self.items.items() if items)
+        kinds: list[Kind] = [*self.items, *(("written",) if self._written else ())]
+        return all(path_of(self.folder, name, kind).is_file() for kind in kinds)
 
     def tokens(self, model: ApiModel, form: PromptFormat) -> tuple[int, int]:
         """Estimated tokens that one measurement reads, and writes at most.
@@ -54,7 +70,8 @@ class ApiMeasuring:
         Raises DataError where an item is longer than the model takes.
         """
         read = written = 0
-        for task, items in self.items.items():
+        for kind, items in self.items.items():
+            task: Task = "answer" if kind == "answer" else "decision"
             room = DECISION_TOKENS if task == "decision" else self.spec.max_new_tokens
             for example in items:
                 length = of_chat(chat_messages(form, example, task, model.system))
@@ -72,26 +89,35 @@ class ApiMeasuring:
 
         def decide(example: Example) -> Row:
             decided = chat.decide(chat_messages(form, example, "decision", model.system))
-            row = {"id": example.id, "reference": example.decision, "prediction": decided.prediction}
-            return row | ({"logits": decided.logits, "by": "likelihood"} if decided.logits else {"by": "word"})
+            row: Row = {"id": example.id, "reference": example.decision, "prediction": decided.prediction}
+            row |= {"logits": decided.logits, "by": "likelihood"} if decided.logits else {"by": "word"}
+            return row | ({"text": decided.text} if self._written else {})
 
         def write(example: Example) -> Row:
             text = chat.write(chat_messages(form, example, "answer", model.system), self.spec.max_new_tokens)
             return answer_row(example, text)
 
-        self._once(client, model, name, "decision", decide)
-        self._once(client, model, name, "answer", write)
+        for kind in self.items:
+            self._once(client, model, name, kind, write if kind == "answer" else decide)
+        if self._written:
+            once(self.folder, name, "written", lambda: self._decisions_in_words(name))
 
-    def _once(self, client: Client, model: ApiModel, name: str, task: Task, ask: Callable[[Example], Row]) -> None:
-        path, items = path_of(self.folder, name, task), self.items[task]
-        if not items or path.is_file():
+    def _decisions_in_words(self, name: str) -> list[Row]:
+        """What the words say that came with the decisions; nothing is asked for again."""
+        decisions = read_jsonl(path_of(self.folder, name, "decision"))
+        return [written_row(row["id"], row["reference"], row["text"]) for row in decisions]
+
+    def _once(self, client: Client, model: ApiModel, name: str, kind: Asked, ask: Callable[[Example], Row]) -> None:
+        path, items = path_of(self.folder, name, kind), self.items[kind]
+        if path.is_file():
             return
         begun = path.with_name(f"{path.name}.begun")
         rows = _kept(begun)
         left = [example for example in items if example.id not in rows]
         if rows and left:
-            print(f"Going on with the {task}s of {name}: {len(rows)} of {len(items)} are there.", file=sys.stderr)
-        with Progress(f"{task.capitalize()}s of {name}", len(left), task + "s") as progress:
+            there = f"{len(rows)} of {len(items)} are there"
+            print(f"Going on with the {TITLES[kind]} of {name}: {there}.", file=sys.stderr)
+        with Progress(f"{TITLES[kind].capitalize()} of {name}", len(left), TITLES[kind]) as progress:
 
             def keep(row: Row) -> None:
                 begun.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +127,8 @@ class ApiMeasuring:
                 progress.advance()
 
             _spread(ask, left, model.spec.concurrency, client, keep)
-        _say_how_decided(task, name, list(rows.values()))
+        if kind != "answer":
+            _say_how_decided(TITLES[kind], name, list(rows.values()))
         write_jsonl(path, (rows[example.id] for example in items))
         begun.unlink(missing_ok=True)
 
@@ -171,14 +198,14 @@ def _kept(path: Path) -> dict[str, Row]:
     return rows
 
 
-def _say_how_decided(kind: Kind, name: str, rows: Sequence[Row]) -> None:
+def _say_how_decided(title: str, name: str, rows: Sequence[Row]) -> None:
     by_word = sum(row.get("by") == "word" for row in rows)
     if by_word:
         print(
-            f"{by_word} of {len(rows)} decisions of {name} rest on the word that was written, because the API told no "
+            f"{by_word} of {len(rows)} {title} of {name} rest on the word that was written, because the API told no "
             "likelihoods; the calibration error can't be measured.",
             file=sys.stderr,
         )
     unclear = sum(row["prediction"] is None for row in rows)
-    if kind == "decision" and unclear:
-        print(f"{unclear} of {len(rows)} decisions of {name} are none of yes, no and maybe: wrong.", file=sys.stderr)
+    if unclear:
+        print(f"{unclear} of {len(rows)} {title} of {name} are none of yes, no and maybe: wrong.", file=sys.stderr)

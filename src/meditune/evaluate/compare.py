@@ -97,8 +97,10 @@ class _Pair:
         }
         if not self.metric.share:
             return row
-        was, now = (right(each) for each in (self.base, self.tuned))
+        was, now = (counted(each) for each in (self.base, self.tuned))
         gained, lost = int((now & ~was).sum()), int((was & ~now).sum())
+        if self.metric.direction == "down":
+            gained, lost = lost, gained
         row |= {"gained": gained, "lost": lost}
         if count == items:
             row |= {"p": mcnemar(gained, lost), "test": "McNemar, exact"}
@@ -106,8 +108,8 @@ class _Pair:
         return row
 
 
-def right(statistics: Statistics) -> Any:
-    """(n,) whether each item of a share is right."""
+def counted(statistics: Statistics) -> Any:
+    """(n,) whether each item counts in a share: as right, or where lower is better, as wrong."""
     return np.asarray(statistics.figure(statistics.items)) > 50
 
 

@@ -12,13 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from meditune.data.example import Example
-from meditune.evaluate import faithfulness
+from meditune.evaluate import calibration, faithfulness
 from meditune.evaluate.predictions import Kind, Predictions, once, read
+from meditune.evaluate.similarity import similarity
 from meditune.recipe import EvaluateSpec
 
 Grader = Callable[[Predictions, Mapping[str, Example], EvaluateSpec], Iterable[dict[str, Any]] | None]
 """Rows to store, from a model's predictions and the examples by id; None where there is nothing to grade"""
-GRADERS: dict[Kind, Grader] = {"faithfulness": faithfulness.grade}
+GRADERS: dict[Kind, Grader] = {
+    "calibration": lambda predictions, _, spec: calibration.fitted(predictions, spec),
+    "similarity": similarity,
+    "faithfulness": faithfulness.grade,
+}
 
 
 def grade(folder: Path, model: str, examples: Sequence[Example], spec: EvaluateSpec) -> None:

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 
 from meditune.models.load import LoadedModel
-from meditune.models.rows import Row, by_length, windows
+from meditune.models.rows import Row, by_length, join, windows
 from meditune.progress import Progress
+from meditune.prompts import Encoded
 
 CHUNK = 128
 
@@ -64,6 +65,37 @@ def general_rows(loaded: LoadedModel, text: str, tokens: int, window: int, name:
     """
     ids = loaded.tokenizer(text[: tokens * 12], add_special_tokens=False)["input_ids"][:tokens]
     return windows(name, ids, window, loaded.start_ids())
+
+
+def unconditional_rows(loaded: LoadedModel, answers: Sequence[Encoded]) -> list[Row]:
+    """The answers alone, without question and context, after the special tokens that begin every text of this model.
+
+    Where there are none, an answer is scored from its second token on, as running text is; one of a single token gives
+    no row then. The tokens are those that are scored after the prompt.
+    """
+    start, rows = loaded.start_ids(), []
+    for answer in answers:
+        ids = [*start, *(answer.target if answer.answer_cut else answer.target[:-1])]
+        first = len(start) or 1
+        if len(ids) > first:
+            rows.append(join([Encoded(answer.id, "answer", ids[:first], ids[first:], answer_cut=True)]))
+    return rows
+
+
+def scored_bytes(tokenizer: Any, item: Encoded) -> int:
+    """UTF-8 bytes of the tokens that `score` counts for an answer or a window.
+
+    A character that is cut in two counts as the three bytes of U+FFFD.
+    """
+    before = item.prompt[-1:]
+    whole = [*before, *(item.target if item.answer_cut else item.target[:-1])]
+    # Some tokenizers leave out the space before the first token of what they decode.
+    return _bytes(tokenizer, whole) - _bytes(tokenizer, before)
+
+
+def _bytes(tokenizer: Any, ids: list[int]) -> int:
+    text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return len(text.encode("utf-8", "replace"))
 
 
 def log_likelihoods(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -3,13 +3,20 @@
 One JSON Lines file per model and task under `predictions/`:
 
     base-decision.jsonl     id, reference, prediction, logits {label: logit}; of API models, by: likelihood or word
-    base-likelihood.jsonl   id, nll, tokens            (reference answers, without their end token)
+    base-dev_decision.jsonl the same on the dev split, for what is fitted there
+    base-closed.jsonl       the same without any context in the prompt
+    base-written.jsonl      id, reference, prediction, text    (the decision that was written, and the words it is in)
+    base-calibration.jsonl  id, method, temperature, bias {label: logit}, items    (one line; fitted on dev decisions)
+    base-likelihood.jsonl   id, nll, tokens, bytes     (reference answers, without their end token)
+    base-unconditional.jsonl   id, nll, tokens, bytes  (the same answers without question and context)
     base-answer.jsonl       id, reference, references, prediction   (greedy decoding; references has all of them)
-    base-general.jsonl      id, nll, tokens            (windows of general text)
-    base-technical.jsonl    id, nll, tokens, python, sha256   (windows of technical text, and which edition of it)
+    base-general.jsonl      id, nll, tokens, bytes     (windows of general text)
+    base-technical.jsonl    id, nll, tokens, bytes, python, sha256   (windows of technical text, and its edition)
     base-preference.jsonl   id, kind, chosen_nll, chosen_tokens, rejected_nll, rejected_tokens   (pairs of answers)
     base-samples.jsonl      id, predictions            (answers written by chance)
     base-faithfulness.jsonl id, score, by, sentences, spans   (graded answers: evaluate/faithfulness.py)
+    base-similarity.jsonl   id, similarity, token_similarity   (of each answer to its nearest reference)
+    base-choice.jsonl       id, subject, reference, nll, bytes   (general knowledge; nll and bytes of every choice)
 """
 
 from __future__ import annotations
@@ -22,10 +29,26 @@ from typing import Any, Literal, get_args
 from meditune.data.example import Example
 from meditune.errors import DataError
 from meditune.files import read_jsonl, write_jsonl
+from meditune.prompts import decision_in
 
 TextKind = Literal["general", "technical"]
 """Running text, measured in windows."""
-Kind = Literal["decision", "likelihood", "answer", TextKind, "preference", "samples", "faithfulness"]
+DecisionKind = Literal["decision", "dev_decision", "closed"]
+"""Decisions by likelihood: on the measured items, on the dev split, and on the measured items without their context."""
+Kind = Literal[
+    DecisionKind,
+    "written",
+    "calibration",
+    "likelihood",
+    "unconditional",
+    "answer",
+    "similarity",
+    TextKind,
+    "choice",
+    "preference",
+    "samples",
+    "faithfulness",
+]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -41,6 +64,13 @@ class Predictions:
     technical: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
     faithfulness: list[dict[str, Any]] = field(default_factory=list)
+    unconditional: list[dict[str, Any]] = field(default_factory=list)
+    similarity: list[dict[str, Any]] = field(default_factory=list)
+    choice: list[dict[str, Any]] = field(default_factory=list)
+    dev_decision: list[dict[str, Any]] = field(default_factory=list)
+    closed: list[dict[str, Any]] = field(default_factory=list)
+    written: list[dict[str, Any]] = field(default_factory=list)
+    calibration: list[dict[str, Any]] = field(default_factory=list)
 
     def texts(self) -> dict[TextKind, list[dict[str, Any]]]:
         """The windows of each running text that was measured."""
@@ -55,6 +85,17 @@ def answer_row(example: Example, written: str) -> dict[str, Any]:
         "references": example.references(),
         "prediction": written,
     }
+
+
+def references(row: dict[str, Any]) -> list[str]:
+    """All reference answers of an answer's row; earlier versions stored only one."""
+    found: list[str] = row.get("references") or [row["reference"]]
+    return found
+
+
+def written_row(identifier: str, reference: str | None, text: str) -> dict[str, Any]:
+    """What is stored of a decision in words; its prediction is None where the words hold none of the labels."""
+    return {"id": identifier, "reference": reference, "prediction": decision_in(text), "text": text}
 
 
 def path_of(folder: Path, model: str, kind: Kind) -> Path:

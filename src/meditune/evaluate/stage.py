@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,14 +11,25 @@ from typing import Any
 from meditune.data.example import Example
 from meditune.data.preference.pair import Pair
 from meditune.evaluate import likelihood, preference
+from meditune.evaluate.choices import measured, questions
 from meditune.evaluate.generation import generate
-from meditune.evaluate.items import chosen_answers
-from meditune.evaluate.predictions import Kind, Predictions, TextKind, answer_row, once, path_of
+from meditune.evaluate.items import chosen_answers, decided_on
+from meditune.evaluate.likelihood import scored_bytes, unconditional_rows
+from meditune.evaluate.predictions import (
+    DecisionKind,
+    Kind,
+    Predictions,
+    TextKind,
+    answer_row,
+    once,
+    path_of,
+    written_row,
+)
 from meditune.evaluate.sampling import samples
 from meditune.evaluate.texts import RunningText, asked_for, tokens_of
 from meditune.models.load import LoadedModel
-from meditune.models.rows import rows_of
-from meditune.prompts import Encoder
+from meditune.models.rows import Row, rows_of
+from meditune.prompts import DECISION_TOKENS, Encoder
 from meditune.recipe import Recipe
 
 
@@ -28,8 +40,13 @@ class Scoring:
         """Raises DataError where an example's question is too long for the encoder's prompt."""
         self.decided, self.answered = decided, answered
         encoded = [encoder.supervised(example, "decision") for example in decided]
-        encoded += [encoder.supervised(example, "answer") for example in answered]
-        self.rows = rows_of(sorted(encoded, key=lambda item: item.id))
+        answers = [encoder.supervised(example, "answer") for example in answered]
+        self.rows = rows_of(sorted([*encoded, *answers], key=lambda item: item.id))
+        self.bytes = {
+            # Of the text itself where all of it is scored, because some tokenizers don't give it back as it was.
+            item.id: scored_bytes(encoder.tokenizer, item) if item.answer_cut else len(example.answer.strip().encode())
+            for item, example in zip(answers, answered, strict=True)
+        }
         self.labels = encoder.label_ids() if decided else {}
 
     def predictions(self, loaded: LoadedModel, batch_tokens: int, label: str) -> Predictions:
@@ -37,46 +54,69 @@ class Scoring:
         scores = likelihood.score(loaded, self.rows, batch_tokens, label, self.labels)
         return Predictions(
             decision=[_decided(example, scores) for example in self.decided],
-            likelihood=[_scored(example.id, scores) for example in self.answered],
+            likelihood=[_scored(example.id, scores, self.bytes[example.id]) for example in self.answered],
         )
+
+
+FURTHER: dict[DecisionKind, str] = {"dev_decision": "dev split", "closed": "without context"}
+"""Decisions that have nothing in common with the answers' rows, and what they are called while they are made."""
 
 
 class Measuring:
     """Measures models on the same items with the same prompt, and remembers on disk what is done.
 
-    Decisions are scored on every example that has one; long answers on a seeded subset, the same for every model. The
-    predictions lie in `folder/NAME-KIND.jsonl`; kinds that are there already aren't made again.
+    Decisions are scored on every example that has one, and on `dev` where something is fitted there; long answers on a
+    seeded subset, the same for every model. The predictions lie in `folder/NAME-KIND.jsonl`; kinds that are there
+    already aren't made again.
     """
 
-    def __init__(self, recipe: Recipe, examples: Sequence[Example], folder: Path, pairs: Sequence[Pair] = ()) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        examples: Sequence[Example],
+        folder: Path,
+        pairs: Sequence[Pair] = (),
+        dev: Sequence[Example] = (),
+    ) -> None:
         self.pairs = pairs
         self.form, self.spec, self.folder = recipe.prompt, recipe.evaluate, folder
-        self.decided = [example for example in examples if example.decision]
+        self.conditions = decided_on(examples, dev, recipe.evaluate)
+        self.decided = self.conditions.get("decision", [])
         self.answered = chosen_answers(examples, recipe.evaluate.answers, recipe.seed)
         self.texts = asked_for(recipe.evaluate)
         self.seed = recipe.seed
         several = recipe.evaluate.samples > 0
         self.sampled = chosen_answers(self.answered, recipe.evaluate.sampled_answers, recipe.seed) if several else []
+        self.questions = questions(recipe.evaluate.choices)
 
     def is_done(self, name: str) -> bool:
         """Whether every kind of prediction of this model is stored already."""
-        kinds: set[Kind] = set()
-        kinds |= {"decision"} if self.decided else set()
-        kinds |= {"likelihood", "answer"} if self.answered else set()
+        kinds: set[Kind] = set(self.conditions)
+        kinds |= {"written"} if self._written else set()
+        kinds |= {"likelihood", "unconditional", "answer"} if self.answered else set()
         kinds |= {"samples"} if self.sampled else set()
         kinds |= set(self.texts)
+        kinds |= {"choice"} if self.questions else set()
         kinds |= {"preference"} if self.pairs else set()
         return all(path_of(self.folder, name, kind).is_file() for kind in kinds)
 
     def measure(self, loaded: LoadedModel, name: str) -> None:
         """Make the predictions of `loaded` that aren't there yet."""
         self._likelihoods(loaded, name)
+        for condition in FURTHER:
+            if condition in self.conditions:
+                once(self.folder, name, condition, partial(self._decisions, loaded, condition, name))
+        if self._written:
+            once(self.folder, name, "written", lambda: self._decisions_in_words(loaded, name))
         if self.answered:
+            once(self.folder, name, "unconditional", lambda: self._unconditional(loaded, name))
             once(self.folder, name, "answer", lambda: self._answers(loaded, name))
         if self.sampled:
             once(self.folder, name, "samples", lambda: self._samples(loaded, name))
         for kind, text in self.texts.items():
             once(self.folder, name, kind, partial(self._windows, loaded, kind, text, name))
+        if self.questions:
+            once(self.folder, name, "choice", lambda: self._choices(loaded, name))
         if self.pairs:
             once(self.folder, name, "preference", lambda: self._preference(loaded, name))
 
@@ -92,6 +132,30 @@ class Measuring:
         if self.answered:
             once(self.folder, name, "likelihood", lambda: predictions.likelihood)
 
+    def _unconditional(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
+        encoder = loaded.encoder(self.form)
+        rows = unconditional_rows(loaded, [encoder.supervised(example, "answer") for example in self.answered])
+        return _texts(loaded, rows, self.spec.batch_tokens, f"Answers without questions, {name}")
+
+    @property
+    def _written(self) -> bool:
+        """Whether decisions are asked for in words, too."""
+        return self.spec.written_decisions and bool(self.decided)
+
+    def _decisions(self, loaded: LoadedModel, kind: DecisionKind, name: str) -> list[dict[str, Any]]:
+        scoring = Scoring(loaded.encoder(self.form), self.conditions[kind], [])
+        return scoring.predictions(loaded, self.spec.batch_tokens, f"Decisions of {name}, {FURTHER[kind]}").decision
+
+    def _decisions_in_words(self, loaded: LoadedModel, name: str) -> list[dict[str, Any]]:
+        encoder = loaded.encoder(self.form)
+        prompts = [encoder.prompt(example, "decision") for example in self.decided]
+        texts = generate(loaded, prompts, DECISION_TOKENS, f"Decisions of {name} in words")
+        rows = [written_row(example.id, example.decision, texts[example.id]) for example in self.decided]
+        unclear = sum(row["prediction"] is None for row in rows)
+        if unclear:
+            print(f"{unclear} of {len(rows)} written decisions of {name} name no label: wrong.", file=sys.stderr)
+        return rows
+
     def _answers(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
         encoder = loaded.encoder(self.form)
         prompts = [encoder.prompt(example, "answer") for example in self.answered]
@@ -105,9 +169,12 @@ class Measuring:
 
     def _windows(self, loaded: LoadedModel, kind: TextKind, text: RunningText, name: str) -> Iterator[dict[str, Any]]:
         rows = text.rows(loaded, tokens_of(self.spec, kind))
-        scores = likelihood.score(loaded, rows, self.spec.batch_tokens, f"{kind.capitalize()} text, {name}")
-        for row in rows:
-            yield _scored(row.encoded[0].id, scores) | text.edition
+        for row in _texts(loaded, rows, self.spec.batch_tokens, f"{kind.capitalize()} text, {name}"):
+            yield row | text.edition
+
+    def _choices(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
+        encoder = loaded.encoder(self.form)
+        return measured(loaded, encoder, self.questions, self.spec.batch_tokens, f"General knowledge, {name}")
 
     def _preference(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
         encoder = loaded.encoder(self.form)
@@ -120,6 +187,13 @@ def _decided(example: Example, scores: likelihood.Scores) -> dict[str, Any]:
     return {"id": example.id, "reference": example.decision, "prediction": said, "logits": logits}
 
 
-def _scored(identifier: str, scores: likelihood.Scores) -> dict[str, Any]:
+def _texts(loaded: LoadedModel, rows: Sequence[Row], batch_tokens: int, label: str) -> Iterator[dict[str, Any]]:
+    """How likely each row's one text is."""
+    scores = likelihood.score(loaded, rows, batch_tokens, label)
+    for item in (row.encoded[0] for row in rows):
+        yield _scored(item.id, scores, scored_bytes(loaded.tokenizer, item))
+
+
+def _scored(identifier: str, scores: likelihood.Scores, size: int) -> dict[str, Any]:
     nll, tokens = scores.answers[identifier]
-    return {"id": identifier, "nll": nll, "tokens": tokens}
+    return {"id": identifier, "nll": nll, "tokens": tokens, "bytes": size}

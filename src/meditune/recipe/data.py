@@ -32,6 +32,12 @@ class DataSpec(Spec):
     split: Literal["official", "group"] = Field(
         "official", description="official: the publisher's test set where there is one; group: by group, seeded."
     )
+    fold: int | None = Field(
+        None,
+        ge=0,
+        lt=10,
+        description="Take this one of PubMedQA's ten published folds as dev, and the other nine to train.",
+    )
     dev_share: float = Field(0.1, gt=0, lt=0.5, description="Share of the non-test examples kept for development.")
     test_share: float = Field(0.2, gt=0, lt=0.9, description="Share of the groups tested on, where split is group.")
     fallback_to_sample: bool = Field(

@@ -33,7 +33,7 @@ def tune(
     Raises DataError where a row may not leave this machine, and MedituneError where the cost isn't approved of.
     """
     examples = data.splits.measured(recipe.evaluate.split) if measured else []
-    measuring = ApiMeasuring(recipe, examples, folder / "predictions")
+    measuring = ApiMeasuring(recipe, examples, folder / "predictions", data.splits.dev if measured else [])
     tuned, form = find(str(folder / "model"), recipe.model.api), recipe.prompt
     unmeasured = [name for name in ("base", "tuned") if not measuring.is_done(name)]
     if tuned and not unmeasured:
@@ -58,7 +58,8 @@ def tune(
 
 def measure(model: ApiModel, data: Prepared, recipe: Recipe, folder: Path, approve: Approve) -> None:
     """Measure one model; what is done stays. Raises as `tune`."""
-    measuring = ApiMeasuring(recipe, data.splits.measured(recipe.evaluate.split), folder / "predictions")
+    examples = data.splits.measured(recipe.evaluate.split)
+    measuring = ApiMeasuring(recipe, examples, folder / "predictions", data.splits.dev)
     if measuring.is_done("model"):
         return
     form = model.form or recipe.prompt

@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import ModuleType
 
-from meditune.evaluate.metrics import decision, faithfulness, fluency, forgetting, overlap, preference
+from meditune.evaluate.metrics import (
+    calibration,
+    conditions,
+    decision,
+    faithfulness,
+    fluency,
+    forgetting,
+    overlap,
+    preference,
+    repetition,
+    similarity,
+)
 from meditune.evaluate.metrics.metric import Metric, Statistics
 from meditune.evaluate.predictions import Predictions
 
@@ -23,8 +34,12 @@ class Family:
 
 FAMILIES = (
     Family("Decisions", decision),
+    Family("Decisions, calibrated", calibration),
+    Family("Decisions, asked for in other ways", conditions),
     Family("Likelihood of reference answers", fluency),
     Family("Overlap with reference answers", overlap),
+    Family("Similarity in meaning to reference answers", similarity),
+    Family("Repetition in written answers", repetition),
     Family("Faithfulness", faithfulness),
     Family("Forgetting", forgetting),
     Family("Preferences (experimental)", preference),

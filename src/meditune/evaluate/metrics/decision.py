@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from meditune.data.example import DECISIONS
+from meditune.evaluate.metrics.confidence import brier, calibration_error, risk_area
 from meditune.evaluate.metrics.metric import Array, Metric, Statistics
 from meditune.evaluate.predictions import Predictions
 
 METRICS = (
     Metric("accuracy", "Accuracy", "up", 1, "Share of yes/no/maybe decisions that are right, in percent.", share=True),
     Metric("macro_f1", "Macro-F1", "up", 1, "Mean of the F1 of yes, no and maybe, in percent."),
+    *(
+        Metric(f"f1_{label}", f"F1 of {label}", "up", 1, f"Of the decision “{label}”, in percent.", True, detail=True)
+        for label in DECISIONS
+    ),
     Metric("ece", "Calibration error", "down", 3, "Expected calibration error of the decision, ten equal bins."),
+    Metric(
+        "brier",
+        "Brier score",
+        "down",
+        3,
+        "Squared distance of the decision's probabilities from the truth, 0 to 2.",
+        optional=True,
+        detail=True,
+    ),
+    Metric(
+        "aurc",
+        "Risk-coverage area",
+        "down",
+        3,
+        "Share wrong among the surest decisions, averaged over how many are kept.",
+        optional=True,
+        detail=True,
+    ),
 )
-BINS = 10
-"""Of confidence, for calibration"""
 
 
 def statistics(predictions: Predictions) -> dict[str, Statistics]:
@@ -25,19 +48,33 @@ def statistics(predictions: Predictions) -> dict[str, Statistics]:
     rows = predictions.decision
     if not rows:
         return {}
-    ids = tuple(row["id"] for row in rows)
-    cells = np.zeros((len(rows), 12))
-    for index, row in enumerate(rows):
-        cells[index, 4 * DECISIONS.index(row["reference"]) + _column(row["prediction"])] = 1
-    found = {
+    found = agreement(rows) | class_f1(rows)
+    # An API that tells only words leaves nothing to calibrate.
+    if not all("logits" in row for row in rows):
+        return found
+    return found | {"ece": calibration_error(rows), "brier": brier(rows), "aurc": risk_area(rows)}
+
+
+def agreement(rows: Sequence[dict[str, Any]]) -> dict[str, Statistics]:
+    """`accuracy` and `macro_f1` of rows with `reference` and `prediction`, which is None for none of the labels."""
+    ids, cells = _cells(rows)
+    return {
         "accuracy": Statistics(ids, cells, lambda sums: 100 * sums[..., [0, 5, 10]].sum(axis=-1) / sums.sum(axis=-1)),
         "macro_f1": Statistics(ids, cells, macro_f1),
     }
-    # An API that tells only words leaves nothing to calibrate.
-    return found | ({"ece": _calibration(ids, rows)} if all("logits" in row for row in rows) else {})
 
 
-def confusion(rows: list[dict[str, Any]]) -> NDArray[np.int64]:
+def class_f1(rows: Sequence[dict[str, Any]]) -> dict[str, Statistics]:
+    """`f1_yes` and the like, of the labels that occur in the references."""
+    ids, cells = _cells(rows)
+    return {
+        f"f1_{label}": Statistics(ids, cells, partial(_f1_of, index))
+        for index, label in enumerate(DECISIONS)
+        if any(row["reference"] == label for row in rows)
+    }
+
+
+def confusion(rows: Sequence[dict[str, Any]]) -> NDArray[np.int64]:
     """(3, 3) counts: reference in rows, prediction in columns, both in the order yes, no, maybe.
 
     (3, 4) where a prediction is None, with those in the last column.
@@ -46,11 +83,6 @@ def confusion(rows: list[dict[str, Any]]) -> NDArray[np.int64]:
     for row in rows:
         matrix[DECISIONS.index(row["reference"]), _column(row["prediction"])] += 1
     return matrix if matrix[:, 3].any() else matrix[:, :3]
-
-
-def _column(prediction: str | None) -> int:
-    """A prediction's column; the last for one that is none of the labels."""
-    return len(DECISIONS) if prediction is None else DECISIONS.index(prediction)
 
 
 def recalls(matrix: NDArray[np.int64]) -> dict[str, float | None]:
@@ -62,36 +94,37 @@ def recalls(matrix: NDArray[np.int64]) -> dict[str, float | None]:
     }
 
 
-def probabilities(logits: dict[str, float]) -> dict[str, float]:
-    """Softmax over the labels."""
-    values = np.array(list(logits.values()))
-    weights = np.exp(values - values.max())
-    return dict(zip(logits, (weights / weights.sum()).tolist(), strict=True))
-
-
 def macro_f1(sums: Array) -> Array:
     """Macro-F1 in percent from flattened confusion counts (..., 9), or (..., 12) with a column for none of the labels.
 
     As scikit-learn's f1_score(average="macro"): the mean runs over the classes that occur in references or
     predictions. None of the labels is no class of its own.
     """
+    f1, present = _f1(sums)
+    return np.asarray(f1.sum(axis=-1) / np.maximum(present.sum(axis=-1), 1))
+
+
+def _f1_of(index: int, sums: Array) -> Array:
+    return np.asarray(_f1(sums)[0][..., index])
+
+
+def _f1(sums: Array) -> tuple[Array, NDArray[np.bool_]]:
+    """(..., 3) F1 of each class in percent, 0 for one that doesn't occur; and whether it occurs."""
     matrix = sums.reshape(*sums.shape[:-1], 3, -1)
     right = np.diagonal(matrix, axis1=-2, axis2=-1)
     both = matrix.sum(axis=-1) + matrix[..., :3].sum(axis=-2)
     present = both > 0
-    f1 = np.where(present, 2 * right / np.where(present, both, 1), 0)
-    return np.asarray(100 * f1.sum(axis=-1) / np.maximum(present.sum(axis=-1), 1))
+    return np.where(present, 100 * 2 * right / np.where(present, both, 1), 0), present
 
 
-def _calibration(ids: tuple[str, ...], rows: list[dict[str, Any]]) -> Statistics:
-    """Columns: of each bin the sum of confidences and how many are right; then how many items there are."""
-    bins = np.zeros((len(rows), 2 * BINS + 1))
+def _cells(rows: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], Array]:
+    """Ids, and (n, 12) with a 1 in the confusion matrix's cell that the item falls into."""
+    cells = np.zeros((len(rows), 12))
     for index, row in enumerate(rows):
-        right = row["reference"] == row["prediction"]
-        confidence = max(probabilities(row["logits"]).values())
-        slot = min(int(confidence * BINS), BINS - 1)
-        bins[index, 2 * slot : 2 * slot + 2] = confidence, right
-        bins[index, -1] = 1
-    return Statistics(
-        ids, bins, lambda sums: np.abs(sums[..., 0:-1:2] - sums[..., 1:-1:2]).sum(axis=-1) / sums[..., -1]
-    )
+        cells[index, 4 * DECISIONS.index(row["reference"]) + _column(row["prediction"])] = 1
+    return tuple(row["id"] for row in rows), cells
+
+
+def _column(prediction: str | None) -> int:
+    """A prediction's column; the last for one that is none of the labels."""
+    return len(DECISIONS) if prediction is None else DECISIONS.index(prediction)

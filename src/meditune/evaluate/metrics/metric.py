@@ -30,6 +30,8 @@ class Metric:
     """Of no interest in a report of a run that didn't measure it."""
     share: bool = False
     """A percentage of items, each of which is right or wrong: its figure on a single item is 0 or 100."""
+    detail: bool = False
+    """Says more about another metric: the verdict names it only where it got worse."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from markupsafe import Markup
 
 from meditune.data.example import DECISIONS
 from meditune.errors import DataError
-from meditune.evaluate.report import facts, plots, wording
+from meditune.evaluate.report import facts, plots, review, wording
+from meditune.evaluate.report.confidence import confidence
 from meditune.evaluate.report.table import headline, rows
 from meditune.evaluate.report.unsupported import unsupported
 from meditune.evaluate.report.verdict import verdict
@@ -33,13 +34,14 @@ def render(folder: Path) -> Path:
             f"meditune run RECIPE --output {folder}"
         )
     path = folder / "report.html"
-    page = _environment().get_template("template.html").render(_context(folder))
+    page = environment().get_template("template.html").render(_context(folder))
     with replacing(path) as stream:
         stream.write(page)
     return path
 
 
-def _environment() -> Any:
+def environment() -> Any:
+    """The templates of this folder, with the filters that they use."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -78,10 +80,12 @@ def _context(folder: Path) -> dict[str, Any]:
         "table": table,
         "shares": any(row.metric.share and row.compared for row in table),
         "tiles": headline(table)[:TILES],
+        "review": review.section(report.get("review")),
         "verdict": verdict(report, table),
         "worse": [row for row in table if row.compared and (row.mark == "worse" or row.wrong_way)],
         "decisions": DECISIONS,
         "confusions": report.get("decision") or {},
+        "confidence": confidence(report),
         "curves": _curves(folder),
         "histograms": _histograms(quality, _optional(folder / "tokens.json"), _prompt_room(recipe_text)),
         "examples": examples,

@@ -57,6 +57,58 @@ def lengths_plot(name: str, what: str, lengths: list[int], limit: int | None = N
     return _histogram(name, what, counts.astype(np.float64), edges, limit, note)
 
 
+def reliability_plot(name: str, models: dict[str, list[dict[str, Any]]]) -> Markup:
+    """Share right against confidence, bin by bin, for each model; a perfect one lies on the dashed line.
+
+    A bin's dot grows with its items.
+    """
+    figure, axes = _axes("confidence", "share right")
+    axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    for (title, bins), colour in zip(models.items(), (SECOND, FIRST), strict=False):
+        across, up = _values(bins, "confidence"), _values(bins, "right")
+        sizes = 8 + 90 * _values(bins, "items") / max(each["items"] for each in bins)
+        axes.plot(across, up, color=colour, linewidth=1.5, label=title)
+        axes.scatter(across, up, s=sizes, color=colour, alpha=0.85, linewidth=0)
+    axes.set(xlim=(0.3, 1.02), ylim=(-0.04, 1.04))
+    return _curves(
+        figure, axes, name, f"Share of right decisions by confidence: {_said(models, 'confidence', 'right')}."
+    )
+
+
+def risk_plot(name: str, models: dict[str, list[dict[str, Any]]]) -> Markup:
+    """Share wrong among the surest decisions against how many of all those are, for each model."""
+    figure, axes = _axes("coverage", "share wrong")
+    for (title, points), colour in zip(models.items(), (SECOND, FIRST), strict=False):
+        across, up = _values(points, "coverage"), _values(points, "risk")
+        axes.plot(across, up, color=colour, linewidth=1.7, label=title)
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(bottom=0)
+    ends = {title: points[-1:] for title, points in models.items()}
+    return _curves(
+        figure, axes, name, f"Share of wrong decisions, all of them kept: {_said(ends, 'coverage', 'risk')}."
+    )
+
+
+def _curves(figure: Any, axes: Any, name: str, text: str) -> Markup:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="best", handlelength=1.4)
+    return _svg(figure, name, text)
+
+
+def _said(models: dict[str, list[dict[str, Any]]], across: str, up: str) -> str:
+    """Every point in words, for those who can't see them."""
+    return "; ".join(
+        f"{title} " + ", ".join(f"{point[up]:.2f} at {point[across]:.2f}" for point in points)
+        for title, points in models.items()
+    )
+
+
+def _values(rows: list[dict[str, Any]], key: str) -> Any:
+    return np.array([row[key] for row in rows], dtype=np.float64)
+
+
 def _histogram(name: str, what: str, counts: Any, edges: Any, limit: int | None, note: str = "") -> Markup:
     from matplotlib.ticker import MaxNLocator
 

@@ -74,20 +74,22 @@ def rows(report: dict[str, Any]) -> list[Row]:
     asked = [metric for metric in METRICS.values() if not metric.optional or metric.name in {*base, *tuned}]
     metrics = [*asked, *(Metric(name, name, "up", 3, "") for name in unknown)]
     return [
-        _row(metric, base.get(metric.name), tuned.get(metric.name), comparison.get(metric.name), metric.name in worse)
+        row_of(metric, base.get(metric.name), tuned.get(metric.name), comparison.get(metric.name), metric.name in worse)
         for metric in metrics
     ]
 
 
 def headline(table: list[Row]) -> list[Row]:
-    """Compared rows, the most telling first."""
+    """Compared rows, the most telling first; details only where they got worse."""
     order = {name: index for index, name in enumerate(HEADLINE)}
-    return sorted((row for row in table if row.compared), key=lambda row: order.get(row.metric.name, len(order)))
+    told = [row for row in table if row.compared and (not row.metric.detail or row.mark == "worse")]
+    return sorted(told, key=lambda row: order.get(row.metric.name, len(order)))
 
 
-def _row(
+def row_of(
     metric: Metric, base: float | None, tuned: float | None, compared: dict[str, Any] | None, wrong_way: bool
 ) -> Row:
+    """A figure of both models and their comparison (None where there is none) as a row."""
     before, after = number(base, metric.digits), number(tuned, metric.digits)
     rose = (tuned or 0.0) > (base or 0.0)
     measured = compared if compared and compared.get("ci95") is not None else None

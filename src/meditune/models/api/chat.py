@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from meditune.data.example import DECISIONS
 from meditune.models.api.client import ApiError, Client
+from meditune.prompts import DECISION_TOKENS, decision_in
 
 Messages = Sequence[dict[str, str]]
 
 TOP = 20
 """Likeliest tokens asked for: the most that OpenAI's API tells."""
-DECISION_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,8 @@ class Decided:
     """yes, no or maybe; None where it said none of them."""
     logits: dict[str, float] | None
     """Log-likelihood of each label; None where the API tells none."""
+    text: str
+    """What it wrote."""
 
 
 class Chat:
@@ -43,9 +44,10 @@ class Chat:
         """The model's decision: by likelihood where the API tells it, else by the word it writes."""
         choice = self._ask(messages, DECISION_TOKENS, self._likelihoods)
         logits = label_logits(_first_token(choice))
+        text = _text(choice)
         if logits and len(set(logits.values())) > 1:
-            return Decided(max(logits, key=lambda label: logits[label]), logits)
-        return Decided(decision_in(_text(choice)), logits)
+            return Decided(max(logits, key=lambda label: logits[label]), logits, text)
+        return Decided(decision_in(text), logits, text)
 
     def _ask(self, messages: Messages, max_tokens: int, likelihoods: bool = False) -> dict[str, Any]:
         body = {"model": self.model, "messages": list(messages), "temperature": 0, self._limit: max_tokens}
@@ -92,12 +94,6 @@ def label_logits(tokens: dict[str, float]) -> dict[str, float] | None:
                 found[label].append(likelihood)
     least = min(tokens.values())
     return {label: _log_sum(values) if values else least for label, values in found.items()}
-
-
-def decision_in(text: str) -> str | None:
-    """The first yes, no or maybe of a text."""
-    match = re.search(rf"\b({'|'.join(DECISIONS)})\b", text.lower())
-    return match[1] if match else None
 
 
 def _first_token(choice: dict[str, Any]) -> dict[str, float]:

@@ -1,0 +1,96 @@
+"""`meditune review create`: a blinded, shuffled rating set out of a finished run."""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from meditune.data.example import Example
+from meditune.errors import DataError, MedituneError
+from meditune.evaluate.measured import examples_of, groups_of
+from meditune.evaluate.predictions import path_of, read
+from meditune.files import holds, replacing_folder, sha256, write_json, write_jsonl
+from meditune.folder import refuse_unfinished
+from meditune.review.axes import axes_of
+from meditune.review.ratingset import ITEMS, KEY, SET, read_key
+
+MODELS = ("base", "tuned")
+
+
+def create(
+    run: Path, folder: Path, questions: int, axes: str, raters: int | None, overlap: int | None, seed: int
+) -> dict[str, int]:
+    """Leave a rating set in `folder`; returns how many `questions` and `answers` it has, and how many are `alike`.
+
+    The questions are a seeded choice of those that both models answered. Ids and orders are drawn anew for each set,
+    so that they can't be guessed. An answer that two of base, tuned and reference share is one item. Raises DataError
+    where the run isn't finished or has no written answers, MedituneError where the folder holds something else.
+    """
+    axes_of(axes)
+    refuse_unfinished(run)
+    _check_sharing(raters, overlap)
+    predictions = run / "predictions"
+    answers = {model: {row["id"]: row["prediction"] for row in read(predictions, model).answer} for model in MODELS}
+    examples = examples_of(run)
+    able = [id for id in answers["base"] if id in answers["tuned"] and id in examples]
+    if not able:
+        raise DataError(f"{run} holds no written answers of both models, so there is nothing to rate.")
+    made_from = {
+        "run": str(run.resolve()),
+        "questions": questions,
+        "axes": axes,
+        "raters": raters,
+        "overlap": overlap,
+        "seed": seed,
+        "answers": digests(run),
+    }
+    chosen = random.Random(f"{seed}/review").sample(sorted(able), min(questions, len(able)))
+    if not holds(folder, KEY, made_from):
+        rows, key = _blinded((examples[id], {model: answers[model][id] for model in MODELS}) for id in chosen)
+        settings = {"axes": axes, "raters": raters, "overlap": overlap if raters else None}
+        with replacing_folder(folder) as partial:
+            write_json(partial / SET, settings | {"shuffle": secrets.token_hex(8)})
+            write_jsonl(partial / ITEMS, rows)
+            write_json(partial / KEY, {"made_from": made_from, "items": key})
+    key_rows, _ = read_key(folder)
+    alike = sum(len(row.origins) > 1 for row in key_rows.values())
+    return {"questions": len(chosen), "answers": len(key_rows), "alike": alike}
+
+
+def digests(run: Path) -> dict[str, str]:
+    """SHA-256 of the written answers of each model."""
+    return {model: sha256(path_of(run / "predictions", model, "answer")) for model in MODELS}
+
+
+def _check_sharing(raters: int | None, overlap: int | None) -> None:
+    if overlap is not None and raters is None:
+        raise MedituneError("--overlap says how many of the raters see each question: give --raters too.")
+    if raters is not None and not 1 <= (overlap or raters) <= raters:
+        raise MedituneError(f"--overlap {overlap} isn't possible with --raters {raters}. Give a number up to {raters}.")
+
+
+def _blinded(chosen: Iterable[tuple[Example, dict[str, str]]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The items in an order that says nothing, and the key to them."""
+    rows: list[dict[str, Any]] = []
+    key: dict[str, Any] = {}
+    for example, written in chosen:
+        asked, origins = secrets.token_hex(4), dict[str, list[str]]()
+        said = written | ({"reference": example.answer} if example.answer.strip() else {})
+        for origin, answer in said.items():
+            origins.setdefault(_plain(answer), []).append(origin)
+        group = groups_of({example.id: example})[example.id]
+        for answer, whose in origins.items():
+            id = secrets.token_hex(6)
+            context = [passage.model_dump(mode="json") for passage in example.context]
+            rows.append({"id": id, "asked": asked, "question": example.question, "context": context, "answer": answer})
+            key[id] = {"example": example.id, "group": group, "origins": whose}
+    secrets.SystemRandom().shuffle(rows)
+    return rows, key
+
+
+def _plain(answer: str) -> str:
+    """Without the spaces at line ends and around it, by which one could tell who wrote it."""
+    return "\n".join(" ".join(line.split()) for line in answer.strip().splitlines())

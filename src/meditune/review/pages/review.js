@@ -1,0 +1,345 @@
+import { Outbox, Refused, request } from "/saving.js";
+
+const $ = (id) => document.getElementById(id);
+const SCREENS = ["sign-in", "rating", "end"];
+const IDLE_S = 300; // more than this on one rating was a pause
+const STATUS = { saving: "Saving…", saved: "Saved", waiting: "Not saved yet: the server can't be reached. Trying again…" };
+
+let set, rater, outbox, work, item;
+let at = 0; // place in the work
+let line = 0; // active axis of the item
+let moving = false; // an answer is being fetched
+let since = performance.now();
+const undoable = [];
+
+const axesOf = (entry) => set.axes.filter((axis) => entry.axes.includes(axis.name));
+const rated = (name) => Object.hasOwn(item.ratings, name);
+const finished = (entry) => entry.done >= entry.axes.length;
+const clamp = (number, most) => Math.max(0, Math.min(most, number));
+
+function show(screen) {
+  for (const each of SCREENS) $(each).hidden = each !== screen;
+}
+
+function trouble(text) {
+  $("trouble").textContent = text || "";
+  $("trouble").hidden = !text;
+}
+
+function saving(state, detail) {
+  $("saved").textContent = detail || STATUS[state];
+  $("saved").dataset.state = state;
+  ending();
+}
+
+async function asked(...what) {
+  try {
+    const answer = await request(...what);
+    trouble("");
+    return answer;
+  } catch (error) {
+    if (error instanceof Refused && error.status === 403) leave();
+    trouble(error instanceof Refused ? error.message : "The server can't be reached. What you rated is kept; try again in a moment.");
+    throw error;
+  }
+}
+
+async function start() {
+  set = await asked("GET", "/api/set");
+  if (set.adjudicating) {
+    $("welcome").textContent = "Settling disagreements";
+    $("purpose").textContent =
+      "You will see the answers on which raters disagreed, and only the lines on which they did. What they chose is shown; your word settles it.";
+  }
+  rater = sessionStorage.getItem(`rater-${set.id}`);
+  if (rater) await begin();
+  else signIn();
+}
+
+function signIn() {
+  show("sign-in");
+  $("name").focus();
+}
+
+function leave() {
+  sessionStorage.removeItem(`rater-${set.id}`);
+  undoable.length = 0;
+  $("name").value = "";
+  signIn();
+}
+
+async function begin() {
+  outbox = new Outbox(`outbox-${set.id}-${set.adjudicating ? 2 : 1}-${rater}`, rater, saving);
+  await outbox.flush();
+  work = await asked("GET", "/api/work", undefined, rater);
+  const open = work.findIndex((entry) => !finished(entry));
+  if (open < 0) end();
+  else await go(open);
+}
+
+async function go(place) {
+  if (moving) return;
+  moving = true;
+  const entry = work[place];
+  let found;
+  try {
+    if (outbox.size) await outbox.flush();
+    found = await asked("GET", `/api/items/${entry.id}`, undefined, rater);
+  } finally {
+    moving = false;
+  }
+  at = place;
+  item = found;
+  show("rating");
+  draw(entry);
+  const open = axesOf(entry).findIndex((axis) => !rated(axis.name));
+  activate(open < 0 ? 0 : open, false);
+  scrollTo(0, 0);
+  $("question").focus({ preventScroll: true });
+}
+
+function draw(entry) {
+  $("question").textContent = item.question;
+  $("sources").hidden = !item.context.length;
+  $("sources").open = false;
+  $("sources-summary").textContent = item.context.length === 1 ? "Source (S)" : `Sources: ${item.context.length} passages (S)`;
+  $("passages").replaceChildren(
+    ...item.context.map(({ label, text }) => {
+      const passage = element("p", "passage", text);
+      if (label) passage.prepend(element("strong", "", label), " ");
+      return passage;
+    }),
+  );
+  $("answer").textContent = item.answer || "(The answer is empty.)";
+  $("comment").value = item.comment;
+  $("better").value = item.better;
+  $("axes").replaceChildren(...axesOf(entry).map(form));
+  progress();
+}
+
+function element(tag, style, text) {
+  const made = document.createElement(tag);
+  if (style) made.className = style;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+function form(axis, place) {
+  const box = element("fieldset", "axis");
+  box.dataset.axis = axis.name;
+  const legend = element("legend", "", axis.title);
+  legend.append(element("span", "small", axis.question));
+  const options = element("div", "options");
+  const all = [...axis.options.map((label, index) => [label, index + 1]), [set.cannot, null]];
+  for (const [label, option] of all) {
+    const button = element("button", option === null ? "option cannot" : "option");
+    button.type = "button";
+    button.dataset.option = option ?? 0;
+    button.append(element("kbd", "", String(option ?? 0)), element("span", "", label));
+    const others = item.said[axis.name]?.[option];
+    if (others) button.append(element("span", "small", `chosen by ${others}`));
+    button.addEventListener("click", () => {
+      line = place;
+      choose(axis, option);
+    });
+    options.append(button);
+  }
+  box.append(legend, options);
+  box.addEventListener("focusin", () => activate(place, false));
+  mark(box, axis);
+  return box;
+}
+
+function mark(box, axis) {
+  const chosen = rated(axis.name) ? String(item.ratings[axis.name] ?? 0) : "";
+  for (const button of box.querySelectorAll(".option")) {
+    button.setAttribute("aria-pressed", String(button.dataset.option === chosen));
+  }
+  box.classList.toggle("rated", chosen !== "");
+}
+
+const boxes = () => [...document.querySelectorAll("#axes .axis")];
+
+function activate(place, scroll = true) {
+  const all = boxes();
+  if (place !== line || !all[place].classList.contains("active")) since = performance.now();
+  line = place;
+  all.forEach((box, index) => box.classList.toggle("active", index === place));
+  if (scroll) {
+    all[place].scrollIntoView({ block: "nearest" });
+    all[place].querySelector("[aria-pressed=true], .option").focus({ preventScroll: true });
+  }
+}
+
+function progress() {
+  const entry = work[at];
+  const names = entry.axes.filter(rated);
+  entry.done = names.length;
+  const done = work.filter(finished).length;
+  $("place").textContent = `Answer ${at + 1} of ${work.length}`;
+  $("progress").max = work.length;
+  $("progress").value = done;
+  $("count").textContent = `${done} finished`;
+  $("undo").disabled = !undoable.length;
+  $("back").disabled = at === 0;
+  const left = entry.axes.length - names.length;
+  $("next").textContent = at + 1 < work.length || left ? "Next →" : "Finish";
+  $("missing").textContent = left ? `${left} of ${entry.axes.length} still to rate here.` : "All rated here. Enter: next answer.";
+}
+
+function seconds() {
+  const spent = (performance.now() - since) / 1000;
+  return Math.round(Math.min(spent, IDLE_S) * 10) / 10;
+}
+
+function choose(axis, option) {
+  if (moving) return; // meant for the answer that is on its way
+  const before = rated(axis.name) ? item.ratings[axis.name] : undefined;
+  undoable.push({ id: item.id, axis, before });
+  put(axis, option);
+  const all = axesOf(work[at]);
+  const later = all.findIndex((each, index) => index > line && !rated(each.name));
+  const open = later >= 0 ? later : all.findIndex((each) => !rated(each.name));
+  activate(open >= 0 ? open : line);
+}
+
+function put(axis, option) {
+  const path = `/api/items/${item.id}/ratings/${axis.name}`;
+  if (option === undefined) {
+    delete item.ratings[axis.name];
+    outbox.add("DELETE", path);
+  } else {
+    item.ratings[axis.name] = option;
+    outbox.add("PUT", path, { option, seconds: seconds() });
+  }
+  since = performance.now();
+  mark(boxes().find((box) => box.dataset.axis === axis.name), axis);
+  progress();
+}
+
+async function undo() {
+  const last = undoable.at(-1);
+  if (!last || moving) return;
+  const place = work.findIndex((entry) => entry.id === last.id);
+  if (item.id !== last.id) await go(place);
+  undoable.pop();
+  put(last.axis, last.before);
+  activate(axesOf(work[place]).findIndex((axis) => axis.name === last.axis.name));
+}
+
+function note() {
+  item.comment = $("comment").value;
+  item.better = $("better").value;
+  outbox.add("PUT", `/api/items/${item.id}/notes`, { comment: item.comment, better: item.better }, 500);
+}
+
+function onward() {
+  const open = axesOf(work[at]).findIndex((axis) => !rated(axis.name));
+  if (open >= 0) activate(open);
+  else step(1);
+}
+
+function step(by) {
+  if (at + by < 0) return;
+  if (at + by < work.length) go(at + by);
+  else if (work.every(finished)) end();
+  else unfinished();
+}
+
+function unfinished() {
+  const after = work.findIndex((entry, index) => index > at && !finished(entry));
+  const open = after >= 0 ? after : work.findIndex((entry) => !finished(entry));
+  if (open >= 0) go(open);
+  else end();
+}
+
+async function end() {
+  await outbox.flush();
+  show("end");
+  ending();
+  if (!work.length) {
+    $("end-title").textContent = "Nothing to rate";
+    $("end-text").textContent = "No answers were given to you. Ask who sent you the address.";
+  }
+  $("again").hidden = !work.length;
+  $("end-title").focus();
+}
+
+function ending() {
+  if ($("end").hidden) return;
+  trouble(outbox.size ? "Some ratings aren't saved yet. Please keep this page open until this line is gone." : "");
+}
+
+const KEYS = {
+  ArrowDown: () => activate(clamp(line + 1, boxes().length - 1)),
+  ArrowUp: () => activate(clamp(line - 1, boxes().length - 1)),
+  ArrowRight: () => step(1),
+  ArrowLeft: () => step(-1),
+  Enter: onward,
+  n: unfinished,
+  u: undo,
+  s: () => ($("sources").open = !$("sources").open),
+  c: () => $("comment").focus(),
+  b: () => $("better").focus(),
+  "?": () => $("help-dialog").showModal(),
+};
+
+function pressed(event) {
+  if ($("rating").hidden || $("help-dialog").open || event.altKey || event.isComposing) return;
+  const target = event.target;
+  if (target instanceof HTMLTextAreaElement) {
+    if (event.key === "Escape") target.blur();
+    return;
+  }
+  if (moving) {
+    event.preventDefault();
+    return;
+  }
+  if (event.ctrlKey || event.metaKey) {
+    if (event.key === "z") {
+      event.preventDefault();
+      undo();
+    }
+    return;
+  }
+  const onControl = target.closest("button, summary") && !target.closest(".option");
+  if (onControl && event.key === "Enter") return;
+  const axis = axesOf(work[at])[line];
+  if (/^[0-9]$/.test(event.key)) {
+    const number = Number(event.key);
+    if (number <= axis.options.length && !event.repeat) choose(axis, number || null);
+    event.preventDefault();
+    return;
+  }
+  const act = KEYS[event.key] || KEYS[event.key.toLowerCase()];
+  if (act) {
+    event.preventDefault();
+    act();
+  }
+}
+
+$("name-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const name = $("name").value.trim();
+  if (!name) return;
+  ({ rater } = await asked("POST", "/api/raters", { name }));
+  sessionStorage.setItem(`rater-${set.id}`, rater);
+  await begin();
+});
+$("comment").addEventListener("input", note);
+$("better").addEventListener("input", note);
+$("back").addEventListener("click", () => step(-1));
+$("next").addEventListener("click", () => step(1));
+$("undo").addEventListener("click", undo);
+$("help").addEventListener("click", () => $("help-dialog").showModal());
+$("leave").addEventListener("click", leave);
+$("again").addEventListener("click", () => go(0));
+document.addEventListener("keydown", pressed);
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) outbox?.flush();
+  else since = performance.now();
+});
+addEventListener("beforeunload", (event) => {
+  if (outbox?.size) event.preventDefault();
+});
+start();

@@ -1,0 +1,271 @@
+"""What the ratings say: scores of each origin with intervals, tuned against base, agreement, disputes."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+import meditune
+from meditune.evaluate.compare import bootstrap_p, holm
+from meditune.files import write_json
+from meditune.review.agreement import Agreement, Weights, cohen, counted, fleiss, krippendorff
+from meditune.review.axes import Axis
+from meditune.review.bootstrap import Array, interval, resampled
+from meditune.review.create import digests
+from meditune.review.disputes import disputed
+from meditune.review.ratingset import SET, Item, Origin, RatingSet, read_key, read_set
+from meditune.review.store import ADJUDICATION, RATING, Rater, Rating, Store
+
+ORIGINS = ("base", "tuned", "reference")
+SEED = 17
+
+
+@dataclass(frozen=True)
+class Rated:
+    """A set with its key and what was said."""
+
+    set: RatingSet
+    key: dict[str, Origin]
+    made_from: dict[str, Any]
+    raters: dict[str, Rater]
+    first: list[Rating]
+    settled: list[Rating]
+
+
+def read_rated(folder: Path) -> Rated:
+    """The set in `folder` with its ratings. Raises DataError where it isn't whole."""
+    rating_set, (key, made_from) = read_set(folder), read_key(folder)
+    store = Store(folder)
+    ratings = [each for each in store.ratings() if each.item in key and rating_set.axis(each.axis)]
+    first, settled = ([each for each in ratings if each.round == number] for number in (RATING, ADJUDICATION))
+    return Rated(rating_set, key, made_from, store.raters(), first, settled)
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """The content of results.json, as docs/review.md describes it. Raises DataError where there is no whole set."""
+    rated = read_rated(folder)
+    scores = item_scores(rated)
+    axes = {
+        axis.name: _axis(axis, rated, {id: each[axis.name] for id, each in scores.items()}) for axis in rated.set.axes
+    }
+    everything = overall(rated, scores)
+    whole = {"origins": _origins(rated.key, everything), "difference": _difference(rated.key, everything)}
+    compared = {name: row["difference"] for name, row in axes.items() if row["difference"]}
+    for name, p in holm({name: row["p"] for name, row in compared.items()}).items():
+        compared[name]["p_holm"] = p
+    names = {rating.rater for rating in rated.first}
+    judged = {rating.item for rating in rated.first}
+    return {
+        "meditune": meditune.__version__,
+        "axes_set": rated.set.axes_name,
+        "questions": len({rated.key[id].example for id in judged}),
+        "answers": len(judged),
+        "raters": len(names),
+        "ratings": len(rated.first),
+        "cannot": sum(rating.option is None for rating in rated.first),
+        "adjudicated": len({(rating.item, rating.axis) for rating in rated.settled}),
+        "seconds_per_answer": _seconds(rated.first),
+        "overall": whole,
+        "axes": axes,
+        "disputed": _disputed(rated),
+        "remarks": _remarks(rated, names),
+    }
+
+
+def of_run(run: Path) -> dict[str, Any] | None:
+    """The results of the rating set inside a run's folder; None where there is none, or nothing was rated yet."""
+    folder = run / "review"
+    if not (folder / SET).is_file():
+        return None
+    found = results(folder)
+    return found if found["ratings"] else None
+
+
+def write_results(folder: Path) -> dict[str, Any]:
+    """The results, stored as results.json and results.html in the set's folder too."""
+    from meditune.evaluate.report.review import render_review
+
+    found = results(folder)
+    write_json(folder / "results.json", found)
+    render_review(found, folder / "results.html")
+    return found
+
+
+def item_scores(rated: Rated) -> dict[str, dict[str, float | None]]:
+    """Item -> axis -> its score, 0 to 100: of the adjudicators where there are any, else the raters' mean."""
+    words: dict[tuple[str, str], list[float]] = defaultdict(list)
+    settled = {(rating.item, rating.axis) for rating in rated.settled if rating.option is not None}
+    for rating in (*rated.settled, *(each for each in rated.first if (each.item, each.axis) not in settled)):
+        axis = rated.set.axis(rating.axis)
+        score = axis.score(rating.option) if axis else None
+        if score is not None:
+            words[rating.item, rating.axis].append(100 * score)
+    names = [axis.name for axis in rated.set.axes]
+    return {
+        id: {name: sum(words[id, name]) / len(words[id, name]) if words[id, name] else None for name in names}
+        for id in rated.key
+    }
+
+
+def overall(rated: Rated, scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Item -> the mean of its axes' scores; None where some axis has no rating at all."""
+    asked = {(rating.item, rating.axis) for rating in (*rated.first, *rated.settled)}
+    found: dict[str, float | None] = {}
+    for id, by_axis in scores.items():
+        given = [score for score in by_axis.values() if score is not None]
+        whole = all((id, name) in asked for name in by_axis)
+        found[id] = sum(given) / len(given) if given and whole else None
+    return found
+
+
+def _axis(axis: Axis, rated: Rated, scores: Mapping[str, float | None]) -> dict[str, Any]:
+    said = [rating for rating in rated.first if rating.axis == axis.name]
+    origins = _origins(rated.key, scores)
+    for name, row in origins.items():
+        options = Counter(r.option for r in said if name in rated.key[r.item].origins)
+        row["counts"] = [options[number] for number in range(1, len(axis.options) + 1)]
+        row["cannot"] = options[None]
+    return {
+        "title": axis.title,
+        "question": axis.question,
+        "level": axis.level,
+        "options": [option.label for option in axis.options],
+        "scores": [option.score for option in axis.options],
+        "origins": origins,
+        "difference": _difference(rated.key, scores),
+        "agreement": _agreement(axis, said, rated),
+    }
+
+
+def _by_question(key: Mapping[str, Origin], scores: Mapping[str, float | None]) -> dict[str, dict[str, float]]:
+    """Origin -> example -> score."""
+    found: dict[str, dict[str, float]] = {name: {} for name in ORIGINS}
+    for id, score in scores.items():
+        for origin in key[id].origins:
+            if score is not None:
+                found[origin][key[id].example] = score
+    return found
+
+
+def _groups(key: Mapping[str, Origin], examples: Iterable[str]) -> list[str]:
+    groups = {row.example: row.group for row in key.values()}
+    return [groups[example] for example in examples]
+
+
+def _origins(key: Mapping[str, Origin], scores: Mapping[str, float | None]) -> dict[str, dict[str, Any]]:
+    """Origin -> its mean `score` over questions, `ci95`, and how many `questions` it rests on."""
+    rows = {}
+    for name, by_example in _by_question(key, scores).items():
+        each = np.array([[score, 1.0] for score in by_example.values()]).reshape(-1, 2)
+        rows[name] = {
+            "questions": len(each),
+            "score": float(each[:, 0].mean()) if len(each) else None,
+            "ci95": interval(_means(resampled(each, _groups(key, by_example), SEED))) if len(each) else None,
+        }
+    return rows
+
+
+def _difference(key: Mapping[str, Origin], scores: Mapping[str, float | None]) -> dict[str, Any] | None:
+    """Tuned minus base on the questions on which both were rated; None where there are fewer than two groups of them.
+
+    As in a run's report: `delta`, `ci95`, `p` (paired bootstrap), `better`, `test`, `questions`.
+    """
+    by_question = _by_question(key, scores)
+    base, tuned = by_question["base"], by_question["tuned"]
+    both = [example for example in base if example in tuned]
+    each = np.array([[tuned[example] - base[example], 1.0] for example in both]).reshape(-1, 2)
+    drawn = _means(resampled(each, _groups(key, both), SEED))
+    bounds = interval(drawn)
+    if bounds is None:
+        return None
+    return {
+        "delta": float(each[:, 0].mean()),
+        "ci95": list(bounds),
+        "p": bootstrap_p(drawn),
+        "better": True if bounds[0] > 0 else False if bounds[1] < 0 else None,
+        "test": "paired bootstrap over questions",
+        "questions": len(both),
+    }
+
+
+def _means(sums: Array) -> Array:
+    return sums[:, 0] / np.where(sums[:, 1], sums[:, 1], np.nan)
+
+
+def _agreement(axis: Axis, said: Sequence[Rating], rated: Rated) -> dict[str, Any]:
+    """alpha, fleiss (of the items that the commonest number of raters rated) and cohen for each pair of raters."""
+    raters = [id for id in rated.raters if any(rating.rater == id for rating in said)]
+    items = list(dict.fromkeys(rating.item for rating in said))
+    table = np.full((len(items), len(raters)), np.nan)
+    rows, columns = {id: n for n, id in enumerate(items)}, {id: n for n, id in enumerate(raters)}
+    for rating in said:
+        if rating.option is not None:
+            table[rows[rating.item], columns[rating.rater]] = rating.option
+    options, groups = len(axis.options), [rated.key[item].group for item in items]
+    counts = counted(table, options)
+    per_item = counts.sum(axis=1)
+    several = Counter(per_item[per_item >= 2].tolist())
+    number = max(several, key=lambda n: (several[n], n)) if several else 0
+    chosen = [n for n in range(len(items)) if number and per_item[n] == number]
+    weights: Weights = "linear" if axis.level == "ordinal" else "none"
+    pairs = []
+    for a, b in combinations(range(len(raters)), 2):
+        kappa = cohen(table[:, [a, b]], options, weights, groups, SEED)
+        if kappa.units:
+            codes = [rated.raters[raters[each]].code for each in (a, b)]
+            pairs.append({"raters": codes, "weights": weights} | _said(kappa))
+    fleiss_kappa = fleiss(counts[chosen], [groups[n] for n in chosen], SEED)
+    return {
+        "alpha": {"level": axis.level} | _said(krippendorff(table, options, axis.level, groups, SEED)),
+        "fleiss": ({"raters": int(number)} | _said(fleiss_kappa)) if chosen else None,
+        "cohen": pairs,
+    }
+
+
+def _said(found: Agreement) -> dict[str, Any]:
+    return {"value": found.value, "ci95": list(found.ci95) if found.ci95 else None, "items": found.units}
+
+
+def _seconds(ratings: Iterable[Rating]) -> float | None:
+    """The median time that a rater took for an answer; ratings that came from a file without times don't count."""
+    spent: dict[tuple[str, str], float] = defaultdict(float)
+    for rating in ratings:
+        spent[rating.rater, rating.item] += rating.seconds
+    times = [seconds for seconds in spent.values() if seconds]
+    return round(median(times), 1) if times else None
+
+
+def _disputed(rated: Rated) -> list[dict[str, Any]]:
+    rows = []
+    for each in disputed(rated.set.axes, rated.first):
+        item: Item = rated.set.items[each.item]
+        said = {
+            axis.title: {axis.label(option): count for option, count in sorted(each.said[axis.name].items())}
+            for axis in rated.set.axes
+            if axis.name in each.said
+        }
+        row = {"item": item.id, "distance": each.distance, "question": item.question, "answer": item.answer}
+        rows.append(row | {"said": said})
+    return rows
+
+
+def _remarks(rated: Rated, names: set[str]) -> list[str]:
+    """What one must know before one believes the figures."""
+    remarks = []
+    for id in names:
+        rater = rated.raters[id]
+        asked = {(item, axis.name) for item in rated.set.work(rater.place or 0) for axis in rated.set.axes}
+        done = len({(rating.item, rating.axis) for rating in rated.first if rating.rater == id} & asked)
+        if done < len(asked):
+            remarks.append(f"{rater.code} gave {done} of {len(asked)} ratings.")
+    run = Path(rated.made_from["run"])
+    if (run / "predictions").is_dir() and digests(run) != rated.made_from["answers"]:
+        remarks.append(f"The answers in {run} were written anew since: these ratings are of the earlier ones.")
+    return sorted(remarks)

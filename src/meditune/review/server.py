@@ -1,0 +1,201 @@
+"""The page's server: hands out items without their origin, and stores what is said about them at once.
+
+Names of raters and what they write travel in bodies only, never in addresses, and nothing of either is logged.
+"""
+
+import hmac
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from meditune.errors import MedituneError
+from meditune.review.axes import CANNOT, Axis
+from meditune.review.disputes import disputed
+from meditune.review.ratingset import Item, RatingSet
+from meditune.review.store import ADJUDICATION, RATING, Note, Rater, Rating, Store
+
+PAGES = Path(__file__).parent / "pages"
+FILES = {"/": "index.html"} | {f"/{name}": name for name in ("review.css", "review.js", "saving.js", "icon.svg")}
+LOCAL = {"127.0.0.1", "localhost", "::1"}
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+LONGEST = 20_000
+
+
+class Name(BaseModel):
+    """Who begins to rate."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str = Field(min_length=1, max_length=80, pattern=r"\S")
+
+
+class Said(BaseModel):
+    """An option by its number, or None for "can't judge"."""
+
+    model_config = ConfigDict(extra="forbid")
+    option: int | None
+    seconds: float = Field(0.0, ge=0, le=86_400, allow_inf_nan=False)
+
+
+class Written(BaseModel):
+    """What a rater wrote about an item."""
+
+    model_config = ConfigDict(extra="forbid")
+    comment: str = Field("", max_length=LONGEST)
+    better: str = Field("", max_length=LONGEST)
+
+
+class Reviewing:
+    """A set, its store, and the round that is served."""
+
+    def __init__(self, rating_set: RatingSet, store: Store, adjudicating: bool) -> None:
+        self.set, self.store = rating_set, store
+        self.round = ADJUDICATION if adjudicating else RATING
+        self.disputes = {each.item: each for each in disputed(rating_set.axes, store.ratings())} if adjudicating else {}
+
+    def work(self, rater: Rater) -> list[dict[str, Any]]:
+        """What the rater is asked, in order: `id`, `axes`, and how many of those are rated (`done`)."""
+        asked = {each.item: list(each.said) for each in self.disputes.values()}
+        if self.round == RATING:
+            names = [axis.name for axis in self.set.axes]
+            asked = dict.fromkeys(self.set.work(rater.place or 0), names)
+        done: dict[str, int] = {}
+        for rating in self.store.ratings(rater=rater.id):
+            if rating.round == self.round and rating.axis in asked.get(rating.item, ()):
+                done[rating.item] = done.get(rating.item, 0) + 1
+        return [{"id": item, "axes": axes, "done": done.get(item, 0)} for item, axes in asked.items()]
+
+    def shown(self, item: Item, rater: Rater) -> dict[str, Any]:
+        """What the page shows of an item, with what this rater has said about it."""
+        mine = [rating for rating in self.store.ratings(rater.id, item.id) if rating.round == self.round]
+        notes = [note for note in self.store.notes(rater.id, item.id) if note.round == self.round]
+        dispute = self.disputes.get(item.id)
+        return {
+            "id": item.id,
+            "question": item.question,
+            "context": [passage.model_dump(mode="json") for passage in item.context],
+            "answer": item.answer,
+            "ratings": {rating.axis: rating.option for rating in mine},
+            "comment": notes[0].comment if notes else "",
+            "better": notes[0].better if notes else "",
+            "said": dispute.said if dispute else {},
+        }
+
+    def item(self, id: str) -> Item:
+        """The item of that id; 404 where there is none."""
+        if id not in self.set.items:
+            raise HTTPException(404, "This set has no such answer. Load the page again.")
+        return self.set.items[id]
+
+    def axis(self, name: str, option: int | None = None) -> Axis:
+        """The axis of that name; 404 where there is none, 422 where it has no such option."""
+        axis = self.set.axis(name)
+        if axis is None:
+            raise HTTPException(404, f"This set has no axis {name!r}. Load the page again.")
+        if option is not None and not 1 <= option <= len(axis.options):
+            raise HTTPException(422, f"{axis.title} has options 1 to {len(axis.options)}, not {option}.")
+        return axis
+
+
+def app_for(rating_set: RatingSet, store: Store, adjudicating: bool, hosts: set[str], token: str | None) -> FastAPI:
+    """The application. Requests must name one of `hosts` (none given: any), and with a `token` bear it."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    here = Reviewing(rating_set, store, adjudicating)
+
+    @app.middleware("http")
+    async def guard(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
+        refusal = _refusal(request, hosts, token)
+        response = refusal or await go_on(request)
+        response.headers.update(HEADERS)
+        return response
+
+    @app.exception_handler(MedituneError)
+    async def told(_: Request, error: MedituneError) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, status_code=503)
+
+    def rater(x_rater: Annotated[str, Header(max_length=64)]) -> Rater:
+        found = store.raters().get(x_rater)
+        if found is None:
+            raise HTTPException(403, "The server doesn't know this rater. Type your name again.")
+        return found
+
+    known = Annotated[Rater, Depends(rater)]
+
+    for path, name in FILES.items():
+        app.get(path)(_file(PAGES / name))
+
+    @app.get("/api/set")
+    def described() -> dict[str, Any]:
+        return {
+            "id": rating_set.shuffle,
+            "adjudicating": adjudicating,
+            "cannot": CANNOT,
+            "axes": [
+                {
+                    "name": axis.name,
+                    "title": axis.title,
+                    "question": axis.question,
+                    "options": [option.label for option in axis.options],
+                }
+                for axis in rating_set.axes
+            ],
+        }
+
+    @app.post("/api/raters")
+    def begin(body: Name) -> dict[str, str]:
+        return {"rater": store.rater(body.name, joins=not adjudicating).id}
+
+    @app.get("/api/work")
+    def work(rater: known) -> list[dict[str, Any]]:
+        return here.work(rater)
+
+    @app.get("/api/items/{item}")
+    def item(item: str, rater: known) -> dict[str, Any]:
+        return here.shown(here.item(item), rater)
+
+    @app.put("/api/items/{item}/ratings/{axis}", status_code=204)
+    def rate(item: str, axis: str, body: Said, rater: known) -> None:
+        place = here.item(item).id, here.axis(axis, body.option).name
+        store.save([Rating(rater.id, *place, body.option, body.seconds, round=here.round)])
+
+    @app.delete("/api/items/{item}/ratings/{axis}", status_code=204)
+    def take_back(item: str, axis: str, rater: known) -> None:
+        store.remove(rater.id, here.item(item).id, here.axis(axis).name, here.round)
+
+    @app.put("/api/items/{item}/notes", status_code=204)
+    def write(item: str, body: Written, rater: known) -> None:
+        store.save([], [Note(rater.id, here.item(item).id, body.comment, body.better, round=here.round)])
+
+    return app
+
+
+def _file(path: Path) -> Callable[[], FileResponse]:
+    def give() -> FileResponse:
+        return FileResponse(path)
+
+    return give
+
+
+def _refusal(request: Request, hosts: set[str], token: str | None) -> JSONResponse | None:
+    """Why a request isn't answered: another site's name for this machine, another site's page, or no token."""
+    named = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    if hosts and named not in hosts:
+        return JSONResponse({"detail": "This server doesn't answer to that name."}, status_code=421)
+    origin = request.headers.get("origin")
+    if origin and urlsplit(origin).netloc != request.headers.get("host"):
+        return JSONResponse({"detail": "Another site's page may not write here."}, status_code=403)
+    if token and request.url.path.startswith("/api/"):
+        given = request.headers.get("x-review-token", "")
+        if not hmac.compare_digest(given.encode(), token.encode()):
+            return JSONResponse({"detail": "Open the page by the address that was printed."}, status_code=401)
+    return None

@@ -1,0 +1,125 @@
+"""Rating sets: blinded, shuffled, shared among raters, and refused where they can't be made."""
+
+from collections import Counter
+from itertools import combinations
+
+import pytest
+
+from meditune.errors import DataError, MedituneError
+from meditune.files import read_json
+from meditune.review.create import create
+from meditune.review.ratingset import BLOCK, read_key, read_set
+from tests.commands import meditune
+from tests.review.runs import finished
+
+
+def made(tmp_path, questions=6, axes="expert", raters=None, overlap=None, seed=17, **changed):
+    run = finished(tmp_path / "run", questions, **changed)
+    create(run, tmp_path / "review", questions, axes, raters, overlap, seed)
+    return read_set(tmp_path / "review")
+
+
+def test_all_answers_are_there_and_only_the_key_tells_whose(tmp_path):
+    found = made(tmp_path)
+    key, made_from = read_key(tmp_path / "review")
+    assert Counter(origin for row in key.values() for origin in row.origins) == {"base": 6, "tuned": 6, "reference": 6}
+    for id, row in key.items():
+        n = row.example.partition(":")[2]
+        assert found.items[id].question == f"Does treatment {n} help?"
+        assert ("may help most" in found.items[id].answer) == (row.origins == ("tuned",))
+    assert made_from["seed"] == 17
+    for name in ("set.json", "items.jsonl"):
+        text = (tmp_path / "review" / name).read_text()
+        assert not any(word in text for word in ("tuned", "base", "reference", "pubmedqa:", "seed"))
+
+
+def test_ids_and_order_say_nothing_and_differ_from_set_to_set(tmp_path):
+    run = finished(tmp_path / "run", 40)
+    seen = []
+    for name in ("one", "two"):
+        create(run, tmp_path / name, 40, "lay", None, None, 17)
+        key, _ = read_key(tmp_path / name)
+        items = list(read_set(tmp_path / name).items)
+        seen.append([key[id].origins[0] for id in items])
+        by_id = [key[id].origins[0] for id in sorted(items)]
+        for order in (seen[-1], by_id):
+            assert 8 < order[:60].count("tuned") < 32
+    assert seen[0] != seen[1]
+
+
+def test_the_seed_chooses_the_questions(tmp_path):
+    run = finished(tmp_path / "run", 30)
+    chosen = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        create(run, tmp_path / name, 5, "lay", None, None, seed)
+        chosen.append({row.example for row in read_key(tmp_path / name)[0].values()})
+    assert len(chosen[0]) == 5
+    assert chosen[0] == chosen[1] != chosen[2]
+
+
+def test_the_same_answer_twice_is_rated_once_and_spaces_tell_nothing(tmp_path):
+    said = made(tmp_path, 2, base={0: "Yes,  it helps.\n"}, tuned={0: "Yes, it helps."}, reference={1: "  "})
+    key, _ = read_key(tmp_path / "review")
+    assert Counter(row.origins for row in key.values()) == {
+        **{("base", "tuned"): 1, ("reference",): 1},
+        **{("base",): 1, ("tuned",): 1},
+    }
+    assert {item.answer for item in said.items.values()} >= {"Yes, it helps."}
+
+
+def test_an_empty_answer_is_rated_too(tmp_path):
+    said = made(tmp_path, 2, tuned={0: ""})
+    assert sum(not item.answer for item in said.items.values()) == 1
+
+
+def test_a_rater_sees_each_answer_once_and_no_question_twice_in_a_row(tmp_path):
+    said = made(tmp_path, 20)
+    orders = [said.work(place) for place in range(3)]
+    assert all(Counter(order) == Counter(list(said.items)) for order in orders)
+    assert orders[0] != orders[1]
+    assert orders[0] == read_set(tmp_path / "review").work(0)
+    asked = [said.items[id].asked for id in orders[0]]
+    for start in range(0, 3 * BLOCK, BLOCK):
+        assert len(set(asked[start : start + BLOCK])) == BLOCK
+    assert len(set(asked[: 3 * BLOCK])) == BLOCK, "a block of questions is finished before the next begins"
+
+
+@pytest.mark.parametrize(("raters", "overlap"), [(3, 2), (4, 1), (4, 2), (2, 2)])
+def test_raters_share_the_work_evenly(tmp_path, raters, overlap):
+    said = made(tmp_path, 24, raters=raters, overlap=overlap)
+    shares = [set(said.work(place)) for place in range(raters)]
+    assert all(sum(id in share for share in shares) == overlap for id in said.items)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 3 * 2
+    if overlap == 2:
+        together = [len(a & b) for a, b in combinations(shares, 2)]
+        assert min(together) > 0
+        assert max(together) - min(together) <= 3
+    assert set(said.work(raters)) == shares[0], "who comes late takes the first share again"
+
+
+def test_the_same_command_leaves_the_set_as_it_is_and_another_is_refused(tmp_path):
+    before = set(made(tmp_path).items)
+    assert set(made(tmp_path).items) == before
+    with pytest.raises(MedituneError, match="holds something else"):
+        made(tmp_path, seed=18)
+
+
+def test_bad_input_is_told(tmp_path):
+    run = finished(tmp_path / "run")
+    meditune("review", "create", tmp_path).refused(3, "holds no run")
+    meditune("review", "create", run, "--axes", "doctor").refused(3, "no axes 'doctor'", "expert, lay")
+    meditune("review", "create", run, "--overlap", 2).refused(1, "--raters")
+    meditune("review", "create", run, "--raters", 2, "--overlap", 3).refused(1, "up to 2")
+    meditune("review", "serve", run).refused(3, "holds no rating set", "meditune review create")
+    for model in ("base", "tuned"):
+        (run / "predictions" / f"{model}-answer.jsonl").rename(run / "predictions" / f"{model}-likelihood.jsonl")
+    with pytest.raises(DataError, match="no written answers"):
+        create(run, tmp_path / "other", 3, "lay", None, None, 1)
+
+
+def test_the_default_place_is_in_the_run(tmp_path):
+    run = finished(tmp_path / "run")
+    done = meditune("review", "create", run, "--questions", 2, "--axes", "lay")
+    assert done.code == 0
+    assert "6 answers to 2 questions" in done.out
+    assert read_json(run / "review" / "set.json")["axes"] == "lay"

@@ -1,0 +1,169 @@
+"""What the ratings say: scores, differences, agreement, disputes, and what one must know beside them."""
+
+import pytest
+
+from meditune.evaluate.report import render
+from meditune.files import read_json, write_json, write_jsonl
+from meditune.review.ratingset import read_set
+from meditune.review.results import of_run, results
+from meditune.review.store import ADJUDICATION, Rating, Store
+from tests.commands import meditune
+from tests.evaluate.test_report import finished_run
+from tests.review.rated import item_of, made, rate
+
+BEST = {"reference": 1, "tuned": 2, "base": 3}
+
+
+def by_origin(_, origin):
+    return BEST[origin]
+
+
+def test_scores_run_from_0_to_100_with_the_best_option_on_top(tmp_path):
+    folder = made(tmp_path)
+    rate(folder, "Ann", by_origin)
+    axis = results(folder)["axes"]["helpfulness"]
+    assert {name: row["score"] for name, row in axis["origins"].items()} == {"base": 0, "tuned": 50, "reference": 100}
+    assert axis["origins"]["tuned"]["counts"] == [0, 6, 0]
+    assert axis["difference"]["delta"] == 50
+    assert axis["difference"]["better"] is True
+    assert axis["difference"]["p_holm"] >= axis["difference"]["p"]
+
+
+def test_the_difference_is_paired_by_question(tmp_path):
+    """Questions differ much, tuning gains a little on each: only pairing can show it."""
+    folder = made(tmp_path, 12)
+    rate(folder, "Ann", lambda n, origin: 1 + n % 2 + (origin == "base"))
+    row = results(folder)["axes"]["understandability"]
+    assert row["difference"]["ci95"] == [50, 50]
+    low, high = row["origins"]["base"]["ci95"]
+    assert high - low > 20
+
+
+def test_questions_of_one_group_count_as_one(tmp_path):
+    run = tmp_path / "run"
+    folder = made(tmp_path, 8)
+    rate(folder, "Ann", lambda n, origin: 1 + (origin == "base") * (n % 2))
+    apart = results(folder)["overall"]["difference"]["ci95"]
+    key = read_json(folder / "key.json")
+    for row in key["items"].values():
+        row["group"] = f"g{int(row['example'][-1]) % 2}"
+    write_json(folder / "key.json", key)
+    together = results(folder)["overall"]["difference"]["ci95"]
+    assert together[1] - together[0] > apart[1] - apart[0]
+    assert run.is_dir()
+
+
+def test_no_consensus_and_cant_judge_are_counted_and_never_scored(tmp_path):
+    folder = made(tmp_path, 4, "expert")
+    rate(folder, "Ann", lambda _, origin: None if origin == "tuned" else 2, only=("consensus",))
+    found = results(folder)
+    axis = found["axes"]["consensus"]
+    assert {name: row["score"] for name, row in axis["origins"].items()} == dict.fromkeys(BEST)
+    assert axis["origins"]["tuned"]["cannot"] == 4
+    assert axis["origins"]["base"]["counts"] == [0, 4, 0]
+    assert axis["difference"] is None
+    assert found["overall"]["difference"] is None
+    assert found["cannot"] == 4
+
+
+def test_raters_are_averaged_and_an_adjudicator_overrules_them(tmp_path):
+    folder = made(tmp_path, 2)
+    rate(folder, "Ann", lambda _, __: 1)
+    rate(folder, "Bo", lambda _, __: 3)
+    before = results(folder)
+    assert before["axes"]["helpfulness"]["origins"]["base"]["score"] == 50
+    assert len(before["disputed"]) == 6
+    assert before["disputed"][0]["said"]["Helpfulness"] == {"Yes, it helps": 1, "It doesn't help": 1}
+    store = Store(folder)
+    chief = store.rater("Chief", joins=False).id
+    store.save([Rating(chief, item_of(folder, n, "base"), "helpfulness", 1, 1.0, round=ADJUDICATION) for n in (0, 1)])
+    after = results(folder)
+    assert after["axes"]["helpfulness"]["origins"]["base"]["score"] == 100
+    assert after["axes"]["helpfulness"]["origins"]["tuned"]["score"] == 50
+    assert after["adjudicated"] == 2
+    assert after["raters"] == 2
+    assert after["axes"]["helpfulness"]["agreement"] == before["axes"]["helpfulness"]["agreement"]
+
+
+def test_disputes_stand_by_how_far_apart_the_words_are(tmp_path):
+    folder = made(tmp_path, 3)
+    rate(folder, "Ann", lambda _, __: 1, only=("helpfulness",))
+    rate(folder, "Bo", lambda n, origin: 1 + n if origin == "base" else 1, only=("helpfulness",))
+    found = results(folder)["disputed"]
+    assert [(row["item"], row["distance"]) for row in found] == [
+        (item_of(folder, 2, "base"), 1.0),
+        (item_of(folder, 1, "base"), 0.5),
+    ]
+
+
+def test_agreement_names_raters_by_codes_and_one_rater_gives_none(tmp_path):
+    folder = made(tmp_path, 8)
+    rate(folder, "Ann Secret", lambda n, _: 1 + n % 3)
+    alone = results(folder)["axes"]["helpfulness"]["agreement"]
+    assert (alone["alpha"]["value"], alone["fleiss"], alone["cohen"]) == (None, None, [])
+    rate(folder, "Bo Secret", lambda n, _: 1 + n % 3)
+    rate(folder, "Cy Secret", lambda n, _: 1 + (n + (n == 0)) % 3 if n < 4 else None)
+    found = results(folder)
+    agreement = found["axes"]["helpfulness"]["agreement"]
+    assert [pair["raters"] for pair in agreement["cohen"]] == [["R1", "R2"], ["R1", "R3"], ["R2", "R3"]]
+    assert agreement["cohen"][0]["value"] == 1
+    assert agreement["cohen"][1]["items"] == 12
+    assert 0 < agreement["alpha"]["value"] < 1
+    assert agreement["fleiss"]["items"] in {12, 24}
+    assert "Secret" not in str(found)
+
+
+def test_a_shared_answer_counts_for_both(tmp_path):
+    folder = made(tmp_path, 2, base={0: "Same.", 1: "Same."}, tuned={0: "Same.", 1: "Same."})
+    rate(folder, "Ann", lambda _, __: 2)
+    difference = results(folder)["overall"]["difference"]
+    assert (difference["delta"], difference["better"], difference["questions"]) == (0, None, 2)
+
+
+def test_what_is_unfinished_or_outdated_is_said(tmp_path):
+    folder = made(tmp_path, 2)
+    rate(folder, "Ann", by_origin, only=("helpfulness",))
+    assert results(folder)["remarks"] == ["R1 gave 6 of 18 ratings."]
+    path = folder.parent / "predictions" / "tuned-answer.jsonl"
+    write_jsonl(path, [{"id": "pubmedqa:0", "reference": "x", "prediction": "Another."}])
+    assert any("written anew since" in remark for remark in results(folder)["remarks"])
+
+
+def test_the_command_leaves_json_and_a_page_that_loads_nothing(tmp_path):
+    folder = made(tmp_path)
+    empty = meditune("review", "results", folder)
+    assert empty.code == 0
+    assert "Nothing was rated yet" in (folder / "results.html").read_text()
+    rate(folder, "Ann", by_origin)
+    rate(folder, "Bo", lambda n, origin: BEST[origin] - (n == 0 and origin == "base"))
+    done = meditune("review", "results", folder)
+    assert "Helpfulness" in done.out
+    assert done.last == f"Results: {folder / 'results.html'}"
+    page = (folder / "results.html").read_text()
+    for text in ("What raters said", "Helpfulness", "Krippendorff&#39;s alpha", "Where they disagree most"):
+        assert text in page or text.replace("&#39;", "'") in page
+    assert "<script" not in page
+    assert "src=" not in page
+    assert read_json(folder / "results.json")["raters"] == 2
+
+
+def test_the_report_shows_what_raters_said(tmp_path):
+    folder = made(tmp_path)
+    assert of_run(folder.parent) is None, "nothing was rated yet"
+    rate(folder, "Ann", by_origin)
+    found = of_run(folder.parent)
+    page = render(finished_run(tmp_path / "shown", review=found)).read_text()
+    assert "What raters said" in page
+    assert "There is one rater only" in page
+    assert "What raters said" not in render(finished_run(tmp_path / "plain")).read_text()
+    data = {"train": 4, "test": 4, "synthetic": True}
+    invented = render(finished_run(tmp_path / "invented", review=found, data=data)).read_text()
+    assert invented.count('<p class="reminder">') == invented.count("<section")
+
+
+@pytest.mark.parametrize("name", ["key.json", "items.jsonl", "set.json"])
+def test_a_damaged_set_is_told(tmp_path, name):
+    folder = made(tmp_path)
+    assert len(read_set(folder).items) == 18
+    (folder / name).write_text("{}\n")
+    meditune("review", "results", folder).refused(3, name)

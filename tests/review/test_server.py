@@ -1,0 +1,138 @@
+"""What the server answers, refuses, and keeps out of addresses and logs."""
+
+import json
+import re
+import signal
+import urllib.error
+import urllib.request
+
+import pytest
+
+from meditune.review.create import create
+from meditune.review.ratingset import read_key
+from meditune.review.store import Rating, Store
+from tests.commands import meditune
+from tests.review.runs import finished, served
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A served set: its folder, process and address."""
+    folder = tmp_path_factory.mktemp("server")
+    create(finished(folder / "run", 3), folder / "review", 3, "lay", None, None, 17)
+    with served(folder / "review") as (process, address):
+        yield folder / "review", process, address.rstrip("/")
+
+
+def asked(address, path, method="GET", body=None, **headers):
+    """(status, headers, content)."""
+    data = None if body is None else json.dumps(body).encode()
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    request = urllib.request.Request(address + path, data, named | {"Content-Type": "application/json"}, method=method)
+    try:
+        with urllib.request.urlopen(request) as response:
+            return response.status, response.headers, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers, error.read().decode()
+
+
+def rater(address, name="Ann"):
+    return json.loads(asked(address, "/api/raters", "POST", {"name": name})[2])["rater"]
+
+
+def test_nothing_the_server_says_tells_whose_an_answer_is(place):
+    folder, _, address = place
+    me = rater(address)
+    key, _ = read_key(folder)
+    work = json.loads(asked(address, "/api/work", x_rater=me)[2])
+    assert {entry["id"] for entry in work} == set(key)
+    for id, row in key.items():
+        item = asked(address, f"/api/items/{id}", x_rater=me)[2]
+        assert set(json.loads(item)) == {
+            *("id", "question", "context", "answer", "ratings", "comment", "better", "said"),
+        }
+        assert not any(word in item for word in (*row.origins, row.example, row.group + '"'))
+    for path in ("/key.json", "/..%2fkey.json", "/openapi.json", "/docs"):
+        assert asked(address, path)[0] == 404
+
+
+def test_pages_load_nothing_from_elsewhere_and_run_no_inline_script(place):
+    _, _, address = place
+    for path in ("/", "/review.js", "/saving.js", "/review.css", "/icon.svg"):
+        status, headers, text = asked(address, path)
+        assert status == 200
+        assert "default-src 'none'; script-src 'self'; style-src 'self'" in headers["Content-Security-Policy"]
+        assert "unsafe" not in headers["Content-Security-Policy"]
+        assert set(re.findall(r"https?://[^\s\"']+", text)) <= {"http://www.w3.org/2000/svg"}
+        assert not re.search(r"<script(?![^>]*src=)|\son\w+=|\sstyle=", text)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("PUT", "/api/items/{id}/ratings/helpfulness", {"option": 4}, 422),
+        ("PUT", "/api/items/{id}/ratings/helpfulness", {"option": 0}, 422),
+        ("PUT", "/api/items/{id}/ratings/helpfulness", {"option": "1; DROP"}, 422),
+        ("PUT", "/api/items/{id}/ratings/helpfulness", {"option": 1, "seconds": -1}, 422),
+        ("PUT", "/api/items/{id}/ratings/consensus", {"option": 1}, 404),
+        ("PUT", "/api/items/nothing/ratings/helpfulness", {"option": 1}, 404),
+        ("PUT", "/api/items/{id}/notes", {"comment": "x" * 20_001}, 422),
+        ("POST", "/api/raters", {"name": "  "}, 422),
+    ],
+)
+def test_what_makes_no_sense_is_refused(place, method, path, body, status):
+    folder, _, address = place
+    me = rater(address)
+    id = next(iter(read_key(folder)[0]))
+    assert asked(address, path.format(id=id), method, body, x_rater=me)[0] == status
+    assert Store(folder).ratings() == []
+
+
+def test_strangers_are_refused(place):
+    _, _, address = place
+    assert asked(address, "/api/work", x_rater="somebody")[0] == 403
+    assert asked(address, "/api/set", Host="evil.example")[0] == 421
+    assert asked(address, "/api/raters", "POST", {"name": "x"}, Origin="http://evil.example")[0] == 403
+    own = {"Origin": address}
+    assert asked(address, "/api/raters", "POST", {"name": "x"}, **own)[0] == 200
+
+
+def test_names_and_words_stay_out_of_the_log(tmp_path):
+    create(finished(tmp_path / "run", 1), tmp_path / "review", 1, "lay", None, None, 17)
+    with served(tmp_path / "review") as (process, address):
+        me = rater(address.rstrip("/"), "Dr Secret")
+        id = next(iter(read_key(tmp_path / "review")[0]))
+        body = {"comment": "private words", "better": ""}
+        assert asked(address.rstrip("/"), f"/api/items/{id}/notes", "PUT", body, x_rater=me)[0] == 204
+        asked(address.rstrip("/"), f"/api/items/{id}/notes", "PUT", {"comment": 5}, x_rater=me)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert not any(word in out + err for word in ("Secret", "private", "Traceback"))
+
+
+def test_a_taken_port_is_told(place):
+    folder, _, address = place
+    port = address.rpartition(":")[2]
+    meditune("review", "serve", folder, "--port", port).refused(1, f"127.0.0.1:{port} can't be listened on", "--port 0")
+
+
+def test_adjudication_shows_what_raters_disagree_on(tmp_path):
+    folder = tmp_path / "review"
+    create(finished(tmp_path / "run", 3), folder, 3, "lay", None, None, 17)
+    meditune("review", "serve", folder, "--adjudicate").refused(1, "nothing to settle")
+    store = Store(folder)
+    near, far, same = list(read_key(folder)[0])[:3]
+    for name, options in (("Ann", (1, 1, 2)), ("Bo", (2, 3, 2))):
+        me = store.rater(name).id
+        store.save([Rating(me, id, "helpfulness", o, 1.0) for id, o in zip((near, far, same), options, strict=True)])
+        store.save([Rating(me, id, "intent", 1, 1.0) for id in (near, far)])
+    with served(folder, "--adjudicate") as (_, address):
+        chief = rater(address.rstrip("/"), "Chief")
+        work = json.loads(asked(address.rstrip("/"), "/api/work", x_rater=chief)[2])
+        assert [(entry["id"], entry["axes"]) for entry in work] == [(far, ["helpfulness"]), (near, ["helpfulness"])]
+        shown = json.loads(asked(address.rstrip("/"), f"/api/items/{far}", x_rater=chief)[2])
+        assert shown["said"] == {"helpfulness": {"1": 1, "3": 1}}
+        path = f"/api/items/{far}/ratings/helpfulness"
+        assert asked(address.rstrip("/"), path, "PUT", {"option": 2}, x_rater=chief)[0] == 204
+    assert [(r.option, r.round) for r in store.ratings(item=far) if r.axis == "helpfulness"] == [(1, 1), (3, 1), (2, 2)]
