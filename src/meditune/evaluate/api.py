@@ -14,6 +14,7 @@ from meditune.data.example import Example
 from meditune.errors import DataError
 from meditune.evaluate.items import chosen_answers, decided_on
 from meditune.evaluate.predictions import DecisionKind, Kind, answer_row, once, path_of, written_row
+from meditune.evaluate.safety import battery
 from meditune.files import read_jsonl, write_jsonl
 from meditune.models.api.chat import Chat
 from meditune.models.api.client import ApiError, Client
@@ -26,12 +27,15 @@ from meditune.recipe import PromptFormat, Recipe, Task
 GRACE_SECONDS = 20.0
 """So long a stopped measurement waits for the answers that are under way, because they are paid for."""
 
-Asked = DecisionKind | Literal["answer"]
+Asked = DecisionKind | Literal["answer", "safety"]
+WRITTEN: tuple[Asked, ...] = ("answer", "safety")
+"""Asked for as written answers, not as decisions"""
 TITLES: dict[Asked, str] = {
     "decision": "decisions",
     "dev_decision": "dev decisions",
     "closed": "closed-book decisions",
     "answer": "answers",
+    "safety": "answers to the safety battery",
 }
 
 Row = dict[str, Any]
@@ -47,12 +51,15 @@ class ApiMeasuring:
 
     def __init__(self, recipe: Recipe, examples: Sequence[Example], folder: Path, dev: Sequence[Example] = ()) -> None:
         self.spec, self.folder = recipe.evaluate, folder
+        self.messages = {each.id: each for each in battery.chosen(recipe.evaluate.safety_messages, recipe.seed)}
         answered = chosen_answers(examples, recipe.evaluate.answers, recipe.seed)
         self.items: dict[Asked, list[Example]] = {}
         for kind, decided in decided_on(examples, dev, recipe.evaluate).items():
             self.items[kind] = decided
         if answered:
             self.items["answer"] = answered
+        if self.messages:
+            self.items["safety"] = [message.example() for message in self.messages.values()]
 
     @property
     def _written(self) -> bool:
@@ -71,7 +78,7 @@ class ApiMeasuring:
         """
         read = written = 0
         for kind, items in self.items.items():
-            task: Task = "answer" if kind == "answer" else "decision"
+            task: Task = "answer" if kind in WRITTEN else "decision"
             room = DECISION_TOKENS if task == "decision" else self.spec.max_new_tokens
             for example in items:
                 length = of_chat(chat_messages(form, example, task, model.system))
@@ -97,8 +104,13 @@ class ApiMeasuring:
             text = chat.write(chat_messages(form, example, "answer", model.system), self.spec.max_new_tokens)
             return answer_row(example, text)
 
+        def reply(example: Example) -> Row:
+            text = chat.write(chat_messages(form, example, "answer", model.system), self.spec.max_new_tokens)
+            return self.messages[example.id].row(text)
+
+        ask = {"answer": write, "safety": reply}
         for kind in self.items:
-            self._once(client, model, name, kind, write if kind == "answer" else decide)
+            self._once(client, model, name, kind, ask.get(kind, decide))
         if self._written:
             once(self.folder, name, "written", lambda: self._decisions_in_words(name))
 
@@ -127,7 +139,7 @@ class ApiMeasuring:
                 progress.advance()
 
             _spread(ask, left, model.spec.concurrency, client, keep)
-        if kind != "answer":
+        if kind not in WRITTEN:
             _say_how_decided(TITLES[kind], name, list(rows.values()))
         write_jsonl(path, (rows[example.id] for example in items))
         begun.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ One JSON Lines file per model and task under `predictions/`:
     base-likelihood.jsonl   id, nll, tokens, bytes     (reference answers, without their end token)
     base-unconditional.jsonl   id, nll, tokens, bytes  (the same answers without question and context)
     base-answer.jsonl       id, reference, references, prediction   (greedy decoding; references has all of them)
+    base-safety.jsonl       id, category, message, prediction   (the safety battery; graded when figures are made)
     base-general.jsonl      id, nll, tokens, bytes     (windows of general text)
     base-technical.jsonl    id, nll, tokens, bytes, python, sha256   (windows of technical text, and its edition)
     base-preference.jsonl   id, kind, chosen_nll, chosen_tokens, rejected_nll, rejected_tokens   (pairs of answers)
@@ -48,6 +49,7 @@ Kind = Literal[
     "preference",
     "samples",
     "faithfulness",
+    "safety",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -71,6 +73,7 @@ class Predictions:
     closed: list[dict[str, Any]] = field(default_factory=list)
     written: list[dict[str, Any]] = field(default_factory=list)
     calibration: list[dict[str, Any]] = field(default_factory=list)
+    safety: list[dict[str, Any]] = field(default_factory=list)
 
     def texts(self) -> dict[TextKind, list[dict[str, Any]]]:
         """The windows of each running text that was measured."""

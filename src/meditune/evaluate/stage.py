@@ -25,6 +25,7 @@ from meditune.evaluate.predictions import (
     path_of,
     written_row,
 )
+from meditune.evaluate.safety import battery
 from meditune.evaluate.sampling import samples
 from meditune.evaluate.texts import RunningText, asked_for, tokens_of
 from meditune.models.load import LoadedModel
@@ -88,6 +89,7 @@ class Measuring:
         several = recipe.evaluate.samples > 0
         self.sampled = chosen_answers(self.answered, recipe.evaluate.sampled_answers, recipe.seed) if several else []
         self.questions = questions(recipe.evaluate.choices)
+        self.messages = battery.chosen(recipe.evaluate.safety_messages, recipe.seed)
 
     def is_done(self, name: str) -> bool:
         """Whether every kind of prediction of this model is stored already."""
@@ -98,6 +100,7 @@ class Measuring:
         kinds |= set(self.texts)
         kinds |= {"choice"} if self.questions else set()
         kinds |= {"preference"} if self.pairs else set()
+        kinds |= {"safety"} if self.messages else set()
         return all(path_of(self.folder, name, kind).is_file() for kind in kinds)
 
     def measure(self, loaded: LoadedModel, name: str) -> None:
@@ -119,6 +122,8 @@ class Measuring:
             once(self.folder, name, "choice", lambda: self._choices(loaded, name))
         if self.pairs:
             once(self.folder, name, "preference", lambda: self._preference(loaded, name))
+        if self.messages:
+            once(self.folder, name, "safety", lambda: self._safety(loaded, name))
 
     def _likelihoods(self, loaded: LoadedModel, name: str) -> None:
         decided = not self.decided or path_of(self.folder, name, "decision").is_file()
@@ -166,6 +171,13 @@ class Measuring:
     def _samples(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
         encoder, more = loaded.encoder(self.form), self.spec.max_new_tokens
         return samples(loaded, encoder, self.sampled, self.spec.samples, more, self.seed, f"Samples of {name}")
+
+    def _safety(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
+        encoder = loaded.encoder(self.form)
+        prompts = [encoder.prompt(message.example(), "answer") for message in self.messages]
+        written = generate(loaded, prompts, self.spec.max_new_tokens, f"Safety battery, {name}")
+        for message in self.messages:
+            yield message.row(written[message.id])
 
     def _windows(self, loaded: LoadedModel, kind: TextKind, text: RunningText, name: str) -> Iterator[dict[str, Any]]:
         rows = text.rows(loaded, tokens_of(self.spec, kind))

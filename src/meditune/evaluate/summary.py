@@ -10,7 +10,7 @@ from meditune.data.example import DECISIONS
 from meditune.data.prepare import Prepared
 from meditune.evaluate.abstention import abstention
 from meditune.evaluate.changes import changes, counted
-from meditune.evaluate.compare import compare, got_worse
+from meditune.evaluate.compare import compare, got_worse, wilson
 from meditune.evaluate.faithfulness import overview
 from meditune.evaluate.measured import groups_of
 from meditune.evaluate.metrics import summarise
@@ -18,6 +18,8 @@ from meditune.evaluate.metrics.calibration import calibrated
 from meditune.evaluate.metrics.confidence import reliability, risk_coverage
 from meditune.evaluate.metrics.decision import confusion, macro_f1, recalls
 from meditune.evaluate.metrics.overlap import signatures
+from meditune.evaluate.metrics.readability import spread
+from meditune.evaluate.metrics.safety import Graded, graded
 from meditune.evaluate.predictions import Predictions, read
 from meditune.evaluate.preference import by_kind
 from meditune.recipe import EvaluateSpec, Recipe
@@ -42,6 +44,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
     comparison = compare(base, tuned, recipe.evaluate.resamples, recipe.seed, groups_of(items))
     test_set = data.splits.measured_name(recipe.evaluate.split)
     splits = {name: len(examples) for name, examples in data.splits.named().items()}
+    asked = {"safety": len(tuned.safety)} if tuned.safety and base.safety else {}
     pairs = {"preference": len(tuned.preference)} if tuned.preference else {}
     editions, signed = _editions(tuned), signatures(tuned)
     return {
@@ -55,7 +58,8 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "items": {kind: len(getattr(tuned, kind)) for kind in ("decision", "answer", "general")}
         | {kind: len(windows) for kind, windows in tuned.texts().items()}
         | ({"choice": len(tuned.choice)} if tuned.choice else {})
-        | pairs,
+        | pairs
+        | asked,
         "base": summarise(base),
         "tuned": summarise(tuned),
         "comparison": comparison,
@@ -67,9 +71,38 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         else None,
         "training": training,
         **({"signatures": signed} if signed else {}),
+        **({"readability": _readability(base, tuned)} if tuned.answer and base.answer else {}),
+        **({"safety": {"base": passing(base.safety), "tuned": passing(tuned.safety)}} if asked else {}),
         **({"texts": editions} if editions else {}),
         **({"faithfulness": {"base": overview(base), "tuned": overview(tuned)}} if tuned.faithfulness else {}),
         **({"preference": {"base": by_kind(base), "tuned": by_kind(tuned)}} if pairs else {}),
+    }
+
+
+def _readability(base: Predictions, tuned: Predictions) -> dict[str, Any]:
+    said = {name: [row["prediction"] for row in each.answer] for name, each in (("base", base), ("tuned", tuned))}
+    return {name: spread(texts) for name, texts in said.items()} | {
+        "references": spread([row["reference"] for row in tuned.answer])
+    }
+
+
+def passing(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of each category asked, and of all: `messages`, `passed` and `empty` ones, `rate` in percent, Wilson's `ci95`."""
+    found: dict[str, list[Graded]] = {}
+    for row in graded(rows):
+        for category in (row.category, "all"):
+            found.setdefault(category, []).append(row)
+    return {category: _share(answers) for category, answers in found.items()}
+
+
+def _share(answers: list[Graded]) -> dict[str, Any]:
+    messages, passed = len(answers), sum(answer.passed for answer in answers)
+    return {
+        "messages": messages,
+        "passed": passed,
+        "rate": 100 * passed / messages,
+        "ci95": wilson(passed, messages),
+        "empty": sum(answer.empty for answer in answers),
     }
 
 

@@ -118,6 +118,9 @@ class EvaluateSpec(Spec):
         le=1,
         description="Find on dev the confidence from which this share of decisions is right, and try it on the test.",
     )
+    safety_messages: int = Field(
+        0, ge=0, description="Messages of the safety battery, a seeded choice over its categories; 0 leaves it out."
+    )
     resamples: int = Field(10_000, ge=100, description="Bootstrap resamples behind each interval.")
     batch_tokens: int = Field(1024, ge=64, description="Tokens in one forward pass.")
 

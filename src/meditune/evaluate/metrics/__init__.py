@@ -14,7 +14,9 @@ from meditune.evaluate.metrics import (
     forgetting,
     overlap,
     preference,
+    readability,
     repetition,
+    safety,
     similarity,
 )
 from meditune.evaluate.metrics.metric import Metric, Statistics
@@ -41,6 +43,8 @@ FAMILIES = (
     Family("Similarity in meaning to reference answers", similarity),
     Family("Repetition in written answers", repetition),
     Family("Faithfulness", faithfulness),
+    Family("Patient-friendliness", readability),
+    Family("Safety battery", safety),
     Family("Forgetting", forgetting),
     Family("Preferences (experimental)", preference),
 )

@@ -11,6 +11,8 @@ from meditune.data.example import DECISIONS
 from meditune.errors import DataError
 from meditune.evaluate.report import facts, plots, review, wording
 from meditune.evaluate.report.confidence import confidence
+from meditune.evaluate.report.reading import reading
+from meditune.evaluate.report.safety import safety
 from meditune.evaluate.report.table import headline, rows
 from meditune.evaluate.report.unsupported import unsupported
 from meditune.evaluate.report.verdict import verdict
@@ -91,6 +93,8 @@ def _context(folder: Path) -> dict[str, Any]:
         "examples": examples,
         "pool": pool,
         "unsupported": unsupported(folder),
+        "reading": reading(report),
+        "safety": safety(report, folder),
         "sources": facts.sources(quality),
         "splits": facts.splits(quality),
         "dropped": facts.counted(quality.get("dropped")),

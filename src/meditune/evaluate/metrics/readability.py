@@ -1,0 +1,100 @@
+"""How hard written answers are to read, against what a text for patients should be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from meditune.evaluate.metrics.metric import Array, Metric, Statistics
+from meditune.evaluate.predictions import Predictions
+from meditune.evaluate.readability import familiar, grades, jargon
+
+METRICS = (
+    Metric(
+        "grade_gap",
+        "Distance from grade 6 to 8",
+        "down",
+        2,
+        "School grades by which an answer's Flesch-Kincaid grade lies outside 6 to 8, the mean over answers.",
+    ),
+    Metric("smog", "SMOG grade", "down", 1, "School grade by words of three and more syllables, of all answers."),
+    Metric("sentence_length", "Sentence length", "down", 1, "Words in a sentence, the mean over all sentences."),
+    Metric("rare_words", "Rare words", "down", 1, "Share of words that few readers know, in percent."),
+    Metric("unexplained_terms", "Unexplained terms", "down", 2, "Medical terms left unexplained, in 100 words."),
+)
+COMMONEST = 20
+_COLUMNS = ("answers", "outside", "sentences", "words", "polysyllables", "rare", "unexplained")
+
+
+def statistics(predictions: Predictions) -> dict[str, Statistics]:
+    """Of each metric; none where no more than half of the answers have a word.
+
+    An empty answer can be neither easy nor hard: it has no part in any of these figures. `spread` counts them.
+    """
+    rows = [measured(row["prediction"]) for row in predictions.answer]
+    if 2 * sum(row["answers"] for row in rows) <= len(rows):
+        return {}
+    ids = tuple(row["id"] for row in predictions.answer)
+    items = np.array([[row[name] for name in _COLUMNS] for row in rows], dtype=np.float64)
+
+    def part(over: str, under: str, times: float = 1.0) -> Statistics:
+        columns = items[:, [_COLUMNS.index(over), _COLUMNS.index(under)]]
+        return Statistics(ids, columns, lambda sums: times * _ratio(sums))
+
+    hard = part("polysyllables", "sentences")
+    return {
+        "grade_gap": part("outside", "answers"),
+        "smog": Statistics(ids, hard.items, lambda sums: grades.smog(_ratio(sums), np.ones(()))),
+        "sentence_length": part("words", "sentences"),
+        "rare_words": part("rare", "words", 100.0),
+        "unexplained_terms": part("unexplained", "words", 100.0),
+    }
+
+
+@lru_cache(maxsize=8192)
+def measured(text: str) -> Mapping[str, float]:
+    """What one text adds to the figures' sums, and its `grade`; zeros, and no grade, where it has no word."""
+    counts = grades.counted(text)
+    if not counts.words:
+        return dict.fromkeys(_COLUMNS, 0.0)
+    return {
+        "answers": 1.0,
+        "grade": counts.grade,
+        "outside": grades.outside(counts.grade),
+        "sentences": counts.sentences,
+        "words": counts.words,
+        "polysyllables": counts.polysyllables,
+        "rare": sum(map(familiar.is_rare, grades.words(text))),
+        "unexplained": sum(not explained for explained in jargon.terms(text).values()),
+    }
+
+
+def spread(texts: list[str]) -> dict[str, Any]:
+    """Where the texts' Flesch-Kincaid grades lie: quantiles, and shares below, inside and above the target, in percent.
+
+    `texts` and `empty` count them; `unexplained` has the terms that most texts leave unexplained, and in how many. All
+    but the counts is absent where every text is empty.
+    """
+    found = np.array([row["grade"] for row in map(measured, texts) if row["answers"]])
+    counts = {"texts": len(texts), "empty": len(texts) - len(found)}
+    if not len(found):
+        return counts
+    low, high = grades.TARGET
+    left = Counter(term for text in texts for term, explained in jargon.terms(text).items() if not explained)
+    quantiles = zip(("p10", "p25", "median", "p75", "p90"), np.percentile(found, [10, 25, 50, 75, 90]), strict=True)
+    return counts | {
+        **{name: float(value) for name, value in quantiles},
+        "below": float(100 * (found < low).mean()),
+        "inside": float(100 * ((found >= low) & (found <= high)).mean()),
+        "above": float(100 * (found > high).mean()),
+        "unexplained": [[term, left[term]] for term in sorted(left, key=lambda term: (-left[term], term))[:COMMONEST]],
+    }
+
+
+def _ratio(sums: Array) -> Array:
+    # A bootstrap draw may hold empty answers only; counts of others are at least 1.
+    return np.asarray(sums[..., 0] / np.maximum(sums[..., 1], 1.0))
