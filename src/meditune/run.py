@@ -259,12 +259,17 @@ def prepared(recipe: Recipe, folder: Path, model: str | None = None) -> Prepared
     """The run's data, prepared now or before; with them, where the recipe learns from pairs of answers, those pairs.
 
     Raises DataError where test items leaked: into the training data, into their own prompts, or into what `model` (the
-    recipe's base, unless another is measured) was trained on.
+    recipe's base, unless another is measured) was trained on; and ModelError where the model that is to judge
+    faithfulness isn't to be had: after training it would be late to hear of it.
     """
     data = _data(recipe, folder)
     checked = _leakage(recipe, data, model or recipe.model.base)
     leakage.refuse(checked, recipe.evaluate.allow_leakage, folder)
     write_json(folder / leakage.FILE_NAME, checked)
+    if recipe.evaluate.faithfulness_model != "none":
+        from meditune.models.support import check
+
+        check(recipe.evaluate.faithfulness_model)
     if recipe.train.objective != "sft":
         prepare_pairs(recipe, data.splits, data.sha256, folder)
     return data

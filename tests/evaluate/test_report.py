@@ -232,10 +232,10 @@ def test_worked_examples_hold_the_worst_the_best_and_the_middle(tmp_path: Path) 
 
 
 def test_a_metric_this_version_does_not_know_is_shown_by_its_name(tmp_path: Path) -> None:
-    figures = {"faithfulness": 0.5}
+    figures = {"tastefulness": 0.5}
     folder = finished_run(tmp_path, base=figures, tuned=figures, comparison={}, worse=[])
-    assert "faithfulness" not in METRICS
-    assert "faithfulness 0.500 0.500" in shown(folder)
+    assert "tastefulness" not in METRICS
+    assert "tastefulness 0.500 0.500" in shown(folder)
 
 
 def sure_decisions(**changes: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from meditune.data.example import Example
-from meditune.evaluate import calibration
+from meditune.evaluate import calibration, faithfulness
 from meditune.evaluate.predictions import Kind, Predictions, once, read
 from meditune.evaluate.similarity import similarity
 from meditune.recipe import EvaluateSpec
@@ -22,6 +22,7 @@ Grader = Callable[[Predictions, Mapping[str, Example], EvaluateSpec], Iterable[d
 GRADERS: dict[Kind, Grader] = {
     "calibration": lambda predictions, _, spec: calibration.fitted(predictions, spec),
     "similarity": similarity,
+    "faithfulness": faithfulness.grade,
 }
 
 

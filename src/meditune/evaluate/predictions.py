@@ -14,6 +14,8 @@ One JSON Lines file per model and task under `predictions/`:
     base-general.jsonl      id, nll, tokens, bytes     (windows of general text)
     base-technical.jsonl    id, nll, tokens, bytes, python, sha256   (windows of technical text, and its edition)
     base-preference.jsonl   id, kind, chosen_nll, chosen_tokens, rejected_nll, rejected_tokens   (pairs of answers)
+    base-samples.jsonl      id, predictions            (answers written by chance)
+    base-faithfulness.jsonl id, score, by, sentences, spans   (graded answers: evaluate/faithfulness.py)
     base-similarity.jsonl   id, similarity, token_similarity   (of each answer to its nearest reference)
     base-choice.jsonl       id, subject, reference, nll, bytes   (general knowledge; nll and bytes of every choice)
     base-rating.jsonl       id, score                  (1 to 4 by raters, null where nothing was answered; ratings.py)
@@ -47,6 +49,8 @@ Kind = Literal[
     TextKind,
     "choice",
     "preference",
+    "samples",
+    "faithfulness",
     "safety",
     "rating",
 ]
@@ -63,6 +67,8 @@ class Predictions:
     general: list[dict[str, Any]] = field(default_factory=list)
     preference: list[dict[str, Any]] = field(default_factory=list)
     technical: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    faithfulness: list[dict[str, Any]] = field(default_factory=list)
     unconditional: list[dict[str, Any]] = field(default_factory=list)
     similarity: list[dict[str, Any]] = field(default_factory=list)
     choice: list[dict[str, Any]] = field(default_factory=list)

@@ -26,6 +26,7 @@ from meditune.evaluate.predictions import (
     written_row,
 )
 from meditune.evaluate.safety import battery
+from meditune.evaluate.sampling import samples
 from meditune.evaluate.texts import RunningText, asked_for, tokens_of
 from meditune.models.load import LoadedModel
 from meditune.models.rows import Row, rows_of
@@ -84,6 +85,9 @@ class Measuring:
         self.decided = self.conditions.get("decision", [])
         self.answered = chosen_answers(examples, recipe.evaluate.answers, recipe.seed)
         self.texts = asked_for(recipe.evaluate)
+        self.seed = recipe.seed
+        several = recipe.evaluate.samples > 0
+        self.sampled = chosen_answers(self.answered, recipe.evaluate.sampled_answers, recipe.seed) if several else []
         self.questions = questions(recipe.evaluate.choices)
         self.messages = battery.chosen(recipe.evaluate.safety_messages, recipe.seed)
 
@@ -92,6 +96,7 @@ class Measuring:
         kinds: set[Kind] = set(self.conditions)
         kinds |= {"written"} if self._written else set()
         kinds |= {"likelihood", "unconditional", "answer"} if self.answered else set()
+        kinds |= {"samples"} if self.sampled else set()
         kinds |= set(self.texts)
         kinds |= {"choice"} if self.questions else set()
         kinds |= {"preference"} if self.pairs else set()
@@ -109,6 +114,8 @@ class Measuring:
         if self.answered:
             once(self.folder, name, "unconditional", lambda: self._unconditional(loaded, name))
             once(self.folder, name, "answer", lambda: self._answers(loaded, name))
+        if self.sampled:
+            once(self.folder, name, "samples", lambda: self._samples(loaded, name))
         for kind, text in self.texts.items():
             once(self.folder, name, kind, partial(self._windows, loaded, kind, text, name))
         if self.questions:
@@ -160,6 +167,10 @@ class Measuring:
         written = generate(loaded, prompts, self.spec.max_new_tokens, f"Answers of {name}")
         for example in self.answered:
             yield answer_row(example, written[example.id])
+
+    def _samples(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
+        encoder, more = loaded.encoder(self.form), self.spec.max_new_tokens
+        return samples(loaded, encoder, self.sampled, self.spec.samples, more, self.seed, f"Samples of {name}")
 
     def _safety(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
         encoder = loaded.encoder(self.form)

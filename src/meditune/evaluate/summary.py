@@ -12,6 +12,7 @@ from meditune.evaluate.abstention import abstention
 from meditune.evaluate.changes import changes, counted
 from meditune.evaluate.compare import compare, got_worse
 from meditune.evaluate.coverage import remarks, unmeasured
+from meditune.evaluate.faithfulness import overview
 from meditune.evaluate.measured import groups_of
 from meditune.evaluate.metrics import summarise
 from meditune.evaluate.metrics.calibration import calibrated
@@ -85,6 +86,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         **({"readability": _readability(base, tuned)} if tuned.answer and base.answer else {}),
         **({"safety": {"base": passing(base.safety), "tuned": passing(tuned.safety)}} if asked else {}),
         **({"texts": editions} if editions else {}),
+        **({"faithfulness": {"base": overview(base), "tuned": overview(tuned)}} if tuned.faithfulness else {}),
         **({"preference": {"base": by_kind(base), "tuned": by_kind(tuned)}} if pairs else {}),
     }
 

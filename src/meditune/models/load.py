@@ -96,8 +96,11 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
 
 
 @contextmanager
-def loading(name: str, place: str) -> Iterator[None]:
-    """Raise ModelError, in a sentence, where the model `name` or a file of it in `place` can't be read in the block."""
+def loading(name: str, place: str, ways: str = "") -> Iterator[None]:
+    """Raise ModelError, in a sentence, where the model `name` or a file of it in `place` can't be read in the block.
+
+    `ways` to get such a model are said with it, those to get a base model by default.
+    """
     from safetensors import SafetensorError
 
     try:
@@ -106,7 +109,9 @@ def loading(name: str, place: str) -> Iterator[None]:
     except SafetensorError as error:
         raise ModelError(f"{place}: a .safetensors file is damaged or cut off ({error}). Copy it again.") from error
     except (OSError, ValueError) as error:
-        raise ModelError(f"{name} could not be loaded: {str(error).splitlines()[0]}\n{ways_to_get(name)}") from error
+        raise ModelError(
+            f"{name} could not be loaded: {str(error).splitlines()[0]}\n{ways or ways_to_get(name)}"
+        ) from error
 
 
 def locate(name: str) -> str:

@@ -89,6 +89,18 @@ class EvaluateSpec(Spec):
     technical_tokens: int = Field(
         0, ge=0, description="Tokens of Python's language reference that measure forgetting, too; 0 leaves it out."
     )
+    faithfulness_model: str = Field(
+        "none",
+        min_length=1,
+        description="Model that judges whether sources support an answer: an NLI model's folder or hub id, "
+        "lettucedetect:NAME or hhem:NAME; none leaves it to the detector that needs no model.",
+    )
+    samples: int = Field(
+        0,
+        ge=0,
+        description="Answers written by chance to each of some questions, for self-consistency; 0 leaves it out.",
+    )
+    sampled_answers: int = Field(50, ge=1, description="Questions that are answered by chance, a seeded subset.")
     choices: int = Field(
         164, ge=0, description="Questions of general knowledge, of 164, that measure forgetting; 0 leaves it out."
     )
@@ -161,6 +173,11 @@ class Recipe(Spec):
     def _conflicts(self) -> Iterator[str]:
         """Each rule between keys that is broken, in a line of its own."""
         model = self.model
+        if self.evaluate.samples and model.strategy in VIRTUAL:
+            yield (
+                f"evaluate.samples can't be written with model.strategy {model.strategy}, whose virtual tokens need a "
+                "decoding of their own; set it to 0"
+            )
         if self.prompt.answer_tokens >= self.prompt.max_tokens:
             yield "prompt.answer_tokens must be smaller than prompt.max_tokens"
         if model.strategy == "full" and model.quantize != "none":

@@ -8,7 +8,7 @@ import pytest
 from meditune.data.example import Example, Passage
 from meditune.data.preference.build import build
 from meditune.data.preference.corrupt import corrupt
-from meditune.data.preference.wording import OPPOSITE
+from meditune.faithfulness.wording import OPPOSITE
 from meditune.recipe import PreferenceSpec
 
 

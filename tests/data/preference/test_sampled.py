@@ -19,10 +19,15 @@ def rows(*texts, of=ONE):
 
 
 def test_the_most_and_the_least_faithful_make_a_pair():
-    texts = ("Pain rose in 9 adults.", "Pain fell in 47 adults.", "Bananas cure 8 colds.", "Pain fell in 47 of 120.")
+    texts = (
+        "Pain rose in 9 adults.",
+        "Pain fell in 47 adults.",
+        "Bananas and pears cure 8 very common colds.",
+        "Pain fell in 47 of 120.",
+    )
     rejects = Rejects()
     (pair,) = paired([ONE], rows(*texts), SampledSpec(), rejects)
-    assert (pair.chosen, pair.rejected) == ("Pain fell in 47 adults.", "Bananas cure 8 colds.")
+    assert (pair.chosen, pair.rejected) == ("Pain fell in 47 adults.", "Bananas and pears cure 8 very common colds.")
     assert (pair.id, pair.kind, pair.question, pair.context, pair.group) == (
         "test:1/sampled", "sampled", ONE.question, ONE.context, ONE.group,
     )  # fmt: skip
@@ -37,7 +42,11 @@ def test_an_answer_that_was_broken_off_ends_with_its_last_whole_sentence():
 
 def test_what_makes_no_pair_is_counted():
     alike, none = example("Pain fell.", 2), example("Pain fell.", 3)
-    answers = rows("Pain fell.", "Pain fell in 47.", of=alike) + rows("", "", of=none) + rows("Pain fell.", "Colds.")
+    answers = (
+        rows("Pain fell.", "Pain fell in 47.", of=alike)
+        + rows("", "", of=none)
+        + rows("Pain fell.", "Pain rose in 9 adults.")
+    )
     rejects = Rejects()
     pairs = paired([ONE, alike, none], answers, SampledSpec(margin=0.5), rejects)
     assert [pair.id for pair in pairs] == ["test:1/sampled"]
@@ -46,8 +55,16 @@ def test_what_makes_no_pair_is_counted():
         "examples whose answers are too equally faithful (sampled.margin)": 1,
         "examples without a whole answer of the model": 1,
     }
-    assert len(paired([ONE], rows("Pain fell.", "Pain bananas."), SampledSpec(margin=0.5), Rejects())) == 1
-    assert not paired([ONE], rows("Pain fell.", "Pain bananas."), SampledSpec(margin=0.51), Rejects())
+    written = rows("Pain fell.", "Pain rose.")
+    margin = written[0]["score"] - written[1]["score"]
+    assert len(paired([ONE], written, SampledSpec(margin=margin), Rejects())) == 1
+    assert not paired([ONE], written, SampledSpec(margin=margin + 0.01), Rejects())
+
+
+def test_what_the_sources_do_not_bear_out_is_kept_with_an_answer():
+    found = judged(ONE, "Pain rose in 9 adults.", ended=True)
+    assert found["kinds"] == ["direction", "number"]
+    assert found["score"] < judged(ONE, "Pain fell in 47 adults.", ended=True)["score"]
 
 
 def test_pairs_to_train_on_come_later_and_those_to_measure_on_are_corruptions(tmp_path, capsys):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 from meditune.data.example import Example
-from meditune.data.preference.wording import DIRECTION, NEGATABLE, NEGATED, NUMBER, OPPOSITE, value
+from meditune.faithfulness.wording import DIRECTION, NEGATABLE, NEGATED, NUMBER, OPPOSITE, value
 from meditune.recipe import Corruption
 
 

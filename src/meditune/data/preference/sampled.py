@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from meditune.data.example import Example
-from meditune.data.preference.faithfulness import faithfulness
 from meditune.data.preference.own import SOURCE
 from meditune.data.preference.pair import SAMPLED, Pair
 from meditune.data.rejects import Rejects
+from meditune.faithfulness.detect import detect
+from meditune.faithfulness.sources import Sources
 from meditune.recipe import SampledSpec
 from meditune.text import sentences
 
@@ -22,13 +22,13 @@ def usable(examples: Sequence[Example]) -> list[Example]:
 
 
 def judged(example: Example, text: str, ended: bool) -> dict[str, Any]:
-    """One answer with how faithful it is: `id` of the example, `text`, `numbers`, `words`, `agreement`, `score`.
+    """One answer with how faithful it is: `id` of the example, `text`, `score`, and the `kinds` of its spans.
 
     Of an answer that hadn't `ended` the last sentence is left out, or a model would learn to stop in the middle of one.
     """
     kept = text.strip() if ended else " ".join(sentences(text.strip())[:-1])
-    found = faithfulness(kept, example.context)
-    return {"id": example.id, "text": kept} | asdict(found) | {"score": found.score}
+    found = detect(kept, Sources((passage.text for passage in example.context), example.question))
+    return {"id": example.id, "text": kept, "score": found.score or 0.0, "kinds": [span.kind for span in found.spans]}
 
 
 def paired(

@@ -16,6 +16,7 @@ from meditune.evaluate.report.leakage import leakage
 from meditune.evaluate.report.reading import reading
 from meditune.evaluate.report.safety import safety
 from meditune.evaluate.report.table import headline, rows
+from meditune.evaluate.report.unsupported import unsupported
 from meditune.evaluate.report.verdict import verdict
 from meditune.evaluate.report.worked import worked_examples
 from meditune.files import read_json, read_jsonl, replacing
@@ -95,6 +96,7 @@ def _context(folder: Path) -> dict[str, Any]:
         "histograms": _histograms(quality, _optional(folder / "tokens.json"), _prompt_room(recipe_text)),
         "examples": examples,
         "pool": pool,
+        "unsupported": unsupported(folder),
         "reading": reading(report),
         "safety": safety(report, folder),
         "sources": facts.sources(quality),

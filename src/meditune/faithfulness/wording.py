@@ -36,3 +36,16 @@ DIRECTION = re.compile(rf"\b(?:{'|'.join(sorted(OPPOSITE, key=len, reverse=True)
 def value(number: str) -> float:
     """The value of a match of NUMBER."""
     return float(number.replace(",", ""))
+
+
+_WHAT = (
+    *(r"significan\w+", r"differen\w+", r"associat\w+", r"correlat\w+", r"relation\w*", r"change\w*"),
+    *("effect", "evidence", "benefit", r"improve\w*", r"increase\w*"),
+)
+NULL_FINDING = re.compile(
+    rf"\b(?:no|not|without)\b(?:\s+\w+){{0,3}}\s+(?:{'|'.join(_WHAT)})|\b(?:did|do|does|was|were) not\b|"
+    r"\b(?:similar\w*|comparable|equal|equally|unchanged|identical|failed to|nonsignificant)\b|"
+    r"\bp\s*(?:>|=\s*(?:0?\.[1-9]|0?\.0[5-9]))",
+    re.IGNORECASE,
+)
+"""A finding that there is no difference, no effect or no association"""

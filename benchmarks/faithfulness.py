@@ -1,0 +1,452 @@
+"""How well the detector of meditune.faithfulness tells true answers from false ones, on answers made false on purpose.
+
+    python benchmarks/faithfulness.py          # the tables of docs/metrics.md, on items that nothing was fitted on
+    python benchmarks/faithfulness.py --fit    # first fit src/meditune/faithfulness/calibration.py anew
+
+MEDITUNE_DATA names the folder with the publishers' pubmedqa and medquad. Of PubMedQA only the 500 items that the
+publisher trains on are taken, half of them to fit and choose on, the other half for the tables.
+
+An item's sources are its abstract and its question. What is judged are four kinds of true answers:
+
+- conclusions: the abstract's own conclusion, which isn't among the sources and tells in other words what they say.
+- extracts: one or two sentences of the abstract's results, half of them without what stands in brackets.
+- reworded: the same with simpler words, percent signs spelled out, clauses left out, "The study found that" before it.
+- medquad: two sentences of a MedQuAD answer, reworded, whose sources are the whole answer; nothing was fitted on these.
+
+Each is made false in one way: a number swapped, a negation put in or taken out, a direction turned, a disease or drug
+swapped for another of its kind (found by MedQuAD's topics, not by the detector's own eyes; one half of the topics to
+fit, the other for the tables), one sentence replaced by another item's, or one added.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from meditune.data import medquad, pubmedqa
+from meditune.data.example import Example, Passage
+from meditune.data.preference.corrupt import corrupt
+from meditune.data.rejects import Rejects
+from meditune.faithfulness import calibration, detect
+from meditune.faithfulness.evidence import Evidence, evidence
+from meditune.faithfulness.sources import Sentence, Sources
+from meditune.text import sentences
+
+KINDS = ("number", "negation", "direction", "name", "replaced", "added")
+REFERENCES = ("conclusions", "extracts", "reworded", "medquad")
+SEED = 17
+RESAMPLES = 1000
+ALARMS = 0.1
+"""Share of the true answers of the harder kind, in the half that is fitted on, that may score below the threshold."""
+FOLLOWING = (
+    "in_order known best length negation_turned directions_against directions_turned directions_unseen "
+    "numbers_elsewhere number_replaced numbers_missing units names replaced inserted"
+)
+PARAPHRASING = (
+    "known known_below_20 known_below_40 known_below_60 best best_below_20 question_below_20 length rare rarest "
+    "rare_among_unknown names numbers_missing numbers_elsewhere units directions_against directions_unseen negated "
+    "denies_against"
+)
+OPENING = re.compile(
+    r"^(?:However|Moreover|Furthermore|In addition|Overall|Therefore|Thus|Also|Finally|In contrast), (\w)"
+)
+PLAINER = {
+    r"(\d) ?%": r"\1 percent",
+    r"\bpatients\b": "people",
+    r"\bphysicians\b": "doctors",
+    r"\bdid not\b": "didn't",
+    r"\b(?:demonstrated|revealed)\b": "found",
+    r"\bsubjects\b": "participants",
+    r"\bapproximately\b": "about",
+    r"\butili[sz]ed\b": "used",
+    r"\badministered\b": "given",
+    r"\bindividuals\b": "people",
+    r"\bvs\.?(?= )": "versus",
+    r"\bprior to\b": "before",
+    r"\bmajority\b": "most part",
+    r"\bexamined\b": "looked at",
+    r"\bobtained\b": "got",
+    r"\btherapy\b": "treatment",
+    r"\bsymptoms\b": "complaints",
+    r"\bphysical\b": "bodily",
+    r"\bassessed\b": "measured",
+    r"\brespectively\b": "in that order",
+    r"\bsuch as\b": "like",
+    r"\boften\b": "frequently",
+    r"\busually\b": "mostly",
+    r"\bphysician\b": "doctor",
+    r"\bcaused by\b": "due to",
+    r"\bbegins?\b": "starts",
+    r"\bpersons\b": "people",
+}
+"""Words put for others without changing what is said"""
+Topics = Mapping[str, Sequence[str]]
+"""Semantic group -> names of diseases, or of drugs"""
+
+
+@dataclass
+class Answer:
+    """A true answer or one made false, with what was found in it."""
+
+    reference: str
+    kind: str
+    """How it was made false; "true" where it wasn't"""
+    text: str
+    item: Example
+    wrong: frozenset[int] = frozenset()
+    """Numbers of its false sentences"""
+    found: list[Evidence] = field(default_factory=list)
+    score: float = 0.0
+
+    def false(self) -> list[Evidence]:
+        """Of its false sentences."""
+        return [seen for number, seen in enumerate(self.found) if number in self.wrong]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fit", action="store_true", help="write calibration.py from the first half, then the tables")
+    arguments = parser.parse_args()
+    root = Path(os.environ["MEDITUNE_DATA"]).expanduser()
+    items, _ = pubmedqa.official_split(pubmedqa.read(root / "pubmedqa", Rejects()))
+    items = sorted(items, key=lambda item: item.id)
+    random.Random(SEED).shuffle(items)
+    pairs = list(medquad.read(root / "medquad", Rejects()))
+    topics = named(pairs, root / "medquad")
+    first, second = items[: len(items) // 2], items[len(items) // 2 :]
+    if arguments.fit:
+        fit(judged([*conclusions(first), *extracts(first)], half(topics, 0)))
+    answers = judged([*conclusions(second), *extracts(second), *of_medquad(pairs)], half(topics, 1))
+    print("\n".join(tables(answers)))
+
+
+def conclusions(items: Sequence[Example]) -> list[Answer]:
+    """The abstracts' own conclusions."""
+    return [Answer("conclusions", "true", item.answer, item) for item in items if item.answer]
+
+
+def extracts(items: Sequence[Example]) -> list[Answer]:
+    """Sentences of the abstracts' results, or where no section has that name of the last one: as they are, reworded."""
+    found = []
+    for item in items:
+        passages = [each for each in item.context if re.search("RESULT|FINDING|OBSERV", each.label)]
+        texts = [each.text for each in passages or item.context[-1:]]
+        for reference in ("extracts", "reworded"):
+            chance = random.Random(f"{SEED}/{reference}/{item.id}")
+            text = extract(texts, chance)
+            text = reworded(text, chance) if reference == "reworded" else text
+            found += [Answer(reference, "true", text, item)] if text else []
+    return found
+
+
+def reworded(text: str, chance: random.Random) -> str:
+    """The same in plainer words; of a sentence with a long clause after its last comma, half of them without it."""
+    found = []
+    for each in sentences(text):
+        for pattern, plainer in PLAINER.items():
+            each = re.sub(pattern, plainer, each)
+        head, comma, rest = each.rpartition(", ")
+        if comma and len(head.split()) >= 8 and len(rest.split()) >= 4 and chance.random() < 0.5:
+            each = f"{head}."
+        if chance.random() < 0.3 and not each[1:2].isupper():
+            each = f"The study found that {each[:1].lower()}{each[1:]}"
+        found.append(each)
+    return " ".join(found)
+
+
+def of_medquad(pairs: Sequence[Example], count: int = 250) -> list[Answer]:
+    """Sentences of long MedQuAD answers, one answer of a topic."""
+    by_topic = {pair.group: pair for pair in pairs if 100 <= len(pair.answer.split()) <= 400}
+    chosen = random.Random(SEED).sample(sorted(by_topic), count)
+    found = []
+    for pair in (by_topic[each] for each in chosen):
+        item = pair.model_copy(update={"context": (Passage(text=pair.answer),)})
+        chance = random.Random(f"{SEED}/medquad/{item.id}")
+        text = reworded(extract([pair.answer], chance), chance)
+        found += [Answer("medquad", "true", text, item)] if text else []
+    return found
+
+
+def extract(passages: Sequence[str], chance: random.Random) -> str:
+    """Up to two sentences in their order, half of them without brackets, all without an opening "However,"."""
+    pool = [each for text in passages for each in sentences(" ".join(text.split()))]
+    pool = [each for each in pool if 8 <= len(each.split()) <= 45 and each.endswith(".")]
+    taken = [pool[index] for index in sorted(chance.sample(range(len(pool)), min(2, len(pool))))]
+    shorter = [re.sub(r"\s*\([^()]*\)", "", each) if chance.random() < 0.5 else each for each in taken]
+    return " ".join(OPENING.sub(lambda match: match[1].upper(), each) for each in shorter)
+
+
+def judged(truths: Sequence[Answer], topics: Topics) -> list[Answer]:
+    """Each true answer and its corruptions, with what the detector finds in their sentences."""
+    answers = list(truths)
+    for reference in REFERENCES:
+        answers += corrupted([each for each in truths if each.reference == reference], topics)
+    sources: dict[str, Sources] = {}
+    for each in answers:
+        known = sources.get(each.item.id) or Sources((p.text for p in each.item.context), each.item.question)
+        sources[each.item.id] = known
+        each.found = [evidence(Sentence(text), known) for _, text in detect.placed(each.text)]
+        each.score = detect.detect(each.text, known).score or 0.0
+    return answers
+
+
+def corrupted(truths: Sequence[Answer], topics: Topics) -> Iterator[Answer]:
+    """Every corruption that the answers allow."""
+    items = [each.item.model_copy(update={"answer": each.text}) for each in truths]
+    patterns = {
+        group: re.compile(rf"\b(?:{'|'.join(map(re.escape, names))})\b", re.I) for group, names in topics.items()
+    }
+    for truth, item in zip(truths, items, strict=True):
+        chance = random.Random(f"{SEED}/{truth.reference}/{item.id}")
+        mine = sentences(truth.text)
+        for kind in KINDS:
+            other = chance.choice([each for each in truths if each.item.group != item.group])
+            strange = chance.choice(sentences(other.text))
+            if kind == "number" or kind == "negation" or kind == "direction":
+                text = corrupt(kind, item, items, chance)
+            elif kind == "name":
+                text = renamed(item, topics, patterns, chance)
+            elif kind == "added":
+                text = f"{truth.text} {strange}"
+            elif len(mine) > 1:
+                place = chance.randrange(len(mine))
+                text = " ".join([*mine[:place], strange, *mine[place + 1 :]])
+            else:
+                continue
+            if text and text != truth.text:
+                wrong = frozenset(number for number, each in enumerate(sentences(text)) if each not in mine)
+                yield Answer(truth.reference, kind, text, truth.item, wrong)
+
+
+def renamed(
+    item: Example, topics: Topics, patterns: Mapping[str, re.Pattern[str]], chance: random.Random
+) -> str | None:
+    """One disease or drug of the answer replaced by one that isn't in the sources; None where there is none."""
+    known = " ".join([item.question, *(passage.text for passage in item.context)]).casefold()
+    found = [(match, group) for group in sorted(patterns) for match in patterns[group].finditer(item.answer)]
+    if not found:
+        return None
+    match, group = chance.choice(found)
+    new = chance.choice([name for name in topics[group] if name not in known])
+    new = new.capitalize() if match[0][0].isupper() else new
+    return item.answer[: match.start()] + new + item.answer[match.end() :]
+
+
+def named(pairs: Sequence[Example], folder: Path) -> Topics:
+    """What MedQuAD's pairs are about, by semantic group; of drugs, whose answers were removed, from their files."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for pair in pairs:
+        if pair.meta["semantic_group"] == "Disorders":
+            found["disease"].add(pair.meta["focus"])
+    for file in sorted((*folder.glob("11_*/*.xml"), *folder.glob("12_*/*.xml"))):
+        if focus := re.search(r"<Focus>(.*?)</Focus>", file.read_text(encoding="utf-8", errors="replace")):
+            found["drug"].add(focus[1])
+    plain = {
+        group: {re.sub(r"\s*\(.*?\)", "", name).strip().casefold() for name in names} for group, names in found.items()
+    }
+    usable = re.compile(r"[a-z'-]{4,}(?: [a-z'-]+){0,2}")
+    return {group: sorted(filter(usable.fullmatch, names)) for group, names in plain.items()}
+
+
+def half(topics: Topics, which: int) -> Topics:
+    """Every second name."""
+    return {group: names[which::2] for group, names in topics.items()}
+
+
+def fit(answers: Sequence[Answer]) -> None:
+    """Fit three logistic regressions and choose two thresholds; writes calibration.py and puts them to use."""
+    found = [(each, number, seen) for each in answers for number, seen in enumerate(each.found)]
+    forms = {}
+    for name, features, follows in (
+        ("FOLLOWING", FOLLOWING.split(), True),
+        ("PARAPHRASING", PARAPHRASING.split(), False),
+    ):
+        rows = [
+            (each, seen.features, number not in each.wrong) for each, number, seen in found if seen.follows is follows
+        ]
+        groups = [each.item.group for each, _, _ in rows]
+        forms[name] = _regression(features, [row for _, row, _ in rows], [true for _, _, true in rows], groups)
+        setattr(calibration, name, forms[name])
+    logits = [[detect.sentence_logit(seen) for seen in each.found] for each in answers]
+    true = [each.kind == "true" for each in answers]
+    whole = [detect.answer_features(each) for each in logits]
+    forms["WHOLE"] = _regression(list(whole[0]), whole, true, [each.item.group for each in answers])
+    calibration.WHOLE = forms["WHOLE"]
+    limits = {
+        "ANSWER": _limit([(each.reference, detect.answer_logit(row)) for each, row in _true(answers, logits)]),
+        "SENTENCE": _limit([(each.reference, value) for each, row in _true(answers, logits) for value in row]),
+    }
+    calibration.ANSWER, calibration.SENTENCE = limits["ANSWER"], limits["SENTENCE"]
+    path = Path(calibration.__file__)
+    path.write_text(_module(forms, limits), encoding="utf-8")
+    print(f"Wrote {path}\n")
+
+
+def _true(answers: Sequence[Answer], logits: Sequence[list[float]]) -> Iterator[tuple[Answer, list[float]]]:
+    """The true answers, with the log-odds of their sentences."""
+    return ((each, row) for each, row in zip(answers, logits, strict=True) if each.kind == "true")
+
+
+def _limit(scored: Sequence[tuple[str, float]]) -> float:
+    """The score below which ALARMS of the true ones of the harder kind lie, from kinds and log-odds."""
+    kinds = {kind for kind, _ in scored}
+    lowest = min(np.quantile([value for kind, value in scored if kind == each], ALARMS) for each in kinds)
+    return round(float(1 / (1 + np.exp(-lowest))), 3)
+
+
+def _regression(
+    names: Sequence[str], rows: Sequence[Mapping[str, float]], true: Sequence[bool], groups: Sequence[str]
+) -> dict[str, float]:
+    """Coefficients by name, and the intercept, of classes that weigh the same; the penalty by cross-validation."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GroupKFold, cross_val_score
+
+    table = np.array([[row[name] for name in names] for row in rows])
+    spread = table.std(axis=0) + 1e-9
+    losses = {}
+    for strength in (0.03, 0.1, 0.3, 1.0, 3.0, 10.0):
+        model = LogisticRegression(C=strength, max_iter=5000, class_weight="balanced")
+        folds = GroupKFold(5, shuffle=True, random_state=SEED)
+        scores = cross_val_score(model, table / spread, true, groups=groups, cv=folds, scoring="neg_log_loss")
+        losses[strength] = round(float(-scores.mean()), 4)
+    best = min(losses, key=lambda strength: losses[strength])
+    model = LogisticRegression(C=best, max_iter=5000, class_weight="balanced").fit(table / spread, true)
+    print(f"Cross-validated log loss of {len(rows)} rows by C: {losses}")
+    found = dict(zip(names, (model.coef_[0] / spread).tolist(), strict=True))
+    return {"intercept": round(float(model.intercept_[0]), 4)} | {
+        name: round(value, 4) for name, value in found.items()
+    }
+
+
+def _module(forms: Mapping[str, Mapping[str, float]], limits: Mapping[str, float]) -> str:
+    """calibration.py's text."""
+    meanings = {
+        "FOLLOWING": "Log-odds that a sentence is borne out which follows a source's sentence word by word",
+        "PARAPHRASING": "... and that any other is",
+        "WHOLE": "... and that all of an answer is, from the log-odds of its sentences",
+        "ANSWER": "Answers that score less are said to be unfaithful.",
+        "SENTENCE": "Sentences that score less are said to be unsupported.",
+    }
+    lines = [
+        '"""Numbers by which the detector weighs what it sees: `python benchmarks/faithfulness.py --fit`."""',
+        "",
+    ]
+    for name, form in forms.items():
+        lines += [f"{name}: dict[str, float] = {{", *(f'    "{key}": {value},' for key, value in form.items()), "}"]
+        lines.append(f'"""{meanings[name]}"""')
+    for name, limit in limits.items():
+        lines += [f"{name} = {limit}", f'"""{meanings[name]}"""']
+    return "\n".join(lines) + "\n"
+
+
+def tables(answers: Sequence[Answer]) -> Iterator[str]:
+    """Markdown: AUROC, precision and recall by reference and corruption, false alarms, and where spans stand."""
+    yield "| true answers | made false by | answers | AUROC | 95 % interval | precision | recall | true one higher |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for reference in REFERENCES:
+        yield from (_row(reference, kind, _of(answers, reference), _of(answers, reference, kind)) for kind in KINDS)
+        yield _row(reference, "any", _of(answers, reference), _of(answers, reference, *KINDS))
+    for name, references in (("all of PubMedQA", REFERENCES[:3]), ("all", REFERENCES)):
+        both = [each for each in answers if each.reference in references]
+        true = [each for each in both if each.kind == "true"]
+        yield _row(name, "any", true, [each for each in both if each.kind != "true"])
+    yield "\n| true answers | answers | false alarms | 95 % interval | sentences | said to be unsupported |"
+    yield "|---|---|---|---|---|---|"
+    for reference in REFERENCES:
+        true = _of(answers, reference)
+        alarms = [each.score < calibration.ANSWER for each in true]
+        low, high = _wilson(sum(alarms), len(alarms))
+        said = [_below(seen) for each in true for seen in each.found]
+        shares = f"{_percent(alarms)} | {low:.1f} to {high:.1f} | {len(said)} | {_percent(said)}"
+        yield f"| {reference} | {len(true)} | {shares} |"
+    yield f"\n| kind of span | true answers with one: {' | '.join(REFERENCES)} |"
+    yield "|---|" + "---|" * len(REFERENCES)
+    for kind in ("number", "unit", "name", "negation", "direction"):
+        columns = [[any(map(_has(kind), each.found)) for each in _of(answers, name)] for name in REFERENCES]
+        yield f"| {kind} | {' | '.join(map(_percent, columns))} |"
+    yield f"\n| made false by | false sentences with a span of that kind: {' | '.join(REFERENCES)} |"
+    yield "|---|" + "---|" * len(REFERENCES)
+    for kind in ("number", "negation", "direction", "name"):
+        falsified = [[seen for each in _of(answers, name, kind) for seen in each.false()] for name in REFERENCES]
+        yield f"| {kind} | {' | '.join(_percent([*map(_has(kind), column)]) for column in falsified)} |"
+
+
+def _of(answers: Sequence[Answer], reference: str, *kinds: str) -> list[Answer]:
+    """Those of a reference made false in one of these ways, or the true ones."""
+    return [each for each in answers if each.reference == reference and each.kind in (kinds or ("true",))]
+
+
+def _has(kind: str) -> Callable[[Evidence], bool]:
+    return lambda seen: any(span.kind == kind for span in seen.spans)
+
+
+def _percent(said: Sequence[bool]) -> str:
+    return f"{100 * np.mean(said):.1f} %"
+
+
+def _row(reference: str, kind: str, true: Sequence[Answer], false: Sequence[Answer]) -> str:
+    auroc, low, high = _auroc(true, false)
+    caught = sum(each.score < calibration.ANSWER for each in false)
+    # As many true answers as false ones: precision would else depend on how many corruptions were made.
+    alarms = np.mean([each.score < calibration.ANSWER for each in true]) * len(false)
+    of = {(each.reference, each.item.id): each.score for each in true}
+    higher = np.mean(
+        [
+            (of[each.reference, each.item.id] > each.score) + 0.5 * (of[each.reference, each.item.id] == each.score)
+            for each in false
+        ]
+    )
+    precision = f"{100 * caught / (caught + alarms):.0f} %" if caught + alarms else "–"
+    return (
+        f"| {reference} | {kind} | {len(false)} | {auroc:.3f} | {low:.3f} to {high:.3f} | {precision} | "
+        f"{100 * caught / len(false):.0f} % | {100 * higher:.0f} % |"
+    )
+
+
+def _auroc(true: Sequence[Answer], false: Sequence[Answer]) -> tuple[float, float, float]:
+    """AUROC and the percentile interval of a bootstrap over items."""
+    groups = sorted({each.item.group for each in (*true, *false)})
+    number = {group: index for index, group in enumerate(groups)}
+    scores = np.array([each.score for each in (*true, *false)])
+    labels = np.array([True] * len(true) + [False] * len(false))
+    owner = np.array([number[each.item.group] for each in (*true, *false)])
+    draws = np.random.default_rng(SEED)
+    figures = []
+    for _ in range(RESAMPLES):
+        weight = draws.multinomial(len(groups), np.full(len(groups), 1 / len(groups)))[owner]
+        figures.append(_area(scores, labels, weight))
+    low, high = np.quantile(figures, [0.025, 0.975])
+    return _area(scores, labels, np.ones(len(scores))), float(low), float(high)
+
+
+def _area(scores: Any, labels: Any, weight: Any) -> float:
+    """Weighted share of pairs in which the true one scores higher; ties count half."""
+    values, place = np.unique(scores, return_inverse=True)
+    good = np.bincount(place, weight * labels, len(values))
+    bad = np.bincount(place, weight * ~labels, len(values))
+    below = np.cumsum(bad) - bad
+    return float((good * (below + 0.5 * bad)).sum() / (good.sum() * bad.sum()))
+
+
+def _below(seen: Evidence) -> bool:
+    return bool(1 / (1 + np.exp(-detect.sentence_logit(seen))) < calibration.SENTENCE)
+
+
+def _wilson(successes: int, count: int) -> tuple[float, float]:
+    from scipy.stats import binomtest
+
+    found = binomtest(successes, count).proportion_ci(method="wilson")
+    return 100 * float(found.low), 100 * float(found.high)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""How far written answers are borne out by their sources, and how far a model agrees with itself."""
+
+from __future__ import annotations
+
+from statistics import fmean
+from typing import Any
+
+from meditune.evaluate.metrics.metric import Metric, Statistics, mean, ratio
+from meditune.evaluate.predictions import Predictions
+from meditune.faithfulness.detect import placed
+from meditune.faithfulness.evidence import CONTRADICTIONS
+from meditune.faithfulness.sources import Sentence
+
+METRICS = (
+    Metric("faithfulness", "Faithfulness", "up", 3, "Mean score of answers: do their sources bear them out?", True),
+    Metric(
+        "unsupported_sentences",
+        "Unsupported sentences",
+        "down",
+        1,
+        "Share of the answers' sentences that their sources don't bear out, in percent.",
+        optional=True,
+    ),
+    Metric(
+        "contradictions",
+        "Contradicting sentences",
+        "down",
+        1,
+        "Share of sentences in which the sources deny something, say the opposite, or have another unit, in percent.",
+        optional=True,
+    ),
+    Metric(
+        "unsupported_numbers",
+        "Unsupported numbers",
+        "down",
+        1,
+        "Share of answers with a number that the sources don't have, or have of something else, in percent.",
+        optional=True,
+    ),
+    Metric(
+        "unsupported_names",
+        "Unsupported names",
+        "down",
+        1,
+        "Share of answers with a drug, disease or other name that no source has, in percent.",
+        optional=True,
+    ),
+    Metric(
+        "self_consistency",
+        "Self-consistency",
+        "up",
+        3,
+        "How far answers written by chance say the same, by words: low where a model makes things up.",
+        optional=True,
+    ),
+)
+
+
+def statistics(predictions: Predictions) -> dict[str, Statistics]:
+    """Of each metric that the predictions allow. Answers that say nothing count in none but are no error."""
+    return _by_sources(predictions.faithfulness) | _by_samples(predictions)
+
+
+def agreement(answer: str, samples: list[str]) -> float | None:
+    """How far samples say what an answer's sentences say, 0 to 1: the mean over sentences and samples of the share of
+    the sentence's words, weighted, in the sample's likest sentence. None where either says nothing.
+
+    After SelfCheckGPT (Manakul et al. 2023, arXiv:2303.08896), with shared words in place of BERTScore.
+    """
+    mine = [sentence for _, text in placed(answer) if (sentence := Sentence(text)).total]
+    theirs = [[Sentence(text).weights for _, text in placed(sample)] for sample in samples]
+    if not mine or not any(theirs):
+        return None
+    return fmean(max((each.share_in(one) for one in sample), default=0.0) for each in mine for sample in theirs)
+
+
+def _by_sources(rows: list[dict[str, Any]]) -> dict[str, Statistics]:
+    if not any(row["sentences"] for row in rows):
+        return {}
+    ids = [row["id"] for row in rows]
+    said = [float(bool(row["sentences"])) for row in rows]
+    sentences = [float(len(row["sentences"])) for row in rows]
+    unsupported = [100.0 * sum(not each["supported"] for each in row["sentences"]) for row in rows]
+    against = [100.0 * sum(_against(each, row["spans"]) for each in row["sentences"]) for row in rows]
+    found = {
+        "faithfulness": ratio(ids, [row["score"] or 0.0 for row in rows], said),
+        "unsupported_sentences": ratio(ids, unsupported, sentences),
+        "contradictions": ratio(ids, against, sentences),
+    }
+    for kind in ("number", "name"):
+        with_one = [100.0 * any(span["kind"] == kind for span in row["spans"]) for row in rows]
+        found[f"unsupported_{kind}s"] = ratio(ids, with_one, said)
+    return found
+
+
+def _against(sentence: dict[str, Any], spans: list[dict[str, Any]]) -> bool:
+    return any(
+        span["kind"] in CONTRADICTIONS and sentence["start"] <= span["start"] < sentence["end"] for span in spans
+    )
+
+
+def _by_samples(predictions: Predictions) -> dict[str, Statistics]:
+    answers = {row["id"]: row["prediction"] for row in predictions.answer}
+    rows = [row for row in predictions.samples if row["id"] in answers]
+    found = [agreement(answers[row["id"]], row["predictions"]) for row in rows]
+    if not any(each is not None for each in found):
+        return {}
+    ids = [row["id"] for row in rows]
+    if all(each is not None for each in found):
+        return {"self_consistency": mean(ids, [each or 0.0 for each in found])}
+    return {
+        "self_consistency": ratio(ids, [each or 0.0 for each in found], [float(each is not None) for each in found])
+    }

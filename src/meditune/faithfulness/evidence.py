@@ -1,0 +1,215 @@
+"""What there is to see of a sentence beside its sources: shares of words, mismatches, and where they are.
+
+Each mismatch is a feature for the score and, where it can be pointed at, a span.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from math import log
+from typing import Literal
+
+from meditune.faithfulness.names import names
+from meditune.faithfulness.numbers import Number, borne_out
+from meditune.faithfulness.sources import Sentence, Sources, alike
+from meditune.faithfulness.wording import DIRECTION, NEGATIVE, OPPOSITE
+from meditune.faithfulness.words import Token, rarity, stem, weight
+
+SpanKind = Literal["number", "unit", "name", "negation", "direction", "unsupported"]
+CONTRADICTIONS: frozenset[SpanKind] = frozenset(("unit", "negation", "direction"))
+"""Kinds of spans of which the sources say something else; number and name aren't among them, being only missing"""
+FOLLOWS = 0.75
+"""A sentence of which this share of words stands in a source's sentence in that order follows it word by word."""
+LIKE = 0.6
+"""A source's sentence is compared word by word where it has this share of the words, weighted."""
+NEAR = 0.4
+"""Two places tell of the same thing where this share of the words around one is around the other, weighted."""
+SHORT = 8
+"""A sentence of fewer words isn't likelier to be true for that."""
+CLEAR = 0.5
+"""Another place is clearly meant where its surroundings are alike by this much more."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A place in a text that its sources don't bear out."""
+
+    start: int
+    end: int
+    kind: SpanKind
+    why: str
+    source: str = ""
+    """The sources' sentence that says something else there, if one was found."""
+
+
+@dataclass
+class Evidence:
+    """Of one sentence: features for the score, spans (positions in the sentence), and the likest sentence."""
+
+    features: dict[str, float] = field(default_factory=dict)
+    spans: list[Span] = field(default_factory=list)
+    likest: str = ""
+
+    @property
+    def follows(self) -> bool:
+        """Whether it follows a source's sentence word by word."""
+        return self.features["in_order"] >= FOLLOWS
+
+
+def evidence(sentence: Sentence, sources: Sources) -> Evidence:
+    """What speaks for and against a sentence."""
+    found = Evidence()
+    likest = max(sources.sentences, key=lambda each: sentence.share_in(each.weights), default=None)
+    found.likest = likest.text if likest else ""
+    _words(sentence, likest, sources, found)
+    _numbers(sentence, sources, found)
+    _names(sentence, sources, found)
+    _negation(sentence, sources, found)
+    _directions(sentence, sources, found)
+    _word_by_word(sentence, likest, found)
+    return found
+
+
+def _words(sentence: Sentence, likest: Sentence | None, sources: Sources, found: Evidence) -> None:
+    """Weighted shares of its words: in all sources, in the likest sentence, in the question."""
+    features = found.features
+    features["known"] = sentence.share_in(sources.known)
+    features["best"] = sentence.share_in(likest.weights) if likest else 0.0
+    features["known_below_20"] = max(0.0, 0.2 - features["known"])
+    features["known_below_40"] = max(0.0, 0.4 - features["known"])
+    features["known_below_60"] = max(0.0, 0.6 - features["known"])
+    features["best_below_20"] = max(0.0, 0.2 - features["best"])
+    features["question_below_20"] = max(0.0, 0.2 - sentence.share_in(sources.question.weights))
+    features["length"] = log(max(SHORT, len(sentence.tokens)))
+
+
+def _numbers(sentence: Sentence, sources: Sources, found: Evidence) -> None:
+    missing = units = elsewhere = 0.0
+    for number in sentence.numbers:
+        said = sentence.text[number.start : number.end]
+        here = sentence.about(number.start, number.end)
+        same = max((alike(here, there) for _, there in _places(sources, number, agreeing=True)), default=0.0)
+        place, other = max(
+            ((each, alike(here, there)) for each, there in _places(sources, number, agreeing=False)),
+            key=lambda pair: pair[1],
+            default=("", 0.0),
+        )
+        place = place if other >= NEAR else ""
+        if borne_out(number, sources.numbers):
+            if here:
+                elsewhere += max(0.0, other - same) + 0.3 * (1 - same)
+            if here and other - same > CLEAR:
+                why = f"The sources say {said} of something else, and another number here."
+                found.spans.append(Span(number.start, number.end, "number", why, place))
+        elif any(number.same_value(each) and number.clashes(each) for each in sources.numbers):
+            units += 1
+            why = f"The sources have the number of {said} with another unit."
+            found.spans.append(Span(number.start, number.end, "unit", why, place))
+        else:
+            missing += 1
+            found.spans.append(Span(number.start, number.end, "number", f"No source has {said}.", place))
+    found.features |= {
+        "numbers_missing": min(missing, 2.0),
+        "units": min(units, 1.0),
+        "numbers_elsewhere": min(elsewhere, 2.0),
+    }
+
+
+def _places(sources: Sources, number: Number, agreeing: bool) -> Iterator[tuple[str, dict[str, float]]]:
+    """Sentences of the sources with a number that bears this one out, or doesn't, and the words around that number."""
+    for each, theirs, about in sources.numbers_about:
+        if number.agrees(theirs) is agreeing:
+            yield each.text, about
+
+
+def _names(sentence: Sentence, sources: Sources, found: Evidence) -> None:
+    missing = rare = rarest = 0.0
+    named = {name.start: name for name in names(sentence.text)}
+    for token in sentence.tokens:
+        if token.is_number or token.stem in sources.known:
+            continue
+        name = named.get(token.start)
+        if name is None:
+            much = rarity(token.text) if weight(token.text) > 0.1 else 0.0
+            rarest, rare = max(rarest, much), rare + much**4
+        elif not sources.has_name(name):
+            missing += 1
+            why = f"No source has the {name.kind} {name.text}."
+            found.spans.append(Span(token.start, token.end, "name", why))
+    found.features |= {"names": min(missing, 3.0), "rare": min(rare, 3.0), "rarest": rarest}
+    found.features["rare_among_unknown"] = found.features["rare"] * (1 - found.features["known"])
+
+
+def _negation(sentence: Sentence, sources: Sources, found: Evidence) -> None:
+    """Whether sentences with these words, some of them, deny something or find nothing as this one does."""
+    denying, affirming = (
+        max((sentence.share_in(each.weights) for each in sources.sentences if each.finds_nothing is said), default=0.0)
+        for said in (True, False)
+    )
+    found.features["negated"] = float(sentence.negated)
+    found.features["denies_against"] = float(sentence.finds_nothing) * max(0.0, affirming - denying)
+
+
+def _directions(sentence: Sentence, sources: Sources, found: Evidence) -> None:
+    turned = unseen = against = 0.0
+    for match in DIRECTION.finditer(sentence.text):
+        mine, other = stem(match[0]), stem(OPPOSITE[match[0].lower()])
+        here = sentence.about(match.start(), match.end())
+        same = opposite = 0.0
+        place = ""
+        for said, each, there in sources.directions_about:
+            much = alike(here, there)
+            if said == mine:
+                same = max(same, much)
+            elif said == other and much > opposite:
+                opposite, place = much, each.text
+        unseen += mine not in sources.known
+        against += max(0.0, opposite - same)
+        if opposite >= NEAR and opposite - same > CLEAR / 2:
+            turned += 1
+            why = f"A source says the opposite of “{match[0]}” about this."
+            found.spans.append(Span(match.start(), match.end(), "direction", why, place))
+    found.features |= {
+        "directions_turned": min(turned, 2.0),
+        "directions_unseen": min(unseen, 2.0),
+        "directions_against": min(against, 2.0),
+    }
+
+
+def _word_by_word(sentence: Sentence, likest: Sentence | None, found: Evidence) -> None:
+    """Where a sentence follows a source's: what stands in other words' place, and whether one denies the other."""
+    features = found.features
+    features |= dict.fromkeys(("in_order", "negation_turned", "number_replaced", "replaced", "inserted"), 0.0)
+    if likest is None or features["best"] < LIKE:
+        return
+    matcher = SequenceMatcher(None, sentence.stems, likest.stems, autojunk=False)
+    features["in_order"] = sum(block.size for block in matcher.get_matching_blocks()) / max(1, len(sentence.stems))
+    if sentence.negated != likest.negated:
+        features["negation_turned"] = features["best"] * features["in_order"]
+        said = NEGATIVE.search(sentence.text)
+        start, end = said.span() if said else (0, len(sentence.text))
+        why = "The source doesn't deny this." if said else "The source denies this."
+        if found.follows:
+            found.spans.append(Span(start, end, "negation", why, likest.text))
+    for tag, start, end, first, last in matcher.get_opcodes():
+        mine, theirs = sentence.tokens[start:end], likest.tokens[first:last]
+        said_most = max((weight(token.text) for token in mine if not token.is_number), default=0.0)
+        if tag == "replace":
+            both_numbers = any(token.is_number for token in mine) and any(token.is_number for token in theirs)
+            features["number_replaced"] += both_numbers
+            if both_numbers and found.follows:
+                _other_number(mine, theirs, likest, found)
+            features["replaced"] += said_most * any(weight(each.text) for each in theirs if not each.is_number)
+        elif tag == "delete":
+            features["inserted"] += said_most
+
+
+def _other_number(mine: Sequence[Token], theirs: Sequence[Token], likest: Sentence, found: Evidence) -> None:
+    """A span for numbers that stand where the source has others, unless they have one already."""
+    said = [token for token in mine if token.is_number]
+    start, end = said[0].start, said[-1].end
+    if all(span.end <= start or span.start >= end for span in found.spans):
+        instead = ", ".join(token.text for token in theirs if token.is_number)
+        found.spans.append(Span(start, end, "number", f"The source has {instead} here.", likest.text))

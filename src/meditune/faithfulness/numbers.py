@@ -1,0 +1,147 @@
+"""Numbers in prose, with their values and units."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import isclose
+
+_DIGITS = r"\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|(?<![\w)])\.\d+"
+_SMALL = (
+    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
+)
+_WORDS = {word: float(value) for value, word in enumerate(_SMALL.split(), 2)} | {"nineteen": 19.0}
+_TENFOLD = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_TENS = {word: 10.0 * value for value, word in enumerate(_TENFOLD, 2)}
+_ONES = {"one": 1.0} | {word: value for word, value in _WORDS.items() if value < 10}
+_SPELLED = rf"(?:{'|'.join(_TENS)})(?:[- ](?:{'|'.join(_ONES)}))?|{'|'.join(sorted(_WORDS, key=len, reverse=True))}"
+_SCALES = {
+    "mass": "kg 1e6 kilogram 1e6 g 1e3 gram 1e3 mg 1 milligram 1 µg 1e-3 μg 1e-3 mcg 1e-3 ug 1e-3 microgram 1e-3 "
+    "ng 1e-6",
+    "time": "year 365.25 yr 365.25 month 30.44 week 7 wk 7 day 1 d 1 hour 0.0416667 hr 0.0416667 h 0.0416667 "
+    "minute 6.94444e-4 min 6.94444e-4 second 1.15741e-5 sec 1.15741e-5 s 1.15741e-5",
+    "volume": "l 1e3 liter 1e3 litre 1e3 dl 100 ml 1 milliliter 1 millilitre 1 cc 1 µl 1e-3 μl 1e-3",
+    "length": "km 1e6 m 1e3 meter 1e3 metre 1e3 cm 10 mm 1 µm 1e-3 μm 1e-3",
+    "share": "% 1 percent 1 percentage 1",
+    "fold": "fold 1 times 1",
+    "substance": "mol 1e3 mmol 1 µmol 1e-3 μmol 1e-3 nmol 1e-6",
+}
+"""Of each dimension the units, and how many of its base unit they are"""
+_UNITS = {
+    unit: (kind, float(size))
+    for kind, text in _SCALES.items()
+    for unit, size in zip(text.split()[::2], text.split()[1::2], strict=True)
+}
+_UNIT = "|".join(re.escape(unit) + ("s?" if len(unit) > 2 else "") for unit in sorted(_UNITS, key=len, reverse=True))
+_NUMBER = re.compile(
+    rf"(?<![\w.,])(?<![A-Za-z]-)(?:\bp(?:[- ]values?)?\s*(?P<p>[<>=≤≥])=?\s*)?"
+    rf"(?P<value>{_DIGITS}|(?<![\w-])(?:{_SPELLED})(?!\w))"
+    rf"(?: ?(?P<sign>%)|[ -]?(?P<unit>{_UNIT})(?!\w)|(?!\w|[.,]\d))",
+    re.IGNORECASE,
+)
+_OF = re.compile(rf"({_DIGITS})\s*(?:/|of(?: the)?|out of(?: the)?)\s*({_DIGITS})", re.IGNORECASE)
+_P = frozenset(("p<", "p>", "p="))
+_RANGE = re.compile(r"\s*(?:-|–|to|and)\s*$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number as a text states it."""
+
+    value: float
+    unit: str
+    """As written, in lower case and singular; empty without one; of a p-value "p<", "p>" or "p="."""
+    start: int
+    end: int
+    decimals: int
+
+    @property
+    def dimension(self) -> str:
+        """What the unit measures ("mass", "time", "share" ...), or empty."""
+        return "p" if self.unit in _P else _UNITS.get(self.unit, ("", 1.0))[0]
+
+    @property
+    def in_base_units(self) -> float:
+        """The value in its dimension's unit: milligrams, days, millilitres, millimetres, percent."""
+        return self.value * _UNITS.get(self.unit, ("", 1.0))[1]
+
+    def same_value(self, other: Number) -> bool:
+        """Whether the other says this, units aside: equal, or this rounded from it."""
+        if isclose(self.value, other.value, rel_tol=1e-9):
+            return True
+        return other.decimals > self.decimals and isclose(round(other.value, self.decimals), self.value)
+
+    def agrees(self, other: Number) -> bool:
+        """Whether the other bears this out, with what their units measure taken into account."""
+        if self.dimension == other.dimension == "p":
+            return self._holds_given(other)
+        if self.dimension and other.dimension and self.dimension == other.dimension:
+            rounded = self.same_value(other) and self.unit == other.unit
+            return rounded or isclose(self.in_base_units, other.in_base_units, rel_tol=1e-3)
+        return self.same_value(other) and not self.clashes(other)
+
+    def _holds_given(self, other: Number) -> bool:
+        """Of p-values: p = 0.03 bears out p < 0.05."""
+        known = other.unit[-1]
+        if self.unit == "p<":
+            return known in "<=" and other.value <= self.value and (known == "<" or other.value < self.value)
+        if self.unit == "p>":
+            return known in ">=" and other.value >= self.value and (known == ">" or other.value > self.value)
+        return known == "=" and self.same_value(other)
+
+    def clashes(self, other: Number) -> bool:
+        """Whether both have units, of different things."""
+        return bool(self.dimension and other.dimension and self.dimension != other.dimension)
+
+
+def numbers(text: str) -> list[Number]:
+    """The numbers of a text in order. Digits inside names (COX-2, B12) are none; "one" is none, being a pronoun too.
+
+    The first of a range takes the unit of the second.
+    """
+    found = list(_found(text))
+    for index in range(len(found) - 1):
+        first, second = found[index], found[index + 1]
+        if not first.unit and second.unit and _RANGE.fullmatch(text[first.end : second.start]):
+            found[index] = Number(first.value, second.unit, first.start, first.end, first.decimals)
+    return found
+
+
+def shares(text: str) -> list[Number]:
+    """Percentages that follow from what the text counts: "45 of 60" is 75 %."""
+    found = []
+    for match in _OF.finditer(text):
+        part, whole = (float(each.replace(",", "")) for each in match.groups())
+        if 0 < part <= whole:
+            found.append(Number(100 * part / whole, "%", match.start(), match.end(), 9))
+    return found
+
+
+def borne_out(number: Number, known: Iterable[Number]) -> bool:
+    """Whether one of the known numbers says the same."""
+    return any(number.agrees(each) for each in known)
+
+
+def _found(text: str) -> Iterator[Number]:
+    for match in _NUMBER.finditer(text):
+        said = match["value"].lower()
+        start, end = match.span("value")
+        if said[0].isdigit() or said[0] == ".":
+            value, decimals = float(said.replace(",", "")), len(said.partition(".")[2])
+        else:
+            value, decimals = _spelled(said), 0
+        p = match["p"] and "p" + {"≤": "<", "≥": ">"}.get(match["p"], match["p"])
+        unit = p or match["sign"] or _singular((match["unit"] or "").lower())
+        yield Number(value, unit, start, end if p else match.end(), decimals)
+
+
+def _singular(unit: str) -> str:
+    return unit if unit in _UNITS else unit.removesuffix("s")
+
+
+def _spelled(said: str) -> float:
+    if said in _WORDS:
+        return _WORDS[said]
+    tens, _, ones = said.replace("-", " ").partition(" ")
+    return _TENS[tens] + _ONES.get(ones, 0.0)

@@ -1,0 +1,141 @@
+"""Answers are graded by their own sources; what can't be graded is counted, and the figures follow from the rows."""
+
+import pytest
+
+from meditune.data.example import Example, Passage
+from meditune.evaluate.compare import compare
+from meditune.evaluate.faithfulness import overview
+from meditune.evaluate.grading import grade
+from meditune.evaluate.metrics import summarise
+from meditune.evaluate.metrics.faithfulness import agreement
+from meditune.evaluate.predictions import Predictions, read
+from meditune.evaluate.report import render
+from meditune.files import read_json, write_json, write_jsonl
+from meditune.recipe import EvaluateSpec
+from tests.evaluate.test_report import finished_run
+from tests.models.test_support import judge
+
+TEXT = "Severe headaches increased in 30 adults. Aspirin did not lower blood pressure. The dose was 75 mg."
+ANSWERS = {
+    "a": "Severe headaches increased in 30 adults. Aspirin did not lower blood pressure.",
+    "b": "Severe headaches decreased in 31 adults.",
+    "c": "Ibuprofen did not lower blood pressure.",
+    "d": "",
+    "e": "Anything.",
+}
+
+
+def example(name, context=TEXT):
+    passages = (Passage(text=context),) if context else ()
+    return Example(id=name, source="test", question="Does it help?", context=passages, answer="Yes.", group=name)
+
+
+EXAMPLES = [example(name) for name in "abcd"] + [example("e", context="")]
+
+
+def graded(folder, answers=ANSWERS, **spec):
+    rows = [{"id": name, "reference": "Yes.", "prediction": text} for name, text in answers.items()]
+    write_jsonl(folder / "base-answer.jsonl", rows)
+    grade(folder, "base", EXAMPLES, EvaluateSpec(similarity=False, **spec))
+    return read(folder, "base")
+
+
+def test_rows_say_where_what_and_why(tmp_path):
+    rows = {row["id"]: row for row in graded(tmp_path).faithfulness}
+    assert list(rows) == ["a", "b", "c", "d"]
+    assert rows["a"]["score"] > 0.9 > 0.2 > rows["b"]["score"]
+    assert [(ANSWERS["b"][s["start"] : s["end"]], s["kind"]) for s in rows["b"]["spans"]] == [
+        ("decreased", "direction"), ("31", "number"),
+    ]  # fmt: skip
+    assert rows["b"]["spans"][1]["source"].startswith("Severe headaches increased in 30")
+    assert (rows["d"]["score"], rows["d"]["sentences"], rows["d"]["spans"]) == (None, [], [])
+
+
+def test_what_was_not_graded_is_counted(tmp_path):
+    found = overview(graded(tmp_path))
+    assert (found["graded"], found["without_sources"], found["nothing_said"]) == (4, 1, 1)
+    assert found["spans"] == {"number": 1, "direction": 1, "name": 1}
+    assert found["by"] == "words"
+
+
+def test_figures_count_sentences_and_answers(tmp_path):
+    predictions = graded(tmp_path)
+    figures = summarise(predictions)
+    scores = [row["score"] for row in predictions.faithfulness if row["score"] is not None]
+    assert figures["faithfulness"] == pytest.approx(sum(scores) / 3)
+    assert figures["contradictions"] == pytest.approx(100 / 4)
+    assert figures["unsupported_numbers"] == pytest.approx(100 / 3)
+    assert figures["unsupported_names"] == pytest.approx(100 / 3)
+    unsupported = sum(not each["supported"] for row in predictions.faithfulness for each in row["sentences"])
+    assert figures["unsupported_sentences"] == pytest.approx(100 * unsupported / 4)
+
+
+def test_two_models_are_compared_though_one_says_nothing_somewhere(tmp_path):
+    first = graded(tmp_path / "first")
+    second = graded(tmp_path / "second", ANSWERS | {"b": ANSWERS["a"], "d": ANSWERS["a"]})
+    found = compare(first, second, 200, 17)
+    assert found["faithfulness"]["delta"] > 0.2
+    assert found["unsupported_numbers"]["delta"] == pytest.approx(-100 / 3)
+
+
+def test_without_sources_there_is_no_figure(tmp_path):
+    predictions = graded(tmp_path, {"e": "Anything."})
+    assert predictions.faithfulness == []
+    assert "faithfulness" not in summarise(predictions)
+
+
+def test_a_model_gives_the_scores_and_the_spans_of_the_detector_stay(tmp_path):
+    judge(tmp_path / "nli", ["entailment", "neutral", "contradiction"])
+    predictions = graded(tmp_path / "run", faithfulness_model=str(tmp_path / "nli"))
+    by_words = graded(tmp_path / "words")
+    for row, same in zip(predictions.faithfulness, by_words.faithfulness, strict=True):
+        assert row["by"] == str(tmp_path / "nli")
+        assert row["score"] == min((each["score"] for each in row["sentences"]), default=None)
+        assert [s for s in row["spans"] if s["kind"] != "unsupported"] == [
+            s for s in same["spans"] if s["kind"] != "unsupported"
+        ]
+    assert predictions.faithfulness[0]["score"] != by_words.faithfulness[0]["score"]
+
+
+def test_agreement_is_that_of_sentences_with_samples():
+    answer = "Aspirin lowers fever. Bananas cure colds."
+    assert agreement(answer, [answer, answer]) == pytest.approx(1)
+    half = agreement(answer, ["Aspirin lowers fever."])
+    assert half == pytest.approx(0.5)
+    assert agreement(answer, ["Aspirin lowers fever.", answer]) == pytest.approx(0.75)
+    assert agreement(answer, ["Nobody knew."]) == 0
+    assert agreement("", [answer]) is None
+    assert agreement(answer, ["", " "]) is None
+
+
+def test_self_consistency_is_measured_where_there_are_samples():
+    answers = [{"id": name, "reference": "x", "prediction": "Aspirin lowers fever."} for name in "ab"]
+    samples = [{"id": "a", "predictions": ["Aspirin lowers fever.", "Bananas cure colds."]}]
+    assert summarise(Predictions(answer=answers, samples=samples))["self_consistency"] == pytest.approx(0.5)
+    assert "self_consistency" not in summarise(Predictions(answer=answers))
+
+
+def test_the_report_marks_what_is_not_borne_out(tmp_path):
+    folder = finished_run(tmp_path)
+    span = {"start": 0, "end": 4, "kind": "number", "why": "No source has <9>.", "source": "It was 8 & more."}
+    for model in ("base", "tuned"):
+        rows = [
+            {"id": f"invented:{n:02}", "score": n / 20, "by": "words", "spans": [span] if n < 9 else [],
+             "sentences": [{"start": 0, "end": 9, "score": 0.5, "supported": True}]}
+            for n in range(20)
+        ]  # fmt: skip
+        write_jsonl(folder / "predictions" / f"{model}-faithfulness.jsonl", rows)
+    page = render(folder).read_text("utf-8")
+    section = page[page.index('id="unsupported"') :]
+    section = section[: section.index("</section>")]
+    assert section.count("<article") == 6
+    assert section.index("Question number 0?") < section.index("Question number 1?")
+    assert '<mark class="span number">' in section
+    assert "No source has &lt;9&gt;." in section
+    assert "It was 8 &amp; more." in section
+
+
+def test_a_report_without_graded_answers_has_no_such_section(tmp_path):
+    folder = finished_run(tmp_path)
+    write_json(folder / "report.json", read_json(folder / "report.json"))
+    assert 'id="unsupported"' not in render(folder).read_text("utf-8")

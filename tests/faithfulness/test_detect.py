@@ -1,0 +1,116 @@
+"""What the detector sees in an answer: where, of what kind, and what the source says there."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from meditune.data import pubmedqa
+from meditune.data.preference.corrupt import corrupt
+from meditune.data.rejects import Rejects
+from meditune.faithfulness.detect import detect
+from meditune.faithfulness.sources import Sources
+
+TEXTS = (
+    "We gave aspirin or placebo to 1,200 adults for 3 weeks. Nobody was followed for long.",
+    "Severe headaches increased in 30 adults (2.5 %). Aspirin did not lower blood pressure. The dose was 75 mg.",
+)
+SOURCES = Sources(TEXTS, "Does aspirin lower blood pressure?")
+
+
+def spans(answer):
+    return [(answer[span.start : span.end], span.kind) for span in detect(answer, SOURCES).spans]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("Severe headaches increased in 30 adults.", []),
+        ("Severe headaches increased in thirty adults (2.5 percent).", []),
+        ("Aspirin doesn't lower blood pressure.", []),
+        ("The dose was 0.075 g.", []),
+        ("Severe headaches increased in 31 adults.", [("31", "number")]),
+        ("Severe headaches decreased in 30 adults.", [("decreased", "direction")]),
+        ("Severe headaches did not increase in 30 adults.", [("not", "negation")]),
+        ("Aspirin lowers blood pressure.", [("Aspirin lowers blood pressure.", "negation")]),
+        ("Ibuprofen did not lower blood pressure.", [("Ibuprofen", "name")]),
+        ("The dose was 75 weeks.", [("75 weeks", "unit")]),
+        ("Bananas cure colds in nearly every zoo.", [("Bananas cure colds in nearly every zoo.", "unsupported")]),
+    ],
+)
+def test_spans(answer, expected):
+    assert spans(answer) == expected
+
+
+def test_the_last_word_of_a_long_answer_that_was_broken_off_is_not_judged():
+    start = "Severe headaches increased in 30 adults. " * 6
+    assert spans(f"{start}The dose was 7") == []
+    assert spans(f"{start}The dose was 7.") == [("7", "number")]
+    assert spans("The dose was 7") == [("7", "number")]
+
+
+def test_a_span_says_what_the_source_says():
+    (span,) = detect("Nobody knew. Severe headaches decreased in 30 adults.", SOURCES).spans
+    assert span.source.startswith("Severe headaches increased in 30 adults")
+    assert "opposite of “decreased”" in span.why
+
+
+def test_scores_fall_with_what_is_wrong():
+    true = detect("Severe headaches increased in 30 adults.", SOURCES)
+    false = detect("Severe headaches decreased in 30 adults.", SOURCES)
+    mixed = detect("Severe headaches increased in 30 adults. Severe headaches decreased in 30 adults.", SOURCES)
+    assert true.faithful
+    assert not false.faithful
+    assert false.score < 0.1 < 0.9 < true.score
+    assert [each.supported for each in mixed.sentences] == [True, False]
+    assert mixed.score < true.score
+
+
+def test_sentences_lie_where_they_stand_in_the_answer():
+    answer = "  Nobody was followed. \n\nAspirin did  not lower blood pressure."
+    found = detect(answer, SOURCES).sentences
+    assert [answer[each.start : each.end] for each in found] == [
+        "Nobody was followed.", "Aspirin did  not lower blood pressure.",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", ["", " \n", "...", "?!"])
+def test_nothing_said_has_no_score(answer):
+    found = detect(answer, SOURCES)
+    assert (found.score, found.sentences, found.faithful) == (None, (), True)
+
+
+def test_without_sources_nothing_is_borne_out():
+    found = detect("Aspirin helped 30 adults with gout.", Sources([]))
+    assert not found.faithful
+    assert {span.kind for span in found.spans} == {"name", "number"}
+
+
+@pytest.mark.parametrize("answer", ["x" * 5000, "1" * 400, "no " * 2000, "½ µ ∆ 😀 Ω", "A. " * 500])
+def test_odd_answers_are_judged_all_the_same(answer):
+    assert 0 <= detect(answer, SOURCES).score <= 1
+
+
+REAL = Path(os.environ.get("MEDITUNE_DATA", "nowhere")) / "pubmedqa"
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs MEDITUNE_DATA with pubmedqa")
+@pytest.mark.parametrize(
+    ("kind", "higher", "lower"),
+    [("other", 0.95, 0.025), ("direction", 0.28, 0.03), ("number", 0.38, 0.03), ("negation", 0.4, 0.18)],
+)
+def test_real_conclusions_are_clearly_above_their_corruptions_more_often_than_below(kind, higher, lower):
+    """On the half of the items that the detector wasn't fitted on, as benchmarks/faithfulness.py parts them."""
+    examples, _ = pubmedqa.official_split(pubmedqa.read(REAL, Rejects()))
+    parted = sorted(examples, key=lambda example: example.id)
+    random.Random(17).shuffle(parted)
+    differences = []
+    for example in parted[250:]:
+        text = corrupt(kind, example, examples, random.Random(example.id))
+        if text:
+            sources = Sources((passage.text for passage in example.context), example.question)
+            differences.append(detect(example.answer, sources).score - detect(text, sources).score)
+    assert sum(each > 0.1 for each in differences) / len(differences) > higher
+    assert sum(each < -0.1 for each in differences) / len(differences) < lower

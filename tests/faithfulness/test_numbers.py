@@ -1,0 +1,49 @@
+"""Numbers are compared by value and unit, as a reader would."""
+
+import pytest
+
+from meditune.faithfulness.numbers import numbers, shares
+
+
+def found(text):
+    return [(each.value, each.unit, text[each.start : each.end]) for each in numbers(text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("12 %, 12.0 percent, twelve", [(12, "%", "12 %"), (12, "percent", "12.0 percent"), (12, "", "twelve")]),
+        ("p<0.001 and P = .03", [(0.001, "p<", "0.001"), (0.03, "p=", ".03")]),
+        ("5 mg/kg for 2-4 weeks", [(5, "mg", "5 mg"), (2, "week", "2"), (4, "week", "4 weeks")]),
+        ("1,200 women of 12 to 18 years", [(1200, "", "1,200"), (12, "year", "12"), (18, "year", "18 years")]),
+        ("COX-2, B12, p53 and one of them", []),
+        ("Seventy-five percent (95%CI)", [(75, "percent", "Seventy-five percent"), (95, "%", "95%")]),
+        ("107.4±30.0 minutes", [(107.4, "", "107.4"), (30, "minute", "30.0 minutes")]),
+        ("a 30-day, 2-fold rise", [(30, "day", "30-day"), (2, "fold", "2-fold")]),
+    ],
+)  # fmt: skip
+def test_numbers_have_their_value_unit_and_place(text, expected):
+    assert found(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "source", "expected"),
+    [
+        ("12 %", "12.0 percent", True),
+        ("7 days", "1 week", True),
+        ("250 µg", "0.25 mg", True),
+        ("60 %", "59.6%", True),
+        ("59.6 %", "60%", False),
+        ("75%", "45 of 60 adults", True),
+        ("twelve adults", "12 women", True),
+        ("5 mg", "5 g", False),
+        ("12 weeks", "12 days", False),
+        ("p < 0.05", "P = .03", True),
+        ("p < 0.05", "p<0.001", True),
+        ("p > 0.05", "p=0.03", False),
+        ("p = 0.03", "p<0.05", False),
+    ],
+)
+def test_what_bears_a_number_out(said, source, expected):
+    (number,) = numbers(said)
+    assert any(number.agrees(each) for each in (*numbers(source), *shares(source))) is expected
