@@ -20,7 +20,8 @@ def policy(path: Path | None) -> Policy | None:
 
 
 def compare(names: Sequence[str], resamples: int, seed: int, held_to: Policy | None) -> dict[str, Any]:
-    """Each model beside the first: side_by_side's keys; `changes` (name -> items that changed); with a policy `gate`.
+    """Each model beside the first: side_by_side's keys; `changes` (name -> items that changed); with a policy `gate`;
+    `leakage`, what the checks before measuring found.
 
     `gate` has for each model its checks, as `metric`, `rule`, `passed`, `why`.
     """
@@ -28,6 +29,7 @@ def compare(names: Sequence[str], resamples: int, seed: int, held_to: Policy | N
         raise MedituneError("One model can't be compared. Give two folders or more: meditune compare A B")
     first, *others = (measured(name) for name in names)
     result = side_by_side([first, *others], resamples, seed)
+    result["leakage"] = [model.leakage for model in (first, *others) if model.leakage]
     result["changes"] = {other.name: changed(first, other) for other in others}
     if held_to:
         rows, figures = result["comparisons"], result["figures"]

@@ -58,6 +58,7 @@ def print_side_by_side(result: dict[str, Any], changed: int) -> None:
         print_comparison(pair, short[first], short[name])
         _print_changes(result["changes"][name], changed)
         print_worse(pair)
+    print_leakage(*result["leakage"])
     for name, checks in result.get("gate", {}).items():
         for each in checks:
             mark = "[green]met[/]" if each["passed"] else "[bold red]NOT MET[/]"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from meditune.data.example import Example, read_examples
+from meditune.data.leakage import FILE_NAME
 from meditune.errors import DataError
 from meditune.evaluate.predictions import KINDS, Predictions, path_of, read
 from meditune.files import read_json
@@ -23,6 +25,8 @@ class Measured:
     predictions: Predictions
     examples: dict[str, Example]
     """By id; empty where the folder holds no data"""
+    leakage: dict[str, Any] | None = None
+    """What the check for leakage found before it was measured; None where there was none"""
 
     def groups(self) -> dict[str, str]:
         """What each item belongs to: items of one group aren't independent of each other."""
@@ -45,7 +49,8 @@ def measured(name: str) -> Measured:
     side = side or ("model" if "model" in there else "tuned")
     if side not in there:
         raise DataError(f"{folder} holds no predictions of {side!r}, only of {', '.join(there) or 'no model at all'}.")
-    return Measured(name, read(place, side), examples_of(folder))
+    checked = folder / FILE_NAME
+    return Measured(name, read(place, side), examples_of(folder), read_json(checked) if checked.is_file() else None)
 
 
 def groups_of(examples: dict[str, Example]) -> dict[str, str]:

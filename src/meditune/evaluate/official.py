@@ -8,7 +8,7 @@ from pathlib import Path
 from meditune.data import pubmedqa
 from meditune.data.example import Example
 from meditune.evaluate.predictions import read
-from meditune.files import write_json
+from meditune.files import read_json, write_json
 
 NO_LABEL = "none"
 """Stands for a decision that named none of the labels: wrong there, and a class of its own in its macro-F1."""
@@ -25,5 +25,7 @@ def write_pubmedqa(folder: Path, model: str, test: Sequence[Example]) -> Path | 
     if not said:
         return None
     path = folder / f"{model}-pubmedqa.json"
-    write_json(path, {pmid: label or NO_LABEL for pmid, label in said.items()})
+    labels = {pmid: label or NO_LABEL for pmid, label in said.items()}
+    if not path.is_file() or read_json(path) != labels:
+        write_json(path, labels)
     return path
