@@ -8,7 +8,9 @@ from meditune.evaluate.report.table import Row, headline
 from meditune.evaluate.report.wording import in_prose, listed, number, opened
 
 SPELLED_OUT = 3
-"""So many figures stand in a sentence; the others are named."""
+"""So many figures stand in a sentence; the others are named, ..."""
+NAMED = 4
+"""... and of more than so many the rest is counted."""
 
 
 def verdict(report: dict[str, Any], table: list[Row]) -> list[str]:
@@ -46,23 +48,30 @@ def moved(row: Row) -> str:
     return f"{name} {'rose' if row.rose else 'fell'} from {row.base} to {row.tuned} {change}"
 
 
+def named(titles: list[str]) -> str:
+    """The titles as in a sentence, the last ones only counted where they are many."""
+    if len(titles) <= NAMED:
+        return listed(titles)
+    return listed([*titles[: NAMED - 1], f"{len(titles) - NAMED + 1} more figures"])
+
+
 def _gains(compared: list[Row], placed: bool) -> str:
     better = [row for row in compared if row.mark == "better"]
     if not better:
-        return "tuning wasn't shown to improve any of the figures: none is shown to be better."
+        return "tuning wasn't shown to improve any of the figures."
     text = ("" if placed else "After tuning, ") + listed([moved(row) for row in better[:SPELLED_OUT]])
-    others = [in_prose(row.metric.title) for row in better[SPELLED_OUT:]]
-    return f"{text}; {listed(others)} improved too." if others else f"{text}."
+    others = named([in_prose(row.metric.title) for row in better[SPELLED_OUT:]])
+    return f"{text}; {others} improved too." if others else f"{text}."
 
 
 def _rest(report: dict[str, Any], compared: list[Row]) -> str:
     parts = []
     worse = [row for row in compared if row.mark == "worse"]
     if worse:
-        named = listed([moved(row) for row in worse[:SPELLED_OUT]])
+        told = listed([moved(row) for row in worse[:SPELLED_OUT]])
         others = [in_prose(row.metric.title) for row in worse[SPELLED_OUT:]]
         more = f", as did {listed(others)}" if others else ""
-        parts.append(f"on the other side, {named}, which is worse{more}")
+        parts.append(f"on the other side, {told}, which is worse{more}")
     always = below_always(report)
     if always:
         decision, accuracy, level = always
@@ -78,7 +87,7 @@ def _rest(report: dict[str, Any], compared: list[Row]) -> str:
         )
     unsure = [in_prose(row.metric.title) for row in compared if row.mark == "not shown"]
     if unsure:
-        parts.append(f"for {listed(unsure)}, no change was shown in either direction")
+        parts.append(f"for {named(unsure)}, no change was shown in either direction")
     if not worse:
         parts.append("no figure was shown to be worse")
     if all(row.metric.name != "general_perplexity" for row in compared):
