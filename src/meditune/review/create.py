@@ -11,8 +11,8 @@ from typing import Any
 from meditune.data.example import Example
 from meditune.errors import DataError, MedituneError
 from meditune.evaluate.measured import examples_of, groups_of
-from meditune.evaluate.predictions import path_of, read
-from meditune.files import holds, replacing_folder, sha256, write_json, write_jsonl
+from meditune.evaluate.predictions import path_of
+from meditune.files import holds, read_jsonl, replacing_folder, sha256, write_json, write_jsonl
 from meditune.folder import refuse_unfinished
 from meditune.review.axes import axes_of
 from meditune.review.ratingset import ITEMS, KEY, SET, read_key
@@ -33,7 +33,12 @@ def create(
     refuse_unfinished(run)
     _check_sharing(raters, overlap)
     predictions = run / "predictions"
-    answers = {model: {row["id"]: row["prediction"] for row in read(predictions, model).answer} for model in MODELS}
+    # An answer without a reference can't be measured, but it can be rated.
+    stored = {model: path_of(predictions, model, "answer") for model in MODELS}
+    answers = {
+        model: {row["id"]: row["prediction"] for row in read_jsonl(path)} if path.is_file() else {}
+        for model, path in stored.items()
+    }
     examples = examples_of(run)
     able = [id for id in answers["base"] if id in answers["tuned"] and id in examples]
     if not able:
