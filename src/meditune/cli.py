@@ -87,6 +87,13 @@ def evaluate(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for predictions and figures.")],
     recipe: Annotated[str, typer.Option(help="Says which data, prompt and measures.")] = "quickstart",
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            metavar="meditune|lm-eval",
+            help="Whose prompt and scoring: lm-eval measures decisions as lm-evaluation-harness does.",
+        ),
+    ] = None,
     overrides: Overrides = None,
     yes: Yes = False,
 ) -> None:
@@ -94,7 +101,8 @@ def evaluate(
     from meditune import run as journey
     from meditune import terminal
 
-    resolved = _recipe(recipe, overrides)
+    chosen = [f"evaluate.protocol={protocol}"] if protocol else []
+    resolved = _recipe(recipe, [*(overrides or []), *chosen])
     result = journey.evaluate(model, resolved.recipe, output, terminal.approval(yes))
     terminal.print_figures(result)
     terminal.print_remarks(result["remarks"])

@@ -50,6 +50,11 @@ class ApiMeasuring:
     """
 
     def __init__(self, recipe: Recipe, examples: Sequence[Example], folder: Path, dev: Sequence[Example] = ()) -> None:
+        if recipe.evaluate.protocol != "meditune":
+            raise DataError(
+                f"evaluate.protocol {recipe.evaluate.protocol} needs the likelihood of given text, which an API "
+                "doesn't tell. Take meditune."
+            )
         self.spec, self.folder = recipe.evaluate, folder
         self.messages = {each.id: each for each in battery.chosen(recipe.evaluate.safety_messages, recipe.seed)}
         answered = chosen_answers(examples, recipe.evaluate.answers, recipe.seed)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 
+from meditune.errors import ModelError
+from meditune.models.inference import inference, tokens_at_once
 from meditune.models.load import LoadedModel
 from meditune.models.rows import Row, by_length, join, windows
 from meditune.progress import Progress
@@ -41,18 +44,22 @@ def score(
     """
     scores = Scores({}, {})
     head = loaded.model.get_output_embeddings()
-    with torch.inference_mode(), Progress(label, sum(len(row) for row in rows), "tokens") as progress:
-        for indices in by_length(rows, batch_tokens):
+    with inference(loaded.model), Progress(label, sum(len(row) for row in rows), "tokens") as progress:
+        for indices in by_length(rows, tokens_at_once(loaded.model, batch_tokens)):
             chosen = [rows[index] for index in indices]
             batch, (hidden, logits) = loaded.frozen.predict(loaded.model, chosen, loaded.pad_id)
             likelihoods = log_likelihoods(logits, batch.targets.to(logits.device))
             start = 0
             for item in (item for row in chosen for item in row.encoded):
                 if item.task == "decision":
-                    scores.decisions[item.id] = _label_logits(head, hidden[start], labels or {})
+                    found = label_logits(head, hidden[start], list((labels or {}).values())).tolist()
+                    refuse_not_finite(found, item.id, loaded)
+                    scores.decisions[item.id] = dict(zip(labels or {}, found, strict=True))
                 else:
                     scored = len(item.target) if item.answer_cut else len(item.target) - 1
-                    scores.answers[item.id] = TextScore(-float(likelihoods[start : start + scored].sum()), scored)
+                    nll = -float(likelihoods[start : start + scored].sum())
+                    refuse_not_finite([nll], item.id, loaded)
+                    scores.answers[item.id] = TextScore(nll, scored)
                 start += len(item.target)
             progress.advance(batch.real_tokens)
     return scores
@@ -108,9 +115,26 @@ def log_likelihoods(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor
     return torch.cat(parts)
 
 
-def _label_logits(head: Any, hidden: torch.Tensor, labels: dict[str, int]) -> dict[str, float]:
-    ids = torch.tensor(list(labels.values()), device=hidden.device)
-    logits = head.weight[ids].float() @ hidden.float()
+def label_logits(head: Any, hidden: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
+    """The head's FP32 logits of these tokens after one hidden state, as a tensor of their number."""
+    ids = torch.tensor(tokens, device=hidden.device)
+    logits: torch.Tensor = head.weight[ids].float() @ hidden.float()
     if getattr(head, "bias", None) is not None:
         logits = logits + head.bias[ids].float()
-    return dict(zip(labels, logits.tolist(), strict=True))
+    return logits
+
+
+def refuse_not_finite(values: Sequence[float], identifier: str, loaded: LoadedModel) -> None:
+    """Raise ModelError where one of a model's figures on this item is infinite or NaN: nothing can be chosen by it."""
+    if not all(map(math.isfinite, values)):
+        raise not_finite(identifier, loaded)
+
+
+def not_finite(identifier: str, loaded: LoadedModel) -> ModelError:
+    """What is said of a model whose numbers on this item aren't finite."""
+    number_format = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
+    hint = "Its weights may be damaged" if number_format == "float32" else "Try --set model.dtype=float32"
+    return ModelError(
+        f"{loaded.name} gives numbers that aren't finite on {identifier} (computed in {number_format}), so it can't be "
+        f"measured. {hint}; if it was tuned, a lower learning rate helps."
+    )

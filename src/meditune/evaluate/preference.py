@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from meditune.data.preference.pair import Pair
-from meditune.evaluate.likelihood import log_likelihoods
+from meditune.evaluate.likelihood import log_likelihoods, refuse_not_finite
 from meditune.evaluate.metrics.preference import statistics
 from meditune.evaluate.predictions import Predictions
 from meditune.models.load import LoadedModel
@@ -42,6 +42,7 @@ def score(
                     "rejected_nll": -float(each[middle:end].sum()),
                     "rejected_tokens": second,
                 }
+                refuse_not_finite([float(each[start:end].sum())], kept[index].id, loaded)
                 start = end
             progress.advance(batch.real_tokens)
     for index, pair in enumerate(kept):

@@ -10,7 +10,8 @@ from typing import Any
 
 from meditune.data.example import Example
 from meditune.data.preference.pair import Pair
-from meditune.evaluate import likelihood, preference
+from meditune.errors import DataError
+from meditune.evaluate import likelihood, lm_eval, preference
 from meditune.evaluate.choices import measured, questions
 from meditune.evaluate.generation import generate
 from meditune.evaluate.items import chosen_answers, decided_on
@@ -32,6 +33,12 @@ from meditune.models.load import LoadedModel
 from meditune.models.rows import Row, rows_of
 from meditune.prompts import DECISION_TOKENS, Encoder
 from meditune.recipe import Recipe
+
+DECISIONS_ALONE: dict[str, Any] = {
+    **dict.fromkeys(("general_tokens", "technical_tokens", "choices", "safety_messages", "samples"), 0),
+    **{"closed_book": False, "written_decisions": False, "calibrate": "none", "abstain_target": None},
+}
+"""Options with which nothing but decisions is measured"""
 
 
 class Scoring:
@@ -68,7 +75,7 @@ class Measuring:
 
     Decisions are scored on every example that has one, and on `dev` where something is fitted there; long answers on a
     seeded subset, the same for every model. The predictions lie in `folder/NAME-KIND.jsonl`; kinds that are there
-    already aren't made again.
+    already aren't made again. With the protocol lm-eval only decisions are.
     """
 
     def __init__(
@@ -79,17 +86,24 @@ class Measuring:
         pairs: Sequence[Pair] = (),
         dev: Sequence[Example] = (),
     ) -> None:
-        self.pairs = pairs
-        self.form, self.spec, self.folder = recipe.prompt, recipe.evaluate, folder
-        self.conditions = decided_on(examples, dev, recipe.evaluate)
+        self.form, self.folder = recipe.prompt, folder
+        self.seed, self.count = recipe.seed, len(examples)
+        self.as_harness = recipe.evaluate.protocol == "lm-eval"
+        if self.as_harness and not any(example.decision for example in examples):
+            raise DataError(
+                "evaluate.protocol lm-eval measures decisions, and no item to be measured on has one. Take meditune."
+            )
+        self.spec = spec = recipe.evaluate.model_copy(update=DECISIONS_ALONE if self.as_harness else {})
+        self.conditions = decided_on(examples, dev, spec)
         self.decided = self.conditions.get("decision", [])
-        self.answered = chosen_answers(examples, recipe.evaluate.answers, recipe.seed)
-        self.texts = asked_for(recipe.evaluate)
-        self.seed = recipe.seed
-        several = recipe.evaluate.samples > 0
-        self.sampled = chosen_answers(self.answered, recipe.evaluate.sampled_answers, recipe.seed) if several else []
-        self.questions = questions(recipe.evaluate.choices)
-        self.messages = battery.chosen(recipe.evaluate.safety_messages, recipe.seed)
+        self.answered = [] if self.as_harness else chosen_answers(examples, spec.answers, recipe.seed)
+        without = [example.id for example in examples if not example.answer.strip()]
+        self.unanswerable = without if self.answered else []
+        self.texts = asked_for(spec)
+        self.pairs = () if self.as_harness else pairs
+        self.sampled = chosen_answers(self.answered, spec.sampled_answers, recipe.seed) if spec.samples else []
+        self.questions = questions(spec.choices)
+        self.messages = battery.chosen(spec.safety_messages, recipe.seed)
 
     def is_done(self, name: str) -> bool:
         """Whether every kind of prediction of this model is stored already."""
@@ -105,6 +119,12 @@ class Measuring:
 
     def measure(self, loaded: LoadedModel, name: str) -> None:
         """Make the predictions of `loaded` that aren't there yet."""
+        if self.unanswerable:
+            print(
+                f"{len(self.unanswerable)} of {self.count} items have no reference answer and are measured by their "
+                f"decision only, such as {self.unanswerable[0]}.",
+                file=sys.stderr,
+            )
         self._likelihoods(loaded, name)
         for condition in FURTHER:
             if condition in self.conditions:
@@ -129,6 +149,11 @@ class Measuring:
         decided = not self.decided or path_of(self.folder, name, "decision").is_file()
         scored = not self.answered or path_of(self.folder, name, "likelihood").is_file()
         if decided and scored:
+            return
+        if self.as_harness:
+            label = f"Scoring {name} as lm-eval does"
+            rows = partial(lm_eval.decisions, loaded, self.decided, self.spec.batch_tokens, label)
+            once(self.folder, name, "decision", rows)
             return
         scoring = Scoring(loaded.encoder(self.form), self.decided, self.answered)
         predictions = scoring.predictions(loaded, self.spec.batch_tokens, f"Scoring {name}")
@@ -165,6 +190,9 @@ class Measuring:
         encoder = loaded.encoder(self.form)
         prompts = [encoder.prompt(example, "answer") for example in self.answered]
         written = generate(loaded, prompts, self.spec.max_new_tokens, f"Answers of {name}")
+        remark = empty_answers_remark(name, [example.id for example in self.answered if not written[example.id]])
+        if remark:
+            print(remark, file=sys.stderr)
         for example in self.answered:
             yield answer_row(example, written[example.id])
 
@@ -191,6 +219,16 @@ class Measuring:
     def _preference(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
         encoder = loaded.encoder(self.form)
         return preference.score(loaded, self.pairs, encoder, self.spec.batch_tokens, f"Pairs, {name}")
+
+
+def empty_answers_remark(name: str, empty: Sequence[str]) -> str:
+    """What is said where a model wrote nothing to these items; empty where there are none."""
+    if not empty:
+        return ""
+    return (
+        f"{name} wrote nothing to {len(empty)} items, such as {empty[0]}: it ended at once, or wrote only white space. "
+        "They count as answers without a word."
+    )
 
 
 def _decided(example: Example, scores: likelihood.Scores) -> dict[str, Any]:

@@ -70,6 +70,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         | pairs
         | asked
         | ({"rating": len(tuned.rating)} if tuned.rating else {}),
+        **({"empty_answers": {"base": empty_answers(base), "tuned": empty_answers(tuned)}} if tuned.answer else {}),
         "base": summarise(base),
         "tuned": summarise(tuned),
         "comparison": comparison,
@@ -116,6 +117,11 @@ def _share(answers: list[Graded]) -> dict[str, Any]:
         "ci95": wilson(passed, messages),
         "empty": sum(answer.empty for answer in answers),
     }
+
+
+def empty_answers(predictions: Predictions) -> int:
+    """To how many items the model wrote nothing."""
+    return sum(not row["prediction"].strip() for row in predictions.answer)
 
 
 def _editions(predictions: Predictions) -> dict[str, dict[str, str]]:

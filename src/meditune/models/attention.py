@@ -13,7 +13,11 @@ from typing import Any
 
 import torch
 
+from meditune.models.inference import products
+
 NAME = "meditune_grouped"
+BLOCK = 128
+"""Queries at a time where no gradients are kept: keys after the last of them are seen by none and left out."""
 
 
 def grouped_attention(
@@ -31,17 +35,35 @@ def grouped_attention(
     `attention_mask` is added to the scores: (batch or 1, 1, queries, keys). Returns (batch, queries, heads, size).
     """
     batch, heads, queries, size = query.shape
+    keys = key.shape[2]
+    scale = scaling if scaling is not None else 1 / math.sqrt(size)
+    if torch.is_grad_enabled() or queries <= BLOCK or attention_mask is None or not getattr(module, "is_causal", False):
+        rate = dropout if module.training else 0.0
+        return _attended(query * scale, key, value, attention_mask, rate).contiguous(), None
+    mixed = query.new_empty(batch, queries, heads, value.shape[-1])
+    for first in range(0, queries, BLOCK):
+        last = min(first + BLOCK, queries)
+        seen = keys - queries + last
+        block, mask = query[:, :, first:last] * scale, attention_mask[:, :, first:last, :seen]
+        mixed[:, first:last] = _attended(block, key[:, :, :seen], value[:, :, :seen], mask, 0.0)
+    return mixed, None
+
+
+def _attended(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, dropout: float
+) -> torch.Tensor:
+    """The same of scaled queries, as a view: (batch, queries, heads, size)."""
+    batch, heads, queries, size = query.shape
     key_heads, keys = key.shape[1], key.shape[2]
     folded = query.reshape(batch * key_heads, (heads // key_heads) * queries, size)
-    scale = scaling if scaling is not None else 1 / math.sqrt(size)
-    scores = torch.bmm(folded * scale, key.reshape(batch * key_heads, keys, size).transpose(1, 2))
-    if attention_mask is not None:
-        scores = (scores.view(batch, heads, queries, keys) + attention_mask).view_as(scores)
+    scores = products(folded, key.reshape(batch * key_heads, keys, size))
+    if mask is not None:
+        scores = (scores.view(batch, heads, queries, keys) + mask).view_as(scores)
     weights = torch.softmax(scores, dim=-1)
-    if dropout and module.training:
+    if dropout:
         weights = torch.nn.functional.dropout(weights, dropout)
-    mixed = torch.bmm(weights, value.reshape(batch * key_heads, keys, value.shape[-1]))
-    return mixed.view(batch, heads, queries, -1).transpose(1, 2).contiguous(), None
+    mixed = products(weights, value.reshape(batch * key_heads, keys, value.shape[-1]).transpose(1, 2))
+    return mixed.view(batch, heads, queries, -1).transpose(1, 2)
 
 
 def register() -> str:

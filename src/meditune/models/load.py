@@ -38,8 +38,8 @@ class LoadedModel:
     @property
     def pad_id(self) -> int:
         """A token id to fill rows with; masks, not this id, tell padding from text."""
-        pad = self.tokenizer.pad_token_id
-        return int(pad if pad is not None else self.tokenizer.eos_token_id)
+        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        return next((int(token) for token in known if token is not None), 0)
 
     def start_ids(self) -> list[int]:
         """The special tokens that begin every text of this model (BOS), often none."""

@@ -79,6 +79,10 @@ class EvaluateSpec(Spec):
     split: Literal["test", "dev"] = Field(
         "test", description="Items measured on: settings are chosen on dev, the test set is for the final figure."
     )
+    protocol: Literal["meditune", "lm-eval"] = Field(
+        "meditune",
+        description="lm-eval measures decisions only, with the prompt and scoring of lm-evaluation-harness.",
+    )
     answers: int | None = Field(
         200, ge=1, description="Long answers are scored on a fixed, seeded subset of this many; all when empty."
     )
