@@ -11,6 +11,7 @@ LAYERS = (
     *(
         "cli",
         "reviewing",
+        "indexing",
         "doctor",
         "terminal",
         "comparing",
@@ -24,11 +25,11 @@ LAYERS = (
         "review",
         "folder",
     ),
-    *("evaluate", "train", "models", "prompts", "data", "faithfulness"),
+    *("evaluate", "retrieve", "train", "models", "prompts", "data", "faithfulness"),
     *("recipes", "recipe", "limits", "text", "machine", "progress", "ranks", "files", "errors"),
 )
 """From top to bottom. A module imports only what stands below it, or its own package."""
-STRANGERS = {("evaluate", "train")}
+STRANGERS = {("evaluate", "train"), ("evaluate", "retrieve"), ("retrieve", "train")}
 """Neighbours of which neither imports the other, though one stands higher in the list."""
 
 

@@ -157,8 +157,8 @@ def _print_changes(made: Manifest, changes: Changes, index: str) -> None:
     for name in made.restricted:
         typer.echo(f"{name} is restricted: its licence forbids passing this index, or passages of it, to others.")
     typer.echo(
-        f"{made.passages:,} passages of {made.documents:,} documents: {changes.added:,} new, {changes.changed:,} changed, "
-        f"{changes.removed:,} removed, {changes.kept:,} as they were."
+        f"{made.passages:,} passages of {made.documents:,} documents: {changes.added:,} new, {changes.changed:,} "
+        f"changed, {changes.removed:,} removed, {changes.kept:,} as they were."
     )
     where = index if "://" in index else Path(index).resolve()
     typer.echo(f'Index: {where}. Search it: meditune index search {index} "QUESTION"')

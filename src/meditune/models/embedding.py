@@ -49,7 +49,7 @@ class SentenceModel:
     tokenizer: Any
 
     def embed(self, texts: Sequence[str], label: str | None = "Texts as vectors") -> Vectors:
-        """(n, hidden size), each of length 1; a dot product of two is their cosine. Without a label nothing is shown."""
+        """(n, hidden size), each of length 1; a dot product of two is their cosine. No label: no progress is shown."""
         found = np.empty((len(texts), self.model.config.hidden_size), dtype=np.float32)
         for index, states in self._states(texts, label):
             found[index] = _unit(states.mean(axis=0))

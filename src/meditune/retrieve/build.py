@@ -63,7 +63,7 @@ def build(
         table = _open_for_building(database, name, embedder)
         reading = Reading(collections)
         changes = _fill(table, reading, embedder, everything=True)
-        made = _finish(place, table, name, collections, embedder, changes, reading, None)
+        made = _finish(place, table, name, collections, embedder, changes, None)
         for other in database.list_tables().tables:
             if other not in {name, old}:
                 database.drop_table(other)
@@ -85,7 +85,7 @@ def update(
         unknown = [name for name in remove if name not in before.sources]
         if unknown:
             raise DataError(
-                f"{place.name} has nothing of {unknown[0]!r} that could be removed. It holds {', '.join(before.sources)}."
+                f"{place.name} has nothing of {unknown[0]!r} to remove. It holds {', '.join(before.sources)}."
             )
         known = [Collection(**each) for each in before.collections]
         chosen = list(collections) or [each for each in known if each.source not in remove]
@@ -100,7 +100,7 @@ def update(
         new = [each for each in chosen if each not in kept]
         replaced = {each.source for each in new if not each.adds_only}
         together = [each for each in kept if each.source not in replaced] + new
-        made = _finish(place, table, before.table, together, embedder, changes, reading, before)
+        made = _finish(place, table, before.table, together, embedder, changes, before)
     return made, changes
 
 
@@ -126,7 +126,7 @@ def _open_for_building(database: Any, name: str, embedder: Embedder) -> Any:
 def _settle(place: Place, table: Any, before: Manifest, chosen: Sequence[Collection], remove: Sequence[str]) -> bool:
     """Whether the table holds part of this very update; part of another one, which was stopped, is undone."""
     task = {"version": before.version, "collections": [each.as_dict() for each in chosen], "remove": list(remove)}
-    begun = table.version != before.version
+    begun = bool(table.version != before.version)
     if begun and place.read(UPDATING) != task:
         table.restore(before.version)
         begun = False
@@ -184,15 +184,19 @@ def _batches(
 ) -> Iterator[tuple[list[IndexedPassage], list[str], set[str]]]:
     """Passages in batches, no id twice in one; ids that a document has no more, and has again, when it comes again.
 
-    `lengths` is filled with each document's number of passages.
+    The last one of a name counts. `lengths` is filled with each document's number of passages.
     """
     batch: dict[str, IndexedPassage] = {}
     dropped: list[str] = []
     again: set[str] = set()
+    said: dict[str, int] = {}
     for document in documents:
         passages = list(document.passages())
+        content = hash(tuple(each.digest for each in passages))
         before = lengths.get(document.id, 0)
-        lengths[document.id] = len(passages)
+        if before and said[document.id] == content:
+            continue
+        lengths[document.id], said[document.id] = len(passages), content
         for number in range(before):
             name = f"{document.id}#{number}"
             batch.pop(name, None)
@@ -213,7 +217,6 @@ def _finish(
     collections: Sequence[Collection],
     embedder: Embedder,
     changes: Changes,
-    reading: Reading,
     before: Manifest | None,
 ) -> Manifest:
     """Index the table's columns, check them, and switch to it. Raises DataError where there is nothing to index."""

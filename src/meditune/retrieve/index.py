@@ -9,6 +9,7 @@ from typing import Any
 from meditune.retrieve import manifest, search, tables
 from meditune.retrieve.embedders import Embedder, embedder
 from meditune.retrieve.place import Place, place
+from meditune.retrieve.search import DocumentOf, Found
 
 
 class Index:
@@ -47,7 +48,7 @@ class Index:
             raise
         return True
 
-    def search(self, question: str, k: int = 10, **options: Any) -> search.Found:
+    def search(self, question: str, k: int = 10, **options: Any) -> Found:
         """The passages that bear best on the question; `options` are those of `search.search`."""
         table, documents = self._table, self._documents
         with tables.readable(self.place):
@@ -60,9 +61,9 @@ class Index:
             rows: list[dict[str, Any]] = found.limit(100_000).to_list()
         return sorted(rows, key=lambda row: int(row["id"].rpartition("#")[2]))
 
-    def _open(self) -> tuple[Any, search.DocumentOf]:
+    def _open(self) -> tuple[Any, DocumentOf]:
         with tables.readable(self.place):
             table = tables.connect(self.place).open_table(self.manifest.table)
             table.checkout(self.manifest.version)
             tables.verify(table, self.manifest.passages)
-            return table, search.DocumentOf(table)
+            return table, DocumentOf(table)

@@ -1,4 +1,4 @@
-"""Where an index lies, a folder or object storage (s3://, gs://): small files that are whole, and one writer at a time."""
+"""Where an index lies, a folder or object storage (s3://): small files that are whole, one writer at a time."""
 
 from __future__ import annotations
 
@@ -38,6 +38,9 @@ class Place(Protocol):
 
     def writing(self) -> AbstractContextManager[None]:
         """The right to change the index during a block. Raises DataError where another process has it."""
+
+    def unlock(self) -> str:
+        """Free what a killed process left locked; says what was done."""
 
 
 def place(where: str | Path) -> Place:
@@ -95,6 +98,10 @@ class Folder:
             yield
         finally:
             lock.release()
+
+    def unlock(self) -> str:
+        """Nothing: the system frees a folder by itself."""
+        return "An index in a folder is free as soon as the process that changed it has ended."
 
 
 def checked(value: Any, where: str) -> dict[str, Any]:

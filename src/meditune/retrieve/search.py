@@ -128,9 +128,7 @@ class DocumentOf:
 
 def _by_words(table: Any, text: str, where: str | None, most: int) -> dict[int, float]:
     """Row and BM25 of the best passages, the best first."""
-    from lancedb.query import MatchQuery
-
-    asked = table.search(MatchQuery(text, tables.SEARCHED), query_type="fts").select(["_score"]).with_row_id(True)
+    asked = table.search(text, query_type="fts", fts_columns=tables.SEARCHED).select(["_score"]).with_row_id(True)
     found = (asked.where(where, prefilter=True) if where else asked).limit(most).to_arrow()
     return _ranked(found["_rowid"].to_pylist(), found["_score"].to_pylist())
 

@@ -111,5 +111,5 @@ def verify(table: Any, passages: int) -> None:
     for index in table.list_indices():
         if index.num_unindexed_rows:
             raise DataError(
-                f"{index.num_unindexed_rows:,} passages aren't in the index {index.name}; build it again with --replace."
+                f"{index.num_unindexed_rows:,} passages aren't in the index {index.name}; build it with --replace."
             )

@@ -1,4 +1,4 @@
-"""The user's own documents: text, Markdown, HTML and PDF files of a folder. What can't be read is named, never silent."""
+"""The user's own documents: text, Markdown, HTML and PDF files of a folder. What can't be read is named."""
 
 from __future__ import annotations
 

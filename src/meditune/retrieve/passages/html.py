@@ -12,9 +12,11 @@ from pathlib import Path
 from meditune.retrieve.passages.passage import Section
 from meditune.retrieve.passages.unreadable import UnreadableError
 
-UNSEEN = frozenset("script style noscript template svg nav header footer aside form iframe object head".split())
-BLOCKS = frozenset("p div section article main li ul ol dl dt dd table tr br hr blockquote pre figcaption".split())
-HEADINGS = frozenset("h1 h2 h3 h4 h5 h6".split())
+UNSEEN = {"script", "style", "noscript", "template", "svg", "nav", "header", "footer", "aside", "form", "iframe"}
+UNSEEN |= {"object", "head"}
+BLOCKS = {"p", "div", "section", "article", "main", "li", "ul", "ol", "dl", "dt", "dd", "table", "tr", "br", "hr"}
+BLOCKS |= {"blockquote", "pre", "figcaption"}
+HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?([\w-]{1,40})""", re.IGNORECASE)
 
 
@@ -51,7 +53,7 @@ class _Reader(HTMLParser):
         self._heading: list[str] | None = None
         self._sections: list[tuple[str, list[str]]] = [("", [])]
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002
         if tag == "title" and "svg" not in self._open:
             self._in_title = True
         elif tag == "body":

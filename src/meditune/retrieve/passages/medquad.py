@@ -35,7 +35,7 @@ def read(path: Path, rejects: Rejects) -> Iterator[Document]:
 
 
 def read_judged(folder: Path, rejects: Rejects) -> Iterator[Document]:
-    """One document for each answer, with the publisher's AnswerID in its id. Raises DataError where there is no file."""
+    """One document for each answer, with the publisher's AnswerID in its id. Raises DataError without a file."""
     files = sorted(folder.glob(JUDGED_FILES))
     if not files:
         raise DataError(f"{folder}: no {JUDGED_FILES} in it. Point at the folder of MedQuAD's judged answers.")

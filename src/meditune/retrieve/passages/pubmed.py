@@ -22,9 +22,7 @@ from meditune.retrieve.passages.passage import Document, Section
 SOURCE = "pubmed"
 LICENCE = "PubMed abstract; its publisher's copyright may apply"
 ENDINGS = (".xml", ".xml.gz")
-_MONTHS = {
-    name: number for number, name in enumerate("jan feb mar apr may jun jul aug sep oct nov dec".split(), start=1)
-}
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 
 
 def read(path: Path, rejects: Rejects, deleted: set[str] | None = None) -> Iterator[Document]:
@@ -65,8 +63,7 @@ def read_contexts(path: Path, rejects: Rejects) -> Iterator[Document]:
 
 
 def _articles(file: Path, rejects: Rejects, deleted: set[str]) -> Iterator[Document]:
-    opened = gzip.open(file) if file.suffix == ".gz" else file.open("rb")
-    with opened as stream:
+    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
         try:
             # expat (2.4.1 and newer) stops at entities that would grow without bound; nothing external is fetched.
             for _, element in ET.iterparse(cast(BinaryIO, stream)):
@@ -113,7 +110,8 @@ def _date(article: ET.Element) -> str:
             continue
         year = _text(found.find("Year")) or _text(found.find("MedlineDate"))[:4]
         month = _text(found.find("Month"))
-        number = int(month) if month.isdigit() else _MONTHS.get(month[:3].lower())
+        name = month[:3].lower()
+        number = int(month) if month.isdigit() else _MONTHS.index(name) + 1 if name in _MONTHS else None
         day = _text(found.find("Day"))
         if year.isdigit():
             return year + (f"-{number:02}" + (f"-{int(day):02}" if day.isdigit() else "") if number else "")
