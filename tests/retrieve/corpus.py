@@ -12,7 +12,7 @@ from meditune.retrieve.embedders import Embedder, Identity, Vectors
 
 DIMENSION = 64
 TEXTS = {
-    "asthma.md": "# Asthma\n\nA disease of the airways.\n\n## Treatment\n\nInhaled steroids help most people to breathe.\n",
+    "asthma.md": "# Asthma\n\nA disease of the airways.\n\n## Treatment\n\nInhaled steroids help most people.\n",
     "gout.md": "# Gout\n\nUric acid crystals inflame a joint.\n\n## Treatment\n\nColchicine calms an attack.\n",
     "lice.txt": "Head lice are insects. Combing with a fine comb removes them.",
     "burn.html": "<title>Burns</title><h2>First aid</h2><p>Cool the burn with running water.</p>",

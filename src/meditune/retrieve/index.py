@@ -9,7 +9,7 @@ from typing import Any
 from meditune.retrieve import manifest, search, tables
 from meditune.retrieve.embedders import Embedder, embedder
 from meditune.retrieve.place import Place, place
-from meditune.retrieve.search import DocumentOf, Found
+from meditune.retrieve.search import DocumentOf, Found, Opened
 
 
 class Index:
@@ -23,7 +23,7 @@ class Index:
         self.manifest = manifest.read(where)
         self.embedder = embedding or embedder(self.manifest.embedding["name"])
         self.manifest.check_embedder(self.embedder.identity, where)
-        self._table, self._documents = self._open()
+        self._opened = self._open()
 
     @classmethod
     def open(cls, where: Path | str, embedding: str | Embedder | None = None) -> Index:
@@ -42,7 +42,7 @@ class Index:
         newest.check_embedder(self.embedder.identity, self.place)
         old, self.manifest = self.manifest, newest
         try:
-            self._table, self._documents = self._open()
+            self._opened = self._open()
         except BaseException:
             self.manifest = old
             raise
@@ -50,20 +50,20 @@ class Index:
 
     def search(self, question: str, k: int = 10, **options: Any) -> Found:
         """The passages that bear best on the question; `options` are those of `search.search`."""
-        table, documents = self._table, self._documents
-        with tables.readable(self.place):
-            return search.search(table, documents, list(self.manifest.sources), self.embedder, question, k, **options)
+        return search.search(self._opened, self.embedder, question, k, **options)
 
     def passages(self, document: str) -> Sequence[dict[str, Any]]:
         """All passages of a document in order, as their columns."""
         with tables.readable(self.place):
-            found = self._table.search().where(f"document = {tables.quoted(document)}").select(list(tables.COLUMNS))
+            found = (
+                self._opened.table.search().where(f"document = {tables.quoted(document)}").select(list(tables.COLUMNS))
+            )
             rows: list[dict[str, Any]] = found.limit(100_000).to_list()
         return sorted(rows, key=lambda row: int(row["id"].rpartition("#")[2]))
 
-    def _open(self) -> tuple[Any, DocumentOf]:
+    def _open(self) -> Opened:
         with tables.readable(self.place):
             table = tables.connect(self.place).open_table(self.manifest.table)
             table.checkout(self.manifest.version)
             tables.verify(table, self.manifest.passages)
-            return table, DocumentOf(table)
+            return Opened(self.place, table, DocumentOf(table), tuple(self.manifest.sources))

@@ -18,6 +18,7 @@ from meditune.errors import DataError
 from meditune.retrieve import fusion, tables
 from meditune.retrieve.embedders import Embedder
 from meditune.retrieve.passages.passage import IndexedPassage
+from meditune.retrieve.place import Place
 from meditune.retrieve.query import condition, query
 
 Mode = Literal["hybrid", "words", "meaning"]
@@ -53,58 +54,6 @@ class Found:
     """What the user should know: that the question was cut, for one"""
 
 
-def search(
-    table: Any,
-    documents: DocumentOf,
-    there: Sequence[str],
-    embedder: Embedder,
-    question: str,
-    k: int = 10,
-    *,
-    words: str | None = None,
-    meaning: str | None = None,
-    mode: Mode = "hybrid",
-    weights: Mapping[str, float] | None = None,
-    sources: Sequence[str] | None = None,
-    since: str | None = None,
-    until: str | None = None,
-    per_document: int | None = 1,
-    diversity: float = 0.0,
-    candidates: int | None = None,
-) -> Found:
-    """The best k passages of a table, whose sources are `there`.
-
-    `words` and `meaning` word the question otherwise for BM25 and for the vectors; `mode` takes one part alone;
-    `weights` says how much each part counts in the fusion; `sources`, `since` and `until` (dates) narrow the search;
-    `per_document` is how many passages of one document may be among the hits (None: all); `diversity`, from 0 to 1,
-    how much likeness to better hits counts against one; `candidates` how many passages each part gives.
-
-    Raises DataError where the question is empty or an option makes no sense.
-    """
-    _check(k, mode, per_document, diversity, candidates, weights)
-    asked = query(question, words, meaning)
-    where = condition(there, sources, since, until)
-    most = max(candidates or CANDIDATES, k)
-    parts: dict[str, dict[int, float]] = {}
-    if mode != "meaning":
-        parts["words"] = _by_words(table, asked.words, where, most)
-    if mode != "words":
-        parts["meaning"] = _by_meaning(table, embedder.embed([asked.meaning])[0], where, most)
-    if len(parts) == 1:
-        scores = next(iter(parts.values()))
-    else:
-        scores = fusion.reciprocal_rank(
-            {name: list(found) for name, found in parts.items()}, {**WEIGHTS, **(weights or {})}
-        )
-    chosen = list(scores) if per_document is None else _few_of_each(list(scores), documents, per_document)
-    chosen = _apart(table, chosen, scores, k, diversity) if diversity else chosen[:k]
-    passages = _passages(table, chosen)
-    hits = [
-        Hit(passages[row], scores[row], *(parts.get(p, {}).get(row) for p in ("words", "meaning"))) for row in chosen
-    ]
-    return Found(tuple(hits), asked.remarks)
-
-
 class DocumentOf:
     """Which document each row is of, as numbers: 12 bytes a passage, so that hits are collapsed without reading."""
 
@@ -124,6 +73,70 @@ class DocumentOf:
         places = np.searchsorted(self._rows, np.asarray(rows, dtype=self._rows.dtype))
         numbers: list[int] = self._codes[places].tolist()
         return numbers
+
+
+@dataclass(frozen=True)
+class Opened:
+    """One version of an index's table."""
+
+    place: Place
+    table: Any
+    documents: DocumentOf
+    sources: tuple[str, ...]
+
+
+def search(
+    opened: Opened,
+    embedder: Embedder,
+    question: str,
+    k: int = 10,
+    *,
+    words: str | None = None,
+    meaning: str | None = None,
+    mode: Mode = "hybrid",
+    weights: Mapping[str, float] | None = None,
+    sources: Sequence[str] | None = None,
+    since: str | None = None,
+    until: str | None = None,
+    per_document: int | None = 1,
+    diversity: float = 0.0,
+    candidates: int | None = None,
+) -> Found:
+    """The best k passages.
+
+    `words` and `meaning` word the question otherwise for BM25 and for the vectors; `mode` takes one part alone;
+    `weights` says how much each part counts in the fusion; `sources`, `since` and `until` (dates) narrow the search;
+    `per_document` is how many passages of one document may be among the hits (None: all); `diversity`, from 0 to 1,
+    how much likeness to better hits counts against one; `candidates` how many passages each part gives.
+
+    Raises DataError where the question is empty or an option makes no sense.
+    """
+    _check(k, mode, per_document, diversity, candidates, weights)
+    asked = query(question, words, meaning)
+    where = condition(opened.sources, sources, since, until)
+    most = max(candidates or CANDIDATES, k)
+    table = opened.table
+    vector = embedder.embed([asked.meaning])[0] if mode != "words" else None
+    parts: dict[str, dict[int, float]] = {}
+    with tables.readable(opened.place):
+        if mode != "meaning":
+            parts["words"] = _by_words(table, asked.words, where, most)
+        if vector is not None:
+            parts["meaning"] = _by_meaning(table, vector, where, most)
+    if len(parts) == 1:
+        scores = next(iter(parts.values()))
+    else:
+        scores = fusion.reciprocal_rank(
+            {name: list(found) for name, found in parts.items()}, {**WEIGHTS, **(weights or {})}
+        )
+    chosen = list(scores) if per_document is None else _few_of_each(list(scores), opened.documents, per_document)
+    with tables.readable(opened.place):
+        chosen = _apart(table, chosen, scores, k, diversity) if diversity else chosen[:k]
+        passages = _passages(table, chosen)
+    hits = [
+        Hit(passages[row], scores[row], *(parts.get(p, {}).get(row) for p in ("words", "meaning"))) for row in chosen
+    ]
+    return Found(tuple(hits), asked.remarks)
 
 
 def _by_words(table: Any, text: str, where: str | None, most: int) -> dict[int, float]:

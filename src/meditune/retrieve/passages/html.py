@@ -17,13 +17,19 @@ UNSEEN |= {"object", "head"}
 BLOCKS = {"p", "div", "section", "article", "main", "li", "ul", "ol", "dl", "dt", "dd", "table", "tr", "br", "hr"}
 BLOCKS |= {"blockquote", "pre", "figcaption"}
 HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
+MOST_BYTES = 20_000_000
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?([\w-]{1,40})""", re.IGNORECASE)
 
 
 def read(path: Path) -> tuple[str, list[Section]]:
-    """Title, and the text under each heading; page furniture (menus, scripts, forms) is left out."""
+    """Title, and the text under each heading; page furniture (menus, scripts, forms) is left out.
+
+    Raises UnreadableError where it is too long.
+    """
+    if path.stat().st_size > MOST_BYTES:
+        raise UnreadableError(f"longer than {MOST_BYTES // 10**6} MB, which no page for readers is")
     reader = _Reader()
-    reader.feed(_decoded(path.read_bytes()))
+    reader.feed(_closed(_decoded(path.read_bytes())))
     reader.close()
     return reader.found()
 
@@ -39,6 +45,19 @@ def _decoded(data: bytes) -> str:
         return data.decode(encoding, errors="replace")
     except LookupError as error:
         raise UnreadableError(f"unknown text encoding {encoding}") from error
+
+
+def _closed(markup: str) -> str:
+    """Without comments and without tags that never end: for each of these the parser would search the whole rest."""
+    parts: list[str] = []
+    at = 0
+    while (start := markup.find("<!--", at)) >= 0:
+        parts.append(markup[at:start])
+        end = markup.find("-->", start)
+        at = end + 3 if end >= 0 else len(markup)
+    text = re.sub(r"<[!?]\S{0,20}", "<meta ", "".join([*parts, markup[at:]]))
+    last = text.rfind(">") + 1
+    return text[:last] + text[last:].replace("<", " ")
 
 
 class _Reader(HTMLParser):
