@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -20,6 +22,7 @@ from meditune.retrieve.place import TABLES, parsed
 
 ENDPOINT = "AWS_ENDPOINT_URL"
 LOCK = "writing"
+SETTLING_SECONDS = 1.0
 
 
 class ObjectStorage:
@@ -57,8 +60,9 @@ class ObjectStorage:
         LanceDB creates a table once only, whoever else tries at the same moment. Raises DataError where another
         process has it; one that was killed leaves it taken.
         """
-        database = tables.connect(self)
         with _reached(self.name):
+            self._check_bucket()
+            database = tables.connect(self)
             self._take(database)
         try:
             yield
@@ -75,19 +79,37 @@ class ObjectStorage:
             database.drop_table(LOCK)
         return f"{self.name} is free again. It was locked by {who}."
 
+    def _check_bucket(self) -> None:
+        from pyarrow.fs import FileType
+
+        bucket = self._path.partition("/")[0]
+        if self._files().get_file_info(bucket).type == FileType.NotFound:
+            raise DataError(
+                f"{self.name}: there is no bucket {bucket!r}, or these keys don't open it. Create it first."
+            )
+
     def _take(self, database: Any) -> None:
         import pyarrow as pa
 
         me = f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC).isoformat(timespec='seconds')}"
+        mine = f"{uuid.uuid4()} {me}"
         try:
-            database.create_table(LOCK, pa.table({"who": [me]}))
+            database.create_table(LOCK, pa.table({"who": [mine]}))
         except (ValueError, RuntimeError, OSError) as error:
             if LOCK not in database.list_tables().tables:
                 raise
-            raise DataError(
-                f"{self.name}: {_who(database)} is changing this index. Wait for it to end; if it was killed, free the "
-                f"index with `meditune index unlock {self.name}`."
-            ) from error
+            raise self._taken(_who(database)) from error
+        # Stores without conditional writes let two create it in the same moment; the last one's mark stays.
+        time.sleep(SETTLING_SECONDS)
+        there = _mark(database)
+        if there != mine:
+            raise self._taken(there.partition(" ")[2])
+
+    def _taken(self, who: str) -> DataError:
+        return DataError(
+            f"{self.name}: {who} is changing this index. Wait for it to end; if it was killed, free the index with "
+            f"`meditune index unlock {self.name}`."
+        )
 
     def _files(self) -> Any:
         from pyarrow.fs import S3FileSystem
@@ -115,5 +137,9 @@ def _region() -> str:
 
 
 def _who(database: Any) -> str:
+    return _mark(database).partition(" ")[2]
+
+
+def _mark(database: Any) -> str:
     rows = database.open_table(LOCK).search().limit(1).to_list()
-    return str(rows[0]["who"]) if rows else "another process"
+    return str(rows[0]["who"]) if rows else "- another process"
