@@ -66,4 +66,5 @@ class Index:
             table = tables.connect(self.place).open_table(self.manifest.table)
             table.checkout(self.manifest.version)
             tables.verify(table, self.manifest.passages)
-            return Opened(self.place, table, DocumentOf(table), tuple(self.manifest.sources))
+            sources = tuple(self.manifest.sources)
+            return Opened(self.place, table, DocumentOf(table), sources, tables.is_approximate(table))

@@ -57,8 +57,7 @@ class ObjectStorage:
     def writing(self) -> Iterator[None]:
         """The right to change the index during a block.
 
-        LanceDB creates a table once only, whoever else tries at the same moment. Raises DataError where another
-        process has it; one that was killed leaves it taken.
+        Raises DataError where another process has it; one that was killed leaves it taken.
         """
         with _reached(self.name):
             self._check_bucket()
@@ -115,7 +114,10 @@ class ObjectStorage:
         from pyarrow.fs import S3FileSystem
 
         scheme, _, host = os.environ.get(ENDPOINT, "").rpartition("://")
-        return S3FileSystem(region=_region(), endpoint_override=host or None, scheme=scheme or "https")
+        # Delayed opening puts a small file by one request instead of an upload in parts.
+        return S3FileSystem(
+            region=_region(), endpoint_override=host or None, scheme=scheme or "https", allow_delayed_open=True
+        )
 
 
 @contextmanager

@@ -28,8 +28,8 @@ WEIGHTS = {"words": 1.0, "meaning": 1.0}
 MOST_HITS = 10_000
 PROBES = 32
 """Parts of an approximate vector index that are looked through"""
-REFINE = 4
-"""So many times the candidates are compared by their full vectors"""
+REFINE = 1
+"""So many times the candidates are put in order by their full vectors then"""
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ class Opened:
     table: Any
     documents: DocumentOf
     sources: tuple[str, ...]
+    approximate: bool
+    """Whether vectors are found by an index that may miss some"""
 
 
 def search(
@@ -122,7 +124,7 @@ def search(
         if mode != "meaning":
             parts["words"] = _by_words(table, asked.words, where, most)
         if vector is not None:
-            parts["meaning"] = _by_meaning(table, vector, where, most)
+            parts["meaning"] = _by_meaning(opened, vector, where, most)
     if len(parts) == 1:
         scores = next(iter(parts.values()))
     else:
@@ -146,10 +148,11 @@ def _by_words(table: Any, text: str, where: str | None, most: int) -> dict[int, 
     return _ranked(found["_rowid"].to_pylist(), found["_score"].to_pylist())
 
 
-def _by_meaning(table: Any, vector: Any, where: str | None, most: int) -> dict[int, float]:
+def _by_meaning(opened: Opened, vector: Any, where: str | None, most: int) -> dict[int, float]:
     """Row and cosine of the nearest passages, the nearest first."""
-    asked = table.search(vector).distance_type("dot").select(["_distance"]).with_row_id(True)
-    asked = asked.nprobes(PROBES).refine_factor(REFINE)
+    asked = opened.table.search(vector).distance_type("dot").select(["_distance"]).with_row_id(True)
+    if opened.approximate:
+        asked = asked.nprobes(PROBES).refine_factor(REFINE)
     found = (asked.where(where, prefilter=True) if where else asked).limit(most).to_arrow()
     return _ranked(found["_rowid"].to_pylist(), [1.0 - distance for distance in found["_distance"].to_pylist()])
 

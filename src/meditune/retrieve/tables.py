@@ -19,6 +19,8 @@ FORMAT = 1
 COLUMNS = tuple(field.name for field in fields(IndexedPassage))
 SEARCHED, VECTOR, DIGEST = "searched", "vector", "digest"
 IDS_AT_ONCE = 500
+EXACT, APPROXIMATE = "IVFFLAT", "IVFPQ"
+"""Kinds of index of the vectors"""
 
 
 def connect(place: Place) -> Any:
@@ -91,12 +93,19 @@ def make_searchable(table: Any, approximate: bool, keep: timedelta) -> None:
         table.create_index(SEARCHED, config=FTS(stem=True, remove_stop_words=True))
     if ("source",) not in there:
         table.create_index("source", config=Bitmap())
-    kind = "IVFPQ" if approximate else "IVFFLAT"
+    kind = APPROXIMATE if approximate else EXACT
     if there.get((VECTOR,)) != kind:
         # One part holds all vectors: nothing is missed, and unlike without an index they stay in memory.
         exact = IvfFlat(distance_type="dot", num_partitions=1)
-        table.create_index(VECTOR, config=IvfPq(distance_type="dot") if approximate else exact, replace=True)
+        # A quarter of LanceDB's training vectors and rounds: the full vectors put the candidates in order anyway.
+        near = IvfPq(distance_type="dot", sample_rate=64, max_iterations=20)
+        table.create_index(VECTOR, config=near if approximate else exact, replace=True)
     table.optimize(cleanup_older_than=keep)
+
+
+def is_approximate(table: Any) -> bool:
+    """Whether the index of the vectors may miss some of the nearest."""
+    return any(_kind(index) == APPROXIMATE for index in table.list_indices())
 
 
 def _kind(index: Any) -> str:
