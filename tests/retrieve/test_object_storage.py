@@ -66,6 +66,7 @@ def test_build_search_update_and_lock(bucket: str, tmp_path: Path) -> None:
         Index.open(bucket, corpus.TINY)
     docs = corpus.folder(tmp_path / "docs")
     said, _ = build(place(bucket), [collections.documents(str(docs))], corpus.TINY)
+    assert "isn't locked" in place(bucket).unlock()
     on_disk, _ = build(place(tmp_path / "index"), [collections.documents(str(docs))], corpus.TINY)
     assert said.content == on_disk.content
     reader = Index.open(bucket, corpus.TINY)

@@ -29,6 +29,7 @@ Vectors = NDArray[np.float32]
 MOST_TOKENS = 256
 """What follows in a text isn't read."""
 BATCH_TOKENS = 1024
+FEW_TEXTS = 16
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,9 @@ class SentenceModel:
             return
         rows = self.tokenizer(list(texts), truncation=True, max_length=MOST_TOKENS, padding=False)["input_ids"]
         with ExitStack() as around:
-            around.enter_context(inference(self.model))
+            # Laying weights out anew takes longer than a few texts, and threads of a server mustn't do it at once.
+            many = len(texts) > FEW_TEXTS
+            around.enter_context(inference(self.model, few_rows=True) if many else torch.inference_mode())
             shown = around.enter_context(Progress(label, sum(map(len, rows)), "tokens")) if label else None
             for indices in by_length(rows, BATCH_TOKENS):
                 chosen = [rows[index] for index in indices]

@@ -65,7 +65,7 @@ def build(
         changes = _fill(table, reading, embedder, everything=True)
         made = _finish(place, table, name, collections, embedder, changes, None)
         for other in database.list_tables().tables:
-            if other not in {name, old}:
+            if other.startswith(manifest.TABLE) and other not in {name, old}:
                 database.drop_table(other)
     return made, changes
 

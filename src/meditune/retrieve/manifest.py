@@ -17,6 +17,9 @@ from meditune.retrieve.collections import Collection
 from meditune.retrieve.embedders import Identity
 from meditune.retrieve.place import MANIFEST, Place
 
+TABLE = "passages-"
+"""... and a number: the name of a table"""
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -95,8 +98,8 @@ def tables_of(place: Place, there: Sequence[str]) -> tuple[str | None, str]:
 
 
 def _after(names: Sequence[str]) -> str:
-    numbers = [int(found[1]) for name in names if (found := re.fullmatch(r"passages-(\d{1,9})", name))]
-    return f"passages-{max(numbers, default=0) + 1}"
+    numbers = [int(found[1]) for name in names if (found := re.fullmatch(TABLE + r"(\d{1,9})", name))]
+    return f"{TABLE}{max(numbers, default=0) + 1}"
 
 
 def describe(

@@ -62,11 +62,13 @@ class ObjectStorage:
         with _reached(self.name):
             self._check_bucket()
             database = tables.connect(self)
-            self._take(database)
+            mine = self._take(database)
         try:
             yield
         finally:
-            database.drop_table(LOCK)
+            # Another's, if somebody freed the index meanwhile, stays.
+            if LOCK in database.list_tables().tables and _mark(database) == mine:
+                database.drop_table(LOCK)
 
     def unlock(self) -> str:
         """Free the index; says whose it was."""
@@ -87,7 +89,7 @@ class ObjectStorage:
                 f"{self.name}: there is no bucket {bucket!r}, or these keys don't open it. Create it first."
             )
 
-    def _take(self, database: Any) -> None:
+    def _take(self, database: Any) -> str:
         import pyarrow as pa
 
         me = f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC).isoformat(timespec='seconds')}"
@@ -103,6 +105,7 @@ class ObjectStorage:
         there = _mark(database)
         if there != mine:
             raise self._taken(there.partition(" ")[2])
+        return mine
 
     def _taken(self, who: str) -> DataError:
         return DataError(
