@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from meditune.errors import ModelError
 from meditune.models import onnx_embedding
-from meditune.retrieve import embedders
+from meditune.retrieve import collections, embedders
+from meditune.retrieve.build import build
+from meditune.retrieve.place import place
 from tests import tiny
 from tests.commands import meditune
 from tests.data import layouts
@@ -82,12 +86,26 @@ def test_the_8_bit_model_gives_the_vectors_of_the_whole_one() -> None:
 
 
 def test_without_onnxruntime_the_way_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ModelError, match=r"pip install 'meditune\[retrieve\]'"):
         onnx_embedding.load(tmp_path / "model.onnx", tmp_path / "tokenizer.json")
 
 
 def test_an_unknown_embedding_model_is_an_error_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "sentence_transformers", None)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ModelError, match=r"needs sentence-transformers.*take all-minilm-l6-v2"):
         embedders.embedder("someone/some-model")
+
+
+@pytest.mark.model
+def test_a_server_that_only_searches_needs_no_torch(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    docs = corpus.folder(tmp_path / "docs")
+    build(place(tmp_path / "index"), [collections.documents(str(docs))], embedders.embedder(embedders.INT8))
+    program = (
+        "import sys\nfrom meditune.retrieve.index import Index\n"
+        f"print(Index.open({str(tmp_path / 'index')!r}).search('itchy scalp', 1).hits[0].passage.document)\n"
+        "print(*{'torch', 'transformers'} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["documents:lice.txt"]
