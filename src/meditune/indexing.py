@@ -39,6 +39,7 @@ Embedding = Annotated[
 @app.command()
 def build(
     output: Annotated[str, typer.Option("--output", "-o", metavar="INDEX", help="A folder, or s3://BUCKET/PLACE.")],
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A recipe, whose sources are taken.")] = None,
     source: Sources = None,
     documents: Documents = None,
     pubmed: Pubmed = None,
@@ -46,13 +47,13 @@ def build(
     replace: Annotated[bool, typer.Option("--replace", help="Build anew what is there; searches go on.")] = False,
 ) -> None:
     """Build an index of the sources. The same command goes on where it was stopped."""
+    from meditune.retrieve import collections
     from meditune.retrieve.build import build as make
     from meditune.retrieve.embedders import DEFAULT, embedder
     from meditune.retrieve.place import place
 
-    made, changes = make(
-        place(output), _collections(source, documents, pubmed), embedder(embedding or DEFAULT), replace
-    )
+    chosen = [*(collections.of_recipe(recipe) if recipe else ()), *_collections(source, documents, pubmed)]
+    made, changes = make(place(output), chosen, embedder(embedding or DEFAULT), replace)
     _print_changes(made, changes, output)
 
 

@@ -56,6 +56,8 @@ def test_a_journey(tmp_path: Path) -> None:
     assert "pubmedqa: 10 passages of 5 documents (MIT)" in done.out
     assert "Embedding: all-minilm-l6-v2, 32 numbers a vector" in done.out
 
+    done = meditune("index", "build", "quickstart", "-o", tmp_path / "by-recipe")
+    assert "10 passages of 5 documents" in done.out, done
     meditune("index", "search", index, " ").refused(3, "The question is empty")
     meditune("index", "search", tmp_path / "none", "gout").refused(3, "no index here", "meditune index build -o")
     meditune("index", "build", "-o", index, "--source", "pubmedqa").refused(3, "holds an index already")

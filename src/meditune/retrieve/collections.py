@@ -83,6 +83,20 @@ def named(text: str) -> Collection:
     return Collection(kind, str(Path(path).expanduser().resolve()) if path else "")
 
 
+def of_recipe(name_or_path: str) -> list[Collection]:
+    """The sources of a recipe's data that can be indexed. Raises DataError where there are none."""
+    from meditune.recipes.loading import load_recipe
+
+    sources = load_recipe(name_or_path).recipe.data.sources
+    chosen = [named(f"{source.name}={source.path or ''}") for source in sources if source.name in NAMED]
+    if not chosen:
+        raise DataError(
+            f"{name_or_path}: none of its sources ({', '.join(source.name for source in sources)}) can be indexed; "
+            f"those that can are {', '.join(NAMED)}."
+        )
+    return chosen
+
+
 def documents(text: str) -> Collection:
     """`FOLDER` or `NAME=FOLDER` of `--documents`. Raises DataError where the name isn't one."""
     name, separator, path = text.partition("=")
