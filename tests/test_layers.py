@@ -10,7 +10,9 @@ SOURCE = Path(meditune.__file__).parent
 LAYERS = (
     *(
         "cli",
+        "data_commands",
         "reviewing",
+        "surveying",
         "doctor",
         "terminal",
         "comparing",

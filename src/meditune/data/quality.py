@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from meditune.data.diversity.profile import diversity
 from meditune.data.example import Example
 from meditune.data.rejects import Rejects
 from meditune.data.splits import Splits, question_key
@@ -34,7 +35,7 @@ def without_duplicates(examples: Iterable[Example], rejects: Rejects) -> list[Ex
 
 
 def facts(splits: Splits, read: dict[str, dict[str, Any]], duplicates: int) -> dict[str, Any]:
-    """What `quality.json` holds: counts per source and split, repeated questions, lengths."""
+    """What `quality.json` holds: counts per source and split, repeated questions, lengths, diversity."""
     everything = [*splits.train, *splits.dev, *splits.test]
     questions = Counter(question_key(example.question) for example in everything)
     return {
@@ -50,6 +51,7 @@ def facts(splits: Splits, read: dict[str, dict[str, Any]], duplicates: int) -> d
             },
             "answer": {"words": _histogram([len(example.answer.split()) for example in everything if example.answer])},
         },
+        "diversity": diversity(splits),
     }
 
 
