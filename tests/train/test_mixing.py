@@ -78,7 +78,8 @@ def test_the_shares_of_tasks_and_classes_hold_for_what_is_visited():
     made = rows_of([encoder.supervised(example, task) for example, task in tasks])
     mix = mix_of([example.source for example in both], MixSpec(weights={"a": 1, "b": 3}))
     spec = TrainSpec(decision_share=0.4, class_balance=1.0)
-    weights = TokenWeights(both, made, spec, mix.repeats())
+    often = {example.id: mix.repeats()[example.source] for example in both}
+    weights = TokenWeights(both, made, spec, often)
     sums = Counter()
     for step in plan_steps(20, spec.model_copy(update={"epochs": 12.0}), 1, mix):
         for row in (made[index] for index in step):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import random
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from meditune.data import leakage, mimic, own
+from meditune.data.balance import rebalanced
 from meditune.data.card import data_card
+from meditune.data.changes import Change
 from meditune.data.example import Example, read_examples, write_examples
 from meditune.data.locate import known, locate
 from meditune.data.quality import facts, without_duplicates
@@ -156,10 +158,29 @@ def _read_and_split(spec: DataSpec, seed: int, rejects: Rejects) -> tuple[Splits
     before = sum(map(len, by_source.values()))
     by_source = {name: without_duplicates(examples, rejects) for name, examples in by_source.items()}
     duplicates = before - sum(map(len, by_source.values()))
+    splits = split(by_source, spec.split == "official", spec.test_share, spec.dev_share, seed, spec.fold)
+    train, changes = rebalanced(splits.train, spec, seed)
+    for change in changes:
+        rejects.add(change.source, change.id, f"{change.action} by {change.rule}", {"id": change.id} | _why(change))
     for name, row in read.items():
         row["rejected"] = rejects.counts().get(name, {})
-    splits = split(by_source, spec.split == "official", spec.test_share, spec.dev_share, seed, spec.fold)
-    return splits, facts(splits, read, duplicates)
+    found = facts(replace(splits, train=train), read, duplicates)
+    if changes:
+        found["rebalanced"] = {"before": len(splits.train), "after": len(train)} | _counted(changes)
+    return replace(splits, train=train), found
+
+
+def _why(change: Change) -> dict[str, str]:
+    return {"action": change.action, "detail": change.detail}
+
+
+def _counted(changes: list[Change]) -> dict[str, Any]:
+    """How many examples each rule dropped or changed, by source."""
+    counts: dict[str, dict[str, int]] = {}
+    for change in changes:
+        by_source = counts.setdefault(f"{change.rule}: {change.action}", {})
+        by_source[change.source] = by_source.get(change.source, 0) + 1
+    return {"rules": counts}
 
 
 def _read(source: SourceSpec, seed: int, rejects: Rejects) -> list[Example]:

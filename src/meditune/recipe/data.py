@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from meditune.recipe.spec import Spec
 
 Task = Literal["answer", "decision"]
 TASKS: tuple[Task, ...] = ("decision", "answer")
+BalanceBy = Literal[
+    "source", "collection", "decision", "question_type", "focus", "subject", "semantic_type", "year", "reading_grade"
+]
+"""Dimensions of meditune.data.diversity"""
 
 
 class SourceSpec(Spec):
@@ -21,6 +25,39 @@ class SourceSpec(Spec):
         default_factory=dict, description="For your own files: Example field -> column (question: prompt)."
     )
     limit: int | None = Field(None, ge=1, description="Take a seeded sample of at most this many examples.")
+
+
+class BalanceSpec(Spec):
+    """Training examples rebalanced by group: large groups capped, or small ones read more often."""
+
+    by: BalanceBy | None = Field(None, description="What makes a group; nothing is rebalanced when empty.")
+    cap: int | None = Field(None, ge=1, description="Keep at most this many training examples of each group, seeded.")
+    share: float | None = Field(
+        None, gt=0, lt=1, description="Keep so many of each group that none has more than this share of the rows."
+    )
+    weights: dict[str, float] = Field(
+        default_factory=dict,
+        description="Group -> how often its rows come in an epoch, relative to rows of groups that aren't named; no "
+        "row is dropped.",
+    )
+
+    @model_validator(mode="after")
+    def _rule_is_whole(self) -> BalanceSpec:
+        given = [name for name in ("cap", "share", "weights") if getattr(self, name)]
+        if given and self.by is None:
+            raise ValueError(f"data.balance.{given[0]} needs data.balance.by: source, decision, question_type ...")
+        if self.by is not None and not given:
+            raise ValueError("data.balance.by needs a cap, a share or weights")
+        if self.cap is not None and self.share is not None:
+            raise ValueError("data.balance.share computes the cap; give it or data.balance.cap, not both")
+        if any(weight <= 0 for weight in self.weights.values()):
+            raise ValueError("data.balance.weights must be above 0; take a cap, or leave the source out, instead")
+        return self
+
+    @property
+    def caps(self) -> bool:
+        """Whether rows are dropped."""
+        return self.cap is not None or self.share is not None
 
 
 class DataSpec(Spec):
@@ -40,6 +77,13 @@ class DataSpec(Spec):
     )
     dev_share: float = Field(0.1, gt=0, lt=0.5, description="Share of the non-test examples kept for development.")
     test_share: float = Field(0.2, gt=0, lt=0.9, description="Share of the groups tested on, where split is group.")
+    max_reading_grade: float | None = Field(
+        None,
+        ge=0,
+        description="Train on no answer with a higher Flesch-Kincaid grade; dev and test stay as they are. Such rows "
+        "are dropped, or keep only their decision where they have one.",
+    )
+    balance: BalanceSpec = Field(default_factory=BalanceSpec, description="Rebalancing of the training examples.")
     fallback_to_sample: bool = Field(
         False, description="Use the synthetic sample that ships with Meditune where the sources can't be had."
     )

@@ -173,7 +173,11 @@ def _beside(facts: dict[str, Any]) -> list[str]:
         ]
     if "mix" in facts:
         mixed = ", ".join(f"{count:,} of {name}" for name, count in facts["mix"].items())
-        lines += [f"Each epoch took rows from several sources: {mixed}.", ""]
+        first = "" if facts["curriculum"] == "none" else f" The first one came in order: {facts['curriculum']}."
+        lines += [f"Each epoch took rows by {facts['mix_by'].replace('_', ' ')}: {mixed}.{first}", ""]
+    if len(facts.get("mixture", [])) > 1:
+        read = ", ".join(f"{part['supervised_share']:.0%} {part['source']}" for part in facts["mixture"])
+        lines += [f"Of all tokens trained on: {read}.", ""]
     if "replay" in facts:
         replay = facts["replay"]
         what = {"self": "text that the base model wrote itself", "general": "WikiText-2", "medical": "MedQuAD"}

@@ -1,7 +1,7 @@
 """Questions grouped by what they are about: clusters of vectors, each named by its most telling words, and a map.
 
-What a question is about is its focus where the source names one, else the question itself: MedQuAD's questions are a few
-forms ("What are the symptoms of ... ?"), and clusters of them would be those forms.
+What a question is about is its focus where the source names one, else the question itself: MedQuAD's questions are a
+few forms ("What are the symptoms of ... ?"), and clusters of them would be those forms.
 """
 
 from __future__ import annotations
