@@ -38,11 +38,24 @@ def data_card(recipe: Recipe, quality: dict[str, Any]) -> str:
         f"Test set: {quality['test_set']}. {_leakage(quality)}",
         f"Seed {recipe.seed}; development share {recipe.data.dev_share}.",
         "",
+        *_rebalanced(quality),
         f"Exact duplicates left out: {quality['dropped']['exact duplicate']}. Questions asked more than once: "
         f"{quality['repeated_questions']}. Refused rows with their reasons: `rejected.jsonl`.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _rebalanced(quality: dict[str, Any]) -> list[str]:
+    found = quality.get("rebalanced")
+    if not found:
+        return []
+    rules = "; ".join(
+        f"{rule} ({', '.join(f'{count:,} of {source}' for source, count in by_source.items())})"
+        for rule, by_source in found["rules"].items()
+    )
+    sizes = f"{found['before']:,} to {found['after']:,}"
+    return [f"The training split was rebalanced, from {sizes} examples: {rules}.", ""]
 
 
 def _leakage(quality: dict[str, Any]) -> str:

@@ -67,7 +67,9 @@ class MixSpec(Spec):
         description="Source -> so many rows (or tokens, see unit) of it in an epoch; sources that aren't named come "
         "with all of their rows.",
     )
-    unit: Literal["rows", "tokens"] = Field("rows", description="What weights, temperature and quota count.")
+    unit: Literal["rows", "tokens", "supervised_tokens"] = Field(
+        "rows", description="What weights, temperature and quota count: rows, all tokens, or those trained on."
+    )
     max_epochs: float | None = Field(
         None,
         gt=0,

@@ -73,6 +73,7 @@ def mix_of(
     spec: MixSpec,
     epochs: float = 1.0,
     tokens: Sequence[int] | None = None,
+    supervised: Sequence[int] | None = None,
     often: Mapping[str, float] | None = None,
     groups: Sequence[str] | None = None,
     by: str = "source",
@@ -80,9 +81,10 @@ def mix_of(
     """The mix of rows with these sources, trained on for so many epochs; None where each row comes once, in any order.
 
     With a temperature T, a source of n rows gets a share that is proportional to n ** (1 / T) (Arivazhagan et al.
-    2019, arXiv:1907.05019). `tokens` are the rows' lengths; without them, as before there is a tokenizer, a source's
-    rows count as equally long. With `often`, how often the rows of each of some `groups` come relative to the others,
-    rows are mixed `by` those groups instead. Raises DataError where a source that is named has no rows.
+    2019, arXiv:1907.05019). `tokens` are the rows' lengths, and `supervised` those trained on; without them, as before
+    there is a tokenizer, all rows count as equally long. With `often`, how often the rows of each of some `groups` come
+    relative to the others, rows are mixed `by` those groups instead. Raises DataError where a source that is named has
+    no rows.
     """
     ranks, order = _curriculum(sources, spec, tokens)
     keys = groups if often and groups else sources
@@ -100,7 +102,10 @@ def mix_of(
                 f"train.mix.{option}: {', '.join(sorted(missing))} has no training rows. Leave that source out, or "
                 f"take the {option} away."
             )
-    length = {name: _mean_length(indices, tokens, spec) for name, indices in rows.items()}
+    sizes = {"rows": None, "tokens": tokens, "supervised_tokens": supervised}[spec.unit]
+    length = {
+        name: sum(sizes[index] for index in indices) / len(indices) if sizes else 1.0 for name, indices in rows.items()
+    }
     if spec.quota:
         visits = {
             name: max(1, round(spec.quota[name] / length[name])) if name in spec.quota else len(indices)
@@ -146,13 +151,6 @@ def _limits(rows: Mapping[str, Sequence[int]], most: float | None, epochs: float
     if most is None or (most >= epochs and not repeats):
         return {}
     return {name: int(most * len(indices) / epochs) for name, indices in rows.items()}
-
-
-def _mean_length(indices: Sequence[int], tokens: Sequence[int] | None, spec: MixSpec) -> float:
-    """What a row counts for: 1, or its tokens, on average over the source."""
-    if spec.unit == "rows" or tokens is None:
-        return 1.0
-    return sum(tokens[index] for index in indices) / len(indices)
 
 
 def _weights(

@@ -53,9 +53,9 @@ def facts(parts: Sequence[Part]) -> list[dict[str, Any]]:
 def said(parts: Sequence[Part]) -> list[str]:
     """The parts in words, a line each."""
     return [
-        f"{part.source}: {part.visits:,} rows, {shares['passes']:g} times its {part.rows:,}; {part.tokens:,} tokens "
-        f"({shares['token_share']:.0%} of all), {part.supervised_tokens:,} of them trained on "
-        f"({shares['supervised_share']:.0%} of all)"
+        f"{part.source}: {part.visits:,} rows ({shares['passes']:g} passes over its {part.rows:,}), {part.tokens:,} "
+        f"tokens ({shares['token_share']:.0%}), {part.supervised_tokens:,} of them trained on "
+        f"({shares['supervised_share']:.0%} of all that are)"
         for part in parts
         for shares in [_shares(part, parts)]
     ]

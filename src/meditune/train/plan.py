@@ -70,8 +70,8 @@ class Plan:
         """How sources are mixed and what is rehearsed, for people to check before the first step."""
         found = []
         if self.mix:
-            by = "" if self.mix.by == "source" else f" by {self.mix.by.replace('_', ' ')},"
-            found.append(f"Of an epoch's {self.mix.size} rows:{by} {self.mix.said()}.")
+            by = "" if self.mix.by == "source" else f" by {self.mix.by.replace('_', ' ')}"
+            found.append(f"Of an epoch's {self.mix.size} rows{by}: {self.mix.said()}.")
             found += [f"The first epoch comes in order: {self.mix.order}."] if self.mix.order else []
         if self.replay:
             found += [
@@ -113,7 +113,7 @@ def plan(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> P
     sources, balance = [example.source for example in mine], recipe.data.balance
     groups = [heaviest(example, balance) for example in mine] if balance.weights else sources
     mix = mix_of(
-        *(sources, spec.mix, spec.epochs, [len(row) for row in rows]),
+        *(sources, spec.mix, spec.epochs, [len(row) for row in rows], [len(row.targets) for row in rows]),
         *(balance.weights, groups, str(balance.by)),
     )
     repeats = mix.repeats() if mix else {}

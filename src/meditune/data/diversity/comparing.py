@@ -19,13 +19,14 @@ def compared(before: Sequence[Example], after: Sequence[Example], seed: int) -> 
 
     A dimension has its total variation `distance`, `effective` (exp of Shannon's entropy of both, drawn down to the
     size of the smaller one, because more rows show more groups), and `groups`: the shares of both in percent of all
-    examples, the largest changes first.
+    examples: the largest changes, first or in their groups' order.
     """
     ids = {example.id for example in before}, {example.id for example in after}
     counts = counted_groups(before), counted_groups(after)
     least = min(len(before), len(after))
     dimensions = {}
-    for name in (dimension.name for dimension in DIMENSIONS):
+    for dimension in DIMENSIONS:
+        name = dimension.name
         sides = counts[0][name], counts[1][name]
         if not any(sides):
             continue
@@ -38,13 +39,16 @@ def compared(before: Sequence[Example], after: Sequence[Example], seed: int) -> 
             for group in sides[0].keys() | sides[1].keys()
         ]
         shares.sort(key=lambda row: (-abs(row["after"] - row["before"]), row["group"]))
+        listed = [row for row in shares if row["before"] != row["after"]][:SHOWN]
+        if dimension.kind == "ordered":
+            listed.sort(key=lambda row: dimension.order.index(row["group"]))
         dimensions[name] = {
             "distance": round(distance(*sides), 4),
             "effective": [
                 round(rarefied(side, least / len(examples), seed), 2)
                 for side, examples in zip(sides, (before, after), strict=True)
             ],
-            "groups": [row for row in shares if row["before"] != row["after"]][:SHOWN],
+            "groups": listed,
         }
     return {
         "examples": [len(before), len(after)],

@@ -108,6 +108,7 @@ def _context(folder: Path) -> dict[str, Any]:
         "splits": facts.splits(quality),
         "dropped": facts.counted(quality.get("dropped")),
         "other": facts.other(quality),
+        "rebalanced": quality.get("rebalanced"),
         "diversity": diversity.section(quality.get("diversity")),
         "fitted": facts.fitted(training),
         "recipe_text": recipe_text,
