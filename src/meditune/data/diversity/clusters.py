@@ -141,7 +141,7 @@ def _map(asked: Sequence[Asked], vectors: Vectors, labels: Sequence[int], seed: 
     drawn = sorted(random.Random(f"{seed}/map").sample(range(len(asked)), min(DRAWN, len(asked))))
     if len(drawn) < 4:
         return []
-    flat = PCA(min(50, len(drawn) - 1), random_state=seed).fit_transform(vectors[drawn])
+    flat = PCA(min(50, len(drawn) - 1, vectors.shape[1]), random_state=seed).fit_transform(vectors[drawn])
     nearby = min(NEIGHBOURS, (len(drawn) - 1) / 3)
     places = TSNE(2, perplexity=nearby, init="pca", random_state=seed).fit_transform(flat)
     low, high = places.min(axis=0), places.max(axis=0)

@@ -27,7 +27,7 @@ def compared(before: Sequence[Example], after: Sequence[Example], seed: int) -> 
     dimensions = {}
     for dimension in DIMENSIONS:
         name = dimension.name
-        sides = counts[0][name], counts[1][name]
+        sides = counts[0][name].groups, counts[1][name].groups
         if not any(sides):
             continue
         shares: list[dict[str, Any]] = [

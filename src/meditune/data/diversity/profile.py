@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,16 @@ from meditune.shares import wilson
 SHOWN = 12
 """Groups listed of each dimension; the others are counted together."""
 
-Counts = dict[str, Counter[str]]
+
+class Counted(NamedTuple):
+    """One dimension of a set of examples."""
+
+    groups: Counter[str]
+    known: int
+    """Examples that are in a group, or, where being in none says something too, all"""
+
+
+Counts = dict[str, Counted]
 
 
 def diversity(splits: Splits) -> dict[str, Any]:
@@ -39,18 +48,20 @@ def diversity(splits: Splits) -> dict[str, Any]:
 
 def counted_groups(examples: Sequence[Example]) -> Counts:
     """How many examples each group of each dimension has."""
-    return {
-        dimension.name: Counter(group for example in examples for group in dimension.groups(example))
-        for dimension in DIMENSIONS
-    }
+    found = {}
+    for dimension in DIMENSIONS:
+        groups = [dimension.groups(example) for example in examples]
+        known = len(examples) if dimension.name == "people" else sum(map(bool, groups))
+        found[dimension.name] = Counted(Counter(group for each in groups for group in each), known)
+    return found
 
 
 def profile(examples: Sequence[Example], counts: Counts) -> dict[str, Any]:
     """`examples`, and `dimensions`: those that are known of any example, as `_dimension` gives them."""
     found = {
-        dimension.name: _dimension(dimension, counts[dimension.name], examples)
+        dimension.name: _dimension(dimension, *counts[dimension.name])
         for dimension in DIMENSIONS
-        if counts[dimension.name]
+        if counts[dimension.name].groups
     }
     return {"examples": len(examples), "dimensions": found}
 
@@ -58,19 +69,18 @@ def profile(examples: Sequence[Example], counts: Counts) -> dict[str, Any]:
 def differences(first: Counts, second: Counts) -> dict[str, float]:
     """The distance of two sets in each dimension that both know and in which they should be alike."""
     return {
-        name: round(distance(first[name], second[name]), 4)
-        for name in first
-        if BY_NAME[name].compared and first[name] and second[name]
+        name: round(distance(mine.groups, second[name].groups), 4)
+        for name, mine in first.items()
+        if BY_NAME[name].compared and mine.groups and second[name].groups
     }
 
 
-def _dimension(dimension: Dimension, counts: Counter[str], examples: Sequence[Example]) -> dict[str, Any]:
+def _dimension(dimension: Dimension, counts: Counter[str], known: int) -> dict[str, Any]:
     """`known` examples, `distinct` groups, `shannon` and `simpson`, and the `groups`, the largest or in their order.
 
     A group has its `count`, its `share` of the known examples in percent, and Wilson's interval of it, `ci95`: the
     examples taken as a sample of those that the source might have given. `others` counts groups that aren't listed.
     """
-    known = len(examples) if dimension.name == "people" else sum(bool(dimension.groups(each)) for each in examples)
     ranked = [name for name, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     names = list(dimension.order) or ranked[:SHOWN]
     return {

@@ -46,18 +46,19 @@ def _decisions(dimension: Mapping[str, Any] | None) -> Iterator[Remark]:
     if not dimension or dimension["known"] < FEWEST:
         return
     shares = {row["group"]: row for row in dimension["groups"]}
-    for label in DECISIONS:
-        if label not in shares:
-            yield {
-                "rule": "missing decision",
-                "said": f"No training decision is {label}.",
-                "advice": "A model can't learn it from these data. Add a source that has it.",
-            }
-        elif shares[label]["share"] < RARE_DECISION:
-            times = max(2, round(100 / 3 / shares[label]["share"]))
+    missing = [label for label in DECISIONS if label not in shares]
+    if missing:
+        yield {
+            "rule": "missing decision",
+            "said": f"No training decision is {' or '.join(missing)}.",
+            "advice": "A model can't learn it from these data. Add a source that has it.",
+        }
+    for label, row in shares.items():
+        if row["share"] < RARE_DECISION:
+            times = max(2, round(100 / len(DECISIONS) / row["share"]))
             yield {
                 "rule": "rare decision",
-                "said": f"{label} is {_percent(shares[label])} of {dimension['known']:,} decisions.",
+                "said": f"{label} is {_percent(row)} of {dimension['known']:,} decisions.",
                 "advice": "A model that never says it loses little. Weight decisions with train.class_balance=0.5, or "
                 f"let its rows come more often with data.balance={{by: decision, weights: {{{label}: {times}}}}}.",
             }
@@ -139,9 +140,9 @@ def _apart(apart: Mapping[str, float]) -> Iterator[Remark]:
             "rule": "train and test differ",
             "said": "Train and test differ; to have the test's mixture, so many training examples had to change: "
             f"{listed}.",
-            "advice": "Test figures are then about other questions, or other answers, than those trained on. That may be "
-            "meant, where a filter or a publisher's test set makes it so; else data.split=group tests on held-out parts "
-            "of every source.",
+            "advice": "Test figures are then about other questions, or other answers, than those trained on. That may "
+            "be meant, where a filter or a publisher's test set makes it so; else data.split=group tests on held-out "
+            "parts of every source.",
         }
 
 
