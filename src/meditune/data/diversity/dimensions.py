@@ -9,11 +9,11 @@ from typing import Literal
 
 from meditune.data.example import Example
 from meditune.data.traits import PEOPLE, TRAITS, people, texts
-from meditune.readability.grades import counted
+from meditune.readability.grades import TARGET, counted
 
 Groups = Callable[[Example], Sequence[str] | set[str]]
-GRADES = ((6, "below grade 6"), (9, "grade 6 to 8"), (13, "grade 9 to 12"), (17, "grade 13 to 16"))
-HIGHEST_GRADE = "grade 17 and above"
+GRADES = ("below grade 6", "grade 6 to 8", "above 8, up to 12", "above 12, up to 16", "above grade 16")
+"""The second is readability's TARGET, both ends included."""
 LENGTHS = ((25, "up to 24 words"), (75, "25 to 74 words"), (150, "75 to 149 words"), (300, "150 to 299 words"))
 LONGEST = "300 words and more"
 SEMANTIC_TYPES = {
@@ -61,7 +61,10 @@ def grade(answer: str) -> float | None:
 
 def _grade(example: Example) -> list[str]:
     value = grade(example.answer)
-    return [] if value is None else [_band(value, GRADES, HIGHEST_GRADE)]
+    if value is None:
+        return []
+    low, high = TARGET
+    return [GRADES[(value >= low) + (value > high) + (value > 12) + (value > 16)]]
 
 
 def _length(example: Example) -> list[str]:
@@ -95,7 +98,7 @@ DIMENSIONS = (
     Dimension("semantic_type", "Semantic type (UMLS)", _semantic, "several"),
     Dimension("people", "People mentioned", people, "several", PEOPLE),
     Dimension("year", "Year", TRAITS["year"], "ordered", YEARS),
-    Dimension("reading_grade", "Reading grade of the answer", _grade, "ordered", _names(GRADES, HIGHEST_GRADE)),
+    Dimension("reading_grade", "Reading grade of the answer", _grade, "ordered", GRADES),
     Dimension("answer_length", "Length of the answer", _length, "ordered", _names(LENGTHS, LONGEST)),
     Dimension("question_length", "Length of the question", TRAITS["question length"], "ordered", QUESTION_LENGTHS),
 )
