@@ -320,6 +320,11 @@ def print_data(data: Prepared, folder: Path) -> None:
             f"{name}: {row['examples']:,} examples in {row['groups']:,} groups {f'({decisions})' if decisions else ''}"
         )
     print_leakage(data.quality["leakage"])
+    remarks = data.quality.get("diversity", {}).get("remarks", [])
+    for remark in remarks:
+        out.print(f"Out of balance: {escape(remark['said'])}")
+    if remarks:
+        out.print(f"What that means and what to do: meditune data diversity {folder.parent} --output DIR", markup=False)
     out.print(f"Data: {folder.resolve()}")
 
 

@@ -173,8 +173,9 @@ def _beside(facts: dict[str, Any]) -> list[str]:
         ]
     if "mix" in facts:
         mixed = ", ".join(f"{count:,} of {name}" for name, count in facts["mix"].items())
-        first = "" if facts["curriculum"] == "none" else f" The first one came in order: {facts['curriculum']}."
-        lines += [f"Each epoch took rows by {facts['mix_by'].replace('_', ' ')}: {mixed}.{first}", ""]
+        order, by = facts.get("curriculum", "none"), facts.get("mix_by", "source").replace("_", " ")
+        first = "" if order == "none" else f" The first one came in order: {order}."
+        lines += [f"Each epoch took rows by {by}: {mixed}.{first}", ""]
     if len(facts.get("mixture", [])) > 1:
         read = ", ".join(f"{part['supervised_share']:.0%} {part['source']}" for part in facts["mixture"])
         lines += [f"Of all tokens trained on: {read}.", ""]
