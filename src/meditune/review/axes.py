@@ -8,13 +8,11 @@ that key 1 is always the good end.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from meditune.errors import DataError
+from meditune.data.decisions import VERDICTS, Verdict
 
 Level = Literal["nominal", "ordinal"]
-AxesName = Literal["expert", "lay"]
-NAMES: tuple[AxesName, ...] = get_args(AxesName)
 CANNOT = "Can't judge"
 """What every axis may be answered with; such a rating counts as missing."""
 
@@ -168,12 +166,11 @@ LAY = (
         _steps("Easily", "With some effort", "Hardly or not at all"),
     ),
 )
-SETS: dict[AxesName, tuple[Axis, ...]] = {"expert": EXPERT, "lay": LAY}
-
-
-def axes_of(name: str) -> tuple[Axis, ...]:
-    """The axes of that set. Raises DataError for an unknown one."""
-    for known, axes in SETS.items():
-        if known == name:
-            return axes
-    raise DataError(f"There are no axes {name!r}. Choose from {', '.join(NAMES)}.")
+_WORTH: dict[Verdict, float] = {"correct": 1.0, "incomplete": 0.5, "wrong": 0.0, "unsafe": 0.0, "off-topic": 0.0}
+VERDICT = Axis(
+    "verdict",
+    "Verdict",
+    "What is this row, as something for a model to learn from?",
+    "nominal",
+    tuple(Option(verdict.capitalize(), _WORTH[verdict]) for verdict in VERDICTS),
+)

@@ -65,7 +65,7 @@ def configuration(rating_set: RatingSet) -> str:
     lines += ['  <Header value="Answer to rate"/>', '  <Text name="answer" value="$answer"/>']
     for axis in rating_set.axes:
         lines.append(f"  <Header value={quoteattr(f'{axis.title}: {axis.question}')}/>")
-        lines.append(f'  <Choices name="{axis.name}" toName="answer" choice="single" showInLine="true">')
+        lines.append(f'  <Choices name="{axis.name}" toName="answer" choice="single" showInline="true">')
         labels = [*(option.label for option in axis.options), CANNOT]
         lines += [f"    <Choice value={quoteattr(label)}/>" for label in labels]
         lines.append("  </Choices>")

@@ -61,7 +61,9 @@ class Reviewing:
     def __init__(self, rating_set: RatingSet, store: Store, adjudicating: bool) -> None:
         self.set, self.store = rating_set, store
         self.round = ADJUDICATION if adjudicating else RATING
-        self.disputes = {each.item: each for each in disputed(rating_set.axes, store.ratings())} if adjudicating else {}
+        notes = store.notes() if rating_set.task.edits else ()
+        found = disputed(rating_set.axes, store.ratings(), notes) if adjudicating else ()
+        self.disputes = {each.item: each for each in found}
 
     def work(self, rater: Rater) -> list[dict[str, Any]]:
         """What the rater is asked, in order: `id`, `axes`, and how many of those are rated (`done`)."""
@@ -80,6 +82,7 @@ class Reviewing:
         mine = [rating for rating in self.store.ratings(rater.id, item.id) if rating.round == self.round]
         notes = [note for note in self.store.notes(rater.id, item.id) if note.round == self.round]
         dispute = self.disputes.get(item.id)
+        known = {"decision": item.decision, "source": item.source, "link": item.link}
         return {
             "id": item.id,
             "question": item.question,
@@ -89,7 +92,14 @@ class Reviewing:
             "comment": notes[0].comment if notes else "",
             "better": notes[0].better if notes else "",
             "said": dispute.said if dispute else {},
+            **{name: value for name, value in known.items() if value},
+            **({"written": self._written(item)} if dispute and self.set.task.edits else {}),
         }
+
+    def _written(self, item: Item) -> list[dict[str, str]]:
+        """What raters wrote in the first round, without their names."""
+        notes = [note for note in self.store.notes(item=item.id) if note.round == RATING]
+        return [{"comment": note.comment, "better": note.better} for note in notes]
 
     def item(self, id: str) -> Item:
         """The item of that id; 404 where there is none."""
@@ -140,6 +150,7 @@ def app_for(rating_set: RatingSet, store: Store, adjudicating: bool, hosts: set[
             "id": rating_set.shuffle,
             "adjudicating": adjudicating,
             "cannot": CANNOT,
+            "task": rating_set.task.told(),
             "axes": [
                 {
                     "name": axis.name,

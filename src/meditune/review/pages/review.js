@@ -46,11 +46,13 @@ async function asked(...what) {
 
 async function start() {
   set = await asked("GET", "/api/set");
-  if (set.adjudicating) {
-    $("welcome").textContent = "Settling disagreements";
-    $("purpose").textContent =
-      "You will see the answers on which raters disagreed, and only the lines on which they did. What they chose is shown; your word settles it.";
-  }
+  const { words } = set.task;
+  for (const place of document.querySelectorAll("[data-word]")) place.textContent = words[place.dataset.word];
+  $("welcome").textContent = set.adjudicating ? "Settling disagreements" : words.title;
+  $("purpose").textContent = set.adjudicating ? words.settling : words.purpose;
+  document.title = `${$("welcome").textContent} – Meditune`;
+  const most = Math.max(...set.axes.map((axis) => axis.options.length));
+  $("numbers").replaceChildren(...Array.from({ length: most }, (_, index) => [element("kbd", "", String(index + 1)), " "]).flat());
   rater = sessionStorage.getItem(`rater-${set.id}`);
   if (rater) await begin();
   else signIn();
@@ -101,7 +103,7 @@ async function go(place) {
 function draw(entry) {
   $("question").textContent = item.question;
   $("sources").hidden = !item.context.length;
-  $("sources").open = false;
+  $("sources").open = set.task.shows_sources;
   $("sources-summary").textContent = item.context.length === 1 ? "Source (S)" : `Sources: ${item.context.length} passages (S)`;
   $("passages").replaceChildren(
     ...item.context.map(({ label, text }) => {
@@ -112,9 +114,49 @@ function draw(entry) {
   );
   $("answer").textContent = item.answer || "(The answer is empty.)";
   $("comment").value = item.comment;
-  $("better").value = item.better;
+  $("better").value = item.better || unchanged();
+  $("decision").hidden = !item.decision;
+  $("decision").replaceChildren("Decision: ", element("strong", "", item.decision));
+  origin();
+  written();
+  edited();
   $("axes").replaceChildren(...axesOf(entry).map(form));
   progress();
+}
+
+const unchanged = () => (set.task.edits ? item.answer : "");
+
+function origin() {
+  $("origin").hidden = !item.source;
+  const name = item.link ? element("a", "", item.source) : element("span", "", item.source);
+  if (item.link) Object.assign(name, { href: item.link, target: "_blank", rel: "noopener noreferrer" });
+  $("origin").replaceChildren("From: ", name);
+}
+
+function written() {
+  // What raters wrote, for the one who settles it.
+  const notes = (item.written || []).flatMap(({ comment, better }) => {
+    const made = [];
+    if (comment) made.push(element("p", "passage", `A rater's comment: ${comment}`));
+    if (better) {
+      const text = element("p", "passage", `A rater's text: ${better}`);
+      const take = element("button", "", "Take this text");
+      take.type = "button";
+      take.addEventListener("click", () => rewrite(better));
+      made.push(text, take);
+    }
+    return made;
+  });
+  $("written").replaceChildren(...notes);
+}
+
+function edited() {
+  $("edit").hidden = !set.task.edits || !item.better;
+}
+
+function rewrite(text) {
+  $("better").value = text;
+  note();
 }
 
 function element(tag, style, text) {
@@ -229,7 +271,9 @@ async function undo() {
 
 function note() {
   item.comment = $("comment").value;
-  item.better = $("better").value;
+  const better = $("better").value;
+  item.better = set.task.edits && better.trim() === item.answer.trim() ? "" : better;
+  edited();
   outbox.add("PUT", `/api/items/${item.id}/notes`, { comment: item.comment, better: item.better }, 500);
 }
 
@@ -258,7 +302,7 @@ async function end() {
   show("end");
   ending();
   if (!work.length) {
-    $("end-title").textContent = "Nothing to rate";
+    $("end-title").textContent = set.task.words.none;
     $("end-text").textContent = "No answers were given to you. Ask who sent you the address.";
   }
   $("again").hidden = !work.length;
@@ -328,6 +372,7 @@ $("name-form").addEventListener("submit", async (event) => {
 });
 $("comment").addEventListener("input", note);
 $("better").addEventListener("input", note);
+$("restore").addEventListener("click", () => rewrite(unchanged()));
 $("back").addEventListener("click", () => step(-1));
 $("next").addEventListener("click", () => step(1));
 $("undo").addEventListener("click", undo);
