@@ -88,6 +88,10 @@ class RatingSet:
         """The axis of that name, if the set has it."""
         return next((axis for axis in self.axes if axis.name == name), None)
 
+    def unchanged(self, item: str, text: str) -> bool:
+        """Whether a better text is just the one that the rater was shown to change."""
+        return self.task.edits and text.strip() == self.items[item].answer.strip()
+
     def work(self, place: int) -> list[str]:
         """Ids for the rater who came as number `place` (from 0), in the order in which that rater sees them.
 

@@ -10,12 +10,15 @@ from pathlib import Path
 from meditune.errors import MedituneError
 from meditune.review.ratingset import read_set
 from meditune.review.store import Store
+from meditune.review.tasks import RATE, Task
 
 EVERYWHERE = {"0.0.0.0", "::"}
 """Addresses that mean each of this machine's; others reach it by its name."""
 
 
-def serve(folder: Path, host: str, port: int, adjudicating: bool, say: Callable[[str], None]) -> None:
+def serve(
+    folder: Path, host: str, port: int, adjudicating: bool, say: Callable[[str], None], task: Task = RATE
+) -> None:
     """Serve the set in `folder` until the process is ended; `say` is told the address.
 
     Anywhere but on the loopback, requests must bear a random token, which is part of that address. Raises DataError
@@ -25,9 +28,9 @@ def serve(folder: Path, host: str, port: int, adjudicating: bool, say: Callable[
 
     from meditune.review.server import LOCAL, Reviewing, app_for
 
-    rating_set, store = read_set(folder), Store(folder)
+    rating_set, store = read_set(folder, task), Store(folder)
     if adjudicating and not Reviewing(rating_set, store, True).disputes:
-        raise MedituneError(f"No answer in {folder} was rated differently by two raters: there is nothing to settle.")
+        raise MedituneError(f"No answer in {folder} was judged differently by two raters: there is nothing to settle.")
     listening = _bound(host, port)
     token = None if host in LOCAL else secrets.token_urlsafe(16)
     app = app_for(rating_set, store, adjudicating, LOCAL if token is None else set(), token)

@@ -29,7 +29,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-LONGEST = 20_000
+LONGEST, LONGEST_ANSWER = 20_000, 200_000
 
 
 class Name(BaseModel):
@@ -52,7 +52,7 @@ class Written(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     comment: str = Field("", max_length=LONGEST)
-    better: str = Field("", max_length=LONGEST)
+    better: str = Field("", max_length=LONGEST_ANSWER)
 
 
 class Reviewing:
@@ -185,7 +185,8 @@ def app_for(rating_set: RatingSet, store: Store, adjudicating: bool, hosts: set[
 
     @app.put("/api/items/{item}/notes", status_code=204)
     def write(item: str, body: Written, rater: known) -> None:
-        store.save([], [Note(rater.id, here.item(item).id, body.comment, body.better, round=here.round)])
+        better = "" if rating_set.unchanged(here.item(item).id, body.better) else body.better
+        store.save([], [Note(rater.id, item, body.comment, better, round=here.round)])
 
     return app
 

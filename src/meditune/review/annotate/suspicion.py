@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import log, prod
 from statistics import median
 from typing import Any
@@ -18,6 +18,7 @@ from meditune.data.splits import question_key
 from meditune.faithfulness import calibration
 from meditune.faithfulness.detect import detect
 from meditune.faithfulness.sources import Sentence, Sources
+from meditune.faithfulness.words import tokens
 from meditune.progress import track
 
 FAR = 3.0
@@ -45,7 +46,7 @@ class Suspicion:
 
     score: float = 0.0
     """0 to 1: the signals' scores as if each were an independent chance that something is wrong"""
-    reasons: Mapping[str, str] = ()  # type: ignore[assignment]
+    reasons: Mapping[str, str] = field(default_factory=dict)
     """Signal -> what it saw"""
 
 
@@ -85,20 +86,27 @@ def unusual_length(examples: Sequence[Example]) -> dict[str, Noticed]:
 def off_topic(examples: Sequence[Example]) -> dict[str, Noticed]:
     """Answers, and passages with them, that share few of the question's telling words."""
     found = {}
-    for each in track(examples, "Comparing answers with questions"):
+    for each in track(examples, "Comparing answers with questions", unit="rows"):
         asked = Sentence(each.question)
         if not each.answer or not asked.total:
             continue
-        share = asked.share_in(Sentence(f"{each.answer} {' '.join(p.text for p in each.context)}").weights)
+        share = asked.share_in(stems(each.answer, *(passage.text for passage in each.context)))
         if share < ON_TOPIC:
             found[each.id] = Noticed(0.7 * (1 - share / ON_TOPIC), "shares few words with the question")
     return found
 
 
+def stems(*texts: str) -> set[str]:
+    """Of the words in these texts."""
+    return {token.stem for text in texts for token in tokens(text)}
+
+
 def unsupported(examples: Sequence[Example]) -> dict[str, Noticed]:
     """Answers that their own passages don't bear out, as the faithfulness detector sees it."""
     found = {}
-    for each in track([row for row in examples if row.context and row.answer], "Comparing answers with passages"):
+    for each in track(
+        [row for row in examples if row.context and row.answer], "Comparing answers with passages", unit="rows"
+    ):
         judged = detect(each.answer, Sources([passage.text for passage in each.context], each.question))
         if judged.score is not None and not judged.faithful:
             why = judged.spans[0].why if judged.spans else "no passage bears it out"

@@ -51,6 +51,8 @@ async function start() {
   $("welcome").textContent = set.adjudicating ? "Settling disagreements" : words.title;
   $("purpose").textContent = set.adjudicating ? words.settling : words.purpose;
   document.title = `${$("welcome").textContent} – Meditune`;
+  $("change").append(`Change the ${words.better.toLowerCase()} `, element("kbd", "", "B"));
+  if (set.task.edits) $("better").rows = 12;
   const most = Math.max(...set.axes.map((axis) => axis.options.length));
   $("numbers").replaceChildren(...Array.from({ length: most }, (_, index) => [element("kbd", "", String(index + 1)), " "]).flat());
   rater = sessionStorage.getItem(`rater-${set.id}`);
@@ -120,6 +122,7 @@ function draw(entry) {
   origin();
   written();
   edited();
+  rewriting(!set.task.edits || Boolean(item.better));
   $("axes").replaceChildren(...axesOf(entry).map(form));
   progress();
 }
@@ -154,7 +157,18 @@ function edited() {
   $("edit").hidden = !set.task.edits || !item.better;
 }
 
+function rewriting(open) {
+  $("rewriting").hidden = !open;
+  $("change").hidden = open;
+}
+
+function change() {
+  rewriting(true);
+  $("better").focus();
+}
+
 function rewrite(text) {
+  rewriting(true);
   $("better").value = text;
   note();
 }
@@ -324,7 +338,7 @@ const KEYS = {
   u: undo,
   s: () => ($("sources").open = !$("sources").open),
   c: () => $("comment").focus(),
-  b: () => $("better").focus(),
+  b: change,
   "?": () => $("help-dialog").showModal(),
 };
 
@@ -372,6 +386,7 @@ $("name-form").addEventListener("submit", async (event) => {
 });
 $("comment").addEventListener("input", note);
 $("better").addEventListener("input", note);
+$("change").addEventListener("click", change);
 $("restore").addEventListener("click", () => rewrite(unchanged()));
 $("back").addEventListener("click", () => step(-1));
 $("next").addEventListener("click", () => step(1));
