@@ -24,6 +24,8 @@ class Option:
     label: str
     score: float | None
     """1 is best, 0 worst; None where the option is neither good nor bad, so that no mean counts it"""
+    hint: str = ""
+    """When to choose it, where the label doesn't say"""
 
 
 @dataclass(frozen=True)
@@ -166,11 +168,17 @@ LAY = (
         _steps("Easily", "With some effort", "Hardly or not at all"),
     ),
 )
-_WORTH: dict[Verdict, float] = {"correct": 1.0, "incomplete": 0.5, "wrong": 0.0, "unsafe": 0.0, "off-topic": 0.0}
+_VERDICTS: dict[Verdict, tuple[float, str]] = {
+    "correct": (1.0, "true, and enough to answer the question"),
+    "incomplete": (0.5, "true, but leaves out what matters"),
+    "wrong": (0.0, "something in it, or its yes, no or maybe, is false"),
+    "unsafe": (0.0, "could harm somebody who acts on it"),
+    "off-topic": (0.0, "answers another question, or none"),
+}
 VERDICT = Axis(
     "verdict",
     "Verdict",
-    "What is this row, as something for a model to learn from?",
+    "What is this answer, as something for a model to learn from?",
     "nominal",
-    tuple(Option(verdict.capitalize(), _WORTH[verdict]) for verdict in VERDICTS),
+    tuple(Option(verdict.capitalize(), *_VERDICTS[verdict]) for verdict in VERDICTS),
 )

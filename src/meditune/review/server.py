@@ -156,7 +156,7 @@ def app_for(rating_set: RatingSet, store: Store, adjudicating: bool, hosts: set[
                     "name": axis.name,
                     "title": axis.title,
                     "question": axis.question,
-                    "options": [option.label for option in axis.options],
+                    "options": [{"label": option.label, "hint": option.hint} for option in axis.options],
                 }
                 for axis in rating_set.axes
             ],

@@ -23,6 +23,8 @@ from meditune.progress import track
 
 FAR = 3.0
 """So many median absolute deviations from the source's usual length are suspicious"""
+SPREAD = 0.3
+"""Lengths of a source that are more alike than this, in logarithms, are taken to be so apart"""
 ON_TOPIC = 0.35
 """An answer with this share of the question's words, weighted, is taken to be about it"""
 
@@ -74,7 +76,7 @@ def unusual_length(examples: Sequence[Example]) -> dict[str, Noticed]:
     found = {}
     for of_source in lengths.values():
         usual = median(of_source.values())
-        spread = median(abs(value - usual) for value in of_source.values()) or 1.0
+        spread = max(SPREAD, median(abs(value - usual) for value in of_source.values()))
         for id, value in of_source.items():
             away = abs(value - usual) / spread
             if away > FAR:

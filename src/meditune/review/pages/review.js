@@ -165,6 +165,7 @@ function rewriting(open) {
 function change() {
   rewriting(true);
   $("better").focus();
+  $("better").setSelectionRange(0, 0);
 }
 
 function rewrite(text) {
@@ -186,12 +187,13 @@ function form(axis, place) {
   const legend = element("legend", "", axis.title);
   legend.append(element("span", "small", axis.question));
   const options = element("div", "options");
-  const all = [...axis.options.map((label, index) => [label, index + 1]), [set.cannot, null]];
-  for (const [label, option] of all) {
+  const all = [...axis.options.map(({ label, hint }, index) => [label, hint, index + 1]), [set.cannot, "", null]];
+  for (const [label, hint, option] of all) {
     const button = element("button", option === null ? "option cannot" : "option");
     button.type = "button";
     button.dataset.option = option ?? 0;
     button.append(element("kbd", "", String(option ?? 0)), element("span", "", label));
+    if (hint) button.append(element("span", "small hint", hint));
     const others = item.said[axis.name]?.[option];
     if (others) button.append(element("span", "small", `chosen by ${others}`));
     button.addEventListener("click", () => {
@@ -223,7 +225,8 @@ function activate(place, scroll = true) {
   all.forEach((box, index) => box.classList.toggle("active", index === place));
   if (scroll) {
     all[place].scrollIntoView({ block: "nearest" });
-    all[place].querySelector("[aria-pressed=true], .option").focus({ preventScroll: true });
+    const chosen = all[place].querySelector("[aria-pressed=true]") || all[place].querySelector(".option");
+    chosen.focus({ preventScroll: true });
   }
 }
 
@@ -240,7 +243,8 @@ function progress() {
   $("back").disabled = at === 0;
   const left = entry.axes.length - names.length;
   $("next").textContent = at + 1 < work.length || left ? "Next →" : "Finish";
-  $("missing").textContent = left ? `${left} of ${entry.axes.length} still to rate here.` : "All rated here. Enter: next answer.";
+  const still = entry.axes.length > 1 ? `${left} of ${entry.axes.length} still to rate here.` : "Not rated yet.";
+  $("missing").textContent = left ? still : "All rated here. Enter: next answer.";
 }
 
 function seconds() {
