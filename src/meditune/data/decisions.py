@@ -55,8 +55,9 @@ class Applied:
 
     facts: dict[str, Any] = field(default_factory=dict)
     """For quality.json; empty where the recipe names no decisions"""
-    records: list[dict[str, Any]] = field(default_factory=list)
-    """One for each decision about a row that is there: `id`, `rule`, `action`, `before`, `after`, `source`, `detail`"""
+    records: list[dict[str, str | None]] = field(default_factory=list)
+    """The ledger, one for each decision about a row that is there: `id`, `rule`, `action` (drop, replace, validate,
+    flag, leave), `before` and `after` (the Example as JSON), `source`, `detail`"""
 
     def write(self, folder: Path) -> None:
         """Store the records beside the data, if decisions were asked for."""
@@ -105,7 +106,7 @@ def apply(path: str | None, incomplete: Incomplete, splits: Splits) -> tuple[Spl
         if not left:
             raise DataError(f"{file}: these decisions leave no row in the {name} split. Give the recipe more data.")
     applied.records += [
-        _record(example, decisions[example.id], "leave", example.answer, "a test item, which stays as it is")
+        _record(example, decisions[example.id], "leave", example, "a test item, which stays as it is")
         for example in splits.test
         if example.id in decisions
     ]
@@ -113,14 +114,17 @@ def apply(path: str | None, incomplete: Incomplete, splits: Splits) -> tuple[Spl
         "file": file.name,
         "sha256": sha256(file),
         "actions": dict(Counter(record["action"] for record in applied.records)),
-        "verdicts": dict(Counter(decisions[record["id"]].verdict for record in applied.records)),
+        "verdicts": dict(Counter(decisions[str(record["id"])].verdict for record in applied.records)),
         "not_in_the_data": len(decisions) - len(applied.records),
     }
     return replace(splits, train=changed["train"], dev=changed["dev"]), applied
 
 
 def _decided(
-    examples: Iterable[Example], decisions: Mapping[str, Decided], incomplete: Incomplete, records: list[dict[str, Any]]
+    examples: Iterable[Example],
+    decisions: Mapping[str, Decided],
+    incomplete: Incomplete,
+    records: list[dict[str, str | None]],
 ) -> Iterator[Example]:
     for example in examples:
         decided = decisions.get(example.id)
@@ -128,7 +132,7 @@ def _decided(
             yield example
             continue
         action, kept = _outcome(example, decided, incomplete)
-        records.append(_record(example, decided, action, kept.answer if kept else None))
+        records.append(_record(example, decided, action, kept))
         if kept is not None:
             yield kept
 
@@ -151,14 +155,18 @@ def _outcome(example: Example, decided: Decided, incomplete: Incomplete) -> tupl
     return "drop", None
 
 
-def _record(example: Example, decided: Decided, action: str, after: str | None, why: str = "") -> dict[str, Any]:
+def _record(
+    example: Example, decided: Decided, action: str, after: Example | None, why: str = ""
+) -> dict[str, str | None]:
+    """A row of the ledger; an Example that stayed as it was isn't written out."""
     by = ", ".join(decided.raters) + (", settled" if decided.settled else "")
+    changed = after is not example
     return {
         "id": example.id,
         "rule": RULE,
         "action": action,
-        "before": example.answer,
-        "after": after,
+        "before": example.model_dump_json() if changed else None,
+        "after": after.model_dump_json() if changed and after else None,
         "source": example.source,
         "detail": f"{decided.verdict} ({by}; set {decided.set}; {decided.when})" + (f": {why}" if why else ""),
     }

@@ -99,9 +99,23 @@ def test_only_rows_to_train_and_develop_on_are_offered_unless_asked(tmp_path, mo
         folder = tmp_path / f"set-{len(words)}"
         assert meditune("annotate", "create", source, "-o", folder, *words).code == 0
         assert {row.example for row in key(folder).values()} == split["train"] | split["dev"]
+    pytest.importorskip("pyarrow")
+    flag = {"id": sorted(split["dev"])[0], "rule": "encoding", "action": "flag", "detail": "looks garbled"}
+    write_ledger(run / "data" / "ledger.parquet", flag)
+    create(str(run), tmp_path / "odd", Wanted(rows=1, sample="suspicious"))
+    (row,) = key(tmp_path / "odd").values()
+    assert (row.example, row.reasons["quality"]) == (flag["id"], "looks garbled")
     create(str(run), tmp_path / "all", Wanted(test=True))
     assert len(key(tmp_path / "all")) == 40
     assert {item.source[:8] for item in read_set(tmp_path / "all").items.values()} == {"PubMedQA"}
+
+
+def write_ledger(path, *rows):
+    """A ledger as quality control leaves it."""
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
 
 
 def test_what_cant_be_checked_is_told(tmp_path):

@@ -19,7 +19,7 @@ from meditune.review.annotate.choose import check_choice, chosen, stratum
 from meditune.review.annotate.gold import Gold, plant, read_gold
 from meditune.review.annotate.key import row_of
 from meditune.review.annotate.rows import candidates
-from meditune.review.annotate.suspicion import SIGNALS, Suspicion, suspicion
+from meditune.review.annotate.suspicion import SIGNALS, Suspicion, flagged, suspicion
 from meditune.review.ratingset import KEY, check_sharing, read_key_as, write_set
 from meditune.review.tasks import VALIDATE
 
@@ -70,7 +70,11 @@ def create(source: str, folder: Path, wanted: Wanted) -> Made:
     asked = asdict(wanted) | {"gold": gold_sha256, "overrides": list(wanted.overrides)}
     made_from = {"source": source, "data": found.sha256, **asked}
     if not holds(folder, KEY, made_from):
-        suspected = suspicion(found.rows, SIGNALS) if wanted.sample == "suspicious" else None
+        suspected = (
+            suspicion(found.rows, SIGNALS | {"quality": flagged(found.noted)})
+            if wanted.sample == "suspicious"
+            else None
+        )
         rows = chosen(found.rows, wanted.rows, wanted.strata, wanted.seed, suspected)
         ids = {row.id for row in rows}
         known = read_gold(wanted.gold) if wanted.gold else []

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from meditune.data import own
 from meditune.data.example import Example
@@ -17,6 +18,7 @@ from meditune.recipes.loading import load_recipe
 
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 TRAINED = ("train", "dev")
+LEDGER, NOTED = "ledger.parquet", ("id", "rule", "action", "detail")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Candidates:
     """Rows that people had checked before, which aren't among them"""
     rejected: int = 0
     """Rows of a file that couldn't be read"""
+    noted: tuple[Mapping[str, Any], ...] = ()
+    """What quality control wrote about rows into the data's ledger"""
 
 
 def candidates(source: str, overrides: Sequence[str], test: bool) -> Candidates:
@@ -39,25 +43,42 @@ def candidates(source: str, overrides: Sequence[str], test: bool) -> Candidates:
     where nothing is there to be checked.
     """
     path = Path(source)
-    splits = (*TRAINED, "test") if test else TRAINED
     if path.suffix.lower() in TABLES:
         rejects = Rejects()
-        rows, digest, rejected = list(own.read(path, rejects)), sha256(path), len(rejects)
-    elif path.is_dir():
-        rows, digest, rejected = *_of_splits(stored(_data_of(path)), splits), 0
-    else:
-        recipe = load_recipe(source, overrides).recipe
-        with tempfile.TemporaryDirectory() as folder:
-            rows, digest, rejected = *_of_splits(prepare(recipe, Path(folder) / "data"), splits), 0
+        return _new(source, list(own.read(path, rejects)), sha256(path), len(rejects))
+    splits = (*TRAINED, "test") if test else TRAINED
+    if path.is_dir():
+        data = _data_of(path)
+        return _of_splits(source, stored(data), splits, data)
+    recipe = load_recipe(source, overrides).recipe
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        return _of_splits(source, prepare(recipe, data), splits, data)
+
+
+def _of_splits(source: str, prepared: Prepared, splits: Sequence[str], folder: Path) -> Candidates:
+    named = prepared.splits.named()
+    return _new(source, [row for name in splits for row in named[name]], prepared.sha256, 0, _ledger(folder))
+
+
+def _new(
+    source: str, rows: Sequence[Example], digest: str, rejected: int, noted: Iterable[Mapping[str, Any]] = ()
+) -> Candidates:
     new = [row for row in rows if "validated" not in row.meta]
     if not new:
         raise DataError(f"{source}: no rows that weren't checked already.")
-    return Candidates(new, digest, len(rows) - len(new), rejected)
+    return Candidates(new, digest, len(rows) - len(new), rejected, tuple(noted))
 
 
-def _of_splits(prepared: Prepared, splits: Sequence[str]) -> tuple[list[Example], str]:
-    named = prepared.splits.named()
-    return [row for name in splits for row in named[name]], prepared.sha256
+def _ledger(folder: Path) -> list[dict[str, Any]]:
+    """The rows of the ledger that quality control left beside the data; none where there is no ledger."""
+    path = folder / LEDGER
+    if not path.is_file():
+        return []
+    import pyarrow.parquet
+
+    rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path, columns=list(NOTED)).to_pylist()
+    return rows
 
 
 def _data_of(folder: Path) -> Path:
