@@ -45,6 +45,7 @@ def results(checked: Checked) -> dict[str, Any]:
         "cannot": sum(rating.option is None for rating in said),
         "rows_by_verdict": _counts(each.verdict for each in of_rows.values()),
         "changed": sum(bool(each.answer) for each in of_rows.values()),
+        "by_one_rater": sum(len(each.raters) == 1 and not each.settled for each in of_rows.values()),
         "correct": _share(of_rows, rows, {}),
         "kinds": {
             kind: _share(of_rows, rows, {"stratum": kind})

@@ -139,13 +139,13 @@ def repeated(examples: Sequence[Example]) -> dict[str, Noticed]:
     for each in examples:
         if each.answer:
             said[question_key(each.answer)][question_key(each.question)].append(each.id)
-    return {
-        id: Noticed(0.4, f"the same answer stands under {len(questions) - 1} other questions")
-        for questions in said.values()
-        if len(questions) > 1
-        for ids in questions.values()
-        for id in ids
-    }
+    found = {}
+    for questions in said.values():
+        others = len(questions) - 1
+        where = "another question" if others == 1 else f"{others} other questions"
+        for id in (id for ids in questions.values() for id in ids if others):
+            found[id] = Noticed(0.4, f"the same answer stands under {where}")
+    return found
 
 
 def flagged(records: Iterable[Mapping[str, Any]]) -> Signal:

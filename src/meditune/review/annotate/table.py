@@ -19,7 +19,7 @@ def print_results(found: dict[str, Any], out: Console) -> None:
     out.print(table)
     out.print(
         f"{found['judged']} of {found['rows']} rows judged, {found['ratings']} ratings ({found['cannot']} couldn't "
-        f"judge); the text of {found['changed']} was changed."
+        f"judge). Texts changed: {found['changed']}. Rows that rest on one rater's word: {found['by_one_rater']}."
     )
     for name, share in {"all": found["correct"], **found["sources"], **found["kinds"]}.items():
         if share["decided"]:
@@ -40,6 +40,6 @@ def print_results(found: dict[str, Any], out: Console) -> None:
         out.print(f"{rater['code']} {rater['name']}: {known}.", markup=False, highlight=False)
     open_ = [row for row in found["disputed"] if not row["settled"]]
     if open_:
-        out.print(f"{len(open_)} rows are disputed. To settle them: meditune annotate serve DIR --adjudicate")
+        out.print(f"Disputed rows: {len(open_)}. To settle them: meditune annotate serve DIR --adjudicate")
     for remark in found["remarks"]:
         out.print(remark, style="yellow", markup=False)
