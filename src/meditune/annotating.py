@@ -74,12 +74,16 @@ def serve(
     host: Annotated[str, typer.Option(help="Where to listen; beyond this machine, with a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
     adjudicate: Annotated[bool, typer.Option("--adjudicate", help="Show only what raters disagree on.")] = False,
+    without: Without = None,
+    without_careless: Careless = False,
 ) -> None:
     """Serve the page to check rows on, until ctrl-C."""
+    from meditune.review.annotate.checked import open_disputes
     from meditune.review.serve import serve as run_server
     from meditune.review.tasks import VALIDATE
 
-    run_server(folder, host, port, adjudicate, lambda line: typer.echo(line), VALIDATE)
+    disputes = open_disputes(folder, without or (), without_careless) if adjudicate else None
+    run_server(folder, host, port, lambda line: typer.echo(line), disputes, VALIDATE)
 
 
 @app.command()

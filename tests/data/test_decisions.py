@@ -7,6 +7,7 @@ import json
 import pytest
 
 from meditune.data.decisions import FILE_NAME, Decided, fingerprint, read_decisions
+from meditune.data.example import Example
 from meditune.data.prepare import prepare
 from meditune.errors import DataError
 from meditune.files import read_json, write_jsonl
@@ -96,8 +97,6 @@ def test_pubmedqas_official_test_is_never_touched(tmp_path, monkeypatch):
     layouts.pubmedqa(tmp_path / "data" / "pubmedqa", items)
     assert meditune("data", "prepare", "quickstart", "-o", tmp_path / "a").code == 0
     rows = [row for name in ("train", "test") for row in read_rows(tmp_path / "a" / "data" / f"{name}.jsonl")]
-    from meditune.data.example import Example
-
     lines = [
         Decided(id=row["id"], verdict="wrong", answer="Changed.", sha256=fingerprint(Example.model_validate(row)))
         for row in rows[-600:]
@@ -111,6 +110,10 @@ def test_pubmedqas_official_test_is_never_touched(tmp_path, monkeypatch):
         texts = [(tmp_path / run / "data" / f"{name}.jsonl").read_bytes() for run in ("a", "b")]
         assert (texts[0] == texts[1]) is same
     assert read_json(tmp_path / "b" / "data" / "quality.json")["decisions"]["actions"] == {"replace": 100, "leave": 500}
+    again = ("data", "prepare", "quickstart", "-o", tmp_path / "b", "--set", f"data.decisions={tmp_path / 'd.jsonl'}")
+    assert "decisions of people: 100 replace, 500 leave; 0 about rows that aren't here" in meditune(*again).out
+    write_jsonl(tmp_path / "d.jsonl", [])
+    meditune(*again).refused(3, "d.jsonl has changed since the data", "another --output")
 
 
 def test_a_row_that_changed_since_it_was_judged_is_refused(tmp_path, plain):

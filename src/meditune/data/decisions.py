@@ -120,6 +120,17 @@ def apply(path: str | None, incomplete: Incomplete, splits: Splits) -> tuple[Spl
     return replace(splits, train=changed["train"], dev=changed["dev"]), applied
 
 
+def refuse_other(path: str | None, quality: Mapping[str, Any], folder: Path) -> None:
+    """Raise DataError where the file has changed since the data in `folder` were prepared with it."""
+    if path is None or not Path(path).is_file():
+        return
+    if quality.get("decisions", {}).get("sha256") != sha256(Path(path)):
+        raise DataError(
+            f"{path} has changed since the data in {folder} were prepared with it. Choose another --output for the new "
+            "decisions, or put the earlier file back."
+        )
+
+
 def _decided(
     examples: Iterable[Example],
     decisions: Mapping[str, Decided],

@@ -93,7 +93,12 @@ def stored(folder: Path) -> Prepared:
 
 
 def check_sources(spec: DataSpec) -> None:
-    """Raise DataError where a source is unknown, or can't be split or found as the recipe says; reads no data."""
+    """Raise DataError where a source is unknown, or can't be split or found as the recipe says; reads no data.
+
+    Of people's decisions it is seen that they can be read.
+    """
+    if spec.decisions is not None:
+        decisions.read_decisions(Path(spec.decisions))
     if spec.fold is not None and (spec.split != "official" or all(each.name != "pubmedqa" for each in spec.sources)):
         raise DataError(
             "data.fold names one of the folds that PubMedQA's publisher made of its training items, which needs "

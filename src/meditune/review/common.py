@@ -12,7 +12,7 @@ import numpy as np
 
 from meditune.review.agreement import Agreement, Weights, cohen, counted, fleiss, krippendorff
 from meditune.review.axes import Axis
-from meditune.review.disputes import disputed
+from meditune.review.disputes import Dispute, disputed
 from meditune.review.rated import Key, Rated
 from meditune.review.ratingset import Item
 from meditune.review.store import Rating
@@ -63,10 +63,15 @@ def seconds(ratings: Iterable[Rating]) -> float | None:
     return round(median(times), 1) if times else None
 
 
+def in_dispute(rated: Rated[Key]) -> list[Dispute]:
+    """What raters disagree on, the most disputed first."""
+    return disputed(rated.set.axes, rated.first, rated.notes if rated.set.task.edits else ())
+
+
 def disputes(rated: Rated[Key]) -> list[dict[str, Any]]:
-    """What raters disagree on, in words, the most disputed first."""
+    """The same in words."""
     rows = []
-    for each in disputed(rated.set.axes, rated.first, rated.notes if rated.set.task.edits else ()):
+    for each in in_dispute(rated):
         item: Item = rated.set.items[each.item]
         said = {
             axis.title: {axis.label(option): count for option, count in sorted(each.said[axis.name].items())}

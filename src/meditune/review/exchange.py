@@ -132,6 +132,8 @@ def _read_csv(path: Path, rating_set: RatingSet) -> Said:
         round = _round(row, where)
         if row["axis"] in {COMMENT, BETTER}:
             text = _unsafe(str(row.get("text") or ""))
+            if row["axis"] == BETTER and rating_set.unchanged(item, text):
+                continue
             note = notes.get((item, rater, round), Note(rater, item, "", "", _cell(row, "time"), round))
             changed = replace(note, comment=text) if row["axis"] == COMMENT else replace(note, better=text)
             notes[item, rater, round] = changed

@@ -4,7 +4,7 @@ Names of raters and what they write travel in bodies only, never in addresses, a
 """
 
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from meditune.errors import MedituneError
 from meditune.review.axes import CANNOT, Axis
-from meditune.review.disputes import disputed
+from meditune.review.disputes import Dispute
 from meditune.review.ratingset import Item, RatingSet
 from meditune.review.store import ADJUDICATION, RATING, Note, Rater, Rating, Store
 
@@ -56,14 +56,13 @@ class Written(BaseModel):
 
 
 class Reviewing:
-    """A set, its store, and the round that is served."""
+    """A set, its store, and the round that is served: with disputes, even none, the one that settles them."""
 
-    def __init__(self, rating_set: RatingSet, store: Store, adjudicating: bool) -> None:
+    def __init__(self, rating_set: RatingSet, store: Store, disputes: Sequence[Dispute] | None) -> None:
         self.set, self.store = rating_set, store
-        self.round = ADJUDICATION if adjudicating else RATING
-        notes = store.notes() if rating_set.task.edits else ()
-        found = disputed(rating_set.axes, store.ratings(), notes) if adjudicating else ()
-        self.disputes = {each.item: each for each in found}
+        self.adjudicating = disputes is not None
+        self.round = ADJUDICATION if self.adjudicating else RATING
+        self.disputes = {each.item: each for each in disputes or ()}
 
     def work(self, rater: Rater) -> list[dict[str, Any]]:
         """What the rater is asked, in order: `id`, `axes`, and how many of those are rated (`done`)."""
@@ -117,10 +116,10 @@ class Reviewing:
         return axis
 
 
-def app_for(rating_set: RatingSet, store: Store, adjudicating: bool, hosts: set[str], token: str | None) -> FastAPI:
+def app_for(here: Reviewing, hosts: set[str], token: str | None) -> FastAPI:
     """The application. Requests must name one of `hosts` (none given: any), and with a `token` bear it."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    here = Reviewing(rating_set, store, adjudicating)
+    rating_set, store = here.set, here.store
 
     @app.middleware("http")
     async def guard(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -148,7 +147,7 @@ def app_for(rating_set: RatingSet, store: Store, adjudicating: bool, hosts: set[
     def described() -> dict[str, Any]:
         return {
             "id": rating_set.shuffle,
-            "adjudicating": adjudicating,
+            "adjudicating": here.adjudicating,
             "cannot": CANNOT,
             "task": rating_set.task.told(),
             "axes": [
@@ -164,7 +163,7 @@ def app_for(rating_set: RatingSet, store: Store, adjudicating: bool, hosts: set[
 
     @app.post("/api/raters")
     def begin(body: Name) -> dict[str, str]:
-        return {"rater": store.rater(body.name, joins=not adjudicating).id}
+        return {"rater": store.rater(body.name, joins=not here.adjudicating).id}
 
     @app.get("/api/work")
     def work(rater: known) -> list[dict[str, Any]]:

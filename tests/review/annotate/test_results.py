@@ -7,7 +7,7 @@ import pytest
 from meditune.data.decisions import read_decisions
 from meditune.errors import DataError
 from meditune.files import read_json
-from meditune.review.annotate.checked import read_checked
+from meditune.review.annotate.checked import open_disputes, read_checked
 from meditune.review.annotate.decide import write_decisions
 from meditune.review.annotate.resolve import REWRITTEN, TIED, resolve
 from meditune.review.annotate.results import results, write_results
@@ -116,3 +116,13 @@ def test_the_decisions_file_gathers_sets_and_knows_no_gold(tmp_path):
     judge(first, "rater-1", by_number(n1="wrong"))
     assert write_decisions(first, path).others == 1, "a set's own decisions are written anew, whoever had them last"
     assert "rater-1" not in path.read_text()
+
+
+def test_only_rows_of_the_data_are_there_to_be_settled(tmp_path):
+    folder = made(tmp_path, 20, rows=6, planted=4)
+    judge(folder, "rater-1", right)
+    judge(folder, "rater-2", lambda *_: "correct")
+    meditune("annotate", "serve", folder, "--adjudicate").refused(1, "nothing to settle")
+    judge(folder, "rater-3", lambda *_: "wrong")
+    assert len(open_disputes(folder, (), False)) == 6
+    meditune("annotate", "serve", folder, "--adjudicate", "--without", "R3").refused(1, "nothing to settle")

@@ -9,6 +9,8 @@ from pathlib import Path
 from meditune.data.decisions import VERDICTS
 from meditune.errors import DataError
 from meditune.review.annotate.key import Row, row_of
+from meditune.review.common import in_dispute
+from meditune.review.disputes import Dispute
 from meditune.review.rated import Rated, read_rated_as
 from meditune.review.store import Rater
 from meditune.review.tasks import VALIDATE
@@ -62,6 +64,12 @@ def read_checked(folder: Path, without: Sequence[str] = (), without_careless: bo
             raise DataError(f"{folder}: no rater {name!r}. Rated by: {there}.")
         left_out |= set(found)
     return Checked(rated.without(left_out), careful, [rated.raters[id] for id in rated.raters if id in left_out])
+
+
+def open_disputes(folder: Path, without: Sequence[str], without_careless: bool) -> list[Dispute]:
+    """Rows of the data on which raters disagree; known items need nobody to settle them."""
+    rated = read_checked(folder, without, without_careless).rated
+    return [each for each in in_dispute(rated) if not rated.key[each.item].known]
 
 
 def _careful(rated: Rated[Row], rater: Rater) -> Careful:
