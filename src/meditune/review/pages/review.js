@@ -195,7 +195,7 @@ function form(axis, place) {
     button.append(element("kbd", "", String(option ?? 0)), element("span", "", label));
     if (hint) button.append(element("span", "small hint", hint));
     const others = item.said[axis.name]?.[option];
-    if (others) button.append(element("span", "small", `chosen by ${others}`));
+    if (others) button.append(element("span", "small chosen", `chosen by ${others}`));
     button.addEventListener("click", () => {
       line = place;
       choose(axis, option);
