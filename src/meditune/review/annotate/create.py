@@ -11,6 +11,7 @@ from typing import Any
 
 from meditune.data.decisions import fingerprint
 from meditune.data.example import Example
+from meditune.data.own import SOURCE as OWN
 from meditune.data.restrictions import is_restricted
 from meditune.data.sources import SOURCES
 from meditune.evaluate.measured import groups_of
@@ -63,35 +64,26 @@ def create(source: str, folder: Path, wanted: Wanted) -> Made:
     MedituneError where the folder holds something else.
     """
     check_choice(wanted.sample, wanted.strata)
-    overlap = wanted.overlap or (min(2, wanted.raters) if wanted.raters else None)
     check_sharing(wanted.raters, wanted.overlap)
     found = candidates(source, wanted.overrides, wanted.test)
     gold_sha256 = sha256(wanted.gold) if wanted.gold and wanted.gold.is_file() else None
     asked = asdict(wanted) | {"gold": gold_sha256, "overrides": list(wanted.overrides)}
     made_from = {"source": source, "data": found.sha256, **asked}
     if not holds(folder, KEY, made_from):
-        suspected = (
-            suspicion(found.rows, SIGNALS | {"quality": flagged(found.noted)})
-            if wanted.sample == "suspicious"
-            else None
-        )
+        suspected = None
+        if wanted.sample == "suspicious":
+            suspected = suspicion(found.rows, SIGNALS | {"quality": flagged(found.noted)})
         rows = chosen(found.rows, wanted.rows, wanted.strata, wanted.seed, suspected)
-        ids = {row.id for row in rows}
-        known = read_gold(wanted.gold) if wanted.gold else []
-        if wanted.planted:
-            # A question that comes twice, with another answer, would give itself away.
-            others = [row for row in found.rows if row.id not in ids]
-            known += plant(others if len(others) > wanted.planted else found.rows, wanted.planted, wanted.seed)
-        titles = {"own": Path(source).name}
         listed = [(row, _kept(row, wanted.strata, suspected)) for row in rows]
-        everyone = random.Random(f"{wanted.seed}/shared").sample(range(len(rows)), min(wanted.shared, len(rows)))
-        items, key, to_all = _written(listed, known, {rows[place].id for place in everyone}, titles)
+        shared = random.Random(f"{wanted.seed}/shared").sample(rows, min(wanted.shared, len(rows)))
+        known = _known(wanted, found.rows, {row.id for row in rows})
+        items, key, everyone = _written(listed, known, {row.id for row in shared}, Path(source).name)
         settings = {
             "task": VALIDATE.name,
             "axes": FORM,
             "raters": wanted.raters,
-            "overlap": overlap,
-            "everyone": to_all,
+            "overlap": wanted.overlap or (min(2, wanted.raters) if wanted.raters else None),
+            "everyone": everyone,
             "ranked": wanted.sample == "suspicious",
         }
         write_set(folder, settings, items, key, made_from)
@@ -104,6 +96,16 @@ def create(source: str, folder: Path, wanted: Wanted) -> Made:
         decided=found.decided,
         rejected=found.rejected,
     )
+
+
+def _known(wanted: Wanted, rows: Sequence[Example], taken: set[str]) -> list[Gold]:
+    """The known items: those of a file, and planted ones."""
+    known = read_gold(wanted.gold) if wanted.gold else []
+    if wanted.planted:
+        # A question that comes twice, with another answer, would give itself away.
+        others = [row for row in rows if row.id not in taken]
+        known += plant(others if len(others) > wanted.planted else rows, wanted.planted, wanted.seed)
+    return known
 
 
 def _kept(row: Example, strata: str, suspected: dict[str, Suspicion] | None) -> dict[str, Any]:
@@ -119,7 +121,7 @@ def _kept(row: Example, strata: str, suspected: dict[str, Suspicion] | None) -> 
 
 
 def _written(
-    listed: Sequence[tuple[Example, dict[str, Any]]], known: Sequence[Gold], shared: set[str], titles: dict[str, str]
+    listed: Sequence[tuple[Example, dict[str, Any]]], known: Sequence[Gold], shared: set[str], own: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:
     """The items, with known ones at places that say nothing, the key to them, and the questions that go to everyone."""
     chance = secrets.SystemRandom()
@@ -132,7 +134,7 @@ def _written(
     everyone: list[str] = []
     for example, kept in all_of_them:
         id, asked = secrets.token_hex(6), secrets.token_hex(4)
-        items.append({"id": id, "asked": asked, **_shown(example, titles)})
+        items.append({"id": id, "asked": asked, **_shown(example, own)})
         group = groups_of({example.id: example})[example.id]
         key[id] = {
             "example": example.id,
@@ -146,15 +148,16 @@ def _written(
     return items, key, everyone
 
 
-def _shown(example: Example, titles: dict[str, str]) -> dict[str, Any]:
-    """What the page shows of a row."""
+def _shown(example: Example, own: str) -> dict[str, Any]:
+    """What the page shows of a row; `own` is what rows of the user's own are said to come from."""
     named = str(example.meta.get("source") or example.source)
+    title = SOURCES[named].title if named in SOURCES else own if named == OWN else named
     link = str(example.meta.get("url") or "")
     return {
         "question": example.question,
         "context": [passage.model_dump(mode="json") for passage in example.context],
         "answer": example.answer,
         "decision": example.decision or "",
-        "source": SOURCES[named].title if named in SOURCES else titles.get(named, named),
+        "source": title,
         "link": link if link.startswith(("https://", "http://")) else "",
     }

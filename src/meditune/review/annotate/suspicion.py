@@ -15,7 +15,6 @@ from typing import Any
 
 from meditune.data.example import Example
 from meditune.data.splits import question_key
-from meditune.faithfulness import calibration
 from meditune.faithfulness.detect import detect
 from meditune.faithfulness.sources import Sentence, Sources
 from meditune.faithfulness.words import tokens
@@ -110,9 +109,9 @@ def unsupported(examples: Sequence[Example]) -> dict[str, Noticed]:
         [row for row in examples if row.context and row.answer], "Comparing answers with passages", unit="rows"
     ):
         judged = detect(each.answer, Sources([passage.text for passage in each.context], each.question))
-        if judged.score is not None and not judged.faithful:
+        if judged.score is not None and (judged.spans or not judged.faithful):
             why = judged.spans[0].why if judged.spans else "no passage bears it out"
-            found[each.id] = Noticed(0.8 * (1 - judged.score / calibration.ANSWER), why)
+            found[each.id] = Noticed(0.8 * (1 - judged.score), why)
     return found
 
 
