@@ -11,6 +11,7 @@ LAYERS = (
     *(
         "cli",
         "reviewing",
+        "annotating",
         "doctor",
         "terminal",
         "comparing",

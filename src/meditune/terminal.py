@@ -319,6 +319,10 @@ def print_data(data: Prepared, folder: Path) -> None:
         out.print(
             f"{name}: {row['examples']:,} examples in {row['groups']:,} groups {f'({decisions})' if decisions else ''}"
         )
+    if "decisions" in data.quality:
+        done = ", ".join(f"{count:,} {action}" for action, count in data.quality["decisions"]["actions"].items())
+        missing = data.quality["decisions"]["not_in_the_data"]
+        out.print(f"decisions of people: {done or 'none'}; {missing:,} about rows that aren't here")
     print_leakage(data.quality["leakage"])
     out.print(f"Data: {folder.resolve()}")
 

@@ -42,6 +42,9 @@ def data_card(recipe: Recipe, quality: dict[str, Any]) -> str:
         f"{quality['repeated_questions']}. Refused rows with their reasons: `rejected.jsonl`.",
         "",
     ]
+    if "decisions" in quality:
+        done = ", ".join(f"{action} {count:,}" for action, count in quality["decisions"]["actions"].items())
+        lines += [f"People checked rows of train and dev: {done}. Row by row: `decisions-applied.jsonl`.", ""]
     return "\n".join(lines)
 
 

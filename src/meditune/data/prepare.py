@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from meditune.data import leakage, mimic, own
+from meditune.data import decisions, leakage, mimic, own
 from meditune.data.card import data_card
 from meditune.data.example import Example, read_examples, write_examples
 from meditune.data.locate import known, locate
@@ -52,7 +52,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
     rejects = Rejects()
     beside = folder.parent / "rejected.jsonl"
     try:
-        splits, found = _read_and_split(spec, recipe.seed, rejects)
+        splits, found, decided = _read_and_split(spec, recipe.seed, rejects)
         measured = recipe.evaluate.split
         checked = leakage.check(splits, measured, recipe.model.base)
         leakage.refuse(checked, recipe.evaluate.allow_leakage, folder.parent)
@@ -64,6 +64,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
     quality = {"synthetic": synthetic, **found, "leakage": checked}
     with replacing_folder(folder) as partial:
         rejects.write(partial / "rejected.jsonl")
+        decided.write(partial)
         for name, examples in splits.named().items():
             write_examples(partial / f"{name}.jsonl", examples)
         quality["sha256"] = _digest([partial / f"{name}.jsonl" for name in splits.named()])
@@ -92,7 +93,12 @@ def stored(folder: Path) -> Prepared:
 
 
 def check_sources(spec: DataSpec) -> None:
-    """Raise DataError where a source is unknown, or can't be split or found as the recipe says; reads no data."""
+    """Raise DataError where a source is unknown, or can't be split or found as the recipe says; reads no data.
+
+    Of people's decisions it is seen that they can be read.
+    """
+    if spec.decisions is not None:
+        decisions.read_decisions(Path(spec.decisions))
     if spec.fold is not None and (spec.split != "official" or all(each.name != "pubmedqa" for each in spec.sources)):
         raise DataError(
             "data.fold names one of the folds that PubMedQA's publisher made of its training items, which needs "
@@ -144,7 +150,7 @@ def _available(spec: DataSpec) -> tuple[DataSpec, bool]:
     return spec, any(source.name == "sample" for source in spec.sources)
 
 
-def _read_and_split(spec: DataSpec, seed: int, rejects: Rejects) -> tuple[Splits, dict[str, Any]]:
+def _read_and_split(spec: DataSpec, seed: int, rejects: Rejects) -> tuple[Splits, dict[str, Any], decisions.Applied]:
     by_source: dict[str, list[Example]] = {}
     read: dict[str, dict[str, Any]] = {}
     for source in spec.sources:
@@ -159,7 +165,8 @@ def _read_and_split(spec: DataSpec, seed: int, rejects: Rejects) -> tuple[Splits
     for name, row in read.items():
         row["rejected"] = rejects.counts().get(name, {})
     splits = split(by_source, spec.split == "official", spec.test_share, spec.dev_share, seed, spec.fold)
-    return splits, facts(splits, read, duplicates)
+    splits, decided = decisions.apply(spec.decisions, spec.incomplete, splits)
+    return splits, facts(splits, read, duplicates) | ({"decisions": decided.facts} if decided.facts else {}), decided
 
 
 def _read(source: SourceSpec, seed: int, rejects: Rejects) -> list[Example]:

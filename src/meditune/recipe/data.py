@@ -9,6 +9,7 @@ from pydantic import Field
 from meditune.recipe.spec import Spec
 
 Task = Literal["answer", "decision"]
+Incomplete = Literal["keep", "drop"]
 TASKS: tuple[Task, ...] = ("decision", "answer")
 
 
@@ -40,6 +41,12 @@ class DataSpec(Spec):
     )
     dev_share: float = Field(0.1, gt=0, lt=0.5, description="Share of the non-test examples kept for development.")
     test_share: float = Field(0.2, gt=0, lt=0.9, description="Share of the groups tested on, where split is group.")
+    decisions: str | None = Field(
+        None, description="What people decided about rows: a file of `meditune annotate import`. Never test items."
+    )
+    incomplete: Incomplete = Field(
+        "keep", description="Rows that decisions found incomplete: keep them, marked in their meta, or drop them."
+    )
     fallback_to_sample: bool = Field(
         False, description="Use the synthetic sample that ships with Meditune where the sources can't be had."
     )
