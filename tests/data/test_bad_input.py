@@ -72,13 +72,12 @@ def changed(numbers: range, **changes: Any) -> list[dict[str, Any]]:
         ("utf-32", "UTF-32, not UTF-8 text"),
     ],
 )
-@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".json"])
+@pytest.mark.parametrize("ending", [".csv", ".jsonl"])
 def test_another_encoding_is_named_with_the_command_that_converts(tmp_path, encoding, text, ending):
     found = [row | {"question": f"{row['question']} Für Müller?"} for row in ROWS]
     content = {
         ".csv": table(found),
         ".jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found),
-        ".json": json.dumps(found, ensure_ascii=False),
     }
     path = tmp_path / f"a{ending}"
     path.write_bytes(content[ending].encode(encoding))
@@ -220,6 +219,8 @@ unprivileged = pytest.mark.skipif(os.geteuid() == 0, reason="root may read every
 def test_what_is_no_file_is_not_waited_for(tmp_path, make, text, source, name):
     path = make(tmp_path, name)
     prepared(source, path if source == "own" else tmp_path).refused(3, str(path), text)
+    if make is pipe:
+        prepared(source, path).refused(3, str(path), text)
 
 
 def test_a_pipe_among_the_xml_files(tmp_path):
@@ -267,9 +268,6 @@ def test_bad_xml_is_named_and_the_rest_is_read(tmp_path, data, reason):
     assert "root:" not in everything, "an entity brought in another file"
 
 
-ALMOST = " " * 16_000_000
-
-
 def zipped(path: Path, **more: str) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(medquad(path.parent / "set").rglob("*.xml")):
@@ -288,6 +286,12 @@ def flagged(path: Path, place: int, value: int) -> Path:
     return path
 
 
+def swollen(path: Path) -> Path:
+    """The zip with 14,999 bytes passed off as fifteen million, wherever that is a file's length."""
+    path.write_bytes(path.read_bytes().replace(struct.pack("<I", 14_999), struct.pack("<I", 15_000_000)))
+    return path
+
+
 @pytest.mark.parametrize(
     ("make", "text"),
     [
@@ -295,7 +299,7 @@ def flagged(path: Path, place: int, value: int) -> Path:
         (lambda path: flagged(zipped(path), 8, 99), "packed in a way"),
         (lambda path: flagged(zipped(path), 14, 0), "a damaged zip file (Bad CRC-32"),
         (lambda path: zipped(path, bomb="<a>" + " " * 40_000_000 + "</a>"), "bomb.xml: more than 16 MB"),
-        (lambda path: zipped(path, **{f"b{n}": ALMOST for n in range(36)}), "unpacked more than 512 MB"),
+        (lambda path: swollen(zipped(path, **{f"b{n}": " " * 14_999 for n in range(36)})), "unpacked more than 512 MB"),
     ],
 )
 def test_a_hostile_zip_is_refused(tmp_path, make, text):
@@ -474,7 +478,7 @@ def test_an_endless_field_does_not_fill_the_memory(tmp_path, name):
     path = tmp_path / name
     with path.open("wb") as stream:
         stream.write(b'question,answer\nQ,"' if name == "a.csv" else b'{"question": "')
-        for _ in range(40):
+        for _ in range(20):
             stream.write((b"word,\n" if name == "a.csv" else b"words ") * 1_666_667)
     code = (
         "import re, sys, pathlib\n"
@@ -488,4 +492,4 @@ def test_an_endless_field_does_not_fill_the_memory(tmp_path, name):
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     message, megabytes = done.stdout.strip().splitlines()
     assert str(path) in message
-    assert int(megabytes) < 350, "of a file of 400 MB"
+    assert int(megabytes) < 300, "of a file of 200 MB"

@@ -154,7 +154,7 @@ def _chosen(path: Path, subsets: Sequence[str]) -> list[tuple[str, Path]]:
     unknown = [subset for subset in subsets if subset not in _FILES]
     if unknown:
         raise DataError(f"PubMedQA has no subset {unknown[0]!r}. Choose from {', '.join(_FILES)}.")
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         name = f"{path.parent.name}/{path.name}".lower()
         named = [subset for subset, marks in _MARKS.items() if any(mark in name for mark in marks)]
         return [(named[0] if named else LABELED, path)]
@@ -183,16 +183,22 @@ def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         value = parsed(read_text(file), file, _Object)
         if not isinstance(value, _Object):
             raise DataError(f"{file}: expected an object that maps PubMed ids to items, found {type(value).__name__}.")
-        for pmid, item in value.pairs:
+        for pmid, item in value.pairs():
             yield f"{file}, item {pmid}", {"pubid": pmid} | (item if isinstance(item, dict) else {"value": item})
 
 
 class _Object(dict[str, Any]):
     """A JSON object that knows of keys that came twice."""
 
+    __slots__ = ("_all",)
+
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
-        self.pairs = pairs
+        self._all = pairs if len(pairs) > len(self) else None
+
+    def pairs(self) -> Iterable[tuple[str, Any]]:
+        """Every key with its value, those that came twice included."""
+        return self._all or self.items()
 
 
 def _example(row: Mapping[str, Any], subset: str) -> tuple[Example | None, str]:
