@@ -29,6 +29,8 @@ class Hub:
     """Large files by their SHA-256, before a commit names them."""
     large: tuple[str, ...] = ()
     """Endings of what goes the way of large files."""
+    private: bool | None = None
+    """Whether the repository was there before, and private."""
     refuses: int = 0
     """The status that every commit is answered with, if any."""
 
@@ -95,7 +97,12 @@ def hub(**settings: Any) -> Iterator[Hub]:
 
         def do_GET(self) -> None:
             state.requests.append(f"GET {self.path}")
-            self._answer(404, {"error": f"no {self.path}"})
+            if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+                return self._answer(401, {"error": "Invalid credentials"})
+            if self.path.startswith("/api/datasets/clinic/questions"):
+                private = state.private if state.private is not None else state.created[-1]["visibility"] == "private"
+                return self._answer(200, {"id": "clinic/questions", "private": private, "sha": "a" * 40})
+            return self._answer(404, {"error": f"no {self.path}"})
 
         def _answer(self, status: int, value: dict[str, Any]) -> None:
             text = json.dumps(value).encode()

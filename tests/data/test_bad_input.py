@@ -253,7 +253,8 @@ def medquad(folder: Path, **more: bytes) -> Path:
         ("<Document>Für</Document>".encode("latin-1"), "invalid token"),
         (b'<?xml version="1.0" encoding="UTF-7"?><a/>', "multi-byte encodings"),
         (b'<?xml version="1.0" encoding="hex"?><a/>', "unknown text encoding"),
-        (("<a>" * 100_000 + "</a>" * 100_000).encode(), "no question-answer pairs"),
+        (("<a>" * 100_000 + "</a>" * 100_000).encode(), "elements more than 100 deep"),
+        (("<QAPair>" * 100_000 + "</QAPair>" * 100_000).encode(), "elements more than 100 deep"),
         (layouts.medquad_document("x", "F", [("a", "Q?", "word " * 2_000_000)]).encode(), damage.TOO_LONG),
     ],
 )
@@ -362,6 +363,8 @@ def test_liveqa_without_its_questions(tmp_path):
     path = tmp_path / "set" / "TestDataset" / "TREC-2017-LiveQA-Medical-Test-Questions-w-summaries.xml"
     path.write_text("<a/>", encoding="utf-8")
     prepared("liveqa", tmp_path / "set").refused(3, path.name, "no questions in it")
+    path.write_text(f"<a>{'<NLM-QUESTION/>' * 6000}</a>", encoding="utf-8")
+    prepared("liveqa", tmp_path / "set").refused(3, path.name, "6,000 questions")
 
 
 @pytest.mark.parametrize(

@@ -39,10 +39,10 @@ def own(folder: Path, name: str = "own", **terms: Any) -> SourceSpec:
     return SourceSpec(name="own", path=str(path), **terms)
 
 
-def push(there: Hub, folder: Path, *words: str) -> Result:
+def push(there: Hub, folder: Path, *words: str, token: str = TOKEN) -> Result:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_ENDPOINT", there.url)
-        patch.setenv("HF_TOKEN", TOKEN)
+        patch.setenv("HF_TOKEN", token)
         patch.delenv("MEDITUNE_OFFLINE")
         return meditune("data", "push", folder, "clinic/questions", *words)
 
@@ -126,6 +126,23 @@ def test_what_the_hub_says_is_told(tmp_path):
     for each in (refused, gone):
         assert "Traceback" not in each.err
         assert TOKEN not in each.err
+
+
+def test_what_is_meant_to_be_private_does_not_go_into_a_public_place(tmp_path):
+    run = made(tmp_path, own(tmp_path))
+    with hub(private=False) as there:
+        refused = push(there, run, "--yes")
+        assert refused.code == 1
+        assert "clinic/questions is there already, and everyone can see it. Nothing was sent." in refused.err
+        assert there.files == {}
+        assert push(there, run, "--yes", "--public").code == 0
+
+
+def test_with_a_wrong_token_it_says_where_to_put_another(tmp_path, there):
+    run = made(tmp_path, own(tmp_path))
+    refused = push(there, run, "--yes", token="hf_other")
+    assert refused.code == 1
+    assert "into HF_TOKEN" in refused.err
 
 
 def test_a_folder_without_prepared_data_and_one_that_was_changed(tmp_path, there):

@@ -16,6 +16,7 @@ FILE_BYTES = 2**24
 """Of one XML file; the publishers' largest has some two million. Its tree takes several times as much memory."""
 ALL_BYTES = 2**29
 """Of all XML files in a zip, unpacked."""
+XML_DEPTH = 100
 _ENCRYPTED = 1
 
 
@@ -85,10 +86,29 @@ def _too_large(limit: int) -> str:
     return f"more than {limit // 2**20} MB, which no file of the publisher's is."
 
 
+class _Shallow(ET.TreeBuilder):
+    """Builds trees of some depth only: in a deeper one, looking through each element's descendants takes hours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._depth = 0
+
+    def start(self, tag: str, attrs: dict[str, str], /) -> ET.Element:
+        self._depth += 1
+        if self._depth > XML_DEPTH:
+            raise ValueError(f"elements more than {XML_DEPTH} deep")
+        return super().start(tag, attrs)
+
+    def end(self, tag: str, /) -> ET.Element:
+        self._depth -= 1
+        return super().end(tag)
+
+
 def parse_xml(data: bytes) -> ET.Element:
-    """The root element. Raises ValueError with line and column where it isn't well-formed XML."""
+    """The root element. Raises ValueError with line and column where it isn't well-formed XML, or nested too deep."""
     try:
-        return ET.fromstring(data.removeprefix(b"\xef\xbb\xbf"))
+        root: ET.Element = ET.fromstring(data.removeprefix(b"\xef\xbb\xbf"), ET.XMLParser(target=_Shallow()))
+        return root
     except ET.ParseError as error:
         raise ValueError(f"not well-formed XML ({error})") from error
     except LookupError as error:  # UnicodeError of an odd encoding is a ValueError as it stands

@@ -21,6 +21,8 @@ from meditune.errors import DataError
 
 SOURCE = "liveqa"
 LICENCE = "not stated; cite Ben Abacha et al. 2017"
+MOST_QUESTIONS = 5000
+"""Of one file; each question is compared with all before it, which would take hours with many more."""
 SAME_WORDS = 0.6
 """Questions that share this part of all their words count as one (in these files: 0.69 and above are retypings)."""
 
@@ -57,6 +59,11 @@ def read(path: Path, rejects: Rejects) -> Iterator[Example]:
         questions = list(children(root, "NLM-QUESTION"))
         if not questions:
             raise DataError(f"{path} ({name}): no questions in it. The file isn't the publisher's; fetch it again.")
+        if len(questions) > MOST_QUESTIONS:
+            raise DataError(
+                f"{path} ({name}): {len(questions):,} questions, where the publisher's files have some hundreds. Give "
+                "files of your own as source own."
+            )
         for number, question in enumerate(questions, start=1):
             identifier = question.get("qid") or question.get("questionid") or str(number)
             where = f"{name}, question {identifier}"

@@ -80,11 +80,16 @@ def push(upload: Upload) -> str:
         raise MedituneError("Sending needs the network, and MEDITUNE_OFFLINE or HF_HUB_OFFLINE is set. Unset it.")
     import httpx2
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     api = HfApi(endpoint=_endpoint(), library_name="meditune")
     try:
         api.create_repo(upload.repository, repo_type="dataset", private=upload.private, exist_ok=True)
+        if upload.private and not api.repo_info(upload.repository, repo_type="dataset").private:
+            raise MedituneError(
+                f"{upload.repository} is there already, and everyone can see it. Nothing was sent. Add --public, or "
+                "name another."
+            )
         done: Any = api.upload_folder(
             repo_id=upload.repository,
             repo_type="dataset",
@@ -92,16 +97,14 @@ def push(upload: Upload) -> str:
             allow_patterns=list(FILES),
             commit_message="Prepared by Meditune",
         )
-    except LocalTokenNotFoundError as error:
-        raise MedituneError("The hub needs a token: put it into HF_TOKEN, or run hf auth login.") from error
     except HFValidationError as error:
         raise MedituneError(f"{upload.repository}: no name of a data set; give OWNER/NAME ({error}).") from error
     except HfHubHTTPError as error:
         said = error.server_message or f"status {error.response.status_code}"
-        raise MedituneError(
-            f"{_endpoint()} didn't take {upload.repository}: {said}. Check the name, and whether the token may write "
-            "there; the same command goes on."
-        ) from error
+        advice = "Check the name, and whether the token may write there; the same command goes on."
+        if error.response.status_code == 401:
+            advice = "Put a token that may write there into HF_TOKEN, or run hf auth login."
+        raise MedituneError(f"{_endpoint()} didn't take {upload.repository}: {said}. {advice}") from error
     except (httpx2.HTTPError, OSError) as error:
         raise MedituneError(f"{_endpoint()}: the upload broke off ({error}). Try the same command again.") from error
     return str(done.commit_url)
