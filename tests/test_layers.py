@@ -12,6 +12,7 @@ LAYERS = (
         "cli",
         "data_commands",
         "reviewing",
+        "annotating",
         "surveying",
         "doctor",
         "terminal",

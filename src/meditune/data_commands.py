@@ -30,3 +30,21 @@ def diversity(
     for line in said(survey(what, output, compare, clusters, overrides or [])):
         typer.echo(line)
     typer.echo(f"Page: {(output / 'diversity.html').resolve()}")
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder, or the data folder in it.")],
+    repository: Annotated[
+        str, typer.Argument(metavar="REPO", help="The data set at the Hugging Face hub: OWNER/NAME.")
+    ],
+    public: Annotated[bool, typer.Option("--public", help="Let everyone see it; else only you and yours.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Send it without asking.")] = False,
+) -> None:
+    """Send a prepared set with its card to the hub; restricted sets are refused."""
+    from meditune import terminal
+    from meditune.data import pushing
+
+    upload = pushing.planned(folder, repository, private=not public)
+    terminal.approval(yes, terminal.refuse_upload)(upload.text())
+    typer.echo(f"Sent: {pushing.push(upload)}")

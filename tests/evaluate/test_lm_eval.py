@@ -1,6 +1,9 @@
 """The protocol of lm-evaluation-harness: its prompt, its choices, its log-likelihoods."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,8 @@ from meditune.data.example import DECISIONS, Example, Passage
 from meditune.errors import DataError, ModelError
 from meditune.evaluate.api import ApiMeasuring
 from meditune.evaluate.lm_eval import asked, decisions, prompt_text
-from meditune.recipe import EvaluateSpec, Recipe
+from meditune.models.load import load
+from meditune.recipe import EvaluateSpec, ModelSpec, Recipe
 from tests import tiny
 from tests.commands import meditune
 from tests.models.test_rows import EXAMPLES
@@ -117,3 +121,38 @@ def test_tasks_for_the_harness_read_what_the_script_writes(path, tmp_path, monke
     assert text == (row["meditune_prompt"] if own else prompt_text(EXAMPLES[0]))
     assert text.endswith("Question: Does the drug help with pain?\nAnswer:") or own
     assert row[task["doc_to_target"]] == "yes"
+
+
+@pytest.mark.slow
+def test_the_harness_itself_says_the_same_of_every_item(tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval")
+    monkeypatch.syspath_prepend(str(TASKS))
+    import export
+
+    from meditune.data.example import write_examples
+    from meditune.files import write_jsonl
+
+    write_examples(tmp_path / "data" / "test.jsonl", EXAMPLES)
+    model = tiny.save(tmp_path / "model")
+    decided = [example for example in EXAMPLES if example.decision]
+    write_jsonl(tmp_path / export.FILE, export.rows(tmp_path, "test"))
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu", "--batch_size", "2"),
+            *("--model_args", f"pretrained={model},dtype=float32", "--include_path", str(TASKS)),
+            *("--tasks", "meditune_pubmedqa", "--log_samples", "--output_path", "found"),
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = next((tmp_path / "found").rglob("samples_meditune_pubmedqa_*.jsonl")).read_text().splitlines()
+    theirs = {sample["doc"]["id"]: sample for sample in map(json.loads, lines)}
+    ours = list(decisions(load(str(model), ModelSpec(base=str(model), dtype="float32")), decided, 900, "Scoring"))
+    assert len(ours) == len(theirs) == len(decided)
+    for row in ours:
+        scored = [float(answer[0]) for answer in theirs[row["id"]]["filtered_resps"]]
+        assert list(row["logits"].values()) == pytest.approx(scored, abs=1e-4)
+        assert theirs[row["id"]]["acc"] == (row["prediction"] == row["reference"])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from meditune.data import leakage, mimic, own
+from meditune.data import decisions, leakage, mimic, own
 from meditune.data.balance import rebalanced
 from meditune.data.card import data_card
 from meditune.data.changes import Change
@@ -19,6 +19,7 @@ from meditune.data.quality import facts, without_duplicates
 from meditune.data.rejects import Rejects
 from meditune.data.sources import SOURCES
 from meditune.data.splits import OFFICIAL, Splits, split
+from meditune.data.terms import YOURS, marked, terms_of
 from meditune.errors import DataError
 from meditune.files import read_json, replacing, replacing_folder, sha256, write_json
 from meditune.recipe import DataSpec, Recipe, SourceSpec
@@ -54,7 +55,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
     rejects = Rejects()
     beside = folder.parent / "rejected.jsonl"
     try:
-        splits, found = _read_and_split(spec, recipe.seed, rejects)
+        splits, found, decided = _read_and_split(spec, recipe.seed, rejects)
         measured = recipe.evaluate.split
         checked = leakage.check(splits, measured, recipe.model.base)
         leakage.refuse(checked, recipe.evaluate.allow_leakage, folder.parent)
@@ -63,9 +64,11 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
             raise
         rejects.write(beside)
         raise DataError(f"{error} Rows that were refused, and why: {beside}.") from error
-    quality = {"synthetic": synthetic, **found, "leakage": checked}
+    terms = terms_of(example for examples in splits.named().values() for example in examples)
+    quality = {"synthetic": synthetic, **found, "terms": terms, "leakage": checked}
     with replacing_folder(folder) as partial:
         rejects.write(partial / "rejected.jsonl")
+        decided.write(partial)
         for name, examples in splits.named().items():
             write_examples(partial / f"{name}.jsonl", examples)
         quality["sha256"] = _digest([partial / f"{name}.jsonl" for name in splits.named()])
@@ -94,7 +97,12 @@ def stored(folder: Path) -> Prepared:
 
 
 def check_sources(spec: DataSpec) -> None:
-    """Raise DataError where a source is unknown, or can't be split or found as the recipe says; reads no data."""
+    """Raise DataError where a source is unknown, or can't be split or found as the recipe says; reads no data.
+
+    Of people's decisions it is seen that they can be read.
+    """
+    if spec.decisions is not None:
+        decisions.read_decisions(Path(spec.decisions))
     if spec.fold is not None and (spec.split != "official" or all(each.name != "pubmedqa" for each in spec.sources)):
         raise DataError(
             "data.fold names one of the folds that PubMedQA's publisher made of its training items, which needs "
@@ -146,19 +154,20 @@ def _available(spec: DataSpec) -> tuple[DataSpec, bool]:
     return spec, any(source.name == "sample" for source in spec.sources)
 
 
-def _read_and_split(spec: DataSpec, seed: int, rejects: Rejects) -> tuple[Splits, dict[str, Any]]:
+def _read_and_split(spec: DataSpec, seed: int, rejects: Rejects) -> tuple[Splits, dict[str, Any], decisions.Applied]:
     by_source: dict[str, list[Example]] = {}
     read: dict[str, dict[str, Any]] = {}
     for source in spec.sources:
         examples = _read(source, seed, rejects)
         by_source.setdefault(source.name, []).extend(examples)
-        licence = SOURCES[source.name].licence if source.name in SOURCES else "yours"
+        licence = source.licence or (SOURCES[source.name].licence if source.name in SOURCES else YOURS)
         read[source.name] = {"read": len(by_source[source.name]), "licence": licence}
     _refuse_repeated_ids(by_source)
     before = sum(map(len, by_source.values()))
     by_source = {name: without_duplicates(examples, rejects) for name, examples in by_source.items()}
     duplicates = before - sum(map(len, by_source.values()))
     splits = split(by_source, spec.split == "official", spec.test_share, spec.dev_share, seed, spec.fold)
+    splits, decided = decisions.apply(spec.decisions, spec.incomplete, splits)
     train, changes = rebalanced(splits.train, spec, seed)
     for change in changes:
         rejects.add(change.source, change.id, f"{change.action} by {change.rule}", {"id": change.id} | _why(change))
@@ -167,7 +176,9 @@ def _read_and_split(spec: DataSpec, seed: int, rejects: Rejects) -> tuple[Splits
     found = facts(replace(splits, train=train), read, duplicates)
     if changes:
         found["rebalanced"] = {"before": len(splits.train), "after": len(train)} | _counted(changes)
-    return replace(splits, train=train), found
+    if decided.facts:
+        found["decisions"] = decided.facts
+    return replace(splits, train=train), found, decided
 
 
 def _why(change: Change) -> dict[str, str]:
@@ -193,6 +204,7 @@ def _read(source: SourceSpec, seed: int, rejects: Rejects) -> list[Example]:
         if source.name == "mimic":
             print(mimic.NOTICE, file=sys.stderr)
         examples = list(reader(locate(source.name, source.path), rejects))
+    examples = list(marked(examples, source))
     if not examples:
         raise DataError(f"data.sources: nothing usable was read from {source.path or source.name}.")
     if source.limit is not None and len(examples) > source.limit:

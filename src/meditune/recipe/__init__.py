@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from meditune.recipe.data import TASKS, BalanceSpec, DataSpec, PromptFormat, SourceSpec, Task
+from meditune.recipe.data import TASKS, BalanceSpec, DataSpec, Incomplete, PromptFormat, SourceSpec, Task
 from meditune.recipe.model import VIRTUAL, ApiSpec, LoraSpec, ModelSpec, PruneSpec, Quantize, Strategy
 from meditune.recipe.spec import Spec
 from meditune.recipe.train import (
@@ -46,6 +46,7 @@ __all__ = [
     "DevSpec",
     "EvaluateSpec",
     "EwcSpec",
+    "Incomplete",
     "LeakKind",
     "LoraSpec",
     "MixSpec",

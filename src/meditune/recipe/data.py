@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from meditune.recipe.spec import Spec
 
 Task = Literal["answer", "decision"]
+Incomplete = Literal["keep", "drop"]
 TASKS: tuple[Task, ...] = ("decision", "answer")
 BalanceBy = Literal[
     "source", "collection", "decision", "question_type", "focus", "subject", "semantic_type", "year", "reading_grade"
@@ -25,6 +26,13 @@ class SourceSpec(Spec):
         default_factory=dict, description="For your own files: Example field -> column (question: prompt)."
     )
     limit: int | None = Field(None, ge=1, description="Take a seeded sample of at most this many examples.")
+    licence: str | None = Field(
+        None, description="Licence of your own files (CC BY 4.0); a column licence of theirs stands above it."
+    )
+    citation: str | None = Field(None, description="How to cite them, or where they are published.")
+    restricted: bool = Field(
+        False, description="Their rows may not leave this machine: no API, no upload. MIMIC-III is restricted anyway."
+    )
 
 
 class BalanceSpec(Spec):
@@ -84,6 +92,12 @@ class DataSpec(Spec):
         "are dropped, or keep only their decision where they have one.",
     )
     balance: BalanceSpec = Field(default_factory=BalanceSpec, description="Rebalancing of the training examples.")
+    decisions: str | None = Field(
+        None, description="What people decided about rows: a file of `meditune annotate import`. Never test items."
+    )
+    incomplete: Incomplete = Field(
+        "keep", description="Rows that decisions found incomplete: keep them, marked in their meta, or drop them."
+    )
     fallback_to_sample: bool = Field(
         False, description="Use the synthetic sample that ships with Meditune where the sources can't be had."
     )
