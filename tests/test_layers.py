@@ -11,6 +11,7 @@ LAYERS = (
     *(
         "cli",
         "reviewing",
+        "data_commands",
         "doctor",
         "terminal",
         "comparing",

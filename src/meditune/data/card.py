@@ -38,11 +38,36 @@ def data_card(recipe: Recipe, quality: dict[str, Any]) -> str:
         f"Test set: {quality['test_set']}. {_leakage(quality)}",
         f"Seed {recipe.seed}; development share {recipe.data.dev_share}.",
         "",
-        f"Exact duplicates left out: {quality['dropped']['exact duplicate']}. Questions asked more than once: "
-        f"{quality['repeated_questions']}. Refused rows with their reasons: `rejected.jsonl`.",
+        *_audit(quality),
+        f"Questions asked more than once: {quality['repeated_questions']}. Refused rows with their reasons: "
+        "`rejected.jsonl`. Every row that quality control dropped, changed or flagged: `ledger.parquet`.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _audit(quality: dict[str, Any]) -> list[str]:
+    """What quality control found, and that the splits have nothing in common."""
+    audit = quality["audit"]
+    rows = [
+        f"| {name.replace('_', ' ')} | {row['rows']:,} | {row['share']:.1%} | "
+        f"{', '.join(f'{count:,} {action}' for action, count in row['done'].items())} |"
+        for name, row in audit["rules"].items()
+        if row["rows"]
+    ]
+    shared = {
+        trait: sum(pair[trait] for pair in quality["shared"].values()) for trait in ("ids", "groups", "questions")
+    }
+    return [
+        f"Quality control looked at {audit['rows']:,} rows, left out {audit['dropped']:,} and changed "
+        f"{audit['changed']:,}. Shared by two splits: "
+        f"{', '.join(f'{count:,} {trait}' for trait, count in shared.items())}.",
+        "",
+        "| rule | rows | share | what was done |",
+        "|---|---|---|---|",
+        *(rows or ["| none found anything | | | |"]),
+        "",
+    ]
 
 
 def _leakage(quality: dict[str, Any]) -> str:

@@ -13,10 +13,12 @@ from meditune.data import leakage, mimic, own
 from meditune.data.card import data_card
 from meditune.data.example import Example, read_examples, write_examples
 from meditune.data.locate import known, locate
-from meditune.data.quality import facts, without_duplicates
+from meditune.data.quality.audit import Audit
+from meditune.data.quality.facts import facts
+from meditune.data.quality.ledger import FILE_NAME as LEDGER
 from meditune.data.rejects import Rejects
 from meditune.data.sources import SOURCES
-from meditune.data.splits import OFFICIAL, Splits, split
+from meditune.data.splits import OFFICIAL, Splits, official_tests, split
 from meditune.errors import DataError
 from meditune.files import read_json, replacing, replacing_folder, sha256, write_json
 from meditune.recipe import DataSpec, Recipe, SourceSpec
@@ -48,11 +50,13 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
     Raises DataError where a source can't be found, nothing is left, or items that are measured leaked and the
     recipe doesn't own up to it. What was refused is then in `rejected.jsonl` beside the folder, too.
     """
-    spec, synthetic = _available(recipe.data)
+    spec, synthetic = available(recipe.data)
     rejects = Rejects()
     beside = folder.parent / "rejected.jsonl"
     try:
-        splits, found = _read_and_split(spec, recipe.seed, rejects)
+        by_source, read = read_sources(spec, recipe.seed, rejects)
+        audit = checked_rows(spec, by_source)
+        splits = audit.between(split_rows(spec, recipe.seed, audit.left, by_source))
         measured = recipe.evaluate.split
         checked = leakage.check(splits, measured, recipe.model.base)
         leakage.refuse(checked, recipe.evaluate.allow_leakage, folder.parent)
@@ -61,9 +65,15 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
             raise
         rejects.write(beside)
         raise DataError(f"{error} Rows that were refused, and why: {beside}.") from error
-    quality = {"synthetic": synthetic, **found, "leakage": checked}
+    quality = {
+        "synthetic": synthetic,
+        **facts(splits, read, audit.dropped()),
+        "audit": audit.facts(),
+        "leakage": checked,
+    }
     with replacing_folder(folder) as partial:
         rejects.write(partial / "rejected.jsonl")
+        audit.ledger.write(partial / LEDGER)
         for name, examples in splits.named().items():
             write_examples(partial / f"{name}.jsonl", examples)
         quality["sha256"] = _digest([partial / f"{name}.jsonl" for name in splits.named()])
@@ -124,7 +134,7 @@ def stood_in(spec: DataSpec, data: Prepared) -> bool:
     return True
 
 
-def _available(spec: DataSpec) -> tuple[DataSpec, bool]:
+def available(spec: DataSpec) -> tuple[DataSpec, bool]:
     """The sources as they can be had here, and whether that is the synthetic sample instead."""
     check_sources(spec)
     named = [source for source in spec.sources if source.name != "own"]
@@ -144,7 +154,10 @@ def _available(spec: DataSpec) -> tuple[DataSpec, bool]:
     return spec, any(source.name == "sample" for source in spec.sources)
 
 
-def _read_and_split(spec: DataSpec, seed: int, rejects: Rejects) -> tuple[Splits, dict[str, Any]]:
+def read_sources(
+    spec: DataSpec, seed: int, rejects: Rejects
+) -> tuple[dict[str, list[Example]], dict[str, dict[str, Any]]]:
+    """Examples by source, and for each source how many were read, its licence, and what was refused and why."""
     by_source: dict[str, list[Example]] = {}
     read: dict[str, dict[str, Any]] = {}
     for source in spec.sources:
@@ -153,13 +166,33 @@ def _read_and_split(spec: DataSpec, seed: int, rejects: Rejects) -> tuple[Splits
         licence = SOURCES[source.name].licence if source.name in SOURCES else "yours"
         read[source.name] = {"read": len(by_source[source.name]), "licence": licence}
     _refuse_repeated_ids(by_source)
-    before = sum(map(len, by_source.values()))
-    by_source = {name: without_duplicates(examples, rejects) for name, examples in by_source.items()}
-    duplicates = before - sum(map(len, by_source.values()))
     for name, row in read.items():
         row["rejected"] = rejects.counts().get(name, {})
-    splits = split(by_source, spec.split == "official", spec.test_share, spec.dev_share, seed, spec.fold)
-    return splits, facts(splits, read, duplicates)
+    return by_source, read
+
+
+def checked_rows(spec: DataSpec, by_source: dict[str, list[Example]]) -> Audit:
+    """Quality control of all rows that were read; official test items are only looked at."""
+    audit = Audit(spec.quality, official_tests(by_source) if spec.split == "official" else ())
+    audit.rows(by_source)
+    return audit
+
+
+def split_rows(
+    spec: DataSpec, seed: int, by_source: dict[str, list[Example]], whole: dict[str, list[Example]]
+) -> Splits:
+    """The rows split as the recipe says; `whole` are all that were read."""
+    return split(
+        by_source,
+        spec.split == "official",
+        spec.test_share,
+        spec.dev_share,
+        seed,
+        spec.fold,
+        newest=spec.split == "newest",
+        traits=spec.stratify,
+        whole=whole,
+    )
 
 
 def _read(source: SourceSpec, seed: int, rejects: Rejects) -> list[Example]:
