@@ -29,7 +29,7 @@ LEAST_MEANT = 3
 """With fewer words in common that carry meaning, function words must be the same, too."""
 FILLINGS, LOOSE_FILLINGS = 4, 6
 """If more questions have the words that two have in common, these are a template, and the two no rewrites."""
-PUT_IN = 3
+PUT_IN = 4
 """Words by which a text that is otherwise the same can be made to say something else."""
 LEAST_WORDS = 20
 """Shorter passages aren't compared: they may be a phrase that many rows share."""
@@ -40,6 +40,7 @@ Matches = list[tuple[int, int, float]]
 """Index in the first list, index in the second, similarity up to 1"""
 
 _NEGATIONS = frozenset({"no", "not", "non", "nor", "never", "without"})
+_FILLERS = frozenset({"so", "and", "please", "well", "also", "hi", "hello", "now"})
 _NUMERAL = re.compile(r"(?=[ivx]{2})x{0,3}(?:ix|iv|v?i{0,3})")
 _FUNCTION_WORDS = frozenset(
     word
@@ -145,14 +146,35 @@ class Questions:
 
     def same(self, first: str, second: str, texts: tuple[str, str], has_context: bool) -> bool:
         """Whether they ask the same; `texts` are what stands beside each, context and answer."""
-        mine, yours = _worded(first), _worded(second)
+        mine, yours = ([word for word in _worded(text) if word not in _FILLERS] for text in (first, second))
         if mine == yours:
             return True
         change = _change(mine, yours)
         is_template = self._is_template(frozenset(mine) & frozenset(yours))
         if change is not None:
             return has_context and change.is_light and not is_template
-        return _are_slips(mine, yours, texts, is_template)
+        return self._are_slips(mine, yours, texts, is_template)
+
+    def _are_slips(self, mine: Sequence[str], yours: Sequence[str], texts: tuple[str, str], surely: bool) -> bool:
+        """Whether the words that differ by a letter are one word, misspelt once, and not two that the texts use.
+
+        `surely` asks for a proof: a word isn't in its own text, which spells it as the other question does, or it is in
+        no other question, and that spelling is.
+        """
+        left, right = list(_unshared(mine, yours)), list(_unshared(yours, mine))
+        said = [frozenset(_worded(text)) for text in texts]
+        twins = [(one, two) for one in left for two in right if _one_slip(one, two)]
+        if not surely:
+            return not any(one in said[0] and two in said[1] for one, two in twins)
+        return len(twins) >= max(len(left), len(right)) and all(
+            (one not in said[0] and (two in said[0] or self._is_odd(one, two)))
+            or (two not in said[1] and (one in said[1] or self._is_odd(two, one)))
+            for one, two in twins
+        )
+
+    def _is_odd(self, word: str, other: str) -> bool:
+        """Whether a word is in one question only, and the other in more."""
+        return len(self._holders.get(word, ())) == 1 < len(self._holders.get(other, ()))
 
     def _is_template(self, kept: frozenset[str]) -> bool:
         if kept not in self._templates:
@@ -167,9 +189,10 @@ def same_facts(first: str, second: str) -> bool:
     "50 mg" for "5 mg", and "is not safe" for "is safe", change a text that is otherwise the same.
     """
     mine, yours = Counter(words(first)), Counter(words(second))
-    left, right = list((mine - yours).elements()), list((yours - mine).elements())
-    marked = [side for side in (left, right) if _marks(side)]
-    return not marked or (len(marked) == 1 and len(marked[0]) > PUT_IN)
+    left, right = sorted(
+        (list((mine - yours).elements()), list((yours - mine).elements())), key=lambda side: bool(_marks(side))
+    )
+    return not _marks(right) or (not _marks(left) and len(right) - len(left) > PUT_IN)
 
 
 def share_within(part: str, whole: str, length: int) -> float:
@@ -290,21 +313,6 @@ def _marks(said: Sequence[str]) -> Counter[str]:
         or word in _NEGATIONS
         or _NUMERAL.fullmatch(word)
     )
-
-
-def _are_slips(mine: Sequence[str], yours: Sequence[str], texts: tuple[str, str], surely: bool) -> bool:
-    """Whether the words that differ by a letter are one word, misspelt once, and not two that the texts use.
-
-    `surely` asks for a proof: one text spells it as the other question does, and not as its own.
-    """
-    left, right = list(_unshared(mine, yours)), list(_unshared(yours, mine))
-    said = [frozenset(_worded(text)) for text in texts]
-    twins = [(one, two) for one in left for two in right if _one_slip(one, two)]
-    if surely:
-        return len(twins) >= max(len(left), len(right)) and all(
-            (one not in said[0] and two in said[0]) or (two not in said[1] and one in said[1]) for one, two in twins
-        )
-    return not any(one in said[0] and two in said[1] for one, two in twins)
 
 
 def _unshared(first: Sequence[str], second: Sequence[str]) -> Iterator[str]:

@@ -55,7 +55,7 @@ class QualitySpec(Spec):
 
     rules: QualityRules = Field(default_factory=QualityRules, description="What each rule does.")
     alike: float = Field(
-        0.7, ge=0.5, le=1, description="From this share of common word pairs on, two rows say nearly the same."
+        0.7, ge=0.5, le=1, description="From this share of common words and word pairs on, rows say nearly the same."
     )
     languages: list[str] = Field(
         default_factory=lambda: ["en"], min_length=1, description="Languages of answers, as ISO 639-1 codes."

@@ -30,7 +30,7 @@ class Pair:
     first: int
     again: int
     alike: float
-    """Jaccard index of their word pairs; 1 for the same but for letter case and punctuation"""
+    """Jaccard index of their words and word pairs; 1 for the same but for letter case and punctuation"""
     exact: bool = False
 
 
@@ -38,8 +38,8 @@ def pairs(examples: Sequence[Example]) -> list[Pair]:
     """Every pair of rows that say the same, or nearly (from the lowest of THRESHOLDS on), the earlier row first.
 
     Nearly the same say rows whose questions are light rewrites of each other, with the same decision, whose numbers and
-    negations agree, and that share that part of their word pairs. Of rows that say exactly the same, each is paired
-    with the first only, and only that one is compared with others.
+    negations agree, and that share that part of their words and word pairs. Of rows that say exactly the same, each is
+    paired with the first only, and only that one is compared with others.
     """
     first: dict[tuple[str, ...], int] = {}
     found, alone = [], []

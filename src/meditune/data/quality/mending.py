@@ -26,6 +26,8 @@ _LINES = re.compile(
     r"skip to (?:main )?content.*|share (?:this|on)\b.*|print this page.*|"
     r"related (?:links|topics|articles|pages|information)\b.*|"
     r"(?:home|start) ?[>»›|].*|(?:next|previous) (?:page|article).*|more on:.*|follow us\b.*|"
+    r"advert(?:isement|ising)?|read more\b.*|[^\n.]{1,60}[»›]|(?:\w+ ?\| ?)+\w+|(?:this site|we) uses? cookies.*|"
+    r"subscribe to our.*|last (?:reviewed|updated|modified):?.*|"
     r"frequently asked questions \(faqs\)|(?:top|close|menu|search))[ \t]*$",
     re.IGNORECASE | re.MULTILINE,
 )

@@ -19,8 +19,6 @@ from meditune.data.near import words
 Hashes = NDArray[np.uint64]
 Signatures = NDArray[np.uint32]
 
-SHINGLE = 2
-"""Words in a row that are compared: with pairs, a word replaced costs two of them, with triples three."""
 PERMUTATIONS = 126
 ROWS = 3
 """Values in a band: with 42 bands, two texts of Jaccard index 0.7 share one in all but one of ten million cases, of 0.5
@@ -42,14 +40,12 @@ _OFFSETS = _GENERATOR.integers(0, 2**63, PERMUTATIONS, dtype=np.uint64)
 
 
 def shingles(text: str) -> Hashes:
-    """Hashes of the pairs of words that stand beside each other, each once, in order of size.
+    """Hashes of the words, and of the pairs of words that stand beside each other, each once, in order of size.
 
-    A text of one word has that word's, an empty one none.
+    Pairs tell in which order words stand; with words beside them, one that is replaced costs less in a short text.
     """
     said = np.array([_hash(word) for word in words(text)], dtype=np.uint64)
-    if len(said) < SHINGLE:
-        return said
-    return np.unique(_mixed(said[:-1] * np.uint64(0x9E3779B97F4A7C15) + said[1:]))
+    return np.unique(np.concatenate([said, _mixed(said[:-1] * np.uint64(0x9E3779B97F4A7C15) + said[1:])]))
 
 
 def telling(rows: Sequence[Hashes]) -> list[Hashes]:

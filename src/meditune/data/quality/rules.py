@@ -83,10 +83,10 @@ def _boilerplate(example: Example, _: QualitySpec) -> Finding | None:
 
 def _language(example: Example, spec: QualitySpec) -> Finding | None:
     text = example.answer
-    if len(text.split()) < judging.LEAST_TO_JUDGE or ("en" in spec.languages and judging.is_english(text)):
+    if len(text) < judging.LEAST_CHARACTERS or ("en" in spec.languages and judging.is_english(text)):
         return None
-    code, sure = judging.language(text)
-    return None if code in spec.languages or sure < judging.SURE else Finding(f"{code}, sure by {sure:.2f}")
+    code = judging.foreign(text, spec.languages)
+    return Finding(f"in {code}") if code else None
 
 
 def _not_a_question(example: Example, _: QualitySpec) -> Finding | None:
@@ -113,7 +113,7 @@ def _truncated(example: Example, _: QualitySpec) -> Finding | None:
 
 
 def _off_topic(example: Example, _: QualitySpec) -> Finding | None:
-    return Finding("no telling word of the question is in the answer") if judging.is_off_topic(example) else None
+    return Finding("no word of what is asked about is in the answer") if judging.is_off_topic(example) else None
 
 
 def _changed(example: Example, **changes: object) -> Example:
