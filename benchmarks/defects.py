@@ -12,11 +12,11 @@ Damage = Callable[[Example, random.Random, Sequence[Example]], Example | None]
 """A row, chance and other rows to a damaged row; None where the row has nothing to damage."""
 
 FOREIGN = {
-    "de": "Die Behandlung richtet sich nach der Ursache der Beschwerden. Viele Betroffene erhalten zunächst Medikamente. "
+    "de": "Die Behandlung richtet sich nach der Ursache der Beschwerden. Viele erhalten zunächst Medikamente. "
     "Wenn diese nicht helfen, kann eine Operation nötig sein. Fragen Sie Ihre Ärztin oder Ihren Arzt.",
-    "fr": "Le traitement dépend de la cause des symptômes. La plupart des patients reçoivent d'abord un médicament. "
+    "fr": "Le traitement dépend de la cause des symptômes. La plupart des patients reçoivent un médicament. "
     "Si cela ne suffit pas, une opération peut être proposée. Demandez conseil à votre médecin.",
-    "es": "El tratamiento depende de la causa de los síntomas. La mayoría de los pacientes toma primero un medicamento. "
+    "es": "El tratamiento depende de la causa de los síntomas. La mayoría de los pacientes toma un medicamento. "
     "Si no mejora, puede ser necesaria una operación. Pregunte a su médico antes de cambiar la dosis.",
     "it": "La cura dipende dalla causa dei disturbi. La maggior parte dei pazienti prende prima un farmaco. "
     "Se non basta, può essere necessario un intervento. Ne parli con il suo medico.",
@@ -34,7 +34,7 @@ FOREIGN = {
     "Если это не помогает, может понадобиться операция. Спросите своего врача.",
     "zh": "治疗取决于症状的原因。大多数病人首先服用药物。如果药物无效，可能需要手术。请咨询您的医生。 "
     "不要 自行 停药 或 改变 剂量 ， 请 先 问 医生 。",
-    "ar": "يعتمد العلاج على سبب الأعراض. يتناول معظم المرضى الدواء أولا. إذا لم يتحسن المريض فقد يحتاج إلى عملية جراحية. "
+    "ar": "يعتمد العلاج على سبب الأعراض. يتناول معظم المرضى الدواء. إذا لم يتحسن المريض فقد يحتاج إلى عملية. "
     "اسأل طبيبك قبل تغيير الجرعة.",
 }
 PAGE = (
@@ -60,14 +60,14 @@ PAGE = (
     "For more information, please click here.",
 )
 """Words of pages; some of them are in no rule."""
-OTHER_WORDS = (
-    ("doctor", "physician"), ("physician", "doctor"), ("often", "frequently"), ("usually", "generally"), ("people", "persons"),
-    ("may", "might"), ("can", "may"), ("caused", "brought about"), ("symptoms", "signs"), ("help", "aid"), ("many", "numerous"),
-    ("most", "the majority of"), ("about", "around"), ("children", "kids"), ("However", "Still"), ("because", "since"),
-    ("such as", "like"), ("also", "in addition"), ("called", "named"), ("rare", "uncommon"), ("disorder", "condition"),
-    ("condition", "disorder"), ("patients", "people"), ("treatment", "therapy"), ("increase", "raise"), ("study", "trial"),
-    ("significantly", "markedly"), ("results", "findings"), ("suggest", "indicate"), ("associated", "linked"), ("mutations", "changes"),
-)  # fmt: skip
+_OTHER_TEXT = (
+    "doctor=physician; physician=doctor; often=frequently; usually=generally; people=persons; may=might; can=may; "
+    "caused=brought about; symptoms=signs; help=aid; many=numerous; most=the majority of; about=around; "
+    "children=kids; However=Still; because=since; such as=like; also=in addition; called=named; rare=uncommon; "
+    "disorder=condition; condition=disorder; patients=people; treatment=therapy; increase=raise; study=trial; "
+    "significantly=markedly; results=findings; suggest=indicate; associated=linked; mutations=changes"
+)
+OTHER_WORDS = [tuple(pair.split("=")) for pair in _OTHER_TEXT.split("; ")]
 """For a light rewrite."""
 
 

@@ -1,4 +1,4 @@
-"""How well quality control finds defects that were planted in real rows, what it says of rows as they are, and its speed.
+"""How well quality control finds planted defects, what it says of rows as they are, and how fast it is.
 
     MEDITUNE_DATA=... python benchmarks/quality.py [--held-out]
 
@@ -36,7 +36,6 @@ from defects import (
     stated,
     swapped,
 )
-
 from meditune.data import liveqa, medquad, pubmedqa
 from meditune.data.example import Example
 from meditune.data.quality import duplicates, rules
@@ -175,7 +174,11 @@ def duplicate_rules(rows: Sequence[Example]) -> None:
     print("\n| alike | recall of rewrites | precision |\n|---|---|---|")
     for least in duplicates.THRESHOLDS:
         now = {frozenset((one, two)) for one, two, pair in pairs if pair.alike >= least}
-        recall = sum(frozenset(item) in now for item in kinds["rewritten"].items()) / PLANTED
+        recall = sum(
+            bool({frozenset((identifier, original)), frozenset((identifier, twin[original]))} & now)
+            for identifier, original in kinds["rewritten"].items()
+        )
+        recall /= PLANTED
         right = wrong = 0
         for pair in now - before:
             if all(identifier.startswith("planted:") and identifier not in twins for identifier in pair):

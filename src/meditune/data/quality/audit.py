@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 from meditune.data.example import Example
@@ -120,19 +121,34 @@ class Audit:
         self.thresholds = duplicates.by_threshold(found)
         alike = [pair for pair in found if pair.alike >= self.spec.alike]
         self.pairs = [(ranked[pair.first].id, ranked[pair.again].id, pair) for pair in alike]
-        named = [(pair, self._rule_of(pair, ranked)) for pair in alike]
-        gone: set[str] = set()
-        for rule in ("exact_duplicate", "near_duplicate", "cross_source"):
-            mine = [pair for pair, name in named if name == rule]
-            action = getattr(self.spec.rules, rule)
-            if action == "off":
-                continue
-            out = [example.id in gone for example in ranked]
-            for again, pair in duplicates.survivors(mine, out).items():
+        gone: dict[int, Pair] = {}
+        for again, pairs in groupby(alike, key=lambda pair: pair.again):
+            if (chosen := self._chosen(list(pairs), gone, ranked)) is not None:
+                pair, rule = chosen
                 detail = f"{_how(pair)} as {ranked[pair.first].id}"
-                if self._leave_out(rule, action, ranked[again], detail):
-                    gone.add(ranked[again].id)
-        return [example for example in examples if example.id not in gone]
+                if self._leave_out(rule, getattr(self.spec.rules, rule), ranked[again], detail):
+                    gone[again] = pair
+        out = {ranked[index].id for index in gone}
+        return [example for example in examples if example.id not in out]
+
+    def _chosen(
+        self, pairs: Sequence[Pair], gone: Mapping[int, Pair], ranked: Sequence[Example]
+    ) -> tuple[Pair, str] | None:
+        """Of a row's pairs with earlier rows that stay, the one to go by, and its rule; rules that drop come first.
+
+        A chain of likeness doesn't pull in rows that differ: what is like a row that went stays, unless it is the same.
+        """
+        staying = []
+        for pair in pairs:
+            if pair.first in gone:
+                if not pair.exact:
+                    continue
+                pair = replace(gone[pair.first], again=pair.again)
+            rule = self._rule_of(pair, ranked)
+            action = "off" if rule == "cross_split" else getattr(self.spec.rules, rule)
+            if action != "off":
+                staying.append((action == "drop", pair.alike, pair, rule))
+        return max(staying, key=lambda each: each[:2])[2:] if staying else None
 
     def _repeated(self, examples: list[Example]) -> list[Example]:
         action = self.spec.rules.repeated_question
@@ -161,7 +177,7 @@ class Audit:
         self._note(Entry(rule, "drop" if out else "flag", example, None if out else example, detail))
         return out
 
-    def _rule_of(self, pair: Pair, ranked: list[Example]) -> str:
+    def _rule_of(self, pair: Pair, ranked: Sequence[Example]) -> str:
         first, again = ranked[pair.first], ranked[pair.again]
         if self._is_test(first):
             return "cross_split"

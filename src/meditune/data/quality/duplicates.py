@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,25 +76,6 @@ def repeated(examples: Sequence[Example]) -> list[tuple[int, int]]:
         if there != index:
             found.append((there, index))
     return found
-
-
-def survivors(found: Sequence[Pair], dropped: Sequence[bool]) -> dict[int, Pair]:
-    """Row -> the pair with a row that stays, for each row that need not stay; `dropped` are those that don't anyway.
-
-    Rows are looked at in order, so a row goes only if one that it is like stays, and chains of likeness don't pull in
-    rows that differ.
-    """
-    partners: dict[int, list[Pair]] = defaultdict(list)
-    for pair in found:
-        partners[pair.again].append(pair)
-    gone: dict[int, Pair] = {}
-    for again in sorted(partners):
-        if dropped[again]:
-            continue
-        staying = [pair for pair in partners[again] if pair.first not in gone and not dropped[pair.first]]
-        if staying:
-            gone[again] = max(staying, key=lambda pair: pair.alike)
-    return gone
 
 
 def text_of(example: Example) -> str:

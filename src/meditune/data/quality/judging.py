@@ -21,6 +21,8 @@ SAYS = 0.3
 """A word that says more may tell what a question is about."""
 BEGINNING = 6
 """Letters in which words of one stem agree."""
+BEGIN = 120
+"""Characters of an answer in which "this condition" is taken for what the question asks about."""
 LEAST_SHARED = 0.25
 """Share of an answer's telling words that stand in its context, where it is about that."""
 ENGLISH = 0.12
@@ -35,6 +37,7 @@ _ASKS = re.compile(
     r"information|info|advice|questions?|i|i'm|im|my|me|can you|could you|do you|is there|are there)\b",
     re.IGNORECASE,
 )
+_NO_WORDS = re.compile(r"\S*[\d@/]\S*|\b[A-Z]{2,}\b")
 _CAPITAL = re.compile(r"(?<=[a-z)] )[A-Z][a-z]+")
 _ENDED = re.compile(r"[.!?…:;][\"'”’)\]*]*$|[)\]\"”]$|(?:https?://|www\.)\S+$|\d$")
 _CREDIT = re.compile(r"\W*(?:[A-Z]\S*|of|for|and|the|on|in|&)(?:\s+(?:[A-Z]\S*|of|for|and|the|on|in|&))+$")
@@ -126,8 +129,7 @@ def is_off_topic(example: Example) -> bool:
     if len(said) < LEAST_TO_JUDGE:
         return False
     named = _named(example)
-    plain = example.answer.casefold()
-    if any(name.casefold() in plain for name in named):
+    if any(_stands_in(name, example.answer) for name in named):
         return False
     about = " ".join([example.question, *named])
     sought = {stem(word) for word in words(about) if weight(word) > SAYS and stem(word) not in _ANY_QUESTION}
@@ -138,7 +140,7 @@ def is_off_topic(example: Example) -> bool:
         context = {stem(word) for passage in example.context for word in words(passage.text)}
         telling = {stem(word) for word in said if weight(word) > SAYS}
         return len(telling & context) < LEAST_SHARED * len(telling)
-    return not _STANDS_FOR.search(example.answer)
+    return not _STANDS_FOR.search(example.answer[:BEGIN])
 
 
 def _named(example: Example) -> list[str]:
@@ -146,6 +148,11 @@ def _named(example: Example) -> list[str]:
     values = (example.meta.get(key) or [] for key in ("focus", "synonyms"))
     given = [each for value in values for each in (value if isinstance(value, list) else [value])]
     return [str(each) for each in given if len(str(each)) > 1]
+
+
+def _stands_in(name: str, text: str) -> bool:
+    """Whether a name is in the text; a short one, with the same capitals."""
+    return re.search(rf"\b{re.escape(name)}\b", text, 0 if len(name) < BEGINNING else re.IGNORECASE) is not None
 
 
 def _begins_alike(sought: set[str], told: set[str]) -> bool:
@@ -169,7 +176,10 @@ def is_english(text: str) -> bool:
 
 def foreign(text: str, languages: Sequence[str]) -> str:
     """The language a text is in, as ISO 639-1 code, where it is surely none of `languages` (py3langid); else ""."""
-    ranked = _identifier().rank(text[:2000])
+    said = _NO_WORDS.sub(" ", text)[:2000]
+    if len(said.strip()) < LEAST_CHARACTERS:
+        return ""
+    ranked = _identifier().rank(said)
     allowed = sum(float(sure) for code, sure in ranked if code in languages)
     return str(ranked[0][0]) if allowed < 1 - SURE else ""
 

@@ -83,7 +83,7 @@ def _boilerplate(example: Example, _: QualitySpec) -> Finding | None:
 
 def _language(example: Example, spec: QualitySpec) -> Finding | None:
     text = example.answer
-    if len(text) < judging.LEAST_CHARACTERS or ("en" in spec.languages and judging.is_english(text)):
+    if not text or ("en" in spec.languages and judging.is_english(text)):
         return None
     code = judging.foreign(text, spec.languages)
     return Finding(f"in {code}") if code else None
