@@ -50,12 +50,10 @@ def pairs(examples: Sequence[Example]) -> list[Pair]:
             found.append(Pair(there, index, 1.0, exact=True))
     asked = Questions(examples[index].question for index in alone)
     hashed = [minhash.shingles(text_of(examples[index])) for index in alone]
-    made = minhash.signatures(minhash.telling(hashed))
-    for block in minhash.candidates(made, THRESHOLDS[0]):
-        for one, two in block:
-            alike = minhash.jaccard(hashed[one], hashed[two])
-            if alike >= THRESHOLDS[0] and _same(examples[alone[one]], examples[alone[two]], asked):
-                found.append(Pair(alone[one], alone[two], alike))
+    for one, two in minhash.near(hashed, THRESHOLDS[0]):
+        alike = minhash.jaccard(hashed[one], hashed[two])
+        if alike >= THRESHOLDS[0] and _same(examples[alone[one]], examples[alone[two]], asked):
+            found.append(Pair(alone[one], alone[two], alike))
     return sorted(found, key=lambda pair: (pair.again, pair.first))
 
 

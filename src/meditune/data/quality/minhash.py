@@ -25,8 +25,10 @@ ROWS = 3
 in all but 4 of 1,000."""
 SLACK = 0.14
 """Three standard errors of an estimate from 126 values: pairs that look so much less alike aren't compared exactly."""
-COMMON, FEWEST = 50, 8
-"""A shingle that more rows have belongs to a template; a row needs so many others to be compared by these alone."""
+COMMON = 50
+"""A shingle that more rows have belongs to a form that they fill."""
+LEAST_OWN, ENOUGH_OWN = 3, 8
+"""Shingles of its own that a row needs to be compared by them, and from which on that is enough."""
 SLOTS = 22
 """Bits of the table in which shingles are counted."""
 BLOCK = 200_000
@@ -48,21 +50,28 @@ def shingles(text: str) -> Hashes:
     return np.unique(np.concatenate([said, _mixed(said[:-1] * np.uint64(0x9E3779B97F4A7C15) + said[1:])]))
 
 
-def telling(rows: Sequence[Hashes]) -> list[Hashes]:
-    """Of each row the shingles that few rows have: two rows that share these are alike beyond a template.
+def near(rows: Sequence[Hashes], least: float) -> Iterator[tuple[int, int]]:
+    """Pairs of rows, the smaller first, whose Jaccard index may be `least` or more; each pair once.
 
-    Thousands of rows that answer from one form ("The Human Phenotype Ontology provides the following list ...") would
-    else all be compared with each other. A row with hardly any of its own keeps all. Counted in a table of fixed size.
+    Rows are compared by the shingles that few of them have, because thousands that answer from one form ("The Human
+    Phenotype Ontology provides the following list ...") would else all be compared with each other. Rows with hardly
+    any of their own are also compared by all they have.
     """
-    if not rows:
-        return []
-    slots = [(row >> np.uint64(64 - SLOTS)).astype(np.int64) for row in rows]
     counts = np.zeros(1 << SLOTS, np.int64)
+    slots = [(row >> np.uint64(64 - SLOTS)).astype(np.int64) for row in rows]
     for slot in slots:
         counts[slot] += 1  # each shingle of a row comes once; two in one slot count as one
     most = max(COMMON, len(rows) // 400)
-    kept = [row[counts[slot] <= most] for row, slot in zip(rows, slots, strict=True)]
-    return [few if len(few) >= FEWEST else row for few, row in zip(kept, rows, strict=True)]
+    own = [row[counts[slot] <= most] for row, slot in zip(rows, slots, strict=True)]
+    by_own = np.array([at for at, row in enumerate(own) if len(row) >= LEAST_OWN], np.int64)
+    by_all = np.array([at for at, row in enumerate(own) if len(row) < ENOUGH_OWN], np.int64)
+    seen: set[tuple[int, int]] = set()
+    for members, used in ((by_own, own), (by_all, rows)):
+        made = signatures([used[at] for at in members])
+        for block in candidates(made, least):
+            new = {(int(one), int(two)) for one, two in members[block]} - seen
+            seen |= new
+            yield from sorted(new)
 
 
 def signatures(rows: Sequence[Hashes]) -> Signatures:
