@@ -159,8 +159,8 @@ def test_near_keys_are_found(typed: str, meant: str) -> None:
 def test_a_key_like_no_other_gets_the_list_of_keys() -> None:
     (problem,) = problems("quickstart", ("data.zzz=1",))
     assert problem == (
-        "--set data.zzz: no such key; there are data.sources, data.split, data.fold, data.dev_share, data.test_share, "
-        "data.decisions, data.incomplete, data.fallback_to_sample."
+        "--set data.zzz: no such key; there are data.sources, data.split, data.stratify, data.fold, data.dev_share, "
+        "data.test_share, data.quality, data.decisions, data.incomplete, data.fallback_to_sample."
     )
 
 
