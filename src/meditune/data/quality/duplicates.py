@@ -13,6 +13,7 @@ from meditune.data.example import Example
 from meditune.data.near import Questions, same_facts
 from meditune.data.quality import minhash
 from meditune.data.splits import context_key, question_key
+from meditune.progress import track
 
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 """Where near duplicates are counted, to show what another choice would do."""
@@ -49,7 +50,7 @@ def pairs(examples: Sequence[Example]) -> list[Pair]:
         else:
             found.append(Pair(there, index, 1.0, exact=True))
     asked = Questions(examples[index].question for index in alone)
-    hashed = [minhash.shingles(text_of(examples[index])) for index in alone]
+    hashed = [minhash.shingles(text_of(examples[index])) for index in track(alone, "Comparing rows", unit="rows")]
     for one, two in minhash.near(hashed, THRESHOLDS[0]):
         alike = minhash.jaccard(hashed[one], hashed[two])
         if alike >= THRESHOLDS[0] and _same(examples[alone[one]], examples[alone[two]], asked):
