@@ -21,10 +21,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = data_commands.app
 api_app = typer.Typer(help="A run's training job at an API.", no_args_is_help=True, rich_markup_mode=None)
 recipe_app = typer.Typer(help="Look at recipes and check them.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(data_app, name="data")
+app.add_typer(data_commands.app, name="data")
 app.add_typer(api_app, name="api")
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(reviewing.app, name="review")
@@ -58,16 +57,6 @@ def run(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: Ye
     terminal.print_leakage(report["leakage"])
     typer.echo(f"Report: {(output / 'report.html').resolve()}")
     terminal.print_worse(report)
-
-
-@data_app.command("prepare")
-def data_prepare(recipe: RecipeName, output: Output, overrides: Overrides = None) -> None:
-    """Read, audit and split the recipe's data into OUTPUT/data."""
-    from meditune import run as journey
-    from meditune import terminal
-
-    resolved = _recipe(recipe, overrides)
-    terminal.print_data(journey.prepare_only(resolved.recipe, output), output / "data")
 
 
 @app.command()

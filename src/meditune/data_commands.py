@@ -1,4 +1,4 @@
-"""`meditune data`: commands about prepared data. Heavy libraries are imported by what they call."""
+"""`meditune data`: the data stage on its own. Heavy libraries are imported by what the commands call."""
 
 from __future__ import annotations
 
@@ -48,3 +48,67 @@ def push(
     upload = pushing.planned(folder, repository, private=not public)
     terminal.approval(yes, terminal.refuse_upload)(upload.text())
     typer.echo(f"Sent: {pushing.push(upload)}")
+
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name or a YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key: data.split=group. Repeatable."),
+]
+
+
+@app.command()
+def prepare(
+    recipe: RecipeName,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the run; the same one goes on where it stopped.")
+    ],
+    overrides: Overrides = None,
+) -> None:
+    """Read, audit and split the recipe's data into OUTPUT/data."""
+    from meditune import run as journey
+    from meditune import terminal
+    from meditune.recipes.loading import load_recipe
+
+    resolved = load_recipe(recipe, overrides or [])
+    terminal.print_data(journey.prepare_only(resolved.recipe, output), output / "data")
+
+
+@app.command()
+def audit(
+    what: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A recipe, or a file of your own (.jsonl, .json, .csv, .parquet).")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the findings.")],
+    overrides: Overrides = None,
+) -> None:
+    """Quality control alone: what each rule finds, as a table, a page and a ledger; no split is kept."""
+    from meditune.data.quality.folder import audit_folder, recipe_for
+    from meditune.data.quality.table import print_audit
+    from meditune.evaluate.report.quality import render_quality
+    from meditune.terminal import console
+
+    quality = audit_folder(recipe_for(what, overrides or []), output)
+    page = render_quality(output)
+    print_audit(quality, console())
+    typer.echo(f"Page: {page.resolve()}")
+
+
+@app.command()
+def restore(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder, or that of an audit.")],
+    identifier: Annotated[str, typer.Argument(metavar="ID", help="The row's id, as the ledger has it.")],
+    to: Annotated[Path | None, typer.Option("--to", help="Add the row to this JSON Lines file.")] = None,
+) -> None:
+    """Give back a row that quality control dropped or changed, as it was read."""
+    from meditune.data.quality.ledger import put_back
+    from meditune.data.quality.ledger import restore as find
+
+    found = find(folder, identifier)
+    typer.echo(found.example.model_dump_json(indent=2))
+    for row in found.done:
+        typer.echo(f"{row['rule']}: {row['action']} ({row['detail']})", err=True)
+    if to is not None:
+        added = put_back(found.example, to)
+        typer.echo(f"{'Added to' if added else 'Already in'}: {to.resolve()}", err=True)
+    typer.echo(f"To keep it in the next run: --set 'data.quality.keep=[\"{identifier}\"]'", err=True)

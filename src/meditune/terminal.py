@@ -315,11 +315,14 @@ def print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
 
 def print_data(data: Prepared, folder: Path) -> None:
     """What the data stage read, left out and split."""
+    from meditune.data.quality.table import print_audit
+
     out = console()
     print_synthetic(data.synthetic)
     for name, row in data.quality["sources"].items():
         refused = ", ".join(f"{count:,} {reason}" for reason, count in row["rejected"].items()) or "nothing"
         out.print(f"{name}: {row['read']:,} examples read ({row['licence']}); left out: {refused}")
+    print_audit(data.quality, out)
     for name, row in data.quality["splits"].items():
         decisions = ", ".join(f"{count} {label}" for label, count in row["decisions"].items())
         out.print(

@@ -2,13 +2,14 @@
 
 from collections import Counter
 
+import pyarrow.parquet as pq
 import pytest
 
 from meditune.data.balance import check_weights, heaviest, rebalanced
 from meditune.data.prepare import prepare
 from meditune.errors import DataError
 from meditune.recipe import BalanceSpec, DataSpec, Recipe
-from tests.commands import jsonl, read_rows, rows
+from tests.commands import jsonl, rows
 from tests.data.diversity.examples import example
 
 EASY = "The drug helps. You can take it with food."
@@ -35,11 +36,10 @@ def test_a_cap_keeps_a_seeded_choice_in_order_and_rows_without_a_group():
     assert kept == [each for each in train if each in kept]
     assert capped(train, by="question_type", cap=10)[0] == kept
     assert capped(train, seed=2, by="question_type", cap=10)[0] != kept
-    assert {change.id for change in changes} == {e.id for e in train} - {e.id for e in kept}
-    assert changes[0][1:] == (
-        *("data.balance", "dropped", "", "", "own"),
-        "question_type type 0 has 50 examples, more than 10",
-    )
+    assert {entry.before.id for entry in changes} == {e.id for e in train} - {e.id for e in kept}
+    first = changes[0]
+    assert (first.rule, first.action, first.after) == ("data.balance", "drop", None)
+    assert first.detail == "question_type type 0 has 50 examples, more than 10"
 
 
 @pytest.mark.parametrize(("counts", "share", "left"), [((90, 10, 10), 0.5, (20, 10, 10)), ((30, 30), 0.5, (30, 30))])
@@ -57,9 +57,9 @@ def test_hard_answers_go_and_decisions_stay():
     train = [example(1, answer=EASY), example(2, answer=HARD), example(3, answer=HARD, decision="no")]
     kept, changes = rebalanced(train, DataSpec(max_reading_grade=8), 1)
     assert [(each.id, each.answer) for each in kept] == [("own:1", EASY), ("own:3", "")]
-    assert [(change.id, change.action, change.before) for change in changes] == [
-        ("own:2", "dropped", ""),
-        ("own:3", "answer removed", HARD),
+    assert [(entry.before, entry.action, entry.after) for entry in changes] == [
+        (train[1], "drop", None),
+        (train[2], "mend", kept[1]),
     ]
     assert "above 8" in changes[0].detail
     with pytest.raises(DataError, match=r"data\.max_reading_grade leave none .* the easiest answer has grade"):
@@ -88,8 +88,8 @@ def test_only_the_training_split_is_rebalanced_and_every_row_is_accounted_for(tm
     assert len(easy.train) == len(plain.train), "these rows have decisions, which stay"
     emptied = [each.id for each in easy.train if not each.answer]
     assert 0 < len(emptied) < len(plain.train)
-    rejected = read_rows(tmp_path / "easy" / "rejected.jsonl")
-    assert [row["where"] for row in rejected] == emptied
+    ledger = pq.read_table(tmp_path / "easy" / "ledger.parquet").to_pylist()
+    assert [row["id"] for row in ledger if row["rule"] == "data.max_reading_grade"] == emptied
     found = made["easy"].quality["rebalanced"]
     assert found["rules"] == {"data.max_reading_grade: answer removed": {"own": len(emptied)}}
     assert f"{len(emptied)} of own" in (tmp_path / "easy" / "README.md").read_text(encoding="utf-8")

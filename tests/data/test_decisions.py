@@ -6,9 +6,10 @@ import json
 
 import pytest
 
-from meditune.data.decisions import FILE_NAME, Decided, fingerprint, read_decisions
+from meditune.data.decisions import RULE, Decided, fingerprint, read_decisions
 from meditune.data.example import Example
 from meditune.data.prepare import prepare
+from meditune.data.quality.ledger import entries
 from meditune.errors import DataError
 from meditune.files import read_json, write_jsonl
 from tests.commands import meditune, read_rows
@@ -59,7 +60,7 @@ def test_rows_are_dropped_replaced_and_marked_and_all_is_written_down(tmp_path, 
     assert quality["decisions"]["actions"] == {"drop": 3, "validate": 1, "flag": 1, "replace": 1}
     assert quality["decisions"]["verdicts"]["wrong"] == 2
     assert quality["splits"]["train"]["examples"] == len(plain.train) - 3
-    ledger = {row["id"]: row for row in read_rows(tmp_path / "out" / FILE_NAME)}
+    ledger = {row["id"]: row for row in entries(tmp_path / "out") if row["rule"] == RULE}
     assert set(ledger) == set(ids)
     assert set(ledger[ids[0]]) == {"id", "rule", "action", "before", "after", "source", "detail"}
     assert json.loads(ledger[ids[0]]["before"])["answer"] == before[ids[0]].answer
@@ -69,7 +70,7 @@ def test_rows_are_dropped_replaced_and_marked_and_all_is_written_down(tmp_path, 
 
 
 def test_without_decisions_nothing_is_written_of_them(tmp_path, plain):
-    assert not (tmp_path / "plain" / FILE_NAME).exists()
+    assert all(row["rule"] != RULE for row in entries(tmp_path / "plain"))
     assert "decisions" not in read_json(tmp_path / "plain" / "quality.json")
 
 

@@ -6,20 +6,19 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from meditune.data.changes import Change
 from meditune.data.diversity.dimensions import BY_NAME, grade
 from meditune.data.example import Example
+from meditune.data.quality.ledger import Entry
 from meditune.errors import DataError
 from meditune.recipe import BalanceSpec, DataSpec
 
 MAX_GRADE = "data.max_reading_grade"
 BALANCE = "data.balance"
-DROPPED, ANSWER_REMOVED = "dropped", "answer removed"
 OTHERS = "others"
 """Examples in none of the groups that data.balance.weights names"""
 
 
-def rebalanced(train: Sequence[Example], spec: DataSpec, seed: int) -> tuple[list[Example], list[Change]]:
+def rebalanced(train: Sequence[Example], spec: DataSpec, seed: int) -> tuple[list[Example], list[Entry]]:
     """The training examples that the recipe's rules leave, in their order, and what the rules did.
 
     First answers above `max_reading_grade` go, then groups are capped. Raises DataError where nothing is left.
@@ -30,7 +29,7 @@ def rebalanced(train: Sequence[Example], spec: DataSpec, seed: int) -> tuple[lis
         changes += further
     if train and not kept:
         raise DataError(
-            f"{' and '.join(dict.fromkeys(change.rule for change in changes))} leave none of the {len(train):,} "
+            f"{' and '.join(dict.fromkeys(entry.rule for entry in changes))} leave none of the {len(train):,} "
             f"training examples. Loosen them{_easiest(train, spec.max_reading_grade)}."
         )
     return kept, changes
@@ -58,7 +57,7 @@ def check_weights(train: Sequence[Example], spec: BalanceSpec) -> None:
         )
 
 
-def _readable(train: Sequence[Example], highest: float | None) -> tuple[list[Example], list[Change]]:
+def _readable(train: Sequence[Example], highest: float | None) -> tuple[list[Example], list[Entry]]:
     """Without answers above `highest`; an example that teaches a decision as well keeps that."""
     if highest is None:
         return list(train), []
@@ -68,16 +67,14 @@ def _readable(train: Sequence[Example], highest: float | None) -> tuple[list[Exa
         if found is None or found <= highest:
             kept.append(example)
             continue
-        action, before = DROPPED, ""
-        if example.decision:
-            kept.append(example.model_copy(update={"answer": ""}))
-            action, before = ANSWER_REMOVED, example.answer
+        eased = example.model_copy(update={"answer": ""}) if example.decision else None
+        kept += [eased] if eased else []
         detail = f"reading grade {found:.1f}, above {highest:g}"
-        changes.append(Change(example.id, MAX_GRADE, action, before, "", example.source, detail))
+        changes.append(Entry(MAX_GRADE, "mend" if eased else "drop", example, eased, detail))
     return kept, changes
 
 
-def _capped(train: Sequence[Example], spec: BalanceSpec, seed: int) -> tuple[list[Example], list[Change]]:
+def _capped(train: Sequence[Example], spec: BalanceSpec, seed: int) -> tuple[list[Example], list[Entry]]:
     """Without a seeded choice of the rows that a group has beyond its cap; rows in no group all stay."""
     groups = [groups_of(example, spec) for example in train]
     counts = Counter(group for each in groups for group in each)
@@ -94,8 +91,8 @@ def _capped(train: Sequence[Example], spec: BalanceSpec, seed: int) -> tuple[lis
             for group in groups[index]:
                 room[group] -= 1
     changes = [
-        Change(
-            *(train[index].id, BALANCE, DROPPED, "", "", train[index].source),
+        Entry(
+            *(BALANCE, "drop", train[index], None),
             f"{spec.by} {dropped[index]} has {counts[dropped[index]]:,} examples, more than {cap:,}",
         )
         for index in sorted(dropped)

@@ -157,11 +157,32 @@ def _control(quality: dict[str, Any]) -> list[str]:
         for reason, count in row["rejected"].items()
     ]
     return [
-        f"Exact duplicates left out: {quality['dropped']['exact duplicate']}. Questions asked more than once: "
-        f"{quality['repeated_questions']}. Refused rows with their reasons: `rejected.jsonl`, which stays where the "
-        "set was prepared.",
-        "Refused or left out:\n\n" + "\n".join(refused) if refused else "No row was refused.",
+        *_audit(quality),
+        f"Questions asked more than once: {quality['repeated_questions']}. Every row that was dropped, changed or "
+        "flagged is in `ledger.parquet`, refused ones with their reasons in `rejected.jsonl`; both stay where the set "
+        "was prepared.",
+        "Refused or left out when reading:\n\n" + "\n".join(refused) if refused else "No row was refused.",
         *_decided(quality),
+    ]
+
+
+def _audit(quality: dict[str, Any]) -> list[str]:
+    """What quality control found, and that the splits have nothing in common."""
+    audit = quality["audit"]
+    rows = [
+        f"| {name.replace('_', ' ')} | {row['rows']:,} | {row['share']:.1%} | "
+        f"{', '.join(f'{count:,} {action}' for action, count in row['done'].items())} |"
+        for name, row in audit["rules"].items()
+        if row["rows"]
+    ]
+    shared = {
+        trait: sum(pair[trait] for pair in quality["shared"].values()) for trait in ("ids", "groups", "questions")
+    }
+    return [
+        f"Quality control looked at {audit['rows']:,} rows, left out {audit['dropped']:,} and changed "
+        f"{audit['changed']:,}. Shared by two splits: "
+        f"{', '.join(f'{count:,} {trait}' for trait, count in shared.items())}.",
+        *(["\n".join(["| rule | rows | share | what was done |", "|---|---|---|---|", *rows])] if rows else []),
     ]
 
 
@@ -169,7 +190,7 @@ def _decided(quality: dict[str, Any]) -> list[str]:
     if "decisions" not in quality:
         return []
     done = ", ".join(f"{action} {count:,}" for action, count in quality["decisions"]["actions"].items())
-    return [f"People checked rows of train and dev: {done}. Row by row: `decisions-applied.jsonl`."]
+    return [f"People checked rows of train and dev: {done}. Row by row: `ledger.parquet`."]
 
 
 def _limits(quality: dict[str, Any]) -> list[str]:

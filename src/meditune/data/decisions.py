@@ -13,16 +13,16 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 from meditune.data.example import Example
+from meditune.data.quality.ledger import Entry
 from meditune.data.splits import Splits
 from meditune.errors import DataError
-from meditune.files import numbered_jsonl, sha256, write_jsonl
+from meditune.files import numbered_jsonl, sha256
 from meditune.recipe import Incomplete
 
 Verdict = Literal["correct", "incomplete", "wrong", "unsafe", "off-topic"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 KEPT: frozenset[Verdict] = frozenset(("correct", "incomplete"))
 """A row with another verdict is dropped, unless somebody wrote what it should say"""
-FILE_NAME = "decisions-applied.jsonl"
 RULE = "decisions"
 SHOWN = 3
 
@@ -55,14 +55,8 @@ class Applied:
 
     facts: dict[str, Any] = field(default_factory=dict)
     """For quality.json; empty where the recipe names no decisions"""
-    records: list[dict[str, str | None]] = field(default_factory=list)
-    """The ledger, one for each decision about a row that is there: `id`, `rule`, `action` (drop, replace, validate,
-    flag, leave), `before` and `after` (the Example as JSON), `source`, `detail`"""
-
-    def write(self, folder: Path) -> None:
-        """Store the records beside the data, if decisions were asked for."""
-        if self.facts:
-            write_jsonl(folder / FILE_NAME, self.records)
+    entries: list[Entry] = field(default_factory=list)
+    """For the ledger, one for each decision about a row that is there: drop, replace, validate, flag, leave"""
 
 
 def fingerprint(example: Example) -> str:
@@ -99,23 +93,23 @@ def apply(path: str | None, incomplete: Incomplete, splits: Splits) -> tuple[Spl
     _refuse_changed(file, decisions, (*splits.train, *splits.dev))
     applied = Applied()
     changed = {
-        name: list(_decided(examples, decisions, incomplete, applied.records))
+        name: list(_decided(examples, decisions, incomplete, applied.entries))
         for name, examples in (("train", splits.train), ("dev", splits.dev))
     }
     for name, left in changed.items():
         if not left:
             raise DataError(f"{file}: these decisions leave no row in the {name} split. Give the recipe more data.")
-    applied.records += [
-        _record(example, decisions[example.id], "leave", example, "a test item, which stays as it is")
+    applied.entries += [
+        _entry(example, decisions[example.id], "leave", example, "a test item, which stays as it is")
         for example in splits.test
         if example.id in decisions
     ]
     applied.facts = {
         "file": file.name,
         "sha256": sha256(file),
-        "actions": dict(Counter(record["action"] for record in applied.records)),
-        "verdicts": dict(Counter(decisions[str(record["id"])].verdict for record in applied.records)),
-        "not_in_the_data": len(decisions) - len(applied.records),
+        "actions": dict(Counter(entry.action for entry in applied.entries)),
+        "verdicts": dict(Counter(decisions[entry.before.id].verdict for entry in applied.entries)),
+        "not_in_the_data": len(decisions) - len(applied.entries),
     }
     return replace(splits, train=changed["train"], dev=changed["dev"]), applied
 
@@ -135,7 +129,7 @@ def _decided(
     examples: Iterable[Example],
     decisions: Mapping[str, Decided],
     incomplete: Incomplete,
-    records: list[dict[str, str | None]],
+    entries: list[Entry],
 ) -> Iterator[Example]:
     for example in examples:
         decided = decisions.get(example.id)
@@ -143,7 +137,7 @@ def _decided(
             yield example
             continue
         action, kept = _outcome(example, decided, incomplete)
-        records.append(_record(example, decided, action, kept))
+        entries.append(_entry(example, decided, action, kept))
         if kept is not None:
             yield kept
 
@@ -166,21 +160,10 @@ def _outcome(example: Example, decided: Decided, incomplete: Incomplete) -> tupl
     return "drop", None
 
 
-def _record(
-    example: Example, decided: Decided, action: str, after: Example | None, why: str = ""
-) -> dict[str, str | None]:
-    """A row of the ledger; an Example that stayed as it was isn't written out."""
+def _entry(example: Example, decided: Decided, action: str, after: Example | None, why: str = "") -> Entry:
     by = ", ".join(decided.raters) + (", settled" if decided.settled else "")
-    changed = after is not example
-    return {
-        "id": example.id,
-        "rule": RULE,
-        "action": action,
-        "before": example.model_dump_json() if changed else None,
-        "after": after.model_dump_json() if changed and after else None,
-        "source": example.source,
-        "detail": f"{decided.verdict} ({by}; set {decided.set}; {decided.when})" + (f": {why}" if why else ""),
-    }
+    detail = f"{decided.verdict} ({by}; set {decided.set}; {decided.when})" + (f": {why}" if why else "")
+    return Entry(RULE, action, example, after, detail)
 
 
 def _refuse_changed(path: Path, decisions: Mapping[str, Decided], examples: Iterable[Example]) -> None:

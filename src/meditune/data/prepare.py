@@ -12,13 +12,15 @@ from typing import Any
 from meditune.data import decisions, leakage, mimic, own
 from meditune.data.balance import rebalanced
 from meditune.data.card import data_card
-from meditune.data.changes import Change
 from meditune.data.example import Example, read_examples, write_examples
 from meditune.data.locate import known, locate
-from meditune.data.quality import facts, without_duplicates
+from meditune.data.quality.audit import Audit
+from meditune.data.quality.facts import facts
+from meditune.data.quality.ledger import FILE_NAME as LEDGER
+from meditune.data.quality.ledger import Entry
 from meditune.data.rejects import Rejects
 from meditune.data.sources import SOURCES
-from meditune.data.splits import OFFICIAL, Splits, split
+from meditune.data.splits import OFFICIAL, Splits, official_tests, split
 from meditune.data.terms import YOURS, marked, terms_of
 from meditune.errors import DataError
 from meditune.files import read_json, replacing, replacing_folder, sha256, write_json
@@ -51,11 +53,18 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
     Raises DataError where a source can't be found, nothing is left, or items that are measured leaked and the
     recipe doesn't own up to it. What was refused is then in `rejected.jsonl` beside the folder, too.
     """
-    spec, synthetic = _available(recipe.data)
+    spec, synthetic = available(recipe.data)
     rejects = Rejects()
     beside = folder.parent / "rejected.jsonl"
     try:
-        splits, found, decided = _read_and_split(spec, recipe.seed, rejects)
+        by_source, read = read_sources(spec, recipe.seed, rejects)
+        audit = checked_rows(spec, by_source)
+        splits = audit.between(split_rows(spec, recipe.seed, audit.left, by_source))
+        splits, decided = decisions.apply(spec.decisions, spec.incomplete, splits)
+        audit.note(decided.entries)
+        train, entries = rebalanced(splits.train, spec, recipe.seed)
+        audit.note(entries)
+        before, splits = len(splits.train), replace(splits, train=train)
         measured = recipe.evaluate.split
         checked = leakage.check(splits, measured, recipe.model.base)
         leakage.refuse(checked, recipe.evaluate.allow_leakage, folder.parent)
@@ -64,11 +73,18 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
             raise
         rejects.write(beside)
         raise DataError(f"{error} Rows that were refused, and why: {beside}.") from error
-    terms = terms_of(example for examples in splits.named().values() for example in examples)
-    quality = {"synthetic": synthetic, **found, "terms": terms, "leakage": checked}
+    quality = {
+        "synthetic": synthetic,
+        **facts(splits, read, audit.dropped()),
+        "audit": audit.facts(),
+        **({"decisions": decided.facts} if decided.facts else {}),
+        **({"rebalanced": _counted(before, len(splits.train), entries)} if entries else {}),
+        "terms": terms_of(example for examples in splits.named().values() for example in examples),
+        "leakage": checked,
+    }
     with replacing_folder(folder) as partial:
         rejects.write(partial / "rejected.jsonl")
-        decided.write(partial)
+        audit.ledger.write(partial / LEDGER)
         for name, examples in splits.named().items():
             write_examples(partial / f"{name}.jsonl", examples)
         quality["sha256"] = _digest([partial / f"{name}.jsonl" for name in splits.named()])
@@ -134,7 +150,7 @@ def stood_in(spec: DataSpec, data: Prepared) -> bool:
     return True
 
 
-def _available(spec: DataSpec) -> tuple[DataSpec, bool]:
+def available(spec: DataSpec) -> tuple[DataSpec, bool]:
     """The sources as they can be had here, and whether that is the synthetic sample instead."""
     check_sources(spec)
     named = [source for source in spec.sources if source.name != "own"]
@@ -154,7 +170,10 @@ def _available(spec: DataSpec) -> tuple[DataSpec, bool]:
     return spec, any(source.name == "sample" for source in spec.sources)
 
 
-def _read_and_split(spec: DataSpec, seed: int, rejects: Rejects) -> tuple[Splits, dict[str, Any], decisions.Applied]:
+def read_sources(
+    spec: DataSpec, seed: int, rejects: Rejects
+) -> tuple[dict[str, list[Example]], dict[str, dict[str, Any]]]:
+    """Examples by source, and for each source how many were read, its licence, and what was refused and why."""
     by_source: dict[str, list[Example]] = {}
     read: dict[str, dict[str, Any]] = {}
     for source in spec.sources:
@@ -163,35 +182,42 @@ def _read_and_split(spec: DataSpec, seed: int, rejects: Rejects) -> tuple[Splits
         licence = source.licence or (SOURCES[source.name].licence if source.name in SOURCES else YOURS)
         read[source.name] = {"read": len(by_source[source.name]), "licence": licence}
     _refuse_repeated_ids(by_source)
-    before = sum(map(len, by_source.values()))
-    by_source = {name: without_duplicates(examples, rejects) for name, examples in by_source.items()}
-    duplicates = before - sum(map(len, by_source.values()))
-    splits = split(by_source, spec.split == "official", spec.test_share, spec.dev_share, seed, spec.fold)
-    splits, decided = decisions.apply(spec.decisions, spec.incomplete, splits)
-    train, changes = rebalanced(splits.train, spec, seed)
-    for change in changes:
-        rejects.add(change.source, change.id, f"{change.action} by {change.rule}", {"id": change.id} | _why(change))
     for name, row in read.items():
         row["rejected"] = rejects.counts().get(name, {})
-    found = facts(replace(splits, train=train), read, duplicates)
-    if changes:
-        found["rebalanced"] = {"before": len(splits.train), "after": len(train)} | _counted(changes)
-    if decided.facts:
-        found["decisions"] = decided.facts
-    return replace(splits, train=train), found, decided
+    return by_source, read
 
 
-def _why(change: Change) -> dict[str, str]:
-    return {"action": change.action, "detail": change.detail}
+def checked_rows(spec: DataSpec, by_source: dict[str, list[Example]]) -> Audit:
+    """Quality control of all rows that were read; official test items are only looked at."""
+    audit = Audit(spec.quality, official_tests(by_source) if spec.split == "official" else ())
+    audit.rows(by_source)
+    return audit
 
 
-def _counted(changes: list[Change]) -> dict[str, Any]:
-    """How many examples each rule dropped or changed, by source."""
-    counts: dict[str, dict[str, int]] = {}
-    for change in changes:
-        by_source = counts.setdefault(f"{change.rule}: {change.action}", {})
-        by_source[change.source] = by_source.get(change.source, 0) + 1
-    return {"rules": counts}
+def _counted(before: int, after: int, entries: list[Entry]) -> dict[str, Any]:
+    """Training examples before and after, and how many each rule of rebalancing dropped or changed, by source."""
+    rules: dict[str, dict[str, int]] = {}
+    for entry in entries:
+        by_source = rules.setdefault(f"{entry.rule}: {'answer removed' if entry.after else 'dropped'}", {})
+        by_source[entry.before.source] = by_source.get(entry.before.source, 0) + 1
+    return {"before": before, "after": after, "rules": rules}
+
+
+def split_rows(
+    spec: DataSpec, seed: int, by_source: dict[str, list[Example]], whole: dict[str, list[Example]]
+) -> Splits:
+    """The rows split as the recipe says; `whole` are all that were read."""
+    return split(
+        by_source,
+        spec.split == "official",
+        spec.test_share,
+        spec.dev_share,
+        seed,
+        spec.fold,
+        newest=spec.split == "newest",
+        traits=spec.stratify,
+        whole=whole,
+    )
 
 
 def _read(source: SourceSpec, seed: int, rejects: Rejects) -> list[Example]:

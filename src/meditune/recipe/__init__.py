@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from meditune.recipe.data import TASKS, BalanceSpec, DataSpec, Incomplete, PromptFormat, SourceSpec, Task
 from meditune.recipe.model import VIRTUAL, ApiSpec, LoraSpec, ModelSpec, PruneSpec, Quantize, Strategy
+from meditune.recipe.quality import QualityRules, QualitySpec
 from meditune.recipe.spec import Spec
 from meditune.recipe.train import (
     CHANGES_NOTHING,
@@ -57,6 +58,8 @@ __all__ = [
     "PreferenceSpec",
     "PromptFormat",
     "PruneSpec",
+    "QualityRules",
+    "QualitySpec",
     "Quantize",
     "RatedSpec",
     "Recipe",

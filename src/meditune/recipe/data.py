@@ -6,10 +6,12 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from meditune.recipe.quality import QualitySpec
 from meditune.recipe.spec import Spec
 
 Task = Literal["answer", "decision"]
 Incomplete = Literal["keep", "drop"]
+Trait = Literal["source", "decision", "question_type"]
 TASKS: tuple[Task, ...] = ("decision", "answer")
 BalanceBy = Literal[
     "source", "collection", "decision", "question_type", "focus", "subject", "semantic_type", "year", "reading_grade"
@@ -74,8 +76,14 @@ class DataSpec(Spec):
     sources: list[SourceSpec] = Field(
         default_factory=lambda: [SourceSpec(name="pubmedqa")], min_length=1, description="Where examples come from."
     )
-    split: Literal["official", "group"] = Field(
-        "official", description="official: the publisher's test set where there is one; group: by group, seeded."
+    split: Literal["official", "group", "newest"] = Field(
+        "official",
+        description="official: the publisher's test set where there is one; group: by group, seeded; newest: the test "
+        "is what was published last, by year.",
+    )
+    stratify: list[Trait] = Field(
+        default_factory=lambda: list[Trait](("source", "decision")),
+        description="The splits have about the same shares of these: source, decision, question_type.",
     )
     fold: int | None = Field(
         None,
@@ -84,7 +92,8 @@ class DataSpec(Spec):
         description="Take this one of PubMedQA's ten published folds as dev, and the other nine to train.",
     )
     dev_share: float = Field(0.1, gt=0, lt=0.5, description="Share of the non-test examples kept for development.")
-    test_share: float = Field(0.2, gt=0, lt=0.9, description="Share of the groups tested on, where split is group.")
+    test_share: float = Field(0.2, gt=0, lt=0.9, description="Share tested on, where split is group or newest.")
+    quality: QualitySpec = Field(default_factory=QualitySpec, description="Quality control.")
     max_reading_grade: float | None = Field(
         None,
         ge=0,

@@ -13,6 +13,7 @@ from meditune.evaluate.report import diversity, facts, plots, review, wording
 from meditune.evaluate.report.confidence import confidence
 from meditune.evaluate.report.groups import tables
 from meditune.evaluate.report.leakage import leakage
+from meditune.evaluate.report.quality import quality_section
 from meditune.evaluate.report.reading import reading
 from meditune.evaluate.report.safety import safety
 from meditune.evaluate.report.table import headline, rows
@@ -107,6 +108,7 @@ def _context(folder: Path) -> dict[str, Any]:
         "sources": facts.sources(quality),
         "splits": facts.splits(quality),
         "dropped": facts.counted(quality.get("dropped")),
+        "quality": quality_section(quality),
         "other": facts.other(quality),
         "rebalanced": quality.get("rebalanced"),
         "diversity": diversity.section(quality.get("diversity")),

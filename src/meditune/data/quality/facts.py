@@ -1,48 +1,31 @@
-"""The audit: what is in the data, and which rows are left out and why."""
+"""What is in the data: counts, lengths, years, and that splits have nothing in common."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 from meditune.data.diversity.profile import diversity
 from meditune.data.example import Example
-from meditune.data.rejects import Rejects
-from meditune.data.splits import Splits, question_key
+from meditune.data.near import LEAST_WORDS
+from meditune.data.splits import Splits, backgrounds, context_key, instructions, question_key
 
 BINS = 20
 
 
-def without_duplicates(examples: Iterable[Example], rejects: Rejects) -> list[Example]:
-    """Examples whose question, context and answer didn't come before; the others go to `rejects`."""
-    first: dict[tuple[str, ...], str] = {}
-    kept = []
-    for example in examples:
-        key = (
-            question_key(example.question),
-            question_key(" ".join(passage.text for passage in example.context)),
-            question_key(example.answer),
-            example.decision or "",
-        )
-        if key in first:
-            reason = f"exact duplicate of {first[key]}"
-            rejects.add(example.source, example.id, "exact duplicate", {"id": example.id, "duplicate": reason})
-        else:
-            first[key] = example.id
-            kept.append(example)
-    return kept
-
-
-def facts(splits: Splits, read: dict[str, dict[str, Any]], duplicates: int) -> dict[str, Any]:
-    """What `quality.json` holds: counts per source and split, repeated questions, lengths, diversity."""
+def facts(splits: Splits, read: dict[str, dict[str, Any]], dropped: dict[str, int]) -> dict[str, Any]:
+    """What `quality.json` holds: counts per source and split, rows each rule dropped, what splits share, lengths,
+    diversity."""
     everything = [*splits.train, *splits.dev, *splits.test]
     questions = Counter(question_key(example.question) for example in everything)
     return {
         "sources": read,
-        "dropped": {"exact duplicate": duplicates},
+        "dropped": dropped,
         "repeated_questions": sum(count - 1 for count in questions.values()),
         "test_set": splits.test_set,
+        "shared": shared(splits),
         "splits": {name: _facts(examples) for name, examples in splits.named().items()},
         "lengths": {
             "question": {"words": _histogram([len(example.question.split()) for example in everything])},
@@ -52,6 +35,29 @@ def facts(splits: Splits, read: dict[str, dict[str, Any]], duplicates: int) -> d
             "answer": {"words": _histogram([len(example.answer.split()) for example in everything if example.answer])},
         },
         "diversity": diversity(splits),
+    }
+
+
+def shared(splits: Splits) -> dict[str, dict[str, int]]:
+    """For each pair of splits how many ids, groups, questions and contexts both have, counted after the split.
+
+    Questions that are put to many groups ("What is the diagnosis at discharge?"), contexts that most rows share, and
+    those of a few words aren't counted: they don't tell items apart.
+    """
+    everything = [*splits.train, *splits.dev, *splits.test]
+    asked, common = instructions(everything), backgrounds(everything)
+    found: dict[str, dict[str, set[Any]]] = {}
+    for name, examples in splits.named().items():
+        contexts = {context_key(example) for example in examples}
+        found[name] = {
+            "ids": {example.id for example in examples},
+            "groups": {(example.source, example.group) for example in examples},
+            "questions": {question_key(example.question) for example in examples} - asked,
+            "contexts": {key for key in contexts - common if len(key.split()) >= LEAST_WORDS},
+        }
+    return {
+        f"{one} and {two}": {trait: len(found[one][trait] & found[two][trait]) for trait in found[one]}
+        for one, two in combinations(found, 2)
     }
 
 
