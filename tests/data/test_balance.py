@@ -66,6 +66,13 @@ def test_hard_answers_go_and_decisions_stay():
         rebalanced(train[1:2], DataSpec(max_reading_grade=8), 1)
 
 
+def test_what_quality_control_is_told_to_keep_stays():
+    train = [example(n, answer=HARD, meta={"question_type": "one"}) for n in range(9)]
+    balance = BalanceSpec(by="question_type", cap=1)
+    spec = DataSpec(max_reading_grade=8, balance=balance, quality={"keep": ["own:4", "own:7"]})
+    assert [each.id for each in rebalanced(train, spec, 1)[0]] == ["own:4", "own:7"]
+
+
 def test_an_example_is_weighed_by_its_heaviest_group():
     spec = BalanceSpec(by="question_type", weights={"rare": 3, "causes": 2})
     both = example(1, meta={"question_type": ["causes", "rare"]})

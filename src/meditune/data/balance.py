@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from meditune.data.diversity.dimensions import BY_NAME, grade
 from meditune.data.example import Example
@@ -21,11 +21,11 @@ OTHERS = "others"
 def rebalanced(train: Sequence[Example], spec: DataSpec, seed: int) -> tuple[list[Example], list[Entry]]:
     """The training examples that the recipe's rules leave, in their order, and what the rules did.
 
-    First answers above `max_reading_grade` go, then groups are capped. Raises DataError where nothing is left.
+    First answers above `max_reading_grade` go, then groups are capped; what `quality.keep` names stays. Raises DataError where nothing is left.
     """
-    kept, changes = _readable(train, spec.max_reading_grade)
+    kept, changes = _readable(train, spec.max_reading_grade, spec.quality.keep)
     if spec.balance.caps:
-        kept, further = _capped(kept, spec.balance, seed)
+        kept, further = _capped(kept, spec.balance, seed, spec.quality.keep)
         changes += further
     if train and not kept:
         raise DataError(
@@ -57,14 +57,16 @@ def check_weights(train: Sequence[Example], spec: BalanceSpec) -> None:
         )
 
 
-def _readable(train: Sequence[Example], highest: float | None) -> tuple[list[Example], list[Entry]]:
+def _readable(
+    train: Sequence[Example], highest: float | None, pinned: Container[str]
+) -> tuple[list[Example], list[Entry]]:
     """Without answers above `highest`; an example that teaches a decision as well keeps that."""
     if highest is None:
         return list(train), []
     kept, changes = [], []
     for example in train:
         found = grade(example.answer) if example.answer else None
-        if found is None or found <= highest:
+        if found is None or found <= highest or example.id in pinned:
             kept.append(example)
             continue
         eased = example.model_copy(update={"answer": ""}) if example.decision else None
@@ -74,7 +76,9 @@ def _readable(train: Sequence[Example], highest: float | None) -> tuple[list[Exa
     return kept, changes
 
 
-def _capped(train: Sequence[Example], spec: BalanceSpec, seed: int) -> tuple[list[Example], list[Entry]]:
+def _capped(
+    train: Sequence[Example], spec: BalanceSpec, seed: int, pinned: Container[str]
+) -> tuple[list[Example], list[Entry]]:
     """Without a seeded choice of the rows that a group has beyond its cap; rows in no group all stay."""
     groups = [groups_of(example, spec) for example in train]
     counts = Counter(group for each in groups for group in each)
@@ -84,8 +88,8 @@ def _capped(train: Sequence[Example], spec: BalanceSpec, seed: int) -> tuple[lis
     random.Random(f"{seed}/balance").shuffle(order)
     dropped = {}
     for index in order:
-        full = [group for group in groups[index] if not room[group]]
-        if full:
+        full = [group for group in groups[index] if room[group] <= 0]
+        if full and train[index].id not in pinned:
             dropped[index] = full[0]
         else:
             for group in groups[index]:
