@@ -21,7 +21,8 @@ OTHERS = "others"
 def rebalanced(train: Sequence[Example], spec: DataSpec, seed: int) -> tuple[list[Example], list[Entry]]:
     """The training examples that the recipe's rules leave, in their order, and what the rules did.
 
-    First answers above `max_reading_grade` go, then groups are capped; what `quality.keep` names stays. Raises DataError where nothing is left.
+    First answers above `max_reading_grade` go, then groups are capped; what `quality.keep` names stays. Raises
+    DataError where nothing is left.
     """
     kept, changes = _readable(train, spec.max_reading_grade, spec.quality.keep)
     if spec.balance.caps:
