@@ -13,6 +13,7 @@ LAYERS = (
         "data_commands",
         "reviewing",
         "annotating",
+        "surveying",
         "doctor",
         "terminal",
         "comparing",
@@ -26,8 +27,8 @@ LAYERS = (
         "review",
         "folder",
     ),
-    *("evaluate", "train", "models", "prompts", "data", "faithfulness"),
-    *("recipes", "recipe", "limits", "text", "machine", "progress", "ranks", "files", "errors"),
+    *("evaluate", "train", "models", "prompts", "data", "faithfulness", "readability"),
+    *("recipes", "recipe", "limits", "shares", "text", "machine", "progress", "ranks", "files", "errors"),
 )
 """From top to bottom. A module imports only what stands below it, or its own package."""
 STRANGERS = {("evaluate", "train")}

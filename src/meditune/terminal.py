@@ -333,6 +333,14 @@ def print_data(data: Prepared, folder: Path) -> None:
         missing = data.quality["decisions"]["not_in_the_data"]
         out.print(f"decisions of people: {done or 'none'}; {missing:,} about rows that aren't here")
     print_leakage(data.quality["leakage"])
+    if found := data.quality.get("rebalanced"):
+        rules = "; ".join(f"{rule} {sum(by_source.values()):,}" for rule, by_source in found["rules"].items())
+        out.print(f"Rebalanced: {found['before']:,} to {found['after']:,} training examples ({rules})")
+    remarks = data.quality.get("diversity", {}).get("remarks", [])
+    for remark in remarks:
+        out.print(f"Out of balance: {escape(remark['said'])}")
+    if remarks:
+        out.print(f"What that means and what to do: meditune data diversity {folder.parent} --output DIR", markup=False)
     print_terms(data.quality.get("terms", {}))
     out.print(f"Data: {folder.resolve()}")
 

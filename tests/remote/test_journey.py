@@ -183,6 +183,10 @@ def test_a_job_can_be_looked_at_and_cancelled(place):
 
 def test_a_training_that_happens_elsewhere_cant_be_measured_on_its_way(place):
     place.call("train", train__dev__keep_best=True).refused(2, "train.dev", "keep_best")
+
+
+def test_rows_cant_come_more_often_at_an_api(place):
+    place.call("train", data__balance="{by: decision, weights: {no: 2}}").refused(2, "data.balance.weights", "a cap")
     assert place.api.requests == []
 
 

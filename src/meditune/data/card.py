@@ -50,6 +50,7 @@ def data_card(recipe: Recipe, quality: dict[str, Any]) -> str:
         *_sources(quality),
         "## How it was made",
         *_making(recipe, quality),
+        *_rebalanced(quality),
         "## Quality control",
         *_control(quality),
         "## Limits",
@@ -204,6 +205,18 @@ def _limits(quality: dict[str, Any]) -> list[str]:
 def _personal(quality: dict[str, Any]) -> list[str]:
     notes = [f"- {name}: {PERSONAL.get(name, OWN_PERSONAL)}" for name in quality["terms"]]
     return ["\n".join(notes)]
+
+
+def _rebalanced(quality: dict[str, Any]) -> list[str]:
+    found = quality.get("rebalanced")
+    if not found:
+        return []
+    rules = "; ".join(
+        f"{rule} ({', '.join(f'{count:,} of {source}' for source, count in by_source.items())})"
+        for rule, by_source in found["rules"].items()
+    )
+    sizes = f"{found['before']:,} to {found['after']:,}"
+    return [f"The training split was rebalanced, from {sizes} examples: {rules}."]
 
 
 def _leakage(quality: dict[str, Any]) -> str:

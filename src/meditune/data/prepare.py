@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import random
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from meditune.data import decisions, leakage, mimic, own
+from meditune.data.balance import rebalanced
 from meditune.data.card import data_card
 from meditune.data.example import Example, read_examples, write_examples
 from meditune.data.locate import known, locate
 from meditune.data.quality.audit import Audit
 from meditune.data.quality.facts import facts
 from meditune.data.quality.ledger import FILE_NAME as LEDGER
+from meditune.data.quality.ledger import Entry
 from meditune.data.rejects import Rejects
 from meditune.data.sources import SOURCES
 from meditune.data.splits import OFFICIAL, Splits, official_tests, split
@@ -60,6 +62,9 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
         splits = audit.between(split_rows(spec, recipe.seed, audit.left, by_source))
         splits, decided = decisions.apply(spec.decisions, spec.incomplete, splits)
         audit.note(decided.entries)
+        train, entries = rebalanced(splits.train, spec, recipe.seed)
+        audit.note(entries)
+        before, splits = len(splits.train), replace(splits, train=train)
         measured = recipe.evaluate.split
         checked = leakage.check(splits, measured, recipe.model.base)
         leakage.refuse(checked, recipe.evaluate.allow_leakage, folder.parent)
@@ -73,6 +78,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
         **facts(splits, read, audit.dropped()),
         "audit": audit.facts(),
         **({"decisions": decided.facts} if decided.facts else {}),
+        **({"rebalanced": _counted(before, len(splits.train), entries)} if entries else {}),
         "terms": terms_of(example for examples in splits.named().values() for example in examples),
         "leakage": checked,
     }
@@ -186,6 +192,15 @@ def checked_rows(spec: DataSpec, by_source: dict[str, list[Example]]) -> Audit:
     audit = Audit(spec.quality, official_tests(by_source) if spec.split == "official" else ())
     audit.rows(by_source)
     return audit
+
+
+def _counted(before: int, after: int, entries: list[Entry]) -> dict[str, Any]:
+    """Training examples before and after, and how many each rule of rebalancing dropped or changed, by source."""
+    rules: dict[str, dict[str, int]] = {}
+    for entry in entries:
+        by_source = rules.setdefault(f"{entry.rule}: {'answer removed' if entry.after else 'dropped'}", {})
+        by_source[entry.before.source] = by_source.get(entry.before.source, 0) + 1
+    return {"before": before, "after": after, "rules": rules}
 
 
 def split_rows(

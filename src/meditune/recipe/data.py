@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from meditune.recipe.quality import QualitySpec
 from meditune.recipe.spec import Spec
@@ -13,6 +13,10 @@ Task = Literal["answer", "decision"]
 Incomplete = Literal["keep", "drop"]
 Trait = Literal["source", "decision", "question_type"]
 TASKS: tuple[Task, ...] = ("decision", "answer")
+BalanceBy = Literal[
+    "source", "collection", "decision", "question_type", "focus", "subject", "semantic_type", "year", "reading_grade"
+]
+"""Dimensions of meditune.data.diversity"""
 
 
 class SourceSpec(Spec):
@@ -31,6 +35,39 @@ class SourceSpec(Spec):
     restricted: bool = Field(
         False, description="Their rows may not leave this machine: no API, no upload. MIMIC-III is restricted anyway."
     )
+
+
+class BalanceSpec(Spec):
+    """Training examples rebalanced by group: large groups capped, or small ones read more often."""
+
+    by: BalanceBy | None = Field(None, description="What makes a group; nothing is rebalanced when empty.")
+    cap: int | None = Field(None, ge=1, description="Keep at most this many training examples of each group, seeded.")
+    share: float | None = Field(
+        None, gt=0, lt=1, description="Keep so many of each group that none has more than this share of the rows."
+    )
+    weights: dict[str, float] = Field(
+        default_factory=dict,
+        description="Group -> how often its rows come in an epoch, relative to rows of groups that aren't named; no "
+        "row is dropped.",
+    )
+
+    @model_validator(mode="after")
+    def _rule_is_whole(self) -> BalanceSpec:
+        given = [name for name in ("cap", "share", "weights") if getattr(self, name)]
+        if given and self.by is None:
+            raise ValueError(f"data.balance.{given[0]} needs data.balance.by: source, decision, question_type ...")
+        if self.by is not None and not given:
+            raise ValueError("data.balance.by needs a cap, a share or weights")
+        if self.cap is not None and self.share is not None:
+            raise ValueError("data.balance.share computes the cap; give it or data.balance.cap, not both")
+        if any(weight <= 0 for weight in self.weights.values()):
+            raise ValueError("data.balance.weights must be above 0; take a cap, or leave the source out, instead")
+        return self
+
+    @property
+    def caps(self) -> bool:
+        """Whether rows are dropped."""
+        return self.cap is not None or self.share is not None
 
 
 class DataSpec(Spec):
@@ -57,6 +94,13 @@ class DataSpec(Spec):
     dev_share: float = Field(0.1, gt=0, lt=0.5, description="Share of the non-test examples kept for development.")
     test_share: float = Field(0.2, gt=0, lt=0.9, description="Share tested on, where split is group or newest.")
     quality: QualitySpec = Field(default_factory=QualitySpec, description="Quality control.")
+    max_reading_grade: float | None = Field(
+        None,
+        ge=0,
+        description="Train on no answer with a higher Flesch-Kincaid grade; dev and test stay as they are. Such rows "
+        "are dropped, or keep only their decision where they have one.",
+    )
+    balance: BalanceSpec = Field(default_factory=BalanceSpec, description="Rebalancing of the training examples.")
     decisions: str | None = Field(
         None, description="What people decided about rows: a file of `meditune annotate import`. Never test items."
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
+from meditune.data.diversity.profile import diversity
 from meditune.data.example import Example
 from meditune.data.near import LEAST_WORDS
 from meditune.data.splits import Splits, backgrounds, context_key, instructions, question_key
@@ -15,7 +16,8 @@ BINS = 20
 
 
 def facts(splits: Splits, read: dict[str, dict[str, Any]], dropped: dict[str, int]) -> dict[str, Any]:
-    """What `quality.json` holds: counts per source and split, rows each rule dropped, what splits share, lengths."""
+    """What `quality.json` holds: counts per source and split, rows each rule dropped, what splits share, lengths,
+    diversity."""
     everything = [*splits.train, *splits.dev, *splits.test]
     questions = Counter(question_key(example.question) for example in everything)
     return {
@@ -32,6 +34,7 @@ def facts(splits: Splits, read: dict[str, dict[str, Any]], dropped: dict[str, in
             },
             "answer": {"words": _histogram([len(example.answer.split()) for example in everything if example.answer])},
         },
+        "diversity": diversity(splits),
     }
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import meditune
 from meditune.data.decisions import VERDICTS
-from meditune.evaluate.significance import wilson
 from meditune.files import write_json
 from meditune.review.annotate.checked import ENOUGH, LEAST, Careful, Checked, read_checked
 from meditune.review.annotate.key import Row
 from meditune.review.annotate.resolve import Resolved, resolve
 from meditune.review.common import agreement, disputes, seconds, unfinished
+from meditune.shares import wilson
 
 NAME = "results.json"
 

@@ -1,4 +1,4 @@
-"""Which subgroups a test item belongs to, by what its source says of it and by words in it.
+"""Which groups an example belongs to, by what its source says of it and by words in it.
 
 The lists of words are our own, and coarse: they find mentions, not what a study is about. MeSH headings come without
 their tree numbers, so `subject` groups them by words in them; it isn't MeSH's own branches.
@@ -30,18 +30,35 @@ _SUBJECTS = {
     "care and services": "health.services quality.of.health hospital nurs delivery.of.health education attitude",
 }
 """The beginnings of words in headings"""
+_AGES = {
+    "babies": "infants? neonat\\w* newborns? bab(?:y|ies) toddlers?",
+    "children": "child child(?:ren|hood) p[ae]+diatrics? kids? sons? daughters? school-?age",
+    "teenagers": "adolescen\\w* teen\\w*",
+    "older people": "elderly older.(?:people|adults|patients|persons|men|women) geriatric\\w* seniors? "
+    "aged.(?:6[5-9]|[7-9]\\d) octogenarians? nursing.homes?",
+}
 _MENTIONS = {
     "women or girls": "wom[ae]n females? girls? mothers? maternal",
     "men or boys": "m[ae]n males? boys? fathers? paternal",
-    "children": "child child(?:ren|hood) p[ae]+diatrics? infants? neonat\\w* newborns? toddlers? bab(?:y|ies) "
-    "adolescen\\w* teen\\w* kids? sons? daughters? school-?age",
-    "older people": "elderly older.(?:people|adults|patients|persons|men|women) geriatric\\w* seniors? "
-    "aged.(?:6[5-9]|[7-9]\\d) octogenarians? nursing.homes?",
+    "children": " ".join(_AGES[age] for age in ("babies", "children", "teenagers")),
+    "older people": _AGES["older people"],
     "pregnancy": "pregnan\\w* prenatal antenatal obstetric\\w* gestation\\w* postpartum trimesters?",
     "race or ethnicity": "rac(?:e|es|ial) ethnic\\w* african.americans? black.(?:people|patients|women|men|children) "
     "blacks whites caucasians? hispanics? latin[oa]s? asians? native.americans? indigenous aboriginal minorit(?:y|ies)",
 }
 """Whole words in a question or its context"""
+_CHECK_TAGS = {
+    "women or girls": {"Female"},
+    "men or boys": {"Male"},
+    "babies": {"Infant", "Infant, Newborn", "Infant, Premature"},
+    "children": {"Child", "Child, Preschool"},
+    "teenagers": {"Adolescent"},
+    "older people": {"Aged", "Aged, 80 and over", "Frail Elderly"},
+    "pregnancy": {"Pregnancy"},
+    "race or ethnicity": {"Ethnicity", "Racial Groups", "Minority Groups"},
+}
+"""MeSH headings that indexers give to every study of such people"""
+PEOPLE = tuple(_CHECK_TAGS)
 _YEARS = ((2000, "before 2000"), (2005, "2000 to 2004"), (2010, "2005 to 2009"), (2015, "2010 to 2014"))
 _LENGTHS = ((9, "up to 8 words"), (16, "9 to 15 words"), (31, "16 to 30 words"))
 
@@ -52,14 +69,29 @@ def _any_of(listed: str, ending: str = "") -> re.Pattern[str]:
 
 _SUBJECT_WORDS = {name: _any_of(listed) for name, listed in _SUBJECTS.items()}
 _MENTION_WORDS = {name: _any_of(listed, r"\b") for name, listed in _MENTIONS.items()}
+_PEOPLE_WORDS = {name: _any_of((_MENTIONS | _AGES)[name], r"\b") for name in PEOPLE}
+
+
+def people(example: Example) -> set[str]:
+    """Of PEOPLE, whom question, context or answer mention or MeSH headings name; finer in age than `mention`."""
+    text = " ".join([example.question, *(passage.text for passage in example.context), example.answer])
+    headings = set(texts(example.meta.get("mesh")))
+    return {name for name, words in _PEOPLE_WORDS.items() if headings & _CHECK_TAGS[name] or words.search(text)}
+
+
+def texts(value: Any) -> list[str]:
+    """The texts in a value of `Example.meta`: itself, or the items of a list."""
+    if isinstance(value, str):
+        return [value] if value else []
+    return [text for text in value if isinstance(text, str) and text] if isinstance(value, list | tuple) else []
 
 
 def _question_type(example: Example) -> set[str]:
-    return {text for text in _texts(example.meta.get("question_type")) if text}
+    return set(texts(example.meta.get("question_type")))
 
 
 def _subject(example: Example) -> set[str]:
-    headings = [*_texts(example.meta.get("mesh")), *_texts(example.meta.get("semantic_group"))]
+    headings = [*texts(example.meta.get("mesh")), *texts(example.meta.get("semantic_group"))]
     return {name for name, found in _SUBJECT_WORDS.items() if any(map(found.search, headings))}
 
 
@@ -91,7 +123,3 @@ TRAITS: dict[str, Callable[[Example], set[str]]] = {
     "question length": _length,
 }
 """By what items are grouped, and the groups of an item: none where nothing is known, several where several fit"""
-
-
-def _texts(value: Any) -> list[str]:
-    return [value] if isinstance(value, str) else [text for text in value or [] if isinstance(text, str)]

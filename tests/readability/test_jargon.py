@@ -2,8 +2,8 @@
 
 import pytest
 
-from meditune.evaluate.readability.familiar import is_rare
-from meditune.evaluate.readability.jargon import is_term, terms
+from meditune.readability.familiar import is_rare
+from meditune.readability.jargon import is_term, terms
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 import pytest
 
-from meditune.evaluate.readability import grades
-from meditune.evaluate.readability.grades import counted, flesch_kincaid, smog
+from meditune.readability import grades
+from meditune.readability.grades import counted, flesch_kincaid, smog
 
 
 def test_flesch_kincaid_gives_published_examples():

@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from meditune.evaluate.readability.familiar import is_rare, per_million
-from meditune.evaluate.readability.grades import words
+from meditune.readability.familiar import is_rare, per_million
+from meditune.readability.grades import words
 from meditune.text import sentences
 
 RARE_PER_MILLION = 3.0

@@ -9,7 +9,7 @@ from typing import TypeVar
 from numpy import float64
 from numpy.typing import NDArray
 
-from meditune.evaluate.readability.syllables import syllables
+from meditune.readability.syllables import syllables
 from meditune.text import sentences
 
 T = TypeVar("T", float, NDArray[float64])
