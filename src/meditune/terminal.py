@@ -13,6 +13,7 @@ from rich.table import Table
 from meditune.ask import Answer
 from meditune.data.leakage import said
 from meditune.data.prepare import Prepared
+from meditune.data.terms import Terms, demands, warning
 from meditune.errors import MedituneError
 from meditune.evaluate.changes import counted
 from meditune.evaluate.compare import survives
@@ -34,12 +35,17 @@ def console() -> Console:
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
 
 
-def approval(yes: bool) -> Approve:
-    """What answers for the user before anything is sent to an API: --yes, or an answer typed into a terminal."""
+def refuse_upload(text: str) -> None:
+    """Approve of no upload."""
+    raise MedituneError(f"Nothing was sent. Data would leave this machine:\n{text}\nTo agree, add --yes.")
+
+
+def approval(yes: bool, refusal: Approve = refuse) -> Approve:
+    """What answers for the user before anything is sent: --yes, or an answer typed into a terminal, else `refusal`."""
 
     def approve(text: str) -> None:
         if not yes and not sys.stdin.isatty():
-            refuse(text)
+            refusal(text)
         print(text, file=sys.stderr)
         if not yes:
             print("Send it? [y/N] ", end="", file=sys.stderr, flush=True)
@@ -324,7 +330,17 @@ def print_data(data: Prepared, folder: Path) -> None:
         missing = data.quality["decisions"]["not_in_the_data"]
         out.print(f"decisions of people: {done or 'none'}; {missing:,} about rows that aren't here")
     print_leakage(data.quality["leakage"])
+    print_terms(data.quality.get("terms", {}))
     out.print(f"Data: {folder.resolve()}")
+
+
+def print_terms(terms: Terms) -> None:
+    """What the licences ask for together where there are several, and a warning where rows are restricted."""
+    if len(terms) > 1:
+        for sentence in demands(terms):
+            console().print(sentence, markup=False)
+    if warning(terms):
+        console().print(warning(terms), style="bold yellow", markup=False)
 
 
 def print_synthetic(synthetic: bool) -> None:

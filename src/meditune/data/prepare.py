@@ -17,6 +17,7 @@ from meditune.data.quality import facts, without_duplicates
 from meditune.data.rejects import Rejects
 from meditune.data.sources import SOURCES
 from meditune.data.splits import OFFICIAL, Splits, split
+from meditune.data.terms import YOURS, marked, terms_of
 from meditune.errors import DataError
 from meditune.files import read_json, replacing, replacing_folder, sha256, write_json
 from meditune.recipe import DataSpec, Recipe, SourceSpec
@@ -61,7 +62,8 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
             raise
         rejects.write(beside)
         raise DataError(f"{error} Rows that were refused, and why: {beside}.") from error
-    quality = {"synthetic": synthetic, **found, "leakage": checked}
+    terms = terms_of(example for examples in splits.named().values() for example in examples)
+    quality = {"synthetic": synthetic, **found, "terms": terms, "leakage": checked}
     with replacing_folder(folder) as partial:
         rejects.write(partial / "rejected.jsonl")
         decided.write(partial)
@@ -156,7 +158,7 @@ def _read_and_split(spec: DataSpec, seed: int, rejects: Rejects) -> tuple[Splits
     for source in spec.sources:
         examples = _read(source, seed, rejects)
         by_source.setdefault(source.name, []).extend(examples)
-        licence = SOURCES[source.name].licence if source.name in SOURCES else "yours"
+        licence = source.licence or (SOURCES[source.name].licence if source.name in SOURCES else YOURS)
         read[source.name] = {"read": len(by_source[source.name]), "licence": licence}
     _refuse_repeated_ids(by_source)
     before = sum(map(len, by_source.values()))
@@ -179,6 +181,7 @@ def _read(source: SourceSpec, seed: int, rejects: Rejects) -> list[Example]:
         if source.name == "mimic":
             print(mimic.NOTICE, file=sys.stderr)
         examples = list(reader(locate(source.name, source.path), rejects))
+    examples = list(marked(examples, source))
     if not examples:
         raise DataError(f"data.sources: nothing usable was read from {source.path or source.name}.")
     if source.limit is not None and len(examples) > source.limit:

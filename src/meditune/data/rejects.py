@@ -33,9 +33,13 @@ class Rejects:
         `where` is "file:line" or "file, item id". Of `row` the first 500 characters are kept; a reader of
         restricted text passes an identifier only.
         """
-        text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
+        try:
+            text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
+        except RecursionError:
+            text = "(too deep to show)"
         self._counts[source, reason] += 1
         line = {"source": source, "where": where, "reason": reason, "row": text[:ROW_CHARACTERS]}
+        line = {key: value.encode(errors="backslashreplace").decode() for key, value in line.items()}
         self._spool.seek(0, 2)
         self._spool.write(json.dumps(line) + "\n")
 

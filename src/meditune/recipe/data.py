@@ -22,6 +22,13 @@ class SourceSpec(Spec):
         default_factory=dict, description="For your own files: Example field -> column (question: prompt)."
     )
     limit: int | None = Field(None, ge=1, description="Take a seeded sample of at most this many examples.")
+    licence: str | None = Field(
+        None, description="Licence of your own files (CC BY 4.0); a column licence of theirs stands above it."
+    )
+    citation: str | None = Field(None, description="How to cite them, or where they are published.")
+    restricted: bool = Field(
+        False, description="Their rows may not leave this machine: no API, no upload. MIMIC-III is restricted anyway."
+    )
 
 
 class DataSpec(Spec):
