@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from meditune.data.deidentified import placeholders
 from meditune.data.example import Example, Passage
 from meditune.data.rejects import Rejects
 from meditune.errors import DataError
+from meditune.phi.brackets import placeholders
 from meditune.progress import Progress
 
 SOURCE = "mimic"

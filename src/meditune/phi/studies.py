@@ -1,0 +1,86 @@
+"""Whether a passage tells of many people, as papers do, or how to reach an organization, and of no one in particular.
+
+Its dates and hospitals are those of a study, its phone numbers an institute's. Safe Harbor asks for identifiers "of the
+individual or of relatives, employers, or household members of the individual" (45 CFR 164.514(b)(2)(i)). Any sign of
+one person outweighs all else.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+
+_MANY = re.compile(
+    r"(?<![a-z])(?:patients|participants|subjects|women|men|children|adults|infants|neonates|newborns|girls|boys|"
+    r"students|"
+    r"persons|individuals|beneficiaries|residents (?:who|of|were)|cases (?:of|were)|controls|families|physicians|"
+    r"surgeons|"
+    r"medical records|charts were|hospitals|deliveries|births|pregnancies|deaths|articles|studies|trials|cohorts?|"
+    r"survey(?:s|ed)?|questionnaires?|(?:the|this|our|present|pilot|multicent\w{2,4}|observational|"
+    r"prospective) study|study "
+    r"(?:period|was|population|design|aim)|database|registry|medline|pubmed|embase|cochrane|searched|published|"
+    r"literature|"
+    r"retrospective(?:ly)?|prospective(?:ly)?|randomi[sz]ed|enrolled|recruited|consecutive(?:ly)?|population|incidence|"
+    r"prevalence|epidemi\w{0,10}|outbreak|census|legislation|statistical(?:ly)?|regression|"
+    r"significant(?:ly)? (?:more|less|"
+    r"higher|lower|difference|associat\w{0,6})|last updated|updated|accessed|copyright|et al)(?![a-z])"
+)
+_ONE = re.compile(
+    r"(?<![a-z])(?:mrs?|ms|miss|he|she|his|her|him|i|my|me|i['’]m|pt|(?:this|the) patient (?:is|was|has|had|will)|"
+    r"(?:\d{1,3}|[a-z]{3,12})[- ]?(?:years?|yr|month|week|day)s?[- ]old(?! (?:or|and))|\d{1,3} ?(?:yo|y\.o\.|y/o)|"
+    r"dob|mrn|"
+    r"date of birth|admitted on|discharged (?:on|to|home)|dictated|signed|(?:admission|discharge|service|report) date|"
+    r"patient(?: name)?:|name:|attending|follow-?up with|male infant|female infant|husband|wife|daughter)(?![a-z])"
+)
+_ORGANIZATION = re.compile(
+    r"(?<![a-z])(?:institutes?|foundation|association|society|national|federation|alliance|administration|"
+    r"clearinghouse|"
+    r"cdc|nih|fda|agency|council|coalition|network|committee|toll[- ]free|tty|information (?:center|service)|for more "
+    r"information|more information|available (?:at|from)|accessed|following link|web ?sites?|visit|"
+    r"registration is free|"
+    r"resources?|links?|publications?|article|www\.[a-z0-9-]{1,40}\.(?:gov|org|edu)|[a-z0-9-]{1,40}\.gov|inc|ltd|"
+    r"university|"
+    r"department of|laboratory contact|office hours|links\.lww|business hours)(?![a-z])"
+)
+_BREAK = re.compile(r"(?<=[a-z0-9)\]][.!?])\s+(?=[A-Z0-9(])|\n")
+_LONGEST = 1200
+_AROUND = 250
+_ENOUGH = 2
+"""So many words of studies, and none of one person, make the whole text a paper."""
+
+
+class Passages:
+    """The passages of one text, judged as they are asked for."""
+
+    def __init__(self, text: str, low: str) -> None:
+        self._low = low
+        self._starts = [0, *(found.end() for found in _BREAK.finditer(text)), len(text) + 1]
+        self._sentences: dict[int, bool] = {}
+        self._surroundings: dict[int, bool] = {}
+        self._paper: bool | None = None
+
+    def of_many(self, place: int) -> bool:
+        """Whether the sentence around `place`, or the whole text, is about many people."""
+        if self._is_paper():
+            return True
+        number = bisect_right(self._starts, place) - 1
+        if number not in self._sentences:
+            start = self._starts[number]
+            sentence = self._low[start : min(self._starts[number + 1], start + _LONGEST)]
+            self._sentences[number] = bool(_MANY.search(sentence)) and not _ONE.search(sentence)
+        return self._sentences[number]
+
+    def of_organization(self, place: int) -> bool:
+        """Whether what stands around `place` tells of an organization and of no one person."""
+        block = place // _AROUND
+        if block not in self._surroundings:
+            around = self._low[max(0, (block - 1) * _AROUND) : (block + 2) * _AROUND]
+            self._surroundings[block] = bool(_ORGANIZATION.search(around)) and not _ONE.search(around)
+        return self._surroundings[block]
+
+    def _is_paper(self) -> bool:
+        if self._paper is None:
+            signs = _MANY.finditer(self._low)
+            enough = sum(1 for _, _ in zip(range(_ENOUGH), signs, strict=False)) == _ENOUGH
+            self._paper = enough and not _ONE.search(self._low)
+        return self._paper
