@@ -1,4 +1,4 @@
-"""Names of people, by what stands beside them: titles, degrees, labels, relatives, verbs; then by lists of names.
+"""Names of people, by what stands beside them (titles, degrees, labels, relatives, ages) and by lists of names.
 
 A name that something vouches for is found again wherever else it stands in the text. Eponyms ("Parkinson's disease",
 "Foley catheter") aren't people, unless a title says so.
@@ -8,407 +8,306 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from meditune.phi import words
+from meditune.phi import cues, words
+from meditune.phi.cues import Cue
+from meditune.phi.shapes import BEFORE, DEGREE, FIRST, NEXT, PIECE, TOKEN, plain, stem
 from meditune.phi.spans import Span
 
-_CAPITALS = "A-Z" + "".join(chr(code) for code in range(0xC0, 0x250) if chr(code).isupper())
-_SMALL = "a-z" + "".join(chr(code) for code in range(0xDF, 0x250) if chr(code).islower())
-_LETTER = rf"[{_CAPITALS}{_SMALL}]"
-_WORD = (
-    rf"(?:[DdL]['’])?(?:al-|el-|Al-|El-)?[{_CAPITALS}]{_LETTER}{{1,24}}(?:['’-]{_LETTER}{{2,24}}){{0,3}}"
-    rf"|[OD]['’][{_CAPITALS}]{_LETTER}{{1,24}}"
-)
-_INITIAL = rf"(?:[{_CAPITALS}]\.(?:[ ]?[{_CAPITALS}]\.)?|[{_CAPITALS}](?![^\W_]|['’]))"
-_PARTICLE = (
-    r"(?:de la|de los|del|de|della|di|da|dos|do|du|van der|van den|van de|van|von|der|den|ten|ter|bin|ibn|le|la|st\.|y)"
-)
-_GAP = r"(?:[ \t]{1,2}|[ \t]?\n[ \t]{0,4})"
-"""What may stand between two words of a name."""
-_PART = rf"(?:(?:{_PARTICLE}[ ]){{0,2}}(?:{_WORD}|{_INITIAL}))"
-_NAME = rf"{_PART}(?:{_GAP}{_PART}){{0,3}}"
-_NAME_AT = re.compile(_NAME)
-_TOKEN = re.compile(rf"(?<![^\W_])(?:{_WORD})(?![^\W_])")
-_PIECE = re.compile(rf"{_WORD}|{_INITIAL}")
-
-_TITLE = re.compile(
-    r"(?<![^\W_])(?:(?:Dr|Drs|Mr|Mrs|Ms|Mx|Prof|Fr|Rev|Sr|Sra|Mme|DR|DRS|MR|MRS|MS)(?:\.|(?=[ \n]))|Doctor|Doctors|"
-    r"Miss|"
-    r"MISS|Professor|Mister|Nurse|Father|Rabbi|Sister(?= [A-Z][a-z]+ (?!of))|Pastor|Reverend|Sir|Dame|DOCTOR|Señora?)"
-    r"(?:[ \t]{0,2}|[ \t]?\n[ \t]{0,8})(?=[^\W\d_])"
-)
-_WEAK_TITLES_TEXT = "father sister nurse miss sir fr doctor doctors ms professor mister"
-_WEAK_TITLES = frozenset(_WEAK_TITLES_TEXT.split())
-_TITLE_LOW = re.compile(
-    r"(?<![^\W_])(?:dr|drs|mr|mrs|ms|prof)\.? ([a-z][a-z'-]{1,24})(?: ([a-z][a-z'-]{1,24}))?(?![^\W_])"
-)
-_DEGREES = (
-    r"(?:M\.?D\.?|D\.?O\.?|Ph\.?D\.?|R\.?N\.?|N\.?P\.?|P\.?A\.?(?:-C)?|ARNP|APRN|CRNA|CNM|LPN|LVN|LICSW|LCSW|MSW|BSN|"
-    r"MSN|DNP|"
-    r"RPh|Pharm\.?D\.?|PT|DPT|OTR/?L?|OT|RD|LDN|RRT|SLP|DDS|DMD|DPM|MBBS|MPH|FACS|FACP|FRCS|Esq\.?|Jr\.?|Sr\.?)"
-)
-_BEFORE_DEGREE = re.compile(rf"(?:{_PART}{_GAP}){{0,3}}{_PART}(?=,? ?{_DEGREES}(?![^\W_]))")
-_DEGREE = re.compile(rf"(?:,[ ]?| ){_DEGREES}(?![^\W_])")
-_STATES_TEXT = "MD PA"
-_STATES = frozenset(_STATES_TEXT.split())
-
-_LABELS_TEXT = (
-    r"patient(?:['’]s)? name|pt(?:['’]s)? name|name of patient|name|patient|pt|attending(?: physician| md|"
-    r" of record)?|surgeons?|"
-    r"(?:first |second )?assistants?(?: surgeon)?|anesthesiologist|anesthetist|resident|fellow|intern|r\.?n\.?|nurse|"
-    r"provider|pcp|"
-    r"primary care (?:physician|provider|doctor)|(?:referring|ordering|admitting|discharging|consulting|primary|family|"
-    r"requesting|responsible|treating|supervising) (?:physician|provider|md|doctor|clinician|nurse|surgeon)|"
-    r"consultant|dictator|"
-    r"cc|c\.c\.|copies to|copy to|attn|attention|emergency contact(?: name)?|next of kin|nok|contact(?: person| name)?|"
-    r"(?:health ?care )?proxy|hcp|poa|power of attorney|guardian|spouse|mother|father|husband|wife|son|daughter|"
-    r"brother|"
-    r"sister|partner|caregiver|caretaker|care giver|interpreter|witness(?:ed)?|physician|doctor|radiologist|"
-    r"pathologist|"
-    r"technologist|technician|tech|sonographer|therapist|social worker|case manager|clinician|author|scribe|employer|"
-    r"last name|"
-    r"first name|middle name|maiden name|full name|legal name|preferred name|alias|aka|responsible party|insured|"
-    r"subscriber|guarantor|from|to|re|signed|signature|dictated|reviewed|subject|client|member|parent|mom|dad"
-)
-_LABEL = re.compile(
-    rf"(?<![^\W_])(?:{_LABELS_TEXT})(?:\([a-z]\)|"
-    rf"\(s\))?[ \t]?(?:\([a-z /-]{{2,24}}\))?[:#=][ \t]{{0,12}}(?:\n[ \t]{{0,8}})?(?=[^\W\d_])"
-)
-_FAMILY_TEXT = (
-    "mother father husband wife son daughter brother sister partner spouse from to re resident fellow intern "
-    "nurse contact employer patient pt tech subject client member parent mom dad attention physician doctor "
-    "reviewed"
-)
-_FAMILY = frozenset(_FAMILY_TEXT.split())
-"""Labels that are followed by other things just as often: a word after them must not be an ordinary one."""
-_BY = re.compile(
-    r"(?<![^\W_])(?:(?:electronically |digitally |e-?)?(?:signed|dictated|transcribed|typed|reviewed|approved|"
-    r"verified|interpreted|"
-    r"read|reported|ordered|requested|performed|prepared|seen|examined|evaluated|entered|written|authenticated|"
-    r"attested|"
-    r"co-?signed|followed|referred|accompanied|staffed|assessed|taken|obtained|provided|brought in|brought|called|"
-    r"paged|"
-    r"witnessed|admitted|operated on|treated|managed|done|completed|scribed|recorded|documented|given|administered|"
-    r"assisted|edited|finalized|confirmed|cared for|supervised)"
-    r"(?: electronically| and signed| and approved| over the phone| today)? by|discussed (?:the (?:case|results?|"
-    r"plan|findings) )?with|spoke (?:with|to)|spoken with|"
-    r"discussed (?:this|plan|results) with|d/w|notified|contacted|informed|met with|"
-    r"seeing|under the care of|in the care of|care of|c/o|on behalf of|named|known as|goes by|called|"
-    r"prefers to be called|"
-    r"my name is|i am|i['’]m|this is|introduced (?:her|him)self as|signed|attending|per|w/|surgeon|"
-    r"followup with|follow-up with|follow up with|f/u with|appointment with|appt with|see|visit with|"
-    r"dear|hi|hello|sincerely|regards|thanks|thank you|"
-    r"(?:his|her|their|the patient['’]s|pt['’]s|my|patient['’]s) (?:\w{2,12} )?(?:wife|husband|son|daughter|mother|"
-    r"father|brother|sister|"
-    r"partner|spouse|girlfriend|boyfriend|fiance|fiancee|niece|nephew|aunt|uncle|cousin|friend|neighbor|neighbour|"
-    r"granddaughter|grandson|grandmother|grandfather|guardian|proxy|roommate|son-in-law|daughter-in-law|stepson|"
-    r"stepdaughter|caregiver|aide|pcp|cardiologist|oncologist|surgeon|neurologist|nephrologist|psychiatrist|therapist|"
-    r"urologist|endocrinologist|rheumatologist|pulmonologist|dermatologist|obstetrician|pediatrician|midwife|dentist|"
-    r"teacher|boss|"
-    r"priest|lawyer|landlord|social worker|case manager|visiting nurse|primary care (?:physician|doctor|provider)|"
-    r"doctor|"
-    r"physician|nurse)(?: is| was|,|:| \(| named)?|"
-    r"(?:wife|husband|son|daughter|mother|father|brother|sister|niece|nephew|pcp|hcp|proxy|cardiologist|oncologist|"
-    r"surgeon|"
-    r"neurologist|nephrologist|psychiatrist|urologist|rn|nurse|interpreter|translator|pharmacist|attending|fellow|"
-    r"intern|resident|"
-    r"guardian|caregiver|social worker|case manager|patient|pt)(?:,| \(|:| named| is| was)?)"
-    r"(?:,?(?:[ \t]{1,2}|[ \t]?\n[ \t]{0,4})[(-]?|(?<=\())(?=[^\W\d_])"
-)
-_SURE = re.compile(
-    r"(?:(?:electronically |digitally |e-?)?(?:signed|dictated|transcribed|typed|authenticated|attested|scribed) by|"
-    r"goes by|"
-    r"my name is|prefers to be called|introduced (?:her|him)self as)"
-)
-"""After these, a name may be an English word."""
-_DOUBTFUL = re.compile(
-    r"(?:called|known as|named|per|w/|see|seeing|this is|i am|i['’]m|hi|hello|thanks|thank you|regards|dear|signed|"
-    r"attending|contacted|informed|patient|pt)[ ,:(]*$"
-)
-"""After these, only a name on the lists counts, or two words in a row that aren't ordinary."""
+_MOST_WORDS = 4
+_PARTICLES_TEXT = "van von de del la di da el al bin le du dos san ben abu st"
+_PARTICLES = frozenset(_PARTICLES_TEXT.split())
+_JOINT = re.compile(r"(?:, and |,? ?(?:and|&|or) |/|, )(?=[^\W\d_])")
+_COMMA = re.compile(r",[ ]?(?=[^\W\d_])")
 _IS_AGED = re.compile(
-    rf"(?<![^\W_])({_NAME}),?{_GAP}?(?:(?:is|was) (?:an? |the )?|, ?an? |, )(?=(?:\d{{1,3}}|\[AGE\]|"
-    rf"\[\*\*Age)[- ]?(?:years?|yrs?|y\.?o|y/o|yo)"
-    r"|(?:very )?(?:pleasant|delightful|right-handed|unfortunate|elderly|lovely))"
+    r",?\s{1,3}(?:(?:is|was) (?:an? |the )?|an? )?(?:(?:\d{1,3}|\[AGE\]|"
+    r"\[\*\*Age)[^\n]{0,12}?(?:years?|yrs?|y\.?o|y/o|yo)(?![a-z])"
+    r"|(?:very )?(?:pleasant|delightful|right-handed|unfortunate|elderly|lovely) )"
 )
-_LAST_FIRST = re.compile(rf"(?<![^\W_])({_WORD}),[ ]?({_WORD}(?: {_INITIAL}| {_WORD})?)(?![^\W_])")
-_SIGNED_LINE = re.compile(rf"^[ \t]*(?:--?|—|/s/|~)?[ \t]*({_NAME})[ \t]*(?:,[^\n]{{0,30}})?$", re.MULTILINE)
+_SIGNED_LINE = re.compile(r"^[ \t]{0,40}(?:--?|—|/s/|~|x_{2,9})?[ \t]{0,3}(?=[^\W\d_])", re.MULTILINE)
+_LINE_END = re.compile(r"[ \t]{0,20}(?:,[^\n]{0,30})?(?:\n|$)")
+_LOWER = re.compile(
+    r"(?<![^\W_])(?:dr|drs|mr|mrs|ms|prof|my name is|name is|i am|i['’]m|this is|patient|pt|doctor|named|called|wife|"
+    r"husband|"
+    r"daughter|son|mother|father|sister|brother|signed|sincerely|regards|thanks)\.?,?\s{1,2}([a-z][a-z'’-]{1,24})"
+    r"(?: ([a-z][a-z'’-]{1,24}))?(?![^\W_])"
+)
+_LOWER_TITLES = ("dr", "mr", "mrs", "ms", "prof")
+_SPOKEN_OF = re.compile(r"[ \t]([a-z]+)")
 _VERBS_TEXT = (
-    "is was has had reports reported states stated denies denied presented presents lives lived came will "
-    "returned feels felt says said called notes noted did does can could would also went asked agreed agrees "
-    "declined remains remained takes took works worked continues continued tolerated understands and who "
-    "complains complained wants wanted needs tells told died arrived lost fell weighs smokes drinks requested "
-    "expressed verbalized ambulated underwent received improved appears"
+    "is was has had reports reported states stated denies denied presented presents lives lived came will returned "
+    "feels "
+    "felt says said called notes noted did does can could would also went asked agreed agrees declined remains "
+    "remained "
+    "takes took works worked continues continued tolerated understands who complains complained wants wanted needs "
+    "tells "
+    "told died arrived lost fell weighs smokes drinks requested expressed verbalized ambulated underwent received "
+    "improved "
+    "appears"
 )
 _VERBS = frozenset(_VERBS_TEXT.split())
-_FOLLOWING = re.compile(r"(?:['’]s)?[ \t\n-]{1,3}([A-Za-z]+)")
-_POSSESSIVE = re.compile(r"['’][sS]$")
-_FIRST = re.compile(rf",[ ]?({_NAME})")
-_SPOKEN_OF = re.compile(r"[ \t]([a-z]+)")
-_NEXT_PIECE = re.compile(rf"[ \t]{{1,2}}(?:{_PARTICLE}[ ]){{0,2}}({_WORD}|{_INITIAL})")
+_FOLLOWING = re.compile(r"(?:['’]s)?(?:[ \t-]{1,2}|[ \t]?\n[ \t]?(?=[a-z]))([A-Za-z]+)")
 _ET_AL = re.compile(r",?\s{1,3}et al|\s{1,2}(?:\((?:19|20)\d\d|and colleagues)")
+
+
+@dataclass
+class _Text:
+    """A text, and the same in small letters, character for character."""
+
+    text: str
+    low: str
 
 
 def find(text: str, low: str) -> Iterator[Span]:
     """Names in `text`; `low` is the text in small letters, character for character."""
-    certain = [
-        *_titled(text, low),
-        *_labelled(text, low),
-        *_introduced(text, low),
-        *_with_degree(text),
-        *_placed(text, low),
-    ]
-    listed = list(_listed(text, low))
-    yield from certain
-    yield from listed
-    yield from _again(text, low, [*certain, *listed])
+    both = _Text(text, low)
+    found = [*_written_large(both), *_signatures(both), *_written_small(both)]
+    yield from found
+    yield from _again(both, found)
 
 
-def _titled(text: str, low: str) -> Iterator[Span]:
-    for found in _TITLE.finditer(text):
-        weak = low[found.start() : found.end()].strip(" .\n\t") in _WEAK_TITLES
-        name = _name_at(text, found.end(), ordinary=not weak, titled=True)
+def _written_large(both: _Text) -> Iterator[Span]:
+    """Names with capital letters, going from one capitalized word to the next."""
+    text, done = both.text, 0
+    for token in TOKEN.finditer(text):
+        if token.start() < done:
+            continue
+        name = _after_cue(both, token) or _listed(both, token) or _before_proof(both, token)
         if name:
+            name = _with_first(both, name)
             yield name
-            yield from _further(text, name.end)
-    for found in _TITLE_LOW.finditer(text):
-        first = found[1]
-        if not words.is_other(first) and (words.is_name(first) or not words.is_ordinary(first)):
-            second = found[2] or ""
-            end = found.end(2) if second and words.is_name(second) else found.end(1)
-            yield Span(found.start(1), end, "name")
+            done = name.end
+            if text[name.end : name.end + 1] in {",", "/", " ", "&"}:
+                for further in _further(both, name.end):
+                    yield further
+                    done = further.end
 
 
-def _further(text: str, end: int) -> Iterator[Span]:
-    """After "Drs. Smith": "and Jones", "/Jones"."""
-    while joint := re.compile(r"(?:, and |,? ?(?:and|&|or) |/|, )(?=[^\W\d_])").match(text, end):
-        name = _name_at(text, joint.end(), ordinary=False)
+def _after_cue(both: _Text, token: re.Match[str]) -> Span | None:
+    start = token.start()
+    before = BEFORE.search(both.text, max(0, start - 14), start) if both.text[start - 1 : start] in {" ", "."} else None
+    if before:
+        start = before.start()
+    cue = cues.before(both.text, both.low, start)
+    return _name_at(both, start, cue) if cue else None
+
+
+def _before_proof(both: _Text, token: re.Match[str]) -> Span | None:
+    """A name that is followed by a degree, or by an age ("is a 61 year-old")."""
+    following = both.text[token.end() : token.end() + 1]
+    if following not in {",", " ", "\n"}:
+        return None
+    if DEGREE.match(both.text, token.end()):
+        is_town = plain(token[0]) in words.CITIES and re.match(r", (?:MD|PA)", both.text[token.end() :][:4])
+        return None if is_town else _last_words(both, token)
+    if _IS_AGED.match(both.text, token.end()):
+        return _last_words(both, token)
+    return None
+
+
+def _last_words(both: _Text, token: re.Match[str]) -> Span | None:
+    """The words up to and with `token` that can be a name."""
+    kept: list[re.Match[str]] = []
+    begin = both.text.rfind("\n", max(0, token.start() - 60), token.start()) + 1 or max(0, token.start() - 60)
+    for piece in reversed(list(PIECE.finditer(both.text, begin, token.end()))):
+        word = plain(piece[0])
+        apart = kept and not re.fullmatch(r"[ \t]{1,2}(?:[a-z]{1,3}[ ]){0,2}", both.text[piece.end() : kept[0].start()])
+        english = words.is_ordinary(word) and word not in words.WORD_NAMES and len(word) > 2
+        if apart or words.is_other(word) or english:
+            break
+        kept.insert(0, piece)
+    if not kept or all(len(plain(piece[0])) < 2 or (piece[0].isupper() and len(piece[0]) < 4) for piece in kept):
+        return None
+    return Span(kept[0].start(), kept[-1].end(), "name")
+
+
+def _name_at(both: _Text, place: int, cue: Cue) -> Span | None:
+    """The name that begins at `place`, as far as the cue before it makes one likely."""
+    pieces: list[str] = []
+    end = place
+    piece = FIRST.match(both.text, place)
+    while piece and len(pieces) < _MOST_WORDS:
+        written = piece[1]
+        if not _goes_on(both, pieces, written, piece, cue):
+            break
+        pieces.append(plain(written))
+        end = piece.start(1) + len(stem(written))
+        if stem(written) != written:
+            break
+        piece = NEXT.match(both.text, end)
+    whole = [piece for piece in pieces if len(piece) > 1 and "." not in piece]
+    if not whole or not _is_enough(both.text[place:end], whole, cue):
+        return None
+    return Span(place, end, "name")
+
+
+def _goes_on(both: _Text, pieces: list[str], written: str, piece: re.Match[str], cue: Cue) -> bool:
+    """Whether the next word belongs to the name whose words so far are `pieces`."""
+    low = plain(written)
+    end = piece.start(1) + len(stem(written))
+    following = both.text[end : end + 1]
+    if len(low) == 1 or "." in low:
+        return written.endswith(".") or following in {" ", "\n", ",", ""}
+    first = not any(len(each) > 1 for each in pieces)
+    if words.is_other(low) and not (cue is Cue.TITLE and first and low in words.PLACES):
+        return False
+    if pieces and (following in {":", "#"} or ("\n" in piece[0] and not words.is_name(low))):
+        return False
+    if cue is not Cue.TITLE and low in (words.EPONYMS | words.GIVEN | words.SURNAMES) and _is_eponym(both, end):
+        return False
+    if not words.is_ordinary(low) or low in _PARTICLES:
+        return True
+    if first:
+        return cue >= Cue.SURE or (low in words.WORD_NAMES and _name_follows(both, end))
+    if low in words.WORD_NAMES or low in words.EPONYMS:
+        return pieces[-1] not in words.SURNAMES or (len(pieces) == 1 and pieces[-1] in words.GIVEN)
+    return cue >= Cue.SURE and (pieces[-1] in words.GIVEN or len(pieces[-1]) == 1)
+
+
+def _name_follows(both: _Text, place: int) -> bool:
+    piece = NEXT.match(both.text, place)
+    return bool(piece and (words.is_name(plain(piece[1])) or not words.is_ordinary(plain(piece[1]))))
+
+
+def _is_enough(written: str, pieces: list[str], cue: Cue) -> bool:
+    """Neither an abbreviation nor, where that is doubtful, a word on no list."""
+    if cue >= Cue.SURE:
+        return True
+    listed = any(map(words.is_name, pieces))
+    if written.isupper() and len(pieces) == 1:
+        return listed and cue is Cue.LIKELY and len(written) > 5
+    return listed or cue is Cue.LIKELY
+
+
+def _with_first(both: _Text, last: Span) -> Span:
+    """ "Doe, Jane" where `last` is "Doe"; else `last`."""
+    comma = _COMMA.match(both.text, last.end)
+    if comma is None or DEGREE.match(both.text, last.end) or " " in both.text[last.start : last.end]:
+        return last
+    capitals = both.text[last.start : last.end].isupper()
+    first = _name_at(both, comma.end(), Cue.SURE if capitals else Cue.LIKELY)
+    return Span(last.start, first.end, "name") if first else last
+
+
+def _further(both: _Text, end: int) -> Iterator[Span]:
+    """After a name: "and Jones", "/Jones"."""
+    while joint := _JOINT.match(both.text, end):
+        name = None if DEGREE.match(both.text, end) else _name_at(both, joint.end(), Cue.LIKELY)
         if not name:
             return
         yield name
         end = name.end
 
 
-def _labelled(text: str, low: str) -> Iterator[Span]:
-    for found in _LABEL.finditer(low):
-        label = re.sub(r"\(.*|[:#=\s]+$", "", found[0]).strip()
-        loose = label not in _FAMILY
-        name = _name_at(text, found.end(), ordinary=loose)
-        if name:
-            name = _with_first(text, name)
-            yield name
-            yield from _further(text, name.end)
-        elif loose:
-            small = re.compile(r"[a-z][a-z'’-]{1,24}(?: [a-z][a-z'’-]{1,24}){0,2}").match(text, found.end())
-            if small and any(map(words.is_name, small[0].split())) and not words.is_ordinary(small[0].split()[0]):
-                yield Span(small.start(), small.end(), "name")
+def _listed(both: _Text, token: re.Match[str]) -> Span | None:
+    """A given name before a surname or a verb, or after one ("DOE, JANE")."""
+    low = plain(token[0])
+    sure = low in words.GIVEN
+    text, end = both.text, token.end()
+    if text[end : end + 1] == "," and not words.is_other(low) and low not in words.CITIES:
+        return _last_first(both, token)
+    if not sure and low not in words.WORD_NAMES:
+        return None
+    surname = _end_of_surname(both, end, sure)
+    if surname:
+        return Span(token.start(), surname, "name")
+    if sure and not ({low} & (words.EPONYMS | words.CITIES | words.SURNAMES)):
+        following = _SPOKEN_OF.match(text, end)
+        if following and following[1] in _VERBS:
+            return Span(token.start(), end, "name")
+    return None
 
 
-def _with_first(text: str, last: Span) -> Span:
-    """ "Doe, Jane" where `last` is "Doe"; else `last`."""
-    following = _FIRST.match(text, last.end)
-    if following is None or re.fullmatch(_DEGREES, following[1]):
-        return last
-    first = _name_at(text, following.start(1), ordinary=False)
-    return Span(last.start, first.end, "name") if first else last
+def _last_first(both: _Text, token: re.Match[str]) -> Span | None:
+    low = plain(token[0])
+    comma = _COMMA.match(both.text, token.end())
+    first = FIRST.match(both.text, comma.end()) if comma else None
+    if first is None or plain(first[1]) not in words.GIVEN or _is_eponym(both, first.end()):
+        return None
+    if not words.is_name(low) and (words.is_ordinary(low) or not token[0].isupper()):
+        return None
+    return Span(token.start(), token.end(), "name")
 
 
-def _introduced(text: str, low: str) -> Iterator[Span]:
-    for found in _BY.finditer(low):
-        name = _name_at(text, found.end(), ordinary=bool(_SURE.match(found[0])))
-        if name and _is_likely(text, name, bool(_DOUBTFUL.match(found[0]))):
-            yield name
-            yield from _further(text, name.end)
-        elif found[0].strip() in {"my name is", "named"} or found[0].startswith(
-            ("i am", "i'm", "this is", "my name is")
-        ):
-            small = re.compile(r"[a-z][a-z'’-]{1,24}(?: [a-z][a-z'’-]{1,24})?").match(text, found.end())
-            if small and words.is_name(small[0].split()[0]):
-                length = len(small[0]) if words.is_name(small[0].split()[-1]) else len(small[0].split()[0])
-                yield Span(small.start(), small.start() + length, "name")
-
-
-def _is_likely(text: str, name: Span, doubtful: bool) -> bool:
-    """Neither an abbreviation, nor, where that is doubtful, one lone word that is on no list."""
-    pieces = [piece[0] for piece in _PIECE.finditer(text, name.start, name.end)]
-    listed = [words.is_name(_bare(piece)) for piece in pieces]
-    if any(listed):
-        return True
-    whole = [piece for piece in pieces if len(_bare(piece)) > 1]
-    return not all(map(str.isupper, whole)) and (len(whole) > 1 or not doubtful)
-
-
-def _with_degree(text: str) -> Iterator[Span]:
-    for degree in _DEGREE.finditer(text):
-        start = max(0, degree.start() - 60)
-        name = re.compile(rf"(?:{_NAME})$").search(text[start : degree.start()])
-        if name is None:
-            continue
-        spoken = name[0]
-        low = spoken.lower()
-        if degree[0].strip(" ,.") in _STATES and low in words.CITIES:
-            continue
-        yield from _trimmed(text, start + name.start(), start + name.end())
-
-
-def _trimmed(text: str, start: int, end: int) -> Iterator[Span]:
-    """The last words of text[start:end] that can be a name, if any."""
-    pieces = list(_PIECE.finditer(text, start, end))
-    kept: list[re.Match[str]] = []
-    for piece in reversed(pieces):
-        low = _bare(piece[0])
-        if words.is_other(low) or (words.is_ordinary(low) and low not in words.WORD_NAMES and len(low) > 2):
-            break
-        kept.insert(0, piece)
-    if (
-        kept
-        and any(len(piece[0]) > 2 or not piece[0].isupper() for piece in kept)
-        and any(len(_bare(piece[0])) > 1 for piece in kept)
-    ):
-        yield Span(kept[0].start(), kept[-1].end(), "name")
-
-
-def _placed(text: str, low: str) -> Iterator[Span]:
-    for found in _IS_AGED.finditer(text):
-        yield from _trimmed(text, *found.span(1))
-    for found in _LAST_FIRST.finditer(text):
-        last, first = _bare(found[1]), _bare(found[2].split()[0])
-        likely = words.is_name(last) or not words.is_ordinary(last)
-        if first in words.GIVEN and likely and last not in words.CITIES and not _is_eponym(text, low, found.end()):
-            yield Span(found.start(), found.end(), "name")
-    for found in _SIGNED_LINE.finditer(text):
-        pieces = [_bare(piece[0]) for piece in _PIECE.finditer(found[1])]
-        if 2 <= len(pieces) <= 4 and any(map(words.is_name, pieces)) and not any(map(words.is_ordinary, pieces)):
-            yield Span(*found.span(1), "name")
-
-
-def _listed(text: str, low: str) -> Iterator[Span]:
-    """A given name beside a surname, or before a verb."""
-    for found in _TOKEN.finditer(text):
-        first = _bare(found[0])
-        sure = first in words.GIVEN
-        if not sure and first not in words.WORD_NAMES:
-            continue
-        end = _end_of_surname(text, low, found.end(), sure)
-        if end:
-            yield Span(found.start(), end, "name")
-        elif sure and first not in words.EPONYMS and first not in words.CITIES and first not in words.SURNAMES:
-            following = _SPOKEN_OF.match(text, found.end())
-            if following and following[1] in _VERBS:
-                yield Span(found.start(), found.end(), "name")
-
-
-def _end_of_surname(text: str, low: str, place: int, sure: bool) -> int | None:
+def _end_of_surname(both: _Text, place: int, sure: bool) -> int | None:
     """The end of the surname after a given name that ends at `place`, whose being a name is sure or not."""
     end = None
-    for piece in _further_pieces(text, place):
-        word = _bare(piece[0])
-        if len(word) == 1:
-            continue
-        if not _is_surname(word, sure) or _is_eponym(text, low, piece.end()):
+    for _ in range(3):
+        piece = NEXT.match(both.text, place)
+        if piece is None or "\n" in piece[0]:
             break
-        end = piece.start() + len(_POSSESSIVE.sub("", piece[0]))
+        word, place = plain(piece[1]), piece.end()
+        if len(word) > 1:
+            known = word in words.SURNAMES or (sure and (word in words.GIVEN or _is_rare(word, piece[1])))
+            if not known or _is_eponym(both, piece.start(1) + len(stem(piece[1]))):
+                break
+            end = piece.start(1) + len(stem(piece[1]))
     return end
 
 
-def _further_pieces(text: str, place: int) -> Iterator[re.Match[str]]:
-    """The words of a name that goes on at `place`."""
-    for _ in range(3):
-        piece = _NEXT_PIECE.match(text, place)
-        if piece is None:
-            return
-        whole = _PIECE.match(text, piece.start(1))
-        if whole is None:
-            return
-        yield whole
-        place = whole.end()
+def _is_rare(word: str, written: str) -> bool:
+    return not words.is_ordinary(word) and word not in words.EPONYMS and not (written.isupper() and len(written) < 5)
 
 
-def _is_surname(low: str, sure: bool) -> bool:
-    if low in words.SURNAMES:
-        return True
-    return sure and not words.is_ordinary(low) and low not in words.EPONYMS
+def _signatures(both: _Text) -> Iterator[Span]:
+    """Lines that hold a name and nothing else but degrees."""
+    for line in _SIGNED_LINE.finditer(both.text):
+        name = _name_at(both, line.end(), Cue.LIKELY)
+        if name and " " in both.text[name.start : name.end] and _LINE_END.match(both.text, name.end):
+            pieces = [plain(piece[0]) for piece in PIECE.finditer(both.text, name.start, name.end)]
+            if any(map(words.is_name, pieces)):
+                yield name
 
 
-def _again(text: str, low: str, found: list[Span]) -> Iterator[Span]:
+def _written_small(both: _Text) -> Iterator[Span]:
+    """Names in small letters, as people type them: "my name is jane doe", "dr smith"."""
+    for found in _LOWER.finditer(both.text):
+        first, second = found[1], found[2] or ""
+        titled = found[0].startswith(_LOWER_TITLES)
+        if words.is_other(first) or not (words.is_name(first) or (titled and not words.is_ordinary(first))):
+            continue
+        yield Span(found.start(1), found.end(2) if words.is_name(second) else found.end(1), "name")
+
+
+def _again(both: _Text, found: list[Span]) -> Iterator[Span]:
     """The words of the found names wherever else they stand."""
     known = {
-        piece[0]
+        stem(piece[0])
         for span in found
-        for piece in _PIECE.finditer(text, span.start, span.end)
-        if len(_bare(piece[0])) > 2 and not words.is_other(_bare(piece[0]))
+        for piece in PIECE.finditer(both.text, span.start, span.end)
+        if len(plain(piece[0])) > 2 and not words.is_other(plain(piece[0]))
     }
     known |= {word.upper() for word in known} | {word.title() for word in known if word.isupper()}
     if not known:
         return
-    for token in _TOKEN.finditer(text):
-        word = _POSSESSIVE.sub("", token[0])
+    for token in TOKEN.finditer(both.text):
+        word = stem(token[0])
         if word not in known:
             continue
         # "Dr. Long" makes no "Long" at the start of a sentence a name.
         english = words.is_ordinary(word.lower()) or word.lower() in words.WORD_NAMES
-        if english and not _beside_name(text, token, known):
-            continue
-        if not _is_eponym(text, low, token.start() + len(word)):
+        if not (english and not _beside(both, token, known)) and not _is_eponym(both, token.start() + len(word)):
             yield Span(token.start(), token.start() + len(word), "name")
 
 
-def _beside_name(text: str, token: re.Match[str], known: set[str]) -> bool:
-    before = re.search(rf"({_WORD})[ ]$", text[max(0, token.start() - 27) : token.start()])
-    after = re.compile(rf"[ ]({_WORD})").match(text, token.end())
-    return any(side is not None and side[1] in known for side in (before, after))
+def _beside(both: _Text, token: re.Match[str], known: set[str]) -> bool:
+    """Whether another known word of a name stands beside this one."""
+    following = NEXT.match(both.text, token.end())
+    before = both.text[max(0, token.start() - 28) : token.start()].split()
+    return bool((following and following[1] in known) or (before and before[-1] in known))
 
 
-def _name_at(text: str, place: int, *, ordinary: bool, titled: bool = False) -> Span | None:
-    """The name that begins at `place`; with `ordinary` its first word may be an English word, such as Young."""
-    found = _NAME_AT.match(text, place)
-    if found is None:
-        return None
-    end = None
-    start = place
-    count = 0
-    for piece in _PIECE.finditer(text, place, found.end()):
-        word = _POSSESSIVE.sub("", piece[0])
-        low = word.lower().strip(".")
-        is_initial = len(low) == 1 or "." in word
-        if not is_initial:
-            if words.is_other(low) and not (
-                titled and low in words.PLACES and not count and "\n" not in text[place : piece.start()]
-            ):
-                break
-            plain = words.is_ordinary(low)
-            if low in words.WORD_NAMES:
-                plain = not ordinary and not count
-            if plain and (count or not ordinary):
-                break
-            wrapped = "\n" in text[place : piece.start()]
-            if count and (text[piece.end() : piece.end() + 1] in {":", "#"} or (wrapped and not words.is_name(low))):
-                break
-        if (
-            end is not None
-            and is_initial
-            and word[-1] != "."
-            and text[piece.end() : piece.end() + 1] not in {" ", "\n", ",", ""}
-        ):
-            break
-        if not is_initial and not titled and low in words.EPONYMS and _is_eponym(text, text, piece.start() + len(word)):
-            break
-        end = piece.start() + len(word)
-        count += 1 if not is_initial else 0
-        if word != piece[0]:
-            break
-    if end is None or not count:
-        return None
-    return Span(start, end, "name")
-
-
-def _is_eponym(text: str, low: str, end: int) -> bool:
+def _is_eponym(both: _Text, end: int) -> bool:
     """Whether what ends here is no person, since a disease, a test or a device follows, or it is a paper's author."""
-    following = _FOLLOWING.match(low, end)
-    if following and following[1].lower() in words.EPONYMOUS:
-        return True
-    return bool(_ET_AL.match(low, end)) or bool(re.compile(r"-(?:[A-Za-z]+)").match(text, end))
-
-
-def _bare(word: str) -> str:
-    return _POSSESSIVE.sub("", word).lower().strip(".")
+    place = end
+    for _ in range(_MOST_WORDS):
+        following = _FOLLOWING.match(both.text, place)
+        if following is None:
+            break
+        if following[1].lower() in words.EPONYMOUS:
+            return True
+        if not following[1][0].isupper():
+            break
+        place = following.end()
+    return bool(_ET_AL.match(both.low, end))
