@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import IntEnum
 from pathlib import Path
 
+from meditune.phi.view import View
+
 
 class Cue(IntEnum):
     """How surely a name follows; `cues.txt` says what each takes for one."""
@@ -39,8 +41,9 @@ def _read() -> tuple[dict[str, Cue], dict[str, Cue]]:
 _PLAIN, _LABELS = _read()
 
 
-def before(text: str, low: str, place: int) -> Cue | None:
-    """The surest cue that ends right before `place`; `low` is the text in small letters."""
+def before(view: View, place: int) -> Cue | None:
+    """The longest cue that ends right before `place`."""
+    text, low = view.text, view.low
     start = max(0, place - _FURTHEST)
     piece = low[start:place]
     head = piece.rstrip(_BETWEEN)

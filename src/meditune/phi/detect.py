@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from meditune.phi import brackets, dates, names, numbers, places, reach
 from meditune.phi.spans import Kind, Span, joined
 from meditune.phi.studies import Passages
+from meditune.phi.view import View
 
 _OF_STUDIES = frozenset({"date", "age", "hospital", "city"})
 """Kinds that aren't one person's where a passage tells of many."""
@@ -19,15 +20,15 @@ def find(text: str, kinds: Collection[Kind] | None = None) -> list[Span]:
 
     Takes time in proportion to the text, whatever is in it.
     """
-    low = _lowered(text)
-    passages = Passages(text, low)
+    view = View(text)
+    passages = Passages(view)
     found = [
         *brackets.find(text),
-        *numbers.find(text, low),
-        *reach.find(text, low),
-        *dates.find(text, low),
-        *places.find(text, low),
-        *names.find(text, low),
+        *numbers.find(view),
+        *reach.find(view),
+        *dates.find(view),
+        *places.find(view),
+        *names.find(view),
     ]
     return joined(span for span in found if (kinds is None or span.kind in kinds) and not _is_nobodys(span, passages))
 
@@ -38,11 +39,3 @@ def _is_nobodys(span: Span, passages: Passages) -> bool:
         (_OF_ORGANIZATIONS, passages.of_organization),
     )
     return any(span.kind in kinds and judge(span.start) for kinds, judge in judged)
-
-
-def _lowered(text: str) -> str:
-    """The text in small letters with every character in its place (some letters become two)."""
-    low = text.lower()
-    if len(low) == len(text):
-        return low
-    return "".join(letter if len(letter.lower()) != 1 else letter.lower() for letter in text)

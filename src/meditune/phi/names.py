@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from meditune.phi import cues, words
 from meditune.phi.cues import Cue
 from meditune.phi.shapes import BEFORE, DEGREE, FIRST, NEXT, PIECE, TOKEN, plain, stem
 from meditune.phi.spans import Span
+from meditune.phi.view import View
 
 _MOST_WORDS = 4
 _PARTICLES_TEXT = "van von de del la di da el al bin le du dos san ben abu st"
 _PARTICLES = frozenset(_PARTICLES_TEXT.split())
+_ON_LISTS = words.EPONYMS | words.GIVEN | words.SURNAMES
+_DOUBLE = words.EPONYMS | words.CITIES | words.SURNAMES
 _JOINT = re.compile(r"(?:, and |,? ?(?:and|&|or) |/|, )(?=[^\W\d_])")
 _COMMA = re.compile(r",[ ]?(?=[^\W\d_])")
 _IS_AGED = re.compile(
@@ -27,13 +29,8 @@ _IS_AGED = re.compile(
 )
 _SIGNED_LINE = re.compile(r"^[ \t]{0,40}(?:--?|—|/s/|~|x_{2,9})?[ \t]{0,3}(?=[^\W\d_])", re.MULTILINE)
 _LINE_END = re.compile(r"[ \t]{0,20}(?:,[^\n]{0,30})?(?:\n|$)")
-_LOWER = re.compile(
-    r"(?<![^\W_])(?:dr|drs|mr|mrs|ms|prof|my name is|name is|i am|i['’]m|this is|patient|pt|doctor|named|called|wife|"
-    r"husband|"
-    r"daughter|son|mother|father|sister|brother|signed|sincerely|regards|thanks)\.?,?\s{1,2}([a-z][a-z'’-]{1,24})"
-    r"(?: ([a-z][a-z'’-]{1,24}))?(?![^\W_])"
-)
-_LOWER_TITLES = ("dr", "mr", "mrs", "ms", "prof")
+_SMALL_WORDS = re.compile(r"[a-z]{3,}")
+_SMALL_WORD = re.compile(r"[a-z](?<![^\W_].)[a-z]{2,24}(?:['’-][a-z]{2,24})?(?![^\W_])")
 _SPOKEN_OF = re.compile(r"[ \t]([a-z]+)")
 _VERBS_TEXT = (
     "is was has had reports reported states stated denies denied presented presents lives lived came will returned "
@@ -51,68 +48,59 @@ _FOLLOWING = re.compile(r"(?:['’]s)?(?:[ \t-]{1,2}|[ \t]?\n[ \t]?(?=[a-z]))([A
 _ET_AL = re.compile(r",?\s{1,3}et al|\s{1,2}(?:\((?:19|20)\d\d|and colleagues)")
 
 
-@dataclass
-class _Text:
-    """A text, and the same in small letters, character for character."""
-
-    text: str
-    low: str
-
-
-def find(text: str, low: str) -> Iterator[Span]:
-    """Names in `text`; `low` is the text in small letters, character for character."""
-    both = _Text(text, low)
-    found = [*_written_large(both), *_signatures(both), *_written_small(both)]
+def find(view: View) -> Iterator[Span]:
+    """Names of people."""
+    found = [*_written_large(view), *_signatures(view), *_written_small(view)]
     yield from found
-    yield from _again(both, found)
+    yield from _again(view, found)
 
 
-def _written_large(both: _Text) -> Iterator[Span]:
+def _written_large(view: View) -> Iterator[Span]:
     """Names with capital letters, going from one capitalized word to the next."""
-    text, done = both.text, 0
+    text, done = view.text, 0
     for token in TOKEN.finditer(text):
         if token.start() < done:
             continue
-        name = _after_cue(both, token) or _listed(both, token) or _before_proof(both, token)
+        name = _after_cue(view, token) or _listed(view, token) or _before_proof(view, token)
         if name:
-            name = _with_first(both, name)
+            name = _with_first(view, name)
             yield name
             done = name.end
             if text[name.end : name.end + 1] in {",", "/", " ", "&"}:
-                for further in _further(both, name.end):
+                for further in _further(view, name.end):
                     yield further
                     done = further.end
 
 
-def _after_cue(both: _Text, token: re.Match[str]) -> Span | None:
+def _after_cue(view: View, token: re.Match[str]) -> Span | None:
     start = token.start()
-    before = BEFORE.search(both.text, max(0, start - 14), start) if both.text[start - 1 : start] in {" ", "."} else None
+    before = BEFORE.search(view.text, max(0, start - 14), start) if view.text[start - 1 : start] in {" ", "."} else None
     if before:
         start = before.start()
-    cue = cues.before(both.text, both.low, start)
-    return _name_at(both, start, cue) if cue else None
+    cue = cues.before(view, start)
+    return _name_at(view, start, cue) if cue else None
 
 
-def _before_proof(both: _Text, token: re.Match[str]) -> Span | None:
+def _before_proof(view: View, token: re.Match[str]) -> Span | None:
     """A name that is followed by a degree, or by an age ("is a 61 year-old")."""
-    following = both.text[token.end() : token.end() + 1]
+    following = view.text[token.end() : token.end() + 1]
     if following not in {",", " ", "\n"}:
         return None
-    if DEGREE.match(both.text, token.end()):
-        is_town = plain(token[0]) in words.CITIES and re.match(r", (?:MD|PA)", both.text[token.end() :][:4])
-        return None if is_town else _last_words(both, token)
-    if _IS_AGED.match(both.text, token.end()):
-        return _last_words(both, token)
+    if DEGREE.match(view.text, token.end()):
+        is_town = plain(token[0]) in words.CITIES and re.match(r", (?:MD|PA)", view.text[token.end() :][:4])
+        return None if is_town else _last_words(view, token)
+    if _IS_AGED.match(view.text, token.end()):
+        return _last_words(view, token)
     return None
 
 
-def _last_words(both: _Text, token: re.Match[str]) -> Span | None:
+def _last_words(view: View, token: re.Match[str]) -> Span | None:
     """The words up to and with `token` that can be a name."""
     kept: list[re.Match[str]] = []
-    begin = both.text.rfind("\n", max(0, token.start() - 60), token.start()) + 1 or max(0, token.start() - 60)
-    for piece in reversed(list(PIECE.finditer(both.text, begin, token.end()))):
+    begin = view.text.rfind("\n", max(0, token.start() - 60), token.start()) + 1 or max(0, token.start() - 60)
+    for piece in reversed(list(PIECE.finditer(view.text, begin, token.end()))):
         word = plain(piece[0])
-        apart = kept and not re.fullmatch(r"[ \t]{1,2}(?:[a-z]{1,3}[ ]){0,2}", both.text[piece.end() : kept[0].start()])
+        apart = kept and not re.fullmatch(r"[ \t]{1,2}(?:[a-z]{1,3}[ ]){0,2}", view.text[piece.end() : kept[0].start()])
         english = words.is_ordinary(word) and word not in words.WORD_NAMES and len(word) > 2
         if apart or words.is_other(word) or english:
             break
@@ -122,31 +110,31 @@ def _last_words(both: _Text, token: re.Match[str]) -> Span | None:
     return Span(kept[0].start(), kept[-1].end(), "name")
 
 
-def _name_at(both: _Text, place: int, cue: Cue) -> Span | None:
+def _name_at(view: View, place: int, cue: Cue) -> Span | None:
     """The name that begins at `place`, as far as the cue before it makes one likely."""
     pieces: list[str] = []
     end = place
-    piece = FIRST.match(both.text, place)
+    piece = FIRST.match(view.text, place)
     while piece and len(pieces) < _MOST_WORDS:
         written = piece[1]
-        if not _goes_on(both, pieces, written, piece, cue):
+        if not _goes_on(view, pieces, written, piece, cue):
             break
         pieces.append(plain(written))
         end = piece.start(1) + len(stem(written))
         if stem(written) != written:
             break
-        piece = NEXT.match(both.text, end)
+        piece = NEXT.match(view.text, end)
     whole = [piece for piece in pieces if len(piece) > 1 and "." not in piece]
-    if not whole or not _is_enough(both.text[place:end], whole, cue):
+    if not whole or not _is_enough(view.text[place:end], whole, cue):
         return None
     return Span(place, end, "name")
 
 
-def _goes_on(both: _Text, pieces: list[str], written: str, piece: re.Match[str], cue: Cue) -> bool:
+def _goes_on(view: View, pieces: list[str], written: str, piece: re.Match[str], cue: Cue) -> bool:
     """Whether the next word belongs to the name whose words so far are `pieces`."""
     low = plain(written)
     end = piece.start(1) + len(stem(written))
-    following = both.text[end : end + 1]
+    following = view.text[end : end + 1]
     if len(low) == 1 or "." in low:
         return written.endswith(".") or following in {" ", "\n", ",", ""}
     first = not any(len(each) > 1 for each in pieces)
@@ -154,19 +142,19 @@ def _goes_on(both: _Text, pieces: list[str], written: str, piece: re.Match[str],
         return False
     if pieces and (following in {":", "#"} or ("\n" in piece[0] and not words.is_name(low))):
         return False
-    if cue is not Cue.TITLE and low in (words.EPONYMS | words.GIVEN | words.SURNAMES) and _is_eponym(both, end):
+    if cue is not Cue.TITLE and low in _ON_LISTS and _is_eponym(view, end):
         return False
     if not words.is_ordinary(low) or low in _PARTICLES:
         return True
     if first:
-        return cue >= Cue.SURE or (low in words.WORD_NAMES and _name_follows(both, end))
+        return cue >= Cue.SURE or (low in words.WORD_NAMES and _name_follows(view, end))
     if low in words.WORD_NAMES or low in words.EPONYMS:
         return pieces[-1] not in words.SURNAMES or (len(pieces) == 1 and pieces[-1] in words.GIVEN)
     return cue >= Cue.SURE and (pieces[-1] in words.GIVEN or len(pieces[-1]) == 1)
 
 
-def _name_follows(both: _Text, place: int) -> bool:
-    piece = NEXT.match(both.text, place)
+def _name_follows(view: View, place: int) -> bool:
+    piece = NEXT.match(view.text, place)
     return bool(piece and (words.is_name(plain(piece[1])) or not words.is_ordinary(plain(piece[1]))))
 
 
@@ -180,67 +168,67 @@ def _is_enough(written: str, pieces: list[str], cue: Cue) -> bool:
     return listed or cue is Cue.LIKELY
 
 
-def _with_first(both: _Text, last: Span) -> Span:
+def _with_first(view: View, last: Span) -> Span:
     """ "Doe, Jane" where `last` is "Doe"; else `last`."""
-    comma = _COMMA.match(both.text, last.end)
-    if comma is None or DEGREE.match(both.text, last.end) or " " in both.text[last.start : last.end]:
+    comma = _COMMA.match(view.text, last.end)
+    if comma is None or DEGREE.match(view.text, last.end) or " " in view.text[last.start : last.end]:
         return last
-    capitals = both.text[last.start : last.end].isupper()
-    first = _name_at(both, comma.end(), Cue.SURE if capitals else Cue.LIKELY)
+    capitals = view.text[last.start : last.end].isupper()
+    first = _name_at(view, comma.end(), Cue.SURE if capitals else Cue.LIKELY)
     return Span(last.start, first.end, "name") if first else last
 
 
-def _further(both: _Text, end: int) -> Iterator[Span]:
+def _further(view: View, end: int) -> Iterator[Span]:
     """After a name: "and Jones", "/Jones"."""
-    while joint := _JOINT.match(both.text, end):
-        name = None if DEGREE.match(both.text, end) else _name_at(both, joint.end(), Cue.LIKELY)
+    while joint := _JOINT.match(view.text, end):
+        name = None if DEGREE.match(view.text, end) else _name_at(view, joint.end(), Cue.LIKELY)
         if not name:
             return
         yield name
         end = name.end
 
 
-def _listed(both: _Text, token: re.Match[str]) -> Span | None:
+def _listed(view: View, token: re.Match[str]) -> Span | None:
     """A given name before a surname or a verb, or after one ("DOE, JANE")."""
     low = plain(token[0])
     sure = low in words.GIVEN
-    text, end = both.text, token.end()
+    text, end = view.text, token.end()
     if text[end : end + 1] == "," and not words.is_other(low) and low not in words.CITIES:
-        return _last_first(both, token)
+        return _last_first(view, token)
     if not sure and low not in words.WORD_NAMES:
         return None
-    surname = _end_of_surname(both, end, sure)
+    surname = _end_of_surname(view, end, sure)
     if surname:
         return Span(token.start(), surname, "name")
-    if sure and not ({low} & (words.EPONYMS | words.CITIES | words.SURNAMES)):
+    if sure and low not in _DOUBLE:
         following = _SPOKEN_OF.match(text, end)
         if following and following[1] in _VERBS:
             return Span(token.start(), end, "name")
     return None
 
 
-def _last_first(both: _Text, token: re.Match[str]) -> Span | None:
+def _last_first(view: View, token: re.Match[str]) -> Span | None:
     low = plain(token[0])
-    comma = _COMMA.match(both.text, token.end())
-    first = FIRST.match(both.text, comma.end()) if comma else None
-    if first is None or plain(first[1]) not in words.GIVEN or _is_eponym(both, first.end()):
+    comma = _COMMA.match(view.text, token.end())
+    first = FIRST.match(view.text, comma.end()) if comma else None
+    if first is None or plain(first[1]) not in words.GIVEN or _is_eponym(view, first.end()):
         return None
     if not words.is_name(low) and (words.is_ordinary(low) or not token[0].isupper()):
         return None
     return Span(token.start(), token.end(), "name")
 
 
-def _end_of_surname(both: _Text, place: int, sure: bool) -> int | None:
+def _end_of_surname(view: View, place: int, sure: bool) -> int | None:
     """The end of the surname after a given name that ends at `place`, whose being a name is sure or not."""
     end = None
     for _ in range(3):
-        piece = NEXT.match(both.text, place)
+        piece = NEXT.match(view.text, place)
         if piece is None or "\n" in piece[0]:
             break
         word, place = plain(piece[1]), piece.end()
         if len(word) > 1:
             known = word in words.SURNAMES or (sure and (word in words.GIVEN or _is_rare(word, piece[1])))
-            if not known or _is_eponym(both, piece.start(1) + len(stem(piece[1]))):
+            if not known or _is_eponym(view, piece.start(1) + len(stem(piece[1]))):
                 break
             end = piece.start(1) + len(stem(piece[1]))
     return end
@@ -250,59 +238,67 @@ def _is_rare(word: str, written: str) -> bool:
     return not words.is_ordinary(word) and word not in words.EPONYMS and not (written.isupper() and len(written) < 5)
 
 
-def _signatures(both: _Text) -> Iterator[Span]:
+def _signatures(view: View) -> Iterator[Span]:
     """Lines that hold a name and nothing else but degrees."""
-    for line in _SIGNED_LINE.finditer(both.text):
-        name = _name_at(both, line.end(), Cue.LIKELY)
-        if name and " " in both.text[name.start : name.end] and _LINE_END.match(both.text, name.end):
-            pieces = [plain(piece[0]) for piece in PIECE.finditer(both.text, name.start, name.end)]
+    for line in _SIGNED_LINE.finditer(view.text):
+        name = _name_at(view, line.end(), Cue.LIKELY)
+        if name and " " in view.text[name.start : name.end] and _LINE_END.match(view.text, name.end):
+            pieces = [plain(piece[0]) for piece in PIECE.finditer(view.text, name.start, name.end)]
             if any(map(words.is_name, pieces)):
                 yield name
 
 
-def _written_small(both: _Text) -> Iterator[Span]:
+def _written_small(view: View) -> Iterator[Span]:
     """Names in small letters, as people type them: "my name is jane doe", "dr smith"."""
-    for found in _LOWER.finditer(both.text):
-        first, second = found[1], found[2] or ""
-        titled = found[0].startswith(_LOWER_TITLES)
-        if words.is_other(first) or not (words.is_name(first) or (titled and not words.is_ordinary(first))):
+    name: Span | None = None
+    if _ON_LISTS.isdisjoint(_SMALL_WORDS.findall(view.text)):
+        return
+    for found in _SMALL_WORD.finditer(view.text):
+        if not words.is_name(found[0]):
             continue
-        yield Span(found.start(1), found.end(2) if words.is_name(second) else found.end(1), "name")
+        if name and found.start() == name.end + 1:
+            name = Span(name.start, found.end(), "name")
+        elif cues.before(view, found.start()):
+            if name:
+                yield name
+            name = Span(found.start(), found.end(), "name")
+    if name:
+        yield name
 
 
-def _again(both: _Text, found: list[Span]) -> Iterator[Span]:
+def _again(view: View, found: list[Span]) -> Iterator[Span]:
     """The words of the found names wherever else they stand."""
     known = {
         stem(piece[0])
         for span in found
-        for piece in PIECE.finditer(both.text, span.start, span.end)
+        for piece in PIECE.finditer(view.text, span.start, span.end)
         if len(plain(piece[0])) > 2 and not words.is_other(plain(piece[0]))
     }
     known |= {word.upper() for word in known} | {word.title() for word in known if word.isupper()}
     if not known:
         return
-    for token in TOKEN.finditer(both.text):
+    for token in TOKEN.finditer(view.text):
         word = stem(token[0])
         if word not in known:
             continue
         # "Dr. Long" makes no "Long" at the start of a sentence a name.
         english = words.is_ordinary(word.lower()) or word.lower() in words.WORD_NAMES
-        if not (english and not _beside(both, token, known)) and not _is_eponym(both, token.start() + len(word)):
+        if not (english and not _beside(view, token, known)) and not _is_eponym(view, token.start() + len(word)):
             yield Span(token.start(), token.start() + len(word), "name")
 
 
-def _beside(both: _Text, token: re.Match[str], known: set[str]) -> bool:
+def _beside(view: View, token: re.Match[str], known: set[str]) -> bool:
     """Whether another known word of a name stands beside this one."""
-    following = NEXT.match(both.text, token.end())
-    before = both.text[max(0, token.start() - 28) : token.start()].split()
+    following = NEXT.match(view.text, token.end())
+    before = view.text[max(0, token.start() - 28) : token.start()].split()
     return bool((following and following[1] in known) or (before and before[-1] in known))
 
 
-def _is_eponym(both: _Text, end: int) -> bool:
+def _is_eponym(view: View, end: int) -> bool:
     """Whether what ends here is no person, since a disease, a test or a device follows, or it is a paper's author."""
     place = end
     for _ in range(_MOST_WORDS):
-        following = _FOLLOWING.match(both.text, place)
+        following = _FOLLOWING.match(view.text, place)
         if following is None:
             break
         if following[1].lower() in words.EPONYMOUS:
@@ -310,4 +306,4 @@ def _is_eponym(both: _Text, end: int) -> bool:
         if not following[1][0].isupper():
             break
         place = following.end()
-    return bool(_ET_AL.match(both.low, end))
+    return bool(_ET_AL.match(view.low, end))

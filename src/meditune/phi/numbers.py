@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 
 from meditune.phi.spans import Kind, Span
+from meditune.phi.view import View
 
 _BEFORE = 56
 """Characters in which a number's label is looked for."""
@@ -51,6 +52,8 @@ _LABELS: tuple[tuple[Kind, str], ...] = (
     ),
 )
 _MARK = r"(?:numbers?|num\.?|no\.?|nr\.?|identifier|id|code|#)"
+_IN_GROUPS = frozenset({"mrn", "ssn", "health_plan", "account", "id"})
+"""Kinds whose numbers may be written with spaces."""
 _LABEL = re.compile(
     r"(?<![a-z])(?:"
     + "|".join(f"(?P<{kind}>{words})" for kind, words in _LABELS)
@@ -62,76 +65,106 @@ _STRONG_TEXT = (
 )
 _STRONG = frozenset(_STRONG_TEXT.split())
 """Labels that need neither "number" nor a colon before the number."""
-_VALUE = re.compile(r"(?<![^\W_])(?=[A-Za-z(-]{0,6}\d)[A-Za-z0-9][A-Za-z0-9-]{2,31}(?:(?: \d{2,4}){1,3}(?![\d/.%-]))?")
+_VALUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{2,31}(?:(?: \d{2,4}){1,3}(?![\d/.%-]))?")
 _YEAR = re.compile(r"(?:19|20)\d\d")
-_SHAPES: tuple[tuple[Kind, re.Pattern[str]], ...] = (
-    ("ssn", re.compile(r"(?<![\w-])(?:\d{3}-\d{2}-\d{4}|[xX*]{3}-[xX*]{2}-\d{4})(?![\w-])")),
-    ("licence", re.compile(r"(?<![^\W_])[ABFGMPR][A-Z]\d{7}(?![^\W_])")),
-    ("device", re.compile(r"(?<![\w:-])(?:[0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2}(?![\w:-])")),
-    ("account", re.compile(r"(?<![\w-])(?:\d{4}[ -]){3}\d{4}(?![\w-])")),
-    ("account", re.compile(r"(?<![\w-])[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?(?![\w-])")),
-    ("device", re.compile(r"\(01\)\d{14}(?:\(\d\d\)[A-Za-z0-9]{2,20}){0,4}")),
+_FROM_DIGITS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
+    ("ssn", re.compile(r"\d{3}-\d{2}-\d{4}(?![\w-])")),
+    ("account", re.compile(r"(?:\d{4}[ -]){3}\d{4}(?![\w-])")),
 )
-_VIN = re.compile(r"(?<![^\W_])[A-HJ-NPR-Z0-9]{17}(?![^\W_])")
-_VIN_VALUES = {
-    letter: value
-    for value, letters in enumerate(("", "AJ", "BKS", "CLT", "DMU", "ENV", "FW", "GPX", "HY", "RZ"))
-    for letter in letters
-}
+_DEA = re.compile(r"[ABFGMPR][A-Z]\d{7}(?![^\W_])")
+_IBAN = re.compile(r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?(?![\w-])")
+_HIDDEN_SSN = re.compile(r"[x*](?<![\w-].)[x*]{2}-[x*]{2}-\d{4}(?![\w-])")
+_MAC = re.compile(r"[0-9A-Fa-f](?<![\w:-].)[0-9A-Fa-f](?:[:-][0-9A-Fa-f]{2}){5}(?![\w:-])")
+_PERHAPS_MAC = re.compile(r"[:-][0-9A-Fa-f]{2}[:-][0-9A-Fa-f]{2}[:-]")
+_UDI = re.compile(r"\(01\)\d{14}(?:\(\d\d\)[A-Za-z0-9]{2,20}){0,4}")
+_VIN = re.compile(r"[A-HJ-NPR-Z0-9](?<![^\W_].)[A-HJ-NPR-Z0-9]{16}(?![^\W_])")
+_VIN_LETTERS = ("", "AJ", "BKS", "CLT", "DMU", "ENV", "FW", "GPX", "HY", "RZ")
+_VIN_VALUES = {letter: value for value, letters in enumerate(_VIN_LETTERS) for letter in letters}
 _VIN_WEIGHTS = (8, 7, 6, 5, 4, 3, 2, 10, 0, 9, 8, 7, 6, 5, 4, 3, 2)
 _PLATE = re.compile(
-    r"(?<![a-z])(?:licen[cs]e |number |car |vehicle )?(?:plates?|tag)(?: (?:number|no\.?|#))?[ \t]?(?::|is|was|"
-    r"#)?[ \t]{0,3}"
+    r"(?<![a-z])(?:plates?|(?:licen[cs]e|car|vehicle) tag)(?: (?:number|no\.?|#))?[ \t]?(?::|is|was|#)?[ \t]{0,3}"
     r"(?P<value>(?=[a-z -]{0,5}\d)[a-z0-9]{1,4}(?:[ -]?[a-z0-9]{1,5}){0,2})(?![^\W_])"
 )
 _LAST_FOUR = re.compile(
-    r"last (?:four|4)(?: digits)?(?: of)?(?: (?:his|her|the|patient's))?(?: ssn| social[a-z ]{0,16})?[ :]{0,3}(?:is |"
-    r"are |: ?)?(\d{4})(?!\d)"
+    r"last (?:four|4)(?: digits)?(?: of)?(?: (?:his|her|the|patient's))?(?: ssn| social[a-z ]{0,16})?[ :]{0,3}"
+    r"(?:is |are |: ?)?(\d{4})(?!\d)"
 )
 _PUBLIC = re.compile(r"genbank|\bgeo\b|database|protein data|uniprot|clinicaltrials|registry|isrctn|\bnct|pmid|pmc|doi")
 """Before a number that anyone may look up: of a gene, a trial, a paper."""
 
 
-def find(text: str, low: str) -> Iterator[Span]:
-    """Numbers of `text`; `low` is the text in small letters, character for character."""
-    yield from _by_shape(text)
-    yield from _by_label(text, low)
-    for found in _PLATE.finditer(low):
-        value = found["value"]
-        if (len(value) >= _SHORTEST and any(map(str.isalpha, value))) or len(value) >= 5:
-            yield Span(*found.span("value"), "vehicle")
-    for found in _LAST_FOUR.finditer(low):
-        yield Span(*found.span(1), "ssn")
+def find(view: View) -> Iterator[Span]:
+    """Numbers in the text."""
+    yield from _by_shape(view)
+    yield from _by_label(view)
+    if view.has("plate", " tag"):
+        for found in _PLATE.finditer(view.low):
+            value = found["value"]
+            if len(value) >= 5 or (len(value) >= _SHORTEST and any(map(str.isalpha, value))):
+                yield Span(*found.span("value"), "vehicle")
+    if view.has("last four", "last 4"):
+        for found in _LAST_FOUR.finditer(view.low):
+            yield Span(*found.span(1), "ssn")
 
 
-def _by_shape(text: str) -> Iterator[Span]:
-    for kind, pattern in _SHAPES:
-        for found in pattern.finditer(text):
-            yield Span(found.start(), found.end(), kind)
+def _by_shape(view: View) -> Iterator[Span]:
+    text = view.text
+    for start, end in view.digits:
+        length = end - start
+        if length in {3, 4} and text[end : end + 1] in {"-", " "} and not _continues(text, start):
+            for kind, pattern in _FROM_DIGITS:
+                if found := pattern.match(text, start):
+                    yield Span(start, found.end(), kind)
+        if length in {2, 6, 7} or length > 13:
+            begin = view.word_start(start, 3)
+            if start - begin == 2 and not _continues(text, begin):
+                for kind, pattern in (("licence", _DEA), ("account", _IBAN)):
+                    if found := pattern.match(text, begin):
+                        yield Span(begin, found.end(), "licence" if kind == "licence" else "account")
+    if view.has("xx-xx-", "**-**-"):
+        for found in _HIDDEN_SSN.finditer(view.low):
+            yield Span(found.start(), found.end(), "ssn")
+    if _PERHAPS_MAC.search(text):
+        for found in _MAC.finditer(text):
+            yield Span(found.start(), found.end(), "device")
+    for found in _UDI.finditer(text):
+        yield Span(found.start(), found.end(), "device")
     for found in _VIN.finditer(text):
         if _is_vin(found[0]):
             yield Span(found.start(), found.end(), "vehicle")
 
 
-def _by_label(text: str, low: str) -> Iterator[Span]:
-    for found in _VALUE.finditer(text):
-        start, end = found.span()
-        digits = sum(map(str.isdecimal, found[0]))
-        if digits < _SHORTEST - 1 or end - start < _SHORTEST:
+def _by_label(view: View) -> Iterator[Span]:
+    done = 0
+    for place, _ in view.digits:
+        if place < done:
             continue
-        before = low[max(0, start - _BEFORE) : start]
+        start = view.word_start(place)
+        found = _VALUE.match(view.text, max(start, done))
+        if found is None or found.end() <= place:
+            continue
+        done = found.end()
+        value = found[0]
+        digits = sum(map(str.isdecimal, value))
+        if digits < _SHORTEST - 1 or len(value) < _SHORTEST:
+            continue
+        before = view.before(found.start(), _BEFORE)
         label = _LABEL.search(before)
         if label is None or _PUBLIC.search(before):
             continue
         kind = next(kind for kind, _ in _LABELS if label[kind])
-        strong = bool(label["mark"].strip()) or label[kind].split()[-1] in _STRONG
-        if not strong and not (label["colon"] and digits > _SHORTEST):
+        marked = bool(label["mark"].strip())
+        if not (marked or label[kind].split()[-1] in _STRONG or (label["colon"] and digits > _SHORTEST)):
             continue
-        value = found[0]
-        if " " in value and kind not in {"mrn", "ssn", "health_plan", "account", "id"}:
+        if " " in value and kind not in _IN_GROUPS:
             value = value.partition(" ")[0]
-        if not _YEAR.fullmatch(value) or label["mark"].strip():
-            yield Span(start, start + len(value), kind)
+        if marked or not _YEAR.fullmatch(value):
+            yield Span(found.start(), found.start() + len(value), kind)
+
+
+def _continues(text: str, place: int) -> bool:
+    """Whether a letter, digit or hyphen stands right before `place`."""
+    return bool(place) and (text[place - 1].isalnum() or text[place - 1] in "-_")
 
 
 def _is_vin(value: str) -> bool:

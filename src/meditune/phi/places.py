@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from meditune.phi import words
 from meditune.phi.spans import Span
+from meditune.phi.view import View
 
 _STREETS = (
     r"(?:Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Drive|Dr|Lane|Ln|Court|Ct|Place|Pl|Way|Terrace|Terr?|Circle|Cir|"
@@ -20,19 +21,13 @@ _STREETS = (
 _WORD = r"[A-Z0-9][A-Za-z0-9.'’-]{0,24}"
 _UNIT = r"(?:,?[ \n](?:Apt|Apartment|Unit|Suite|Ste|Floor|Fl|Room|Rm|Bldg|#)\.? ?#?[A-Za-z0-9-]{1,6})?"
 _ADDRESS = re.compile(
-    rf"(?<![\w.,/$-])\d{{1,5}}[A-Za-z]?(?:-\d{{1,4}})?[ ]{{1,2}}(?:[NSEW]\.? |North |South |East |West )?"
+    rf"\d{{1,5}}[A-Za-z]?(?:-\d{{1,4}})?[ ]{{1,2}}(?:[NSEW]\.? |North |South |East |West )?"
     rf"(?:{_WORD}[ ]){{1,4}}?{_STREETS}(?![A-Za-z'’])\.?(?: (?:N|S|E|W|NE|NW|SE|SW)(?![\w.]))?{_UNIT}"
-    rf"|(?<![\w.,/$-])\d{{1,5}} (?:{_STREETS}) of the (?:{_WORD})"
+    rf"|\d{{1,5}} {_STREETS} of the {_WORD}"
+    rf"|\d{{1,5}} (?:[A-Z0-9.'-]{{2,20}} ){{1,3}}?{_STREETS.upper()}(?![A-Za-z])\.?(?i:{_UNIT})"
+    r"|\d{1,5} (?:[a-z]{3,20} ){1,2}(?:street|avenue|ave|road|rd|boulevard|blvd|lane)(?![a-z])"
 )
-_UPPER = re.compile(
-    rf"(?<![\w.,/$-])\d{{1,5}} (?:[A-Z0-9.'-]{{2,20}} ){{1,3}}?{_STREETS.upper()}(?![A-Za-z])\.?(?i:{_UNIT})"
-)
-_LOWER = re.compile(
-    r"(?<![\w.,/$-])\d{1,5} (?:[a-z]{3,20} ){1,2}(?:street|avenue|ave|road|rd|boulevard|blvd|lane)(?![a-z])"
-)
-_BOX = re.compile(
-    r"(?<![^\W_])P\.? ?O\.? ?Box \d{1,6}|(?<![^\W_])(?:R\.?R\.?|Rural Route) ?#? ?\d{1,3},? Box \d{1,5}", re.IGNORECASE
-)
+_BOX = re.compile(r"(?:p\.? ?o\.? ?box|(?:r\.?r\.?|rural route) ?#? ?\d{1,3},? box) $")
 _STATES = (
     "Alabama|Alaska|Arizona|Arkansas|California|Colorado|Connecticut|Delaware|Florida|Georgia|Hawaii|Idaho|Illinois|"
     "Indiana|Iowa|Kansas|Kentucky|Louisiana|Maine|Maryland|Massachusetts|Michigan|Minnesota|Mississippi|Missouri|"
@@ -48,26 +43,30 @@ _CODES = (
     "SC|SD|TN|TX|UT|VT|VA|WA|WV|WI|WY|DC|PR"
 )
 _TOWN = r"(?:(?:St|Ft|Mt)\. )?[A-Z][A-Za-z'’-]{1,20}(?: [A-Z][A-Za-z'’-]{1,20}){0,2}"
-_TOWN_STATE = re.compile(
-    rf"(?<![^\W_])({_TOWN}),? {{1,2}}(?:{_STATES}|{_CODES})(?![\w'’-])(?:,? {{1,2}}(\d{{5}}(?:-\d{{4}})?)(?![\w-]))?"
+_TOWN_BEFORE = re.compile(rf"(?<![^\W_]){_TOWN},?$")
+_COMMA_STATE = re.compile(rf",[ \n]{{1,2}}(?:{_STATES}|{_CODES})(?![\w'’-])")
+_STATE_BEFORE = re.compile(rf"(?<![^\W_])(?:{_STATES}|{_CODES}),? {{1,2}}$")
+_ZIP = re.compile(r"\d{5}(?:-\d{4})?(?![\w-])")
+_ZIP_AFTER = re.compile(r",?\s{1,2}\d{5}(?!\d)")
+_ZIP_LABEL = re.compile(r"(?<![a-z])(?:zip(?: ?code)?|post(?:al)? ?code)[ \t]?[:#]?(?: is)?[ \t]{0,4}$")
+_POSTCODE = re.compile(
+    r"(?:[A-Z]{1,2}\d{1,2}[A-Z]? \d[ABD-HJLNP-UW-Z]{2}|[ABCEGHJ-NPRSTVXY]\d[A-Z] \d[A-Z]\d)(?![^\W_])"
 )
-_ZIP = re.compile(
-    rf"(?<![^\W_])(?:{_STATES}|{_CODES}),? {{1,2}}(\d{{5}}(?:-\d{{4}})?)(?![\w-])"
-    r"|(?<![^\W_])(?:[Zz][Ii][Pp](?: ?[Cc][Oo][Dd][Ee])?|"
-    r"[Pp]ost(?:al)? ?[Cc]ode)[ \t]?[:#]?(?: is)?[ \t]{0,4}(\d{5}(?:-\d{4})?)(?![\w-])"
-    r"|(?<![^\W_])((?:[A-Z]{1,2}\d{1,2}[A-Z]? \d[ABD-HJLNP-UW-Z]{2}|[ABCEGHJ-NPRSTVXY]\d[A-Z] \d[A-Z]\d))(?![^\W_])"
+_LOCATIVES = frozenset(["in", "from", "of", "near", "to", "at", "outside", "around", "city", "town"])
+_DWELLING_TEXT = (
+    "lives live living lived resides residing resident residents staying works working worked grew raised born home "
+    "house "
+    "relocated moved native apartment retired transferred transfer presents travel traveled travelled travels trip "
+    "flew "
+    "drove came visiting returned arrived city town birthplace birth"
 )
-_IN = re.compile(r"(?<![A-Za-z])(?:in|from|of|near|to|at|outside|around|city|town)[ \t:]{1,3}$", re.IGNORECASE)
-_LIVES = re.compile(
-    r"(?<![a-z])(?:(?:lives?|living|lived|resid(?:es|ing|ent)|staying|works?|working|worked|grew up|raised|born|home|"
-    r"house|"
-    r"relocated|moved|native|apartment|retired)(?: (?:alone|with \w{2,12}(?: \w{2,12})?|here|there|back|currently|"
-    r"out))?"
-    r" (?:in|to|from|of|near|outside|at)|(?:transfer(?:red)?|presents|travel(?:l?ed|s)?|trip|flew|drove|came|visiting|"
-    r"returned|arrived)(?: \w{2,12})? (?:from|to)|city|town|city of|birthplace|town of|"
-    r"place of birth)[ \t]?[:]?[ \t]{1,3}$"
+_DWELLING = frozenset(_DWELLING_TEXT.split())
+"""Within four words before "in" or "from", these make what follows a town."""
+_FURTHEST = 80
+_LEADING_TOWN = re.compile(
+    r"(?:In|From|Of|At|The|Near|To|Seen|Lives|Moved|Born|Address|City|Street|Avenue|Road|Apt)(?: |$)"
 )
-_CAPITAL = re.compile(r"(?<![^\W_])[A-Z][a-z]")
+_CAPITAL = re.compile(r"[A-Z](?<![^\W_].)[a-z]")
 _TOWN_AT = re.compile(r"[A-Z][a-z'’-]{2,20}(?: (?:[A-Z][a-z'’-]{2,20}|Falls|City|Beach)){0,2}")
 _HOUSE = (
     r"(?P<house>Hospital|Medical (?:Center|Centre)|Clinic|Infirmary|Health (?:Center|Centre|System)|"
@@ -84,42 +83,97 @@ _LEADING_TEXT = (
 )
 _LEADING = frozenset(_LEADING_TEXT.split())
 _NAME = r"(?:St\.?|Saint|Mt\.?|Mount|[A-Z][A-Za-z'’.&-]{1,24})"
-_HOSPITAL = re.compile(
-    rf"(?<![^\W_])(?:{_NAME}(?: (?:of|the|and|&|for|de|la))?(?: the)? ){{1,5}}?{_HOUSE}(?![a-z-])"
-    rf"(?: of (?:the )?{_NAME}(?: {_NAME}){{0,2}}| for {_NAME}(?: {_NAME}){{0,2}})?"
-    rf"|(?<![^\W_])(?:Hospital|University) of (?:the )?{_NAME}(?: (?:of )?{_NAME}){{0,3}} (?:Hospital|Medical Center)"
+_HOUSE_AT = re.compile(
+    rf"{_HOUSE}(?![a-z-])(?: of (?:the )?{_NAME}(?: {_NAME}){{0,2}}| for {_NAME}(?: {_NAME}){{0,2}})?"
 )
+_NAME_BEFORE = re.compile(rf"(?<![^\W_])(?:{_NAME}(?: (?:of|the|and|&|for|de|la))?(?: the)? ){{1,5}}$")
 
 
-def find(text: str, low: str) -> Iterator[Span]:
-    """Places in `text`; `low` is the text in small letters, character for character."""
-    for pattern, target in ((_ADDRESS, text), (_UPPER, text), (_LOWER, low), (_BOX, text)):
-        for found in pattern.finditer(target):
-            yield Span(found.start(), found.end(), "address")
-    for found in _ZIP.finditer(text):
-        yield Span(*found.span(found.lastindex or 0), "zip")
-    yield from _towns(text, low)
-    for found in _HOSPITAL.finditer(text):
-        start = _start_of(found)
+def find(view: View) -> Iterator[Span]:
+    """Places."""
+    yield from _addresses(view)
+    yield from _towns(view)
+    for house in _HOUSE_AT.finditer(view.text):
+        begin = max(0, house.start() - _FURTHEST)
+        name = _NAME_BEFORE.search(view.text, begin, house.start())
+        start = _start_of(view.text, name.start() if name else house.start(), house)
         if start is not None:
-            yield Span(start, found.end(), "hospital")
+            yield Span(start, house.end(), "hospital")
 
 
-def _towns(text: str, low: str) -> Iterator[Span]:
-    for found in _TOWN_STATE.finditer(text):
-        start, end = found.span(1)
-        first = re.match(r"(?:In|From|Of|At|The|Near|To|Seen|Lives|Moved|Born|Address|City) ", found[1])
-        start += first.end() if first else 0
-        town = text[start:end].lower()
-        comma = text[end : end + 1] == ","
-        located = comma and _IN.search(text, max(0, start - 12), start)
-        if town in words.CITIES or found[2] or (located and not set(town.split()) & words.PLACES):
-            yield Span(start, end, "city")
+def _addresses(view: View) -> Iterator[Span]:
+    text = view.text
+    for start, end in view.digits:
+        before = text[start - 1] if start else " "
+        if before.isalpha() and end - start <= 2:
+            begin = view.word_start(start, 3)
+            if (code := _POSTCODE.match(text, begin)) and not (begin and text[begin - 1].isalnum()):
+                yield Span(begin, code.end(), "zip")
+        if before.isalnum() or before in "_.,/$-":
+            continue
+        if end - start == 5 and _is_zip(view, start) and (code := _ZIP.match(text, start)):
+            yield Span(start, code.end(), "zip")
+            continue
+        if end - start <= 5 and (found := _ADDRESS.match(text, start)):
+            yield Span(start, found.end(), "address")
+        elif box := _BOX.search(view.before(start, 26)):
+            yield Span(start - len(box[0]), end, "address")
+
+
+def _is_zip(view: View, start: int) -> bool:
+    labelled = _ZIP_LABEL.search(view.before(start, 20))
+    return bool(labelled or _STATE_BEFORE.search(view.text, max(0, start - 24), start))
+
+
+def _towns(view: View) -> Iterator[Span]:
+    text = view.text
+    for state in _COMMA_STATE.finditer(text):
+        yield from _town_before(view, state.start(), bool(_ZIP_AFTER.match(text, state.end())))
+    for start, end in view.digits:
+        if end - start == 5 and (code := _STATE_BEFORE.search(text, max(0, start - 24), start)):
+            yield from _town_before(view, _back_over(text, code.start()), True)
     for found in _CAPITAL.finditer(text):
-        if _LIVES.search(low, max(0, found.start() - 40), found.start()):
-            town_at = _TOWN_AT.match(text, found.start())
-            if town_at and _is_town(town_at[0].lower()):
-                yield Span(town_at.start(), town_at.end(), "city")
+        if text[found.start() - 1 : found.start()] in {" ", "\n", "\t"} and _is_dwelt_in(view, found.start()):
+            town = _TOWN_AT.match(text, found.start())
+            if town and _is_town(town[0].lower()):
+                yield Span(town.start(), town.end(), "city")
+
+
+def _back_over(text: str, place: int) -> int:
+    """The place before a comma and spaces that end at `place`."""
+    while place and text[place - 1] in " ,\n":
+        place -= 1
+    return place
+
+
+def _town_before(view: View, end: int, sure: bool) -> Iterator[Span]:
+    """The town whose name ends at `end`, where a state follows."""
+    found = _TOWN_BEFORE.search(view.text, max(0, end - 48), end)
+    if found is None:
+        return
+    start = found.start()
+    first = _LEADING_TOWN.match(found[0])
+    start += first.end() if first else 0
+    town = view.text[start:end].lower()
+    known = [town.split(" ", skipped)[-1] for skipped in range(3)]
+    for skipped, name in enumerate(known):
+        if name in words.CITIES:
+            yield Span(end - len(name), end, "city")
+            return
+        if skipped >= town.count(" "):
+            break
+    before = view.before(start, 12).split()
+    located = bool(before) and before[-1].strip(":") in _LOCATIVES
+    if (sure or located) and not set(town.split()) & words.PLACES and not words.is_other(town):
+        yield Span(start, end, "city")
+
+
+def _is_dwelt_in(view: View, place: int) -> bool:
+    """Whether "lives in", "came here from" or the like stands before `place`."""
+    before = view.before(place, 44).split()
+    if not before or before[-1].strip(":") not in _LOCATIVES:
+        return False
+    return any(word.strip(",:()") in _DWELLING for word in before[-6:])
 
 
 def _is_town(low: str) -> bool:
@@ -130,14 +184,14 @@ def _is_town(low: str) -> bool:
     return not wrong and low not in _STATES.lower().split("|")
 
 
-def _start_of(found: re.Match[str]) -> int | None:
+def _start_of(text: str, begin: int, house: re.Match[str]) -> int | None:
     """Where a hospital's own name begins; None where all its words could be any hospital's."""
-    ordinary = found["house"] not in {"Hospital", "Medical Center", "Medical Centre", "Nursing Home", "Infirmary"}
-    start, telling = found.start(), False
-    for word in re.finditer(r"\S+", found[0]):
+    ordinary = house["house"] not in {"Hospital", "Medical Center", "Medical Centre", "Nursing Home", "Infirmary"}
+    start, telling = begin, False
+    for word in re.finditer(r"\S+", text[begin : house.end()]):
         low = word[0].lower().strip(".,")
-        if not telling and found.start() + word.start() == start and low in _LEADING:
-            start = found.start() + word.end() + 1
+        if not telling and begin + word.start() == start and low in _LEADING:
+            start = begin + word.end() + 1
         known = low in words.GENERIC or low in _LEADING or low in _HOUSE_WORDS
         telling |= not known and not (ordinary and words.is_ordinary(low) and low not in words.WORD_NAMES)
     return start if telling else None

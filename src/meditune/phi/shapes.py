@@ -16,7 +16,10 @@ WORD = (
     rf"|[OD]['’][{_CAPITALS}]{_LETTER}{{1,24}}"
 )
 INITIAL = rf"[{_CAPITALS}]\.(?:[ ]?[{_CAPITALS}]\.)?|[{_CAPITALS}](?![^\W_]|['’.])"
-TOKEN = re.compile(rf"(?<![^\W_])(?:{WORD})(?![^\W_])")
+TOKEN = re.compile(
+    rf"[{_CAPITALS}](?<![^\W_].)(?:{_LETTER}{{1,24}}|"
+    rf"['’][{_CAPITALS}]{_LETTER}{{1,24}})(?:['’-]{_LETTER}{{2,24}}){{0,3}}(?![^\W_])"
+)
 """One word of a name."""
 PIECE = re.compile(rf"{WORD}|{INITIAL}")
 """... or an initial."""

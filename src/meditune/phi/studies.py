@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from functools import cached_property
+
+from meditune.phi.view import View
 
 _MANY = re.compile(
     r"(?<![a-z])(?:patients|participants|subjects|women|men|children|adults|infants|neonates|newborns|girls|boys|"
@@ -52,12 +55,19 @@ _ENOUGH = 2
 class Passages:
     """The passages of one text, judged as they are asked for."""
 
-    def __init__(self, text: str, low: str) -> None:
-        self._low = low
-        self._starts = [0, *(found.end() for found in _BREAK.finditer(text)), len(text) + 1]
+    def __init__(self, view: View) -> None:
+        self._view = view
         self._sentences: dict[int, bool] = {}
         self._surroundings: dict[int, bool] = {}
         self._paper: bool | None = None
+
+    @cached_property
+    def _low(self) -> str:
+        return self._view.low
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [0, *(found.end() for found in _BREAK.finditer(self._view.text)), len(self._view.text) + 1]
 
     def of_many(self, place: int) -> bool:
         """Whether the sentence around `place`, or the whole text, is about many people."""
