@@ -25,7 +25,7 @@ LAYERS = (
         "folder",
     ),
     *("evaluate", "train", "models", "prompts", "data", "phi", "faithfulness"),
-    *("recipes", "recipe", "limits", "text", "machine", "progress", "ranks", "files", "errors"),
+    *("recipes", "recipe", "identifiers", "limits", "text", "machine", "progress", "ranks", "files", "errors"),
 )
 """From top to bottom. A module imports only what stands below it, or its own package."""
 STRANGERS = {("evaluate", "train")}

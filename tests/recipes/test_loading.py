@@ -160,7 +160,7 @@ def test_a_key_like_no_other_gets_the_list_of_keys() -> None:
     (problem,) = problems("quickstart", ("data.zzz=1",))
     assert problem == (
         "--set data.zzz: no such key; there are data.sources, data.split, data.fold, data.dev_share, data.test_share, "
-        "data.fallback_to_sample."
+        "data.fallback_to_sample, data.phi."
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from meditune.data import leakage, mimic, own
 from meditune.data.card import data_card
+from meditune.data.deidentify import Findings, deidentify
 from meditune.data.example import Example, read_examples, write_examples
 from meditune.data.locate import known, locate
 from meditune.data.quality import facts, without_duplicates
@@ -49,10 +50,10 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
     recipe doesn't own up to it. What was refused is then in `rejected.jsonl` beside the folder, too.
     """
     spec, synthetic = _available(recipe.data)
-    rejects = Rejects()
+    rejects, phi = Rejects(), Findings(recipe.data.phi)
     beside = folder.parent / "rejected.jsonl"
     try:
-        splits, found = _read_and_split(spec, recipe.seed, rejects)
+        splits, found = _read_and_split(spec, recipe.seed, rejects, phi)
         measured = recipe.evaluate.split
         checked = leakage.check(splits, measured, recipe.model.base)
         leakage.refuse(checked, recipe.evaluate.allow_leakage, folder.parent)
@@ -61,8 +62,9 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
             raise
         rejects.write(beside)
         raise DataError(f"{error} Rows that were refused, and why: {beside}.") from error
-    quality = {"synthetic": synthetic, **found, "leakage": checked}
+    quality = {"synthetic": synthetic, **found, "leakage": checked, "phi": phi.facts()}
     with replacing_folder(folder) as partial:
+        phi.write(partial)
         rejects.write(partial / "rejected.jsonl")
         for name, examples in splits.named().items():
             write_examples(partial / f"{name}.jsonl", examples)
@@ -144,11 +146,11 @@ def _available(spec: DataSpec) -> tuple[DataSpec, bool]:
     return spec, any(source.name == "sample" for source in spec.sources)
 
 
-def _read_and_split(spec: DataSpec, seed: int, rejects: Rejects) -> tuple[Splits, dict[str, Any]]:
+def _read_and_split(spec: DataSpec, seed: int, rejects: Rejects, phi: Findings) -> tuple[Splits, dict[str, Any]]:
     by_source: dict[str, list[Example]] = {}
     read: dict[str, dict[str, Any]] = {}
     for source in spec.sources:
-        examples = _read(source, seed, rejects)
+        examples = deidentify(_read(source, seed, rejects), spec.phi, phi)
         by_source.setdefault(source.name, []).extend(examples)
         licence = SOURCES[source.name].licence if source.name in SOURCES else "yours"
         read[source.name] = {"read": len(by_source[source.name]), "licence": licence}

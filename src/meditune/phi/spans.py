@@ -4,33 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
-Kind = Literal[
-    "name",
-    "date",
-    "age",
-    "phone",
-    "fax",
-    "email",
-    "url",
-    "ip",
-    "ssn",
-    "mrn",
-    "health_plan",
-    "account",
-    "licence",
-    "vehicle",
-    "device",
-    "address",
-    "city",
-    "zip",
-    "hospital",
-    "id",
-    "bracket",
-]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-"""Safe Harbor's identifiers (45 CFR 164.514(b)(2)) as far as text has them, hospitals, and MIMIC's brackets."""
+from meditune.identifiers import KINDS, Kind
+
+__all__ = ["KINDS", "PLACEHOLDERS", "Kind", "Span", "joined"]
 
 PLACEHOLDERS: dict[Kind, str] = {
     "name": "NAME",

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from meditune.recipe.data import TASKS, DataSpec, PromptFormat, SourceSpec, Task
+from meditune.recipe.data import TASKS, DataSpec, PhiAction, PhiSpec, PromptFormat, SourceSpec, Task
 from meditune.recipe.model import VIRTUAL, ApiSpec, LoraSpec, ModelSpec, PruneSpec, Quantize, Strategy
 from meditune.recipe.spec import Spec
 from meditune.recipe.train import (
@@ -52,6 +52,8 @@ __all__ = [
     "Objective",
     "OptimizerName",
     "PairSource",
+    "PhiAction",
+    "PhiSpec",
     "PreferenceSpec",
     "PromptFormat",
     "PruneSpec",

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from meditune.identifiers import Kind
 from meditune.recipe.spec import Spec
 
 Task = Literal["answer", "decision"]
@@ -21,6 +22,23 @@ class SourceSpec(Spec):
         default_factory=dict, description="For your own files: Example field -> column (question: prompt)."
     )
     limit: int | None = Field(None, ge=1, description="Take a seeded sample of at most this many examples.")
+
+
+PhiAction = Literal["report", "mask", "surrogate", "refuse", "off"]
+
+
+class PhiSpec(Spec):
+    """What is done with identifiers of patients (PHI) in the data. docs/phi.md says what is found and what isn't."""
+
+    action: PhiAction = Field(
+        "report",
+        description="report: count them; mask: placeholders such as [NAME]; surrogate: invented ones; refuse: an "
+        "error; off: don't look.",
+    )
+    kinds: list[Kind] = Field(default_factory=list, description="Only these kinds; all of them when empty.")
+    engine: Literal["rules", "presidio"] = Field(
+        "rules", description="What looks for them; presidio needs the extra `phi` and is much slower."
+    )
 
 
 class DataSpec(Spec):
@@ -43,6 +61,7 @@ class DataSpec(Spec):
     fallback_to_sample: bool = Field(
         False, description="Use the synthetic sample that ships with Meditune where the sources can't be had."
     )
+    phi: PhiSpec = Field(default_factory=PhiSpec, description="Identifiers of patients in the data.")
 
 
 class PromptFormat(Spec):
