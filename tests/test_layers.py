@@ -10,6 +10,7 @@ SOURCE = Path(meditune.__file__).parent
 LAYERS = (
     *(
         "cli",
+        "data_commands",
         "reviewing",
         "doctor",
         "terminal",

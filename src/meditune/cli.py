@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from meditune import ranks, reviewing
+from meditune import data_commands, ranks, reviewing
 from meditune.errors import MedituneError, Stopped
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(help="The data stage on its own.", no_args_is_help=True, rich_markup_mode=None)
+data_app = data_commands.app
 api_app = typer.Typer(help="A run's training job at an API.", no_args_is_help=True, rich_markup_mode=None)
 recipe_app = typer.Typer(help="Look at recipes and check them.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")

@@ -26,6 +26,7 @@ from meditune.recipe import Recipe
 from meditune.remote.estimate import Approve, refuse
 
 WIDE = 200
+DONE = {"report": "left as they are", "mask": "masked", "surrogate": "replaced by invented ones"}
 VERDICTS = {True: "[green]better[/]", False: "[red]worse[/]", None: "not shown"}
 
 
@@ -319,6 +320,11 @@ def print_data(data: Prepared, folder: Path) -> None:
         out.print(
             f"{name}: {row['examples']:,} examples in {row['groups']:,} groups {f'({decisions})' if decisions else ''}"
         )
+    for name, row in data.quality["phi"]["sources"].items():
+        if row["with_identifiers"]:
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in row["kinds"].items())
+            what = DONE[data.quality["phi"]["action"]]
+            out.print(f"{name}: identifiers in {row['with_identifiers']:,} examples, {what} ({kinds})")
     print_leakage(data.quality["leakage"])
     out.print(f"Data: {folder.resolve()}")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from meditune.data.example import Example
+from meditune.data.fields import found_in
 from meditune.data.sources import SOURCES
 from meditune.errors import DataError
 from meditune.files import write_jsonl
@@ -24,9 +25,10 @@ from meditune.progress import track
 from meditune.recipe import PhiSpec
 
 FILE = "phi.jsonl"
-_GAP = "\n\n"
 _META = ("references",)
 """Of a published source's meta, what is text about people; of a user's own, all of it may be."""
+
+_PUBLISHED = tuple(f"meta.{name}" for name in _META)
 
 Change = Callable[[str, list[Span]], str]
 
@@ -38,6 +40,7 @@ class Findings:
         self._spec = spec
         self._rows: list[dict[str, Any]] = []
         self._kinds: dict[str, Counter[str]] = {}
+        self._by_kind: dict[str, Counter[str]] = {}
         self._examples: Counter[str] = Counter()
         self._touched: Counter[str] = Counter()
 
@@ -46,6 +49,7 @@ class Findings:
         self._examples[example.source] += 1
         self._touched[example.source] += bool(spans)
         self._kinds.setdefault(example.source, Counter()).update(span.kind for _, span in spans)
+        self._by_kind.setdefault(example.source, Counter()).update({span.kind for _, span in spans})
         self._rows += [
             {"id": example.id, "field": field, "kind": span.kind, "start": span.start, "end": span.end}
             for field, span in spans
@@ -61,6 +65,7 @@ class Findings:
                     "examples": self._examples[name],
                     "with_identifiers": self._touched[name],
                     "kinds": dict(kinds.most_common()),
+                    "examples_by_kind": dict(self._by_kind[name].most_common()),
                 }
                 for name, kinds in self._kinds.items()
             },
@@ -79,11 +84,11 @@ class Findings:
         return f"{self._touched[source]:,} of {self._examples[source]:,} examples hold identifiers of people ({kinds})"
 
 
-def deidentify(examples: Sequence[Example], spec: PhiSpec, findings: Findings) -> list[Example]:
+def deidentify(examples: Sequence[Example], spec: PhiSpec, findings: Findings, warn: bool = True) -> list[Example]:
     """The examples of one source as `spec` wants them; what was found is added to `findings`.
 
     Raises DataError where identifiers are found and the action is refuse. A user's own data in which any are found and
-    left are said so on stderr.
+    left are said so on stderr, if `warn`.
     """
     if spec.action == "off" or not examples:
         return list(examples)
@@ -98,7 +103,7 @@ def deidentify(examples: Sequence[Example], spec: PhiSpec, findings: Findings) -
             "let them be masked: --set data.phi.action=mask."
         )
     published = source in SOURCES and not SOURCES[source].restricted
-    if said and spec.action == "report" and not published:
+    if warn and said and spec.action == "report" and not published:
         print(
             f"\nWARNING: {source}: {said}. THEY ARE LEFT AS THEY ARE (data.phi.action: report), and a model can learn "
             "them by heart. To mask them: --set data.phi.action=mask. To see where they are: meditune data phi.\n",
@@ -109,7 +114,8 @@ def deidentify(examples: Sequence[Example], spec: PhiSpec, findings: Findings) -
 
 def _treated(example: Example, spec: PhiSpec, find: Engine, findings: Findings) -> Example:
     fields = dict(_texts(example))
-    by_field = _in_fields(fields, find(_GAP.join(fields.values()), spec.kinds or None))
+    headed = [field for field in fields if field.startswith("meta.") and not field.startswith(_PUBLISHED)]
+    by_field = found_in(fields, find, spec.kinds, headed)
     findings.add(example, [(field, span) for field, spans in by_field.items() for span in spans])
     if spec.action not in {"mask", "surrogate"} or not any(by_field.values()):
         return example
@@ -117,21 +123,6 @@ def _treated(example: Example, spec: PhiSpec, find: Engine, findings: Findings) 
     if spec.action == "surrogate":
         change = Surrogates(secret(), f"{example.source}/{example.group}").replaced
     return _with_texts(example, {field: change(text, by_field[field]) for field, text in fields.items()})
-
-
-def _in_fields(fields: dict[str, str], spans: Sequence[Span]) -> dict[str, list[Span]]:
-    """The spans of the joined text, by field and as places in it; one across a gap is cut there."""
-    result: dict[str, list[Span]] = {}
-    start = 0
-    for field, text in fields.items():
-        end = start + len(text)
-        result[field] = [
-            Span(max(span.start, start) - start, min(span.end, end) - start, span.kind)
-            for span in spans
-            if span.start < end and span.end > start
-        ]
-        start = end + len(_GAP)
-    return result
 
 
 def _texts(example: Example) -> Iterator[tuple[str, str]]:
@@ -142,18 +133,19 @@ def _texts(example: Example) -> Iterator[tuple[str, str]]:
     of_user = example.source not in SOURCES
     for key, value in example.meta.items():
         if of_user or key in _META:
-            yield from _leaves(value, f"meta.{key}")
+            yield from leaves(value, f"meta.{key}")
 
 
-def _leaves(value: Any, place: str) -> Iterator[tuple[str, str]]:
+def leaves(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    """Place and text of every text in a value; `place` is where it stands itself."""
     if isinstance(value, str):
         yield place, value
     elif isinstance(value, dict):
         for key, inner in value.items():
-            yield from _leaves(inner, f"{place}.{key}")
+            yield from leaves(inner, f"{place}.{key}")
     elif isinstance(value, list):
         for number, inner in enumerate(value):
-            yield from _leaves(inner, f"{place}.{number}")
+            yield from leaves(inner, f"{place}.{number}")
 
 
 def _with_texts(example: Example, texts: dict[str, str]) -> Example:
@@ -162,14 +154,15 @@ def _with_texts(example: Example, texts: dict[str, str]) -> Example:
         passage.model_copy(update={"text": texts[f"context.{number}"]})
         for number, passage in enumerate(example.context)
     )
-    meta = {key: _with_leaves(value, f"meta.{key}", texts) for key, value in example.meta.items()}
+    meta = {key: with_leaves(value, f"meta.{key}", texts) for key, value in example.meta.items()}
     changed = {"question": texts["question"], "context": context, "answer": texts["answer"], "meta": meta}
     return example.model_copy(update=changed)
 
 
-def _with_leaves(value: Any, place: str, texts: dict[str, str]) -> Any:
+def with_leaves(value: Any, place: str, texts: dict[str, str]) -> Any:
+    """The value with the texts at these places (of `leaves`) replaced."""
     if isinstance(value, dict):
-        return {key: _with_leaves(inner, f"{place}.{key}", texts) for key, inner in value.items()}
+        return {key: with_leaves(inner, f"{place}.{key}", texts) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_with_leaves(inner, f"{place}.{number}", texts) for number, inner in enumerate(value)]
+        return [with_leaves(inner, f"{place}.{number}", texts) for number, inner in enumerate(value)]
     return texts.get(place, value)

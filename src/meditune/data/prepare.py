@@ -150,7 +150,7 @@ def _read_and_split(spec: DataSpec, seed: int, rejects: Rejects, phi: Findings) 
     by_source: dict[str, list[Example]] = {}
     read: dict[str, dict[str, Any]] = {}
     for source in spec.sources:
-        examples = deidentify(_read(source, seed, rejects), spec.phi, phi)
+        examples = deidentify(read_source(source, seed, rejects), spec.phi, phi)
         by_source.setdefault(source.name, []).extend(examples)
         licence = SOURCES[source.name].licence if source.name in SOURCES else "yours"
         read[source.name] = {"read": len(by_source[source.name]), "licence": licence}
@@ -164,7 +164,8 @@ def _read_and_split(spec: DataSpec, seed: int, rejects: Rejects, phi: Findings) 
     return splits, facts(splits, read, duplicates)
 
 
-def _read(source: SourceSpec, seed: int, rejects: Rejects) -> list[Example]:
+def read_source(source: SourceSpec, seed: int, rejects: Rejects) -> list[Example]:
+    """The examples of one source, or its seeded sample where it has a limit. Raises DataError where there are none."""
     if source.name == "own":
         assert source.path is not None, "check_sources has looked"
         examples = list(own.read(source.path, rejects, fields=source.fields or None))

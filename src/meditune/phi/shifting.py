@@ -45,7 +45,10 @@ def _numeric(written: str, numbers: list[str], days: int) -> str | None:
     year = _full_year(parts["year"]) if "year" in parts else _ANY_YEAR
     moved = date(year, int(parts["month"]), int(parts.get("day", _MIDDLE))) + timedelta(days)
     values = {"year": moved.year, "month": moved.month, "day": moved.day}
-    return _written_like(written, [_padded(values[name], parts[name]) for name in order])
+    zeros = order[0] == "year" or any(number.startswith("0") for number in numbers)
+    return _written_like(
+        written, [_padded(values[name], "0" if zeros and name != "year" else parts[name]) for name in order]
+    )
 
 
 def _order(numbers: list[str]) -> tuple[str, ...] | None:
@@ -91,9 +94,9 @@ def _written_like(written: str, values: list[str]) -> str:
 
 def _padded(value: int, like: str) -> str:
     """As many digits as `like` has, where it has a leading zero or is a year."""
-    if len(like) == 2 and value > 99:
-        return f"{value % 100:02}"
-    return f"{value:0{len(like)}}" if like.startswith("0") else str(value)
+    if value > 99:
+        return str(value) if len(like) == 4 else f"{value % 100:02}"
+    return f"{value:02}" if like.startswith("0") else str(value)
 
 
 def _full_year(written: str) -> int:
