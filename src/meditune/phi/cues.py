@@ -21,7 +21,7 @@ _AFTER_COLON = {"label": Cue.SURE, "field": Cue.LIKELY}
 _MOST_WORDS = 4
 _FURTHEST = 44
 _BETWEEN = " \t\n\r:(,#=-*_\"'“.;"
-_ABBREVIATIONS = frozenset({"MS", "MR", "DR", "FR", "SR", "PT", "RN", "MD"})
+_ABBREVIATIONS = frozenset({"MS", "MR", "FR", "SR", "PT", "RN", "MD"})
 """In capitals these are as often a disease, a scan or a degree, unless a full stop and a name in capitals follow."""
 
 
@@ -63,9 +63,11 @@ def before(view: View, place: int) -> Cue | None:
             continue
         if number == 1:
             written = text[start + len(head) - len(phrase) : start + len(head)]
-            if written in _ABBREVIATIONS and not ("." in between and text[place : place + 2].isupper()):
+            stopped = "." in between and text[place : place + 2].isupper()
+            if written in _ABBREVIATIONS and not stopped:
                 return Cue.DOUBTFUL
         if cue is not Cue.TITLE and ends_sentence and known is _PLAIN:
             return None
         return cue
-    return None
+    by_someone = words and words[-1] == "by" and words[-2:-1] and words[-2].endswith("ed") and not ends_sentence
+    return Cue.DOUBTFUL if by_someone and known is _PLAIN else None

@@ -62,7 +62,7 @@ _BEFORE_SHORT = re.compile(
     r"(?<!\d)\d{1,2}/\d{1,2}(?: ?-| to| and| through|,))[ \t:(]{0,2}$"
 )
 _AFTER_SHORT = re.compile(
-    r"\s{0,3}(?:cups?|tsp|teaspoons?|tablespoons?|of\b|hours?|an? \w|years?|lit)|"
+    r"\s{0,3}(?:cups?|tsp|teaspoons?|tablespoons?|of\b|hours?|years?|lit)|"
     r"\s{0,3}(?:(?:muscle |motor |grip )?(?:strength|power|motor)|systolic|diastolic|holosystolic|sem\b|murmur|pain|"
     r"in (?:the |all |both |bilateral|upper|lower)|throughout|bilateral|blood|bottles|positive|tablets?|doses?|sets|"
     r"cultures|lymph|nodes|scale|score|of (?:the|a|an|all)\b|ni?ml|ns\b|intensity|strength|ue|le|le?s\b|kg|mg|cm|inch)"
@@ -150,6 +150,8 @@ def _hyphen(low: str, start: int) -> bool:
 def _is_short(view: View, start: int) -> bool:
     """Whether "3/14" is a date, by what stands around it."""
     found = _SHORT.match(view.low, start)
+    if view.before(start, 4).replace(" ", "").endswith("%("):
+        return False
     around = found and _BEFORE_SHORT.search(view.before(start, 20)) and not _AFTER_SHORT.match(view.low, found.end())
     return bool(around) and not _hyphen(view.low, start)
 

@@ -19,18 +19,27 @@ _MOST_WORDS = 4
 _PARTICLES_TEXT = "van von de del la di da el al bin le du dos san ben abu st"
 _PARTICLES = frozenset(_PARTICLES_TEXT.split())
 _ON_LISTS = words.EPONYMS | words.GIVEN | words.SURNAMES
-_DOUBLE = words.EPONYMS | words.CITIES | words.SURNAMES
+_DOUBLE = words.EPONYMS | words.CITIES
+_ALSO_NAMES = words.WORD_NAMES | words.EPONYMS
+_SURNAME_LIKE = words.GIVEN | _ALSO_NAMES
 _JOINT = re.compile(r"(?:, and |,? ?(?:and|&|or) |/|, )(?=[^\W\d_])")
 _COMMA = re.compile(r",[ ]?(?=[^\W\d_])")
-_IS_AGED = re.compile(
+_PROOF = re.compile(
     r",?\s{1,3}(?:(?:is|was) (?:an? |the )?|an? )?(?:(?:\d{1,3}|\[AGE\]|"
-    r"\[\*\*Age)[^\n]{0,12}?(?:years?|yrs?|y\.?o|y/o|yo)(?![a-z])"
-    r"|(?:very )?(?:pleasant|delightful|right-handed|unfortunate|elderly|lovely) )"
+    r"\[\*\*Age)[^\n]{0,12}?(?:years?|yrs?|y\.?o|y/o|yo)"
+    r"(?![a-z])|(?:very )?(?:pleasant|delightful|right-handed|unfortunate|elderly|lovely) )"
+    r"|[ ,]{1,2}\(?(?:DOB|D\.O\.B|MRN|Mrn|SSN)(?![a-z])"
+    r"|(?:,| -| \() ?(?:(?:his|her|the|patient['’]s|pt['’]s) )?(?:wife|husband|daughter|son|mother|father|sister|"
+    r"brother|"
+    r"niece|nephew|spouse|partner|friend|neighbor|proxy|HCP|POA|guardian|granddaughter|grandson|caregiver)(?![a-z])"
 )
+"""What shows that a name stands before it: an age, a date of birth, how somebody is related."""
 _SIGNED_LINE = re.compile(r"^[ \t]{0,40}(?:--?|—|/s/|~|x_{2,9})?[ \t]{0,3}(?=[^\W\d_])", re.MULTILINE)
 _LINE_END = re.compile(r"[ \t]{0,20}(?:,[^\n]{0,30})?(?:\n|$)")
 _SMALL_WORDS = re.compile(r"[a-z]{3,}")
-_SMALL_WORD = re.compile(r"[a-z](?<![^\W_].)[a-z]{2,24}(?:['’-][a-z]{2,24})?(?![^\W_])")
+_SMALL_WORD = re.compile(r"[a-z](?<![^\W_].)[a-z]{2,24}(?:['’-][a-z]{2,24})?(?![^\W_]|['’]t)")
+_ABBREVIATION = re.compile(r"[a-z][A-Z]{2}|(?<![A-Za-z])[A-Z]{2,}-|-[a-z]+[A-Z]")
+_APART = re.compile(r"(?: [A-Z]\.?)?(?:[ \t]{2}|[ \t]*(?:\n|$)|[ \t]+(?:MRN|DOB|\(|#|\d))")
 _SPOKEN_OF = re.compile(r"[ \t]([a-z]+)")
 _VERBS_TEXT = (
     "is was has had reports reported states stated denies denied presented presents lives lived came will returned "
@@ -61,7 +70,7 @@ def _written_large(view: View) -> Iterator[Span]:
     for token in TOKEN.finditer(text):
         if token.start() < done:
             continue
-        name = _after_cue(view, token) or _listed(view, token) or _before_proof(view, token)
+        name = _after_cue(view, token) or _before_proof(view, token) or _listed(view, token)
         if name:
             name = _with_first(view, name)
             yield name
@@ -82,14 +91,16 @@ def _after_cue(view: View, token: re.Match[str]) -> Span | None:
 
 
 def _before_proof(view: View, token: re.Match[str]) -> Span | None:
-    """A name that is followed by a degree, or by an age ("is a 61 year-old")."""
+    """A name that is followed by a degree, or by an age ("is a 61 year-old") or the like."""
     following = view.text[token.end() : token.end() + 1]
     if following not in {",", " ", "\n"}:
         return None
     if DEGREE.match(view.text, token.end()):
+        if plain(token[0]) in words.EPONYMS and following != ",":
+            return None
         is_town = plain(token[0]) in words.CITIES and re.match(r", (?:MD|PA)", view.text[token.end() :][:4])
         return None if is_town else _last_words(view, token)
-    if _IS_AGED.match(view.text, token.end()):
+    if _PROOF.match(view.text, token.end()):
         return _last_words(view, token)
     return None
 
@@ -147,15 +158,19 @@ def _goes_on(view: View, pieces: list[str], written: str, piece: re.Match[str], 
     if not words.is_ordinary(low) or low in _PARTICLES:
         return True
     if first:
-        return cue >= Cue.SURE or (low in words.WORD_NAMES and _name_follows(view, end))
+        return cue >= Cue.SURE or (low in _ALSO_NAMES and (bool(pieces) or _stands_out(view, written, end, cue)))
     if low in words.WORD_NAMES or low in words.EPONYMS:
         return pieces[-1] not in words.SURNAMES or (len(pieces) == 1 and pieces[-1] in words.GIVEN)
     return cue >= Cue.SURE and (pieces[-1] in words.GIVEN or len(pieces[-1]) == 1)
 
 
-def _name_follows(view: View, place: int) -> bool:
-    piece = NEXT.match(view.text, place)
-    return bool(piece and (words.is_name(plain(piece[1])) or not words.is_ordinary(plain(piece[1]))))
+def _stands_out(view: View, written: str, end: int, cue: Cue) -> bool:
+    """Whether an English word with a capital is a name, by what follows it: another name, or no other capital."""
+    piece = NEXT.match(view.text, end)
+    if piece is None:
+        return cue is Cue.LIKELY and not written.isupper()
+    low = plain(piece[1])
+    return words.is_name(low) or not words.is_ordinary(low) or low in _ALSO_NAMES
 
 
 def _is_enough(written: str, pieces: list[str], cue: Cue) -> bool:
@@ -163,6 +178,8 @@ def _is_enough(written: str, pieces: list[str], cue: Cue) -> bool:
     if cue >= Cue.SURE:
         return True
     listed = any(map(words.is_name, pieces))
+    if _ABBREVIATION.search(written) and not listed:
+        return False
     if written.isupper() and len(pieces) == 1:
         return listed and cue is Cue.LIKELY and len(written) > 5
     return listed or cue is Cue.LIKELY
@@ -174,7 +191,8 @@ def _with_first(view: View, last: Span) -> Span:
     if comma is None or DEGREE.match(view.text, last.end) or " " in view.text[last.start : last.end]:
         return last
     capitals = view.text[last.start : last.end].isupper()
-    first = _name_at(view, comma.end(), Cue.SURE if capitals else Cue.LIKELY)
+    listed = words.is_name(plain(view.text[last.start : last.end]))
+    first = _name_at(view, comma.end(), Cue.SURE if capitals or listed else Cue.LIKELY)
     return Span(last.start, first.end, "name") if first else last
 
 
@@ -202,8 +220,8 @@ def _listed(view: View, token: re.Match[str]) -> Span | None:
         return Span(token.start(), surname, "name")
     if sure and low not in _DOUBLE:
         following = _SPOKEN_OF.match(text, end)
-        if following and following[1] in _VERBS:
-            return Span(token.start(), end, "name")
+        if following and following[1] in _VERBS and not token[0].isupper():
+            return _last_words(view, token)
     return None
 
 
@@ -211,11 +229,26 @@ def _last_first(view: View, token: re.Match[str]) -> Span | None:
     low = plain(token[0])
     comma = _COMMA.match(view.text, token.end())
     first = FIRST.match(view.text, comma.end()) if comma else None
-    if first is None or plain(first[1]) not in words.GIVEN or _is_eponym(view, first.end()):
+    in_list = view.text[max(0, token.start() - 2) : token.start()].strip() == "," or (
+        first and view.text[first.end() : first.end() + 1] == ","
+    )
+    if comma is None or first is None or in_list or _is_eponym(view, first.end()):
         return None
-    if not words.is_name(low) and (words.is_ordinary(low) or not token[0].isupper()):
+    if plain(first[1]) not in words.GIVEN:
+        return Span(token.start(), first.end(), "name") if _heads_line(view, token, first) else None
+    unlikely = words.is_ordinary(low) and low not in _ALSO_NAMES
+    if not words.is_name(low) and (unlikely or not token[0].isupper()):
         return None
     return Span(token.start(), token.end(), "name")
+
+
+def _heads_line(view: View, token: re.Match[str], first: re.Match[str]) -> bool:
+    """Whether "DOE, JANE" stands at the beginning of a line and at a distance from what follows."""
+    both = (plain(token[0]), plain(first[1]))
+    if view.text[token.start() - 1 : token.start()] not in {"", "\n"} or not (token[0] + first[1]).isupper():
+        return False
+    ordinary = any(words.is_ordinary(low) and low not in _ALSO_NAMES for low in both)
+    return not ordinary and bool(_APART.match(view.text, first.end()))
 
 
 def _end_of_surname(view: View, place: int, sure: bool) -> int | None:
@@ -227,7 +260,7 @@ def _end_of_surname(view: View, place: int, sure: bool) -> int | None:
             break
         word, place = plain(piece[1]), piece.end()
         if len(word) > 1:
-            known = word in words.SURNAMES or (sure and (word in words.GIVEN or _is_rare(word, piece[1])))
+            known = word in words.SURNAMES or (sure and (word in _SURNAME_LIKE or _is_rare(word, piece[1])))
             if not known or _is_eponym(view, piece.start(1) + len(stem(piece[1]))):
                 break
             end = piece.start(1) + len(stem(piece[1]))
@@ -235,7 +268,7 @@ def _end_of_surname(view: View, place: int, sure: bool) -> int | None:
 
 
 def _is_rare(word: str, written: str) -> bool:
-    return not words.is_ordinary(word) and word not in words.EPONYMS and not (written.isupper() and len(written) < 5)
+    return not words.is_ordinary(word) and not (written.isupper() and len(written) < 5)
 
 
 def _signatures(view: View) -> Iterator[Span]:
@@ -288,7 +321,10 @@ def _again(view: View, found: list[Span]) -> Iterator[Span]:
 
 
 def _beside(view: View, token: re.Match[str], known: set[str]) -> bool:
-    """Whether another known word of a name stands beside this one."""
+    """Whether another known word of a name stands beside this one, or a verb of people after it."""
+    spoken_of = _SPOKEN_OF.match(view.text, token.end())
+    if spoken_of and spoken_of[1] in _VERBS:
+        return True
     following = NEXT.match(view.text, token.end())
     before = view.text[max(0, token.start() - 28) : token.start()].split()
     return bool((following and following[1] in known) or (before and before[-1] in known))

@@ -15,6 +15,9 @@ from meditune.phi.view import View
 _BEFORE = 56
 """Characters in which a number's label is looked for."""
 _SHORTEST = 4
+_LONG = 6
+_OFTEN_BARE = frozenset({"health_plan", "mrn", "account", "licence", "device", "vehicle"})
+"""Kinds whose long numbers often follow the label with nothing between."""
 _LABELS: tuple[tuple[Kind, str], ...] = (
     ("ssn", r"ssn|ss|social security|soc\.? sec\.?"),
     ("vehicle", r"vin|vehicle identification|vehicle"),
@@ -154,7 +157,9 @@ def _by_label(view: View) -> Iterator[Span]:
             continue
         kind = next(kind for kind, _ in _LABELS if label[kind])
         marked = bool(label["mark"].strip())
-        if not (marked or label[kind].split()[-1] in _STRONG or (label["colon"] and digits > _SHORTEST)):
+        strong = marked or label[kind].split()[-1] in _STRONG
+        long = digits >= _LONG and kind in _OFTEN_BARE
+        if not (strong or long or (label["colon"] and digits > _SHORTEST)):
             continue
         if " " in value and kind not in _IN_GROUPS:
             value = value.partition(" ")[0]

@@ -52,6 +52,7 @@ _ZIP_LABEL = re.compile(r"(?<![a-z])(?:zip(?: ?code)?|post(?:al)? ?code)[ \t]?[:
 _POSTCODE = re.compile(
     r"(?:[A-Z]{1,2}\d{1,2}[A-Z]? \d[ABD-HJLNP-UW-Z]{2}|[ABCEGHJ-NPRSTVXY]\d[A-Z] \d[A-Z]\d)(?![^\W_])"
 )
+_OF_TOWN = (["resident"], ["residents"], ["native"], ["city"], ["town"], ["outside"], ["suburb"])
 _LOCATIVES = frozenset(["in", "from", "of", "near", "to", "at", "outside", "around", "city", "town"])
 _DWELLING_TEXT = (
     "lives live living lived resides residing resident residents staying works working worked grew raised born home "
@@ -61,7 +62,8 @@ _DWELLING_TEXT = (
     "drove came visiting returned arrived city town birthplace birth"
 )
 _DWELLING = frozenset(_DWELLING_TEXT.split())
-"""Within four words before "in" or "from", these make what follows a town."""
+"""Within five words before "in" or "from", these make what follows a town."""
+_NAMED_AFTER = words.WORD_NAMES | words.CITIES
 _FURTHEST = 80
 _LEADING_TOWN = re.compile(
     r"(?:In|From|Of|At|The|Near|To|Seen|Lives|Moved|Born|Address|City|Street|Avenue|Road|Apt)(?: |$)"
@@ -72,7 +74,9 @@ _HOUSE = (
     r"(?P<house>Hospital|Medical (?:Center|Centre)|Clinic|Infirmary|Health (?:Center|Centre|System)|"
     r"Healthcare(?: Center)?|"
     r"Nursing (?:Home|Center|Facility)|Rehab(?:ilitation)? (?:Center|Hospital|Facility)|Hospice|Medical Group|"
-    r"Surgery Center|Surgical Center|Cancer (?:Center|Institute)|Urgent Care|Care Center|Dialysis Center|Manor|"
+    r"Surgery Center|Surgical Center|Cancer (?:Center|Institute)|Urgent Care|Assisted Living|Care Home|"
+    r"Health Care Center|Medical Associates|Family Practice|Family Medicine|Heart Institute|Eye Institute|"
+    r"Care Center|Dialysis Center|Manor|"
     r"Sanatorium)"
 )
 _HOUSE_WORDS = frozenset(re.findall(r"[a-z]{4,}", _HOUSE.lower()))
@@ -133,10 +137,12 @@ def _towns(view: View) -> Iterator[Span]:
         if end - start == 5 and (code := _STATE_BEFORE.search(text, max(0, start - 24), start)):
             yield from _town_before(view, _back_over(text, code.start()), True)
     for found in _CAPITAL.finditer(text):
-        if text[found.start() - 1 : found.start()] in {" ", "\n", "\t"} and _is_dwelt_in(view, found.start()):
-            town = _TOWN_AT.match(text, found.start())
-            if town and _is_town(town[0].lower()):
-                yield Span(town.start(), town.end(), "city")
+        before = view.before(found.start(), 44).split() if text[found.start() - 1 : found.start()].isspace() else []
+        if not before or before[-1].strip(":") not in _LOCATIVES:
+            continue
+        town = _TOWN_AT.match(text, found.start())
+        if town and (town[0].lower() in words.CITIES or (_is_dwelt_in(before) and _is_town(town[0].lower()))):
+            yield Span(town.start(), town.end(), "city")
 
 
 def _back_over(text: str, place: int) -> int:
@@ -168,11 +174,10 @@ def _town_before(view: View, end: int, sure: bool) -> Iterator[Span]:
         yield Span(start, end, "city")
 
 
-def _is_dwelt_in(view: View, place: int) -> bool:
-    """Whether "lives in", "came here from" or the like stands before `place`."""
-    before = view.before(place, 44).split()
-    if not before or before[-1].strip(":") not in _LOCATIVES:
-        return False
+def _is_dwelt_in(before: list[str]) -> bool:
+    """Whether the words before end in "lives in", "came here from" or the like."""
+    if before[-1] == "of":
+        return before[-2:-1] in _OF_TOWN
     return any(word.strip(",:()") in _DWELLING for word in before[-6:])
 
 
@@ -193,5 +198,5 @@ def _start_of(text: str, begin: int, house: re.Match[str]) -> int | None:
         if not telling and begin + word.start() == start and low in _LEADING:
             start = begin + word.end() + 1
         known = low in words.GENERIC or low in _LEADING or low in _HOUSE_WORDS
-        telling |= not known and not (ordinary and words.is_ordinary(low) and low not in words.WORD_NAMES)
+        telling |= not known and not (ordinary and words.is_ordinary(low) and low not in _NAMED_AFTER)
     return start if telling else None

@@ -10,11 +10,13 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from functools import cached_property
+from itertools import chain, islice
 
 from meditune.phi.view import View
 
 _MANY = re.compile(
-    r"(?<![a-z])(?:patients|participants|subjects|women|men|children|adults|infants|neonates|newborns|girls|boys|"
+    r"(?<![a-z])(?:patients|participants|subjects|women(?!['’]s)|men|children(?!['’]s)|adults|infants|neonates|"
+    r"newborns|girls|boys|"
     r"students|"
     r"persons|individuals|beneficiaries|residents (?:who|of|were)|cases (?:of|were)|controls|families|physicians|"
     r"surgeons|"
@@ -29,11 +31,19 @@ _MANY = re.compile(
     r"higher|lower|difference|associat\w{0,6})|last updated|updated|accessed|copyright|et al)(?![a-z])"
 )
 _ONE = re.compile(
-    r"(?<![a-z])(?:mrs?|ms|miss|he|she|his|her|him|i|my|me|i['’]m|pt|(?:this|the) patient (?:is|was|has|had|will)|"
-    r"(?:\d{1,3}|[a-z]{3,12})[- ]?(?:years?|yr|month|week|day)s?[- ]old(?! (?:or|and))|\d{1,3} ?(?:yo|y\.o\.|y/o)|"
-    r"dob|mrn|"
-    r"date of birth|admitted on|discharged (?:on|to|home)|dictated|signed|(?:admission|discharge|service|report) date|"
-    r"patient(?: name)?:|name:|attending|follow-?up with|male infant|female infant|husband|wife|daughter)(?![a-z])"
+    r"(?<![^\W_])(?:(?:Mrs?|Ms|Dr|MRS?|DR)\.? ?[A-Z][A-Za-z]|(?i:he|she|his|her|him|my|me|i(?: |['’])(?:am|m|was|"
+    r"have|ve|had|went|"
+    r"would|need|want|did|do|can|think|feel|got|take|took|live|saw|has)|(?:this|the) patient (?:is|was|has|had|will)|"
+    r"the "
+    r"patient['’]s (?:\w+ )?(?:name|wife|husband|son|daughter|mother|father|family)|"
+    r"(?:\d{1,3}|[a-z]{3,12})[- ]?(?:years?|yr|month|week|day)[- ]old(?! (?:or|and|patients|women|men|children|"
+    r"adults|boys|"
+    r"girls|students|cohort|subjects|females|males|infants))|\d{1,3} ?(?:yo|y\.o\.|y/o)|dob|mrn|ssn|date of birth|"
+    r"admitted on|"
+    r"discharged on|dictated|signed by|(?:admission|discharge|service|report) date|(?:patient|pt)(?: name)?:|name:|"
+    r"attending:|telehealth|health care proxy|emergency contact|unit no|job ?#|pt (?:was|is|has|seen|states|reports|"
+    r"denies)|"
+    r"(?:male|female) infant))(?![^\W_])"
 )
 _ORGANIZATION = re.compile(
     r"(?<![a-z])(?:institutes?|foundation|association|society|national|federation|alliance|administration|"
@@ -45,10 +55,17 @@ _ORGANIZATION = re.compile(
     r"university|"
     r"department of|laboratory contact|office hours|links\.lww|business hours)(?![a-z])"
 )
+_PAPER = re.compile(
+    r"(?<![a-z])(?:study|data|analys[ei]s|results?|conclusions?|rates?|months?|weeks?|95 ?%|p ?[<=>]|compared|"
+    r"(?:january|february|march|april|may|june|july|august|september|october|november|december) (?:19|20)\d\d (?:to|"
+    r"and|"
+    r"through|until|-|–) )"
+)
+"""Signs of a paper that notes have, too: they count only where nothing in the text tells of one person."""
 _BREAK = re.compile(r"(?<=[a-z0-9)\]][.!?])\s+(?=[A-Z0-9(])|\n")
 _LONGEST = 1200
 _AROUND = 250
-_ENOUGH = 2
+_ENOUGH = 3
 """So many words of studies, and none of one person, make the whole text a paper."""
 
 
@@ -76,21 +93,24 @@ class Passages:
         number = bisect_right(self._starts, place) - 1
         if number not in self._sentences:
             start = self._starts[number]
-            sentence = self._low[start : min(self._starts[number + 1], start + _LONGEST)]
-            self._sentences[number] = bool(_MANY.search(sentence)) and not _ONE.search(sentence)
+            end = min(self._starts[number + 1], start + _LONGEST)
+            self._sentences[number] = bool(_MANY.search(self._low, start, end)) and not _ONE.search(
+                self._view.text, start, end
+            )
         return self._sentences[number]
 
     def of_organization(self, place: int) -> bool:
         """Whether what stands around `place` tells of an organization and of no one person."""
         block = place // _AROUND
         if block not in self._surroundings:
-            around = self._low[max(0, (block - 1) * _AROUND) : (block + 2) * _AROUND]
-            self._surroundings[block] = bool(_ORGANIZATION.search(around)) and not _ONE.search(around)
+            around = max(0, (block - 1) * _AROUND), (block + 2) * _AROUND
+            of_one = _ONE.search(self._view.text, *around)
+            self._surroundings[block] = bool(_ORGANIZATION.search(self._low, *around)) and not of_one
         return self._surroundings[block]
 
     def _is_paper(self) -> bool:
         if self._paper is None:
-            signs = _MANY.finditer(self._low)
-            enough = sum(1 for _, _ in zip(range(_ENOUGH), signs, strict=False)) == _ENOUGH
-            self._paper = enough and not _ONE.search(self._low)
+            signs = chain(_MANY.finditer(self._low), _PAPER.finditer(self._low))
+            enough = sum(1 for _ in islice(signs, _ENOUGH)) == _ENOUGH
+            self._paper = enough and bool(_MANY.search(self._low)) and not _ONE.search(self._view.text)
         return self._paper
