@@ -21,10 +21,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from phi_notes import TUNING, Note, notes
-
 from meditune.phi import find
 from meditune.phi.spans import KINDS, Span
+from phi_notes import HALVES, Note, notes
 
 Find = Callable[[str], list[Span]]
 STRUCTURED = tuple(kind for kind in KINDS if kind not in {"name", "hospital", "city", "bracket"})
@@ -139,18 +138,13 @@ def main() -> None:
     parser.add_argument("--public", action="store_true")
     parser.add_argument("--presidio", action="store_true")
     given = parser.parse_args()
-    halves = {"tuning": TUNING}
-    if (Path(__file__).parent / "phi_held_out.py").is_file():
-        from phi_held_out import HELD_OUT
-
-        halves["held out"] = HELD_OUT
     finders: dict[str, Find] = {"rules": find}
     if given.presidio:
         from meditune.phi import presidio
 
         finders["Presidio"] = presidio.find
-    for half, material in halves.items():
-        made = notes(given.notes, material)
+    for half in HALVES:
+        made = notes(given.notes, half)
         for name, finder in finders.items():
             table(f"{half}, {name}: {len(made):,} notes", measure(made, finder), given.errors)
             print(f"\n{speed(made[:200], finder)}")

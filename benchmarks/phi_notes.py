@@ -1,7 +1,7 @@
 """Invented clinical notes in the style of MIMIC's, with every identifier's place known.
 
-Two halves: `tuning`, which the detector was made with, and `held_out`, whose templates and names (phi_held_out.py) were
-written after the detector was done and never looked at to change it. No name, number or note is anybody's.
+Two halves: `tuning`, which the detector was made with, and `held_out`, whose templates and names were written after the
+detector was done. No name, number or note is anybody's.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from pathlib import Path
 
 from meditune.phi.spans import Kind, Span
 
+HALVES = ("tuning", "held_out")
 SLOT = re.compile(r"\{([a-z0-9_.]+)\}")
 
 
@@ -221,6 +223,7 @@ MAKERS: Mapping[str, tuple[Kind, Callable[[Writer], str]]] = {
     "vin": ("vehicle", vin),
     "serial": ("device", shaped("@@@######", "@@@-######", "########", "@##-####-@")),
     "address": ("address", address),
+    "street": ("address", lambda writer: writer.chance.choice(writer.material.streets)),
     "town": ("city", chosen("towns")),
     "zip": ("zip", shaped("0####", "#####", "0####-####")),
     "hospital": ("hospital", chosen("hospitals")),
@@ -282,111 +285,40 @@ DISTRACTORS: Mapping[str, Sequence[str]] = {
     "service": ["MEDICINE", "SURGERY", "NEUROLOGY", "CARDIOTHORACIC", "ORTHOPAEDICS", "OBSTETRICS/GYNECOLOGY"],
     "specialty": ["cardiologist", "oncologist", "surgeon", "neurologist", "psychiatrist", "PCP"],
 }
-TUNING = Material(
-    headers=(
-        "Admission Date:  {date}              Discharge Date:   {date}\n\nDate of Birth:  {date}             Sex:   {sex}\n\nService: {service}\n\nAttending: {d.full}, M.D.\n",
-        "Name:  {p.comma}                     Unit No:   {mrn}\n\nAdmission Date:  {date}     Discharge Date:   {date}\n\nDate of Birth:  {date}     Sex:   {sex}\n\nService:  {service}\n",
-        "Patient Name: {p.uppermiddle}\nMRN: {mrn}   DOB: {date}\nPCP: Dr. {d.last}\nAccount #: {account}\nDate of service: {date}\n",
-        "{p.upper}   MRN {mrn}\n{hospital}\n{address}\n{town}, {state} {zip}\nTel: {phone}  Fax: {fax}\n\nRe: {p.full}\nSSN: {ssn}\n",
-        "PATIENT: {p.full}\nMedical Record Number: {mrn}\nInsurance: Medicare, Member ID: {health_plan}\nReferring Physician: {d.full}, MD\n",
-        "DISCHARGE SUMMARY\n\nPt name: {p.full}     Medical record #: {mrn}\nVisit number: {account}\nSurgeon: {d.middle}\nAssistant: {e.full}\n",
-    ),
-    paragraphs=(
-        "History of Present Illness:\nMs. {p.last} is a {age} year-old woman with {disease} who presented to {hospital} on {date} with chest pain. Her {relation} {r.first} brought her in. {vitals}.\n",
-        "HPI: {p.full} is a {old} year old man with h/o {disease}, transferred from {hospital} for further care. He lives in {town} with his {relation}, {r.full}. {score}.\n",
-        "Brief Hospital Course:\nMr. {p.last} was admitted to the MICU. On {monthday} a {device} was placed. {drug} {dose} was started by Dr. {e.last}. On {date} he was seen by {d.full}, MD of neurology. {lab}.\n",
-        "Past Medical History:\n1. {disease}\n2. {disease}, diagnosed in {year}\n3. s/p appendectomy {monthyear}\n4. Hypertension\n",
-        "Social History: Retired teacher, moved from {town} in {year}. Lives alone. Emergency contact: {r.full} ({relation}), {phone}. Quit smoking in {year}.\n",
-        "Family History: Father died of {disease} at {age}. Mother alive at {old} years old. Sister with breast cancer.\n",
-        "Medications on Admission:\n1. {drug} {dose}\n2. {drug} {dose}\n3. Aspirin 81 mg PO daily\n4. {drug} {dose}\n",
-        "Physical Exam:\n{vitals}\nGen: NAD, A&Ox3. CV: RRR, {score}. Neuro: CN II-XII intact, {score}, Babinski downgoing. Ext: no edema, Homans sign negative.\n",
-        "Pertinent Results:\n{date} 07:10AM BLOOD {lab}\n{date} 05:20AM BLOOD {lab} {lab}\nCXR ({monthday}): no acute process. Echo {date}: EF 55%.\n",
-        "Pacemaker: Medtronic, serial number {serial}, implanted {date}. ICD interrogated by {n.full}, RN.\n",
-        "The case was discussed with Dr. {e.last} and Dr. {d.last}, who agreed. {p.last} tolerated the procedure well. A {device} remains.\n",
-        "Social work: spoke with {r.first} {phone}, who can be reached by e-mail at {email}. Claim no. {other}. Policy number: {health_plan}.\n",
-        "MVC: pt was the driver of a car, license plate {plate}, VIN {vin}; driver's license number {licence}. GCS 15 at the scene.\n",
-        "Telehealth visit from IP address {ip}; portal {url}. Health plan beneficiary number {health_plan}.\n",
-        "Please call Dr. {d.last} at {phone} or page {pager} with questions. Fax results to {fax}.\n",
-        "Followup Instructions:\nProvider: {e.full}, MD Phone: {phone} Date/Time: {date} 10:30\nPlease follow up with Dr. {d.last} on {date} at {hospital}.\n",
-        "Discharge Medications:\n1. {drug} {dose}\n2. {drug} {dose} for 1/2 of the week\n3. {drug} {dose}\n",
-        "Pathology (accession # {other}, specimen received {date}): adenocarcinoma, Gleason 3+4. Reviewed by {e.full}.\n",
-        "Pt seen and examined with resident. {disease} stable. Plan: continue {drug}, repeat {lab} in the AM. Barrett's esophagus surveillance in 3 years.\n",
-        "NURSING: {p.first} was up to the chair, {relation} {r.first} at the bedside. {device} draining. Will continue to monitor.\n",
-        "He was in his usual state of health until {month}, when he noted weakness. He saw his {specialty}, Dr. {e.last}, on the {ordinal}. MRI on {date} was read by {n.full}.\n",
-        "Home address: {address}, {town}, {state} {zip}. Phone {phone}. International contact {abroad}.\n",
-        "The patient's son {n.first} and daughter {r.first} were updated. Health care proxy: {r.full}, {phone}.\n",
-        "Prescriber {d.full}, NPI {npi}, DEA {dea}. Certificate number {licence}.\n",
-        "Patients with {disease} often do well. In studies of 200 patients between 2000 and 2005 survival was 80%.\n",
-        "Hearing aid serial no. {serial}; insulin pump S/N {serial}. Last 4 of SSN on file. Bank account number {account}.\n",
-    ),
-    endings=(
-        "Dictated By: {d.full}, M.D.\n\nD:  {date}  T:  {date}\nJob#:  {other}\n",
-        "Electronically signed by {d.middle}, MD on {date}\n",
-        "Completed by: {e.full} MD {date}\ncc: {d.full}, MD\n",
-        "Signed electronically by: DR. {d.full}\non: MON {date} 5:33 PM\n",
-        "{e.full}, RN\nReviewed by {d.initial}, PA-C\n",
-        "Attending: {d.full}\nDictated: {date}\n",
-    ),
-    given=(
-        "James Mary Wei Priya Ahmed Fatima Carlos Guadalupe Ngozi Kwame Yuki Hiroshi Olga Dmitri Siobhan Liam Thanh "
-        "Linh Rosa "
-        "Giuseppe Ingrid Björn Zofia Andrzej Leila Omar Aisha Noor Jorge Marisol Deepak Sunita Tariq Helen Robert "
-        "Patricia Grace "
-        "Mark Faith Hunter Dawn Rose Iwona Anselm Thandiwe Xochitl Nkechi Eoghan Saoirse Mehmet Ayşe Łukasz"
-    ).split(),
-    surnames=(
-        "Smith Johnson Garcia Nguyen Chen Patel Khan Okafor Mensah Tanaka Yamamoto Petrov Ivanova O'Brien Murphy "
-        "Tran Rossi "
-        "Johansson Kowalski Nowak Hassan Ahmadi Hernandez Flores Sharma Gupta Wilson Parkinson Crohn Hodgkin Young "
-        "Long White "
-        "Brown King Bell Graves Addison Down Foley Zelazny Przybylski Adeyemi Mbatha Castellanos-Ruiz O'Shaughnessy "
-        "MacAllister "
-        "Fitzwilliam Yıldırım Vandenberg Featherstone Quispe Baptiste Haldorsen Iyengar Rice Price Rivers Stone"
-    ).split(),
-    hospitals=(
-        *(
-            "Beth Israel Deaconess Medical Center",
-            "St. Brendan's Hospital",
-            "Mercy Hospital",
-            "Lakeview Medical Center",
-        ),
-        *(
-            "Brigham and Women's Hospital",
-            "Saint Agnes Medical Center",
-            "Quincy Rehabilitation Center",
-            "Elmwood Nursing Home",
-        ),
-        *("Mount Auburn Hospital", "Holy Cross Hospital", "Tufts Medical Center", "Norwood Clinic"),
-    ),
-    towns=(
-        *("Springfield", "Dedham", "Boston", "Worcester", "Providence", "Chicopee"),
-        *("Marblehead", "New Bedford", "Quincy"),
-    ),
-    streets=(
-        "Main Street",
-        "Elm St",
-        "Commonwealth Avenue",
-        "Oak Hill Road",
-        "E. 5th Street",
-        "Harbor View Dr",
-        "Washington Blvd",
-        "Maple Lane",
-    ),
-)
 
 
-def notes(count: int, material: Material, seed: int = 17) -> list[Note]:
+def material(half: str) -> Material:
+    """What `phi_tuning.txt` or `phi_held_out.txt` holds: blocks that begin with "%%" and their kind."""
+    text = (Path(__file__).parent / f"phi_{half}.txt").read_text(encoding="utf-8")
+    blocks = [block.partition("\n")[::2] for block in text.split("\n%% ")[1:]]
+    of_kind = {kind: [body for name, body in blocks if name == kind] for kind, _ in blocks}
+    lists = {kind: of_kind[kind][0].split("\n") for kind in ("hospitals", "towns", "streets")}
+    return Material(
+        headers=[f"{body}\n" for body in of_kind["header"]],
+        paragraphs=[f"{body}\n" for body in of_kind["paragraph"]],
+        endings=[f"{body}\n" for body in of_kind["ending"]],
+        given=of_kind["given"][0].split(),
+        surnames=of_kind["surnames"][0].split(),
+        hospitals=[each for each in lists["hospitals"] if each],
+        towns=[each for each in lists["towns"] if each],
+        streets=[each for each in lists["streets"] if each],
+    )
+
+
+def notes(count: int, half: str, seed: int = 17) -> list[Note]:
     """So many notes, the same for the same seed. Every kind of identifier comes among the first dozens."""
     chance = random.Random(seed)
-    return [note(Writer(material, chance)) for _ in range(count)]
+    made_of = material(half)
+    return [note(Writer(made_of, chance)) for _ in range(count)]
 
 
 def note(writer: Writer) -> Note:
     """A header, some paragraphs, an ending."""
-    material, chance = writer.material, writer.chance
-    middle = chance.sample(material.paragraphs, chance.randint(6, min(12, len(material.paragraphs))))
-    text, spans = "", []
-    for template in (chance.choice(material.headers), *middle, chance.choice(material.endings)):
+    parts, chance = writer.material, writer.chance
+    middle = chance.sample(parts.paragraphs, chance.randint(6, min(12, len(parts.paragraphs))))
+    text: str = ""
+    spans: list[Span] = []
+    for template in (chance.choice(parts.headers), *middle, chance.choice(parts.endings)):
         piece = writer.fill(template)
         spans += [Span(span.start + len(text), span.end + len(text), span.kind) for span in piece.spans]
         text += piece.text + "\n"

@@ -69,6 +69,7 @@ _STRONG_TEXT = (
 _STRONG = frozenset(_STRONG_TEXT.split())
 """Labels that need neither "number" nor a colon before the number."""
 _VALUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{2,31}(?:(?: \d{2,4}){1,3}(?![\d/.%-]))?")
+_TOLL_FREE = re.compile(r"1?-?8(?:00|88|77|66|55|44|33|22)-\d{3}")
 _YEAR = re.compile(r"(?:19|20)\d\d")
 _FROM_DIGITS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     ("ssn", re.compile(r"\d{3}-\d{2}-\d{4}(?![\w-])")),
@@ -153,7 +154,7 @@ def _by_label(view: View) -> Iterator[Span]:
             continue
         before = view.before(found.start(), _BEFORE)
         label = _LABEL.search(before)
-        if label is None or _PUBLIC.search(before):
+        if label is None or _PUBLIC.search(before) or _TOLL_FREE.match(value):
             continue
         kind = next(kind for kind, _ in _LABELS if label[kind])
         marked = bool(label["mark"].strip())
