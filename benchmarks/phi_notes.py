@@ -16,7 +16,7 @@ from pathlib import Path
 
 from meditune.phi.spans import Kind, Span
 
-HALVES = ("tuning", "held_out")
+HALVES = ("tuning", "second", "held_out")
 SLOT = re.compile(r"\{([a-z0-9_.]+)\}")
 
 

@@ -12,12 +12,13 @@ class Cue(IntEnum):
     """How surely a name follows; `cues.txt` says what each takes for one."""
 
     DOUBTFUL = 1
-    LIKELY = 2
-    SURE = 3
-    TITLE = 4
+    FIELD = 2
+    LIKELY = 3
+    SURE = 4
+    TITLE = 5
 
 
-_AFTER_COLON = {"label": Cue.SURE, "field": Cue.LIKELY}
+_AFTER_COLON = {"label": Cue.SURE, "field": Cue.FIELD}
 _MOST_WORDS = 4
 _FURTHEST = 44
 _BETWEEN = " \t\n\r:(,#=-*_\"'“.;"
@@ -56,18 +57,21 @@ def before(view: View, place: int) -> Cue | None:
     for number in range(len(words), 0, -1):
         phrase = " ".join(words[-number:])
         cue = known.get(phrase)
-        if cue is None and known is _LABELS and number == 1:
-            cue = _PLAIN.get(phrase)
-            cue = None if cue is not Cue.TITLE else cue
+        if cue is None and known is _LABELS:
+            cue = _as_field(_PLAIN.get(phrase))
         if cue is None:
             continue
-        if number == 1:
-            written = text[start + len(head) - len(phrase) : start + len(head)]
-            stopped = "." in between and text[place : place + 2].isupper()
-            if written in _ABBREVIATIONS and not stopped:
-                return Cue.DOUBTFUL
-        if cue is not Cue.TITLE and ends_sentence and known is _PLAIN:
-            return None
+        if cue is not Cue.TITLE:
+            return None if ends_sentence and known is _PLAIN else cue
+        written = text[start + len(head) - len(phrase) : start + len(head)]
+        if written in _ABBREVIATIONS and not ("." in between and text[place : place + 2].isupper()):
+            return None if "." in between else Cue.DOUBTFUL
         return cue
-    by_someone = words and words[-1] == "by" and words[-2:-1] and words[-2].endswith("ed") and not ends_sentence
-    return Cue.DOUBTFUL if by_someone and known is _PLAIN else None
+    return Cue.DOUBTFUL if words[-1] == "by" and not ends_sentence and known is _PLAIN else None
+
+
+def _as_field(cue: Cue | None) -> Cue | None:
+    """What a phrase says before a colon that is a cue without one."""
+    if cue is None or cue is Cue.TITLE:
+        return cue
+    return Cue.FIELD if cue >= Cue.LIKELY else None

@@ -58,8 +58,14 @@ _BEFORE_SHORT = re.compile(
     r"(?:(?<![a-z])(?:on|until|till|from|since|through|thru|between|dated?|drawn|collected|admitted|discharged|"
     r"scheduled|"
     r"by|ending|starting|started|beginning|after|before|cultures?|cx|ct|mri|cxr|echo|labs?|biopsy|surgery|"
-    r"appointment|visit|d/c'?d|last|next|approximately|around|s/p|dob|born)|\(|^|\n[ \t-]{0,6}|"
+    r"appointment|visit|d/c'?d|last|next|approximately|around|s/p|dob|born|hours of|morning of|night of|evening of|"
+    r"week of|[a-z]{3,12}ed|seen|done|given|begun|taken)|\(|^|\n[ \t-]{0,6}|"
     r"(?<!\d)\d{1,2}/\d{1,2}(?: ?-| to| and| through|,))[ \t:(]{0,2}$"
+)
+_SCORED = re.compile(
+    r"(?<![a-z])(?:gcs|cytokeratin|ck|mmse|moca|scores?|scored|apgars?|pain|strength|scale|vision|acuity|ratio|"
+    r"bottles|rating|index|"
+    r"of|is|was|at|phq-?9?|grade|bp|\()[ \t:=]{0,3}$"
 )
 _AFTER_SHORT = re.compile(
     r"\s{0,3}(?:cups?|tsp|teaspoons?|tablespoons?|of\b|hours?|years?|lit)|"
@@ -83,6 +89,8 @@ _YEARS_OLD = re.compile(
     r"|[mf](?![a-z0-9])[ ,]"
 )
 _AGED = re.compile(r"(?<![a-z])(?:aged?(?: of)?|turn(?:ed|ing)?|age is)[ \t:=]{1,3}$")
+_IS_NUMBER = re.compile(r"(?<![a-z])(?:is|was|now|aged|turning)[ ]$")
+_NOTHING_COUNTED = re.compile(r"(?:,? and (?:still|lives|has|is|very|in|was)|, (?:and|lives|still|widow|frail)|\.\s)")
 _NO_AGE = re.compile(r"[\d.%/-]| ?(?:days?|d\b|mo|w|h|min)")
 _TENS = (
     r"(?:ninety(?:[- ](?:one|two|three|four|five|six|seven|eight|nine))?|one hundred(?:[- ](?:and[- ])?(?:one|two|"
@@ -152,14 +160,22 @@ def _is_short(view: View, start: int) -> bool:
     found = _SHORT.match(view.low, start)
     if view.before(start, 4).replace(" ", "").endswith("%("):
         return False
-    around = found and _BEFORE_SHORT.search(view.before(start, 20)) and not _AFTER_SHORT.match(view.low, found.end())
-    return bool(around) and not _hyphen(view.low, start)
+    if found is None or _hyphen(view.low, start) or _AFTER_SHORT.match(view.low, found.end()):
+        return False
+    before = view.before(start, 24)
+    if _BEFORE_SHORT.search(before):
+        return True
+    # A fraction or a score hardly ever has so large a denominator.
+    return int(found[0].partition("/")[2]) > 12 and not _SCORED.search(before)
 
 
 def _is_age(view: View, start: int, end: int) -> bool:
     if _YEARS_OLD.match(view.low, end) and view.text[start - 1 : start] != "-":
         return True
-    return bool(_AGED.search(view.before(start, 16))) and not _NO_AGE.match(view.low, end)
+    before = view.before(start, 16)
+    if _IS_NUMBER.search(before) and _NOTHING_COUNTED.match(view.low, end):
+        return True
+    return bool(_AGED.search(before)) and not _NO_AGE.match(view.low, end)
 
 
 def _is_month(written: str) -> bool:

@@ -19,6 +19,7 @@ _MOST_WORDS = 4
 _PARTICLES_TEXT = "van von de del la di da el al bin le du dos san ben abu st"
 _PARTICLES = frozenset(_PARTICLES_TEXT.split())
 _ON_LISTS = words.EPONYMS | words.GIVEN | words.SURNAMES
+_NOT_FIRST = words.EPONYMS | words.CITIES | words.SURNAMES
 _DOUBLE = words.EPONYMS | words.CITIES
 _ALSO_NAMES = words.WORD_NAMES | words.EPONYMS
 _SURNAME_LIKE = words.GIVEN | _ALSO_NAMES
@@ -38,6 +39,9 @@ _SIGNED_LINE = re.compile(r"^[ \t]{0,40}(?:--?|—|/s/|~|x_{2,9})?[ \t]{0,3}(?=[
 _LINE_END = re.compile(r"[ \t]{0,20}(?:,[^\n]{0,30})?(?:\n|$)")
 _SMALL_WORDS = re.compile(r"[a-z]{3,}")
 _SMALL_WORD = re.compile(r"[a-z](?<![^\W_].)[a-z]{2,24}(?:['’-][a-z]{2,24})?(?![^\W_]|['’]t)")
+_INSIDE = re.compile(r"[a-z0-9,;] $")
+_CLOSES = re.compile(r"[ \t]*(?:[.,;)(]|\n|$)")
+_MONTHS = frozenset({"april", "may", "june", "august"})
 _ABBREVIATION = re.compile(r"[a-z][A-Z]{2}|(?<![A-Za-z])[A-Z]{2,}-|-[a-z]+[A-Z]")
 _APART = re.compile(r"(?: [A-Z]\.?)?(?:[ \t]{2}|[ \t]*(?:\n|$)|[ \t]+(?:MRN|DOB|\(|#|\d))")
 _SPOKEN_OF = re.compile(r"[ \t]([a-z]+)")
@@ -53,7 +57,7 @@ _VERBS_TEXT = (
     "appears"
 )
 _VERBS = frozenset(_VERBS_TEXT.split())
-_FOLLOWING = re.compile(r"(?:['’]s)?(?:[ \t-]{1,2}|[ \t]?\n[ \t]?(?=[a-z]))([A-Za-z]+)")
+_FOLLOWING = re.compile(r"(?:['’]s?)?(?:[ \t-]{1,2}|[ \t]?\n[ \t]?(?=[a-z]))([A-Za-z]+)")
 _ET_AL = re.compile(r",?\s{1,3}et al|\s{1,2}(?:\((?:19|20)\d\d|and colleagues)")
 
 
@@ -83,7 +87,9 @@ def _written_large(view: View) -> Iterator[Span]:
 
 def _after_cue(view: View, token: re.Match[str]) -> Span | None:
     start = token.start()
-    before = BEFORE.search(view.text, max(0, start - 14), start) if view.text[start - 1 : start] in {" ", "."} else None
+    before = (
+        BEFORE.search(view.text, max(0, start - 14), start) if view.text[start - 1 : start] in {" ", ".", "-"} else None
+    )
     if before:
         start = before.start()
     cue = cues.before(view, start)
@@ -149,16 +155,21 @@ def _goes_on(view: View, pieces: list[str], written: str, piece: re.Match[str], 
     if len(low) == 1 or "." in low:
         return written.endswith(".") or following in {" ", "\n", ",", ""}
     first = not any(len(each) > 1 for each in pieces)
-    if words.is_other(low) and not (cue is Cue.TITLE and first and low in words.PLACES):
+    if words.is_other(low) and low not in _MONTHS and not (cue is Cue.TITLE and first and low in words.PLACES):
         return False
-    if pieces and (following in {":", "#"} or ("\n" in piece[0] and not words.is_name(low))):
+    wrapped = "\n" in piece[0] and not words.is_name(low)
+    if pieces and (wrapped or (following in {":", "#"} and "\n" in piece[0])):
         return False
+    if low in _MONTHS:
+        return first and _name_follows(view, end)
     if cue is not Cue.TITLE and low in _ON_LISTS and _is_eponym(view, end):
         return False
     if not words.is_ordinary(low) or low in _PARTICLES:
         return True
     if first:
-        return cue >= Cue.SURE or (low in _ALSO_NAMES and (bool(pieces) or _stands_out(view, written, end, cue)))
+        if cue is Cue.TITLE or (cue is Cue.SURE and (low in _ALSO_NAMES or _name_follows(view, end))):
+            return True
+        return low in _ALSO_NAMES and (bool(pieces) or _stands_out(view, written, end, cue))
     if low in words.WORD_NAMES or low in words.EPONYMS:
         return pieces[-1] not in words.SURNAMES or (len(pieces) == 1 and pieces[-1] in words.GIVEN)
     return cue >= Cue.SURE and (pieces[-1] in words.GIVEN or len(pieces[-1]) == 1)
@@ -166,11 +177,19 @@ def _goes_on(view: View, pieces: list[str], written: str, piece: re.Match[str], 
 
 def _stands_out(view: View, written: str, end: int, cue: Cue) -> bool:
     """Whether an English word with a capital is a name, by what follows it: another name, or no other capital."""
-    piece = NEXT.match(view.text, end)
+    if NEXT.match(view.text, end):
+        return _name_follows(view, end)
+    if cue is Cue.FIELD:
+        return bool(_CLOSES.match(view.text, end)) and not written.isupper()
+    return cue is Cue.LIKELY and not written.isupper()
+
+
+def _name_follows(view: View, place: int) -> bool:
+    piece = NEXT.match(view.text, place)
     if piece is None:
-        return cue is Cue.LIKELY and not written.isupper()
+        return False
     low = plain(piece[1])
-    return words.is_name(low) or not words.is_ordinary(low) or low in _ALSO_NAMES
+    return len(low) > 1 and (words.is_name(low) or not words.is_ordinary(low) or low in _ALSO_NAMES)
 
 
 def _is_enough(written: str, pieces: list[str], cue: Cue) -> bool:
@@ -181,8 +200,8 @@ def _is_enough(written: str, pieces: list[str], cue: Cue) -> bool:
     if _ABBREVIATION.search(written) and not listed:
         return False
     if written.isupper() and len(pieces) == 1:
-        return listed and cue is Cue.LIKELY and len(written) > 5
-    return listed or cue is Cue.LIKELY
+        return listed and cue >= Cue.FIELD and len(written) > 5
+    return listed or cue >= Cue.FIELD or len(pieces) > 1
 
 
 def _with_first(view: View, last: Span) -> Span:
@@ -213,12 +232,13 @@ def _listed(view: View, token: re.Match[str]) -> Span | None:
     text, end = view.text, token.end()
     if text[end : end + 1] == "," and not words.is_other(low) and low not in words.CITIES:
         return _last_first(view, token)
-    if not sure and low not in words.WORD_NAMES:
+    unlisted = not words.is_ordinary(low) and low not in _NOT_FIRST and token[0].istitle()
+    if not sure and low not in words.WORD_NAMES and low not in words.SURNAMES and not unlisted:
         return None
     surname = _end_of_surname(view, end, sure)
     if surname:
         return Span(token.start(), surname, "name")
-    if sure and low not in _DOUBLE:
+    if (sure or low in words.SURNAMES) and low not in _DOUBLE:
         following = _SPOKEN_OF.match(text, end)
         if following and following[1] in _VERBS and not token[0].isupper():
             return _last_words(view, token)
@@ -321,7 +341,10 @@ def _again(view: View, found: list[Span]) -> Iterator[Span]:
 
 
 def _beside(view: View, token: re.Match[str], known: set[str]) -> bool:
-    """Whether another known word of a name stands beside this one, or a verb of people after it."""
+    """Whether this known word has its capital for being a name: inside a sentence, or beside a name or a verb of "
+    "people."""
+    if _INSIDE.search(view.text, max(0, token.start() - 3), token.start()):
+        return True
     spoken_of = _SPOKEN_OF.match(view.text, token.end())
     if spoken_of and spoken_of[1] in _VERBS:
         return True

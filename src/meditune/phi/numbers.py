@@ -64,7 +64,7 @@ _LABEL = re.compile(
     rf"ending(?: in)?))?[\s#(]{{0,12}}$"
 )
 _STRONG_TEXT = (
-    "ssn mrn dea npi vin csn fin iban hicn hic mbi passport acct acct. account upin udi imei serial s/n nhs id"
+    "ssn mrn dea npi vin csn fin iban hicn hic mbi passport acct acct. account upin udi imei serial s/n nhs job id"
 )
 _STRONG = frozenset(_STRONG_TEXT.split())
 """Labels that need neither "number" nor a colon before the number."""
@@ -159,7 +159,8 @@ def _by_label(view: View) -> Iterator[Span]:
         kind = next(kind for kind, _ in _LABELS if label[kind])
         marked = bool(label["mark"].strip())
         strong = marked or label[kind].split()[-1] in _STRONG
-        long = digits >= _LONG and kind in _OFTEN_BARE
+        mixed = digits >= _SHORTEST and len(value) >= 8 and any(map(str.isalpha, value))
+        long = (digits >= _LONG or mixed) and kind in _OFTEN_BARE
         if not (strong or long or (label["colon"] and digits > _SHORTEST)):
             continue
         if " " in value and kind not in _IN_GROUPS:

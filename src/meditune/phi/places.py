@@ -25,8 +25,17 @@ _ADDRESS = re.compile(
     rf"(?:{_WORD}[ ]){{1,4}}?{_STREETS}(?![A-Za-z'’])\.?(?: (?:N|S|E|W|NE|NW|SE|SW)(?![\w.]))?{_UNIT}"
     rf"|\d{{1,5}} {_STREETS} of the {_WORD}"
     rf"|\d{{1,5}} (?:[A-Z0-9.'-]{{2,20}} ){{1,3}}?{_STREETS.upper()}(?![A-Za-z])\.?(?i:{_UNIT})"
-    r"|\d{1,5} (?:[a-z]{3,20} ){1,2}(?:street|avenue|ave|road|rd|boulevard|blvd|lane)(?![a-z])"
+    r"|\d{1,5} (?:Route|Rte\.?|Highway|Hwy|County Road|State Road) \d{1,4}[A-Z]?(?: (?:North|South|East|West|"
+    r"[NSEW])(?![a-z]))?"
+    + _UNIT
+    + r"|\d{1,5} (?:[a-z]{3,20} ){1,2}(?:street|avenue|ave|road|rd|boulevard|blvd|lane)(?![a-z])"
 )
+_STREET_ALONE = re.compile(
+    r"(?:[NSEW]\. )?(?:[A-Z][a-z'’]{2,20} ){1,3}(?:Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Lane|Ln|Parkway|Pkwy|"
+    r"Terrace|Drive|Dr)"
+    r"(?![A-Za-z'’])"
+)
+_ON_STREET = frozenset(("on", "off", "at", "along", "near", "of", "street", "address"))
 _BOX = re.compile(r"(?:p\.? ?o\.? ?box|(?:r\.?r\.?|rural route) ?#? ?\d{1,3},? box) $")
 _STATES = (
     "Alabama|Alaska|Arizona|Arkansas|California|Colorado|Connecticut|Delaware|Florida|Georgia|Hawaii|Idaho|Illinois|"
@@ -47,11 +56,13 @@ _TOWN_BEFORE = re.compile(rf"(?<![^\W_]){_TOWN},?$")
 _COMMA_STATE = re.compile(rf",[ \n]{{1,2}}(?:{_STATES}|{_CODES})(?![\w'’-])")
 _STATE_BEFORE = re.compile(rf"(?<![^\W_])(?:{_STATES}|{_CODES}),? {{1,2}}$")
 _ZIP = re.compile(r"\d{5}(?:-\d{4})?(?![\w-])")
+_TOWN_AFTER = re.compile(rf"(?: \(| in |, )({_TOWN})(?![A-Za-z])")
 _ZIP_AFTER = re.compile(r",?\s{1,2}\d{5}(?!\d)")
 _ZIP_LABEL = re.compile(r"(?<![a-z])(?:zip(?: ?code)?|post(?:al)? ?code)[ \t]?[:#]?(?: is)?[ \t]{0,4}$")
 _POSTCODE = re.compile(
     r"(?:[A-Z]{1,2}\d{1,2}[A-Z]? \d[ABD-HJLNP-UW-Z]{2}|[ABCEGHJ-NPRSTVXY]\d[A-Z] \d[A-Z]\d)(?![^\W_])"
 )
+_HOME = frozenset(("lives", "living", "lived", "resides", "resident", "born", "raised", "grew", "native", "near"))
 _OF_TOWN = (["resident"], ["residents"], ["native"], ["city"], ["town"], ["outside"], ["suburb"])
 _LOCATIVES = frozenset(["in", "from", "of", "near", "to", "at", "outside", "around", "city", "town"])
 _DWELLING_TEXT = (
@@ -63,6 +74,7 @@ _DWELLING_TEXT = (
 )
 _DWELLING = frozenset(_DWELLING_TEXT.split())
 """Within five words before "in" or "from", these make what follows a town."""
+_OUR_LADY = re.compile(r"Our (?:Lady|Savior|Saviour)")
 _NAMED_AFTER = words.WORD_NAMES | words.CITIES
 _FURTHEST = 80
 _LEADING_TOWN = re.compile(
@@ -103,6 +115,9 @@ def find(view: View) -> Iterator[Span]:
         start = _start_of(view.text, name.start() if name else house.start(), house)
         if start is not None:
             yield Span(start, house.end(), "hospital")
+            town = _TOWN_AFTER.match(view.text, house.end())
+            if town and _is_town(town[1].lower(), sure=False):
+                yield Span(*town.span(1), "city")
 
 
 def _addresses(view: View) -> Iterator[Span]:
@@ -138,10 +153,16 @@ def _towns(view: View) -> Iterator[Span]:
             yield from _town_before(view, _back_over(text, code.start()), True)
     for found in _CAPITAL.finditer(text):
         before = view.before(found.start(), 44).split() if text[found.start() - 1 : found.start()].isspace() else []
-        if not before or before[-1].strip(":") not in _LOCATIVES:
+        if not before or before[-1].strip(":") not in _LOCATIVES | _ON_STREET:
+            continue
+        if before[-1] in _ON_STREET and (street := _STREET_ALONE.match(text, found.start())):
+            yield Span(street.start(), street.end(), "address")
             continue
         town = _TOWN_AT.match(text, found.start())
-        if town and (town[0].lower() in words.CITIES or (_is_dwelt_in(before) and _is_town(town[0].lower()))):
+        if town and (
+            town[0].lower() in words.CITIES
+            or (_is_dwelt_in(before) and _is_town(town[0].lower(), not _HOME.isdisjoint(before)))
+        ):
             yield Span(town.start(), town.end(), "city")
 
 
@@ -176,15 +197,20 @@ def _town_before(view: View, end: int, sure: bool) -> Iterator[Span]:
 
 def _is_dwelt_in(before: list[str]) -> bool:
     """Whether the words before end in "lives in", "came here from" or the like."""
+    if before[-1] == "near":
+        return True
     if before[-1] == "of":
         return before[-2:-1] in _OF_TOWN
     return any(word.strip(",:()") in _DWELLING for word in before[-6:])
 
 
-def _is_town(low: str) -> bool:
+def _is_town(low: str, sure: bool) -> bool:
+    """Whether this may be a town; where it is sure that some place follows, also one with an English word's name."""
     if low in words.CITIES:
         return True
     each = low.split()
+    if len(each) == 1 and words.is_ordinary(low) and not sure:
+        return False
     wrong = words.is_other(each[0]) or each[0] in words.GENERIC or each[0] in words.EPONYMS or words.PLACES & set(each)
     return not wrong and low not in _STATES.lower().split("|")
 
@@ -195,7 +221,7 @@ def _start_of(text: str, begin: int, house: re.Match[str]) -> int | None:
     start, telling = begin, False
     for word in re.finditer(r"\S+", text[begin : house.end()]):
         low = word[0].lower().strip(".,")
-        if not telling and begin + word.start() == start and low in _LEADING:
+        if not telling and begin + word.start() == start and low in _LEADING and not _OUR_LADY.match(text, start):
             start = begin + word.end() + 1
         known = low in words.GENERIC or low in _LEADING or low in _HOUSE_WORDS
         telling |= not known and not (ordinary and words.is_ordinary(low) and low not in _NAMED_AFTER)

@@ -12,7 +12,7 @@ _PARTICLES = (
 )
 
 WORD = (
-    rf"(?:[DdL]['’])?(?:al-|el-|Al-|El-)?[{_CAPITALS}]{_LETTER}{{1,24}}(?:['’-]{_LETTER}{{2,24}}){{0,3}}"
+    rf"(?:[DdL]['’])?(?:al-|el-|van-|von-|ben-)?[{_CAPITALS}]{_LETTER}{{1,24}}(?:['’-]{_LETTER}{{2,24}}){{0,3}}"
     rf"|[OD]['’][{_CAPITALS}]{_LETTER}{{1,24}}"
 )
 INITIAL = rf"[{_CAPITALS}]\.(?:[ ]?[{_CAPITALS}]\.)?|[{_CAPITALS}](?![^\W_]|['’.])"
@@ -26,7 +26,7 @@ PIECE = re.compile(rf"{WORD}|{INITIAL}")
 FIRST = re.compile(rf"(?:{_PARTICLES}[ ]){{0,2}}({WORD}|{INITIAL})")
 NEXT = re.compile(rf"(?:[ \t]{{1,2}}|[ \t]?\n[ \t]{{0,8}}|(?<=\.))(?:{_PARTICLES}[ ]){{0,2}}({WORD}|{INITIAL})")
 """What a name goes on with, its gap included."""
-BEFORE = re.compile(rf"(?<![^\W_])(?:{_PARTICLES}[ ]|(?:{INITIAL})[ ]?){{1,3}}$")
+BEFORE = re.compile(rf"(?<![^\W_])(?:{_PARTICLES}[ ]|(?:al|el|van|von|ben)-|(?:{INITIAL})[ ]?){{1,3}}$")
 """Particles and initials right before a word."""
 DEGREE = re.compile(
     r"(?:,[ ]?| )(?:M\.?D\.?|D\.?O\.?|Ph\.?D\.?|R\.?N\.?|N\.?P\.?|P\.?A\.?(?:-C)?|ARNP|APRN|CRNA|CNM|LPN|LVN|LICSW|"

@@ -100,17 +100,20 @@ class Passages:
         return self._sentences[number]
 
     def of_organization(self, place: int) -> bool:
-        """Whether what stands around `place` tells of an organization and of no one person."""
+        """Whether what stands around `place` tells of an organization, and nothing in the text of any one person."""
         block = place // _AROUND
         if block not in self._surroundings:
             around = max(0, (block - 1) * _AROUND), (block + 2) * _AROUND
-            of_one = _ONE.search(self._view.text, *around)
-            self._surroundings[block] = bool(_ORGANIZATION.search(self._low, *around)) and not of_one
+            self._surroundings[block] = not self._has_one and bool(_ORGANIZATION.search(self._low, *around))
         return self._surroundings[block]
+
+    @cached_property
+    def _has_one(self) -> bool:
+        return bool(_ONE.search(self._view.text))
 
     def _is_paper(self) -> bool:
         if self._paper is None:
             signs = chain(_MANY.finditer(self._low), _PAPER.finditer(self._low))
             enough = sum(1 for _ in islice(signs, _ENOUGH)) == _ENOUGH
-            self._paper = enough and bool(_MANY.search(self._low)) and not _ONE.search(self._view.text)
+            self._paper = enough and bool(_MANY.search(self._low)) and not self._has_one
         return self._paper
