@@ -59,9 +59,10 @@ _BEFORE_SHORT = re.compile(
     r"scheduled|"
     r"by|ending|starting|started|beginning|after|before|cultures?|cx|ct|mri|cxr|echo|labs?|biopsy|surgery|"
     r"appointment|visit|d/c'?d|last|next|approximately|around|s/p|dob|born|hours of|morning of|night of|evening of|"
-    r"week of|[a-z]{3,12}ed|seen|done|given|begun|taken)|\(|^|\n[ \t-]{0,6}|"
+    r"week of|[a-z]{3,12}ed|out|seen|done|given|begun|taken)|\(|^|\n[ \t-]{0,6}|"
     r"(?<!\d)\d{1,2}/\d{1,2}(?: ?-| to| and| through|,))[ \t:(]{0,2}$"
 )
+_TIME = re.compile(r",? (?:at )?\d{1,2}:\d\d")
 _SCORED = re.compile(
     r"(?<![a-z])(?:gcs|cytokeratin|ck|mmse|moca|scores?|scored|apgars?|pain|strength|scale|vision|acuity|ratio|"
     r"bottles|rating|index|"
@@ -163,7 +164,7 @@ def _is_short(view: View, start: int) -> bool:
     if found is None or _hyphen(view.low, start) or _AFTER_SHORT.match(view.low, found.end()):
         return False
     before = view.before(start, 24)
-    if _BEFORE_SHORT.search(before):
+    if _BEFORE_SHORT.search(before) or _TIME.match(view.low, found.end()):
         return True
     # A fraction or a score hardly ever has so large a denominator.
     return int(found[0].partition("/")[2]) > 12 and not _SCORED.search(before)

@@ -37,13 +37,16 @@ _PROOF = re.compile(
 """What shows that a name stands before it: an age, a date of birth, how somebody is related."""
 _SIGNED_LINE = re.compile(r"^[ \t]{0,40}(?:--?|—|/s/|~|x_{2,9})?[ \t]{0,3}(?=[^\W\d_])", re.MULTILINE)
 _LINE_END = re.compile(r"[ \t]{0,20}(?:,[^\n]{0,30})?(?:\n|$)")
+_SPEAKS = re.compile(
+    r"(?<![a-z])(?:i am|i['’]m|this is|named|called|hi|hello|thanks|regards|patient|dear|sincerely),? $"
+)
 _SMALL_WORDS = re.compile(r"[a-z]{3,}")
 _SMALL_WORD = re.compile(r"[a-z](?<![^\W_].)[a-z]{2,24}(?:['’-][a-z]{2,24})?(?![^\W_]|['’]t)")
-_INSIDE = re.compile(r"[a-z0-9,;] $")
+_INSIDE = re.compile(r"[a-z0-9,;:)] $")
 _CLOSES = re.compile(r"[ \t]*(?:[.,;)(]|\n|$)")
 _MONTHS = frozenset({"april", "may", "june", "august"})
 _ABBREVIATION = re.compile(r"[a-z][A-Z]{2}|(?<![A-Za-z])[A-Z]{2,}-|-[a-z]+[A-Z]")
-_APART = re.compile(r"(?: [A-Z]\.?)?(?:[ \t]{2}|[ \t]*(?:\n|$)|[ \t]+(?:MRN|DOB|\(|#|\d))")
+_APART = re.compile(r"(?: [A-Z]\.?)?(?:[ \t]{2}|[ \t]*(?:\n|$)|[ \t]+(?:MRN|DOB|\((?:MRN|DOB|#|\d)|#|\d))")
 _SPOKEN_OF = re.compile(r"[ \t]([a-z]+)")
 _VERBS_TEXT = (
     "is was has had reports reported states stated denies denied presented presents lives lived came will returned "
@@ -119,12 +122,19 @@ def _last_words(view: View, token: re.Match[str]) -> Span | None:
         word = plain(piece[0])
         apart = kept and not re.fullmatch(r"[ \t]{1,2}(?:[a-z]{1,3}[ ]){0,2}", view.text[piece.end() : kept[0].start()])
         english = words.is_ordinary(word) and word not in words.WORD_NAMES and len(word) > 2
-        if apart or words.is_other(word) or english:
+        # "Jane Sunshine, MD": an English word is a surname after a given name.
+        surname = english and not kept and _follows_given(view, piece.start())
+        if apart or words.is_other(word) or (english and not surname):
             break
         kept.insert(0, piece)
     if not kept or all(len(plain(piece[0])) < 2 or (piece[0].isupper() and len(piece[0]) < 4) for piece in kept):
         return None
     return Span(kept[0].start(), kept[-1].end(), "name")
+
+
+def _follows_given(view: View, place: int) -> bool:
+    before = view.text[max(0, place - 26) : place]
+    return before[-1:] == " " and plain(before.split()[-1] if before.split() else "") in words.GIVEN
 
 
 def _name_at(view: View, place: int, cue: Cue) -> Span | None:
@@ -155,7 +165,13 @@ def _goes_on(view: View, pieces: list[str], written: str, piece: re.Match[str], 
     if len(low) == 1 or "." in low:
         return written.endswith(".") or following in {" ", "\n", ",", ""}
     first = not any(len(each) > 1 for each in pieces)
-    if words.is_other(low) and low not in _MONTHS and not (cue is Cue.TITLE and first and low in words.PLACES):
+    surname = bool(pieces) and low in words.SURNAMES
+    if (
+        words.is_other(low)
+        and low not in _MONTHS
+        and not surname
+        and not (cue is Cue.TITLE and first and low in words.PLACES)
+    ):
         return False
     wrapped = "\n" in piece[0] and not words.is_name(low)
     if pieces and (wrapped or (following in {":", "#"} and "\n" in piece[0])):
@@ -164,7 +180,7 @@ def _goes_on(view: View, pieces: list[str], written: str, piece: re.Match[str], 
         return first and _name_follows(view, end)
     if cue is not Cue.TITLE and low in _ON_LISTS and _is_eponym(view, end):
         return False
-    if not words.is_ordinary(low) or low in _PARTICLES:
+    if surname or not words.is_ordinary(low) or low in _PARTICLES:
         return True
     if first:
         if cue is Cue.TITLE or (cue is Cue.SURE and (low in _ALSO_NAMES or _name_follows(view, end))):
@@ -172,7 +188,9 @@ def _goes_on(view: View, pieces: list[str], written: str, piece: re.Match[str], 
         return low in _ALSO_NAMES and (bool(pieces) or _stands_out(view, written, end, cue))
     if low in words.WORD_NAMES or low in words.EPONYMS:
         return pieces[-1] not in words.SURNAMES or (len(pieces) == 1 and pieces[-1] in words.GIVEN)
-    return cue >= Cue.SURE and (pieces[-1] in words.GIVEN or len(pieces[-1]) == 1)
+    if cue >= Cue.SURE and len(pieces[-1]) == 1:
+        return True
+    return cue >= Cue.FIELD and len(pieces) == 1 and pieces[-1] not in words.SURNAMES and written.istitle()
 
 
 def _stands_out(view: View, written: str, end: int, cue: Cue) -> bool:
@@ -265,7 +283,7 @@ def _last_first(view: View, token: re.Match[str]) -> Span | None:
 def _heads_line(view: View, token: re.Match[str], first: re.Match[str]) -> bool:
     """Whether "DOE, JANE" stands at the beginning of a line and at a distance from what follows."""
     both = (plain(token[0]), plain(first[1]))
-    if view.text[token.start() - 1 : token.start()] not in {"", "\n"} or not (token[0] + first[1]).isupper():
+    if view.text[token.start() - 1 : token.start()] not in {"", "\n"}:
         return False
     ordinary = any(words.is_ordinary(low) and low not in _ALSO_NAMES for low in both)
     return not ordinary and bool(_APART.match(view.text, first.end()))
@@ -311,7 +329,9 @@ def _written_small(view: View) -> Iterator[Span]:
             continue
         if name and found.start() == name.end + 1:
             name = Span(name.start, found.end(), "name")
-        elif cues.before(view, found.start()):
+        elif (cues.before(view, found.start()) or Cue.DOUBTFUL) > Cue.DOUBTFUL or _SPEAKS.search(
+            view.before(found.start(), 16)
+        ):
             if name:
                 yield name
             name = Span(found.start(), found.end(), "name")
@@ -346,7 +366,7 @@ def _beside(view: View, token: re.Match[str], known: set[str]) -> bool:
     if _INSIDE.search(view.text, max(0, token.start() - 3), token.start()):
         return True
     spoken_of = _SPOKEN_OF.match(view.text, token.end())
-    if spoken_of and spoken_of[1] in _VERBS:
+    if spoken_of and (spoken_of[1] in _VERBS or spoken_of[1].endswith("ed")):
         return True
     following = NEXT.match(view.text, token.end())
     before = view.text[max(0, token.start() - 28) : token.start()].split()

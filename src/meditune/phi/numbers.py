@@ -28,7 +28,8 @@ _LABELS: tuple[tuple[Kind, str], ...] = (
     ),
     (
         "mrn",
-        r"mrn|mr|med(?:ical)?\.? ?rec(?:ord)?s?|hospital|unit|chart|(?:patient|pt|hospital|medical record)(?: id)?|"
+        r"mrn|mr|med(?:ical)?\.? ?rec(?:ord)?s?|hospital|unit|chart|file|(?:patient|pt|hospital|"
+        r"medical record)(?: id)?|"
         r"record",
     ),
     (
@@ -80,13 +81,16 @@ _IBAN = re.compile(r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?(?![
 _HIDDEN_SSN = re.compile(r"[x*](?<![\w-].)[x*]{2}-[x*]{2}-\d{4}(?![\w-])")
 _MAC = re.compile(r"[0-9A-Fa-f](?<![\w:-].)[0-9A-Fa-f](?:[:-][0-9A-Fa-f]{2}){5}(?![\w:-])")
 _PERHAPS_MAC = re.compile(r"[:-][0-9A-Fa-f]{2}[:-][0-9A-Fa-f]{2}[:-]")
+_SPECIMEN = re.compile(r"[A-Z](?<![\w-].)[A-Z]{0,2}\d{2}-\d{4,6}(?![\w-])")
+"""As pathologists number specimens: S12-34567."""
 _UDI = re.compile(r"\(01\)\d{14}(?:\(\d\d\)[A-Za-z0-9]{2,20}){0,4}")
 _VIN = re.compile(r"[A-HJ-NPR-Z0-9](?<![^\W_].)[A-HJ-NPR-Z0-9]{16}(?![^\W_])")
 _VIN_LETTERS = ("", "AJ", "BKS", "CLT", "DMU", "ENV", "FW", "GPX", "HY", "RZ")
 _VIN_VALUES = {letter: value for value, letters in enumerate(_VIN_LETTERS) for letter in letters}
 _VIN_WEIGHTS = (8, 7, 6, 5, 4, 3, 2, 10, 0, 9, 8, 7, 6, 5, 4, 3, 2)
 _PLATE = re.compile(
-    r"(?<![a-z])(?:plates?|(?:licen[cs]e|car|vehicle) tag)(?: (?:number|no\.?|#))?[ \t]?(?::|is|was|#)?[ \t]{0,3}"
+    r"(?<![a-z])(?:plates?|(?:licen[cs]e|car|vehicle) tag|registered (?:as|under)|registration)(?: (?:number|no\.?|"
+    r"#))?[ \t]?(?::|is|was|#)?[ \t]{0,3}"
     r"(?P<value>(?=[a-z -]{0,5}\d)[a-z0-9]{1,4}(?:[ -]?[a-z0-9]{1,5}){0,2})(?![^\W_])"
 )
 _LAST_FOUR = re.compile(
@@ -101,7 +105,7 @@ def find(view: View) -> Iterator[Span]:
     """Numbers in the text."""
     yield from _by_shape(view)
     yield from _by_label(view)
-    if view.has("plate", " tag"):
+    if view.has("plate", " tag", "registered", "registration"):
         for found in _PLATE.finditer(view.low):
             value = found["value"]
             if len(value) >= 5 or (len(value) >= _SHORTEST and any(map(str.isalpha, value))):
@@ -131,6 +135,8 @@ def _by_shape(view: View) -> Iterator[Span]:
     if _PERHAPS_MAC.search(text):
         for found in _MAC.finditer(text):
             yield Span(found.start(), found.end(), "device")
+    for found in _SPECIMEN.finditer(text):
+        yield Span(found.start(), found.end(), "id")
     for found in _UDI.finditer(text):
         yield Span(found.start(), found.end(), "device")
     for found in _VIN.finditer(text):

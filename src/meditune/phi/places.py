@@ -62,18 +62,44 @@ _ZIP_LABEL = re.compile(r"(?<![a-z])(?:zip(?: ?code)?|post(?:al)? ?code)[ \t]?[:
 _POSTCODE = re.compile(
     r"(?:[A-Z]{1,2}\d{1,2}[A-Z]? \d[ABD-HJLNP-UW-Z]{2}|[ABCEGHJ-NPRSTVXY]\d[A-Z] \d[A-Z]\d)(?![^\W_])"
 )
-_HOME = frozenset(("lives", "living", "lived", "resides", "resident", "born", "raised", "grew", "native", "near"))
+_HOME = frozenset(
+    (
+        "lives",
+        "living",
+        "lived",
+        "resides",
+        "resident",
+        "born",
+        "raised",
+        "grew",
+        "native",
+        "near",
+        "originally",
+        "moved",
+        "relocated",
+        "comes",
+        "hails",
+    )
+)
 _OF_TOWN = (["resident"], ["residents"], ["native"], ["city"], ["town"], ["outside"], ["suburb"])
 _LOCATIVES = frozenset(["in", "from", "of", "near", "to", "at", "outside", "around", "city", "town"])
 _DWELLING_TEXT = (
     "lives live living lived resides residing resident residents staying works working worked grew raised born home "
     "house "
-    "relocated moved native apartment retired transferred transfer presents travel traveled travelled travels trip "
+    "relocated moved originally family comes native apartment retired transferred transfer presents travel traveled "
+    "travelled travels trip "
     "flew "
     "drove came visiting returned arrived city town birthplace birth"
 )
 _DWELLING = frozenset(_DWELLING_TEXT.split())
 """Within five words before "in" or "from", these make what follows a town."""
+_DOING_TEXT = (
+    "Clinic|Healthcare|Hospice|Manor|Cancer Center|Urgent Care|Dialysis Center|Care Center|Surgery Center|Surgical "
+    "Center|"
+    "Family Practice|Family Medicine|Health Center|Medical Group"
+)
+_NAMED_BY_WHAT_THEY_DO = frozenset(_DOING_TEXT.split("|"))
+"""Before these, ordinary words tell what is done there ("Asthma Clinic"), not which one it is."""
 _OUR_LADY = re.compile(r"Our (?:Lady|Savior|Saviour)")
 _NAMED_AFTER = words.WORD_NAMES | words.CITIES
 _FURTHEST = 80
@@ -116,7 +142,7 @@ def find(view: View) -> Iterator[Span]:
         if start is not None:
             yield Span(start, house.end(), "hospital")
             town = _TOWN_AFTER.match(view.text, house.end())
-            if town and _is_town(town[1].lower(), sure=False):
+            if town and _is_town(town[1].lower(), sure=town[0][0] != " " or town[0][1] == "("):
                 yield Span(*town.span(1), "city")
 
 
@@ -217,7 +243,7 @@ def _is_town(low: str, sure: bool) -> bool:
 
 def _start_of(text: str, begin: int, house: re.Match[str]) -> int | None:
     """Where a hospital's own name begins; None where all its words could be any hospital's."""
-    ordinary = house["house"] not in {"Hospital", "Medical Center", "Medical Centre", "Nursing Home", "Infirmary"}
+    ordinary = house["house"] in _NAMED_BY_WHAT_THEY_DO
     start, telling = begin, False
     for word in re.finditer(r"\S+", text[begin : house.end()]):
         low = word[0].lower().strip(".,")
