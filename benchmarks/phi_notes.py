@@ -16,7 +16,7 @@ from pathlib import Path
 
 from meditune.phi.spans import Kind, Span
 
-HALVES = ("tuning", "second", "third", "held_out")
+HALVES = ("tuning", "second", "third", "fourth", "held_out")
 SLOT = re.compile(r"\{([a-z0-9_.]+)\}")
 
 

@@ -51,23 +51,26 @@ def before(view: View, place: int) -> Cue | None:
     between = piece[len(head) :]
     if not between or not head:
         return None
-    words = head.split()[-_MOST_WORDS:]
+    words = [word.strip('(,:;["“') for word in head.split()[-_MOST_WORDS:]]
     known = _LABELS if ":" in between or "=" in between or "#" in between else _PLAIN
     ends_sentence = "." in between or ";" in between
     for number in range(len(words), 0, -1):
         phrase = " ".join(words[-number:])
-        cue = known.get(phrase)
+        cue = known.get(phrase) or (known.get(phrase.rpartition("/")[2]) if number == 1 else None)
         if cue is None and known is _LABELS:
             cue = _as_field(_PLAIN.get(phrase))
         if cue is None:
             continue
         if cue is not Cue.TITLE:
-            return None if ends_sentence and known is _PLAIN else cue
+            apart = ends_sentence or (cue is Cue.DOUBTFUL and "\n" in between)
+            return None if apart and known is _PLAIN else cue
         written = text[start + len(head) - len(phrase) : start + len(head)]
         if written in _ABBREVIATIONS and not ("." in between and text[place : place + 2].isupper()):
             return None if "." in between else Cue.DOUBTFUL
         return cue
-    return Cue.DOUBTFUL if words[-1] == "by" and not ends_sentence and known is _PLAIN else None
+    if words[-1] != "by" or ends_sentence:
+        return None
+    return Cue.DOUBTFUL if known is _PLAIN else Cue.LIKELY
 
 
 def _as_field(cue: Cue | None) -> Cue | None:

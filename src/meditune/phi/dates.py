@@ -51,7 +51,8 @@ _ALONE = re.compile(
     r"(?![^\W_]|['’ ][A-Z][a-z])"
 )
 _BEFORE_ALONE = re.compile(
-    r"(?<![a-z])(?:in|last|next|since|until|till|this|early|late|mid|of|by|through|during|before|after|from|past)[ -]"
+    r"(?<![a-z])(?:in|last|next(?: [a-z]{3,12})?|since|until|till|this|early|late|mid|of|by|through|during|before|"
+    r"after|from|past)[ -]"
     r"(?:early |late |mid-?)?$"
 )
 _BEFORE_SHORT = re.compile(

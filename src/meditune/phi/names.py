@@ -29,6 +29,7 @@ _PROOF = re.compile(
     r",?\s{1,3}(?:(?:is|was) (?:an? |the )?|an? )?(?:(?:\d{1,3}|\[AGE\]|"
     r"\[\*\*Age)[^\n]{0,12}?(?:years?|yrs?|y\.?o|y/o|yo)"
     r"(?![a-z])|(?:very )?(?:pleasant|delightful|right-handed|unfortunate|elderly|lovely) )"
+    r"|, \d{1,3} ?(?:M|F|male|female)(?![a-zA-Z])"
     r"|[ ,]{1,2}\(?(?:DOB|D\.O\.B|MRN|Mrn|SSN)(?![a-z])"
     r"|(?:,| -| \() ?(?:(?:his|her|the|patient['’]s|pt['’]s) )?(?:wife|husband|daughter|son|mother|father|sister|"
     r"brother|"
@@ -42,6 +43,8 @@ _SPEAKS = re.compile(
 )
 _SMALL_WORDS = re.compile(r"[a-z]{3,}")
 _SMALL_WORD = re.compile(r"[a-z](?<![^\W_].)[a-z]{2,24}(?:['’-][a-z]{2,24})?(?![^\W_]|['’]t)")
+_LINE_OR_LABEL = re.compile(r"(?:\A|\n|: ?)$")
+_CAPITALS = re.compile(r"[A-Z]{2}")
 _INSIDE = re.compile(r"[a-z0-9,;:)] $")
 _CLOSES = re.compile(r"[ \t]*(?:[.,;)(]|\n|$)")
 _MONTHS = frozenset({"april", "may", "june", "august"})
@@ -165,7 +168,7 @@ def _goes_on(view: View, pieces: list[str], written: str, piece: re.Match[str], 
     if len(low) == 1 or "." in low:
         return written.endswith(".") or following in {" ", "\n", ",", ""}
     first = not any(len(each) > 1 for each in pieces)
-    surname = bool(pieces) and low in words.SURNAMES
+    surname = (bool(pieces) and low in words.SURNAMES) or (low in words.PLACES and first and _name_follows(view, end))
     if (
         words.is_other(low)
         and low not in _MONTHS
@@ -219,7 +222,7 @@ def _is_enough(written: str, pieces: list[str], cue: Cue) -> bool:
         return False
     if written.isupper() and len(pieces) == 1:
         return listed and cue >= Cue.FIELD and len(written) > 5
-    return listed or cue >= Cue.FIELD or len(pieces) > 1
+    return listed or cue >= Cue.FIELD or (len(pieces) > 1 and not _CAPITALS.search(written))
 
 
 def _with_first(view: View, last: Span) -> Span:
@@ -258,7 +261,8 @@ def _listed(view: View, token: re.Match[str]) -> Span | None:
         return Span(token.start(), surname, "name")
     if (sure or low in words.SURNAMES) and low not in _DOUBLE:
         following = _SPOKEN_OF.match(text, end)
-        if following and following[1] in _VERBS and not token[0].isupper():
+        spoken_of = following and (following[1] in _VERBS or (sure and following[1].endswith("ed")))
+        if spoken_of and not token[0].isupper():
             return _last_words(view, token)
     return None
 
@@ -283,7 +287,7 @@ def _last_first(view: View, token: re.Match[str]) -> Span | None:
 def _heads_line(view: View, token: re.Match[str], first: re.Match[str]) -> bool:
     """Whether "DOE, JANE" stands at the beginning of a line and at a distance from what follows."""
     both = (plain(token[0]), plain(first[1]))
-    if view.text[token.start() - 1 : token.start()] not in {"", "\n"}:
+    if not _LINE_OR_LABEL.search(view.text, max(0, token.start() - 2), token.start()):
         return False
     ordinary = any(words.is_ordinary(low) and low not in _ALSO_NAMES for low in both)
     return not ordinary and bool(_APART.match(view.text, first.end()))

@@ -96,7 +96,7 @@ _DWELLING = frozenset(_DWELLING_TEXT.split())
 _DOING_TEXT = (
     "Clinic|Healthcare|Hospice|Manor|Cancer Center|Urgent Care|Dialysis Center|Care Center|Surgery Center|Surgical "
     "Center|"
-    "Family Practice|Family Medicine|Health Center|Medical Group"
+    "Family Practice|Family Medicine|Medical Group"
 )
 _NAMED_BY_WHAT_THEY_DO = frozenset(_DOING_TEXT.split("|"))
 """Before these, ordinary words tell what is done there ("Asthma Clinic"), not which one it is."""
@@ -161,6 +161,9 @@ def _addresses(view: View) -> Iterator[Span]:
             continue
         if end - start <= 5 and (found := _ADDRESS.match(text, start)):
             yield Span(start, found.end(), "address")
+            town = _TOWN_AFTER.match(text, found.end())
+            if town and _is_town(town[1].lower(), sure=True):
+                yield Span(*town.span(1), "city")
         elif box := _BOX.search(view.before(start, 26)):
             yield Span(start - len(box[0]), end, "address")
 

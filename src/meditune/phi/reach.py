@@ -18,7 +18,7 @@ _PHONE = re.compile(r"(?:1[-. ]?)?(?:\(?\d{3}\)[ ]?|\d{3}[-. ])\d{3}[-. ]\d{4}(?
 _ABROAD = re.compile(r"\+\d{1,3}(?:[-. ]?\(?\d{1,5}\)?){2,5}(?!\w)")
 _SHORT = re.compile(
     r"[2-9]\d{2}[-.]\d{4}(?![\w.-])" + _EXTENSION + r"|\d{10}(?!\w)|0\d{2,4}[ -]\d{3,4}[ -]?\d{3,4}(?!\w)"
-    r"|\d{1,2}-?\d{3,5}(?![\w/.%-])"
+    r"|\d{1,2}-?\d{3,5}(?![\w/%-]|\.\d)"
 )
 _CALL = re.compile(
     r"(?<![a-z])(?:(?P<fax>fax|facsimile)|phone|telephone|tel|cell|mobile|pager|pgr|beeper|page|paged at|call|called|"
