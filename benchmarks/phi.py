@@ -134,6 +134,7 @@ def main() -> None:
     """Print the tables of docs/phi.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--notes", type=int, default=2000, help="in each half")
+    parser.add_argument("--half", action="append", choices=HALVES, help="only this one; repeatable")
     parser.add_argument("--errors", type=int, default=0, help="show so many of each sort")
     parser.add_argument("--public", action="store_true")
     parser.add_argument("--presidio", action="store_true")
@@ -143,7 +144,7 @@ def main() -> None:
         from meditune.phi import presidio
 
         finders["Presidio"] = presidio.find
-    for half in HALVES:
+    for half in given.half or HALVES:
         made = notes(given.notes, half)
         for name, finder in finders.items():
             table(f"{half}, {name}: {len(made):,} notes", measure(made, finder), given.errors)
