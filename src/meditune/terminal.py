@@ -320,10 +320,11 @@ def print_data(data: Prepared, folder: Path) -> None:
         out.print(
             f"{name}: {row['examples']:,} examples in {row['groups']:,} groups {f'({decisions})' if decisions else ''}"
         )
-    for name, row in data.quality["phi"]["sources"].items():
+    looked_at = data.quality.get("phi", {})
+    for name, row in looked_at.get("sources", {}).items():
         if row["with_identifiers"]:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in row["kinds"].items())
-            what = DONE[data.quality["phi"]["action"]]
+            what = DONE[looked_at["action"]]
             out.print(f"{name}: identifiers in {row['with_identifiers']:,} examples, {what} ({kinds})")
     print_leakage(data.quality["leakage"])
     out.print(f"Data: {folder.resolve()}")

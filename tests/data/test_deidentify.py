@@ -92,6 +92,15 @@ def test_refused_without_a_word_of_it(tmp_path, capsys):
     assert not (tmp_path / "run" / "data").exists()
 
 
+def test_refused_rows_are_masked_too(tmp_path):
+    lines = [*rows(40), {"id": "x", "question": "", "answer": "Ms. Iwona Zelazny (MRN: 4471123) was seen."}]
+    source = SourceSpec(name="own", path=str(jsonl(tmp_path / "own.jsonl", lines)))
+    data = DataSpec(sources=[source], split="group", phi=PhiSpec(action="mask"))
+    prepare(Recipe(name="test", data=data), tmp_path / "run" / "data")
+    assert "Ms. [NAME] (MRN: [ID]) was seen." in written(tmp_path)
+    assert not any(secret in written(tmp_path) for secret in SECRETS)
+
+
 def test_off_looks_at_nothing(tmp_path):
     assert made(tmp_path, action="off").quality["phi"]["sources"] == {}
     assert not (tmp_path / "run" / "data" / "phi.jsonl").exists()

@@ -112,6 +112,14 @@ def deidentify(examples: Sequence[Example], spec: PhiSpec, findings: Findings, w
     return result
 
 
+def cleaner(spec: PhiSpec) -> Callable[[str], str]:
+    """What takes identifiers out of the texts of refused rows, where they mayn't be kept in the data either."""
+    find = engine(spec.engine)
+    if spec.action not in {"mask", "surrogate", "refuse"}:
+        return str
+    return lambda text: masked(text, find(text, spec.kinds or None))
+
+
 def _treated(example: Example, spec: PhiSpec, find: Engine, findings: Findings) -> Example:
     fields = dict(_texts(example))
     headed = [field for field in fields if field.startswith("meta.") and not field.startswith(_PUBLISHED)]

@@ -11,7 +11,7 @@ from typing import Any
 
 from meditune.data import leakage, mimic, own
 from meditune.data.card import data_card
-from meditune.data.deidentify import Findings, deidentify
+from meditune.data.deidentify import Findings, cleaner, deidentify
 from meditune.data.example import Example, read_examples, write_examples
 from meditune.data.locate import known, locate
 from meditune.data.quality import facts, without_duplicates
@@ -50,7 +50,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
     recipe doesn't own up to it. What was refused is then in `rejected.jsonl` beside the folder, too.
     """
     spec, synthetic = _available(recipe.data)
-    rejects, phi = Rejects(), Findings(recipe.data.phi)
+    rejects, phi = Rejects(cleaner(recipe.data.phi)), Findings(recipe.data.phi)
     beside = folder.parent / "rejected.jsonl"
     try:
         splits, found = _read_and_split(spec, recipe.seed, rejects, phi)

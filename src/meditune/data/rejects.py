@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ MEMORY_BYTES = 1_000_000
 class Rejects:
     """Collects refused rows. Beyond a megabyte they wait in an unnamed temporary file, so memory stays small."""
 
-    def __init__(self) -> None:
+    def __init__(self, clean: Callable[[str], str] = str) -> None:
+        """`clean` takes out of a row's text what may not be kept."""
+        self._clean = clean
         self._counts: Counter[tuple[str, str]] = Counter()
         self._spool = tempfile.SpooledTemporaryFile(  # noqa: SIM115 (lives as long as this object)
             max_size=MEMORY_BYTES, mode="w+", encoding="utf-8", newline="\n"
@@ -35,7 +37,7 @@ class Rejects:
         """
         text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
         self._counts[source, reason] += 1
-        line = {"source": source, "where": where, "reason": reason, "row": text[:ROW_CHARACTERS]}
+        line = {"source": source, "where": where, "reason": reason, "row": self._clean(text)[:ROW_CHARACTERS]}
         self._spool.seek(0, 2)
         self._spool.write(json.dumps(line) + "\n")
 
