@@ -11,18 +11,14 @@ from collections.abc import Iterator
 
 from meditune.phi import cues, words
 from meditune.phi.cues import Cue
+from meditune.phi.reading import ALSO_NAMES, ON_LISTS, is_eponym, name_at
 from meditune.phi.shapes import BEFORE, DEGREE, FIRST, NEXT, PIECE, TOKEN, plain, stem
 from meditune.phi.spans import Span
 from meditune.phi.view import View
 
-_MOST_WORDS = 4
-_PARTICLES_TEXT = "van von de del la di da el al bin le du dos san ben abu st"
-_PARTICLES = frozenset(_PARTICLES_TEXT.split())
-_ON_LISTS = words.EPONYMS | words.GIVEN | words.SURNAMES
 _NOT_FIRST = words.EPONYMS | words.CITIES | words.SURNAMES
 _DOUBLE = words.EPONYMS | words.CITIES
-_ALSO_NAMES = words.WORD_NAMES | words.EPONYMS
-_SURNAME_LIKE = words.GIVEN | _ALSO_NAMES
+_SURNAME_LIKE = words.GIVEN | ALSO_NAMES
 _JOINT = re.compile(r"(?:, and |,? ?(?:and|&|or) |/|, )(?=[^\W\d_])")
 _COMMA = re.compile(r",[ ]?(?=[^\W\d_])")
 _PROOF = re.compile(
@@ -44,11 +40,7 @@ _SPEAKS = re.compile(
 _SMALL_WORDS = re.compile(r"[a-z]{3,}")
 _SMALL_WORD = re.compile(r"[a-z](?<![^\W_].)[a-z]{2,24}(?:['’-][a-z]{2,24})?(?![^\W_]|['’]t)")
 _LINE_OR_LABEL = re.compile(r"(?:\A|\n|: ?)$")
-_CAPITALS = re.compile(r"[A-Z]{2}")
 _INSIDE = re.compile(r"[a-z0-9,;:)] $")
-_CLOSES = re.compile(r"[ \t]*(?:[.,;)(]|\n|$)")
-_MONTHS = frozenset({"april", "may", "june", "august"})
-_ABBREVIATION = re.compile(r"[a-z][A-Z]{2}|(?<![A-Za-z])[A-Z]{2,}-|-[a-z]+[A-Z]")
 _APART = re.compile(r"(?: [A-Z]\.?)?(?:[ \t]{2}|[ \t]*(?:\n|$)|[ \t]+(?:MRN|DOB|\((?:MRN|DOB|#|\d)|#|\d))")
 _SPOKEN_OF = re.compile(r"[ \t]([a-z]+)")
 _VERBS_TEXT = (
@@ -63,8 +55,6 @@ _VERBS_TEXT = (
     "appears"
 )
 _VERBS = frozenset(_VERBS_TEXT.split())
-_FOLLOWING = re.compile(r"(?:['’]s?)?(?:[ \t-]{1,2}|[ \t]?\n[ \t]?(?=[a-z]))([A-Za-z]+)")
-_ET_AL = re.compile(r",?\s{1,3}et al|\s{1,2}(?:\((?:19|20)\d\d|and colleagues)")
 
 
 def find(view: View) -> Iterator[Span]:
@@ -99,7 +89,7 @@ def _after_cue(view: View, token: re.Match[str]) -> Span | None:
     if before:
         start = before.start()
     cue = cues.before(view, start)
-    return _name_at(view, start, cue) if cue else None
+    return name_at(view, start, cue) if cue else None
 
 
 def _before_proof(view: View, token: re.Match[str]) -> Span | None:
@@ -140,91 +130,6 @@ def _follows_given(view: View, place: int) -> bool:
     return before[-1:] == " " and plain(before.split()[-1] if before.split() else "") in words.GIVEN
 
 
-def _name_at(view: View, place: int, cue: Cue) -> Span | None:
-    """The name that begins at `place`, as far as the cue before it makes one likely."""
-    pieces: list[str] = []
-    end = place
-    piece = FIRST.match(view.text, place)
-    while piece and len(pieces) < _MOST_WORDS:
-        written = piece[1]
-        if not _goes_on(view, pieces, written, piece, cue):
-            break
-        pieces.append(plain(written))
-        end = piece.start(1) + len(stem(written))
-        if stem(written) != written:
-            break
-        piece = NEXT.match(view.text, end)
-    whole = [piece for piece in pieces if len(piece) > 1 and "." not in piece]
-    if not whole or not _is_enough(view.text[place:end], whole, cue):
-        return None
-    return Span(place, end, "name")
-
-
-def _goes_on(view: View, pieces: list[str], written: str, piece: re.Match[str], cue: Cue) -> bool:
-    """Whether the next word belongs to the name whose words so far are `pieces`."""
-    low = plain(written)
-    end = piece.start(1) + len(stem(written))
-    following = view.text[end : end + 1]
-    if len(low) == 1 or "." in low:
-        return written.endswith(".") or following in {" ", "\n", ",", ""}
-    first = not any(len(each) > 1 for each in pieces)
-    surname = (bool(pieces) and low in words.SURNAMES) or (low in words.PLACES and first and _name_follows(view, end))
-    if (
-        words.is_other(low)
-        and low not in _MONTHS
-        and not surname
-        and not (cue is Cue.TITLE and first and low in words.PLACES)
-    ):
-        return False
-    wrapped = "\n" in piece[0] and not words.is_name(low)
-    if pieces and (wrapped or (following in {":", "#"} and "\n" in piece[0])):
-        return False
-    if low in _MONTHS:
-        return first and _name_follows(view, end)
-    if cue is not Cue.TITLE and low in _ON_LISTS and _is_eponym(view, end):
-        return False
-    if surname or not words.is_ordinary(low) or low in _PARTICLES:
-        return True
-    if first:
-        if cue is Cue.TITLE or (cue is Cue.SURE and (low in _ALSO_NAMES or _name_follows(view, end))):
-            return True
-        return low in _ALSO_NAMES and (bool(pieces) or _stands_out(view, written, end, cue))
-    if low in words.WORD_NAMES or low in words.EPONYMS:
-        return pieces[-1] not in words.SURNAMES or (len(pieces) == 1 and pieces[-1] in words.GIVEN)
-    if cue >= Cue.SURE and len(pieces[-1]) == 1:
-        return True
-    return cue >= Cue.FIELD and len(pieces) == 1 and pieces[-1] not in words.SURNAMES and written.istitle()
-
-
-def _stands_out(view: View, written: str, end: int, cue: Cue) -> bool:
-    """Whether an English word with a capital is a name, by what follows it: another name, or no other capital."""
-    if NEXT.match(view.text, end):
-        return _name_follows(view, end)
-    if cue is Cue.FIELD:
-        return bool(_CLOSES.match(view.text, end)) and not written.isupper()
-    return cue is Cue.LIKELY and not written.isupper()
-
-
-def _name_follows(view: View, place: int) -> bool:
-    piece = NEXT.match(view.text, place)
-    if piece is None:
-        return False
-    low = plain(piece[1])
-    return len(low) > 1 and (words.is_name(low) or not words.is_ordinary(low) or low in _ALSO_NAMES)
-
-
-def _is_enough(written: str, pieces: list[str], cue: Cue) -> bool:
-    """Neither an abbreviation nor, where that is doubtful, a word on no list."""
-    if cue >= Cue.SURE:
-        return True
-    listed = any(map(words.is_name, pieces))
-    if _ABBREVIATION.search(written) and not listed:
-        return False
-    if written.isupper() and len(pieces) == 1:
-        return listed and cue >= Cue.FIELD and len(written) > 5
-    return listed or cue >= Cue.FIELD or (len(pieces) > 1 and not _CAPITALS.search(written))
-
-
 def _with_first(view: View, last: Span) -> Span:
     """ "Doe, Jane" where `last` is "Doe"; else `last`."""
     comma = _COMMA.match(view.text, last.end)
@@ -232,14 +137,14 @@ def _with_first(view: View, last: Span) -> Span:
         return last
     capitals = view.text[last.start : last.end].isupper()
     listed = words.is_name(plain(view.text[last.start : last.end]))
-    first = _name_at(view, comma.end(), Cue.SURE if capitals or listed else Cue.LIKELY)
+    first = name_at(view, comma.end(), Cue.SURE if capitals or listed else Cue.LIKELY)
     return Span(last.start, first.end, "name") if first else last
 
 
 def _further(view: View, end: int) -> Iterator[Span]:
     """After a name: "and Jones", "/Jones"."""
     while joint := _JOINT.match(view.text, end):
-        name = None if DEGREE.match(view.text, end) else _name_at(view, joint.end(), Cue.LIKELY)
+        name = None if DEGREE.match(view.text, end) else name_at(view, joint.end(), Cue.LIKELY)
         if not name:
             return
         yield name
@@ -274,11 +179,11 @@ def _last_first(view: View, token: re.Match[str]) -> Span | None:
     in_list = view.text[max(0, token.start() - 2) : token.start()].strip() == "," or (
         first and view.text[first.end() : first.end() + 1] == ","
     )
-    if comma is None or first is None or in_list or _is_eponym(view, first.end()):
+    if comma is None or first is None or in_list or is_eponym(view, first.end()):
         return None
     if plain(first[1]) not in words.GIVEN:
         return Span(token.start(), first.end(), "name") if _heads_line(view, token, first) else None
-    unlikely = words.is_ordinary(low) and low not in _ALSO_NAMES
+    unlikely = words.is_ordinary(low) and low not in ALSO_NAMES
     if not words.is_name(low) and (unlikely or not token[0].isupper()):
         return None
     return Span(token.start(), token.end(), "name")
@@ -289,7 +194,7 @@ def _heads_line(view: View, token: re.Match[str], first: re.Match[str]) -> bool:
     both = (plain(token[0]), plain(first[1]))
     if not _LINE_OR_LABEL.search(view.text, max(0, token.start() - 2), token.start()):
         return False
-    ordinary = any(words.is_ordinary(low) and low not in _ALSO_NAMES for low in both)
+    ordinary = any(words.is_ordinary(low) and low not in ALSO_NAMES for low in both)
     return not ordinary and bool(_APART.match(view.text, first.end()))
 
 
@@ -303,7 +208,7 @@ def _end_of_surname(view: View, place: int, sure: bool) -> int | None:
         word, place = plain(piece[1]), piece.end()
         if len(word) > 1:
             known = word in words.SURNAMES or (sure and (word in _SURNAME_LIKE or _is_rare(word, piece[1])))
-            if not known or _is_eponym(view, piece.start(1) + len(stem(piece[1]))):
+            if not known or is_eponym(view, piece.start(1) + len(stem(piece[1]))):
                 break
             end = piece.start(1) + len(stem(piece[1]))
     return end
@@ -316,7 +221,7 @@ def _is_rare(word: str, written: str) -> bool:
 def _signatures(view: View) -> Iterator[Span]:
     """Lines that hold a name and nothing else but degrees."""
     for line in _SIGNED_LINE.finditer(view.text):
-        name = _name_at(view, line.end(), Cue.LIKELY)
+        name = name_at(view, line.end(), Cue.LIKELY)
         if name and " " in view.text[name.start : name.end] and _LINE_END.match(view.text, name.end):
             pieces = [plain(piece[0]) for piece in PIECE.finditer(view.text, name.start, name.end)]
             if any(map(words.is_name, pieces)):
@@ -326,7 +231,7 @@ def _signatures(view: View) -> Iterator[Span]:
 def _written_small(view: View) -> Iterator[Span]:
     """Names in small letters, as people type them: "my name is jane doe", "dr smith"."""
     name: Span | None = None
-    if _ON_LISTS.isdisjoint(_SMALL_WORDS.findall(view.text)):
+    if ON_LISTS.isdisjoint(_SMALL_WORDS.findall(view.text)):
         return
     for found in _SMALL_WORD.finditer(view.text):
         if not words.is_name(found[0]):
@@ -360,7 +265,7 @@ def _again(view: View, found: list[Span]) -> Iterator[Span]:
             continue
         # "Dr. Long" makes no "Long" at the start of a sentence a name.
         english = words.is_ordinary(word.lower()) or word.lower() in words.WORD_NAMES
-        if not (english and not _beside(view, token, known)) and not _is_eponym(view, token.start() + len(word)):
+        if not (english and not _beside(view, token, known)) and not is_eponym(view, token.start() + len(word)):
             yield Span(token.start(), token.start() + len(word), "name")
 
 
@@ -375,18 +280,3 @@ def _beside(view: View, token: re.Match[str], known: set[str]) -> bool:
     following = NEXT.match(view.text, token.end())
     before = view.text[max(0, token.start() - 28) : token.start()].split()
     return bool((following and following[1] in known) or (before and before[-1] in known))
-
-
-def _is_eponym(view: View, end: int) -> bool:
-    """Whether what ends here is no person, since a disease, a test or a device follows, or it is a paper's author."""
-    place = end
-    for _ in range(_MOST_WORDS):
-        following = _FOLLOWING.match(view.text, place)
-        if following is None:
-            break
-        if following[1].lower() in words.EPONYMOUS:
-            return True
-        if not following[1][0].isupper():
-            break
-        place = following.end()
-    return bool(_ET_AL.match(view.low, end))
