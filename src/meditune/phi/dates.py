@@ -52,13 +52,11 @@ _ALONE = re.compile(
 )
 _BEFORE_ALONE = re.compile(
     r"(?<![a-z])(?:in|last|next(?: [a-z]{3,12})?|since|until|till|this|early|late|mid|of|by|through|during|before|"
-    r"after|from|past)[ -]"
-    r"(?:early |late |mid-?)?$"
+    r"after|from|past)[ -](?:early |late |mid-?)?$"
 )
 _BEFORE_SHORT = re.compile(
     r"(?:(?<![a-z])(?:on|until|till|from|since|through|thru|between|dated?|drawn|collected|admitted|discharged|"
-    r"scheduled|"
-    r"by|ending|starting|started|beginning|after|before|cultures?|cx|ct|mri|cxr|echo|labs?|biopsy|surgery|"
+    r"scheduled|by|ending|starting|started|beginning|after|before|cultures?|cx|ct|mri|cxr|echo|labs?|biopsy|surgery|"
     r"appointment|visit|d/c'?d|last|next|approximately|around|s/p|dob|born|hours of|morning of|night of|evening of|"
     r"week of|[a-z]{3,12}ed|out|seen|done|given|begun|taken)|\(|^|\n[ \t-]{0,6}|"
     r"(?<!\d)\d{1,2}/\d{1,2}(?: ?-| to| and| through|,))[ \t:(]{0,2}$"
@@ -66,8 +64,7 @@ _BEFORE_SHORT = re.compile(
 _TIME = re.compile(r",? (?:at )?\d{1,2}:\d\d")
 _SCORED = re.compile(
     r"(?<![a-z])(?:gcs|cytokeratin|ck|mmse|moca|scores?|scored|apgars?|pain|strength|scale|vision|acuity|ratio|"
-    r"bottles|rating|index|"
-    r"of|is|was|at|phq-?9?|grade|bp|\()[ \t:=]{0,3}$"
+    r"bottles|rating|index|of|is|was|at|phq-?9?|grade|bp|\()[ \t:=]{0,3}$"
 )
 _AFTER_SHORT = re.compile(
     r"\s{0,3}(?:cups?|tsp|teaspoons?|tablespoons?|of\b|hours?|years?|lit)|"
@@ -96,8 +93,7 @@ _NOTHING_COUNTED = re.compile(r"(?:,? and (?:still|lives|has|is|very|in|was)|, (
 _NO_AGE = re.compile(r"[\d.%/-]| ?(?:days?|d\b|mo|w|h|min)")
 _TENS = (
     r"(?:ninety(?:[- ](?:one|two|three|four|five|six|seven|eight|nine))?|one hundred(?:[- ](?:and[- ])?(?:one|two|"
-    r"three|"
-    r"four|five|six|seven|eight|nine|ten))?)"
+    r"three|four|five|six|seven|eight|nine|ten))?)"
 )
 _AGE_WORDED = re.compile(
     rf"(?<![a-z])({_TENS})[- ]?(?:years?|yrs?)[- ](?:old|of age)|(?<=in (?:his|her) )((?:mid[- ]|early |"

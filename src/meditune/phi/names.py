@@ -25,8 +25,7 @@ _PROOF = re.compile(
     r",?\s{1,3}(?:(?:is|was) (?:an? |the )?|an? )?(?:(?:\d{1,3}|\[AGE\]|"
     r"\[\*\*Age)[^\n]{0,12}?(?:years?|yrs?|y\.?o|y/o|yo)"
     r"(?![a-z])|(?:very )?(?:pleasant|delightful|right-handed|unfortunate|elderly|lovely) )"
-    r"|, \d{1,3} ?(?:M|F|male|female)(?![a-zA-Z])"
-    r"|[ ,]{1,2}\(?(?:DOB|D\.O\.B|MRN|Mrn|SSN)(?![a-z])"
+    r"|, \d{1,3} ?(?:M|F|male|female)(?![a-zA-Z])|[ ,]{1,2}\(?(?:DOB|D\.O\.B|MRN|Mrn|SSN)(?![a-z])"
     r"|(?:,| -| \() ?(?:(?:his|her|the|patient['’]s|pt['’]s) )?(?:wife|husband|daughter|son|mother|father|sister|"
     r"brother|"
     r"niece|nephew|spouse|partner|friend|neighbor|proxy|HCP|POA|guardian|granddaughter|grandson|caregiver)(?![a-z])"
@@ -45,14 +44,12 @@ _APART = re.compile(r"(?: [A-Z]\.?)?(?:[ \t]{2}|[ \t]*(?:\n|$)|[ \t]+(?:MRN|DOB|
 _SPOKEN_OF = re.compile(r"[ \t]([a-z]+)")
 _VERBS_TEXT = (
     "is was has had reports reported states stated denies denied presented presents lives lived came will returned "
-    "feels "
-    "felt says said called notes noted did does can could would also went asked agreed agrees declined remains "
+    "feels felt says said called notes noted did does can could would also went asked agreed agrees declined remains "
     "remained "
     "takes took works worked continues continued tolerated understands who complains complained wants wanted needs "
     "tells "
     "told died arrived lost fell weighs smokes drinks requested expressed verbalized ambulated underwent received "
-    "improved "
-    "appears"
+    "improved appears"
 )
 _VERBS = frozenset(_VERBS_TEXT.split())
 

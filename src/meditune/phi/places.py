@@ -32,8 +32,7 @@ _ADDRESS = re.compile(
 )
 _STREET_ALONE = re.compile(
     r"(?:[NSEW]\. )?(?:[A-Z][a-z'’]{2,20} ){1,3}(?:Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Lane|Ln|Parkway|Pkwy|"
-    r"Terrace|Drive|Dr)"
-    r"(?![A-Za-z'’])"
+    r"Terrace|Drive|Dr)(?![A-Za-z'’])"
 )
 _ON_STREET = frozenset(("on", "off", "at", "along", "near", "of", "street", "address"))
 _BOX = re.compile(r"(?:p\.? ?o\.? ?box|(?:r\.?r\.?|rural route) ?#? ?\d{1,3},? box) $")
@@ -43,13 +42,11 @@ _STATES = (
     "Montana|"
     "Nebraska|Nevada|New Hampshire|New Jersey|New Mexico|New York|North Carolina|North Dakota|Ohio|Oklahoma|Oregon|"
     "Pennsylvania|Rhode Island|South Carolina|South Dakota|Tennessee|Texas|Utah|Vermont|Virginia|Washington|West "
-    "Virginia|"
-    "Wisconsin|Wyoming|District of Columbia"
+    "Virginia|Wisconsin|Wyoming|District of Columbia"
 )
 _CODES = (
     "AL|AK|AZ|AR|CA|CO|CT|DE|FL|GA|HI|ID|IL|IN|IA|KS|KY|LA|ME|MD|MA|MI|MN|MS|MO|MT|NE|NV|NH|NJ|NM|NY|NC|ND|OH|OK|OR|"
-    "PA|RI|"
-    "SC|SD|TN|TX|UT|VT|VA|WA|WV|WI|WY|DC|PR"
+    "PA|RI|SC|SD|TN|TX|UT|VT|VA|WA|WV|WI|WY|DC|PR"
 )
 _TOWN = r"(?:(?:St|Ft|Mt)\. )?[A-Z][A-Za-z'’-]{1,20}(?: [A-Z][A-Za-z'’-]{1,20}){0,2}"
 _TOWN_BEFORE = re.compile(rf"(?<![^\W_]){_TOWN},?$")
@@ -87,16 +84,13 @@ _DWELLING_TEXT = (
     "lives live living lived resides residing resident residents staying works working worked grew raised born home "
     "house "
     "relocated moved originally family comes native apartment retired transferred transfer presents travel traveled "
-    "travelled travels trip "
-    "flew "
-    "drove came visiting returned arrived city town birthplace birth"
+    "travelled travels trip flew drove came visiting returned arrived city town birthplace birth"
 )
 _DWELLING = frozenset(_DWELLING_TEXT.split())
 """Within five words before "in" or "from", these make what follows a town."""
 _DOING_TEXT = (
     "Clinic|Healthcare|Hospice|Manor|Cancer Center|Urgent Care|Dialysis Center|Care Center|Surgery Center|Surgical "
-    "Center|"
-    "Family Practice|Family Medicine|Medical Group"
+    "Center|Family Practice|Family Medicine|Medical Group"
 )
 _NAMED_BY_WHAT_THEY_DO = frozenset(_DOING_TEXT.split("|"))
 """Before these, ordinary words tell what is done there ("Asthma Clinic"), not which one it is."""
@@ -114,8 +108,7 @@ _HOUSE = (
     r"Nursing (?:Home|Center|Facility)|Rehab(?:ilitation)? (?:Center|Hospital|Facility)|Hospice|Medical Group|"
     r"Surgery Center|Surgical Center|Cancer (?:Center|Institute)|Urgent Care|Assisted Living|Care Home|"
     r"Health Care Center|Medical Associates|Family Practice|Family Medicine|Heart Institute|Eye Institute|"
-    r"Care Center|Dialysis Center|Manor|"
-    r"Sanatorium)"
+    r"Care Center|Dialysis Center|Manor|Sanatorium)"
 )
 _HOUSE_WORDS = frozenset(re.findall(r"[a-z]{4,}", _HOUSE.lower()))
 _LEADING_TEXT = (

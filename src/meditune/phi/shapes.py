@@ -32,8 +32,7 @@ DEGREE = re.compile(
     r"(?:,[ ]?| )(?:M\.?D\.?|D\.?O\.?|Ph\.?D\.?|R\.?N\.?|N\.?P\.?|P\.?A\.?(?:-C)?|ARNP|APRN|CRNA|CNM|LPN|LVN|LICSW|"
     r"LCSW|"
     r"MSW|BSN|MSN|DNP|RPh|Pharm\.?D\.?|PT|DPT|OTR/?L?|OT|RD|LDN|RRT|SLP|DDS|DMD|DPM|MBBS|MPH|FACS|FACP|FRCS|CCC|CNS|"
-    r"Esq\.?|"
-    r"Jr\.?|Sr\.?)(?![^\W_])"
+    r"Esq\.?|Jr\.?|Sr\.?)(?![^\W_])"
 )
 _POSSESSIVE = re.compile(r"['’][sS]$")
 

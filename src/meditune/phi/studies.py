@@ -16,8 +16,7 @@ from meditune.phi.view import View
 
 _MANY = re.compile(
     r"(?<![a-z])(?:patients|participants|subjects|women(?!['’]s)|men|children(?!['’]s)|adults|infants|neonates|"
-    r"newborns|girls|boys|"
-    r"students|"
+    r"newborns|girls|boys|students|"
     r"persons|individuals|beneficiaries|residents (?:who|of|were)|cases (?:of|were)|controls|families|physicians|"
     r"surgeons|"
     r"medical records|charts were|hospitals|deliveries|births|pregnancies|deaths|articles|studies|trials|cohorts?|"
@@ -34,16 +33,14 @@ _ONE = re.compile(
     r"(?<![^\W_])(?:(?:Mrs?|Ms|Dr|MRS?|DR)\.? ?[A-Z][A-Za-z]|(?i:he|she|his|her|him|my|me|i(?: |['’])(?:am|m|was|"
     r"have|ve|had|went|"
     r"would|need|want|did|do|can|think|feel|got|take|took|live|saw|has)|(?:this|the) patient (?:is|was|has|had|will)|"
-    r"the "
-    r"patient['’]s (?:\w+ )?(?:name|wife|husband|son|daughter|mother|father|family)|"
+    r"the patient['’]s (?:\w+ )?(?:name|wife|husband|son|daughter|mother|father|family)|"
     r"(?:\d{1,3}|[a-z]{3,12})[- ]?(?:years?|yr|month|week|day)[- ]old(?! (?:or|and|patients|women|men|children|"
     r"adults|boys|"
     r"girls|students|cohort|subjects|females|males|infants))|\d{1,3} ?(?:yo|y\.o\.|y/o)|dob|mrn|ssn|date of birth|"
     r"admitted on|"
     r"discharged on|dictated|signed by|(?:admission|discharge|service|report) date|(?:patient|pt)(?: name)?:|name:|"
     r"attending:|telehealth|health care proxy|emergency contact|unit no|job ?#|pt (?:was|is|has|seen|states|reports|"
-    r"denies)|"
-    r"(?:male|female) infant))(?![^\W_])"
+    r"denies)|(?:male|female) infant))(?![^\W_])"
 )
 _ORGANIZATION = re.compile(
     r"(?<![a-z])(?:institutes?|foundation|association|society|national|federation|alliance|administration|"
@@ -52,14 +49,12 @@ _ORGANIZATION = re.compile(
     r"information|more information|available (?:at|from)|accessed|following link|web ?sites?|visit|"
     r"registration is free|"
     r"resources?|links?|publications?|article|www\.[a-z0-9-]{1,40}\.(?:gov|org|edu)|[a-z0-9-]{1,40}\.gov|inc|ltd|"
-    r"university|"
-    r"department of|laboratory contact|office hours|links\.lww|business hours)(?![a-z])"
+    r"university|department of|laboratory contact|office hours|links\.lww|business hours)(?![a-z])"
 )
 _PAPER = re.compile(
     r"(?<![a-z])(?:study|data|analys[ei]s|results?|conclusions?|rates?|months?|weeks?|95 ?%|p ?[<=>]|compared|"
     r"(?:january|february|march|april|may|june|july|august|september|october|november|december) (?:19|20)\d\d (?:to|"
-    r"and|"
-    r"through|until|-|–) )"
+    r"and|through|until|-|–) )"
 )
 """Signs of a paper that notes have, too: they count only where nothing in the text tells of one person."""
 _BREAK = re.compile(r"(?<=[a-z0-9)\]][.!?])\s+(?=[A-Z0-9(])|\n")
