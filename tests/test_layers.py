@@ -27,8 +27,9 @@ LAYERS = (
         "review",
         "folder",
     ),
-    *("evaluate", "train", "models", "prompts", "data", "faithfulness", "readability"),
-    *("recipes", "recipe", "limits", "shares", "text", "machine", "progress", "ranks", "files", "errors"),
+    *("evaluate", "train", "models", "prompts", "data", "phi", "faithfulness", "readability"),
+    *("recipes", "recipe", "identifiers", "limits", "shares", "text", "machine", "progress", "ranks", "files"),
+    "errors",
 )
 """From top to bottom. A module imports only what stands below it, or its own package."""
 STRANGERS = {("evaluate", "train")}

@@ -345,7 +345,7 @@ def recipe_show(recipe: RecipeName, overrides: Overrides = None) -> None:
 @recipe_app.command("check")
 def recipe_check(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Is the recipe valid? All errors are shown at once."""
-    from meditune.data.prepare import check_sources
+    from meditune.data.reading import check_sources
 
     resolved = _recipe(recipe, overrides)
     check_sources(resolved.recipe.data)

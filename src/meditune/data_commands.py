@@ -112,3 +112,32 @@ def restore(
         added = put_back(found.example, to)
         typer.echo(f"{'Added to' if added else 'Already in'}: {to.resolve()}", err=True)
     typer.echo(f"To keep it in the next run: --set 'data.quality.keep=[\"{identifier}\"]'", err=True)
+
+
+@app.command()
+def phi(
+    what: Annotated[str, typer.Argument(metavar="FILE|RECIPE", help="A text, CSV, JSON Lines ... file, or a recipe.")],
+    output: Annotated[
+        Path | None, typer.Option("--mask", metavar="OUT", help="Write a copy without what was found to this file.")
+    ] = None,
+    action: Annotated[
+        str | None, typer.Option(help="What takes its place there: mask (placeholders) or surrogate (invented).")
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Whose rows are one patient's, for surrogates.")
+    ] = None,
+    kinds: Annotated[list[str] | None, typer.Option("--kind", help="Look for this kind only. Repeatable.")] = None,
+    engine: Annotated[str | None, typer.Option(help="What looks: rules or presidio.")] = None,
+    show: Annotated[int, typer.Option(min=0, help="Show so many places, with what was found blotted out.")] = 0,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe. Repeatable.")
+    ] = None,
+) -> None:
+    """Count identifiers of patients in a file or a recipe's data, and write a copy of the file without them."""
+    from meditune.data.scanning import said, scan
+
+    result = scan(what, output, action, group, kinds or [], engine, show, overrides or [])
+    for line in said(result):
+        typer.echo(line)
+    if output:
+        typer.echo(f"Written: {output.resolve()}")

@@ -27,6 +27,7 @@ from meditune.recipe import Recipe
 from meditune.remote.estimate import Approve, refuse
 
 WIDE = 200
+DONE = {"report": "left as they are", "mask": "masked", "surrogate": "replaced by invented ones"}
 VERDICTS = {True: "[green]better[/]", False: "[red]worse[/]", None: "not shown"}
 
 
@@ -332,6 +333,12 @@ def print_data(data: Prepared, folder: Path) -> None:
         done = ", ".join(f"{count:,} {action}" for action, count in data.quality["decisions"]["actions"].items())
         missing = data.quality["decisions"]["not_in_the_data"]
         out.print(f"decisions of people: {done or 'none'}; {missing:,} about rows that aren't here")
+    looked_at = data.quality.get("phi", {})
+    for name, row in looked_at.get("sources", {}).items():
+        if row["with_identifiers"]:
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in row["kinds"].items())
+            what = DONE[looked_at["action"]]
+            out.print(f"{name}: identifiers in {row['with_identifiers']:,} examples, {what} ({kinds})")
     print_leakage(data.quality["leakage"])
     if found := data.quality.get("rebalanced"):
         rules = "; ".join(f"{rule} {sum(by_source.values()):,}" for rule, by_source in found["rules"].items())

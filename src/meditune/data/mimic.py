@@ -19,13 +19,13 @@ from itertools import zip_longest
 from pathlib import Path
 
 from meditune.data.damage import damage
-from meditune.data.deidentified import placeholders
 from meditune.data.example import Example, Passage
 from meditune.data.rejects import Rejects
 from meditune.data.steady import steady
 from meditune.data.tables import FIELD_CHARACTERS
 from meditune.errors import DataError
 from meditune.files import bounded_lines
+from meditune.phi.brackets import placeholders
 from meditune.progress import Progress
 
 SOURCE = "mimic"

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import random
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from meditune.data import decisions, leakage, mimic, own
+from meditune.data import decisions, leakage
 from meditune.data.balance import rebalanced
 from meditune.data.card import data_card
+from meditune.data.deidentify import Findings, cleaner
 from meditune.data.example import Example, read_examples, write_examples
-from meditune.data.locate import known, locate
+from meditune.data.locate import locate
 from meditune.data.quality.audit import Audit
 from meditune.data.quality.facts import facts
 from meditune.data.quality.ledger import FILE_NAME as LEDGER
 from meditune.data.quality.ledger import Entry
+from meditune.data.reading import available, read_sources
 from meditune.data.rejects import Rejects
-from meditune.data.sources import SOURCES
-from meditune.data.splits import OFFICIAL, Splits, official_tests, split
-from meditune.data.terms import YOURS, marked, terms_of
+from meditune.data.splits import Splits, official_tests, split
+from meditune.data.terms import terms_of
 from meditune.errors import DataError
 from meditune.files import read_json, replacing, replacing_folder, sha256, write_json
-from meditune.recipe import DataSpec, Recipe, SourceSpec
-
-SAMPLE_TEST_SHARE = 0.4
+from meditune.recipe import DataSpec, Recipe
 
 
 @dataclass(frozen=True)
@@ -54,10 +51,10 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
     recipe doesn't own up to it. What was refused is then in `rejected.jsonl` beside the folder, too.
     """
     spec, synthetic = available(recipe.data)
-    rejects = Rejects()
+    rejects, phi = Rejects(cleaner(spec.phi)), Findings(spec.phi)
     beside = folder.parent / "rejected.jsonl"
     try:
-        by_source, read = read_sources(spec, recipe.seed, rejects)
+        by_source, read = read_sources(spec, recipe.seed, rejects, phi)
         audit = checked_rows(spec, by_source)
         splits = audit.between(split_rows(spec, recipe.seed, audit.left, by_source))
         splits, decided = decisions.apply(spec.decisions, spec.incomplete, splits)
@@ -81,10 +78,12 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
         **({"rebalanced": _counted(before, len(splits.train), entries)} if entries else {}),
         "terms": terms_of(example for examples in splits.named().values() for example in examples),
         "leakage": checked,
+        "phi": phi.facts(),
     }
     with replacing_folder(folder) as partial:
         rejects.write(partial / "rejected.jsonl")
         audit.ledger.write(partial / LEDGER)
+        phi.write(partial)
         for name, examples in splits.named().items():
             write_examples(partial / f"{name}.jsonl", examples)
         quality["sha256"] = _digest([partial / f"{name}.jsonl" for name in splits.named()])
@@ -112,32 +111,6 @@ def stored(folder: Path) -> Prepared:
     )
 
 
-def check_sources(spec: DataSpec) -> None:
-    """Raise DataError where a source is unknown, or can't be split or found as the recipe says; reads no data.
-
-    Of people's decisions it is seen that they can be read.
-    """
-    if spec.decisions is not None:
-        decisions.read_decisions(Path(spec.decisions))
-    if spec.fold is not None and (spec.split != "official" or all(each.name != "pubmedqa" for each in spec.sources)):
-        raise DataError(
-            "data.fold names one of the folds that PubMedQA's publisher made of its training items, which needs "
-            "pubmedqa among data.sources and data.split: official."
-        )
-    for source in spec.sources:
-        if source.name == "own":
-            if source.path is None:
-                raise DataError("data.sources: name: own needs a path, a file or a Hugging Face data-set id.")
-            continue
-        if known(source.name).reader is None:
-            raise DataError(f"data.sources: {source.name} is plain text, not questions and answers.")
-        if source.limit is not None and spec.split == "official" and source.name in OFFICIAL:
-            raise DataError(
-                f"data.sources: {source.name} is split as its publisher did (data.split: official), which needs all "
-                "of it. To work with a sample of it: --set data.split=group."
-            )
-
-
 def stood_in(spec: DataSpec, data: Prepared) -> bool:
     """Whether the sample took the place of sources that can be had by now, without fetching them."""
     if not data.synthetic or any(source.name == "sample" for source in spec.sources):
@@ -148,43 +121,6 @@ def stood_in(spec: DataSpec, data: Prepared) -> bool:
     except DataError:
         return False
     return True
-
-
-def available(spec: DataSpec) -> tuple[DataSpec, bool]:
-    """The sources as they can be had here, and whether that is the synthetic sample instead."""
-    check_sources(spec)
-    named = [source for source in spec.sources if source.name != "own"]
-    try:
-        for source in named:
-            locate(source.name, source.path)
-    except DataError as error:
-        if not spec.fallback_to_sample or spec.fold is not None or any(source.path for source in spec.sources):
-            raise
-        print(
-            f"{error}\n\nGoing on with the SYNTHETIC sample that ships with Meditune. Its studies are invented: the "
-            "run shows how everything works, and its figures say nothing about medicine.",
-            file=sys.stderr,
-        )
-        sample = [SourceSpec(name="sample")]
-        return spec.model_copy(update={"sources": sample, "test_share": SAMPLE_TEST_SHARE}), True
-    return spec, any(source.name == "sample" for source in spec.sources)
-
-
-def read_sources(
-    spec: DataSpec, seed: int, rejects: Rejects
-) -> tuple[dict[str, list[Example]], dict[str, dict[str, Any]]]:
-    """Examples by source, and for each source how many were read, its licence, and what was refused and why."""
-    by_source: dict[str, list[Example]] = {}
-    read: dict[str, dict[str, Any]] = {}
-    for source in spec.sources:
-        examples = _read(source, seed, rejects)
-        by_source.setdefault(source.name, []).extend(examples)
-        licence = source.licence or (SOURCES[source.name].licence if source.name in SOURCES else YOURS)
-        read[source.name] = {"read": len(by_source[source.name]), "licence": licence}
-    _refuse_repeated_ids(by_source)
-    for name, row in read.items():
-        row["rejected"] = rejects.counts().get(name, {})
-    return by_source, read
 
 
 def checked_rows(spec: DataSpec, by_source: dict[str, list[Example]]) -> Audit:
@@ -218,36 +154,6 @@ def split_rows(
         traits=spec.stratify,
         whole=whole,
     )
-
-
-def _read(source: SourceSpec, seed: int, rejects: Rejects) -> list[Example]:
-    if source.name == "own":
-        assert source.path is not None, "check_sources has looked"
-        examples = list(own.read(source.path, rejects, fields=source.fields or None))
-    else:
-        reader = known(source.name).reader
-        assert reader is not None, "check_sources has looked"
-        if source.name == "mimic":
-            print(mimic.NOTICE, file=sys.stderr)
-        examples = list(reader(locate(source.name, source.path), rejects))
-    examples = list(marked(examples, source))
-    if not examples:
-        raise DataError(f"data.sources: nothing usable was read from {source.path or source.name}.")
-    if source.limit is not None and len(examples) > source.limit:
-        chosen = random.Random(f"{seed}/{source.name}").sample(range(len(examples)), source.limit)
-        examples = [examples[index] for index in sorted(chosen)]
-    return examples
-
-
-def _refuse_repeated_ids(by_source: dict[str, list[Example]]) -> None:
-    seen: set[str] = set()
-    for example in (example for examples in by_source.values() for example in examples):
-        if example.id in seen:
-            raise DataError(
-                f"data.sources: the id {example.id} comes twice. Name each source once, and give rows of your own "
-                "files ids that differ from file to file."
-            )
-        seen.add(example.id)
 
 
 def _digest(paths: list[Path]) -> str:

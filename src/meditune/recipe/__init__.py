@@ -11,7 +11,17 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from meditune.recipe.data import TASKS, BalanceSpec, DataSpec, Incomplete, PromptFormat, SourceSpec, Task
+from meditune.recipe.data import (
+    TASKS,
+    BalanceSpec,
+    DataSpec,
+    Incomplete,
+    PhiAction,
+    PhiSpec,
+    PromptFormat,
+    SourceSpec,
+    Task,
+)
 from meditune.recipe.model import VIRTUAL, ApiSpec, LoraSpec, ModelSpec, PruneSpec, Quantize, Strategy
 from meditune.recipe.quality import QualityRules, QualitySpec
 from meditune.recipe.spec import Spec
@@ -55,6 +65,8 @@ __all__ = [
     "Objective",
     "OptimizerName",
     "PairSource",
+    "PhiAction",
+    "PhiSpec",
     "PreferenceSpec",
     "PromptFormat",
     "PruneSpec",

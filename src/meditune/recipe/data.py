@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from meditune.identifiers import Kind
 from meditune.recipe.quality import QualitySpec
 from meditune.recipe.spec import Spec
 
@@ -70,6 +71,23 @@ class BalanceSpec(Spec):
         return self.cap is not None or self.share is not None
 
 
+PhiAction = Literal["report", "mask", "surrogate", "refuse", "off"]
+
+
+class PhiSpec(Spec):
+    """What is done with identifiers of patients (PHI) in the data. docs/phi.md says what is found and what isn't."""
+
+    action: PhiAction = Field(
+        "report",
+        description="report: count them; mask: placeholders such as [NAME]; surrogate: invented ones; refuse: an "
+        "error; off: don't look.",
+    )
+    kinds: list[Kind] = Field(default_factory=list, description="Only these kinds; all of them when empty.")
+    engine: Literal["rules", "presidio"] = Field(
+        "rules", description="What looks for them; presidio needs the extra `phi` and is much slower."
+    )
+
+
 class DataSpec(Spec):
     """What is trained and tested on."""
 
@@ -110,6 +128,7 @@ class DataSpec(Spec):
     fallback_to_sample: bool = Field(
         False, description="Use the synthetic sample that ships with Meditune where the sources can't be had."
     )
+    phi: PhiSpec = Field(default_factory=PhiSpec, description="Identifiers of patients in the data.")
 
 
 class PromptFormat(Spec):

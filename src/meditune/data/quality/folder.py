@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from meditune.data import prepare
+from meditune.data.deidentify import Findings, cleaner
+from meditune.data.prepare import checked_rows, split_rows
 from meditune.data.quality.facts import facts
 from meditune.data.quality.ledger import FILE_NAME as LEDGER
+from meditune.data.reading import available, read_sources
 from meditune.data.rejects import Rejects
 from meditune.data.splits import Splits
 from meditune.data.tables import FORMATS
@@ -41,13 +43,13 @@ def audit_folder(recipe: Recipe, folder: Path) -> dict[str, Any]:
         raise MedituneError(
             f"{folder} is there already and holds something else. Choose another --output, or remove it."
         )
-    spec, synthetic = prepare.available(recipe.data)
-    rejects = Rejects()
-    by_source, read = prepare.read_sources(spec, recipe.seed, rejects)
-    audit = prepare.checked_rows(spec, by_source)
+    spec, synthetic = available(recipe.data)
+    rejects, phi = Rejects(cleaner(spec.phi)), Findings(spec.phi)
+    by_source, read = read_sources(spec, recipe.seed, rejects, phi)
+    audit = checked_rows(spec, by_source)
     problem = ""
     try:
-        splits = audit.between(prepare.split_rows(spec, recipe.seed, audit.left, by_source))
+        splits = audit.between(split_rows(spec, recipe.seed, audit.left, by_source))
     except DataError as error:
         problem = str(error)
         splits = Splits([example for examples in audit.left.values() for example in examples], [], [], "none")
@@ -56,6 +58,7 @@ def audit_folder(recipe: Recipe, folder: Path) -> dict[str, Any]:
         "recipe": recipe.name,
         **facts(splits, read, audit.dropped()),
         "audit": audit.facts(),
+        "phi": phi.facts(),
         "not_split": problem,
     }
     with replacing_folder(folder) as partial:

@@ -1,6 +1,6 @@
 import pytest
 
-from meditune.data.deidentified import placeholders
+from meditune.phi.brackets import placeholders
 
 
 @pytest.mark.parametrize(

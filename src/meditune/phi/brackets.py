@@ -8,6 +8,9 @@ numbers are arbitrary); a model should learn neither the numbers nor the bracket
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+
+from meditune.phi.spans import Span
 
 # Longer than any real bracket, so that an unclosed one doesn't swallow the note.
 _BRACKET = re.compile(r"\[\*\*([^\[\]]{0,120}?)\*\*\]")
@@ -40,14 +43,21 @@ def placeholders(text: str) -> str:
     """`text` with every bracket replaced by [DATE], [NAME], [HOSPITAL], [LOCATION], [PHONE], [CONTACT], [AGE], [ID]
     or [OTHER].
     """
-    return _BRACKET.sub(_placeholder, text)
+    return _BRACKET.sub(lambda bracket: placeholder(bracket[0]), text)
 
 
-def _placeholder(bracket: re.Match[str]) -> str:
-    inside = " ".join(bracket[1].split()).casefold()
+def placeholder(bracket: str) -> str:
+    """What stands for one bracket, such as `[DATE]`."""
+    inside = " ".join(bracket.strip("[]*").split()).casefold()
     if re.fullmatch(r"\d{5,}", inside):
         return "[ID]"
-    for placeholder, pattern in _TYPES:
+    for type_, pattern in _TYPES:
         if pattern.search(inside):
-            return f"[{placeholder}]"
+            return f"[{type_}]"
     return "[OTHER]"
+
+
+def find(text: str) -> Iterator[Span]:
+    """Every bracket of `text`."""
+    for bracket in _BRACKET.finditer(text):
+        yield Span(bracket.start(), bracket.end(), "bracket")
