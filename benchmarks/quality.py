@@ -13,6 +13,7 @@ import os
 import random
 import re
 import resource
+import tempfile
 import time
 import unicodedata
 from collections import Counter
@@ -40,9 +41,10 @@ from meditune.data import liveqa, medquad, pubmedqa
 from meditune.data.example import Example
 from meditune.data.quality import duplicates, rules
 from meditune.data.quality.audit import Audit
+from meditune.data.quality.ledger import FILE_NAME, entries
 from meditune.data.rejects import Rejects
 from meditune.data.splits import Splits, official_tests, split
-from meditune.recipe import QualitySpec
+from meditune.recipe import QualityRules, QualitySpec
 
 PLANTED = 600
 SPEC = QualitySpec()
@@ -191,6 +193,43 @@ def duplicate_rules(rows: Sequence[Example]) -> None:
         print(f"| {least} | {recall:.3f} | {right / max(right + wrong, 1):.3f} ({wrong} wrong) |")
 
 
+def between(rows: Sequence[Example]) -> None:
+    """Rewrites in another source, rewrites of test items, and questions asked again with another answer."""
+    chance = random.Random(11)
+    shuffled = chance.sample(list(rows), len(rows))
+    test, others = shuffled[: PLANTED // 2], shuffled[PLANTED // 2 :]
+    made: dict[str, list[Example]] = {}
+    for rule, damage, among in (
+        ("cross_source", rewritten, others),
+        ("cross_split", rewritten, test),
+        ("repeated_question", swapped, others),
+    ):
+        damaged = (damage(example, chance, rows) for example in among)
+        chosen = [example for example in damaged if example is not None][: PLANTED // 2]
+        made[rule] = [
+            example.model_copy(update={"id": f"{rule}-{n}", "source": "planted"}) for n, example in enumerate(chosen)
+        ]
+    spec = QualitySpec(rules=QualityRules(**dict.fromkeys(rules.RULES, "off")))
+    audit = Audit(spec, {example.id for example in test})
+    planted = [example for examples in made.values() for example in examples]
+    audit.rows({"real": list(rows), "planted": planted})
+    left = {example.id: example for examples in audit.left.values() for example in examples}
+    tested = [left.pop(example.id) for example in test]
+    audit.between(Splits(list(left.values()), [], tested, "test"))
+    with tempfile.TemporaryDirectory() as folder:
+        audit.ledger.write(Path(folder) / FILE_NAME)
+        found_by = Counter(
+            (row["rule"], row["id"].rpartition("-")[0]) for row in entries(Path(folder)) if row["source"] == "planted"
+        )
+    print("\n| rule | planted | found | recall | other planted rows found | precision |\n|---|---|---|---|---|---|")
+    for rule, examples in made.items():
+        right = found_by[rule, rule]
+        wrong = sum(count for (name, kind), count in found_by.items() if name == rule and kind != rule)
+        # A rewrite that is still there asks its question again, too.
+        share = "" if rule == "repeated_question" else f"{right / max(right + wrong, 1):.3f}"
+        print(f"| {rule} | {len(examples)} | {right} | {right / len(examples):.3f} | {wrong} | {share} |")
+
+
 def as_they_are(read: dict[str, list[Example]]) -> None:
     """What each rule finds in rows as they were published."""
     print("\n| rule |", " | ".join(read), "|\n|---|" + "---|" * len(read))
@@ -242,6 +281,7 @@ def main() -> None:
     row_rules(rows, data)
     restored(rows)
     duplicate_rules(rows)
+    between(rows)
 
 
 if __name__ == "__main__":
