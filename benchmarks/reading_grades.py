@@ -13,7 +13,7 @@ from statistics import median
 
 from meditune.data import liveqa, medquad
 from meditune.data.rejects import Rejects
-from meditune.evaluate.readability.grades import counted
+from meditune.readability.grades import counted
 
 
 def texts(folder: Path) -> dict[str, list[str]]:

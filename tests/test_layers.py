@@ -10,8 +10,11 @@ SOURCE = Path(meditune.__file__).parent
 LAYERS = (
     *(
         "cli",
+        "data_commands",
         "reviewing",
+        "annotating",
         "indexing",
+        "surveying",
         "doctor",
         "terminal",
         "comparing",
@@ -25,8 +28,9 @@ LAYERS = (
         "review",
         "folder",
     ),
-    *("evaluate", "retrieve", "train", "models", "prompts", "data", "faithfulness"),
-    *("recipes", "recipe", "limits", "text", "machine", "progress", "ranks", "files", "errors"),
+    *("evaluate", "retrieve", "train", "models", "prompts", "data", "phi", "faithfulness", "readability"),
+    *("recipes", "recipe", "identifiers", "limits", "shares", "text", "machine", "progress", "ranks", "files"),
+    "errors",
 )
 """From top to bottom. A module imports only what stands below it, or its own package."""
 STRANGERS = {("evaluate", "train"), ("evaluate", "retrieve"), ("retrieve", "train")}

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from meditune import indexing, ranks, reviewing
+from meditune import annotating, data_commands, indexing, ranks, reviewing
 from meditune.errors import MedituneError, Stopped
 
 app = typer.Typer(
@@ -21,13 +21,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(help="The data stage on its own.", no_args_is_help=True, rich_markup_mode=None)
 api_app = typer.Typer(help="A run's training job at an API.", no_args_is_help=True, rich_markup_mode=None)
 recipe_app = typer.Typer(help="Look at recipes and check them.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(data_app, name="data")
+app.add_typer(data_commands.app, name="data")
 app.add_typer(api_app, name="api")
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(reviewing.app, name="review")
+app.add_typer(annotating.app, name="annotate")
 app.add_typer(indexing.app, name="index")
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name or a YAML file.")]
@@ -58,16 +58,6 @@ def run(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: Ye
     terminal.print_leakage(report["leakage"])
     typer.echo(f"Report: {(output / 'report.html').resolve()}")
     terminal.print_worse(report)
-
-
-@data_app.command("prepare")
-def data_prepare(recipe: RecipeName, output: Output, overrides: Overrides = None) -> None:
-    """Read, audit and split the recipe's data into OUTPUT/data."""
-    from meditune import run as journey
-    from meditune import terminal
-
-    resolved = _recipe(recipe, overrides)
-    terminal.print_data(journey.prepare_only(resolved.recipe, output), output / "data")
 
 
 @app.command()
@@ -356,7 +346,7 @@ def recipe_show(recipe: RecipeName, overrides: Overrides = None) -> None:
 @recipe_app.command("check")
 def recipe_check(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Is the recipe valid? All errors are shown at once."""
-    from meditune.data.prepare import check_sources
+    from meditune.data.reading import check_sources
 
     resolved = _recipe(recipe, overrides)
     check_sources(resolved.recipe.data)

@@ -69,7 +69,7 @@ def together(runs: list[Path], resamples: int, seed: int) -> dict[str, Any]:
     """
     from meditune.evaluate.compare import compare, got_worse
     from meditune.evaluate.metrics import METRICS, summarise
-    from meditune.evaluate.significance import wilson
+    from meditune.shares import wilson
 
     reports = [read_json(place / "report.json") for place in runs]
     base, tuned = (pooled(runs, model) for model in MODELS)

@@ -14,6 +14,8 @@ from typing import Any, TextIO
 
 from meditune.errors import DataError, DiskFullError, MedituneError
 
+LINE_CHARACTERS = 2**26
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[TextIO]:
@@ -105,13 +107,28 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """The JSON value in `path`. Raises DataError with the file and the line where it breaks."""
+    return parsed(read_text(path), path)
+
+
+def parsed(text: str, path: Path, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """The JSON value in the text of `path`; `pairs`, where given, makes each object of its keys and values.
+
+    Raises DataError with the file and the line where it breaks.
+    """
     try:
-        return json.loads(read_text(path))
+        return json.loads(text, object_pairs_hook=pairs)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}). The file may be cut "
             "off; fetch it again."
         ) from error
+    except (RecursionError, ValueError) as error:
+        raise DataError(f"{path}: {_unreadable(error)}. Fetch it again.") from error
+
+
+def _unreadable(error: Exception) -> str:
+    """What Python's JSON reader can't do although it may be JSON: endless nesting, and endless whole numbers."""
+    return "lists and objects too deep to read" if isinstance(error, RecursionError) else "a number of too many digits"
 
 
 def read_text(path: Path) -> str:
@@ -121,7 +138,16 @@ def read_text(path: Path) -> str:
     except (FileNotFoundError, IsADirectoryError) as error:
         raise DataError(f"{path}: no such file.") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text at byte {error.start}. Convert it to UTF-8.") from error
+        raise not_utf8(path, error) from error
+
+
+def not_utf8(path: Path, error: UnicodeDecodeError, line: int | None = None) -> DataError:
+    """The error for text in another encoding; `line` is the last one that was whole, where it is known."""
+    place = f" at byte {error.start}" if line is None else f" after line {line}"
+    return DataError(
+        f"{path}: not UTF-8 text{place} (it holds the byte 0x{error.object[error.start]:02x} there). Convert it to "
+        f"UTF-8; if it comes from Excel or an older Windows program: iconv -f WINDOWS-1252 -t UTF-8 {path.name}"
+    )
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
@@ -165,22 +191,41 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def numbered_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number (from 1) and object of each line that isn't blank. Raises DataError at the first bad one."""
+    number = 0
     try:
         with path.open(encoding="utf-8-sig") as stream:
-            for number, line in enumerate(stream, start=1):
+            for number, line in enumerate(bounded_lines(stream, path), start=1):
                 if not line.strip():
                     continue
                 try:
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise DataError(f"{path}, line {number}: not valid JSON ({error.msg}).") from error
+                    cut = " It is the last line and has no end: the file may be cut off." if line[-1] != "\n" else ""
+                    raise DataError(
+                        f"{path}, line {number}: not valid JSON ({error.msg}).{cut} Mend or remove this line."
+                    ) from error
+                except (RecursionError, ValueError) as error:
+                    raise DataError(f"{path}, line {number}: {_unreadable(error)}. Remove this line.") from error
                 if not isinstance(row, dict):
                     raise DataError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}.")
                 yield number, row
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file.") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text at byte {error.start}. Convert it to UTF-8.") from error
+        raise not_utf8(path, error, number) from error
+
+
+def bounded_lines(stream: TextIO, path: Path, characters: int = LINE_CHARACTERS) -> Iterator[str]:
+    """The lines of `stream`. Raises DataError, naming `path`, at one that is longer: it could fill the memory."""
+    number = 0
+    while line := stream.readline(characters + 1):
+        number += 1
+        if len(line) > characters:
+            raise DataError(
+                f"{path}, line {number}: over {characters:,} characters without a line's end. Check whether the file "
+                "is damaged, or all in one line."
+            )
+        yield line
 
 
 def sha256(path: Path) -> str:

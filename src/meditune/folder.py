@@ -118,7 +118,7 @@ def _check_model(recipe: Recipe, name: str, to_tune: bool) -> None:
                 f"{remote.title} takes train.objective sft only. Take a model whose weights are here for "
                 f"{recipe.train.objective}."
             )
-        refuse_restricted_sources_for_api([source.name for source in recipe.data.sources], remote.title)
+        refuse_restricted_sources_for_api(recipe.data.sources, remote.title)
         if recipe.model.prune.method != "none":
             raise ModelError(f"model.prune: {remote.title} is behind an API, so there are no weights here to prune.")
         remote.key()

@@ -47,9 +47,11 @@ def serve(
     adjudicate: Annotated[bool, typer.Option("--adjudicate", help="Show only what raters disagree on.")] = False,
 ) -> None:
     """Serve the page to rate on, until ctrl-C."""
+    from meditune.review.serve import in_dispute
     from meditune.review.serve import serve as run_server
 
-    run_server(folder, host, port, adjudicate, lambda line: typer.echo(line))
+    disputes = in_dispute(folder) if adjudicate else None
+    run_server(folder, host, port, lambda line: typer.echo(line), disputes)
 
 
 @app.command()

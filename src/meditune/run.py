@@ -16,6 +16,7 @@ from typing import Any
 
 from meditune import ranks
 from meditune.data import leakage
+from meditune.data.decisions import refuse_other
 from meditune.data.preference.pair import Pair
 from meditune.data.preference.prepare import prepare_pairs, stored_pairs
 from meditune.data.prepare import Prepared, prepare, stood_in, stored
@@ -278,6 +279,7 @@ def prepared(recipe: Recipe, folder: Path, model: str | None = None) -> Prepared
 def _data(recipe: Recipe, folder: Path) -> Prepared:
     if (folder / "data" / "quality.json").is_file():
         data = stored(folder / "data")
+        refuse_other(recipe.data.decisions, data.quality, folder)
         if not stood_in(recipe.data, data):
             return data
         if (folder / "predictions").exists() or (folder / "model").exists():

@@ -13,6 +13,7 @@ from rich.table import Table
 from meditune.ask import Answer
 from meditune.data.leakage import said
 from meditune.data.prepare import Prepared
+from meditune.data.terms import Terms, demands, warning
 from meditune.errors import MedituneError
 from meditune.evaluate.changes import counted
 from meditune.evaluate.compare import survives
@@ -26,6 +27,7 @@ from meditune.recipe import Recipe
 from meditune.remote.estimate import Approve, refuse
 
 WIDE = 200
+DONE = {"report": "left as they are", "mask": "masked", "surrogate": "replaced by invented ones"}
 VERDICTS = {True: "[green]better[/]", False: "[red]worse[/]", None: "not shown"}
 
 
@@ -34,12 +36,17 @@ def console() -> Console:
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
 
 
-def approval(yes: bool) -> Approve:
-    """What answers for the user before anything is sent to an API: --yes, or an answer typed into a terminal."""
+def refuse_upload(text: str) -> None:
+    """Approve of no upload."""
+    raise MedituneError(f"Nothing was sent. Data would leave this machine:\n{text}\nTo agree, add --yes.")
+
+
+def approval(yes: bool, refusal: Approve = refuse) -> Approve:
+    """What answers for the user before anything is sent: --yes, or an answer typed into a terminal, else `refusal`."""
 
     def approve(text: str) -> None:
         if not yes and not sys.stdin.isatty():
-            refuse(text)
+            refusal(text)
         print(text, file=sys.stderr)
         if not yes:
             print("Send it? [y/N] ", end="", file=sys.stderr, flush=True)
@@ -309,18 +316,49 @@ def print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
 
 def print_data(data: Prepared, folder: Path) -> None:
     """What the data stage read, left out and split."""
+    from meditune.data.quality.table import print_audit
+
     out = console()
     print_synthetic(data.synthetic)
     for name, row in data.quality["sources"].items():
         refused = ", ".join(f"{count:,} {reason}" for reason, count in row["rejected"].items()) or "nothing"
         out.print(f"{name}: {row['read']:,} examples read ({row['licence']}); left out: {refused}")
+    print_audit(data.quality, out)
     for name, row in data.quality["splits"].items():
         decisions = ", ".join(f"{count} {label}" for label, count in row["decisions"].items())
         out.print(
             f"{name}: {row['examples']:,} examples in {row['groups']:,} groups {f'({decisions})' if decisions else ''}"
         )
+    if "decisions" in data.quality:
+        done = ", ".join(f"{count:,} {action}" for action, count in data.quality["decisions"]["actions"].items())
+        missing = data.quality["decisions"]["not_in_the_data"]
+        out.print(f"decisions of people: {done or 'none'}; {missing:,} about rows that aren't here")
+    looked_at = data.quality.get("phi", {})
+    for name, row in looked_at.get("sources", {}).items():
+        if row["with_identifiers"]:
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in row["kinds"].items())
+            what = DONE[looked_at["action"]]
+            out.print(f"{name}: identifiers in {row['with_identifiers']:,} examples, {what} ({kinds})")
     print_leakage(data.quality["leakage"])
+    if found := data.quality.get("rebalanced"):
+        rules = "; ".join(f"{rule} {sum(by_source.values()):,}" for rule, by_source in found["rules"].items())
+        out.print(f"Rebalanced: {found['before']:,} to {found['after']:,} training examples ({rules})")
+    remarks = data.quality.get("diversity", {}).get("remarks", [])
+    for remark in remarks:
+        out.print(f"Out of balance: {escape(remark['said'])}")
+    if remarks:
+        out.print(f"What that means and what to do: meditune data diversity {folder.parent} --output DIR", markup=False)
+    print_terms(data.quality.get("terms", {}))
     out.print(f"Data: {folder.resolve()}")
+
+
+def print_terms(terms: Terms) -> None:
+    """What the licences ask for together where there are several, and a warning where rows are restricted."""
+    if len(terms) > 1:
+        for sentence in demands(terms):
+            console().print(sentence, markup=False)
+    if warning(terms):
+        console().print(warning(terms), style="bold yellow", markup=False)
 
 
 def print_synthetic(synthetic: bool) -> None:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from meditune.data.prepare import prepare, stored
+from meditune.data.quality.ledger import restore
 from meditune.errors import DataError
 from meditune.recipe import DataSpec, Recipe, SourceSpec
 from tests.commands import jsonl, read_rows, rows
@@ -63,7 +64,7 @@ def test_the_limit_is_a_seeded_sample(tmp_path):
     assert len(ids[0]) == 50
 
 
-def test_exact_duplicates_are_counted_and_kept_in_rejected(tmp_path):
+def test_exact_duplicates_are_counted_and_kept_in_the_ledger(tmp_path):
     source = own(
         tmp_path,
         question=lambda n: f"Does own treatment {n // 2} help?",
@@ -72,9 +73,10 @@ def test_exact_duplicates_are_counted_and_kept_in_rejected(tmp_path):
         decision="yes",
     )
     made = prepare(recipe(source), tmp_path / "out")
-    assert made.quality["dropped"] == {"exact duplicate": 20}
-    assert made.quality["sources"]["own"]["rejected"] == {"exact duplicate": 20}
-    assert len(read_rows(tmp_path / "out" / "rejected.jsonl")) == 20
+    assert made.quality["dropped"] == {"exact_duplicate": 20}
+    assert made.quality["sources"]["own"]["rejected"] == {}
+    assert restore(tmp_path / "out", "own:1").example.answer == "It helps 0."
+    assert sum(len(part) for part in made.splits.named().values()) == 20
 
 
 def test_a_failure_leaves_nothing_but_the_refused_rows(tmp_path):

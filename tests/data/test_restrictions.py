@@ -12,6 +12,7 @@ from meditune.data.restrictions import (
 )
 from meditune.data.sources import SOURCES
 from meditune.errors import DataError
+from meditune.recipe import SourceSpec
 from tests.data import layouts
 
 
@@ -37,6 +38,15 @@ def test_a_column_that_says_no_marks_nothing(mark: object) -> None:
 
 
 def test_a_restricted_source_is_refused_unread() -> None:
-    refuse_restricted_sources_for_api([*(name for name in SOURCES if name != "mimic"), "own", "nobody"], "some-model")
+    free = [SourceSpec(name=name) for name in [*(name for name in SOURCES if name != "mimic"), "own", "nobody"]]
+    refuse_restricted_sources_for_api(free, "some-model")
     with pytest.raises(DataError, match=r"^Rows from mimic \(PhysioNet .*\) may not be sent to some-model"):
-        refuse_restricted_sources_for_api(["pubmedqa", "mimic"], "some-model")
+        refuse_restricted_sources_for_api([SourceSpec(name="pubmedqa"), SourceSpec(name="mimic")], "some-model")
+    with pytest.raises(DataError, match=r"^Rows from own \(Hospital agreement\) may not be sent to some-model"):
+        own = SourceSpec(name="own", path="a.csv", restricted=True, licence="Hospital agreement")
+        refuse_restricted_sources_for_api([own], "some-model")
+
+
+def test_rows_of_a_restricted_source_stay_so_in_a_file_made_of_them() -> None:
+    meta = {"source": "mimic"}
+    assert is_restricted(Example(id="own:1", source="own", question="Why?", answer="So.", group="1", meta=meta))

@@ -13,9 +13,9 @@ from meditune.evaluate.metrics import summarise
 from meditune.evaluate.metrics.calibration import calibrated
 from meditune.evaluate.metrics.confidence import probabilities
 from meditune.evaluate.predictions import Predictions
-from meditune.evaluate.significance import wilson
 from meditune.recipe import EvaluateSpec
 from meditune.recipes.loading import load_recipe
+from meditune.shares import wilson
 from tests.evaluate.test_confidence import numbered
 
 WEIGHTS = (55, 34, 11)

@@ -8,7 +8,8 @@ from meditune.evaluate.compare import compare
 from meditune.evaluate.measured import Measured
 from meditune.evaluate.predictions import Predictions
 from meditune.evaluate.side_by_side import side_by_side
-from meditune.evaluate.significance import holm, wilson
+from meditune.evaluate.significance import holm
+from meditune.shares import wilson
 
 
 def decided(*right):

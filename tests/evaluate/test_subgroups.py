@@ -5,11 +5,11 @@ import random
 import pytest
 
 from meditune.data.example import DECISIONS, Example, Passage
+from meditune.data.traits import TRAITS
 from meditune.evaluate.metrics import summarise
 from meditune.evaluate.predictions import Predictions
-from meditune.evaluate.significance import wilson
 from meditune.evaluate.subgroups import LEAST, subgroups
-from meditune.evaluate.traits import TRAITS
+from meditune.shares import wilson
 
 
 def example(number, source="own", **changes):

@@ -141,6 +141,11 @@ def test_restricted_rows_never_leave(place):
     for command in ("run", "train"):
         place.call(command).refused(3, "1 examples from own", "third party")
     meditune("evaluate", "api:other", "-o", place.folder / "e", *place.settings(), "--yes").refused(3, "third party")
+    said = f"[{{name: own, path: '{place.folder / 'gone.csv'}', restricted: true, licence: Ward's agreement}}]"
+    for words in (("run", "quickstart"), ("train", "quickstart"), ("evaluate", "api:other")):
+        folder = place.folder / f"said-{words[0]}"
+        refused = meditune(*words, "-o", folder, *place.settings(data__sources=said), "--yes")
+        refused.refused(3, "own (Ward's agreement)", "third party")
     assert place.api.requests == []
     assert marked.is_file()
     jsonl(place.folder / "own.jsonl", rows(40, restricted="false"))
@@ -178,6 +183,10 @@ def test_a_job_can_be_looked_at_and_cancelled(place):
 
 def test_a_training_that_happens_elsewhere_cant_be_measured_on_its_way(place):
     place.call("train", train__dev__keep_best=True).refused(2, "train.dev", "keep_best")
+
+
+def test_rows_cant_come_more_often_at_an_api(place):
+    place.call("train", data__balance="{by: decision, weights: {no: 2}}").refused(2, "data.balance.weights", "a cap")
     assert place.api.requests == []
 
 

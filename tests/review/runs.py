@@ -53,11 +53,11 @@ def finished(folder: Path, questions: int = 4, **changed: dict[int, str]) -> Pat
 
 
 @contextmanager
-def served(folder: Path, *words: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def served(folder: Path, *words: Any, command: str = "review") -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The server's process and the address it printed; killed at the end of the block."""
-    command = [sys.executable, "-m", "meditune.cli", "review", "serve", str(folder), "--port", "0"]
+    begin = [sys.executable, "-m", "meditune.cli", command, "serve", str(folder), "--port", "0"]
     process = subprocess.Popen(
-        [*command, *map(str, words)],
+        [*begin, *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,5 +1,6 @@
 """Mixed sources come as often as the recipe says, and every row of a source before any comes again."""
 
+import json
 from collections import Counter
 from itertools import islice
 
@@ -13,7 +14,7 @@ from meditune.train.mixing import mix_of
 from meditune.train.sft import plan_steps
 from meditune.train.weights import TokenWeights
 from tests import tiny
-from tests.commands import bench, jsonl, meditune, rows
+from tests.commands import bench, jsonl, meditune, read_rows, rows, stopped_after
 
 SOURCES = ["a", "b"] * 30 + ["a"] * 40 + ["b"] * 10 + ["c"] * 10
 """70 of a, 40 of b, 10 of c"""
@@ -61,6 +62,83 @@ def test_a_plan_follows_from_its_seed_alone():
     assert mix_of(["a"] * 5, MixSpec(temperature=3.0)) is None
 
 
+LENGTHS = [10 if source == "a" else 20 if source == "b" else 40 for source in SOURCES]
+
+
+@pytest.mark.parametrize(
+    ("spec", "visits"),
+    [
+        ({"quota": {"a": 20, "c": 30}}, {"a": 20, "b": 40, "c": 30}),
+        ({"quota": {"a": 200, "c": 400}, "unit": "tokens"}, {"a": 20, "b": 40, "c": 10}),
+        ({"weights": {"a": 1, "b": 1, "c": 1}, "unit": "tokens"}, {"a": 69, "b": 34, "c": 17}),  # 4 : 2 : 1
+        ({"quota": {"a": 1, "b": 80}, "unit": "supervised_tokens"}, {"a": 1, "b": 16, "c": 10}),
+    ],
+    ids=str,
+)
+def test_a_quota_and_tokens_settle_what_an_epoch_takes(spec, visits):
+    mix = mix_of(SOURCES, MixSpec(**spec), tokens=LENGTHS, supervised=[5] * len(SOURCES))
+    assert mix.visits == visits
+    steps = plan_steps(len(SOURCES), TrainSpec(batch_size=4, accumulation=1, epochs=1), 3, mix)
+    assert Counter(SOURCES[index] for step in steps for index in step) == visits
+
+
+@pytest.mark.parametrize("epochs", [1, 2.5, 4])
+@pytest.mark.parametrize("most", [0.5, 1, 1.5, 3])
+def test_no_source_is_seen_more_often_than_the_cap_and_the_others_get_the_rest(epochs, most):
+    spec = MixSpec(weights={"a": 1, "b": 1, "c": 8}, max_epochs=most)
+    mix = mix_of(SOURCES, spec, epochs)
+    steps = plan_steps(len(SOURCES), TrainSpec(batch_size=4, accumulation=1, epochs=epochs), 3, mix)
+    rows = Counter(index for step in steps for index in step)
+    visits = Counter(SOURCES[index] for index in rows.elements())
+    for source in "abc":
+        assert visits[source] <= most * SOURCES.count(source)
+    assert max(rows.values()) <= -(-most // 1)
+    if most >= epochs:
+        assert mix.size == len(SOURCES), "what is taken from c goes to a and b"
+    else:
+        assert mix.size <= most * len(SOURCES) / epochs, "all are at their caps, so an epoch is shorter"
+
+
+def test_a_cap_shortens_a_training_of_one_source_too():
+    assert mix_of(["a"] * 30, MixSpec(max_epochs=2), epochs=3).size == 20
+    assert mix_of(["a"] * 30, MixSpec(max_epochs=3), epochs=3) is None
+    with pytest.raises(DataError, match=r"train\.mix\.max_epochs leaves no row"):
+        mix_of(["a"] * 3, MixSpec(max_epochs=0.1), epochs=3)
+
+
+@pytest.mark.parametrize(("curriculum", "sign"), [("shortest_first", 1), ("longest_first", -1)])
+@pytest.mark.parametrize("epochs", [0.5, 2])
+def test_the_first_epoch_goes_by_length_and_takes_the_same_rows_as_without(curriculum, sign, epochs):
+    lengths = [(7 * n) % 50 for n in range(120)]
+    spec, weights = TrainSpec(batch_size=4, accumulation=2, epochs=epochs), {"a": 1, "b": 1, "c": 1}
+    plans = [
+        plan_steps(120, spec, 3, mix_of(SOURCES, MixSpec(weights=weights, curriculum=each), tokens=lengths))
+        for each in (curriculum, "none")
+    ]
+    ordered, plain = ([index for step in steps for index in step] for steps in plans)
+    first = min(120, round(120 * epochs))
+    seen = [sign * lengths[index] for index in ordered[:first]]
+    assert seen == sorted(seen)
+    assert Counter(ordered[:first]) == Counter(plain[:first]), "half an epoch isn't its shorter half"
+    assert ordered[first:] == plain[first:], "later epochs are shuffled"
+
+
+def test_sources_come_one_after_the_other_and_shuffled_inside():
+    mix = mix_of(SOURCES, MixSpec(curriculum=["c", "a"]))
+    steps = plan_steps(120, TrainSpec(batch_size=7, accumulation=1, epochs=1), 3, mix)
+    order = [index for step in steps for index in step]
+    assert [SOURCES[index] for index in order] == ["c"] * 10 + ["a"] * 70 + ["b"] * 40
+    assert order[:10] != sorted(order[:10])
+    assert sorted(order) == list(range(120))
+
+
+def test_rows_of_a_weighed_group_come_more_often():
+    groups = ["maybe" if n % 10 == 0 else "others" for n in range(120)]
+    mix = mix_of(SOURCES, MixSpec(), often={"maybe": 3.0}, groups=groups, by="decision")
+    assert mix.visits == {"maybe": 30, "others": 90}  # 12 * 3 against 108
+    assert mix.by == "decision"
+
+
 def test_a_weighed_source_without_rows_is_refused():
     with pytest.raises(DataError, match=r"train\.mix\.weights: c has no training rows"):
         mix_of(["a", "b"], MixSpec(weights={"a": 1, "b": 1, "c": 1}))
@@ -78,7 +156,8 @@ def test_the_shares_of_tasks_and_classes_hold_for_what_is_visited():
     made = rows_of([encoder.supervised(example, task) for example, task in tasks])
     mix = mix_of([example.source for example in both], MixSpec(weights={"a": 1, "b": 3}))
     spec = TrainSpec(decision_share=0.4, class_balance=1.0)
-    weights = TokenWeights(both, made, spec, mix.repeats())
+    often = {example.id: mix.repeats()[example.source] for example in both}
+    weights = TokenWeights(both, made, spec, often)
     sums = Counter()
     for step in plan_steps(20, spec.model_copy(update={"epochs": 12.0}), 1, mix):
         for row in (made[index] for index in step):
@@ -123,7 +202,52 @@ def test_the_pre_flight_and_the_card_tell_the_mix(place, tmp_path):
         ("train.mix.weights={own: 1}", "one weight for each of data.sources (own, pubmedqa)"),
         ("train.mix.weights={own: 1, pubmedqa: 0}", "must be above 0"),
         ("train.mix={weights: {own: 1, pubmedqa: 2}, temperature: 2}", "not both"),
+        ("train.mix={quota: {own: 3}, temperature: 2}", "leave weights and temperature out"),
+        ("train.mix={quota: {medquad: 3}}", "medquad isn't among data.sources (own, pubmedqa)"),
+        ("train.mix={curriculum: [own, own]}", "each once"),
     ],
 )
 def test_a_mix_that_makes_no_sense_is_refused(place, tmp_path, option, said):
     meditune("train", *two_sources(place, tmp_path, "--set", option)).refused(2, said, "train.mix")
+
+
+def test_weights_of_groups_and_of_sources_dont_go_together(place, tmp_path):
+    both = ["--set", "data.balance={by: decision, weights: {maybe: 2}}", "--set", "train.mix.temperature=2"]
+    meditune("train", *two_sources(place, tmp_path, *both)).refused(2, "data.balance.weights and train.mix.temperature")
+    wrong = ["--set", "data.balance={by: decision, weights: {perhaps: 2}}"]
+    told = "no training example is in perhaps. By decision there are: "
+    meditune("train", *two_sources(place, tmp_path, *wrong)).refused(3, told)
+
+
+def test_what_was_read_is_told_before_and_after_in_tokens(place, tmp_path):
+    options = ["--set", "data.balance={by: decision, weights: {no: 3, maybe: 2}}", "--set", "train.replay.share=0.2"]
+    options += ["--set", "train.replay.rows=4", "--set", "train.mix.curriculum=longest_first"]
+    result = meditune("train", *two_sources(place, tmp_path, *options, train__epochs=1))
+    assert result.code == 0, result
+    assert "rows by decision: " in result.err
+    assert "The first epoch comes in order: longest first." in result.err
+    facts = json.loads((tmp_path / "run" / "model" / "training.json").read_text(encoding="utf-8"))
+    assert {part["source"] for part in facts["mixture"]} == {"own", "pubmedqa", "replay (self)"}
+    for part in facts["mixture"]:
+        assert f"{part['source']}: {part['visits']:,} rows (" in result.err
+        assert f"{part['supervised_tokens']:,} of them trained on" in result.err
+    steps = read_rows(tmp_path / "run" / "training.jsonl")
+    assert sum(part["tokens"] for part in facts["mixture"]) == sum(step["tokens"] for step in steps)
+    card = (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
+    assert "Each epoch took rows by decision: " in card
+    assert "Of all tokens trained on: " in card
+
+
+def test_a_training_that_was_stopped_keeps_its_mixture_and_order(place, tmp_path):
+    options = ["--set", "train.mix={temperature: 3, max_epochs: 1.5, curriculum: shortest_first}"]
+    words = two_sources(place, tmp_path, *options, train__checkpoint_steps=1)
+    with stopped_after(2):
+        assert meditune("train", *words).code == 130
+    assert meditune("train", *words).code == 0
+    other = tmp_path / "other"
+    other.mkdir()
+    assert meditune("train", *two_sources(place, other, *options, train__checkpoint_steps=1)).code == 0
+    both = [read_rows(folder / "run" / "training.jsonl") for folder in (tmp_path, other)]
+    assert [step["tokens"] for step in both[0]] == [step["tokens"] for step in both[1]]
+    weights = [(folder / "run" / "model" / "adapter_model.safetensors").read_bytes() for folder in (tmp_path, other)]
+    assert weights[0] == weights[1]

@@ -9,7 +9,15 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from meditune.data.steady import steady
 from meditune.errors import DataError
+
+FILE_BYTES = 2**24
+"""Of one XML file; the publishers' largest has some two million. Its tree takes several times as much memory."""
+ALL_BYTES = 2**29
+"""Of all XML files in a zip, unpacked."""
+XML_DEPTH = 100
+_ENCRYPTED = 1
 
 
 def xml_files(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
@@ -18,43 +26,92 @@ def xml_files(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
     A folder that holds nothing but one or more zips is read through them. Raises DataError where there are none.
     """
     if path.is_dir():
-        names = sorted(file for file in path.rglob("*.xml") if file.is_file())
+        names = sorted(file for file in path.rglob("*.xml") if not file.is_dir())
         archives = [] if names else sorted(path.glob("*.zip"))
         for name in names:
-            yield PurePosixPath(name.relative_to(path).as_posix()), name.read_bytes()
+            yield PurePosixPath(name.relative_to(path).as_posix()), _bytes(name)
         for archive in archives:
             yield from _zipped(archive)
         if not names and not archives:
             raise DataError(f"{path}: no XML files and no zip here. Point at the publisher's folder or zip.")
-    elif zipfile.is_zipfile(path):
-        yield from _zipped(path)
-    elif path.suffix == ".xml" and path.is_file():
-        yield PurePosixPath(path.parent.name) / path.name, path.read_bytes()
-    elif path.exists():
-        raise DataError(f"{path}: neither a folder nor a whole zip file. Fetch it again.")
-    else:
+    elif not path.exists():
         raise DataError(f"{path}: no such folder or zip file.")
+    elif path.suffix == ".xml":
+        yield PurePosixPath(path.parent.name) / path.name, _bytes(path)
+    else:
+        yield from _zipped(path)
+
+
+def _bytes(file: Path) -> bytes:
+    with steady(file), file.open("rb") as stream:
+        data = stream.read(FILE_BYTES + 1)
+    if len(data) > FILE_BYTES:
+        raise DataError(f"{file}: {_too_large(FILE_BYTES)} Fetch it again.")
+    return data
 
 
 def _zipped(archive: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
+    with steady(archive):
+        if not zipfile.is_zipfile(archive):
+            raise DataError(f"{archive}: neither a folder nor a whole zip file. Fetch it again.")
+        yield from _unpacked(archive)
+
+
+def _unpacked(archive: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
+    """Read in memory, so a name that leads elsewhere (../) or a link leads nowhere."""
     try:
         with zipfile.ZipFile(archive) as opened:
-            names = sorted(name for name in opened.namelist() if name.endswith(".xml") and "__MACOSX" not in name)
-            if not names:
+            found = (each for each in opened.infolist() if each.filename.endswith(".xml"))
+            members = sorted(
+                (each for each in found if "__MACOSX" not in each.filename), key=lambda each: each.filename
+            )
+            if not members:
                 raise DataError(f"{archive}: no XML files in this zip. Point at the publisher's.")
-            for name in names:
-                yield PurePosixPath(name), opened.read(name)
+            largest = max(members, key=lambda each: each.file_size)
+            if largest.file_size > FILE_BYTES:
+                raise DataError(f"{archive}, {largest.filename}: {_too_large(FILE_BYTES)} Fetch it again.")
+            if sum(each.file_size for each in members) > ALL_BYTES:
+                raise DataError(f"{archive}: unpacked {_too_large(ALL_BYTES)} Fetch it again.")
+            for member in members:
+                if member.flag_bits & _ENCRYPTED:
+                    raise DataError(f"{archive}, {member.filename}: encrypted. Unpack it, and point at the folder.")
+                yield PurePosixPath(member.filename), opened.read(member)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise DataError(f"{archive}: a damaged zip file ({error}). Fetch it again.") from error
+    except NotImplementedError as error:
+        raise DataError(f"{archive}: packed in a way that isn't known here ({error}). Unpack it first.") from error
+
+
+def _too_large(limit: int) -> str:
+    return f"more than {limit // 2**20} MB, which no file of the publisher's is."
+
+
+class _Shallow(ET.TreeBuilder):
+    """Builds trees of some depth only: in a deeper one, looking through each element's descendants takes hours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._depth = 0
+
+    def start(self, tag: str, attrs: dict[str, str], /) -> ET.Element:
+        self._depth += 1
+        if self._depth > XML_DEPTH:
+            raise ValueError(f"elements more than {XML_DEPTH} deep")
+        return super().start(tag, attrs)
+
+    def end(self, tag: str, /) -> ET.Element:
+        self._depth -= 1
+        return super().end(tag)
 
 
 def parse_xml(data: bytes) -> ET.Element:
-    """The root element. Raises ValueError with line and column where it isn't well-formed XML."""
+    """The root element. Raises ValueError with line and column where it isn't well-formed XML, or nested too deep."""
     try:
-        return ET.fromstring(data.removeprefix(b"\xef\xbb\xbf"))
+        root: ET.Element = ET.fromstring(data.removeprefix(b"\xef\xbb\xbf"), ET.XMLParser(target=_Shallow()))
+        return root
     except ET.ParseError as error:
         raise ValueError(f"not well-formed XML ({error})") from error
-    except LookupError as error:
+    except LookupError as error:  # UnicodeError of an odd encoding is a ValueError as it stands
         raise ValueError(f"unknown text encoding ({error})") from error
 
 

@@ -14,12 +14,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from meditune.data.archive import children, parse_xml, texts, tidy, xml_files
+from meditune.data.damage import damage
 from meditune.data.example import Example
 from meditune.data.rejects import Rejects
 from meditune.errors import DataError
 
 SOURCE = "liveqa"
 LICENCE = "not stated; cite Ben Abacha et al. 2017"
+MOST_QUESTIONS = 5000
+"""Of one file; each question is compared with all before it, which would take hours with many more."""
 SAME_WORDS = 0.6
 """Questions that share this part of all their words count as one (in these files: 0.69 and above are retypings)."""
 
@@ -53,7 +56,15 @@ def read(path: Path, rejects: Rejects) -> Iterator[Example]:
             root = parse_xml(data)
         except ValueError as error:
             raise DataError(f"{path} ({name}): {error}. The file may be cut off; fetch it again.") from error
-        for number, question in enumerate(children(root, "NLM-QUESTION"), start=1):
+        questions = list(children(root, "NLM-QUESTION"))
+        if not questions:
+            raise DataError(f"{path} ({name}): no questions in it. The file isn't the publisher's; fetch it again.")
+        if len(questions) > MOST_QUESTIONS:
+            raise DataError(
+                f"{path} ({name}): {len(questions):,} questions, where the publisher's files have some hundreds. Give "
+                "files of your own as source own."
+            )
+        for number, question in enumerate(questions, start=1):
             identifier = question.get("qid") or question.get("questionid") or str(number)
             where = f"{name}, question {identifier}"
             text = _question(question)
@@ -63,7 +74,9 @@ def read(path: Path, rejects: Rejects) -> Iterator[Example]:
             group = groups.of(text, f"{role}:{identifier}")
             make = _test_examples if role == "test" else _training_examples
             for example in make(question, f"{SOURCE}-{role}:{identifier}", text, group):
-                if not example.answer:
+                if problem := damage([example.question, example.answer]):
+                    rejects.add(SOURCE, where, problem, example.id)
+                elif not example.answer:
                     rejects.add(SOURCE, where, "no answer", example.question)
                 elif example.id in seen:
                     rejects.add(SOURCE, where, "duplicate id", example.id)

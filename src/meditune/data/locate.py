@@ -108,7 +108,7 @@ def _receive(download: Download, partial: Path) -> str:
 
 
 def _given(source: Source, path: Path) -> Path:
-    if path.is_file() or has_files(source, path):
+    if (path.exists() and not path.is_dir()) or has_files(source, path):
         return path
     state = f"none of {', '.join(source.files)} in it" if path.is_dir() else "no such file or folder"
     raise DataError(f"{path}: {state}. The recipe names it for {source.name!r}; {_how(source)}.")

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from meditune.data.archive import children, parse_xml, texts, tidy, xml_files
+from meditune.data.damage import damage
 from meditune.data.example import Example
 from meditune.data.rejects import Rejects
 from meditune.progress import track
@@ -48,8 +49,9 @@ def read(path: Path, rejects: Rejects) -> Iterator[Example]:
             question = "" if asked is None else " ".join("".join(asked.itertext()).split())
             answer = "\n\n".join(tidy("".join(each.itertext())) for each in children(pair, "Answer")).strip()
             number = pair.get("pid", str(position))
-            if not question:
-                rejects.add(SOURCE, f"{name}, pair {number}", "no question", answer)
+            problem = damage([question, answer])
+            if problem or not question:
+                rejects.add(SOURCE, f"{name}, pair {number}", problem or "no question", answer)
             elif not answer:
                 unanswered += 1
             else:

@@ -18,10 +18,14 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from meditune.data.deidentified import placeholders
+from meditune.data.damage import damage
 from meditune.data.example import Example, Passage
 from meditune.data.rejects import Rejects
+from meditune.data.steady import steady
+from meditune.data.tables import FIELD_CHARACTERS
 from meditune.errors import DataError
+from meditune.files import bounded_lines
+from meditune.phi.brackets import placeholders
 from meditune.progress import Progress
 
 SOURCE = "mimic"
@@ -34,7 +38,6 @@ NOTICE = (
 )
 
 _COLUMNS = ("ROW_ID", "SUBJECT_ID", "HADM_ID", "CATEGORY", "ISERROR", "TEXT")
-_FIELD_LIMIT = 2**27  # the longest notes pass Python's 131,072 characters; one broken quote must not fill memory
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def read(path: Path, rejects: Rejects) -> Iterator[Example]:
     file = _file(path)
     seen: set[int] = set()
     left_out: Counter[str] = Counter()
-    for line, row in _rows(file, rejects):
+    for line, row in _steady_rows(file, rejects):
         reason = ""
         row_id = _number(row["ROW_ID"])
         if row["ISERROR"].strip() in {"1", "1.0"}:
@@ -120,6 +123,8 @@ def read(path: Path, rejects: Rejects) -> Iterator[Example]:
             reason = "no ROW_ID or SUBJECT_ID"
         elif int(row_id) in seen:
             reason = "duplicate id"
+        else:
+            reason = damage(row)
         if reason:
             rejects.add(SOURCE, f"{file}:{line}", reason, {"ROW_ID": row_id})
             continue
@@ -171,14 +176,23 @@ def _examples(row: dict[str, str], row_id: str) -> Iterator[Example]:
         )
 
 
+def _steady_rows(file: Path, rejects: Rejects) -> Iterator[tuple[int, dict[str, str]]]:
+    with steady(file):
+        yield from _rows(file, rejects)
+
+
 def _rows(file: Path, rejects: Rejects) -> Iterator[tuple[int, dict[str, str]]]:
     """The line at which each record ends, and its needed columns."""
-    csv.field_size_limit(max(csv.field_size_limit(), _FIELD_LIMIT))
+    csv.field_size_limit(FIELD_CHARACTERS)
     line = 0
     try:
-        with file.open("rb") as raw, Progress("Reading MIMIC-III", file.stat().st_size / 1e6, "MB") as progress:
+        with (
+            file.open("rb") as raw,
+            Progress("Reading MIMIC-III", file.stat().st_size / 1e6, "MB") as progress,
+        ):
             binary = gzip.GzipFile(fileobj=raw) if file.suffix == ".gz" else raw
-            reader = csv.reader(io.TextIOWrapper(binary, encoding="utf-8-sig", newline=""), strict=True)
+            text = io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
+            reader = csv.reader(bounded_lines(text, file, FIELD_CHARACTERS), strict=True)
             header = [name.strip().upper() for name in next(reader, [])]
             missing = [name for name in _COLUMNS if name not in header]
             if missing:
@@ -203,7 +217,7 @@ def _rows(file: Path, rejects: Rejects) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _file(path: Path) -> Path:
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         return path
     for name in ("NOTEEVENTS.csv", "NOTEEVENTS.csv.gz", "noteevents.csv", "noteevents.csv.gz"):
         if (path / name).is_file():

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ LEAST_MEANT = 3
 """With fewer words in common that carry meaning, function words must be the same, too."""
 FILLINGS, LOOSE_FILLINGS = 4, 6
 """If more questions have the words that two have in common, these are a template, and the two no rewrites."""
+PUT_IN = 4
+"""Words by which a text that is otherwise the same can be made to say something else."""
 LEAST_WORDS = 20
 """Shorter passages aren't compared: they may be a phrase that many rows share."""
 BLOCK = 200_000
@@ -37,6 +40,7 @@ Matches = list[tuple[int, int, float]]
 """Index in the first list, index in the second, similarity up to 1"""
 
 _NEGATIONS = frozenset({"no", "not", "non", "nor", "never", "without"})
+_FILLERS = frozenset({"so", "and", "please", "well", "also", "hi", "hello", "now"})
 _NUMERAL = re.compile(r"(?=[ivx]{2})x{0,3}(?:ix|iv|v?i{0,3})")
 _FUNCTION_WORDS = frozenset(
     word
@@ -123,6 +127,72 @@ def near_passages(first: Sequence[str], second: Sequence[str], least_alike: floa
     long = least >= LEAST_WORDS - 4  # of triples, a few of which may come twice
     chosen = np.flatnonzero(long & (alike >= least_alike))
     return [(int(shared.row[k]), int(shared.col[k]), float(alike[k])) for k in chosen]
+
+
+class Questions:
+    """Tells of two questions whether they ask the same, knowing all that were asked.
+
+    Stricter than `near_questions`, because rows are dropped by it. Another word makes another question, however long
+    they are ("... for Ovarian Germ Cell Tumors"), unless a context shows what is meant; and where many questions have
+    the words that two have in common, so does another letter, unless the row's own text spells it as the other does.
+    """
+
+    def __init__(self, questions: Iterable[str]) -> None:
+        self._holders: dict[str, set[int]] = {}
+        for number, said in enumerate({frozenset(words(question)) for question in questions}):
+            for word in said:
+                self._holders.setdefault(word, set()).add(number)
+        self._templates: dict[frozenset[str], bool] = {}
+
+    def same(self, first: str, second: str, texts: tuple[str, str], has_context: bool) -> bool:
+        """Whether they ask the same; `texts` are what stands beside each, context and answer."""
+        mine, yours = ([word for word in _worded(text) if word not in _FILLERS] for text in (first, second))
+        if mine == yours:
+            return True
+        change = _change(mine, yours)
+        is_template = self._is_template(frozenset(mine) & frozenset(yours))
+        if change is not None:
+            return has_context and change.is_light and not is_template
+        return self._are_slips(mine, yours, texts, is_template)
+
+    def _are_slips(self, mine: Sequence[str], yours: Sequence[str], texts: tuple[str, str], surely: bool) -> bool:
+        """Whether the words that differ by a letter are one word, misspelt once, and not two that the texts use.
+
+        `surely` asks for a proof: a word isn't in its own text, which spells it as the other question does, or it is in
+        no other question, and that spelling is.
+        """
+        left, right = list(_unshared(mine, yours)), list(_unshared(yours, mine))
+        said = [frozenset(_worded(text)) for text in texts]
+        twins = [(one, two) for one in left for two in right if _one_slip(one, two)]
+        if not surely:
+            return not any(one in said[0] and two in said[1] for one, two in twins)
+        return len(twins) >= max(len(left), len(right)) and all(
+            (one not in said[0] and (two in said[0] or self._is_odd(one, two)))
+            or (two not in said[1] and (one in said[1] or self._is_odd(two, one)))
+            for one, two in twins
+        )
+
+    def _is_odd(self, word: str, other: str) -> bool:
+        """Whether a word is in one question only, and the other in more."""
+        return len(self._holders.get(word, ())) == 1 < len(self._holders.get(other, ()))
+
+    def _is_template(self, kept: frozenset[str]) -> bool:
+        if kept not in self._templates:
+            holders = sorted((self._holders.get(word, set()) for word in kept), key=len)
+            self._templates[kept] = not holders or len(set.intersection(*holders)) > FILLINGS
+        return self._templates[kept]
+
+
+def same_facts(first: str, second: str) -> bool:
+    """Whether no number or negation of one text stands in another's place, or was put in by a word or two.
+
+    "50 mg" for "5 mg", and "is not safe" for "is safe", change a text that is otherwise the same.
+    """
+    mine, yours = Counter(words(first)), Counter(words(second))
+    left, right = sorted(
+        (list((mine - yours).elements()), list((yours - mine).elements())), key=lambda side: bool(_marks(side))
+    )
+    return not _marks(right) or (not _marks(left) and len(right) - len(left) > PUT_IN)
 
 
 def share_within(part: str, whole: str, length: int) -> float:
@@ -243,6 +313,16 @@ def _marks(said: Sequence[str]) -> Counter[str]:
         or word in _NEGATIONS
         or _NUMERAL.fullmatch(word)
     )
+
+
+def _unshared(first: Sequence[str], second: Sequence[str]) -> Iterator[str]:
+    """Words of the first that the second lacks, function words aside."""
+    return (word for word in (Counter(first) - Counter(second)).elements() if word not in _FUNCTION_WORDS)
+
+
+@lru_cache(maxsize=1 << 16)
+def _worded(text: str) -> tuple[str, ...]:
+    return tuple(words(text))
 
 
 def _one_slip(first: str, second: str) -> bool:

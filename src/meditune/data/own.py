@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from meditune.data.damage import plain
 from meditune.data.example import DECISIONS, Decision, Example
-from meditune.data.records import NO_CONTEXT, NO_SURROGATES, cell, group_of, is_writable, passages, records
+from meditune.data.records import NO_CONTEXT, cell, group_of, passages, records
 from meditune.data.rejects import Rejects
 from meditune.data.tables import Row, rows
 from meditune.errors import DataError
@@ -78,8 +79,6 @@ def _example(
         return None, "unknown decision (not yes, no or maybe)"
     if not answer and decision is None:
         return None, "neither answer nor decision"
-    if not is_writable(question + answer):
-        return None, NO_SURROGATES
     if context is None:
         return None, NO_CONTEXT
     others = {column: value for column, value in row.items() if column not in columns.values()}
@@ -92,7 +91,7 @@ def _example(
         answer=answer,
         decision=decision,
         group=group_of(cell(values.get("group")), question),
-        meta=others | dict(nested),
+        meta=plain(others | dict(nested)),
     ), ""
 
 

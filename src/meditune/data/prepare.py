@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import random
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from meditune.data import leakage, mimic, own
+from meditune.data import decisions, leakage
+from meditune.data.balance import rebalanced
 from meditune.data.card import data_card
+from meditune.data.deidentify import Findings, cleaner
 from meditune.data.example import Example, read_examples, write_examples
-from meditune.data.locate import known, locate
-from meditune.data.quality import facts, without_duplicates
+from meditune.data.locate import locate
+from meditune.data.quality.audit import Audit
+from meditune.data.quality.facts import facts
+from meditune.data.quality.ledger import FILE_NAME as LEDGER
+from meditune.data.quality.ledger import Entry
+from meditune.data.reading import available, read_sources
 from meditune.data.rejects import Rejects
-from meditune.data.sources import SOURCES
-from meditune.data.splits import OFFICIAL, Splits, split
+from meditune.data.splits import Splits, official_tests, split
+from meditune.data.terms import terms_of
 from meditune.errors import DataError
 from meditune.files import read_json, replacing, replacing_folder, sha256, write_json
-from meditune.recipe import DataSpec, Recipe, SourceSpec
-
-SAMPLE_TEST_SHARE = 0.4
+from meditune.recipe import DataSpec, Recipe
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,18 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
     Raises DataError where a source can't be found, nothing is left, or items that are measured leaked and the
     recipe doesn't own up to it. What was refused is then in `rejected.jsonl` beside the folder, too.
     """
-    spec, synthetic = _available(recipe.data)
-    rejects = Rejects()
+    spec, synthetic = available(recipe.data)
+    rejects, phi = Rejects(cleaner(spec.phi)), Findings(spec.phi)
     beside = folder.parent / "rejected.jsonl"
     try:
-        splits, found = _read_and_split(spec, recipe.seed, rejects)
+        by_source, read = read_sources(spec, recipe.seed, rejects, phi)
+        audit = checked_rows(spec, by_source)
+        splits = audit.between(split_rows(spec, recipe.seed, audit.left, by_source))
+        splits, decided = decisions.apply(spec.decisions, spec.incomplete, splits)
+        audit.note(decided.entries)
+        train, entries = rebalanced(splits.train, spec, recipe.seed)
+        audit.note(entries)
+        before, splits = len(splits.train), replace(splits, train=train)
         measured = recipe.evaluate.split
         checked = leakage.check(splits, measured, recipe.model.base)
         leakage.refuse(checked, recipe.evaluate.allow_leakage, folder.parent)
@@ -61,9 +70,20 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
             raise
         rejects.write(beside)
         raise DataError(f"{error} Rows that were refused, and why: {beside}.") from error
-    quality = {"synthetic": synthetic, **found, "leakage": checked}
+    quality = {
+        "synthetic": synthetic,
+        **facts(splits, read, audit.dropped()),
+        "audit": audit.facts(),
+        **({"decisions": decided.facts} if decided.facts else {}),
+        **({"rebalanced": _counted(before, len(splits.train), entries)} if entries else {}),
+        "terms": terms_of(example for examples in splits.named().values() for example in examples),
+        "leakage": checked,
+        "phi": phi.facts(),
+    }
     with replacing_folder(folder) as partial:
         rejects.write(partial / "rejected.jsonl")
+        audit.ledger.write(partial / LEDGER)
+        phi.write(partial)
         for name, examples in splits.named().items():
             write_examples(partial / f"{name}.jsonl", examples)
         quality["sha256"] = _digest([partial / f"{name}.jsonl" for name in splits.named()])
@@ -91,27 +111,6 @@ def stored(folder: Path) -> Prepared:
     )
 
 
-def check_sources(spec: DataSpec) -> None:
-    """Raise DataError where a source is unknown, or can't be split or found as the recipe says; reads no data."""
-    if spec.fold is not None and (spec.split != "official" or all(each.name != "pubmedqa" for each in spec.sources)):
-        raise DataError(
-            "data.fold names one of the folds that PubMedQA's publisher made of its training items, which needs "
-            "pubmedqa among data.sources and data.split: official."
-        )
-    for source in spec.sources:
-        if source.name == "own":
-            if source.path is None:
-                raise DataError("data.sources: name: own needs a path, a file or a Hugging Face data-set id.")
-            continue
-        if known(source.name).reader is None:
-            raise DataError(f"data.sources: {source.name} is plain text, not questions and answers.")
-        if source.limit is not None and spec.split == "official" and source.name in OFFICIAL:
-            raise DataError(
-                f"data.sources: {source.name} is split as its publisher did (data.split: official), which needs all "
-                "of it. To work with a sample of it: --set data.split=group."
-            )
-
-
 def stood_in(spec: DataSpec, data: Prepared) -> bool:
     """Whether the sample took the place of sources that can be had by now, without fetching them."""
     if not data.synthetic or any(source.name == "sample" for source in spec.sources):
@@ -124,71 +123,37 @@ def stood_in(spec: DataSpec, data: Prepared) -> bool:
     return True
 
 
-def _available(spec: DataSpec) -> tuple[DataSpec, bool]:
-    """The sources as they can be had here, and whether that is the synthetic sample instead."""
-    check_sources(spec)
-    named = [source for source in spec.sources if source.name != "own"]
-    try:
-        for source in named:
-            locate(source.name, source.path)
-    except DataError as error:
-        if not spec.fallback_to_sample or spec.fold is not None or any(source.path for source in spec.sources):
-            raise
-        print(
-            f"{error}\n\nGoing on with the SYNTHETIC sample that ships with Meditune. Its studies are invented: the "
-            "run shows how everything works, and its figures say nothing about medicine.",
-            file=sys.stderr,
-        )
-        sample = [SourceSpec(name="sample")]
-        return spec.model_copy(update={"sources": sample, "test_share": SAMPLE_TEST_SHARE}), True
-    return spec, any(source.name == "sample" for source in spec.sources)
+def checked_rows(spec: DataSpec, by_source: dict[str, list[Example]]) -> Audit:
+    """Quality control of all rows that were read; official test items are only looked at."""
+    audit = Audit(spec.quality, official_tests(by_source) if spec.split == "official" else ())
+    audit.rows(by_source)
+    return audit
 
 
-def _read_and_split(spec: DataSpec, seed: int, rejects: Rejects) -> tuple[Splits, dict[str, Any]]:
-    by_source: dict[str, list[Example]] = {}
-    read: dict[str, dict[str, Any]] = {}
-    for source in spec.sources:
-        examples = _read(source, seed, rejects)
-        by_source.setdefault(source.name, []).extend(examples)
-        licence = SOURCES[source.name].licence if source.name in SOURCES else "yours"
-        read[source.name] = {"read": len(by_source[source.name]), "licence": licence}
-    _refuse_repeated_ids(by_source)
-    before = sum(map(len, by_source.values()))
-    by_source = {name: without_duplicates(examples, rejects) for name, examples in by_source.items()}
-    duplicates = before - sum(map(len, by_source.values()))
-    for name, row in read.items():
-        row["rejected"] = rejects.counts().get(name, {})
-    splits = split(by_source, spec.split == "official", spec.test_share, spec.dev_share, seed, spec.fold)
-    return splits, facts(splits, read, duplicates)
+def _counted(before: int, after: int, entries: list[Entry]) -> dict[str, Any]:
+    """Training examples before and after, and how many each rule of rebalancing dropped or changed, by source."""
+    rules: dict[str, dict[str, int]] = {}
+    for entry in entries:
+        by_source = rules.setdefault(f"{entry.rule}: {'answer removed' if entry.after else 'dropped'}", {})
+        by_source[entry.before.source] = by_source.get(entry.before.source, 0) + 1
+    return {"before": before, "after": after, "rules": rules}
 
 
-def _read(source: SourceSpec, seed: int, rejects: Rejects) -> list[Example]:
-    if source.name == "own":
-        assert source.path is not None, "check_sources has looked"
-        examples = list(own.read(source.path, rejects, fields=source.fields or None))
-    else:
-        reader = known(source.name).reader
-        assert reader is not None, "check_sources has looked"
-        if source.name == "mimic":
-            print(mimic.NOTICE, file=sys.stderr)
-        examples = list(reader(locate(source.name, source.path), rejects))
-    if not examples:
-        raise DataError(f"data.sources: nothing usable was read from {source.path or source.name}.")
-    if source.limit is not None and len(examples) > source.limit:
-        chosen = random.Random(f"{seed}/{source.name}").sample(range(len(examples)), source.limit)
-        examples = [examples[index] for index in sorted(chosen)]
-    return examples
-
-
-def _refuse_repeated_ids(by_source: dict[str, list[Example]]) -> None:
-    seen: set[str] = set()
-    for example in (example for examples in by_source.values() for example in examples):
-        if example.id in seen:
-            raise DataError(
-                f"data.sources: the id {example.id} comes twice. Name each source once, and give rows of your own "
-                "files ids that differ from file to file."
-            )
-        seen.add(example.id)
+def split_rows(
+    spec: DataSpec, seed: int, by_source: dict[str, list[Example]], whole: dict[str, list[Example]]
+) -> Splits:
+    """The rows split as the recipe says; `whole` are all that were read."""
+    return split(
+        by_source,
+        spec.split == "official",
+        spec.test_share,
+        spec.dev_share,
+        seed,
+        spec.fold,
+        newest=spec.split == "newest",
+        traits=spec.stratify,
+        whole=whole,
+    )
 
 
 def _digest(paths: list[Path]) -> str:

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from meditune.data.damage import damage
 from meditune.data.example import DECISIONS, Decision, Example, Passage
 from meditune.data.rejects import Rejects
+from meditune.data.steady import refuse_other_kinds, steady
 from meditune.data.tables import parquet_rows
 from meditune.errors import DataError
-from meditune.files import numbered_jsonl, read_json
+from meditune.files import numbered_jsonl, parsed, read_json, read_text
 
 SOURCE = "pubmedqa"
 LICENCE = "MIT"
@@ -56,7 +59,8 @@ def from_rows(rows: Iterable[tuple[str, Mapping[str, Any], str]], rejects: Rejec
     """
     seen: set[str] = set()
     for where, row, subset in rows:
-        example, problem = _example(row, subset)
+        problem = damage(row)
+        example, problem = (None, problem) if problem else _example(row, subset)
         if example is not None and example.id in seen:
             problem = "duplicate id"
         if example is None or problem:
@@ -150,7 +154,7 @@ def _chosen(path: Path, subsets: Sequence[str]) -> list[tuple[str, Path]]:
     unknown = [subset for subset in subsets if subset not in _FILES]
     if unknown:
         raise DataError(f"PubMedQA has no subset {unknown[0]!r}. Choose from {', '.join(_FILES)}.")
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         name = f"{path.parent.name}/{path.name}".lower()
         named = [subset for subset, marks in _MARKS.items() if any(mark in name for mark in marks)]
         return [(named[0] if named else LABELED, path)]
@@ -167,22 +171,34 @@ def _chosen(path: Path, subsets: Sequence[str]) -> list[tuple[str, Path]]:
 
 def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where each row is, and the row in the hub's form with the PubMed id under `pubid`."""
-    if file.suffix == ".parquet":
-        yield from parquet_rows(file)
-        return
-    if file.suffix == ".jsonl":
-        for number, row in numbered_jsonl(file):
-            yield f"{file}:{number}", row
-        return
-    value = read_json(file)
-    if not isinstance(value, dict):
-        raise DataError(f"{file}: expected an object that maps PubMed ids to items, found {type(value).__name__}.")
-    for pmid, item in value.items():
-        where = f"{file}, item {pmid}"
-        if not isinstance(item, dict):
-            yield where, {"pubid": pmid, "value": item}
-            continue
-        yield where, {"pubid": pmid} | item
+    with steady(file):
+        if file.suffix == ".parquet":
+            yield from parquet_rows(file)
+            return
+        refuse_other_kinds(file)
+        if file.suffix == ".jsonl":
+            for number, row in numbered_jsonl(file):
+                yield f"{file}:{number}", row
+            return
+        value = parsed(read_text(file), file, _Object)
+        if not isinstance(value, _Object):
+            raise DataError(f"{file}: expected an object that maps PubMed ids to items, found {type(value).__name__}.")
+        for pmid, item in value.pairs():
+            yield f"{file}, item {pmid}", {"pubid": pmid} | (item if isinstance(item, dict) else {"value": item})
+
+
+class _Object(dict[str, Any]):
+    """A JSON object that knows of keys that came twice."""
+
+    __slots__ = ("_all",)
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self._all = pairs if len(pairs) > len(self) else None
+
+    def pairs(self) -> Iterable[tuple[str, Any]]:
+        """Every key with its value, those that came twice included."""
+        return self._all or self.items()
 
 
 def _example(row: Mapping[str, Any], subset: str) -> tuple[Example | None, str]:
@@ -223,7 +239,7 @@ def _example(row: Mapping[str, Any], subset: str) -> tuple[Example | None, str]:
             "licence": LICENCE,
             "subset": subset,
             "mesh": mesh,
-            "year": int(year) if year.isdigit() else None,
+            "year": int(year) if re.fullmatch("[0-9]{4}", year) else None,
         },
     ), ""
 

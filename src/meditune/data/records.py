@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 from meditune.data.columns import columns_for
+from meditune.data.damage import damage
 from meditune.data.example import Passage
 from meditune.data.rejects import Rejects
 from meditune.data.tables import Row
@@ -55,7 +56,8 @@ def records(
     columns = columns_for(available, fields, first[0][0], **schema)
     seen: set[str] = set()
     for number, (where, row) in enumerate(itertools.chain(first, stream), start=1):
-        made, problem = make(row, columns, f"{name}-{number}")
+        problem = damage(row)
+        made, problem = (None, problem) if problem else make(row, columns, f"{name}-{number}")
         if made is not None and made.id in seen:
             problem = "duplicate id"
         if made is None or problem:
@@ -66,15 +68,11 @@ def records(
 
 
 def cell(value: object) -> str:
-    """A cell as text; nothing, NaN and lists are empty."""
+    """A cell as text; nothing, NaN, Infinity, lists and what no one can see are empty."""
     if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:g}" if not value.is_integer() else str(int(value))
-    return str(value).strip() if isinstance(value, str | int) else ""
-
-
-def is_writable(text: str) -> bool:
-    """Whether the text can be written as UTF-8, which half a character (a lone surrogate) can't."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+        return "" if not math.isfinite(value) else f"{value:g}" if not value.is_integer() else str(int(value))
+    text = str(value).strip() if isinstance(value, str | int) else ""
+    return text if any(map(str.isprintable, text)) else ""
 
 
 def group_of(stated: str, question: str) -> str:
@@ -104,6 +102,5 @@ def passages(value: object) -> tuple[Passage, ...] | None:
     return tuple(passage for passage in found if passage.text)
 
 
-NO_SURROGATES = "half a character (a lone surrogate), which can't be written as UTF-8"
 NO_CONTEXT = "context is neither text, a list of texts, nor a list of {text, label}"
-"""Reasons that all readers of tables share."""
+"""A reason that all readers of tables share."""

@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from meditune.files import write_jsonl
 
 ROW_CHARACTERS = 500
+READ_CHARACTERS = 2 * ROW_CHARACTERS
+"""So many are cleaned, so that nothing is cut in two where the row is cut."""
 MEMORY_BYTES = 1_000_000
 
 
 class Rejects:
     """Collects refused rows. Beyond a megabyte they wait in an unnamed temporary file, so memory stays small."""
 
-    def __init__(self) -> None:
+    def __init__(self, clean: Callable[[str], str] = str) -> None:
+        """`clean` takes out of a row's text what may not be kept."""
+        self._clean = clean
         self._counts: Counter[tuple[str, str]] = Counter()
         self._spool = tempfile.SpooledTemporaryFile(  # noqa: SIM115 (lives as long as this object)
             max_size=MEMORY_BYTES, mode="w+", encoding="utf-8", newline="\n"
@@ -33,9 +37,14 @@ class Rejects:
         `where` is "file:line" or "file, item id". Of `row` the first 500 characters are kept; a reader of
         restricted text passes an identifier only.
         """
-        text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
+        try:
+            text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
+        except RecursionError:
+            text = "(too deep to show)"
         self._counts[source, reason] += 1
-        line = {"source": source, "where": where, "reason": reason, "row": text[:ROW_CHARACTERS]}
+        shown = self._clean(text[:READ_CHARACTERS])[:ROW_CHARACTERS]
+        line = {"source": source, "where": where, "reason": reason, "row": shown}
+        line = {key: value.encode(errors="backslashreplace").decode() for key, value in line.items()}
         self._spool.seek(0, 2)
         self._spool.write(json.dumps(line) + "\n")
 

@@ -7,19 +7,33 @@ from collections.abc import Iterable
 from meditune.data.example import Example
 from meditune.data.sources import SOURCES
 from meditune.errors import DataError
+from meditune.recipe import SourceSpec
 
 
 def is_restricted(example: Example) -> bool:
-    """Whether the example is marked `restricted`, by its reader (MIMIC-III) or in a column of the user's own file."""
+    """Whether the example is restricted: by its mark (of the reader, the recipe, or a column of the user's own file),
+
+    or because it comes from a restricted source, also by way of a file that Meditune wrote before.
+    """
     mark = example.meta.get("restricted")
-    return bool(mark) and str(mark).strip().lower() not in {"false", "no", "0"}
+    if bool(mark) and str(mark).strip().lower() not in {"false", "no", "0"}:
+        return True
+    sources = (SOURCES.get(str(name)) for name in (example.source, example.meta.get("source")))
+    return any(source.restricted for source in sources if source)
 
 
-def refuse_restricted_sources_for_api(names: Iterable[str], model_name: str) -> None:
-    """Raise DataError if a source's rows are all restricted; needs no reading, so it can come first."""
-    restricted = [source for name in names if (source := SOURCES.get(name)) and source.restricted]
+def refuse_restricted_sources_for_api(specs: Iterable[SourceSpec], model_name: str) -> None:
+    """Raise DataError if a source's rows are all restricted, by what it is or as the recipe says.
+
+    It needs no reading, so it can come first.
+    """
+    restricted: dict[str, str] = {}
+    for spec in specs:
+        source = SOURCES.get(spec.name)
+        if spec.restricted or (source and source.restricted):
+            restricted[spec.name] = spec.licence or (source.licence if source else "restricted: true in the recipe")
     if restricted:
-        raise _forbidden("Rows", {source.name: source.licence for source in restricted}, model_name)
+        raise _forbidden("Rows", restricted, model_name)
 
 
 def refuse_restricted_for_api(examples: Iterable[Example], model_name: str) -> None:

@@ -38,6 +38,8 @@ class Source:
     """Fetched in this order; the last one is among `files`, so a broken-off download isn't taken for a whole one."""
     how: str = ""
     """How to get it where it can't simply be downloaded."""
+    citation: str = ""
+    """As its publisher asks to be cited."""
     restricted: bool = False
     """Whether its licence forbids passing rows on (`data/restrictions.py`)."""
     packaged: Path | None = None
@@ -54,6 +56,8 @@ SOURCES: dict[str, Source] = {
             title="PubMedQA: research questions with abstracts and yes/no/maybe decisions",
             licence=pubmedqa.LICENCE,
             homepage="https://github.com/pubmedqa/pubmedqa",
+            citation="Jin et al. (2019), PubMedQA: A Dataset for Biomedical Research Question Answering. EMNLP-IJCNLP. "
+            "https://doi.org/10.18653/v1/D19-1259",
             files=(
                 "ori_pqal.json",
                 "ori_pqaa.json",
@@ -81,6 +85,8 @@ SOURCES: dict[str, Source] = {
             title="MedQuAD: questions and answers from twelve NIH sites",
             licence=medquad.LICENCE,
             homepage="https://github.com/abachaa/MedQuAD",
+            citation="Ben Abacha and Demner-Fushman (2019), A Question-Entailment Approach to Question Answering. BMC "
+            "Bioinformatics 20:511. https://doi.org/10.1186/s12859-019-3119-4",
             files=("*_QA*/*.xml", "*/*_QA*/*.xml", "MedQuAD*.zip", "medquad*.zip"),
             reader=medquad.read,
             download=(
@@ -92,6 +98,8 @@ SOURCES: dict[str, Source] = {
             title="LiveQA-Medical, TREC 2017: consumers' health questions with reference answers",
             licence=liveqa.LICENCE,
             homepage="https://github.com/abachaa/LiveQA_MedicalTask_TREC2017",
+            citation="Ben Abacha et al. (2017), Overview of the Medical Question Answering Task at TREC 2017 LiveQA. "
+            "TREC 2017. https://trec.nist.gov/pubs/trec26/papers/Overview-QA.pdf",
             files=("TREC-2017-*.xml", "*/TREC-2017-*.xml", "*/*/TREC-2017-*.xml", "LiveQA*.zip", "liveqa*.zip"),
             reader=liveqa.read,
             download=(
@@ -106,6 +114,8 @@ SOURCES: dict[str, Source] = {
             title="MIMIC-III clinical notes (your own credentialed copy)",
             licence=mimic.LICENCE,
             homepage="https://physionet.org/content/mimiciii/",
+            citation="Johnson et al. (2016), MIMIC-III, a freely accessible critical care database. Scientific Data "
+            "3:160035. https://doi.org/10.1038/sdata.2016.35",
             files=("NOTEEVENTS.csv", "NOTEEVENTS.csv.gz", "noteevents.csv", "noteevents.csv.gz"),
             reader=mimic.read,
             restricted=True,

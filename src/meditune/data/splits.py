@@ -52,8 +52,15 @@ def split(
     dev_share: float,
     seed: int,
     fold: int | None = None,
+    *,
+    newest: bool = False,
+    traits: Sequence[str] = ("source", "decision"),
+    whole: dict[str, list[Example]] | None = None,
 ) -> Splits:
     """Split each source: by its publisher's test set where there is one and `official` asks for it, else by group.
+
+    With `newest` the test is what was published last. `whole` are the rows as they were read, by which publishers name
+    their test sets, where quality control left some out since. Groups are stratified by the `traits`.
 
     A question or context that an official set holds is kept for training wherever else it turns up, so that it can
     only leak, and be refused (leakage.py), or do no harm. The development set is taken from what isn't test, by group,
@@ -63,21 +70,24 @@ def split(
     rest: list[Example] = []
     test: list[Example] = []
     free: list[Example] = []
+    read = by_source if whole is None else whole
     for source, examples in by_source.items():
         if official and source in OFFICIAL:
-            kept, held = OFFICIAL[source](examples)
-            rest += kept
-            test += held
+            there = {example.id: example for example in examples}
+            kept, held = OFFICIAL[source](read[source])
+            rest += [there[example.id] for example in kept if example.id in there]
+            test += [there[example.id] for example in held if example.id in there]
         else:
             free += examples
     same, general = same_questions([*rest, *test, *free]), backgrounds([*rest, *test, *free])
     known = {key for example in (*rest, *test) for key in _shared(example, same, general)}
     new = [not known.intersection(_shared(example, same, general)) for example in free]
     rest += [example for example, is_new in zip(free, new, strict=True) if not is_new]
-    kept, held = by_group([e for e, is_new in zip(free, new, strict=True) if is_new], test_share, seed, same)
+    unseen = [example for example, is_new in zip(free, new, strict=True) if is_new]
+    kept, held = by_year(unseen, test_share, seed, same) if newest else by_group(unseen, test_share, seed, same, traits)
     rest += kept
     test += held
-    train, dev = by_group(rest, dev_share, seed + 1, same) if fold is None else _fold(by_source, rest, fold)
+    train, dev = by_group(rest, dev_share, seed + 1, same, traits) if fold is None else _fold(read, rest, fold)
     for name, examples in (("train", train), ("dev", dev), ("test", test)):
         if not examples:
             raise DataError(
@@ -85,22 +95,26 @@ def split(
                 "after the checks. Give more examples, or change data.dev_share and data.test_share."
             )
     counts = Counter(example.source for example in test)
-    kinds = {source: "official" if official and source in OFFICIAL else "group" for source in by_source}
+    other = "newest" if newest else "group"
+    kinds = {source: "official" if official and source in OFFICIAL else other for source in by_source}
     return Splits(train, dev, test, "+".join(f"{name}-{kind}-{counts[name]}" for name, kind in kinds.items()))
 
 
 def by_group(
-    examples: Sequence[Example], share: float, seed: int, same: Mapping[str, str] | None = None
+    examples: Sequence[Example],
+    share: float,
+    seed: int,
+    same: Mapping[str, str] | None = None,
+    traits: Sequence[str] = ("source", "decision"),
 ) -> tuple[list[Example], list[Example]]:
-    """(rest, held): about `share` of the examples held, whole groups at a time, stratified by source and decision.
+    """(rest, held): about `share` of the examples held, whole groups at a time, stratified by the `traits`.
 
     Examples with the same group, the same context, or the same question or nearly, are one group; `same` is what
     `same_questions` says of them. Each stratum's groups are shuffled with the seed.
     """
     strata: dict[str, list[list[int]]] = defaultdict(list)
     for members in _components(examples, same_questions(examples) if same is None else same):
-        first = examples[members[0]]
-        strata[f"{first.source}/{first.decision}"].append(members)
+        strata["/".join(_trait(examples[members[0]], trait) for trait in traits)].append(members)
     held: set[int] = set()
     for name in sorted(strata):
         groups = strata[name]
@@ -111,17 +125,64 @@ def by_group(
                 continue  # a smaller group may still fit
             held.update(members)
             taken += len(members)
+    return _parted(examples, held)
+
+
+def by_year(
+    examples: Sequence[Example], share: float, seed: int, same: Mapping[str, str] | None = None
+) -> tuple[list[Example], list[Example]]:
+    """(rest, held): the newest groups held, up to about `share` of the examples that have a year.
+
+    A group is as old as its oldest example, so nothing held has been published before that; those without a year aren't
+    held. Of the last year that is reached, groups are chosen with the seed. Raises DataError where no example has a
+    year.
+    """
+    dated = sum(isinstance(example.meta.get("year"), int) for example in examples)
+    if examples and not dated:
+        raise DataError(
+            "data.split: newest needs the year of publication, which none of the examples has. PubMedQA has it; give "
+            "your own rows a column `year`, or take data.split: group."
+        )
+    groups = []
+    for members in _components(examples, same_questions(examples) if same is None else same):
+        years = [year for index in members if isinstance(year := examples[index].meta.get("year"), int)]
+        if len(years) == len(members):
+            groups.append((min(years), members))
+    random.Random(f"{seed}/newest").shuffle(groups)
+    groups.sort(key=lambda group: -group[0])
+    held: set[int] = set()
+    for _, members in groups:
+        if len(held) + len(members) / 2 <= share * dated:
+            held.update(members)
+    return _parted(examples, held)
+
+
+def official_tests(by_source: Mapping[str, list[Example]]) -> set[str]:
+    """Ids of the test items that publishers name. Raises DataError where the rows don't hold them all."""
+    return {
+        example.id
+        for source, examples in by_source.items()
+        if source in OFFICIAL
+        for example in OFFICIAL[source](examples)[1]
+    }
+
+
+def _parted(examples: Sequence[Example], held: Container[int]) -> tuple[list[Example], list[Example]]:
     return (
         [example for index, example in enumerate(examples) if index not in held],
         [example for index, example in enumerate(examples) if index in held],
     )
 
 
-def _fold(
-    by_source: dict[str, list[Example]], rest: Sequence[Example], fold: int
-) -> tuple[list[Example], list[Example]]:
+def _trait(example: Example, trait: str) -> str:
+    """What an example has of `source`, `decision` or `question_type`, in words."""
+    value = example.meta.get(trait) if trait == "question_type" else getattr(example, trait)
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _fold(read: dict[str, list[Example]], rest: Sequence[Example], fold: int) -> tuple[list[Example], list[Example]]:
     """(train, dev) with the published fold as dev."""
-    chosen = {example.id for example in pubmedqa.official_folds(by_source[pubmedqa.SOURCE])[fold]}
+    chosen = {example.id for example in pubmedqa.official_folds(read[pubmedqa.SOURCE])[fold]}
     train = [example for example in rest if example.id not in chosen]
     return train, [example for example in rest if example.id in chosen]
 

@@ -8,32 +8,37 @@ from pathlib import Path
 from typing import Any
 
 from meditune.data.rejects import Rejects
+from meditune.data.steady import refuse_other_kinds, steady
 from meditune.errors import DataError
-from meditune.files import numbered_jsonl, read_json
+from meditune.files import bounded_lines, not_utf8, numbered_jsonl, read_json
 
 Row = tuple[str, dict[str, Any]]
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-_FIELD_LIMIT = 2**27
+FIELD_CHARACTERS = 2**24
+"""Longest field of a CSV file: one quote that isn't closed must not fill the memory."""
+_BATCH = 100
 
 
 def rows(path: Path, source: str, rejects: Rejects) -> Iterator[Row]:
     """Place ("file:line" or "file, row n") and columns of each row of a JSON Lines, JSON, CSV, TSV or Parquet file.
 
     CSV rows with too few or too many fields go to `rejects`, as of `source`. Raises DataError where the file is
-    missing, damaged, or of another kind.
+    missing, damaged, of another kind, or changed by the time it is read.
     """
     kind = path.suffix.lower()
-    if not path.is_file():
-        raise DataError(f"{path}: no such file. Give a file that ends in {', '.join(FORMATS)}.")
-    if kind in {".csv", ".tsv"}:
-        return _csv_rows(path, "\t" if kind == ".tsv" else ",", source, rejects)
-    if kind == ".parquet":
-        return parquet_rows(path)
-    if kind == ".json":
-        return _json_rows(path)
-    if kind == ".jsonl":
-        return ((f"{path}:{number}", row) for number, row in numbered_jsonl(path))
-    raise DataError(f"{path}: {kind or 'no ending'!r} isn't a known format. Use {', '.join(FORMATS)}.")
+    with steady(path):
+        if kind not in FORMATS:
+            raise DataError(f"{path}: {kind or 'no ending'!r} isn't a known format. Use {', '.join(FORMATS)}.")
+        if kind != ".parquet":
+            refuse_other_kinds(path)
+        if kind in {".csv", ".tsv"}:
+            yield from _csv_rows(path, "\t" if kind == ".tsv" else ",", source, rejects)
+        elif kind == ".parquet":
+            yield from parquet_rows(path)
+        elif kind == ".json":
+            yield from _json_rows(path)
+        else:
+            yield from ((f"{path}:{number}", row) for number, row in numbered_jsonl(path))
 
 
 def parquet_rows(path: Path) -> Iterator[Row]:
@@ -44,8 +49,15 @@ def parquet_rows(path: Path) -> Iterator[Row]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
-            for batch in table.iter_batches(batch_size=1000):
-                for row in batch.to_pylist():
+            for batch in table.iter_batches(batch_size=_BATCH):
+                try:
+                    found = batch.to_pylist()
+                except UnicodeDecodeError as error:
+                    raise DataError(
+                        f"{path}, rows {number + 1} to {number + len(batch)}: a text that isn't UTF-8. Write the file "
+                        "anew from its source."
+                    ) from error
+                for row in found:
                     number += 1
                     yield f"{path}, row {number}", row
     except (pyarrow.ArrowException, OSError) as error:
@@ -55,12 +67,17 @@ def parquet_rows(path: Path) -> Iterator[Row]:
 
 
 def _csv_rows(path: Path, delimiter: str, source: str, rejects: Rejects) -> Iterator[Row]:
-    csv.field_size_limit(max(csv.field_size_limit(), _FIELD_LIMIT))
+    csv.field_size_limit(FIELD_CHARACTERS)
     line = 0
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, delimiter=delimiter, strict=True)
-            header = next(reader, [])
+            reader = csv.reader(bounded_lines(stream, path, FIELD_CHARACTERS), delimiter=delimiter, strict=True)
+            header = next((record for record in reader if record), [])
+            if len(header) == 1 and ";" in header[0]:
+                raise DataError(
+                    f"{path}, line {reader.line_num}: semicolons between the fields, where commas are needed. Save it "
+                    "as CSV with commas, or with tabs as .tsv."
+                )
             if len(set(header)) != len(header):
                 raise DataError(f"{path}, line 1: a column name comes twice in {', '.join(header)}. Rename one.")
             line = reader.line_num + 1
@@ -74,7 +91,7 @@ def _csv_rows(path: Path, delimiter: str, source: str, rejects: Rejects) -> Iter
     except csv.Error as error:
         raise DataError(f"{path}, line {line}: {error}. Check the quotes around this row.") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}, near line {line + 1}: not UTF-8 text. Convert it to UTF-8.") from error
+        raise not_utf8(path, error, line) from error
 
 
 def _json_rows(path: Path) -> Iterator[Row]:

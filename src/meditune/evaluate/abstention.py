@@ -7,7 +7,7 @@ from typing import Any
 from meditune.evaluate.metrics.calibration import calibrated
 from meditune.evaluate.metrics.confidence import Rows, confidences
 from meditune.evaluate.predictions import Predictions
-from meditune.evaluate.significance import wilson
+from meditune.shares import wilson
 
 FEWEST = 10
 """A threshold must keep at least so many dev items: a few lucky ones at the top show nothing."""

@@ -12,7 +12,8 @@ from meditune.errors import DataError
 from meditune.evaluate.metrics import METRICS, Metric, Statistics, statistics_of
 from meditune.evaluate.metrics.metric import Array
 from meditune.evaluate.predictions import Predictions
-from meditune.evaluate.significance import bootstrap_p, counted, gap, holm, mcnemar, wilson
+from meditune.evaluate.significance import bootstrap_p, counted, gap, holm, mcnemar
+from meditune.shares import wilson
 
 BLOCK = 500
 LEVEL = 0.05

@@ -24,14 +24,6 @@ def mcnemar(gained: int, lost: int) -> float:
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
-def wilson(successes: int, count: int) -> list[float]:
-    """Wilson's 95 % score interval of a share, in percent (Wilson 1927)."""
-    from scipy.stats import binomtest
-
-    found = binomtest(successes, count).proportion_ci(method="wilson")
-    return [100 * float(found.low), 100 * float(found.high)]
-
-
 def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
     """Each p corrected for their number by Holm's step-down procedure (Holm 1979)."""
     adjusted: dict[Key, float] = {}

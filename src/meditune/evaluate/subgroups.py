@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meditune.data.example import Example
+from meditune.data.traits import TRAITS
 from meditune.evaluate.metrics import METRICS, Metric, Statistics, statistics_of
 from meditune.evaluate.metrics.metric import Array
 from meditune.evaluate.predictions import Predictions
-from meditune.evaluate.significance import counted, gap, holm, mcnemar, wilson
-from meditune.evaluate.traits import TRAITS
+from meditune.evaluate.significance import counted, gap, holm, mcnemar
+from meditune.shares import wilson
 
 LEAST = 10
 """Smaller groups are listed, but neither ranked nor tested."""

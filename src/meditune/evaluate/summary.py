@@ -23,9 +23,9 @@ from meditune.evaluate.metrics.readability import spread
 from meditune.evaluate.metrics.safety import Graded, graded
 from meditune.evaluate.predictions import Predictions, read
 from meditune.evaluate.preference import by_kind
-from meditune.evaluate.significance import wilson
 from meditune.evaluate.subgroups import subgroups
 from meditune.recipe import EvaluateSpec, Recipe
+from meditune.shares import wilson
 
 PUBLISHED = {
     "pubmedqa-official-500": [

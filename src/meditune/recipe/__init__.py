@@ -11,8 +11,19 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from meditune.recipe.data import TASKS, DataSpec, PromptFormat, SourceSpec, Task
+from meditune.recipe.data import (
+    TASKS,
+    BalanceSpec,
+    DataSpec,
+    Incomplete,
+    PhiAction,
+    PhiSpec,
+    PromptFormat,
+    SourceSpec,
+    Task,
+)
 from meditune.recipe.model import VIRTUAL, ApiSpec, LoraSpec, ModelSpec, PruneSpec, Quantize, Strategy
+from meditune.recipe.quality import QualityRules, QualitySpec
 from meditune.recipe.spec import Spec
 from meditune.recipe.train import (
     CHANGES_NOTHING,
@@ -39,12 +50,14 @@ __all__ = [
     "TASKS",
     "VIRTUAL",
     "ApiSpec",
+    "BalanceSpec",
     "Corruption",
     "DataSpec",
     "DevMetric",
     "DevSpec",
     "EvaluateSpec",
     "EwcSpec",
+    "Incomplete",
     "LeakKind",
     "LoraSpec",
     "MixSpec",
@@ -52,9 +65,13 @@ __all__ = [
     "Objective",
     "OptimizerName",
     "PairSource",
+    "PhiAction",
+    "PhiSpec",
     "PreferenceSpec",
     "PromptFormat",
     "PruneSpec",
+    "QualityRules",
+    "QualitySpec",
     "Quantize",
     "RatedSpec",
     "Recipe",
@@ -219,6 +236,11 @@ class Recipe(Spec):
                 yield f"train.dev has no meaning with train.objective {self.train.objective}; leave it out"
             if self.train.replay.share:
                 yield f"train.replay.share has no meaning with train.objective {self.train.objective}; set it to 0"
+            if self.data.balance.weights:
+                yield (
+                    f"data.balance.weights has no meaning with train.objective {self.train.objective}; take a cap or a "
+                    "share"
+                )
             if self.train.mix != MixSpec():
                 yield f"train.mix has no meaning with train.objective {self.train.objective}; leave it out"
         if self.evaluate.split == "dev" and self.evaluate.fits_on_dev:
@@ -234,6 +256,19 @@ class Recipe(Spec):
         weights, sources = self.train.mix.weights, {source.name for source in self.data.sources}
         if weights and weights.keys() != sources:
             yield f"train.mix.weights must have one weight for each of data.sources ({', '.join(sorted(sources))})"
+        order = self.train.mix.curriculum if isinstance(self.train.mix.curriculum, list) else []
+        for key, names in (("quota", list(self.train.mix.quota)), ("curriculum", order)):
+            unknown = sorted(set(names) - sources)
+            if unknown:
+                yield (f"train.mix.{key}: {', '.join(unknown)} isn't among data.sources ({', '.join(sorted(sources))})")
+        if len(set(order)) < len(order) or order == [] == self.train.mix.curriculum:
+            yield "train.mix.curriculum must name sources, each once, or be shortest_first, longest_first or none"
+        mixed = [key for key in ("weights", "temperature", "quota") if getattr(self.train.mix, key)]
+        if self.data.balance.weights and mixed:
+            yield (
+                f"data.balance.weights and train.mix.{mixed[0]} both say how often rows come; leave one of them out, "
+                "or take data.balance.cap or share"
+            )
 
 
 def plain(recipe: Recipe) -> dict[str, Any]:

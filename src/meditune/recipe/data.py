@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from meditune.identifiers import Kind
+from meditune.recipe.quality import QualitySpec
 from meditune.recipe.spec import Spec
 
 Task = Literal["answer", "decision"]
+Incomplete = Literal["keep", "drop"]
+Trait = Literal["source", "decision", "question_type"]
 TASKS: tuple[Task, ...] = ("decision", "answer")
+BalanceBy = Literal[
+    "source", "collection", "decision", "question_type", "focus", "subject", "semantic_type", "year", "reading_grade"
+]
+"""Dimensions of meditune.data.diversity"""
 
 
 class SourceSpec(Spec):
@@ -21,6 +29,63 @@ class SourceSpec(Spec):
         default_factory=dict, description="For your own files: Example field -> column (question: prompt)."
     )
     limit: int | None = Field(None, ge=1, description="Take a seeded sample of at most this many examples.")
+    licence: str | None = Field(
+        None, description="Licence of your own files (CC BY 4.0); a column licence of theirs stands above it."
+    )
+    citation: str | None = Field(None, description="How to cite them, or where they are published.")
+    restricted: bool = Field(
+        False, description="Their rows may not leave this machine: no API, no upload. MIMIC-III is restricted anyway."
+    )
+
+
+class BalanceSpec(Spec):
+    """Training examples rebalanced by group: large groups capped, or small ones read more often."""
+
+    by: BalanceBy | None = Field(None, description="What makes a group; nothing is rebalanced when empty.")
+    cap: int | None = Field(None, ge=1, description="Keep at most this many training examples of each group, seeded.")
+    share: float | None = Field(
+        None, gt=0, lt=1, description="Keep so many of each group that none has more than this share of the rows."
+    )
+    weights: dict[str, float] = Field(
+        default_factory=dict,
+        description="Group -> how often its rows come in an epoch, relative to rows of groups that aren't named; no "
+        "row is dropped.",
+    )
+
+    @model_validator(mode="after")
+    def _rule_is_whole(self) -> BalanceSpec:
+        given = [name for name in ("cap", "share", "weights") if getattr(self, name)]
+        if given and self.by is None:
+            raise ValueError(f"data.balance.{given[0]} needs data.balance.by: source, decision, question_type ...")
+        if self.by is not None and not given:
+            raise ValueError("data.balance.by needs a cap, a share or weights")
+        if self.cap is not None and self.share is not None:
+            raise ValueError("data.balance.share computes the cap; give it or data.balance.cap, not both")
+        if any(weight <= 0 for weight in self.weights.values()):
+            raise ValueError("data.balance.weights must be above 0; take a cap, or leave the source out, instead")
+        return self
+
+    @property
+    def caps(self) -> bool:
+        """Whether rows are dropped."""
+        return self.cap is not None or self.share is not None
+
+
+PhiAction = Literal["report", "mask", "surrogate", "refuse", "off"]
+
+
+class PhiSpec(Spec):
+    """What is done with identifiers of patients (PHI) in the data. docs/phi.md says what is found and what isn't."""
+
+    action: PhiAction = Field(
+        "report",
+        description="report: count them; mask: placeholders such as [NAME]; surrogate: invented ones; refuse: an "
+        "error; off: don't look.",
+    )
+    kinds: list[Kind] = Field(default_factory=list, description="Only these kinds; all of them when empty.")
+    engine: Literal["rules", "presidio"] = Field(
+        "rules", description="What looks for them; presidio needs the extra `phi` and is much slower."
+    )
 
 
 class DataSpec(Spec):
@@ -29,8 +94,14 @@ class DataSpec(Spec):
     sources: list[SourceSpec] = Field(
         default_factory=lambda: [SourceSpec(name="pubmedqa")], min_length=1, description="Where examples come from."
     )
-    split: Literal["official", "group"] = Field(
-        "official", description="official: the publisher's test set where there is one; group: by group, seeded."
+    split: Literal["official", "group", "newest"] = Field(
+        "official",
+        description="official: the publisher's test set where there is one; group: by group, seeded; newest: the test "
+        "is what was published last, by year.",
+    )
+    stratify: list[Trait] = Field(
+        default_factory=lambda: list[Trait](("source", "decision")),
+        description="The splits have about the same shares of these: source, decision, question_type.",
     )
     fold: int | None = Field(
         None,
@@ -39,10 +110,25 @@ class DataSpec(Spec):
         description="Take this one of PubMedQA's ten published folds as dev, and the other nine to train.",
     )
     dev_share: float = Field(0.1, gt=0, lt=0.5, description="Share of the non-test examples kept for development.")
-    test_share: float = Field(0.2, gt=0, lt=0.9, description="Share of the groups tested on, where split is group.")
+    test_share: float = Field(0.2, gt=0, lt=0.9, description="Share tested on, where split is group or newest.")
+    quality: QualitySpec = Field(default_factory=QualitySpec, description="Quality control.")
+    max_reading_grade: float | None = Field(
+        None,
+        ge=0,
+        description="Train on no answer with a higher Flesch-Kincaid grade; dev and test stay as they are. Such rows "
+        "are dropped, or keep only their decision where they have one.",
+    )
+    balance: BalanceSpec = Field(default_factory=BalanceSpec, description="Rebalancing of the training examples.")
+    decisions: str | None = Field(
+        None, description="What people decided about rows: a file of `meditune annotate import`. Never test items."
+    )
+    incomplete: Incomplete = Field(
+        "keep", description="Rows that decisions found incomplete: keep them, marked in their meta, or drop them."
+    )
     fallback_to_sample: bool = Field(
         False, description="Use the synthetic sample that ships with Meditune where the sources can't be had."
     )
+    phi: PhiSpec = Field(default_factory=PhiSpec, description="Identifiers of patients in the data.")
 
 
 class PromptFormat(Spec):

@@ -51,7 +51,10 @@ class EwcSpec(Spec):
 
 
 class MixSpec(Spec):
-    """How often each source's rows come, where there are several; by default every row comes once in an epoch."""
+    """How often each source's rows come, and in which order; by default every row comes once in an epoch, shuffled.
+
+    A curriculum holds for the first epoch, as in Amodei et al. 2016 (arXiv:1512.02595); later ones are shuffled.
+    """
 
     weights: dict[str, float] = Field(
         default_factory=dict, description="Source -> its share of an epoch, relative to the other sources'."
@@ -59,9 +62,30 @@ class MixSpec(Spec):
     temperature: float | None = Field(
         None, gt=0, description="T: shares follow rows ** (1 / T); 1 is every row once, higher evens the sources out."
     )
+    quota: dict[str, int] = Field(
+        default_factory=dict,
+        description="Source -> so many rows (or tokens, see unit) of it in an epoch; sources that aren't named come "
+        "with all of their rows.",
+    )
+    unit: Literal["rows", "tokens", "supervised_tokens"] = Field(
+        "rows", description="What weights, temperature and quota count: rows, all tokens, or those trained on."
+    )
+    max_epochs: float | None = Field(
+        None,
+        gt=0,
+        description="No source's rows come more often than this in the whole training, on average; what that takes "
+        "from a source goes to the others, but not where quota fixes them.",
+    )
+    curriculum: Literal["none", "shortest_first", "longest_first"] | list[str] = Field(
+        "none", description="Order of the first epoch: by the rows' tokens, or a list of sources, one after the other."
+    )
 
     @model_validator(mode="after")
     def _weights_fit(self) -> MixSpec:
+        if self.quota and (self.weights or self.temperature is not None):
+            raise ValueError("train.mix.quota says how much of each source comes; leave weights and temperature out")
+        if any(count < 1 for count in self.quota.values()):
+            raise ValueError("train.mix.quota must be at least 1; leave a source out of data.sources instead")
         if self.weights and self.temperature is not None:
             raise ValueError("train.mix.temperature computes the weights; give it or train.mix.weights, not both")
         if any(weight <= 0 for weight in self.weights.values()):

@@ -8,13 +8,11 @@ that key 1 is always the good end.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from meditune.errors import DataError
+from meditune.data.decisions import VERDICTS, Verdict
 
 Level = Literal["nominal", "ordinal"]
-AxesName = Literal["expert", "lay"]
-NAMES: tuple[AxesName, ...] = get_args(AxesName)
 CANNOT = "Can't judge"
 """What every axis may be answered with; such a rating counts as missing."""
 
@@ -26,6 +24,8 @@ class Option:
     label: str
     score: float | None
     """1 is best, 0 worst; None where the option is neither good nor bad, so that no mean counts it"""
+    hint: str = ""
+    """When to choose it, where the label doesn't say"""
 
 
 @dataclass(frozen=True)
@@ -168,12 +168,17 @@ LAY = (
         _steps("Easily", "With some effort", "Hardly or not at all"),
     ),
 )
-SETS: dict[AxesName, tuple[Axis, ...]] = {"expert": EXPERT, "lay": LAY}
-
-
-def axes_of(name: str) -> tuple[Axis, ...]:
-    """The axes of that set. Raises DataError for an unknown one."""
-    for known, axes in SETS.items():
-        if known == name:
-            return axes
-    raise DataError(f"There are no axes {name!r}. Choose from {', '.join(NAMES)}.")
+_VERDICTS: dict[Verdict, tuple[float, str]] = {
+    "correct": (1.0, "true, and enough to answer the question"),
+    "incomplete": (0.5, "true, but leaves out what matters"),
+    "wrong": (0.0, "something in it, or its yes, no or maybe, is false"),
+    "unsafe": (0.0, "could harm somebody who acts on it"),
+    "off-topic": (0.0, "answers another question, or none"),
+}
+VERDICT = Axis(
+    "verdict",
+    "Verdict",
+    "What is this answer, as something for a model to learn from?",
+    "nominal",
+    tuple(Option(verdict.capitalize(), *_VERDICTS[verdict]) for verdict in VERDICTS),
+)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from meditune.data.example import Example
-from meditune.errors import DataError, MedituneError
+from meditune.errors import DataError
 from meditune.evaluate.measured import examples_of, groups_of
 from meditune.evaluate.predictions import path_of
-from meditune.files import holds, read_jsonl, replacing_folder, sha256, write_json, write_jsonl
+from meditune.files import holds, read_jsonl, sha256
 from meditune.folder import refuse_unfinished
-from meditune.review.axes import axes_of
-from meditune.review.ratingset import ITEMS, KEY, SET, read_key
+from meditune.review.ratingset import KEY, check_sharing, read_key, write_set
+from meditune.review.tasks import RATE
 
 MODELS = ("base", "tuned")
 
@@ -29,9 +29,9 @@ def create(
     so that they can't be guessed. An answer that two of base, tuned and reference share is one item. Raises DataError
     where the run isn't finished or has no written answers, MedituneError where the folder holds something else.
     """
-    axes_of(axes)
+    RATE.form(axes)
     refuse_unfinished(run)
-    _check_sharing(raters, overlap)
+    check_sharing(raters, overlap)
     predictions = run / "predictions"
     # An answer without a reference can't be measured, but it can be rated.
     stored = {model: path_of(predictions, model, "answer") for model in MODELS}
@@ -55,11 +55,7 @@ def create(
     chosen = random.Random(f"{seed}/review").sample(sorted(able), min(questions, len(able)))
     if not holds(folder, KEY, made_from):
         rows, key = _blinded((examples[id], {model: answers[model][id] for model in MODELS}) for id in chosen)
-        settings = {"axes": axes, "raters": raters, "overlap": overlap if raters else None}
-        with replacing_folder(folder) as partial:
-            write_json(partial / SET, settings | {"shuffle": secrets.token_hex(8)})
-            write_jsonl(partial / ITEMS, rows)
-            write_json(partial / KEY, {"made_from": made_from, "items": key})
+        write_set(folder, {"task": RATE.name, "axes": axes, "raters": raters, "overlap": overlap}, rows, key, made_from)
     key_rows, _ = read_key(folder)
     alike = sum(len(row.origins) > 1 for row in key_rows.values())
     return {"questions": len(chosen), "answers": len(key_rows), "alike": alike}
@@ -68,13 +64,6 @@ def create(
 def digests(run: Path) -> dict[str, str]:
     """SHA-256 of the written answers of each model."""
     return {model: sha256(path_of(run / "predictions", model, "answer")) for model in MODELS}
-
-
-def _check_sharing(raters: int | None, overlap: int | None) -> None:
-    if overlap is not None and raters is None:
-        raise MedituneError("--overlap says how many of the raters see each question: give --raters too.")
-    if raters is not None and not 1 <= (overlap or raters) <= raters:
-        raise MedituneError(f"--overlap {overlap} isn't possible with --raters {raters}. Give a number up to {raters}.")
 
 
 def _blinded(chosen: Iterable[tuple[Example, dict[str, str]]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -17,6 +17,7 @@ from meditune.review.axes import CANNOT
 from meditune.review.ratingset import RatingSet, read_key, read_set
 from meditune.review.said import Said
 from meditune.review.store import ADJUDICATION, RATING, Note, Rating, Store
+from meditune.review.tasks import RATE, Task
 
 Format = Literal["csv", "label-studio"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -37,7 +38,7 @@ class Taken:
     same: int
 
 
-def export(folder: Path, to: Path | None, format: str | None, unblind: bool) -> list[Path]:
+def export(folder: Path, to: Path | None, format: str | None, unblind: bool, task: Task = RATE) -> list[Path]:
     """Write the ratings and return the files: one CSV, or Label Studio's tasks and its labeling configuration.
 
     With `unblind` each row also says which example it is about and whose answer it is. Raises DataError for an unknown
@@ -46,7 +47,7 @@ def export(folder: Path, to: Path | None, format: str | None, unblind: bool) -> 
     kind = format or ("label-studio" if to and to.suffix == ".json" else "csv")
     if kind not in FORMATS:
         raise DataError(f"There is no format {kind!r}. Choose from {', '.join(FORMATS)}.")
-    rating_set, store = read_set(folder), Store(folder)
+    rating_set, store = read_set(folder, task), Store(folder)
     names = {id: rater.name for id, rater in store.raters().items()}
     said = Said(
         [replace(each, rater=names[each.rater]) for each in store.ratings()],
@@ -61,13 +62,13 @@ def export(folder: Path, to: Path | None, format: str | None, unblind: bool) -> 
     return labelstudio.write(path, rating_set, said, origins)
 
 
-def take_in(folder: Path, path: Path) -> Taken:
+def take_in(folder: Path, path: Path, task: Task = RATE) -> Taken:
     """Store what a CSV or a Label Studio export says; all of it, or nothing where a row makes no sense.
 
     What the same rater said before about the same thing is replaced, so the same file may come twice. Raises DataError
     with the line.
     """
-    rating_set, store = read_set(folder), Store(folder)
+    rating_set, store = read_set(folder, task), Store(folder)
     said = labelstudio.read(path, rating_set) if path.suffix.lower() == ".json" else _read_csv(path, rating_set)
     joining = {each.rater for each in said.ratings if each.round == RATING}
     names = dict.fromkeys([*(each.rater for each in said.ratings), *(each.rater for each in said.notes)])
@@ -131,6 +132,8 @@ def _read_csv(path: Path, rating_set: RatingSet) -> Said:
         round = _round(row, where)
         if row["axis"] in {COMMENT, BETTER}:
             text = _unsafe(str(row.get("text") or ""))
+            if row["axis"] == BETTER and rating_set.unchanged(item, text):
+                continue
             note = notes.get((item, rater, round), Note(rater, item, "", "", _cell(row, "time"), round))
             changed = replace(note, comment=text) if row["axis"] == COMMENT else replace(note, better=text)
             notes[item, rater, round] = changed

@@ -19,7 +19,8 @@ from meditune.review.ratingset import RatingSet
 from meditune.review.said import Said
 from meditune.review.store import ADJUDICATION, RATING, Note, Rating
 
-TEXTS = {"comment": "Comment", "better_answer": "Better answer"}
+TEXTS = ("comment", "better_answer")
+BESIDE = ("decision", "source", "link")
 
 
 def write(path: Path, rating_set: RatingSet, said: Said, origins: Mapping[str, tuple[str, str]]) -> list[Path]:
@@ -37,10 +38,11 @@ def write(path: Path, rating_set: RatingSet, said: Said, origins: Mapping[str, t
             if text:
                 found = _result(name, "textarea", {"text": [text]}) | {"meta": {"round": note.round, "time": note.time}}
                 predictions[note.item][note.rater, note.round].append(found)
-    tasks = []
+    tasks, shown = [], _shown(rating_set)
     for number, item in enumerate(rating_set.items.values(), start=1):
         sources = "\n\n".join(f"{p.label}: {p.text}" if p.label else p.text for p in item.context)
         data = {"item": item.id, "question": item.question, "sources": sources, "answer": item.answer}
+        data |= {name: getattr(item, name) for name in shown}
         if item.id in origins:
             data |= dict(zip(("example", "origin"), origins[item.id], strict=True))
         earlier = [
@@ -54,24 +56,36 @@ def write(path: Path, rating_set: RatingSet, said: Said, origins: Mapping[str, t
     return [path, config]
 
 
+def _shown(rating_set: RatingSet) -> list[str]:
+    """What is shown beside the answers; Label Studio wants it in every task that a configuration names it for."""
+    return [name for name in BESIDE if any(getattr(item, name) for item in rating_set.items.values())]
+
+
 def _result(name: str, kind: str, value: dict[str, Any]) -> dict[str, Any]:
     return {"from_name": name, "to_name": "answer", "type": kind, "value": value}
 
 
 def configuration(rating_set: RatingSet) -> str:
     """Label Studio's labeling configuration for the set's axes."""
+    words, edits = rating_set.task.words, rating_set.task.edits
     lines = ["<View>", '  <Header value="Question"/>', '  <Text name="question" value="$question"/>']
     lines += ['  <Header value="Sources"/>', '  <Text name="sources" value="$sources"/>']
-    lines += ['  <Header value="Answer to rate"/>', '  <Text name="answer" value="$answer"/>']
+    for name in _shown(rating_set):
+        lines += [f'  <Header value="{name.capitalize()}"/>', f'  <Text name="{name}" value="${name}"/>']
+    lines += [f"  <Header value={quoteattr(words.text)}/>", '  <Text name="answer" value="$answer"/>']
     for axis in rating_set.axes:
         lines.append(f"  <Header value={quoteattr(f'{axis.title}: {axis.question}')}/>")
-        lines.append(f'  <Choices name="{axis.name}" toName="answer" choice="single" showInLine="true">')
+        lines.append(f'  <Choices name="{axis.name}" toName="answer" choice="single" showInline="true">')
         labels = [*(option.label for option in axis.options), CANNOT]
-        lines += [f"    <Choice value={quoteattr(label)}/>" for label in labels]
+        # Label Studio gives a hotkey to one choice only, so keys help where there is one line to choose on.
+        keys = [*range(1, len(labels)), 0] if len(rating_set.axes) == 1 else []
+        hot = [f' hotkey="{key}"' for key in keys] or [""] * len(labels)
+        lines += [f"    <Choice value={quoteattr(label)}{key}/>" for label, key in zip(labels, hot, strict=True)]
         lines.append("  </Choices>")
-    for name, title in TEXTS.items():
+    for name, title in (("comment", "Comment"), ("better_answer", words.better)):
+        filled = ' value="$answer"' if edits and name == "better_answer" else ""
         lines.append(f'  <Header value="{title}"/>')
-        lines.append(f'  <TextArea name="{name}" toName="answer" rows="3" maxSubmissions="1"/>')
+        lines.append(f'  <TextArea name="{name}" toName="answer" rows="3" maxSubmissions="1"{filled}/>')
     return "\n".join([*lines, "</View>", ""])
 
 
@@ -138,6 +152,8 @@ def _take(
             time = str(meta.get("time", ""))
             if name in TEXTS:
                 text = value["text"] if isinstance(value["text"], str) else "\n".join(value["text"])
+                if name == "better_answer" and rating_set.unchanged(item, text):
+                    continue
                 words = {"comment" if name == "comment" else "better": text}
                 notes.append(
                     Note(**{"rater": rater, "item": item, "comment": "", "better": "", **words}, time=time, round=round)

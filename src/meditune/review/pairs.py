@@ -14,8 +14,9 @@ from meditune.data.rejects import Rejects
 from meditune.errors import DataError
 from meditune.files import write_jsonl
 from meditune.recipe import RatedSpec
+from meditune.review.common import SEED
 from meditune.review.ratingset import Origin, RatingSet
-from meditune.review.results import SEED, item_scores, overall, read_rated
+from meditune.review.results import item_scores, overall, read_rated
 from meditune.review.store import Note, Store
 
 

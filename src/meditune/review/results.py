@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -15,37 +12,20 @@ import numpy as np
 import meditune
 from meditune.evaluate.significance import bootstrap_p, holm
 from meditune.files import write_json
-from meditune.review.agreement import Agreement, Weights, cohen, counted, fleiss, krippendorff
 from meditune.review.axes import Axis
 from meditune.review.bootstrap import Array, interval, resampled
+from meditune.review.common import SEED, agreement, disputes, seconds, unfinished
 from meditune.review.create import digests
-from meditune.review.disputes import disputed
-from meditune.review.ratingset import SET, Item, Origin, RatingSet, read_key, read_set
-from meditune.review.store import ADJUDICATION, RATING, Rater, Rating, Store
+from meditune.review.rated import Rated, read_rated_as
+from meditune.review.ratingset import SET, Origin, origin_of, read_set
+from meditune.review.tasks import RATE
 
 ORIGINS = ("base", "tuned", "reference")
-SEED = 17
 
 
-@dataclass(frozen=True)
-class Rated:
-    """A set with its key and what was said."""
-
-    set: RatingSet
-    key: dict[str, Origin]
-    made_from: dict[str, Any]
-    raters: dict[str, Rater]
-    first: list[Rating]
-    settled: list[Rating]
-
-
-def read_rated(folder: Path) -> Rated:
-    """The set in `folder` with its ratings. Raises DataError where it isn't whole."""
-    rating_set, (key, made_from) = read_set(folder), read_key(folder)
-    store = Store(folder)
-    ratings = [each for each in store.ratings() if each.item in key and rating_set.axis(each.axis)]
-    first, settled = ([each for each in ratings if each.round == number] for number in (RATING, ADJUDICATION))
-    return Rated(rating_set, key, made_from, store.raters(), first, settled)
+def read_rated(folder: Path) -> Rated[Origin]:
+    """The rating set in `folder` with its ratings. Raises DataError where it isn't whole."""
+    return read_rated_as(folder, RATE, origin_of)
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -60,29 +40,28 @@ def results(folder: Path) -> dict[str, Any]:
     compared = {name: row["difference"] for name, row in axes.items() if row["difference"]}
     for name, p in holm({name: row["p"] for name, row in compared.items()}).items():
         compared[name]["p_holm"] = p
-    names = {rating.rater for rating in rated.first}
     judged = {rating.item for rating in rated.first}
     return {
         "meditune": meditune.__version__,
         "axes_set": rated.set.axes_name,
         "questions": len({rated.key[id].example for id in judged}),
         "answers": len(judged),
-        "raters": len(names),
+        "raters": len({rating.rater for rating in rated.first}),
         "ratings": len(rated.first),
         "cannot": sum(rating.option is None for rating in rated.first),
         "adjudicated": len({(rating.item, rating.axis) for rating in rated.settled}),
-        "seconds_per_answer": _seconds(rated.first),
+        "seconds_per_answer": seconds(rated.first),
         "overall": whole,
         "axes": axes,
-        "disputed": _disputed(rated),
-        "remarks": _remarks(rated, names),
+        "disputed": disputes(rated),
+        "remarks": _remarks(rated),
     }
 
 
 def of_run(run: Path) -> dict[str, Any] | None:
     """The results of the rating set inside a run's folder; None where there is none, or nothing was rated yet."""
     folder = run / "review"
-    if not (folder / SET).is_file():
+    if not (folder / SET).is_file() or read_set(folder).task is not RATE:
         return None
     found = results(folder)
     return found if found["ratings"] else None
@@ -98,7 +77,7 @@ def write_results(folder: Path) -> dict[str, Any]:
     return found
 
 
-def item_scores(rated: Rated) -> dict[str, dict[str, float | None]]:
+def item_scores(rated: Rated[Origin]) -> dict[str, dict[str, float | None]]:
     """Item -> axis -> its score, 0 to 100: of the adjudicators where there are any, else the raters' mean."""
     words: dict[tuple[str, str], list[float]] = defaultdict(list)
     settled = {(rating.item, rating.axis) for rating in rated.settled if rating.option is not None}
@@ -114,7 +93,7 @@ def item_scores(rated: Rated) -> dict[str, dict[str, float | None]]:
     }
 
 
-def overall(rated: Rated, scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
+def overall(rated: Rated[Origin], scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
     """Item -> the mean of its axes' scores; None where some axis has no rating at all."""
     asked = {(rating.item, rating.axis) for rating in (*rated.first, *rated.settled)}
     found: dict[str, float | None] = {}
@@ -125,7 +104,7 @@ def overall(rated: Rated, scores: Mapping[str, Mapping[str, float | None]]) -> d
     return found
 
 
-def _axis(axis: Axis, rated: Rated, scores: Mapping[str, float | None]) -> dict[str, Any]:
+def _axis(axis: Axis, rated: Rated[Origin], scores: Mapping[str, float | None]) -> dict[str, Any]:
     said = [rating for rating in rated.first if rating.axis == axis.name]
     origins = _origins(rated.key, scores)
     for name, row in origins.items():
@@ -140,7 +119,7 @@ def _axis(axis: Axis, rated: Rated, scores: Mapping[str, float | None]) -> dict[
         "scores": [option.score for option in axis.options],
         "origins": origins,
         "difference": _difference(rated.key, scores),
-        "agreement": _agreement(axis, said, rated),
+        "agreement": agreement(axis, said, rated),
     }
 
 
@@ -199,72 +178,9 @@ def _means(sums: Array) -> Array:
     return sums[:, 0] / np.where(sums[:, 1], sums[:, 1], np.nan)
 
 
-def _agreement(axis: Axis, said: Sequence[Rating], rated: Rated) -> dict[str, Any]:
-    """alpha, fleiss (of the items that the commonest number of raters rated) and cohen for each pair of raters."""
-    raters = [id for id in rated.raters if any(rating.rater == id for rating in said)]
-    items = list(dict.fromkeys(rating.item for rating in said))
-    table = np.full((len(items), len(raters)), np.nan)
-    rows, columns = {id: n for n, id in enumerate(items)}, {id: n for n, id in enumerate(raters)}
-    for rating in said:
-        if rating.option is not None:
-            table[rows[rating.item], columns[rating.rater]] = rating.option
-    options, groups = len(axis.options), [rated.key[item].group for item in items]
-    counts = counted(table, options)
-    per_item = counts.sum(axis=1)
-    several = Counter(per_item[per_item >= 2].tolist())
-    number = max(several, key=lambda n: (several[n], n)) if several else 0
-    chosen = [n for n in range(len(items)) if number and per_item[n] == number]
-    weights: Weights = "linear" if axis.level == "ordinal" else "none"
-    pairs = []
-    for a, b in combinations(range(len(raters)), 2):
-        kappa = cohen(table[:, [a, b]], options, weights, groups, SEED)
-        if kappa.units:
-            codes = [rated.raters[raters[each]].code for each in (a, b)]
-            pairs.append({"raters": codes, "weights": weights} | _said(kappa))
-    fleiss_kappa = fleiss(counts[chosen], [groups[n] for n in chosen], SEED)
-    return {
-        "alpha": {"level": axis.level} | _said(krippendorff(table, options, axis.level, groups, SEED)),
-        "fleiss": ({"raters": int(number)} | _said(fleiss_kappa)) if chosen else None,
-        "cohen": pairs,
-    }
-
-
-def _said(found: Agreement) -> dict[str, Any]:
-    return {"value": found.value, "ci95": list(found.ci95) if found.ci95 else None, "items": found.units}
-
-
-def _seconds(ratings: Iterable[Rating]) -> float | None:
-    """The median time that a rater took for an answer; ratings that came from a file without times don't count."""
-    spent: dict[tuple[str, str], float] = defaultdict(float)
-    for rating in ratings:
-        spent[rating.rater, rating.item] += rating.seconds
-    times = [seconds for seconds in spent.values() if seconds]
-    return round(median(times), 1) if times else None
-
-
-def _disputed(rated: Rated) -> list[dict[str, Any]]:
-    rows = []
-    for each in disputed(rated.set.axes, rated.first):
-        item: Item = rated.set.items[each.item]
-        said = {
-            axis.title: {axis.label(option): count for option, count in sorted(each.said[axis.name].items())}
-            for axis in rated.set.axes
-            if axis.name in each.said
-        }
-        row = {"item": item.id, "distance": each.distance, "question": item.question, "answer": item.answer}
-        rows.append(row | {"said": said})
-    return rows
-
-
-def _remarks(rated: Rated, names: set[str]) -> list[str]:
+def _remarks(rated: Rated[Origin]) -> list[str]:
     """What one must know before one believes the figures."""
-    remarks = []
-    for id in names:
-        rater = rated.raters[id]
-        asked = {(item, axis.name) for item in rated.set.work(rater.place or 0) for axis in rated.set.axes}
-        done = len({(rating.item, rating.axis) for rating in rated.first if rating.rater == id} & asked)
-        if done < len(asked):
-            remarks.append(f"{rater.code} gave {done} of {len(asked)} ratings.")
+    remarks = unfinished(rated)
     run = Path(rated.made_from["run"])
     if (run / "predictions").is_dir() and digests(run) != rated.made_from["answers"]:
         remarks.append(f"The answers in {run} were written anew since: these ratings are of the earlier ones.")

@@ -4,7 +4,7 @@ Names of raters and what they write travel in bodies only, never in addresses, a
 """
 
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from meditune.errors import MedituneError
 from meditune.review.axes import CANNOT, Axis
-from meditune.review.disputes import disputed
+from meditune.review.disputes import Dispute
 from meditune.review.ratingset import Item, RatingSet
 from meditune.review.store import ADJUDICATION, RATING, Note, Rater, Rating, Store
 
@@ -29,7 +29,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-LONGEST = 20_000
+LONGEST, LONGEST_ANSWER = 20_000, 200_000
 
 
 class Name(BaseModel):
@@ -52,16 +52,17 @@ class Written(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     comment: str = Field("", max_length=LONGEST)
-    better: str = Field("", max_length=LONGEST)
+    better: str = Field("", max_length=LONGEST_ANSWER)
 
 
 class Reviewing:
-    """A set, its store, and the round that is served."""
+    """A set, its store, and the round that is served: with disputes, even none, the one that settles them."""
 
-    def __init__(self, rating_set: RatingSet, store: Store, adjudicating: bool) -> None:
+    def __init__(self, rating_set: RatingSet, store: Store, disputes: Sequence[Dispute] | None) -> None:
         self.set, self.store = rating_set, store
-        self.round = ADJUDICATION if adjudicating else RATING
-        self.disputes = {each.item: each for each in disputed(rating_set.axes, store.ratings())} if adjudicating else {}
+        self.adjudicating = disputes is not None
+        self.round = ADJUDICATION if self.adjudicating else RATING
+        self.disputes = {each.item: each for each in disputes or ()}
 
     def work(self, rater: Rater) -> list[dict[str, Any]]:
         """What the rater is asked, in order: `id`, `axes`, and how many of those are rated (`done`)."""
@@ -80,6 +81,7 @@ class Reviewing:
         mine = [rating for rating in self.store.ratings(rater.id, item.id) if rating.round == self.round]
         notes = [note for note in self.store.notes(rater.id, item.id) if note.round == self.round]
         dispute = self.disputes.get(item.id)
+        known = {"decision": item.decision, "source": item.source, "link": item.link}
         return {
             "id": item.id,
             "question": item.question,
@@ -89,7 +91,14 @@ class Reviewing:
             "comment": notes[0].comment if notes else "",
             "better": notes[0].better if notes else "",
             "said": dispute.said if dispute else {},
+            **{name: value for name, value in known.items() if value},
+            **({"written": self._written(item)} if dispute and self.set.task.edits else {}),
         }
+
+    def _written(self, item: Item) -> list[dict[str, str]]:
+        """What raters wrote in the first round, without their names."""
+        notes = [note for note in self.store.notes(item=item.id) if note.round == RATING]
+        return [{"comment": note.comment, "better": note.better} for note in notes]
 
     def item(self, id: str) -> Item:
         """The item of that id; 404 where there is none."""
@@ -107,10 +116,10 @@ class Reviewing:
         return axis
 
 
-def app_for(rating_set: RatingSet, store: Store, adjudicating: bool, hosts: set[str], token: str | None) -> FastAPI:
+def app_for(here: Reviewing, hosts: set[str], token: str | None) -> FastAPI:
     """The application. Requests must name one of `hosts` (none given: any), and with a `token` bear it."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    here = Reviewing(rating_set, store, adjudicating)
+    rating_set, store = here.set, here.store
 
     @app.middleware("http")
     async def guard(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -138,14 +147,15 @@ def app_for(rating_set: RatingSet, store: Store, adjudicating: bool, hosts: set[
     def described() -> dict[str, Any]:
         return {
             "id": rating_set.shuffle,
-            "adjudicating": adjudicating,
+            "adjudicating": here.adjudicating,
             "cannot": CANNOT,
+            "task": rating_set.task.told(),
             "axes": [
                 {
                     "name": axis.name,
                     "title": axis.title,
                     "question": axis.question,
-                    "options": [option.label for option in axis.options],
+                    "options": [{"label": option.label, "hint": option.hint} for option in axis.options],
                 }
                 for axis in rating_set.axes
             ],
@@ -153,7 +163,7 @@ def app_for(rating_set: RatingSet, store: Store, adjudicating: bool, hosts: set[
 
     @app.post("/api/raters")
     def begin(body: Name) -> dict[str, str]:
-        return {"rater": store.rater(body.name, joins=not adjudicating).id}
+        return {"rater": store.rater(body.name, joins=not here.adjudicating).id}
 
     @app.get("/api/work")
     def work(rater: known) -> list[dict[str, Any]]:
@@ -174,7 +184,8 @@ def app_for(rating_set: RatingSet, store: Store, adjudicating: bool, hosts: set[
 
     @app.put("/api/items/{item}/notes", status_code=204)
     def write(item: str, body: Written, rater: known) -> None:
-        store.save([], [Note(rater.id, here.item(item).id, body.comment, body.better, round=here.round)])
+        better = "" if rating_set.unchanged(here.item(item).id, body.better) else body.better
+        store.save([], [Note(rater.id, item, body.comment, better, round=here.round)])
 
     return app
 

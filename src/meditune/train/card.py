@@ -173,7 +173,12 @@ def _beside(facts: dict[str, Any]) -> list[str]:
         ]
     if "mix" in facts:
         mixed = ", ".join(f"{count:,} of {name}" for name, count in facts["mix"].items())
-        lines += [f"Each epoch took rows from several sources: {mixed}.", ""]
+        order, by = facts.get("curriculum", "none"), facts.get("mix_by", "source").replace("_", " ")
+        first = "" if order == "none" else f" The first one came in order: {order}."
+        lines += [f"Each epoch took rows by {by}: {mixed}.{first}", ""]
+    if len(facts.get("mixture", [])) > 1:
+        read = ", ".join(f"{part['supervised_share']:.0%} {part['source']}" for part in facts["mixture"])
+        lines += [f"Of all tokens trained on: {read}.", ""]
     if "replay" in facts:
         replay = facts["replay"]
         what = {"self": "text that the base model wrote itself", "general": "WikiText-2", "medical": "MedQuAD"}

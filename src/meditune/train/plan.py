@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from meditune.data.balance import check_weights, heaviest
 from meditune.data.splits import Splits
 from meditune.models.load import LoadedModel
 from meditune.models.rows import Row
@@ -14,6 +15,7 @@ from meditune.train.dev import check_dev
 from meditune.train.encode import TokenFacts, check_masks, encode, marked
 from meditune.train.head_loss import loss_of_rows
 from meditune.train.mixing import Mix, mix_of
+from meditune.train.mixture import Part, facts, mixture, said
 from meditune.train.replay import Replay, plan_replay
 from meditune.train.replay_text import check_source, replay_rows
 from meditune.train.sft import LossOfRows, Weights, plan_steps
@@ -41,6 +43,13 @@ class Plan:
     """Introduces the first row in the pre-flight"""
     further: dict[str, Any] = field(default_factory=dict)
     """More for the run's records"""
+    sources: list[str] = field(default_factory=list)
+    """Of each row; empty where rows aren't examples"""
+
+    @property
+    def epoch_rows(self) -> int:
+        """Rows in an epoch."""
+        return self.mix.size if self.mix else len(self.rows)
 
     @property
     def tokens(self) -> int:
@@ -48,25 +57,34 @@ class Plan:
         examples = sum(len(self.rows[index]) for step in self.steps for index in step)
         return examples + (self.replay.tokens() if self.replay else 0)
 
-    def facts(self) -> dict[str, Any]:
-        """For the run's records; of mix and replay only what there is."""
-        mixed = {"mix": self.mix.visits} if self.mix else {}
-        return (
-            asdict(self.fitted)
-            | self.further
-            | mixed
-            | ({"replay": self.replay.facts(self._weight)} if self.replay else {})
-        )
+    def facts(self, done: int | None = None) -> dict[str, Any]:
+        """For the run's records, of the first `done` steps or all; of mix and replay only what there is."""
+        found = asdict(self.fitted) | self.further
+        if self.mix:
+            found |= {"mix": self.mix.visits, "mix_by": self.mix.by, "curriculum": self.mix.order or "none"}
+        if self.replay:
+            found["replay"] = self.replay.facts(self._weight)
+        return found | ({"mixture": facts(self._mixture(done))} if self.sources else {})
 
     def lines(self, tokenizer: Any) -> list[str]:
         """How sources are mixed and what is rehearsed, for people to check before the first step."""
-        found = [f"Of an epoch's {len(self.rows)} rows: {self.mix.said()}."] if self.mix else []
+        found = []
+        if self.mix:
+            by = "" if self.mix.by == "source" else f" by {self.mix.by.replace('_', ' ')}"
+            found.append(f"Of an epoch's {self.mix.size} rows{by}: {self.mix.said()}.")
+            found += [f"The first epoch comes in order: {self.mix.order}."] if self.mix.order else []
         if self.replay:
             found += [
                 f"Replay: {self.replay.said(self._weight)} One row; what is trained on stands between « »:",
                 *(f"    {line}" for line in marked(self.replay.rows[0], tokenizer).splitlines()),
             ]
+        parts = self._mixture() if self.sources else []
+        if len(parts) > 1:
+            found += ["What the whole training reads:", *(f"    {line}" for line in said(parts))]
         return found
+
+    def _mixture(self, done: int | None = None) -> list[Part]:
+        return mixture(self.rows, self.sources, self.steps[:done], self.replay)
 
     @property
     def _weight(self) -> float:
@@ -78,7 +96,8 @@ class Plan:
 def check(splits: Splits, recipe: Recipe) -> None:
     """Raise DataError for what would stop training later; it needs no model, so it can come first."""
     check_teaches(splits.train, recipe.train.tasks)
-    mix_of([example.source for example in splits.train], recipe.train.mix)
+    check_weights(splits.train, recipe.data.balance)
+    mix_of([example.source for example in splits.train], recipe.train.mix, recipe.train.epochs)
     check_source(recipe)
     check_dev(splits, recipe)
 
@@ -89,9 +108,17 @@ def plan(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> P
     rows, fitted = encode(splits.train, loaded.encoder(recipe.prompt), spec.tasks)
     pool = replay_rows(loaded, recipe, splits, folder)
     check_masks([*rows, *pool])
-    sources = {example.id: example.source for example in splits.train}
-    mix = mix_of([sources[row.encoded[0].id] for row in rows], spec.mix)
-    weights = TokenWeights(splits.train, rows, spec, mix.repeats() if mix else {})
+    examples = {example.id: example for example in splits.train}
+    mine = [examples[row.encoded[0].id] for row in rows]
+    sources, balance = [example.source for example in mine], recipe.data.balance
+    groups = [heaviest(example, balance) for example in mine] if balance.weights else sources
+    mix = mix_of(
+        *(sources, spec.mix, spec.epochs, [len(row) for row in rows], [len(row.targets) for row in rows]),
+        *(balance.weights, groups, str(balance.by)),
+    )
+    repeats = mix.repeats() if mix else {}
+    often = {row.encoded[0].id: repeats.get(group, 1.0) for row, group in zip(rows, groups, strict=True)}
+    weights = TokenWeights(splits.train, rows, spec, often)
     steps = plan_steps(len(rows), spec, recipe.seed, mix)
     replay = plan_replay(pool, steps, weights, spec.replay, recipe.seed) if spec.replay.share else None
-    return Plan(rows, fitted, weights, mix, steps, pool, replay)
+    return Plan(rows, fitted, weights, mix, steps, pool, replay, sources=sources)

@@ -69,16 +69,17 @@ def plan_steps(count: int, spec: TrainSpec, seed: int, mix: Mix | None = None) -
     """Indices of the examples of every optimizer step, from a seeded shuffle of each epoch.
 
     Each step takes batch_size * accumulation examples; an epoch's last step takes what is left. Without a mix every
-    example comes once in an epoch.
+    example comes once in an epoch. A mix may order the first epoch: which rows it takes is settled before, and rows
+    are bucketed by length within a step only, so bucketing changes no order.
     """
-    mixed = mix.epochs(seed) if mix else None
     size = _step_size(spec)
     steps: list[list[int]] = []
-    for epoch in range(math.ceil(spec.epochs)):
-        order = next(mixed) if mixed else list(range(count))
+    for epoch, order in enumerate(mix.epochs(seed, spec.epochs) if mix else _whole(count, spec.epochs)):
         random.Random(f"{seed}/{epoch}").shuffle(order)
-        share = min(1.0, spec.epochs - epoch)
-        order = order[: max(1, round(share * count))]
+        if mix is None:
+            order = order[: max(1, round(min(1.0, spec.epochs - epoch) * count))]
+        elif mix.ranks and epoch == 0:
+            order.sort(key=mix.ranks.__getitem__)
         steps += [order[start : start + size] for start in range(0, len(order), size)]
     return steps
 
@@ -86,6 +87,11 @@ def plan_steps(count: int, spec: TrainSpec, seed: int, mix: Mix | None = None) -
 def epoch_steps(count: int, spec: TrainSpec) -> int:
     """Optimizer steps of a whole epoch."""
     return math.ceil(count / _step_size(spec))
+
+
+def _whole(count: int, epochs: float) -> Iterator[list[int]]:
+    for _ in range(math.ceil(epochs)):
+        yield list(range(count))
 
 
 def _step_size(spec: TrainSpec) -> int:

@@ -100,7 +100,7 @@ def fine_tune(
         "strategy": recipe.model.strategy,
         "objective": recipe.train.objective,
         "quantize": recipe.model.quantize,
-        **planned.facts(),
+        **planned.facts(len(log)),
         **counts,
         "tokens_per_s": round(sum(step.tokens for step in log) / seconds, 1),
         "supervised_tokens": sum(step.supervised_tokens for step in log),
@@ -225,7 +225,7 @@ def _train_with_checkpoints(
         watch = DevWatch(
             recipe.train.dev,
             lambda: ranks.told(figure(trained)),
-            epoch_steps(len(planned.rows), recipe.train),
+            epoch_steps(planned.epoch_rows, recipe.train),
             {step.step: step.dev for step in log if step.dev is not None},
         )
         print(watch.announced(dev), file=sys.stderr)

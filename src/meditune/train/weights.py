@@ -17,7 +17,7 @@ class TokenWeights:
     With `decision_share` s, decision tokens together get the share s of the loss over the data set and answer tokens
     the rest, however many of each there are. With `class_balance` b, a decision of a class with frequency f weighs
     f ** -b, scaled so that the mean over examples stays 1. Where sources are mixed, all of these are meant as they come
-    in an epoch: `repeats` says how often a source's rows do (once where it isn't named).
+    in an epoch: `repeats` says how often an example's row does, by its id (once where it isn't named).
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class TokenWeights:
         repeats: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         self.decisions = {example.id: example.decision for example in examples if example.decision}
-        often = {example.id: repeats.get(example.source, 1.0) for example in examples}
+        often = {example.id: repeats.get(example.id, 1.0) for example in examples}
         counts: defaultdict[str, float] = defaultdict(float)
         for identifier, label in self.decisions.items():
             counts[label] += often[identifier]

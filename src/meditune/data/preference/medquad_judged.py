@@ -13,6 +13,7 @@ from pathlib import Path
 
 from meditune.data import liveqa
 from meditune.data.archive import tidy
+from meditune.data.damage import damage
 from meditune.data.preference.own import SOURCE
 from meditune.data.preference.rated import Rated
 from meditune.data.rejects import Rejects
@@ -35,11 +36,13 @@ def read(folder: Path, questions: Path, rejects: Rejects) -> Iterator[Rated]:
     answers: dict[str, str] = {}
     for path in _files(folder, ANSWERS):
         for where, row in rows(path, SOURCE, rejects):
-            found = _ANSWER.fullmatch(str(row.get("Answer", "")).strip())
+            problem = damage(row)
+            found = None if problem else _ANSWER.fullmatch(str(row.get("Answer", "")).strip())
             if found and row.get("AnswerID"):
                 answers[row["AnswerID"]] = tidy(found[1])
             else:
-                rejects.add(SOURCE, where, "no AnswerID, or an Answer that isn't Question, URL and Answer", row)
+                unlike = "no AnswerID, or an Answer that isn't Question, URL and Answer"
+                rejects.add(SOURCE, where, problem or unlike, row)
     known = {each.id: each for each in liveqa.read(questions, Rejects())}
     for path in _files(folder, JUDGMENTS):
         for number, line in enumerate(read_text(path).splitlines(), start=1):

@@ -7,7 +7,7 @@ from typing import Any
 
 from meditune.data.columns import GUESSES
 from meditune.data.preference.pair import OWN, Pair
-from meditune.data.records import NO_CONTEXT, NO_SURROGATES, cell, group_of, is_writable, passages, records
+from meditune.data.records import NO_CONTEXT, cell, group_of, passages, records
 from meditune.data.rejects import Rejects
 from meditune.data.tables import Row
 
@@ -42,8 +42,6 @@ def _pair(row: Mapping[str, Any], columns: Mapping[str, str], fallback_id: str) 
         return None, f"no {'rejected' if chosen else 'chosen'} answer (or one that isn't text)"
     if " ".join(chosen.split()) == " ".join(rejected.split()):
         return None, "chosen and rejected are the same"
-    if not is_writable(question + chosen + rejected):
-        return None, NO_SURROGATES
     if context is None:
         return None, NO_CONTEXT
     return Pair(

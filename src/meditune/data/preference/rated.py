@@ -15,7 +15,7 @@ from meditune.data.columns import GUESSES
 from meditune.data.example import Passage
 from meditune.data.preference.own import SOURCE
 from meditune.data.preference.pair import RATED, Pair
-from meditune.data.records import NO_CONTEXT, NO_SURROGATES, cell, group_of, is_writable, passages, records
+from meditune.data.records import NO_CONTEXT, cell, group_of, passages, records
 from meditune.data.rejects import Rejects
 from meditune.data.splits import question_key
 from meditune.data.tables import Row
@@ -135,8 +135,6 @@ def _rated(row: Mapping[str, Any], columns: Mapping[str, str], place: str) -> tu
         return None, "no answer (or one that isn't text)"
     if rating is None:
         return None, "no rating (or one that isn't a number)"
-    if not is_writable(question + answer):
-        return None, NO_SURROGATES
     if context is None:
         return None, NO_CONTEXT
     name, group = (cell(values.get(field)) for field in ("id", "group"))

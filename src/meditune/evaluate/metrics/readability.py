@@ -11,7 +11,7 @@ import numpy as np
 
 from meditune.evaluate.metrics.metric import Array, Metric, Statistics
 from meditune.evaluate.predictions import Predictions
-from meditune.evaluate.readability import familiar, grades, jargon
+from meditune.readability import familiar, grades, jargon
 
 METRICS = (
     Metric(

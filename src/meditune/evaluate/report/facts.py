@@ -9,7 +9,7 @@ from meditune.evaluate.report.wording import count, label
 
 Pairs = list[tuple[str, str]]
 
-_SHOWN_ELSEWHERE = {"sources", "dropped", "splits", "lengths", "sha256", "test_set"}
+_SHOWN_ELSEWHERE = {"sources", "dropped", "splits", "lengths", "sha256", "test_set", "recipe", "not_split"}
 
 
 def sources(quality: dict[str, Any]) -> list[dict[str, Any]]:

@@ -9,10 +9,11 @@ from markupsafe import Markup
 
 from meditune.data.example import DECISIONS
 from meditune.errors import DataError
-from meditune.evaluate.report import facts, plots, review, wording
+from meditune.evaluate.report import diversity, facts, plots, review, wording
 from meditune.evaluate.report.confidence import confidence
 from meditune.evaluate.report.groups import tables
 from meditune.evaluate.report.leakage import leakage
+from meditune.evaluate.report.quality import quality_section
 from meditune.evaluate.report.reading import reading
 from meditune.evaluate.report.safety import safety
 from meditune.evaluate.report.table import headline, rows
@@ -62,6 +63,11 @@ def environment() -> Any:
     return environment
 
 
+def style() -> Markup:
+    """The style sheet of every page here."""
+    return Markup((HERE / "style.css").read_text(encoding="utf-8")) + diversity.css()
+
+
 def _context(folder: Path) -> dict[str, Any]:
     report = read_json(folder / "report.json")
     quality = _optional(folder / "data" / "quality.json")
@@ -71,7 +77,7 @@ def _context(folder: Path) -> dict[str, Any]:
     recipe = folder / "recipe.yaml"
     recipe_text = recipe.read_text(encoding="utf-8") if recipe.is_file() else ""
     return {
-        "style": Markup((HERE / "style.css").read_text(encoding="utf-8")),
+        "style": style(),
         "report": report,
         "data": report.get("data") or {},
         "training": training,
@@ -102,7 +108,10 @@ def _context(folder: Path) -> dict[str, Any]:
         "sources": facts.sources(quality),
         "splits": facts.splits(quality),
         "dropped": facts.counted(quality.get("dropped")),
+        "quality": quality_section(quality),
         "other": facts.other(quality),
+        "rebalanced": quality.get("rebalanced"),
+        "diversity": diversity.section(quality.get("diversity")),
         "fitted": facts.fitted(training),
         "recipe_text": recipe_text,
         "limits": LIMITS,

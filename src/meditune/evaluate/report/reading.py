@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from meditune.evaluate.readability.grades import TARGET
 from meditune.evaluate.report.wording import number
+from meditune.readability.grades import TARGET
 
 MEDIANS = {
     "MedlinePlus health topics": 7.6,

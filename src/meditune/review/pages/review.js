@@ -46,11 +46,15 @@ async function asked(...what) {
 
 async function start() {
   set = await asked("GET", "/api/set");
-  if (set.adjudicating) {
-    $("welcome").textContent = "Settling disagreements";
-    $("purpose").textContent =
-      "You will see the answers on which raters disagreed, and only the lines on which they did. What they chose is shown; your word settles it.";
-  }
+  const { words } = set.task;
+  for (const place of document.querySelectorAll("[data-word]")) place.textContent = words[place.dataset.word];
+  $("welcome").textContent = set.adjudicating ? "Settling disagreements" : words.title;
+  $("purpose").textContent = set.adjudicating ? words.settling : words.purpose;
+  document.title = `${$("welcome").textContent} – Meditune`;
+  $("change").append(`Change the ${words.better.toLowerCase()} `, element("kbd", "", "B"));
+  if (set.task.edits) $("better").rows = 12;
+  const most = Math.max(...set.axes.map((axis) => axis.options.length));
+  $("numbers").replaceChildren(...Array.from({ length: most }, (_, index) => [element("kbd", "", String(index + 1)), " "]).flat());
   rater = sessionStorage.getItem(`rater-${set.id}`);
   if (rater) await begin();
   else signIn();
@@ -101,7 +105,7 @@ async function go(place) {
 function draw(entry) {
   $("question").textContent = item.question;
   $("sources").hidden = !item.context.length;
-  $("sources").open = false;
+  $("sources").open = set.task.shows_sources;
   $("sources-summary").textContent = item.context.length === 1 ? "Source (S)" : `Sources: ${item.context.length} passages (S)`;
   $("passages").replaceChildren(
     ...item.context.map(({ label, text }) => {
@@ -112,9 +116,62 @@ function draw(entry) {
   );
   $("answer").textContent = item.answer || "(The answer is empty.)";
   $("comment").value = item.comment;
-  $("better").value = item.better;
+  $("better").value = item.better || unchanged();
+  $("decision").hidden = !item.decision;
+  $("decision").replaceChildren("Decision: ", element("strong", "", item.decision));
+  origin();
+  written();
+  edited();
+  rewriting(!set.task.edits || Boolean(item.better));
   $("axes").replaceChildren(...axesOf(entry).map(form));
   progress();
+}
+
+const unchanged = () => (set.task.edits ? item.answer : "");
+
+function origin() {
+  $("origin").hidden = !item.source;
+  const name = item.link ? element("a", "", item.source) : element("span", "", item.source);
+  if (item.link) Object.assign(name, { href: item.link, target: "_blank", rel: "noopener noreferrer" });
+  $("origin").replaceChildren("From: ", name);
+}
+
+function written() {
+  // What raters wrote, for the one who settles it.
+  const notes = (item.written || []).flatMap(({ comment, better }) => {
+    const made = [];
+    if (comment) made.push(element("p", "passage", `A rater's comment: ${comment}`));
+    if (better) {
+      const text = element("p", "passage", `A rater's text: ${better}`);
+      const take = element("button", "", "Take this text");
+      take.type = "button";
+      take.addEventListener("click", () => rewrite(better));
+      made.push(text, take);
+    }
+    return made;
+  });
+  $("written").replaceChildren(...notes);
+}
+
+function edited() {
+  $("edit").hidden = !set.task.edits || !item.better;
+}
+
+function rewriting(open) {
+  $("rewriting").hidden = !open;
+  $("change").hidden = open;
+}
+
+function change() {
+  rewriting(true);
+  $("better").focus();
+  $("better").setSelectionRange(0, 0);
+}
+
+function rewrite(text) {
+  rewriting(true);
+  $("better").value = text;
+  note();
 }
 
 function element(tag, style, text) {
@@ -130,14 +187,15 @@ function form(axis, place) {
   const legend = element("legend", "", axis.title);
   legend.append(element("span", "small", axis.question));
   const options = element("div", "options");
-  const all = [...axis.options.map((label, index) => [label, index + 1]), [set.cannot, null]];
-  for (const [label, option] of all) {
+  const all = [...axis.options.map(({ label, hint }, index) => [label, hint, index + 1]), [set.cannot, "", null]];
+  for (const [label, hint, option] of all) {
     const button = element("button", option === null ? "option cannot" : "option");
     button.type = "button";
     button.dataset.option = option ?? 0;
     button.append(element("kbd", "", String(option ?? 0)), element("span", "", label));
+    if (hint) button.append(element("span", "small hint", hint));
     const others = item.said[axis.name]?.[option];
-    if (others) button.append(element("span", "small", `chosen by ${others}`));
+    if (others) button.append(element("span", "small chosen", `chosen by ${others}`));
     button.addEventListener("click", () => {
       line = place;
       choose(axis, option);
@@ -167,7 +225,8 @@ function activate(place, scroll = true) {
   all.forEach((box, index) => box.classList.toggle("active", index === place));
   if (scroll) {
     all[place].scrollIntoView({ block: "nearest" });
-    all[place].querySelector("[aria-pressed=true], .option").focus({ preventScroll: true });
+    const chosen = all[place].querySelector("[aria-pressed=true]") || all[place].querySelector(".option");
+    chosen.focus({ preventScroll: true });
   }
 }
 
@@ -184,7 +243,8 @@ function progress() {
   $("back").disabled = at === 0;
   const left = entry.axes.length - names.length;
   $("next").textContent = at + 1 < work.length || left ? "Next →" : "Finish";
-  $("missing").textContent = left ? `${left} of ${entry.axes.length} still to rate here.` : "All rated here. Enter: next answer.";
+  const still = entry.axes.length > 1 ? `${left} of ${entry.axes.length} still to rate here.` : "Not rated yet.";
+  $("missing").textContent = left ? still : "All rated here. Enter: next answer.";
 }
 
 function seconds() {
@@ -229,7 +289,9 @@ async function undo() {
 
 function note() {
   item.comment = $("comment").value;
-  item.better = $("better").value;
+  const better = $("better").value;
+  item.better = set.task.edits && better.trim() === item.answer.trim() ? "" : better;
+  edited();
   outbox.add("PUT", `/api/items/${item.id}/notes`, { comment: item.comment, better: item.better }, 500);
 }
 
@@ -258,7 +320,7 @@ async function end() {
   show("end");
   ending();
   if (!work.length) {
-    $("end-title").textContent = "Nothing to rate";
+    $("end-title").textContent = set.task.words.none;
     $("end-text").textContent = "No answers were given to you. Ask who sent you the address.";
   }
   $("again").hidden = !work.length;
@@ -280,7 +342,7 @@ const KEYS = {
   u: undo,
   s: () => ($("sources").open = !$("sources").open),
   c: () => $("comment").focus(),
-  b: () => $("better").focus(),
+  b: change,
   "?": () => $("help-dialog").showModal(),
 };
 
@@ -328,6 +390,8 @@ $("name-form").addEventListener("submit", async (event) => {
 });
 $("comment").addEventListener("input", note);
 $("better").addEventListener("input", note);
+$("change").addEventListener("click", change);
+$("restore").addEventListener("click", () => rewrite(unchanged()));
 $("back").addEventListener("click", () => step(-1));
 $("next").addEventListener("click", () => step(1));
 $("undo").addEventListener("click", undo);

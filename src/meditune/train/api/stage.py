@@ -38,6 +38,10 @@ def prepare_rows(model: ApiModel, examples: Any, recipe: Recipe, folder: Path) -
         raise RecipeError(
             "train.dev: an API's training can't be measured on its way. Leave patience and keep_best out for it."
         )
+    if recipe.data.balance.weights:
+        raise RecipeError(
+            "data.balance.weights: an API reads every row once in an epoch. Take a cap or a share, or leave them out."
+        )
     rows, facts = chats(examples, recipe, model)
     path = folder / FOLDER / ROWS
     if not (folder / FOLDER / JOB).is_file():

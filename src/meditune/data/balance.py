@@ -1,0 +1,125 @@
+"""Rebalancing of training data: answers that are too hard to read left out, and large groups capped."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
+
+from meditune.data.diversity.dimensions import BY_NAME, grade
+from meditune.data.example import Example
+from meditune.data.quality.ledger import Entry
+from meditune.errors import DataError
+from meditune.recipe import BalanceSpec, DataSpec
+
+MAX_GRADE = "data.max_reading_grade"
+BALANCE = "data.balance"
+OTHERS = "others"
+"""Examples in none of the groups that data.balance.weights names"""
+
+
+def rebalanced(train: Sequence[Example], spec: DataSpec, seed: int) -> tuple[list[Example], list[Entry]]:
+    """The training examples that the recipe's rules leave, in their order, and what the rules did.
+
+    First answers above `max_reading_grade` go, then groups are capped; what `quality.keep` names stays. Raises
+    DataError where nothing is left.
+    """
+    kept, changes = _readable(train, spec.max_reading_grade, spec.quality.keep)
+    if spec.balance.caps:
+        kept, further = _capped(kept, spec.balance, seed, spec.quality.keep)
+        changes += further
+    if train and not kept:
+        raise DataError(
+            f"{' and '.join(dict.fromkeys(entry.rule for entry in changes))} leave none of the {len(train):,} "
+            f"training examples. Loosen them{_easiest(train, spec.max_reading_grade)}."
+        )
+    return kept, changes
+
+
+def heaviest(example: Example, spec: BalanceSpec) -> str:
+    """The group by which an example is weighed: of those that `weights` names the heaviest, else OTHERS."""
+    groups = [group for group in groups_of(example, spec) if group in spec.weights]
+    return max(groups, key=lambda group: (spec.weights[group], group), default=OTHERS)
+
+
+def groups_of(example: Example, spec: BalanceSpec) -> list[str]:
+    """The example's groups by `data.balance.by`."""
+    return sorted(BY_NAME[str(spec.by)].groups(example))
+
+
+def check_weights(train: Sequence[Example], spec: BalanceSpec) -> None:
+    """Raise DataError where `weights` names a group that no training example is in."""
+    known = Counter(group for example in train for group in groups_of(example, spec)) if spec.weights else Counter()
+    missing = [name for name in spec.weights if name not in known]
+    if missing:
+        there = ", ".join(name for name, _ in known.most_common(10)) or "none"
+        raise DataError(
+            f"{BALANCE}.weights: no training example is in {', '.join(missing)}. By {spec.by} there are: {there}."
+        )
+
+
+def _readable(
+    train: Sequence[Example], highest: float | None, pinned: Container[str]
+) -> tuple[list[Example], list[Entry]]:
+    """Without answers above `highest`; an example that teaches a decision as well keeps that."""
+    if highest is None:
+        return list(train), []
+    kept, changes = [], []
+    for example in train:
+        found = grade(example.answer) if example.answer else None
+        if found is None or found <= highest or example.id in pinned:
+            kept.append(example)
+            continue
+        eased = example.model_copy(update={"answer": ""}) if example.decision else None
+        kept += [eased] if eased else []
+        detail = f"reading grade {found:.1f}, above {highest:g}"
+        changes.append(Entry(MAX_GRADE, "mend" if eased else "drop", example, eased, detail))
+    return kept, changes
+
+
+def _capped(
+    train: Sequence[Example], spec: BalanceSpec, seed: int, pinned: Container[str]
+) -> tuple[list[Example], list[Entry]]:
+    """Without a seeded choice of the rows that a group has beyond its cap; rows in no group all stay."""
+    groups = [groups_of(example, spec) for example in train]
+    counts = Counter(group for each in groups for group in each)
+    cap = spec.cap or _cap_of(spec.share or 1.0, counts, sum(not each for each in groups), str(spec.by))
+    room = dict.fromkeys(counts, cap)
+    order = list(range(len(train)))
+    random.Random(f"{seed}/balance").shuffle(order)
+    dropped = {}
+    for index in order:
+        full = [group for group in groups[index] if room[group] <= 0]
+        if full and train[index].id not in pinned:
+            dropped[index] = full[0]
+        else:
+            for group in groups[index]:
+                room[group] -= 1
+    changes = [
+        Entry(
+            *(BALANCE, "drop", train[index], None),
+            f"{spec.by} {dropped[index]} has {counts[dropped[index]]:,} examples, more than {cap:,}",
+        )
+        for index in sorted(dropped)
+    ]
+    return [example for index, example in enumerate(train) if index not in dropped], changes
+
+
+def _cap_of(share: float, counts: Mapping[str, int], free: int, by: str) -> int:
+    """The largest cap that leaves no group with more than `share` of the rows; `free` rows are in no group."""
+    fits = [
+        cap
+        for cap in range(1, max(counts.values(), default=0) + 1)
+        if cap <= share * (free + sum(min(count, cap) for count in counts.values()))
+    ]
+    if counts and not fits:
+        raise DataError(
+            f"{BALANCE}.share: by {by} there are {len(counts)} groups, so the largest has at least "
+            f"{1 / len(counts):.2f} of the rows, more than {share:g}. Give a larger share, or a cap."
+        )
+    return max(fits, default=0)
+
+
+def _easiest(train: Sequence[Example], highest: float | None) -> str:
+    grades = [value for value in (grade(example.answer) for example in train if example.answer) if value is not None]
+    return f": the easiest answer has grade {min(grades):.1f}" if highest is not None and grades else ""

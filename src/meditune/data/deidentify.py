@@ -1,0 +1,176 @@
+"""Identifiers of patients in what was read: counted, masked, replaced, or a reason to refuse.
+
+Only ids, kinds and places are kept of what was found, never its text.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from meditune.data.example import Example
+from meditune.data.fields import found_in
+from meditune.data.sources import SOURCES
+from meditune.errors import DataError
+from meditune.files import write_jsonl
+from meditune.phi.engines import Engine, engine
+from meditune.phi.masking import masked
+from meditune.phi.secret import secret
+from meditune.phi.spans import Span
+from meditune.phi.surrogates import Surrogates
+from meditune.progress import track
+from meditune.recipe import PhiSpec
+
+FILE = "phi.jsonl"
+_META = ("references",)
+"""Of a published source's meta, what is text about people; of a user's own, all of it may be."""
+
+_PUBLISHED = tuple(f"meta.{name}" for name in _META)
+
+Change = Callable[[str, list[Span]], str]
+
+
+class Findings:
+    """What was found in each source, without its text."""
+
+    def __init__(self, spec: PhiSpec) -> None:
+        self._spec = spec
+        self._rows: list[dict[str, Any]] = []
+        self._kinds: dict[str, Counter[str]] = {}
+        self._by_kind: dict[str, Counter[str]] = {}
+        self._examples: Counter[str] = Counter()
+        self._touched: Counter[str] = Counter()
+
+    def add(self, example: Example, spans: Sequence[tuple[str, Span]]) -> None:
+        """Note the spans (field, place) of one example."""
+        self._examples[example.source] += 1
+        self._touched[example.source] += bool(spans)
+        self._kinds.setdefault(example.source, Counter()).update(span.kind for _, span in spans)
+        self._by_kind.setdefault(example.source, Counter()).update({span.kind for _, span in spans})
+        self._rows += [
+            {"id": example.id, "field": field, "kind": span.kind, "start": span.start, "end": span.end}
+            for field, span in spans
+        ]
+
+    def facts(self) -> dict[str, Any]:
+        """For `quality.json`: action, engine, and per source the examples, those with identifiers, and each kind."""
+        return {
+            "action": self._spec.action,
+            "engine": self._spec.engine,
+            "sources": {
+                name: {
+                    "examples": self._examples[name],
+                    "with_identifiers": self._touched[name],
+                    "kinds": dict(kinds.most_common()),
+                    "examples_by_kind": dict(self._by_kind[name].most_common()),
+                }
+                for name, kinds in self._kinds.items()
+            },
+        }
+
+    def write(self, folder: Path) -> None:
+        """Each span's example, field, kind and place in the text as it was read, as JSON Lines."""
+        if self._spec.action != "off":
+            write_jsonl(folder / FILE, self._rows)
+
+    def sentence(self, source: str) -> str:
+        """What was found in a source, in words; empty where nothing was."""
+        if not self._touched[source]:
+            return ""
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in self._kinds[source].most_common())
+        return f"{self._touched[source]:,} of {self._examples[source]:,} examples hold identifiers of people ({kinds})"
+
+
+def deidentify(examples: Sequence[Example], spec: PhiSpec, findings: Findings, warn: bool = True) -> list[Example]:
+    """The examples of one source as `spec` wants them; what was found is added to `findings`.
+
+    Raises DataError where identifiers are found and the action is refuse. A user's own data in which any are found and
+    left are said so on stderr, if `warn`.
+    """
+    if spec.action == "off" or not examples:
+        return list(examples)
+    find = engine(spec.engine)
+    source = examples[0].source
+    label = f"Looking for identifiers in {source}"
+    result = [_treated(example, spec, find, findings) for example in track(examples, label, unit="examples")]
+    said = findings.sentence(source)
+    if said and spec.action == "refuse":
+        raise DataError(
+            f"data.sources: {source}: {said}, and data.phi.action is refuse. Look at them with `meditune data phi`, or "
+            "let them be masked: --set data.phi.action=mask."
+        )
+    published = source in SOURCES and not SOURCES[source].restricted
+    if warn and said and spec.action == "report" and not published:
+        print(
+            f"\nWARNING: {source}: {said}. THEY ARE LEFT AS THEY ARE (data.phi.action: report), and a model can learn "
+            "them by heart. To mask them: --set data.phi.action=mask. To see where they are: meditune data phi.\n",
+            file=sys.stderr,
+        )
+    return result
+
+
+def cleaner(spec: PhiSpec) -> Callable[[str], str]:
+    """What takes identifiers out of the texts of refused rows, where they mayn't be kept in the data either."""
+    find = engine(spec.engine)
+    if spec.action not in {"mask", "surrogate", "refuse"}:
+        return str
+    return lambda text: masked(text, find(text, spec.kinds or None))
+
+
+def _treated(example: Example, spec: PhiSpec, find: Engine, findings: Findings) -> Example:
+    fields = dict(_texts(example))
+    headed = [field for field in fields if field.startswith("meta.") and not field.startswith(_PUBLISHED)]
+    by_field = found_in(fields, find, spec.kinds, headed)
+    findings.add(example, [(field, span) for field, spans in by_field.items() for span in spans])
+    if spec.action not in {"mask", "surrogate"} or not any(by_field.values()):
+        return example
+    change: Change = masked
+    if spec.action == "surrogate":
+        change = Surrogates(secret(), f"{example.source}/{example.group}").replaced
+    return _with_texts(example, {field: change(text, by_field[field]) for field, text in fields.items()})
+
+
+def _texts(example: Example) -> Iterator[tuple[str, str]]:
+    """Every text of an example by its place: question, context.0, answer, meta.references.0.answer."""
+    yield "question", example.question
+    yield from ((f"context.{number}", passage.text) for number, passage in enumerate(example.context))
+    yield "answer", example.answer
+    of_user = example.source not in SOURCES
+    for key, value in example.meta.items():
+        if of_user or key in _META:
+            yield from leaves(value, f"meta.{key}")
+
+
+def leaves(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    """Place and text of every text in a value; `place` is where it stands itself."""
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from leaves(inner, f"{place}.{key}")
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from leaves(inner, f"{place}.{number}")
+
+
+def _with_texts(example: Example, texts: dict[str, str]) -> Example:
+    """The example with each of `_texts` replaced."""
+    context = tuple(
+        passage.model_copy(update={"text": texts[f"context.{number}"]})
+        for number, passage in enumerate(example.context)
+    )
+    meta = {key: with_leaves(value, f"meta.{key}", texts) for key, value in example.meta.items()}
+    changed = {"question": texts["question"], "context": context, "answer": texts["answer"], "meta": meta}
+    return example.model_copy(update=changed)
+
+
+def with_leaves(value: Any, place: str, texts: dict[str, str]) -> Any:
+    """The value with the texts at these places (of `leaves`) replaced."""
+    if isinstance(value, dict):
+        return {key: with_leaves(inner, f"{place}.{key}", texts) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [with_leaves(inner, f"{place}.{number}", texts) for number, inner in enumerate(value)]
+    return texts.get(place, value)

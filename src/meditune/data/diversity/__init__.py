@@ -1,0 +1,1 @@
+"""How varied prepared data are: what they cover, what they hardly cover, and what a change of them changed."""

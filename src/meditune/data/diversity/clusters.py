@@ -1,0 +1,167 @@
+"""Questions grouped by what they are about: clusters of vectors, each named by its most telling words, and a map.
+
+What a question is about is its focus where the source names one, else the question itself: MedQuAD's questions are a
+few forms ("What are the symptoms of ... ?"), and clusters of them would be those forms.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meditune.data.diversity.dimensions import focus
+from meditune.data.diversity.numbers import shannon
+from meditune.data.example import Example
+from meditune.data.restrictions import is_restricted
+
+Vectors = NDArray[np.float32]
+Embed = Callable[[Sequence[str]], Vectors]
+"""Texts to (n, size) vectors of length 1"""
+
+MOST = 4000
+"""Questions that are clustered, a seeded choice of each set"""
+DRAWN = 1500
+"""Questions on the map"""
+WORDS = 3
+_SAY_LITTLE = ("does", "patients", "patient", "use", "using", "study", "effect", "need", "know", "help", "like")
+NEIGHBOURS = 30
+"""Perplexity of the map (van der Maaten and Hinton 2008): about how many neighbours a question keeps"""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question with the set it belongs to."""
+
+    example: Example
+    where: str
+    """"train", "test", or "before" where sets are compared"""
+
+
+def chosen(sets: dict[str, Sequence[Example]], seed: int) -> list[Asked]:
+    """At most MOST examples, as many of each set as its share, a seeded choice."""
+    total = sum(map(len, sets.values()))
+    share = min(1.0, MOST / max(1, total))
+    found = []
+    for name, examples in sets.items():
+        count = max(min(len(examples), 1), int(share * len(examples)))
+        indices = random.Random(f"{seed}/clusters/{name}").sample(range(len(examples)), count)
+        found += [Asked(examples[index], name) for index in sorted(indices)]
+    return found
+
+
+def clusters(asked: Sequence[Asked], embed: Embed, count: int, seed: int) -> dict[str, Any]:
+    """`clusters`, `effective`, `vendi` and `points`.
+
+    A cluster (k-means) has its `name`, how many `questions` it holds, by `source` and by `where`, and the question
+    nearest to its centre as `example`. `effective` is exp of the entropy of their sizes; `vendi` is the Vendi score of
+    each set, the effective number of questions that differ in meaning, which needs no clusters (Friedman and Dieng
+    2022, arXiv:2210.02410). `points` are places on the map (t-SNE), scaled to 0 to 1, of at most DRAWN questions.
+    """
+    from sklearn.cluster import KMeans
+
+    about = [", ".join(focus(each.example)) or each.example.question for each in asked]
+    vectors = embed(about)
+    count = min(count, len(asked))
+    fitted = KMeans(count, n_init=4, random_state=seed).fit(vectors)
+    labels = [int(label) for label in fitted.labels_]
+    names = _names(about, labels, count)
+    rows: list[dict[str, Any]] = []
+    for cluster in range(count):
+        members = [index for index, label in enumerate(labels) if label == cluster]
+        nearest = min(
+            members, key=lambda index: float(np.linalg.norm(vectors[index] - fitted.cluster_centers_[cluster]))
+        )
+        rows.append(
+            {
+                "cluster": cluster,
+                "name": names[cluster],
+                "questions": len(members),
+                "source": dict(Counter(asked[index].example.source for index in members)),
+                "where": dict(Counter(asked[index].where for index in members)),
+                "example": _shown(asked[nearest].example),
+            }
+        )
+    rows.sort(key=lambda row: -row["questions"])
+    sets = dict.fromkeys(each.where for each in asked)
+    return {
+        "questions": len(asked),
+        "clusters": rows,
+        "effective": round(shannon(Counter(map(str, labels))), 2),
+        "vendi": {name: round(vendi(vectors[[each.where == name for each in asked]]), 1) for name in sets},
+        "points": _map(asked, vectors, labels, seed),
+    }
+
+
+def vendi(vectors: Vectors) -> float:
+    """exp of the entropy of the eigenvalues of the vectors' mean outer product, which are those of their cosines."""
+    values = np.linalg.eigvalsh(vectors.astype(np.float64).T @ vectors / len(vectors))
+    return shannon({str(index): float(value) for index, value in enumerate(values) if value > 1e-12})
+
+
+def _names(about: Sequence[str], labels: Sequence[int], count: int) -> list[str]:
+    """Each cluster's words that are frequent in it and rare elsewhere (class-based TF-IDF, Grootendorst 2022,
+    arXiv:2203.05794)."""
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
+
+    said_often = [*ENGLISH_STOP_WORDS, *_SAY_LITTLE]
+    vectorizer = CountVectorizer(stop_words=said_often, token_pattern=r"(?u)\b[^\W\d_][\w-]{2,}\b", binary=True)
+    try:
+        table = vectorizer.fit_transform(about)
+    except ValueError:
+        # scikit-learn's way to say that the texts hold nothing but stop words.
+        return [f"cluster {cluster + 1}" for cluster in range(count)]
+    words = vectorizer.get_feature_names_out()
+    held = np.array([np.asarray(table[np.array(labels) == cluster].sum(axis=0))[0] for cluster in range(count)])
+    sizes = np.maximum(np.bincount(labels, minlength=count), 1)[:, None]
+    weights = held / sizes * np.log(1 + held.sum() / count / np.maximum(held.sum(axis=0), 1))
+    return [_telling(words, row) or f"cluster {cluster + 1}" for cluster, row in enumerate(weights)]
+
+
+def _telling(words: Sequence[str], weights: NDArray[np.float64]) -> str:
+    found: list[str] = []
+    for index in np.argsort(-weights, kind="stable")[:50]:
+        word = str(words[index])
+        if weights[index] > 0 and not any(word[:5] == other[:5] for other in found):
+            found.append(word)
+        if len(found) == WORDS:
+            break
+    return ", ".join(found)
+
+
+def _map(asked: Sequence[Asked], vectors: Vectors, labels: Sequence[int], seed: int) -> list[dict[str, Any]]:
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    drawn = sorted(random.Random(f"{seed}/map").sample(range(len(asked)), min(DRAWN, len(asked))))
+    if len(drawn) < 4:
+        return []
+    flat = PCA(min(50, len(drawn) - 1, vectors.shape[1]), random_state=seed).fit_transform(vectors[drawn])
+    nearby = min(NEIGHBOURS, (len(drawn) - 1) / 3)
+    places = TSNE(2, perplexity=nearby, init="pca", random_state=seed).fit_transform(flat)
+    low, high = places.min(axis=0), places.max(axis=0)
+    places = (places - low) / np.maximum(high - low, 1e-9)
+    return [
+        {
+            "x": round(float(x), 4),
+            "y": round(float(y), 4),
+            "cluster": labels[index],
+            "source": asked[index].example.source,
+            "where": asked[index].where,
+            "question": _shown(asked[index].example),
+        }
+        for index, (x, y) in zip(drawn, places, strict=True)
+    ]
+
+
+def _shown(example: Example) -> str:
+    """The question, shortened; nothing of restricted text, which stays in the data's own folder."""
+    if is_restricted(example):
+        return ""
+    text = " ".join(example.question.split())
+    return text if len(text) <= 120 else text[:119] + "…"

@@ -1,0 +1,114 @@
+"""A prepared set to the Hugging Face hub: what would go there, whether it may, and the upload."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from meditune.data.card import SPLITS, SYNTHETIC, synthetic_rows
+from meditune.data.locate import offline
+from meditune.data.prepare import stored
+from meditune.data.terms import Terms, demands, restricted, terms_of
+from meditune.errors import DataError, MedituneError
+from meditune.files import read_text
+
+CARD = "README.md"
+FILES = (CARD, *(f"{name}.jsonl" for name in SPLITS.values()))
+"""All that is sent. Refused rows stay, and what names places on this machine."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What would go where."""
+
+    folder: Path
+    repository: str
+    private: bool
+    rows: dict[str, int]
+    terms: Terms
+
+    def text(self) -> str:
+        """For people, before they agree."""
+        size = sum((self.folder / name).stat().st_size for name in FILES)
+        who = "only you and your organization can see it" if self.private else "EVERYONE can see it"
+        rows = ", ".join(f"{count:,} {name}" for name, count in self.rows.items())
+        invented = synthetic_rows(self.terms)
+        return "\n".join(
+            [
+                f"Sent to {_endpoint()}/datasets/{self.repository}, where {who}:",
+                f"  {sum(self.rows.values()):,} rows ({rows}), {size / 1e6:,.1f} MB: {', '.join(FILES)}",
+                *([f"  {invented:,} rows are synthetic, and the card says so."] if invented else []),
+                *(f"  {sentence}" for sentence in demands(self.terms)),
+            ]
+        )
+
+
+def planned(folder: Path, repository: str, private: bool) -> Upload:
+    """What of a prepared set, or of the run that holds it, would be sent.
+
+    Raises DataError where it may not be: restricted rows, or invented ones that the card passes over in silence.
+    """
+    place = folder / "data" if (folder / "data" / "quality.json").is_file() else folder
+    if not (place / "quality.json").is_file():
+        raise DataError(f"{folder}: no prepared data here. Make them with meditune data prepare RECIPE --output DIR.")
+    data = stored(place)
+    splits = data.splits.named()
+    terms = terms_of(example for examples in splits.values() for example in examples)
+    if held := restricted(terms):
+        named = ", ".join(f"{count:,} rows of {name}" for name, count in held.items())
+        raise DataError(
+            f"{place} is restricted ({named}), and so is what is made of it: it may not be passed on, not even to a "
+            "private place on someone else's machine. Nothing was sent."
+        )
+    card = read_text(place / CARD)
+    if (data.synthetic or synthetic_rows(terms)) and "synthetic" not in card.casefold():
+        raise DataError(
+            f"{place / CARD} doesn't say that {synthetic_rows(terms):,} of the rows are synthetic. Say so in the card "
+            f'("{SYNTHETIC}"), or remove them. Nothing was sent.'
+        )
+    return Upload(place, repository, private, {name: len(rows) for name, rows in splits.items()}, terms)
+
+
+def push(upload: Upload) -> str:
+    """Make the repository unless it is there, send the files in one commit; returns its address.
+
+    The token is the hub's own (HF_TOKEN, or `hf auth login`). Raises MedituneError where the hub doesn't take it.
+    """
+    if offline():
+        raise MedituneError("Sending needs the network, and MEDITUNE_OFFLINE or HF_HUB_OFFLINE is set. Unset it.")
+    import httpx2
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    api = HfApi(endpoint=_endpoint(), library_name="meditune")
+    try:
+        api.create_repo(upload.repository, repo_type="dataset", private=upload.private, exist_ok=True)
+        if upload.private and not api.repo_info(upload.repository, repo_type="dataset").private:
+            raise MedituneError(
+                f"{upload.repository} is there already, and everyone can see it. Nothing was sent. Add --public, or "
+                "name another."
+            )
+        done: Any = api.upload_folder(
+            repo_id=upload.repository,
+            repo_type="dataset",
+            folder_path=upload.folder,
+            allow_patterns=list(FILES),
+            commit_message="Prepared by Meditune",
+        )
+    except HFValidationError as error:
+        raise MedituneError(f"{upload.repository}: no name of a data set; give OWNER/NAME ({error}).") from error
+    except HfHubHTTPError as error:
+        said = error.server_message or f"status {error.response.status_code}"
+        advice = "Check the name, and whether the token may write there; the same command goes on."
+        if error.response.status_code == 401:
+            advice = "Put a token that may write there into HF_TOKEN, or run hf auth login."
+        raise MedituneError(f"{_endpoint()} didn't take {upload.repository}: {said}. {advice}") from error
+    except (httpx2.HTTPError, OSError) as error:
+        raise MedituneError(f"{_endpoint()}: the upload broke off ({error}). Try the same command again.") from error
+    return str(done.commit_url)
+
+
+def _endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")

@@ -1,0 +1,233 @@
+"""Quality control: every rule applied in its order, what it did written into the ledger, and counted."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any
+
+from meditune.data.example import Example
+from meditune.data.quality import duplicates, rules
+from meditune.data.quality.duplicates import Pair
+from meditune.data.quality.ledger import Entry, Ledger
+from meditune.data.restrictions import is_restricted
+from meditune.data.splits import Splits
+from meditune.progress import track
+from meditune.recipe import QualitySpec
+
+EXAMPLES = 5
+"""So many rows are shown of each rule."""
+CHARACTERS = 240
+"""... with so much of their text."""
+SPLITS = ("train", "dev", "test")
+
+
+@dataclass
+class Audit:
+    """What was found so far."""
+
+    spec: QualitySpec
+    protected: Collection[str]
+    """Ids of official test items."""
+    ledger: Ledger = field(default_factory=Ledger)
+    read: int = 0
+    left: dict[str, list[Example]] = field(default_factory=dict)
+    """What the rules leave of the rows, by source and in order."""
+    pairs: list[tuple[str, str, Pair]] = field(default_factory=list)
+    """Ids of rows that say the same, or nearly, and how."""
+    thresholds: list[dict[str, Any]] = field(default_factory=list)
+    _shown: dict[str, list[dict[str, str]]] = field(default_factory=lambda: defaultdict(list))
+    _dropped: set[str] = field(default_factory=set)
+    _changed: set[str] = field(default_factory=set)
+
+    def rows(self, by_source: Mapping[str, list[Example]]) -> None:
+        """Apply the rules to the rows of all sources; the sources' order decides which of two duplicates stays."""
+        self.read = sum(map(len, by_source.values()))
+        home = {example.id: name for name, examples in by_source.items() for example in examples}
+        everything = [example for examples in by_source.values() for example in examples]
+        kept = self._one_by_one(track(everything, "Looking at each row", unit="rows"))
+        kept = self._repeated(self._duplicates(kept))
+        self.left = {name: [] for name in by_source}
+        for example in kept:
+            self.left[home[example.id]].append(example)
+
+    def between(self, splits: Splits) -> Splits:
+        """The splits without rows to train on that say what a test or development item says, or nearly."""
+        action = self.spec.rules.cross_split
+        if action == "off":
+            return splits
+        place = {example.id: name for name, examples in splits.named().items() for example in examples}
+        rows = {example.id: example for examples in splits.named().values() for example in examples}
+        gone: set[str] = set()
+        for one, two, pair in self.pairs:
+            if one not in place or two not in place or place[one] == place[two]:
+                continue
+            low, high = sorted((one, two), key=lambda each: SPLITS.index(place[each]))
+            if low in gone or high in gone:
+                continue
+            detail = f"{_how(pair)} as {high}, a {place[high]} item"
+            if self._leave_out("cross_split", action, rows[low], detail):
+                gone.add(low)
+        kept = {name: [e for e in examples if e.id not in gone] for name, examples in splits.named().items()}
+        return replace(splits, train=kept["train"], dev=kept["dev"], test=kept["test"])
+
+    def note(self, entries: Iterable[Entry]) -> None:
+        """Write down what wasn't a rule's doing."""
+        for entry in entries:
+            self._note(entry)
+
+    def facts(self) -> dict[str, Any]:
+        """What quality.json holds of it: rows, and for each rule its meaning, action, counts, share and examples."""
+        found: dict[str, Counter[str]] = defaultdict(Counter)
+        for (rule, action), count in self.ledger.counts.items():
+            found[rule][action] += count
+        return {
+            "rows": self.read,
+            "dropped": len(self._dropped),
+            "changed": len(self._changed - self._dropped),
+            "rules": {
+                name: {
+                    "meaning": rules.MEANING[name],
+                    "action": getattr(self.spec.rules, name),
+                    "rows": found[name].total(),
+                    "share": found[name].total() / max(self.read, 1),
+                    "done": dict(found[name]),
+                    "examples": self._shown[name],
+                }
+                for name in rules.ALL
+            },
+            "alike": self.spec.alike,
+            "near_duplicates": self.thresholds,
+        }
+
+    def dropped(self) -> dict[str, int]:
+        """Rows left out by each rule."""
+        return {rule: count for (rule, action), count in self.ledger.counts.items() if action in ("drop", "merge")}
+
+    def _one_by_one(self, examples: Iterable[Example]) -> list[Example]:
+        kept = []
+        for example in examples:
+            after, entries = rules.look(example, self.spec, self._stays(example))
+            for entry in entries:
+                self._note(entry)
+            if after is not None:
+                kept.append(after)
+        return kept
+
+    def _duplicates(self, examples: list[Example]) -> list[Example]:
+        """Without rows of which another says the same; official test items, and those to keep, come first."""
+        order = sorted(
+            range(len(examples)), key=lambda at: (not self._is_test(examples[at]), not self._kept(examples[at]))
+        )
+        ranked = [examples[at] for at in order]
+        found = duplicates.pairs(ranked)
+        self.thresholds = duplicates.by_threshold(found)
+        alike = [pair for pair in found if pair.alike >= self.spec.alike]
+        self.pairs = [(ranked[pair.first].id, ranked[pair.again].id, pair) for pair in alike]
+        gone: dict[int, Pair] = {}
+        for again, pairs in groupby(alike, key=lambda pair: pair.again):
+            if (chosen := self._chosen(list(pairs), gone, ranked)) is not None:
+                pair, rule = chosen
+                detail = f"{_how(pair)} as {ranked[pair.first].id}"
+                if self._leave_out(rule, getattr(self.spec.rules, rule), ranked[again], detail):
+                    gone[again] = pair
+        out = {ranked[index].id for index in gone}
+        return [example for example in examples if example.id not in out]
+
+    def _chosen(
+        self, pairs: Sequence[Pair], gone: Mapping[int, Pair], ranked: Sequence[Example]
+    ) -> tuple[Pair, str] | None:
+        """Of a row's pairs with earlier rows that stay, the one to go by, and its rule; rules that drop come first.
+
+        A chain of likeness doesn't pull in rows that differ: what is like a row that went stays, unless it is the same.
+        """
+        staying = []
+        for pair in pairs:
+            if pair.first in gone:
+                if not pair.exact:
+                    continue
+                pair = replace(gone[pair.first], again=pair.again)
+            rule = self._rule_of(pair, ranked)
+            action = "off" if rule == "cross_split" else getattr(self.spec.rules, rule)
+            if action != "off":
+                staying.append((action == "drop", pair.alike, pair, rule))
+        return max(staying, key=lambda each: each[:2])[2:] if staying else None
+
+    def _repeated(self, examples: list[Example]) -> list[Example]:
+        action = self.spec.rules.repeated_question
+        if action == "off":
+            return examples
+        result = {example.id: example for example in examples}
+        for first, again in duplicates.repeated(examples):
+            here, there = result[examples[again].id], result[examples[first].id]
+            detail = f"the question of {there.id}"
+            if action == "keep" or self._stays(here) or (action == "merge" and self._stays(there)):
+                self._note(Entry("repeated_question", "flag", here, here, detail))
+            elif action == "group":
+                if (moved := here.model_copy(update={"group": there.group})) != here:
+                    result[here.id] = moved
+                    self._note(Entry("repeated_question", "group", here, moved, detail))
+            else:
+                self._note(Entry("repeated_question", "merge", here, None, detail))
+                references = [*(there.meta.get("references") or []), *here.references()]
+                result[there.id] = there.model_copy(update={"meta": there.meta | {"references": references}})
+                del result[here.id]
+        return list(result.values())
+
+    def _leave_out(self, rule: str, action: str, example: Example, detail: str) -> bool:
+        """Note a row of which another says the same; whether it is left out."""
+        out = action == "drop" and not self._stays(example)
+        self._note(Entry(rule, "drop" if out else "flag", example, None if out else example, detail))
+        return out
+
+    def _rule_of(self, pair: Pair, ranked: Sequence[Example]) -> str:
+        first, again = ranked[pair.first], ranked[pair.again]
+        if self._is_test(first):
+            return "cross_split"
+        if first.source != again.source:
+            return "cross_source"
+        return "exact_duplicate" if pair.exact else "near_duplicate"
+
+    def _note(self, entry: Entry) -> None:
+        self.ledger.add(entry)
+        if entry.after is None:
+            self._dropped.add(entry.before.id)
+        elif entry.after is not entry.before:
+            self._changed.add(entry.before.id)
+        shown = self._shown[entry.rule]
+        if len(shown) < EXAMPLES:
+            shown.append(_example(entry))
+
+    def _stays(self, example: Example) -> bool:
+        return self._is_test(example) or self._kept(example)
+
+    def _is_test(self, example: Example) -> bool:
+        return example.id in self.protected
+
+    def _kept(self, example: Example) -> bool:
+        return example.id in self.spec.keep
+
+
+def _how(pair: Pair) -> str:
+    return "says the same" if pair.exact else f"says nearly the same ({pair.alike:.2f})"
+
+
+def _example(entry: Entry) -> dict[str, str]:
+    """A row as it is shown; of restricted data its id only."""
+    here, there = entry.before, entry.after
+    if is_restricted(here):
+        return {"id": here.id, "action": entry.action}
+    shown = {
+        "id": here.id,
+        "action": entry.action,
+        "detail": entry.detail[:CHARACTERS],
+        "question": here.question[:CHARACTERS],
+    }
+    if there is None or there is here or there.answer == here.answer:
+        return shown | {"answer": here.answer[:CHARACTERS]}
+    start = next((at for at, (a, b) in enumerate(zip(here.answer, there.answer, strict=False)) if a != b), 0)
+    start = max(0, start - CHARACTERS // 4)
+    window = slice(start, start + CHARACTERS)
+    return shown | {"answer": here.answer[window], "after": there.answer[window]}

@@ -1,0 +1,68 @@
+"""An audit on its own: what quality control finds in a recipe's data or in a file, as a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from meditune.data.deidentify import Findings, cleaner
+from meditune.data.prepare import checked_rows, split_rows
+from meditune.data.quality.facts import facts
+from meditune.data.quality.ledger import FILE_NAME as LEDGER
+from meditune.data.reading import available, read_sources
+from meditune.data.rejects import Rejects
+from meditune.data.splits import Splits
+from meditune.data.tables import FORMATS
+from meditune.errors import DataError, MedituneError
+from meditune.files import replacing_folder, write_json
+from meditune.recipe import Recipe
+from meditune.recipes.loading import load_recipe
+
+PAGE = "audit.html"
+
+
+def recipe_for(what: str, overrides: Sequence[str]) -> Recipe:
+    """The recipe of that name or file; for a table of the user's own, one that reads it and splits by group."""
+    if Path(what).suffix.lower() not in FORMATS:
+        return load_recipe(what, overrides).recipe
+    source = {"name": "own", "path": what}
+    own = [f"name={Path(what).stem}", f"data.sources={json.dumps([source])}", "data.quality.rules.layout=mend"]
+    fixed = ["data.split=group", "data.fallback_to_sample=false"]
+    return load_recipe("quickstart", [*own, *fixed, *overrides]).recipe
+
+
+def audit_folder(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Leave quality.json, ledger.parquet and rejected.jsonl in `folder`, whole or not at all; returns the first.
+
+    Where the rows are too few to be split, it says why and has no splits. Raises MedituneError where the folder holds
+    something else, and DataError where nothing can be read.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / PAGE).is_file():
+        raise MedituneError(
+            f"{folder} is there already and holds something else. Choose another --output, or remove it."
+        )
+    spec, synthetic = available(recipe.data)
+    rejects, phi = Rejects(cleaner(spec.phi)), Findings(spec.phi)
+    by_source, read = read_sources(spec, recipe.seed, rejects, phi)
+    audit = checked_rows(spec, by_source)
+    problem = ""
+    try:
+        splits = audit.between(split_rows(spec, recipe.seed, audit.left, by_source))
+    except DataError as error:
+        problem = str(error)
+        splits = Splits([example for examples in audit.left.values() for example in examples], [], [], "none")
+    quality = {
+        "synthetic": synthetic,
+        "recipe": recipe.name,
+        **facts(splits, read, audit.dropped()),
+        "audit": audit.facts(),
+        "phi": phi.facts(),
+        "not_split": problem,
+    }
+    with replacing_folder(folder) as partial:
+        write_json(partial / "quality.json", quality)
+        audit.ledger.write(partial / LEDGER)
+        rejects.write(partial / "rejected.jsonl")
+    return quality

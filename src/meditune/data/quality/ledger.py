@@ -1,0 +1,150 @@
+"""Every row that was dropped, changed or flagged, and why, so that any of them can be had back."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from meditune.data.example import Example
+from meditune.errors import DataError
+from meditune.files import write_jsonl
+
+FILE_NAME = "ledger.parquet"
+COLUMNS = ("id", "rule", "action", "before", "after", "source", "detail")
+TOGETHER = 1000
+"""Entries that are written together."""
+NEAR = 5
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What one rule did with one row."""
+
+    rule: str
+    action: str
+    """drop, mend, flag, group or merge; of decisions also replace, validate or leave"""
+    before: Example
+    after: Example | None
+    """None where the row was dropped"""
+    detail: str
+
+    def row(self) -> dict[str, str | None]:
+        """The columns; a row that stayed as it was isn't written out."""
+        changed = self.after is not self.before
+        return {
+            "id": self.before.id,
+            "rule": self.rule,
+            "action": self.action,
+            "before": self.before.model_dump_json() if changed else None,
+            "after": self.after.model_dump_json() if changed and self.after else None,
+            "source": self.before.source,
+            "detail": self.detail,
+        }
+
+
+class Ledger:
+    """Collects entries. They wait in an unnamed temporary file, a thousand at a time, so memory stays small."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[str, str]] = Counter()
+        """(rule, action) -> rows"""
+        self._waiting: list[dict[str, str | None]] = []
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as this object)
+        self._writer: Any = None
+
+    def add(self, entry: Entry) -> None:
+        """Note one entry."""
+        self.counts[entry.rule, entry.action] += 1
+        self._waiting.append(entry.row())
+        if len(self._waiting) >= TOGETHER:
+            self._flush()
+
+    def write(self, path: Path) -> None:
+        """Store all entries as Parquet, in order. Nothing can be added afterwards."""
+        import shutil
+
+        self._flush()
+        self._writer.close()
+        self._file.seek(0)
+        with path.open("wb") as stream:
+            shutil.copyfileobj(self._file, stream)
+        self._file.close()
+
+    def _flush(self) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        schema = pyarrow.schema([(name, pyarrow.string()) for name in COLUMNS])
+        if self._writer is None:
+            self._writer = pyarrow.parquet.ParquetWriter(self._file, schema, compression="zstd")
+        if self._waiting:
+            self._writer.write_table(pyarrow.Table.from_pylist(self._waiting, schema=schema))
+            self._waiting = []
+
+
+def entries(folder: Path) -> Iterator[dict[str, Any]]:
+    """The ledger's rows in order; `folder` holds it, or is a run whose `data/` does. Raises DataError without one."""
+    import pyarrow.parquet
+
+    found = [place for place in (folder / FILE_NAME, folder / "data" / FILE_NAME) if place.is_file()]
+    if not found:
+        raise DataError(
+            f"{folder}: no {FILE_NAME} here, nor in its data/. Name a run's folder, or that of `meditune data audit`."
+        )
+    try:
+        with pyarrow.parquet.ParquetFile(found[0]) as table:
+            for batch in table.iter_batches(batch_size=TOGETHER):
+                yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{found[0]}: not a readable Parquet file ({error}). Prepare the data again.") from error
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A row as it was read, and what was done with it."""
+
+    example: Example
+    done: list[dict[str, Any]]
+    """The ledger's rows, in order"""
+
+
+def restore(folder: Path, identifier: str) -> Restored:
+    """The row of that id before anything was done with it.
+
+    Raises DataError where the ledger has no such row, with the nearest ids.
+    """
+    known, mine = [], []
+    for row in entries(folder):
+        if row["id"] == identifier:
+            mine.append(row)
+        elif row["before"]:
+            known.append(row["id"])
+    first = next((row["before"] for row in mine if row["before"]), None)
+    if first is None:
+        near = difflib.get_close_matches(identifier, known, n=NEAR, cutoff=0.6)
+        if mine:
+            raise DataError(
+                f"{identifier}: only flagged, neither dropped nor changed. It is in the splits as it was read."
+            )
+        raise DataError(
+            f"{identifier}: no row of that id was dropped or changed, by {folder}'s {FILE_NAME}."
+            + (f" Did you mean {' or '.join(near)}?" if near else "")
+        )
+    return Restored(Example.model_validate_json(first), mine)
+
+
+def put_back(example: Example, path: Path) -> bool:
+    """Add the row to a JSON Lines file of Examples, whole or not at all; False where a row of that id is there."""
+    from meditune.files import read_jsonl
+
+    there = read_jsonl(path) if path.is_file() else []
+    if any(row.get("id") == example.id for row in there):
+        return False
+    write_jsonl(path, [*there, json.loads(example.model_dump_json())])
+    return True

@@ -1,0 +1,182 @@
+"""Dates (all but a year alone) and ages over 89."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from meditune.phi.spans import Span
+from meditune.phi.view import View
+
+_MONTHS = (
+    r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|"
+    r"nov(?:ember)?|dec(?:ember)?)"
+)
+_DAY = r"(?:0?[1-9]|[12]\d|3[01])"
+_MONTH = r"(?:0?[1-9]|1[0-2])"
+_YEAR = r"(?:(?:19|20|21)\d\d)"
+_END = r"(?![\w/%-]|\.\d)"
+_NUMERIC = re.compile(
+    "|".join(
+        (
+            rf"{_YEAR}([-/.]){_MONTH}\1{_DAY}(?:(?=t\d\d)|{_END})",
+            rf"{_MONTH}([-/.]){_DAY}\2{_YEAR}{_END}",
+            rf"{_DAY}([-/.]){_MONTH}\3{_YEAR}{_END}",
+            rf"{_MONTH}/{_DAY}/\d\d{_END}",
+            rf"{_DAY}/{_MONTH}/\d\d{_END}",
+            rf"{_MONTH}-{_DAY}-\d\d{_END}",
+            rf"{_MONTH}/{_YEAR}{_END}",
+        )
+    )
+)
+_SHORT = re.compile(rf"{_MONTH}/{_DAY}(?![\w/%-]|\.\d)")
+_DAY_MONTH = re.compile(
+    rf"{_DAY}(?:st|nd|rd|th)?(?: day)?(?: of)?[ -]?{_MONTHS}\b\.?,?(?:[ -]?{_YEAR}|[ -]?['’]?\d\d(?![\d:/%.-]))?"
+    r"(?![^\W_])"
+)
+_ORDINAL = re.compile(
+    r"\d{1,2}(?:st|nd|rd|th)(?![^\W_])"
+    r"(?! (?:percentile|rib|week|day|month|year|floor|time|dose|cycle|edition|century|hospital|post|of the|toe|"
+    r"finger|pod))"
+)
+_ON_THE = ("on the ", "since the ", "until the ", "by the ")
+_PERHAPS_MONTH = re.compile(r"[jfmasond](?<![^\W_].)(?:an|eb|ar|pr|ay|un|ul|ug|ep|ct|ov|ec)")
+_MONTH_DAY = re.compile(
+    rf"{_MONTHS}\b\.?(?:[ -]{_DAY}(?:st|nd|rd|th)?(?:(?: ?- ?| to | and ){_DAY}(?:st|nd|rd|th)?)?"
+    r"(?!\d|/\d|\.\d|%| ?(?:mg|mcg|ml|units|percent|years|patients|days|weeks|months))"
+    rf"(?:,? ?{_YEAR}|,? ['’]\d\d)?|(?:,? (?:of )?|-|/){_YEAR}| ?['’]\d\d)(?![^\W_])"
+)
+_ALONE = re.compile(
+    r"(?:January|February|March|April|May|June|July|August|September|October|November|December)"
+    r"(?![^\W_]|['’ ][A-Z][a-z])"
+)
+_BEFORE_ALONE = re.compile(
+    r"(?<![a-z])(?:in|last|next(?: [a-z]{3,12})?|since|until|till|this|early|late|mid|of|by|through|during|before|"
+    r"after|from|past)[ -](?:early |late |mid-?)?$"
+)
+_BEFORE_SHORT = re.compile(
+    r"(?:(?<![a-z])(?:on|until|till|from|since|through|thru|between|dated?|drawn|collected|admitted|discharged|"
+    r"scheduled|by|ending|starting|started|beginning|after|before|cultures?|cx|ct|mri|cxr|echo|labs?|biopsy|surgery|"
+    r"appointment|visit|d/c'?d|last|next|approximately|around|s/p|dob|born|hours of|morning of|night of|evening of|"
+    r"week of|[a-z]{3,12}ed|out|seen|done|given|begun|taken)|\(|^|\n[ \t-]{0,6}|"
+    r"(?<!\d)\d{1,2}/\d{1,2}(?: ?-| to| and| through|,))[ \t:(]{0,2}$"
+)
+_TIME = re.compile(r",? (?:at )?\d{1,2}:\d\d")
+_SCORED = re.compile(
+    r"(?<![a-z])(?:gcs|cytokeratin|ck|mmse|moca|scores?|scored|apgars?|pain|strength|scale|vision|acuity|ratio|"
+    r"bottles|rating|index|of|is|was|at|phq-?9?|grade|bp|\()[ \t:=]{0,3}$"
+)
+_AFTER_SHORT = re.compile(
+    r"\s{0,3}(?:cups?|tsp|teaspoons?|tablespoons?|of\b|hours?|years?|lit)|"
+    r"\s{0,3}(?:(?:muscle |motor |grip )?(?:strength|power|motor)|systolic|diastolic|holosystolic|sem\b|murmur|pain|"
+    r"in (?:the |all |both |bilateral|upper|lower)|throughout|bilateral|blood|bottles|positive|tablets?|doses?|sets|"
+    r"cultures|lymph|nodes|scale|score|of (?:the|a|an|all)\b|ni?ml|ns\b|intensity|strength|ue|le|le?s\b|kg|mg|cm|inch)"
+)
+_HOLIDAY = re.compile(
+    r"(?:Christmas(?: (?:Eve|Day))?|Thanksgiving(?: Day)?|Easter(?: Sunday)?|New Year['’]s(?: (?:Eve|Day))?|"
+    r"(?:Fourth|4th) of July|Labor Day|Memorial Day|Halloween|Valentine['’]s Day|Hanukkah|Ramadan|Diwali|Passover)"
+    r"(?![^\W_]|[ -](?:disease|factor|tree))"
+)
+_COMPACT = re.compile(r"(?:(?:19|20)\d{6}|\d{6,8})(?!\w)")
+_DATE_LABEL = re.compile(
+    r"(?<![a-z])(?:dob|d\.o\.b\.?|date of birth|birth ?date|admission date|discharge date|date(?: of \w{3,12})?)"
+    r"[ \t]?[:#-][ \t]{0,10}$"
+)
+_OLDEST = 125
+_YEARS_OLD = re.compile(
+    r"[- ]?(?:(?:years?|yrs?|y)[-./ ]{0,2}(?:old|of age|o\b|/o|o\.)|(?:yo|y/o|y\.o\.?)(?!\w)|years?[- ]olds?)"
+    r"|[mf](?![a-z0-9])[ ,]"
+)
+_AGED = re.compile(r"(?<![a-z])(?:aged?(?: of)?|turn(?:ed|ing)?|age is)[ \t:=]{1,3}$")
+_IS_NUMBER = re.compile(r"(?<![a-z])(?:is|was|now|aged|turning)[ ]$")
+_NOTHING_COUNTED = re.compile(r"(?:,? and (?:still|lives|has|is|very|in|was)|, (?:and|lives|still|widow|frail)|\.\s)")
+_NO_AGE = re.compile(r"[\d.%/-]| ?(?:days?|d\b|mo|w|h|min)")
+_TENS = (
+    r"(?:ninety(?:[- ](?:one|two|three|four|five|six|seven|eight|nine))?|one hundred(?:[- ](?:and[- ])?(?:one|two|"
+    r"three|four|five|six|seven|eight|nine|ten))?)"
+)
+_AGE_WORDED = re.compile(
+    rf"(?<![a-z])({_TENS})[- ]?(?:years?|yrs?)[- ](?:old|of age)|(?<=in (?:his|her) )((?:mid[- ]|early |"
+    rf"late )?90['’]?s)"
+    r"|(?<![a-z])(nonagenarian|centenarian)(?!s)"
+)
+
+
+def find(view: View) -> Iterator[Span]:
+    """Dates and ages."""
+    yield from _with_digits(view)
+    for month in _PERHAPS_MONTH.finditer(view.low):
+        start = month.start()
+        found = _MONTH_DAY.match(view.low, start)
+        if found and _is_month(view.text[start : found.end()]):
+            yield Span(start, found.end(), "date")
+        elif (alone := _ALONE.match(view.text, start)) and _BEFORE_ALONE.search(view.before(start, 24)):
+            yield Span(start, alone.end(), "date")
+    for found in _HOLIDAY.finditer(view.text):
+        yield Span(found.start(), found.end(), "date")
+    if view.has("ninety", "hundred", "90", "genarian", "centenarian"):
+        for found in _AGE_WORDED.finditer(view.low):
+            yield Span(*found.span(found.lastindex or 0), "age")
+
+
+def _with_digits(view: View) -> Iterator[Span]:
+    low, done = view.low, 0
+    for start, end in view.digits:
+        if start < done or (start and (low[start - 1].isalnum() or low[start - 1] in "_/.,$")):
+            continue
+        length = end - start
+        found = None
+        if length in {1, 2, 4}:
+            found = (
+                _NUMERIC.match(low, start)
+                if low[end : end + 1] in {"-", "/", "."} and not _hyphen(low, start)
+                else None
+            )
+            if found is None and length < 3:
+                day = _DAY_MONTH.match(low, start)
+                if day and _is_month(view.text[start : day.end()]):
+                    found = day
+                elif low[end : end + 1] == "/" and _is_short(view, start):
+                    found = _SHORT.match(low, start)
+                elif low[end : end + 2] in {"st", "nd", "rd", "th"} and view.before(start, 12).endswith(_ON_THE):
+                    found = _ORDINAL.match(low, start)
+        elif length in {6, 7, 8} and _DATE_LABEL.search(view.before(start, 40)):
+            found = _COMPACT.match(low, start)
+        if found:
+            done = found.end() - (found[0][-1] in ".,")
+            yield Span(start, done, "date")
+        elif length in {2, 3} and 89 < int(low[start:end]) <= _OLDEST and _is_age(view, start, end):
+            yield Span(start, end, "age")
+
+
+def _hyphen(low: str, start: int) -> bool:
+    return bool(start) and low[start - 1] == "-" and start > 1 and low[start - 2].isalnum()
+
+
+def _is_short(view: View, start: int) -> bool:
+    """Whether "3/14" is a date, by what stands around it."""
+    found = _SHORT.match(view.low, start)
+    if view.before(start, 4).replace(" ", "").endswith("%("):
+        return False
+    if found is None or _hyphen(view.low, start) or _AFTER_SHORT.match(view.low, found.end()):
+        return False
+    before = view.before(start, 24)
+    if _BEFORE_SHORT.search(before) or _TIME.match(view.low, found.end()):
+        return True
+    # A fraction or a score hardly ever has so large a denominator.
+    return int(found[0].partition("/")[2]) > 12 and not _SCORED.search(before)
+
+
+def _is_age(view: View, start: int, end: int) -> bool:
+    if _YEARS_OLD.match(view.low, end) and view.text[start - 1 : start] != "-":
+        return True
+    before = view.before(start, 16)
+    if _IS_NUMBER.search(before) and _NOTHING_COUNTED.match(view.low, end):
+        return True
+    return bool(_AGED.search(before)) and not _NO_AGE.match(view.low, end)
+
+
+def _is_month(written: str) -> bool:
+    """Not the verb in "may 5", "march 2" or "10 mar": those months count with a capital letter or a year."""
+    month = re.search(r"[A-Za-z]{3,}", re.sub(r"\d(?:st|nd|rd|th)|day of|day| of ", " ", written))
+    return bool(month and (month[0][0].isupper() or re.search(r"\d{4}", written)))

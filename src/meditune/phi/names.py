@@ -1,0 +1,279 @@
+"""Names of people, by what stands beside them (titles, degrees, labels, relatives, ages) and by lists of names.
+
+A name that something vouches for is found again wherever else it stands in the text. Eponyms ("Parkinson's disease",
+"Foley catheter") aren't people, unless a title says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from meditune.phi import cues, words
+from meditune.phi.cues import Cue
+from meditune.phi.reading import ALSO_NAMES, ON_LISTS, is_eponym, name_at
+from meditune.phi.shapes import BEFORE, DEGREE, FIRST, NEXT, PIECE, TOKEN, plain, stem
+from meditune.phi.spans import Span
+from meditune.phi.view import View
+
+_NOT_FIRST = words.EPONYMS | words.CITIES | words.SURNAMES
+_DOUBLE = words.EPONYMS | words.CITIES
+_SURNAME_LIKE = words.GIVEN | ALSO_NAMES
+_JOINT = re.compile(r"(?:, and |,? ?(?:and|&|or) |/|, )(?=[^\W\d_])")
+_COMMA = re.compile(r",[ ]?(?=[^\W\d_])")
+_PROOF = re.compile(
+    r",?\s{1,3}(?:(?:is|was) (?:an? |the )?|an? )?(?:(?:\d{1,3}|\[AGE\]|"
+    r"\[\*\*Age)[^\n]{0,12}?(?:years?|yrs?|y\.?o|y/o|yo)"
+    r"(?![a-z])|(?:very )?(?:pleasant|delightful|right-handed|unfortunate|elderly|lovely) )"
+    r"|, \d{1,3} ?(?:M|F|male|female)(?![a-zA-Z])|[ ,]{1,2}\(?(?:DOB|D\.O\.B|MRN|Mrn|SSN)(?![a-z])"
+    r"|(?:,| -| \() ?(?:(?:his|her|the|patient['’]s|pt['’]s) )?(?:wife|husband|daughter|son|mother|father|sister|"
+    r"brother|"
+    r"niece|nephew|spouse|partner|friend|neighbor|proxy|HCP|POA|guardian|granddaughter|grandson|caregiver)(?![a-z])"
+)
+"""What shows that a name stands before it: an age, a date of birth, how somebody is related."""
+_SIGNED_LINE = re.compile(r"^[ \t]{0,40}(?:--?|—|/s/|~|x_{2,9})?[ \t]{0,3}(?=[^\W\d_])", re.MULTILINE)
+_LINE_END = re.compile(r"[ \t]{0,20}(?:,[^\n]{0,30})?(?:\n|$)")
+_SPEAKS = re.compile(
+    r"(?<![a-z])(?:i am|i['’]m|this is|named|called|hi|hello|thanks|regards|patient|dear|sincerely),? $"
+)
+_SMALL_WORDS = re.compile(r"[a-z]{3,}")
+_SMALL_WORD = re.compile(r"[a-z](?<![^\W_].)[a-z]{2,24}(?:['’-][a-z]{2,24})?(?![^\W_]|['’]t)")
+_LINE_OR_LABEL = re.compile(r"(?:\A|\n|: ?)$")
+_INSIDE = re.compile(r"[a-z0-9,;:)] $")
+_APART = re.compile(r"(?: [A-Z]\.?)?(?:[ \t]{2}|[ \t]*(?:\n|$)|[ \t]+(?:MRN|DOB|\((?:MRN|DOB|#|\d)|#|\d))")
+_SPOKEN_OF = re.compile(r"[ \t]([a-z]+)")
+_VERBS_TEXT = (
+    "is was has had reports reported states stated denies denied presented presents lives lived came will returned "
+    "feels felt says said called notes noted did does can could would also went asked agreed agrees declined remains "
+    "remained "
+    "takes took works worked continues continued tolerated understands who complains complained wants wanted needs "
+    "tells "
+    "told died arrived lost fell weighs smokes drinks requested expressed verbalized ambulated underwent received "
+    "improved appears"
+)
+_VERBS = frozenset(_VERBS_TEXT.split())
+
+
+def find(view: View) -> Iterator[Span]:
+    """Names of people."""
+    found = [*_written_large(view), *_signatures(view), *_written_small(view)]
+    yield from found
+    yield from _again(view, found)
+
+
+def _written_large(view: View) -> Iterator[Span]:
+    """Names with capital letters, going from one capitalized word to the next."""
+    text, done = view.text, 0
+    for token in TOKEN.finditer(text):
+        if token.start() < done:
+            continue
+        name = _after_cue(view, token) or _before_proof(view, token) or _listed(view, token)
+        if name:
+            name = _with_first(view, name)
+            yield name
+            done = name.end
+            if text[name.end : name.end + 1] in {",", "/", " ", "&"}:
+                for further in _further(view, name.end):
+                    yield further
+                    done = further.end
+
+
+def _after_cue(view: View, token: re.Match[str]) -> Span | None:
+    start = token.start()
+    before = (
+        BEFORE.search(view.text, max(0, start - 14), start) if view.text[start - 1 : start] in {" ", ".", "-"} else None
+    )
+    if before:
+        start = before.start()
+    cue = cues.before(view, start)
+    return name_at(view, start, cue) if cue else None
+
+
+def _before_proof(view: View, token: re.Match[str]) -> Span | None:
+    """A name that is followed by a degree, or by an age ("is a 61 year-old") or the like."""
+    following = view.text[token.end() : token.end() + 1]
+    if following not in {",", " ", "\n"}:
+        return None
+    if DEGREE.match(view.text, token.end()):
+        if plain(token[0]) in words.EPONYMS and following != ",":
+            return None
+        is_town = plain(token[0]) in words.CITIES and re.match(r", (?:MD|PA)", view.text[token.end() :][:4])
+        return None if is_town else _last_words(view, token)
+    if _PROOF.match(view.text, token.end()):
+        return _last_words(view, token)
+    return None
+
+
+def _last_words(view: View, token: re.Match[str]) -> Span | None:
+    """The words up to and with `token` that can be a name."""
+    kept: list[re.Match[str]] = []
+    begin = view.text.rfind("\n", max(0, token.start() - 60), token.start()) + 1 or max(0, token.start() - 60)
+    for piece in reversed(list(PIECE.finditer(view.text, begin, token.end()))):
+        word = plain(piece[0])
+        apart = kept and not re.fullmatch(r"[ \t]{1,2}(?:[a-z]{1,3}[ ]){0,2}", view.text[piece.end() : kept[0].start()])
+        english = words.is_ordinary(word) and word not in words.WORD_NAMES and len(word) > 2
+        # "Jane Sunshine, MD": an English word is a surname after a given name.
+        surname = english and not kept and _follows_given(view, piece.start())
+        if apart or words.is_other(word) or (english and not surname):
+            break
+        kept.insert(0, piece)
+    if not kept or all(len(plain(piece[0])) < 2 or (piece[0].isupper() and len(piece[0]) < 4) for piece in kept):
+        return None
+    return Span(kept[0].start(), kept[-1].end(), "name")
+
+
+def _follows_given(view: View, place: int) -> bool:
+    before = view.text[max(0, place - 26) : place]
+    return before[-1:] == " " and plain(before.split()[-1] if before.split() else "") in words.GIVEN
+
+
+def _with_first(view: View, last: Span) -> Span:
+    """ "Doe, Jane" where `last` is "Doe"; else `last`."""
+    comma = _COMMA.match(view.text, last.end)
+    if comma is None or DEGREE.match(view.text, last.end) or " " in view.text[last.start : last.end]:
+        return last
+    capitals = view.text[last.start : last.end].isupper()
+    listed = words.is_name(plain(view.text[last.start : last.end]))
+    first = name_at(view, comma.end(), Cue.SURE if capitals or listed else Cue.LIKELY)
+    return Span(last.start, first.end, "name") if first else last
+
+
+def _further(view: View, end: int) -> Iterator[Span]:
+    """After a name: "and Jones", "/Jones"."""
+    while joint := _JOINT.match(view.text, end):
+        name = None if DEGREE.match(view.text, end) else name_at(view, joint.end(), Cue.LIKELY)
+        if not name:
+            return
+        yield name
+        end = name.end
+
+
+def _listed(view: View, token: re.Match[str]) -> Span | None:
+    """A given name before a surname or a verb, or after one ("DOE, JANE")."""
+    low = plain(token[0])
+    sure = low in words.GIVEN
+    text, end = view.text, token.end()
+    if text[end : end + 1] == "," and not words.is_other(low) and low not in words.CITIES:
+        return _last_first(view, token)
+    unlisted = not words.is_ordinary(low) and low not in _NOT_FIRST and token[0].istitle()
+    if not sure and low not in words.WORD_NAMES and low not in words.SURNAMES and not unlisted:
+        return None
+    surname = _end_of_surname(view, end, sure)
+    if surname:
+        return Span(token.start(), surname, "name")
+    if (sure or low in words.SURNAMES) and low not in _DOUBLE:
+        following = _SPOKEN_OF.match(text, end)
+        spoken_of = following and (following[1] in _VERBS or (sure and following[1].endswith("ed")))
+        if spoken_of and not token[0].isupper():
+            return _last_words(view, token)
+    return None
+
+
+def _last_first(view: View, token: re.Match[str]) -> Span | None:
+    low = plain(token[0])
+    comma = _COMMA.match(view.text, token.end())
+    first = FIRST.match(view.text, comma.end()) if comma else None
+    in_list = view.text[max(0, token.start() - 2) : token.start()].strip() == "," or (
+        first and view.text[first.end() : first.end() + 1] == ","
+    )
+    if comma is None or first is None or in_list or is_eponym(view, first.end()):
+        return None
+    if plain(first[1]) not in words.GIVEN:
+        return Span(token.start(), first.end(), "name") if _heads_line(view, token, first) else None
+    unlikely = words.is_ordinary(low) and low not in ALSO_NAMES
+    if not words.is_name(low) and (unlikely or not token[0].isupper()):
+        return None
+    return Span(token.start(), token.end(), "name")
+
+
+def _heads_line(view: View, token: re.Match[str], first: re.Match[str]) -> bool:
+    """Whether "DOE, JANE" stands at the beginning of a line and at a distance from what follows."""
+    both = (plain(token[0]), plain(first[1]))
+    if not _LINE_OR_LABEL.search(view.text, max(0, token.start() - 2), token.start()):
+        return False
+    ordinary = any(words.is_ordinary(low) and low not in ALSO_NAMES for low in both)
+    return not ordinary and bool(_APART.match(view.text, first.end()))
+
+
+def _end_of_surname(view: View, place: int, sure: bool) -> int | None:
+    """The end of the surname after a given name that ends at `place`, whose being a name is sure or not."""
+    end = None
+    for _ in range(3):
+        piece = NEXT.match(view.text, place)
+        if piece is None or "\n" in piece[0]:
+            break
+        word, place = plain(piece[1]), piece.end()
+        if len(word) > 1:
+            known = word in words.SURNAMES or (sure and (word in _SURNAME_LIKE or _is_rare(word, piece[1])))
+            if not known or is_eponym(view, piece.start(1) + len(stem(piece[1]))):
+                break
+            end = piece.start(1) + len(stem(piece[1]))
+    return end
+
+
+def _is_rare(word: str, written: str) -> bool:
+    return not words.is_ordinary(word) and not (written.isupper() and len(written) < 5)
+
+
+def _signatures(view: View) -> Iterator[Span]:
+    """Lines that hold a name and nothing else but degrees."""
+    for line in _SIGNED_LINE.finditer(view.text):
+        name = name_at(view, line.end(), Cue.LIKELY)
+        if name and " " in view.text[name.start : name.end] and _LINE_END.match(view.text, name.end):
+            pieces = [plain(piece[0]) for piece in PIECE.finditer(view.text, name.start, name.end)]
+            if any(map(words.is_name, pieces)):
+                yield name
+
+
+def _written_small(view: View) -> Iterator[Span]:
+    """Names in small letters, as people type them: "my name is jane doe", "dr smith"."""
+    name: Span | None = None
+    if ON_LISTS.isdisjoint(_SMALL_WORDS.findall(view.text)):
+        return
+    for found in _SMALL_WORD.finditer(view.text):
+        if not words.is_name(found[0]):
+            continue
+        if name and found.start() == name.end + 1:
+            name = Span(name.start, found.end(), "name")
+        elif (cues.before(view, found.start()) or Cue.DOUBTFUL) > Cue.DOUBTFUL or _SPEAKS.search(
+            view.before(found.start(), 16)
+        ):
+            if name:
+                yield name
+            name = Span(found.start(), found.end(), "name")
+    if name:
+        yield name
+
+
+def _again(view: View, found: list[Span]) -> Iterator[Span]:
+    """The words of the found names wherever else they stand."""
+    known = {
+        stem(piece[0])
+        for span in found
+        for piece in PIECE.finditer(view.text, span.start, span.end)
+        if len(plain(piece[0])) > 2 and not words.is_other(plain(piece[0]))
+    }
+    known |= {word.upper() for word in known} | {word.title() for word in known if word.isupper()}
+    if not known:
+        return
+    for token in TOKEN.finditer(view.text):
+        word = stem(token[0])
+        if word not in known:
+            continue
+        # "Dr. Long" makes no "Long" at the start of a sentence a name.
+        english = words.is_ordinary(word.lower()) or word.lower() in words.WORD_NAMES
+        if not (english and not _beside(view, token, known)) and not is_eponym(view, token.start() + len(word)):
+            yield Span(token.start(), token.start() + len(word), "name")
+
+
+def _beside(view: View, token: re.Match[str], known: set[str]) -> bool:
+    """Whether this known word has its capital for being a name: inside a sentence, or beside a name or a verb of "
+    "people."""
+    if _INSIDE.search(view.text, max(0, token.start() - 3), token.start()):
+        return True
+    spoken_of = _SPOKEN_OF.match(view.text, token.end())
+    if spoken_of and (spoken_of[1] in _VERBS or spoken_of[1].endswith("ed")):
+        return True
+    following = NEXT.match(view.text, token.end())
+    before = view.text[max(0, token.start() - 28) : token.start()].split()
+    return bool((following and following[1] in known) or (before and before[-1] in known))

@@ -1,0 +1,250 @@
+"""Street addresses, towns, ZIP and postal codes, and the names of hospitals.
+
+Safe Harbor lets states and countries stand, so they are left alone. Hospitals aren't among its identifiers; they are
+found because a small one tells a town.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from meditune.phi import words
+from meditune.phi.spans import Span
+from meditune.phi.view import View
+
+_STREETS = (
+    r"(?:Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Drive|Dr|Lane|Ln|Court|Ct|Place|Pl|Way|Terrace|Terr?|Circle|Cir|"
+    r"Parkway|Pkwy|Highway|Hwy|Square|Sq|Trail|Trl|Loop|Alley|Plaza|Crescent|Close|Turnpike|Pike|Row|Path|Run|Gardens|"
+    r"Heights|Broadway)"
+)
+_WORD = r"[A-Z0-9][A-Za-z0-9.'’-]{0,24}"
+_UNIT = r"(?:,?[ \n](?:Apt|Apartment|Unit|Suite|Ste|Floor|Fl|Room|Rm|Bldg|#)\.? ?#?[A-Za-z0-9-]{1,6})?"
+_ADDRESS = re.compile(
+    rf"\d{{1,5}}[A-Za-z]?(?:-\d{{1,4}})?[ ]{{1,2}}(?:[NSEW]\.? |North |South |East |West )?"
+    rf"(?:{_WORD}[ ]){{1,4}}?{_STREETS}(?![A-Za-z'’])\.?(?: (?:N|S|E|W|NE|NW|SE|SW)(?![\w.]))?{_UNIT}"
+    rf"|\d{{1,5}} {_STREETS} of the {_WORD}"
+    rf"|\d{{1,5}} (?:[A-Z0-9.'-]{{2,20}} ){{1,3}}?{_STREETS.upper()}(?![A-Za-z])\.?(?i:{_UNIT})"
+    r"|\d{1,5} (?:Route|Rte\.?|Highway|Hwy|County Road|State Road) \d{1,4}[A-Z]?(?: (?:North|South|East|West|"
+    r"[NSEW])(?![a-z]))?"
+    + _UNIT
+    + r"|\d{1,5} (?:[a-z]{3,20} ){1,2}(?:street|avenue|ave|road|rd|boulevard|blvd|lane)(?![a-z])"
+)
+_STREET_ALONE = re.compile(
+    r"(?:[NSEW]\. )?(?:[A-Z][a-z'’]{2,20} ){1,3}(?:Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Lane|Ln|Parkway|Pkwy|"
+    r"Terrace|Drive|Dr)(?![A-Za-z'’])"
+)
+_ON_STREET = frozenset(("on", "off", "at", "along", "near", "of", "street", "address"))
+_BOX = re.compile(r"(?:p\.? ?o\.? ?box|(?:r\.?r\.?|rural route) ?#? ?\d{1,3},? box) $")
+_STATES = (
+    "Alabama|Alaska|Arizona|Arkansas|California|Colorado|Connecticut|Delaware|Florida|Georgia|Hawaii|Idaho|Illinois|"
+    "Indiana|Iowa|Kansas|Kentucky|Louisiana|Maine|Maryland|Massachusetts|Michigan|Minnesota|Mississippi|Missouri|"
+    "Montana|"
+    "Nebraska|Nevada|New Hampshire|New Jersey|New Mexico|New York|North Carolina|North Dakota|Ohio|Oklahoma|Oregon|"
+    "Pennsylvania|Rhode Island|South Carolina|South Dakota|Tennessee|Texas|Utah|Vermont|Virginia|Washington|West "
+    "Virginia|Wisconsin|Wyoming|District of Columbia"
+)
+_CODES = (
+    "AL|AK|AZ|AR|CA|CO|CT|DE|FL|GA|HI|ID|IL|IN|IA|KS|KY|LA|ME|MD|MA|MI|MN|MS|MO|MT|NE|NV|NH|NJ|NM|NY|NC|ND|OH|OK|OR|"
+    "PA|RI|SC|SD|TN|TX|UT|VT|VA|WA|WV|WI|WY|DC|PR"
+)
+_TOWN = r"(?:(?:St|Ft|Mt)\. )?[A-Z][A-Za-z'’-]{1,20}(?: [A-Z][A-Za-z'’-]{1,20}){0,2}"
+_TOWN_BEFORE = re.compile(rf"(?<![^\W_]){_TOWN},?$")
+_COMMA_STATE = re.compile(rf",[ \n]{{1,2}}(?:{_STATES}|{_CODES})(?![\w'’-])")
+_STATE_BEFORE = re.compile(rf"(?<![^\W_])(?:{_STATES}|{_CODES}),? {{1,2}}$")
+_ZIP = re.compile(r"\d{5}(?:-\d{4})?(?![\w-])")
+_TOWN_AFTER = re.compile(rf"(?: \(| in |, )({_TOWN})(?![A-Za-z])")
+_ZIP_AFTER = re.compile(r",?\s{1,2}\d{5}(?!\d)")
+_ZIP_LABEL = re.compile(r"(?<![a-z])(?:zip(?: ?code)?|post(?:al)? ?code)[ \t]?[:#]?(?: is)?[ \t]{0,4}$")
+_POSTCODE = re.compile(
+    r"(?:[A-Z]{1,2}\d{1,2}[A-Z]? \d[ABD-HJLNP-UW-Z]{2}|[ABCEGHJ-NPRSTVXY]\d[A-Z] \d[A-Z]\d)(?![^\W_])"
+)
+_HOME = frozenset(
+    (
+        "lives",
+        "living",
+        "lived",
+        "resides",
+        "resident",
+        "born",
+        "raised",
+        "grew",
+        "native",
+        "near",
+        "originally",
+        "moved",
+        "relocated",
+        "comes",
+        "hails",
+    )
+)
+_OF_TOWN = (["resident"], ["residents"], ["native"], ["city"], ["town"], ["outside"], ["suburb"])
+_LOCATIVES = frozenset(["in", "from", "of", "near", "to", "at", "outside", "around", "city", "town"])
+_DWELLING_TEXT = (
+    "lives live living lived resides residing resident residents staying works working worked grew raised born home "
+    "house "
+    "relocated moved originally family comes native apartment retired transferred transfer presents travel traveled "
+    "travelled travels trip flew drove came visiting returned arrived city town birthplace birth"
+)
+_DWELLING = frozenset(_DWELLING_TEXT.split())
+"""Within five words before "in" or "from", these make what follows a town."""
+_DOING_TEXT = (
+    "Clinic|Healthcare|Hospice|Manor|Cancer Center|Urgent Care|Dialysis Center|Care Center|Surgery Center|Surgical "
+    "Center|Family Practice|Family Medicine|Medical Group"
+)
+_NAMED_BY_WHAT_THEY_DO = frozenset(_DOING_TEXT.split("|"))
+"""Before these, ordinary words tell what is done there ("Asthma Clinic"), not which one it is."""
+_OUR_LADY = re.compile(r"Our (?:Lady|Savior|Saviour)")
+_NAMED_AFTER = words.WORD_NAMES | words.CITIES
+_FURTHEST = 80
+_LEADING_TOWN = re.compile(
+    r"(?:In|From|Of|At|The|Near|To|Seen|Lives|Moved|Born|Address|City|Street|Avenue|Road|Apt)(?: |$)"
+)
+_CAPITAL = re.compile(r"[A-Z](?<![^\W_].)[a-z]")
+_TOWN_AT = re.compile(r"[A-Z][a-z'’-]{2,20}(?: (?:[A-Z][a-z'’-]{2,20}|Falls|City|Beach)){0,2}")
+_HOUSE = (
+    r"(?P<house>Hospital|Medical (?:Center|Centre)|Clinic|Infirmary|Health (?:Center|Centre|System)|"
+    r"Healthcare(?: Center)?|"
+    r"Nursing (?:Home|Center|Facility)|Rehab(?:ilitation)? (?:Center|Hospital|Facility)|Hospice|Medical Group|"
+    r"Surgery Center|Surgical Center|Cancer (?:Center|Institute)|Urgent Care|Assisted Living|Care Home|"
+    r"Health Care Center|Medical Associates|Family Practice|Family Medicine|Heart Institute|Eye Institute|"
+    r"Care Center|Dialysis Center|Manor|Sanatorium)"
+)
+_HOUSE_WORDS = frozenset(re.findall(r"[a-z]{4,}", _HOUSE.lower()))
+_LEADING_TEXT = (
+    "the a an this that our his her their your my brief outside another other in at to from of for and or by on "
+    "with all many most some each per i we you he she they it please call see after before during since if when "
+    "while does do is was were are patient patients transferred admitted type types low national"
+)
+_LEADING = frozenset(_LEADING_TEXT.split())
+_NAME = r"(?:St\.?|Saint|Mt\.?|Mount|[A-Z][A-Za-z'’.&-]{1,24})"
+_HOUSE_AT = re.compile(
+    rf"{_HOUSE}(?![a-z-])(?: of (?:the )?{_NAME}(?: {_NAME}){{0,2}}| for {_NAME}(?: {_NAME}){{0,2}})?"
+)
+_NAME_BEFORE = re.compile(rf"(?<![^\W_])(?:{_NAME}(?: (?:of|the|and|&|for|de|la))?(?: the)? ){{1,5}}$")
+
+
+def find(view: View) -> Iterator[Span]:
+    """Places."""
+    yield from _addresses(view)
+    yield from _towns(view)
+    for house in _HOUSE_AT.finditer(view.text):
+        begin = max(0, house.start() - _FURTHEST)
+        name = _NAME_BEFORE.search(view.text, begin, house.start())
+        start = _start_of(view.text, name.start() if name else house.start(), house)
+        if start is not None:
+            yield Span(start, house.end(), "hospital")
+            town = _TOWN_AFTER.match(view.text, house.end())
+            if town and _is_town(town[1].lower(), sure=town[0][0] != " " or town[0][1] == "("):
+                yield Span(*town.span(1), "city")
+
+
+def _addresses(view: View) -> Iterator[Span]:
+    text = view.text
+    for start, end in view.digits:
+        before = text[start - 1] if start else " "
+        if before.isalpha() and end - start <= 2:
+            begin = view.word_start(start, 3)
+            if (code := _POSTCODE.match(text, begin)) and not (begin and text[begin - 1].isalnum()):
+                yield Span(begin, code.end(), "zip")
+        if before.isalnum() or before in "_.,/$-":
+            continue
+        if end - start == 5 and _is_zip(view, start) and (code := _ZIP.match(text, start)):
+            yield Span(start, code.end(), "zip")
+            continue
+        if end - start <= 5 and (found := _ADDRESS.match(text, start)):
+            yield Span(start, found.end(), "address")
+            town = _TOWN_AFTER.match(text, found.end())
+            if town and _is_town(town[1].lower(), sure=True):
+                yield Span(*town.span(1), "city")
+        elif box := _BOX.search(view.before(start, 26)):
+            yield Span(start - len(box[0]), end, "address")
+
+
+def _is_zip(view: View, start: int) -> bool:
+    labelled = _ZIP_LABEL.search(view.before(start, 20))
+    return bool(labelled or _STATE_BEFORE.search(view.text, max(0, start - 24), start))
+
+
+def _towns(view: View) -> Iterator[Span]:
+    text = view.text
+    for state in _COMMA_STATE.finditer(text):
+        yield from _town_before(view, state.start(), bool(_ZIP_AFTER.match(text, state.end())))
+    for start, end in view.digits:
+        if end - start == 5 and (code := _STATE_BEFORE.search(text, max(0, start - 24), start)):
+            yield from _town_before(view, _back_over(text, code.start()), True)
+    for found in _CAPITAL.finditer(text):
+        before = view.before(found.start(), 44).split() if text[found.start() - 1 : found.start()].isspace() else []
+        if not before or before[-1].strip(":") not in _LOCATIVES | _ON_STREET:
+            continue
+        if before[-1] in _ON_STREET and (street := _STREET_ALONE.match(text, found.start())):
+            yield Span(street.start(), street.end(), "address")
+            continue
+        town = _TOWN_AT.match(text, found.start())
+        if town and (
+            town[0].lower() in words.CITIES
+            or (_is_dwelt_in(before) and _is_town(town[0].lower(), not _HOME.isdisjoint(before)))
+        ):
+            yield Span(town.start(), town.end(), "city")
+
+
+def _back_over(text: str, place: int) -> int:
+    """The place before a comma and spaces that end at `place`."""
+    while place and text[place - 1] in " ,\n":
+        place -= 1
+    return place
+
+
+def _town_before(view: View, end: int, sure: bool) -> Iterator[Span]:
+    """The town whose name ends at `end`, where a state follows."""
+    found = _TOWN_BEFORE.search(view.text, max(0, end - 48), end)
+    if found is None:
+        return
+    start = found.start()
+    first = _LEADING_TOWN.match(found[0])
+    start += first.end() if first else 0
+    town = view.text[start:end].lower()
+    known = [town.split(" ", skipped)[-1] for skipped in range(3)]
+    for skipped, name in enumerate(known):
+        if name in words.CITIES:
+            yield Span(end - len(name), end, "city")
+            return
+        if skipped >= town.count(" "):
+            break
+    before = view.before(start, 12).split()
+    located = bool(before) and before[-1].strip(":") in _LOCATIVES
+    if (sure or located) and not set(town.split()) & words.PLACES and not words.is_other(town):
+        yield Span(start, end, "city")
+
+
+def _is_dwelt_in(before: list[str]) -> bool:
+    """Whether the words before end in "lives in", "came here from" or the like."""
+    if before[-1] == "near":
+        return True
+    if before[-1] == "of":
+        return before[-2:-1] in _OF_TOWN
+    return any(word.strip(",:()") in _DWELLING for word in before[-6:])
+
+
+def _is_town(low: str, sure: bool) -> bool:
+    """Whether this may be a town; where it is sure that some place follows, also one with an English word's name."""
+    if low in words.CITIES:
+        return True
+    each = low.split()
+    if len(each) == 1 and words.is_ordinary(low) and not sure:
+        return False
+    wrong = words.is_other(each[0]) or each[0] in words.GENERIC or each[0] in words.EPONYMS or words.PLACES & set(each)
+    return not wrong and low not in _STATES.lower().split("|")
+
+
+def _start_of(text: str, begin: int, house: re.Match[str]) -> int | None:
+    """Where a hospital's own name begins; None where all its words could be any hospital's."""
+    ordinary = house["house"] in _NAMED_BY_WHAT_THEY_DO
+    start, telling = begin, False
+    for word in re.finditer(r"\S+", text[begin : house.end()]):
+        low = word[0].lower().strip(".,")
+        if not telling and begin + word.start() == start and low in _LEADING and not _OUR_LADY.match(text, start):
+            start = begin + word.end() + 1
+        known = low in words.GENERIC or low in _LEADING or low in _HOUSE_WORDS
+        telling |= not known and not (ordinary and words.is_ordinary(low) and low not in _NAMED_AFTER)
+    return start if telling else None

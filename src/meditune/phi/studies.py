@@ -1,0 +1,114 @@
+"""Whether a passage tells of many people, as papers do, or how to reach an organization, and of no one in particular.
+
+Its dates and hospitals are those of a study, its phone numbers an institute's. Safe Harbor asks for identifiers "of the
+individual or of relatives, employers, or household members of the individual" (45 CFR 164.514(b)(2)(i)). Any sign of
+one person outweighs all else.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from functools import cached_property
+from itertools import chain, islice
+
+from meditune.phi.view import View
+
+_MANY = re.compile(
+    r"(?<![a-z])(?:patients|participants|subjects|women(?!['’]s)|men|children(?!['’]s)|adults|infants|neonates|"
+    r"newborns|girls|boys|students|"
+    r"persons|individuals|beneficiaries|residents (?:who|of|were)|cases (?:of|were)|controls|families|physicians|"
+    r"surgeons|"
+    r"medical records|charts were|hospitals|deliveries|births|pregnancies|deaths|articles|studies|trials|cohorts?|"
+    r"survey(?:s|ed)?|questionnaires?|(?:the|this|our|present|pilot|multicent\w{2,4}|observational|"
+    r"prospective) study|study "
+    r"(?:period|was|population|design|aim)|database|registry|medline|pubmed|embase|cochrane|searched|published|"
+    r"literature|"
+    r"retrospective(?:ly)?|prospective(?:ly)?|randomi[sz]ed|enrolled|recruited|consecutive(?:ly)?|population|incidence|"
+    r"prevalence|epidemi\w{0,10}|outbreak|census|legislation|statistical(?:ly)?|regression|"
+    r"significant(?:ly)? (?:more|less|"
+    r"higher|lower|difference|associat\w{0,6})|last updated|updated|accessed|copyright|et al)(?![a-z])"
+)
+_ONE = re.compile(
+    r"(?<![^\W_])(?:(?:Mrs?|Ms|Dr|MRS?|DR)\.? ?[A-Z][A-Za-z]|(?i:he|she|his|her|him|my|me|i(?: |['’])(?:am|m|was|"
+    r"have|ve|had|went|"
+    r"would|need|want|did|do|can|think|feel|got|take|took|live|saw|has)|(?:this|the) patient (?:is|was|has|had|will)|"
+    r"the patient['’]s (?:\w+ )?(?:name|wife|husband|son|daughter|mother|father|family)|"
+    r"(?:\d{1,3}|[a-z]{3,12})[- ]?(?:years?|yr|month|week|day)[- ]old(?! (?:or|and|patients|women|men|children|"
+    r"adults|boys|"
+    r"girls|students|cohort|subjects|females|males|infants))|\d{1,3} ?(?:yo|y\.o\.|y/o)|dob|mrn|ssn|date of birth|"
+    r"admitted on|"
+    r"discharged on|dictated|signed by|(?:admission|discharge|service|report) date|(?:patient|pt)(?: name)?:|name:|"
+    r"attending:|telehealth|health care proxy|emergency contact|unit no|job ?#|pt (?:was|is|has|seen|states|reports|"
+    r"denies)|(?:male|female) infant))(?![^\W_])"
+)
+_ORGANIZATION = re.compile(
+    r"(?<![a-z])(?:institutes?|foundation|association|society|national|federation|alliance|administration|"
+    r"clearinghouse|"
+    r"cdc|nih|fda|agency|council|coalition|network|committee|toll[- ]free|tty|information (?:center|service)|for more "
+    r"information|more information|available (?:at|from)|accessed|following link|web ?sites?|visit|"
+    r"registration is free|"
+    r"resources?|links?|publications?|article|www\.[a-z0-9-]{1,40}\.(?:gov|org|edu)|[a-z0-9-]{1,40}\.gov|inc|ltd|"
+    r"university|department of|laboratory contact|office hours|links\.lww|business hours)(?![a-z])"
+)
+_PAPER = re.compile(
+    r"(?<![a-z])(?:study|data|analys[ei]s|results?|conclusions?|rates?|months?|weeks?|95 ?%|p ?[<=>]|compared|"
+    r"(?:january|february|march|april|may|june|july|august|september|october|november|december) (?:19|20)\d\d (?:to|"
+    r"and|through|until|-|–) )"
+)
+"""Signs of a paper that notes have, too: they count only where nothing in the text tells of one person."""
+_BREAK = re.compile(r"(?<=[a-z0-9)\]][.!?])\s+(?=[A-Z0-9(])|\n")
+_LONGEST = 1200
+_AROUND = 250
+_ENOUGH = 3
+"""So many words of studies, and none of one person, make the whole text a paper."""
+
+
+class Passages:
+    """The passages of one text, judged as they are asked for."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._sentences: dict[int, bool] = {}
+        self._surroundings: dict[int, bool] = {}
+        self._paper: bool | None = None
+
+    @cached_property
+    def _low(self) -> str:
+        return self._view.low
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [0, *(found.end() for found in _BREAK.finditer(self._view.text)), len(self._view.text) + 1]
+
+    def of_many(self, place: int) -> bool:
+        """Whether the sentence around `place`, or the whole text, is about many people."""
+        if self._is_paper():
+            return True
+        number = bisect_right(self._starts, place) - 1
+        if number not in self._sentences:
+            start = self._starts[number]
+            end = min(self._starts[number + 1], start + _LONGEST)
+            self._sentences[number] = bool(_MANY.search(self._low, start, end)) and not _ONE.search(
+                self._view.text, start, end
+            )
+        return self._sentences[number]
+
+    def of_organization(self, place: int) -> bool:
+        """Whether what stands around `place` tells of an organization, and nothing in the text of any one person."""
+        block = place // _AROUND
+        if block not in self._surroundings:
+            around = max(0, (block - 1) * _AROUND), (block + 2) * _AROUND
+            self._surroundings[block] = not self._has_one and bool(_ORGANIZATION.search(self._low, *around))
+        return self._surroundings[block]
+
+    @cached_property
+    def _has_one(self) -> bool:
+        return bool(_ONE.search(self._view.text))
+
+    def _is_paper(self) -> bool:
+        if self._paper is None:
+            signs = chain(_MANY.finditer(self._low), _PAPER.finditer(self._low))
+            enough = sum(1 for _ in islice(signs, _ENOUGH)) == _ENOUGH
+            self._paper = enough and bool(_MANY.search(self._low)) and not self._has_one
+        return self._paper

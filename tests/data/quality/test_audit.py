@@ -1,0 +1,271 @@
+"""Every rule with its switch, official test items untouched, and each row to be had back."""
+
+import json
+
+import pytest
+
+from meditune.data.prepare import prepare
+from meditune.data.quality.audit import Audit
+from meditune.data.quality.ledger import entries, restore
+from meditune.data.quality.rules import ALL, MEANING, RULES, look
+from meditune.data.splits import Splits
+from meditune.errors import DataError, RecipeError
+from meditune.recipe import DataSpec, QualityRules, QualitySpec, Recipe, SourceSpec
+from meditune.recipes.loading import load_recipe
+from meditune.recipes.writing import save
+from tests.commands import jsonl, meditune, read_rows
+from tests.data import layouts
+from tests.data.quality.examples import ANSWER, row
+
+BAD = {
+    "encoding": {"answer": ANSWER.replace("medicine", "médicine").encode().decode("latin-1")},
+    "layout": {"answer": ANSWER.replace("within minutes", "within\nminutes")},
+    "boilerplate": {"answer": f"{ANSWER}\nBack to top"},
+    "language": {"answer": "Asthma wird mit Medikamenten behandelt. Fragen Sie Ihren Arzt danach."},
+    "not_a_question": {"question": "Asthma in children"},
+    "not_medical": {
+        "question": "Who won?",
+        "answer": "The rider who waits behind the others until the end.",
+    },
+    "too_short": {"answer": "Asthma medicine."},
+    "too_long": {"answer": ANSWER * 40},
+    "truncated": {"answer": ANSWER[:-12]},
+    "off_topic": {"answer": "Gout is caused by crystals of uric acid that build up in a joint, such as the big toe."},
+}
+
+
+def audited(examples, protected=(), **spec):
+    spec = {**spec, "rules": QualityRules(**spec.get("rules", {}))}
+    audit = Audit(QualitySpec(**spec), protected)
+    by_source = {}
+    for example in examples:
+        by_source.setdefault(example.source, []).append(example)
+    audit.rows(by_source)
+    return audit
+
+
+def left(audit):
+    return [example.id for examples in audit.left.values() for example in examples]
+
+
+def done(audit):
+    return {name: rule["done"] for name, rule in audit.facts()["rules"].items() if rule["done"]}
+
+
+def test_every_rule_has_a_meaning_and_a_switch():
+    assert set(BAD) == set(RULES) == set(ALL) - {name for name in ALL if name not in RULES}
+    assert all(MEANING[name].endswith(".") for name in ALL)
+    assert set(audited([row(1)]).facts()["rules"]) == set(ALL)
+
+
+def test_a_good_row_passes_every_rule():
+    assert look(row(1), QualitySpec()) == (row(1), [])
+
+
+@pytest.mark.parametrize("rule", BAD)
+def test_each_rule_can_drop_flag_and_be_off(rule):
+    bad = row(1, **BAD[rule])
+    off = dict.fromkeys(RULES, "off")
+    dropped = audited([bad, row(2, question="How is asthma cared for?")], rules=off | {rule: "drop"})
+    assert left(dropped) == ["own:2"]
+    assert done(dropped) == {rule: {"drop": 1}}
+    flagged = audited([bad], rules=off | {rule: "flag"})
+    assert flagged.left == {"own": [bad]}
+    assert done(flagged) == {rule: {"flag": 1}}
+    assert done(audited([bad], rules=off)) == {}
+
+
+@pytest.mark.parametrize("rule", ["encoding", "layout", "boilerplate"])
+def test_what_can_be_mended_is(rule):
+    audit = audited([row(1, **BAD[rule])])
+    [after] = audit.left["own"]
+    assert after.answer == (ANSWER.replace("medicine", "médicine") if rule == "encoding" else ANSWER)
+    assert audit.facts()["changed"] == 1
+
+
+def test_characters_that_are_lost_can_only_be_flagged():
+    assert done(audited([row(1, answer=ANSWER.replace("every", "ever\ufffd"))])) == {"encoding": {"flag": 1}}
+
+
+def test_official_test_items_and_rows_to_keep_are_only_looked_at():
+    for spec in ({"protected": ["own:1"]}, {"keep": ["own:1"]}):
+        for changes in BAD.values():
+            bad = row(1, **changes)
+            audit = audited([bad], rules=dict.fromkeys(RULES, "drop"), **spec)
+            assert audit.left == {"own": [bad]}
+            assert all(set(actions) == {"flag"} for actions in done(audit).values())
+
+
+def test_the_first_of_two_alike_stays_but_an_official_item_always():
+    near = ANSWER.replace("Most people", "Many people")
+    twins = [row(1), row(2), row(3, answer=near), row(4, answer=near, source="other", id="other:4")]
+    assert left(audited(twins)) == ["own:1"]
+    assert done(audited(twins)) == {
+        "exact_duplicate": {"drop": 1},
+        "near_duplicate": {"drop": 1},
+        "cross_source": {"drop": 1},
+    }
+    strict = audited(twins, alike=0.99)
+    assert left(strict) == ["own:1", "own:3"]
+
+
+def test_a_training_row_goes_that_says_what_a_test_item_says():
+    near = row(3, answer=ANSWER.replace("Most people", "Many people"))
+    audit = audited([row(1), row(2, question="What is gout?"), near], protected=["own:3"])
+    assert left(audit) == ["own:1", "own:2", "own:3"]
+    one, two, three = audit.left["own"]
+    splits = audit.between(Splits([one], [two], [three], "official"))
+    assert (splits.train, splits.dev, splits.test) == ([], [two], [three])
+    assert done(audit)["cross_split"] == {"drop": 1}
+
+
+@pytest.mark.parametrize(
+    ("action", "ids", "groups"),
+    [
+        ("keep", ["own:1", "own:2"], ["group-1", "group-2"]),
+        ("group", ["own:1", "own:2"], ["group-1", "group-1"]),
+        ("merge", ["own:1"], ["group-1"]),
+        ("off", ["own:1", "own:2"], ["group-1", "group-2"]),
+    ],
+)
+def test_a_question_asked_again(action, ids, groups):
+    other = "Inhaled steroids come first, and asthma tablets where these don't do."
+    audit = audited([row(1), row(2, answer=other)], rules={"repeated_question": action})
+    assert [(e.id, e.group) for e in audit.left["own"]] == list(zip(ids, groups, strict=True))
+    if action == "merge":
+        assert audit.left["own"][0].references() == [ANSWER, other]
+
+
+def test_restricted_rows_are_shown_by_their_id_only():
+    audit = audited([row(1, **BAD["truncated"], meta={"restricted": True})])
+    assert audit.facts()["rules"]["truncated"]["examples"] == [{"id": "own:1", "action": "flag"}]
+
+
+def made_of(tmp_path, rows, **data):
+    source = SourceSpec(name="own", path=str(jsonl(tmp_path / "own.jsonl", rows)))
+    recipe = Recipe(name="test", data=DataSpec(sources=[source], **{"split": "group"} | data))
+    return prepare(recipe, tmp_path / "out")
+
+
+def questions(count):
+    names = ["asthma", "gout", "lupus", "eczema", "angina", "rickets", "scurvy", "sciatica", "shingles", "tetanus"]
+    return [
+        {
+            "id": n,
+            "question": f"What should people with {name} eat?",
+            "answer": f"With {name} eat what you like {n}.",
+        }
+        for n, name in enumerate(names[:count])
+    ]
+
+
+def test_every_row_can_be_had_back(tmp_path):
+    rows = [*questions(8), {"id": "x", "question": "What is gout?", "answer": "Gout hurts .\nBack to top"}]
+    rows.append(rows[0] | {"id": "y", "question": "what should people with ASTHMA eat"})
+    made = made_of(tmp_path, rows)
+    kept = {example.id: example for part in made.splits.named().values() for example in part}
+    assert "own:y" not in kept
+    assert kept["own:x"].answer == "Gout hurts."
+    assert restore(tmp_path / "out", "own:x").example.answer == "Gout hurts .\nBack to top"
+    assert restore(tmp_path / "out", "own:y").example.question == "what should people with ASTHMA eat"
+    again = made_of(tmp_path, rows, quality=QualitySpec(keep=["own:x", "own:y"]))
+    kept = {example.id: example for part in again.splits.named().values() for example in part}
+    assert kept["own:x"].answer == "Gout hurts .\nBack to top"
+    assert "own:y" in kept
+    with pytest.raises(DataError, match="own:z: no row of that id"):
+        restore(tmp_path / "out", "own:z")
+    looked_at = [row for row in entries(tmp_path / "out") if row["id"] in ("own:x", "own:y")]
+    assert {row["action"] for row in looked_at} == {"flag"}
+
+
+def test_the_command_gives_a_row_back(tmp_path):
+    rows = questions(8)
+    made_of(tmp_path, [*rows, rows[0] | {"id": "again"}])
+    found = meditune("data", "restore", tmp_path / "out", "own:again", "--to", tmp_path / "back.jsonl")
+    assert json.loads(found.out)["question"] == rows[0]["question"]
+    assert "exact_duplicate: drop (says the same as own:0)" in found.err
+    assert [row["id"] for row in read_rows(tmp_path / "back.jsonl")] == ["own:again"]
+    meditune("data", "restore", tmp_path / "out", "own:agin").refused(3, "Did you mean own:again?")
+
+
+def test_a_file_is_audited_into_a_folder_with_a_page(tmp_path):
+    rows = [*questions(8), {"id": "x", "question": "Gout", "answer": "Gout hurts <b>."}]
+    result = meditune("data", "audit", jsonl(tmp_path / "mine.jsonl", rows), "--output", tmp_path / "audit")
+    assert result.code == 0, result.err
+    assert "not_a_question" in result.out
+    names = {path.name for path in (tmp_path / "audit").iterdir()}
+    assert names == {"audit.html", "quality.json", "ledger.parquet", "rejected.jsonl"}
+    page = (tmp_path / "audit" / "audit.html").read_text(encoding="utf-8")
+    assert "Gout hurts &lt;b&gt;" in page
+    assert "http" not in page.split("</head>")[1].replace("http-equiv", "")
+    again = meditune("data", "audit", tmp_path / "mine.jsonl", "--output", tmp_path / "audit")
+    assert again.code == 0
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "thesis.txt").write_text("x", encoding="utf-8")
+    refused = meditune("data", "audit", tmp_path / "mine.jsonl", "--output", tmp_path / "else")
+    assert refused.code != 0
+    assert (tmp_path / "else" / "thesis.txt").is_file()
+
+
+def test_too_few_rows_to_split_are_audited_all_the_same(tmp_path):
+    result = meditune("data", "audit", jsonl(tmp_path / "one.jsonl", questions(1)), "--output", tmp_path / "audit")
+    assert result.code == 0, result.err
+    assert "Not split: " in result.out
+
+
+def test_an_unknown_rule_is_refused_by_name():
+    with pytest.raises(RecipeError, match=r"did you mean data\.quality\.rules\.near_duplicate"):
+        load_recipe("quickstart", ["data.quality.rules.near_duplicates=drop"])
+    with pytest.raises(RecipeError, match="drop, flag"):
+        load_recipe("quickstart", ["data.quality.rules.near_duplicate=merge"])
+
+
+def test_a_rule_that_is_off_is_off_when_the_saved_recipe_is_read_again(tmp_path):
+    resolved = load_recipe("quickstart", ["data.quality.rules.off_topic=off"])
+    save(resolved, tmp_path / "saved.yaml")
+    assert load_recipe(str(tmp_path / "saved.yaml")).recipe == resolved.recipe
+
+
+@pytest.mark.parametrize("name", ["gemma3-270m", "distilgpt2", "llama2-7b", "mistral-7b", "preference"])
+def test_the_recipes_for_pubmedqa_train_on_the_publishers_words(name):
+    rules = load_recipe(name).recipe.data.quality.rules
+    assert rules == load_recipe("quickstart").recipe.data.quality.rules
+
+
+@pytest.mark.real
+def test_pubmedqa_is_prepared_as_it_always_was(real_data, tmp_path):
+    made = prepare(load_recipe("quickstart").recipe, tmp_path / "data")
+    assert made.sha256.startswith("9cacd58a11e09d4f")
+    assert made.quality["audit"]["dropped"] == made.quality["audit"]["changed"] == 0
+    assert not any(count for pair in made.quality["shared"].values() for count in pair.values())
+
+
+def test_the_newest_are_the_test(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDITUNE_DATA", str(tmp_path / "data"))
+    items = {str(n): layouts.pubmedqa_item(n, YEAR=str(1990 + n % 20)) for n in range(200)}
+    items["999"] = layouts.pubmedqa_item(999, YEAR=None)
+    layouts.pubmedqa(tmp_path / "data" / "pubmedqa", items)
+    recipe = Recipe(name="test", data=DataSpec(split="newest", test_share=0.2))
+    made = prepare(recipe, tmp_path / "out")
+    held = [example.meta["year"] for example in made.splits.test]
+    rest = [example.meta["year"] for example in (*made.splits.train, *made.splits.dev) if example.meta["year"]]
+    assert len(held) == 40
+    assert min(held) >= max(rest)
+    assert made.splits.test_set == "pubmedqa-newest-40"
+    with pytest.raises(DataError, match="needs the year"):
+        made_of(tmp_path, questions(8), split="newest")
+
+
+def test_strata_are_as_the_recipe_says(tmp_path):
+    rows = [
+        {
+            "id": n,
+            "question": f"What about matter {n}?",
+            "answer": f"Matter {n}.",
+            "question_type": "ab"[n % 10 == 0],
+        }
+        for n in range(200)
+    ]
+    made = made_of(tmp_path, rows, stratify=["question_type"], test_share=0.5)
+    kinds = [example.meta["question_type"] for example in made.splits.test]
+    assert (kinds.count("a"), kinds.count("b")) == (90, 10)

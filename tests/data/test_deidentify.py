@@ -1,0 +1,119 @@
+"""What `data.phi` does to the data of a run."""
+
+import pytest
+
+from meditune.data.prepare import prepare
+from meditune.data.quality.ledger import entries
+from meditune.errors import DataError
+from meditune.recipe import DataSpec, PhiSpec, Recipe, SourceSpec
+from tests.commands import jsonl, read_rows, rows
+from tests.data import layouts
+
+SECRETS = ("Zelazny", "Iwona", "4471123", "3/14/2012", "Okonkwo")
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDITUNE_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MEDITUNE_OFFLINE", "1")
+
+
+def made(tmp_path, **phi):
+    changes = {
+        "context": lambda n: "Ms. Iwona Zelazny (MRN: 4471123) was seen on 3/14/2012." if n == 3 else f"Text {n}.",
+        "answer": lambda n: f"Zelazny improved with treatment {n}." if n == 3 else f"It helps {n}.",
+        "nurse_name": lambda n: "Okonkwo" if n == 3 else "",
+    }
+    source = SourceSpec(name="own", path=str(jsonl(tmp_path / "own.jsonl", rows(40, **changes))))
+    data = DataSpec(sources=[source], split="group", phi=PhiSpec(**phi))
+    return prepare(Recipe(name="test", data=data), tmp_path / "run" / "data")
+
+
+def written(tmp_path):
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    plain = "".join(path.read_text(encoding="utf-8") for path in files if path.suffix != ".parquet")
+    return plain + "".join(map(str, entries(tmp_path / "run")))
+
+
+def row_3(tmp_path):
+    folder = tmp_path / "run" / "data"
+    every = [row for name in ("train", "dev", "test") for row in read_rows(folder / f"{name}.jsonl")]
+    return next(row for row in every if row["id"] == "own:3")
+
+
+def test_found_counted_and_said_loudly_but_left(tmp_path, capsys):
+    quality = made(tmp_path).quality
+    assert quality["phi"]["sources"]["own"] == {
+        "examples": 40,
+        "with_identifiers": 1,
+        "kinds": {"name": 3, "mrn": 1, "date": 1},
+        "examples_by_kind": {"name": 1, "mrn": 1, "date": 1},
+    }
+    said = capsys.readouterr().err
+    assert "WARNING: own: 1 of 40 examples hold identifiers of people (3 name, 1 mrn, 1 date)" in said
+    assert "--set data.phi.action=mask" in said
+    assert not any(secret in said for secret in SECRETS)
+    assert "Zelazny" in row_3(tmp_path)["answer"]
+
+
+def test_places_are_kept_but_no_text(tmp_path):
+    made(tmp_path, action="mask")
+    found = read_rows(tmp_path / "run" / "data" / "phi.jsonl")
+    assert {"id": "own:3", "field": "answer", "kind": "name", "start": 0, "end": 7} in found
+    assert {tuple(row) for row in found} == {("id", "field", "kind", "start", "end")}
+
+
+def test_masked_everywhere(tmp_path):
+    made(tmp_path, action="mask")
+    row = row_3(tmp_path)
+    assert row["context"][0]["text"] == "Ms. [NAME] (MRN: [ID]) was seen on [DATE]."
+    assert row["answer"] == "[NAME] improved with treatment 3."
+    assert row["meta"]["nurse_name"] == "[NAME]"
+    assert not any(secret in written(tmp_path) for secret in SECRETS)
+
+
+def test_surrogates_are_the_same_in_all_fields(tmp_path):
+    made(tmp_path, action="surrogate")
+    row = row_3(tmp_path)
+    surname = row["answer"].split()[0]
+    assert f" {surname} (MRN: " in row["context"][0]["text"]
+    assert not any(secret in written(tmp_path) for secret in SECRETS)
+
+
+def test_only_the_named_kinds(tmp_path):
+    made(tmp_path, action="mask", kinds=["date"])
+    assert row_3(tmp_path)["context"][0]["text"] == "Ms. Iwona Zelazny (MRN: 4471123) was seen on [DATE]."
+
+
+def test_refused_without_a_word_of_it(tmp_path, capsys):
+    with pytest.raises(
+        DataError, match=r"own: 1 of 40 examples hold identifiers of people \(3 name, 1 mrn, 1 date\)"
+    ) as e:
+        made(tmp_path, action="refuse")
+    assert not any(secret in str(e.value) + capsys.readouterr().err for secret in SECRETS)
+    assert not (tmp_path / "run" / "data").exists()
+
+
+def test_refused_rows_are_masked_too(tmp_path):
+    lines = [*rows(40), {"id": "x", "question": "", "answer": "Ms. Iwona Zelazny (MRN: 4471123) was seen."}]
+    source = SourceSpec(name="own", path=str(jsonl(tmp_path / "own.jsonl", lines)))
+    data = DataSpec(sources=[source], split="group", phi=PhiSpec(action="mask"))
+    prepare(Recipe(name="test", data=data), tmp_path / "run" / "data")
+    assert "Ms. [NAME] (MRN: [ID]) was seen." in written(tmp_path)
+    assert not any(secret in written(tmp_path) for secret in SECRETS)
+
+
+def test_off_looks_at_nothing(tmp_path):
+    assert made(tmp_path, action="off").quality["phi"]["sources"] == {}
+    assert not (tmp_path / "run" / "data" / "phi.jsonl").exists()
+
+
+def test_published_sources_are_counted_quietly(tmp_path, capsys):
+    item = layouts.pubmedqa_item(7, CONTEXTS=["Our patient, Mr. Zelazny, was seen on 3/14/2012."], LABELS=["CASE"])
+    items = {str(number): layouts.pubmedqa_item(number) for number in range(40)} | {"7": item}
+    layouts.pubmedqa(tmp_path / "data" / "pubmedqa", items)
+    recipe = Recipe(name="test", data=DataSpec(sources=[SourceSpec(name="pubmedqa")], split="group"))
+    quality = prepare(recipe, tmp_path / "run" / "data").quality
+    assert quality["phi"]["sources"]["pubmedqa"]["kinds"] == {"name": 1, "date": 1}
+    assert capsys.readouterr().err == ""

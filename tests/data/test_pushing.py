@@ -1,0 +1,154 @@
+"""Sending a prepared set to a hub: the real client, a real server on this machine."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meditune.data.prepare import prepare
+from meditune.recipe import DataSpec, Recipe, SourceSpec
+from tests.commands import Result, jsonl, meditune, rows
+from tests.data import layouts
+from tests.data.hub import TOKEN, Hub, hub
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDITUNE_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MEDITUNE_OFFLINE", "1")
+
+
+@pytest.fixture
+def there() -> Iterator[Hub]:
+    with hub() as running:
+        yield running
+
+
+def made(folder: Path, *sources: SourceSpec) -> Path:
+    prepare(Recipe(name="test", data=DataSpec(sources=list(sources), split="group")), folder / "run" / "data")
+    return folder / "run"
+
+
+def own(folder: Path, name: str = "own", **terms: Any) -> SourceSpec:
+    path = jsonl(
+        folder / f"{name}.jsonl",
+        rows(40, id=lambda number: f"{name}-{number}", question=lambda number: f"Does {name} {number} help?"),
+    )
+    return SourceSpec(name="own", path=str(path), **terms)
+
+
+def push(there: Hub, folder: Path, *words: str, token: str = TOKEN) -> Result:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_ENDPOINT", there.url)
+        patch.setenv("HF_TOKEN", token)
+        patch.delenv("MEDITUNE_OFFLINE")
+        return meditune("data", "push", folder, "clinic/questions", *words)
+
+
+def test_the_set_and_its_card_arrive_after_a_yes(tmp_path, there):
+    run = made(tmp_path, own(tmp_path, licence="CC BY 4.0"))
+    asked = push(there, run)
+    assert asked.code == 1
+    assert f"Sent to {there.url}/datasets/clinic/questions, where only you and your organization" in asked.err
+    assert "40 rows (" in asked.err
+    assert "own (CC BY 4.0)" in asked.err
+    assert "To agree, add --yes." in asked.err
+    assert there.requests == []
+
+    sent = push(there, run, "--yes")
+    assert sent.code == 0, sent.err
+    assert sent.out.startswith(f"Sent: {there.url}/datasets/")
+    assert there.created[0]["visibility"] == "private"
+    assert set(there.files) == {"README.md", "train.jsonl", "dev.jsonl", "test.jsonl"}
+    for name, data in there.files.items():
+        assert data == (run / "data" / name).read_bytes()
+
+
+def test_large_files_and_a_public_set(tmp_path, monkeypatch):
+    with hub(large=(".jsonl",)) as there:
+        run = made(tmp_path, own(tmp_path))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        sent = push(there, run / "data", "--public", "--yes")
+        assert sent.code == 0, sent.err
+        assert "where EVERYONE can see it" in sent.err
+        assert there.created[0].get("visibility") == "public" or there.created[0].get("private") is False
+        assert there.files["train.jsonl"] == (run / "data" / "train.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("how", ["recipe", "column", "mimic", "again"])
+def test_a_restricted_set_is_refused_and_nothing_is_asked_of_the_hub(tmp_path, there, how):
+    if how == "recipe":
+        sources = [own(tmp_path, "free"), own(tmp_path, "secret", restricted=True)]
+    elif how == "column":
+        path = jsonl(tmp_path / "a.jsonl", rows(40, restricted=lambda number: number == 7))
+        sources = [SourceSpec(name="own", path=str(path))]
+    else:
+        path = layouts.noteevents(tmp_path / "NOTEEVENTS.csv", [layouts.note(1, SUBJECT_ID=1)])
+        sources = [SourceSpec(name="mimic", path=str(path)), own(tmp_path)]
+        if how == "again":
+            kept = made(tmp_path / "first", *sources) / "data"
+            rows_of_all = "".join((kept / f"{name}.jsonl").read_text(encoding="utf-8") for name in ("train", "test"))
+            (tmp_path / "again.jsonl").write_text(rows_of_all, encoding="utf-8")
+            sources = [SourceSpec(name="own", path=str(tmp_path / "again.jsonl"))]
+    run = made(tmp_path, *sources)
+    refused = push(there, run, "--yes")
+    assert refused.code == 3, refused
+    assert "is restricted (" in refused.err
+    assert "may not be passed on" in refused.err
+    assert "Traceback" not in refused.err
+    assert there.requests == []
+
+
+def test_invented_rows_are_not_passed_off_as_real(tmp_path, there):
+    run = made(tmp_path, SourceSpec(name="sample"))
+    card = run / "data" / "README.md"
+    said = push(there, run)
+    assert "150 rows are synthetic, and the card says so." in said.err
+    card.write_text("---\nlicense: mit\n---\n# Real studies\n", encoding="utf-8")
+    refused = push(there, run, "--yes")
+    assert refused.code == 3
+    assert f"{card} doesn't say that 150 of the rows are synthetic" in refused.err
+    assert there.requests == []
+
+
+def test_what_the_hub_says_is_told(tmp_path):
+    run = made(tmp_path, own(tmp_path))
+    with hub(refuses=403) as there:
+        refused = push(there, run, "--yes")
+        assert refused.code == 1
+        assert "didn't take clinic/questions" in refused.err
+        assert "You don't have the rights" in refused.err
+    gone = push(there, run, "--yes")
+    assert gone.code == 1
+    assert "Try the same command again" in gone.err
+    for each in (refused, gone):
+        assert "Traceback" not in each.err
+        assert TOKEN not in each.err
+
+
+def test_what_is_meant_to_be_private_does_not_go_into_a_public_place(tmp_path):
+    run = made(tmp_path, own(tmp_path))
+    with hub(private=False) as there:
+        refused = push(there, run, "--yes")
+        assert refused.code == 1
+        assert "clinic/questions is there already, and everyone can see it. Nothing was sent." in refused.err
+        assert there.files == {}
+        assert push(there, run, "--yes", "--public").code == 0
+
+
+def test_with_a_wrong_token_it_says_where_to_put_another(tmp_path, there):
+    run = made(tmp_path, own(tmp_path))
+    refused = push(there, run, "--yes", token="hf_other")
+    assert refused.code == 1
+    assert "into HF_TOKEN" in refused.err
+
+
+def test_a_folder_without_prepared_data_and_one_that_was_changed(tmp_path, there):
+    assert "no prepared data here" in push(there, tmp_path, "--yes").err
+    run = made(tmp_path, own(tmp_path))
+    with (run / "data" / "train.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write("\n")
+    assert "changed after they were made" in push(there, run, "--yes").err
+    assert there.requests == []

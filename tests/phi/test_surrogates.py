@@ -1,0 +1,100 @@
+"""Invented identifiers: consistent, of the same shape, not to be undone without the secret."""
+
+import re
+from datetime import date
+
+import pytest
+
+from meditune import phi
+from meditune.errors import DataError
+from meditune.phi.secret import secret
+from meditune.phi.shifting import shifted
+from meditune.phi.surrogates import Surrogates
+
+KEY = b"0123456789abcdef"
+
+
+def replaced(text: str, group: str = "1", key: bytes = KEY) -> str:
+    return Surrogates(key, group).replaced(text, phi.find(text))
+
+
+def test_the_same_person_has_the_same_invented_name_in_all_of_a_patients_texts() -> None:
+    first = replaced("Ms. Iwona Zelazny was seen by Dr. Okonkwo.")
+    second = replaced("Ms. ZELAZNY was well.")
+    surname = re.match(r"Ms\. \w+ (\w+) was seen", first)
+    assert surname
+    assert second == f"Ms. {surname[1].upper()} was well."
+    assert not {"Iwona", "Zelazny", "Okonkwo"} & set(re.findall(r"\w+", first))
+    assert replaced("Ms. Iwona Zelazny was seen by Dr. Okonkwo.") == first
+
+
+def test_other_groups_and_other_secrets_give_other_surrogates() -> None:
+    text = "Dr. Okonkwo, MRN: 44711234, 3/14/2012"
+    assert len({replaced(text), replaced(text, group="2"), replaced(text, key=b"fedcba9876543210")}) == 3
+
+
+def test_dates_move_together_and_keep_their_format() -> None:
+    moved = replaced("Admitted 3/14/2012, discharged 2012-03-21.")
+    found = re.search(r"Admitted (\d+)/(\d+)/(\d{4}), discharged (\d{4})-(\d\d)-(\d\d)\.", moved)
+    assert found
+    month, day, year, *iso = map(int, found.groups())
+    assert (date(*iso) - date(year, month, day)).days == 7
+    assert (date(*iso) - date(2012, 3, 21)).days % 7 == 0
+    assert moved != "Admitted 3/14/2012, discharged 2012-03-21."
+
+
+@pytest.mark.parametrize(
+    ("written", "later"),
+    [
+        ("3/14/2012", "3/24/2012"),
+        ("03/04/12", "03/14/12"),
+        ("2012-12-25", "2013-01-04"),
+        ("25.12.2012", "4.1.2013"),
+        ("14-MAR-1950", "24-MAR-1950"),
+        ("March 25, 2012", "April 4, 2012"),
+        ("Mar 25th", "Apr 4th"),
+        ("22nd of March, 2012", "1st of April, 2012"),
+        ("March 3-5", "March 13-15"),
+        ("March 2012", "March 2012"),
+        ("March", "March"),
+        ("3/25", "4/4"),
+        ("3/2012", "3/2012"),
+        ("20120314", "20120324"),
+        ("Christmas", None),
+        ("2/31/2012", None),
+    ],
+)
+def test_a_date_ten_days_later(written: str, later: str | None) -> None:
+    assert shifted(written, 10) == later
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        ("SSN 123-45-6789", r"SSN \d{3}-\d\d-\d{4}"),
+        ("MRN: AB-4471123", r"MRN: [A-Z]{2}-\d{7}"),
+        ("Call 617-555-0123 x42.", r"Call \d{3}-\d{3}-\d{4} x\d\d\."),
+        ("write to iwona.z@example.com", r"write to [a-z]+@example\.org"),
+        ("from 10.4.4.12 today", r"from 192\.0\.2\.\d+ today"),
+        ("A 93-year-old man", "A 90-year-old man"),
+        ("He moved to 12 Elm Street, Apt 4.", r"He moved to \d\d [A-Z][a-z]+ Street, Apt \d\."),
+    ],
+)
+def test_a_surrogate_has_the_shape_of_what_it_replaces(text: str, shape: str) -> None:
+    made = replaced(text)
+    assert re.fullmatch(shape, made), made
+    assert made != text
+
+
+def test_the_secret_is_this_machines_own(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path))
+    monkeypatch.delenv("MEDITUNE_PHI_SECRET", raising=False)
+    first = secret()
+    assert secret() == first
+    assert len(first) >= 32
+    assert (tmp_path / "phi" / "secret").stat().st_mode & 0o077 == 0
+    monkeypatch.setenv("MEDITUNE_PHI_SECRET", "a secret of the clinic")
+    assert secret() == b"a secret of the clinic"
+    monkeypatch.setenv("MEDITUNE_PHI_SECRET", "short")
+    with pytest.raises(DataError, match="MEDITUNE_PHI_SECRET: a secret of 16 characters"):
+        secret()
