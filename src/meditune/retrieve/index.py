@@ -1,0 +1,70 @@
+"""An index that is open for searching."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from meditune.retrieve import manifest, search, tables
+from meditune.retrieve.embedders import Embedder, embedder
+from meditune.retrieve.place import Place, place
+from meditune.retrieve.search import DocumentOf, Found, Opened
+
+
+class Index:
+    """One version of an index; it stays the same while the index is updated, until `refresh`.
+
+    Searches may come from several threads.
+    """
+
+    def __init__(self, where: Place, embedding: Embedder | None = None) -> None:
+        self.place = where
+        self.manifest = manifest.read(where)
+        self.embedder = embedding or embedder(self.manifest.embedding["name"])
+        self.manifest.check_embedder(self.embedder.identity, where)
+        self._opened = self._open()
+
+    @classmethod
+    def open(cls, where: Path | str, embedding: str | Embedder | None = None) -> Index:
+        """The index in a folder or in object storage, with the embedding model it was made with unless given.
+
+        Raises DataError where there is none or it is damaged, ModelError where the embedding model isn't the index's
+        or can't be had.
+        """
+        return cls(place(where), embedder(embedding) if isinstance(embedding, str) else embedding)
+
+    def refresh(self) -> bool:
+        """Go over to the newest version, if there is a newer one: whether there was."""
+        newest = manifest.read(self.place)
+        if newest == self.manifest:
+            return False
+        newest.check_embedder(self.embedder.identity, self.place)
+        old, self.manifest = self.manifest, newest
+        try:
+            self._opened = self._open()
+        except BaseException:
+            self.manifest = old
+            raise
+        return True
+
+    def search(self, question: str, k: int = 10, **options: Any) -> Found:
+        """The passages that bear best on the question; `options` are those of `search.search`."""
+        return search.search(self._opened, self.embedder, question, k, **options)
+
+    def passages(self, document: str) -> Sequence[dict[str, Any]]:
+        """All passages of a document in order, as their columns."""
+        with tables.readable(self.place):
+            found = (
+                self._opened.table.search().where(f"document = {tables.quoted(document)}").select(list(tables.COLUMNS))
+            )
+            rows: list[dict[str, Any]] = found.limit(100_000).to_list()
+        return sorted(rows, key=lambda row: int(row["id"].rpartition("#")[2]))
+
+    def _open(self) -> Opened:
+        with tables.readable(self.place):
+            table = tables.connect(self.place).open_table(self.manifest.table)
+            table.checkout(self.manifest.version)
+            tables.verify(table, self.manifest.passages)
+            sources = tuple(self.manifest.sources)
+            return Opened(self.place, table, DocumentOf(table), sources, tables.is_approximate(table))

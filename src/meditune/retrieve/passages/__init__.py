@@ -1,0 +1,1 @@
+"""Sources as passages: one reader per source, one record."""

@@ -1,0 +1,53 @@
+"""The text of one PDF file: a program that pdf.py starts as a process of its own, with bounded memory.
+
+python pdf_text.py FILE PAGES GB CHARACTERS     prints {"title", "pages"}, {"problem"} or {"missing"} as JSON
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from typing import Any
+
+
+def bound_memory(gigabytes: float) -> None:
+    """Let allocations beyond so much fail, where the system can."""
+    try:
+        import resource
+    except ImportError:  # Windows: only the limit of time holds
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (int(gigabytes * 2**30),) * 2)
+
+
+def text(path: str, most_pages: int, most_characters: int) -> dict[str, Any]:
+    """Title and pages, or the problem. Raises whatever pypdf does at a damaged file."""
+    import pypdf
+
+    reader = pypdf.PdfReader(path)
+    if reader.is_encrypted and not reader.decrypt(""):
+        return {"problem": "encrypted; save it without a password"}
+    if len(reader.pages) > most_pages:
+        return {"problem": f"{len(reader.pages):,} pages, more than {most_pages:,}; split it"}
+    pages: list[str] = []
+    for page in reader.pages:
+        pages.append(page.extract_text())
+        if sum(map(len, pages)) > most_characters:
+            return {"problem": f"more than {most_characters:,} characters; split it"}
+    return {"title": str((reader.metadata and reader.metadata.title) or "").strip(), "pages": pages}
+
+
+def main(path: str, most_pages: str, most_gb: str, most_characters: str) -> dict[str, Any]:
+    """What is printed."""
+    logging.disable()
+    bound_memory(float(most_gb))
+    try:
+        return text(path, int(most_pages), int(most_characters))
+    except ModuleNotFoundError:
+        return {"missing": True}
+    except Exception as error:  # noqa: BLE001 (damage shows as any error; this process reads nothing else)
+        return {"problem": f"a damaged or unusual PDF ({type(error).__name__}: {str(error)[:200]})"}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(main(*sys.argv[1:])))

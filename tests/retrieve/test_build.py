@@ -1,0 +1,252 @@
+"""Building and updating an index: nothing half is ever in use, and only what changed is embedded."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from meditune.errors import DataError, ModelError
+from meditune.retrieve import build as building
+from meditune.retrieve import collections
+from meditune.retrieve.build import build, update
+from meditune.retrieve.embedders import Embedder, Identity
+from meditune.retrieve.index import Index
+from meditune.retrieve.place import place
+from tests.retrieve import corpus
+
+pytest.importorskip("lancedb")
+
+
+@pytest.fixture
+def docs(tmp_path: Path) -> Path:
+    return corpus.folder(tmp_path / "docs")
+
+
+def made(where: Path, docs: Path, embedder: Embedder = corpus.TINY, **options: bool):
+    return build(place(where), [collections.documents(str(docs))], embedder, **options)
+
+
+def found(where: Path, question: str) -> list[str]:
+    return [hit.passage.document for hit in Index.open(where, corpus.TINY).search(question).hits]
+
+
+def test_the_manifest_says_what_is_in_it(tmp_path: Path, docs: Path) -> None:
+    made(tmp_path / "index", docs)
+    said = json.loads((tmp_path / "index" / "index.json").read_text())
+    assert said["passages"] == 6
+    assert said["sources"]["documents"] == {
+        "passages": 6,
+        "documents": 4,
+        "licences": ["your own document"],
+        "restricted": False,
+    }
+    assert said["embedding"] == {"name": "tiny", "dimension": 64, "space": "tiny-1"}
+    again, _ = made(tmp_path / "other", docs)
+    assert again.content == said["content"]
+
+
+def test_an_update_embeds_only_what_changed_and_removes_what_vanished(tmp_path: Path, docs: Path) -> None:
+    where = tmp_path / "index"
+    made(where, docs)
+    (docs / "lice.txt").unlink()
+    (docs / "gout.md").write_text("# Gout\n\nUric acid crystals inflame a joint.\n", encoding="utf-8")
+    os.utime(docs / "gout.md", (docs / "asthma.md").stat()[7:9])
+    (docs / "flu.txt").write_text("Influenza comes in winter.", encoding="utf-8")
+    counting = corpus.Counting()
+    said, changes = update(place(where), [], counting.embedder)
+    assert counting.texts == ["flu\nInfluenza comes in winter."]
+    assert (changes.added, changes.changed, changes.removed, changes.kept) == (1, 0, 2, 4)
+    assert said.passages == 5
+    assert "documents:lice.txt" not in found(where, "head lice insects comb")
+    assert found(where, "influenza in winter")[0] == "documents:flu.txt"
+
+
+def test_an_index_that_was_updated_equals_one_that_is_built_anew(tmp_path: Path, docs: Path) -> None:
+    made(tmp_path / "index", docs)
+    (docs / "asthma.md").write_text("# Asthma\n\nWheezing and coughing.\n", encoding="utf-8")
+    updated, _ = update(place(tmp_path / "index"), [], corpus.TINY)
+    anew, _ = made(tmp_path / "anew", docs)
+    assert updated.content == anew.content
+    assert found(tmp_path / "index", "wheezing") == found(tmp_path / "anew", "wheezing")
+
+
+def test_pubmed_files_add_replace_and_withdraw(tmp_path: Path, docs: Path) -> None:
+    where = tmp_path / "index"
+    made(where, docs)
+    first = corpus.articles(
+        tmp_path / "1.xml", corpus.article(1, "Aspirin", "Aspirin helped."), corpus.article(2, "Salt", "Salt harmed.")
+    )
+    update(place(where), [collections.pubmed_files(str(first))], corpus.TINY)
+    second = corpus.articles(
+        tmp_path / "2.xml",
+        corpus.article(1, "Aspirin", "Aspirin was no help."),
+        "<DeleteCitation><PMID>2</PMID></DeleteCitation>",
+    )
+    said, changes = update(place(where), [collections.pubmed_files(str(second))], corpus.TINY)
+    assert (changes.changed, changes.removed) == (1, 1)
+    assert {name: source["documents"] for name, source in said.sources.items()} == {"documents": 4, "pubmed": 1}
+    hit = Index.open(where, corpus.TINY).search("aspirin", sources=["pubmed"]).hits[0].passage
+    assert (hit.text, hit.date, hit.section) == ("Aspirin was no help.", "2020-02", "Results")
+    said, _ = update(place(where), [], corpus.TINY, remove=["documents"])
+    assert list(said.sources) == ["pubmed"]
+
+
+def test_a_second_build_is_refused_unless_it_may_replace(tmp_path: Path, docs: Path) -> None:
+    made(tmp_path / "index", docs)
+    with pytest.raises(DataError, match="holds an index already"):
+        made(tmp_path / "index", docs)
+    (docs / "gout.md").unlink()
+    said, _ = made(tmp_path / "index", docs, replace=True)
+    assert (said.table, said.documents) == ("passages-2", 3)
+
+
+def test_another_embedding_model_is_refused_with_the_reason(tmp_path: Path, docs: Path) -> None:
+    made(tmp_path / "index", docs)
+    other = Embedder(Identity("other", 64, "other-1"), corpus.words_as_vectors)
+    with pytest.raises(ModelError, match=r"built with the embedding model tiny .* and other .* isn't the same"):
+        Index.open(tmp_path / "index", other)
+    with pytest.raises(ModelError, match="vectors can't be compared"):
+        update(place(tmp_path / "index"), [], other)
+
+
+def test_the_second_writer_is_told(tmp_path: Path, docs: Path) -> None:
+    where = tmp_path / "index"
+    made(where, docs)
+    entered, leave = threading.Event(), threading.Event()
+
+    def slow(texts):
+        entered.set()
+        leave.wait(20)
+        return corpus.words_as_vectors(texts)
+
+    (docs / "flu.txt").write_text("Influenza comes in winter.", encoding="utf-8")
+    writer = threading.Thread(target=update, args=(place(where), [], Embedder(corpus.TINY.identity, slow)))
+    writer.start()
+    try:
+        assert entered.wait(20)
+        with pytest.raises(DataError, match="another process is changing this index"):
+            update(place(where), [], corpus.TINY)
+        assert found(where, "gout colchicine")[0] == "documents:gout.md"
+    finally:
+        leave.set()
+        writer.join()
+    assert found(where, "influenza")[0] == "documents:flu.txt"
+
+
+def test_a_reader_keeps_its_version_until_it_refreshes(tmp_path: Path, docs: Path) -> None:
+    where = tmp_path / "index"
+    made(where, docs)
+    reader = Index.open(where, corpus.TINY)
+    (docs / "lice.txt").unlink()
+    update(place(where), [], corpus.TINY)
+    assert reader.search("head lice").hits[0].passage.document == "documents:lice.txt"
+    made(where, docs, replace=True)
+    assert reader.search("head lice").hits[0].passage.document == "documents:lice.txt"
+    assert reader.refresh()
+    assert not reader.refresh()
+    assert "documents:lice.txt" not in [hit.passage.document for hit in reader.search("head lice").hits]
+
+
+@pytest.mark.parametrize("stage", ["embedding", "indexing", "switching"])
+def test_a_killed_build_leaves_no_index_and_goes_on(
+    tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "BATCH", 10)
+    docs = corpus.folder(tmp_path / "docs", {f"{n}.txt": f"Text {n} of illness {n % 7}." for n in range(45)})
+    where = tmp_path / "index"
+    assert _killed(where, docs, stage) == -signal.SIGKILL
+    with pytest.raises(DataError, match="no index here"):
+        Index.open(where, corpus.TINY)
+    counting = corpus.Counting()
+    said, changes = made(where, docs, counting.embedder)
+    assert changes.resumed
+    assert len(counting.texts) == (25 if stage == "embedding" else 0)
+    assert said.content == made(tmp_path / "whole", docs)[0].content
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_killed_update_is_continued_or_undone(tmp_path: Path, same: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "BATCH", 10)
+    docs = corpus.folder(tmp_path / "docs")
+    where = tmp_path / "index"
+    before, _ = made(where, docs)
+    more = corpus.folder(tmp_path / "more", {f"{n}.txt": f"Text {n} of illness {n % 7}." for n in range(45)})
+    assert _killed(where, more, "embedding", name="more=") == -signal.SIGKILL
+    assert Index.open(where, corpus.TINY).manifest == before
+    assert found(where, "text of illness 3")[:1] != ["more:3.txt"]
+    counting = corpus.Counting()
+    named = [collections.documents(f"more={more}")] if same else []
+    said, changes = update(place(where), named, counting.embedder)
+    assert changes.resumed == same
+    assert len(counting.texts) == (25 if same else 0)
+    assert list(said.sources) == (["documents", "more"] if same else ["documents"])
+
+
+def test_damage_is_said_and_can_be_built_over(tmp_path: Path, docs: Path) -> None:
+    where = tmp_path / "index"
+    made(where, docs)
+    for file in (where / "tables" / "passages-1.lance" / "data").iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(DataError, match=r"missing or damaged.*index build --replace"):
+        Index.open(where, corpus.TINY).search("gout")
+    made(where, docs, replace=True)
+    assert found(where, "gout")[0] == "documents:gout.md"
+    (where / "index.json").write_text('{"format": 1, "tab', encoding="utf-8")
+    with pytest.raises(DataError, match="not valid JSON"):
+        Index.open(where, corpus.TINY)
+    made(where, docs, replace=True)
+    assert found(where, "gout")[0] == "documents:gout.md"
+
+
+def test_what_cant_be_indexed_is_said(tmp_path: Path, docs: Path) -> None:
+    with pytest.raises(DataError, match="Nothing to index is named"):
+        build(place(tmp_path / "index"), [], corpus.TINY)
+    with pytest.raises(DataError, match="Two collections are called 'documents'"):
+        build(place(tmp_path / "index"), [collections.documents(str(docs))] * 2, corpus.TINY)
+    empty = corpus.folder(tmp_path / "empty", {"a.txt": " \n"})
+    with pytest.raises(DataError, match=r"no passage was found.*1 no text in it"):
+        build(place(tmp_path / "index"), [collections.documents(str(empty))], corpus.TINY)
+
+
+def _killed(where: Path, docs: Path, stage: str, name: str = "") -> int:
+    """Build (or update, with a name) in a process that kills itself; its exit code."""
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_dying, args=(where, docs, stage, name))
+    process.start()
+    process.join(60)
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _dying(where: Path, docs: Path, stage: str, name: str) -> None:
+    building.BATCH = 10
+    batches = 0
+
+    def die(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(10)
+
+    def embed(texts):
+        nonlocal batches
+        batches += 1
+        if stage == "embedding" and batches == 3:
+            die()
+        return corpus.words_as_vectors(texts)
+
+    if stage == "indexing":
+        building.tables.make_searchable = die
+    if stage == "switching":
+        building.manifest.Manifest.write = die
+    chosen = [collections.documents(f"{name}{docs}")]
+    embedder = Embedder(corpus.TINY.identity, embed)
+    if name:
+        update(place(where), chosen, embedder)
+    else:
+        build(place(where), chosen, embedder)

@@ -1,0 +1,120 @@
+"""The same index in object storage, on a local server of S3's interface: moto's, where `moto_server` is on the path."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from meditune.errors import DataError
+from meditune.retrieve import collections
+from meditune.retrieve.build import build, update
+from meditune.retrieve.index import Index
+from meditune.retrieve.place import place
+from tests.retrieve import corpus
+
+pytest.importorskip("lancedb")
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    server = os.environ.get("MEDITUNE_MOTO") or shutil.which("moto_server")
+    if not server:
+        pytest.skip("moto_server isn't installed (pip install 'moto[server]')")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    endpoint = f"http://127.0.0.1:{port}"
+    process = subprocess.Popen([server, "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {
+                "AWS_ENDPOINT_URL": endpoint,
+                "AWS_ACCESS_KEY_ID": "test",
+                "AWS_SECRET_ACCESS_KEY": "test",
+                "AWS_REGION": "us-east-1",
+            }.items():
+                patch.setenv(name, value)
+            _create(f"{endpoint}/texts")
+            yield "s3://texts/index"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _create(address: str) -> None:
+    for _ in range(200):
+        try:
+            urllib.request.urlopen(urllib.request.Request(address, method="PUT"), timeout=5).close()
+            return
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.2)
+    raise AssertionError("the server didn't start")
+
+
+def test_build_search_update_and_lock(bucket: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"{bucket}: no index here"):
+        Index.open(bucket, corpus.TINY)
+    docs = corpus.folder(tmp_path / "docs")
+    said, _ = build(place(bucket), [collections.documents(str(docs))], corpus.TINY)
+    assert "isn't locked" in place(bucket).unlock()
+    on_disk, _ = build(place(tmp_path / "index"), [collections.documents(str(docs))], corpus.TINY)
+    assert said.content == on_disk.content
+    reader = Index.open(bucket, corpus.TINY)
+    assert reader.search("gout colchicine").hits[0].passage.document == "documents:gout.md"
+
+    (docs / "flu.txt").write_text("Influenza comes in winter.", encoding="utf-8")
+    with place(bucket).writing(), pytest.raises(DataError, match=r"process \d+ on .* is changing this index"):
+        update(place(bucket), [], corpus.TINY)
+    _, changes = update(place(bucket), [], corpus.TINY)
+    assert (changes.added, changes.kept) == (1, 6)
+    assert reader.refresh()
+    assert reader.search("influenza").hits[0].passage.document == "documents:flu.txt"
+
+    killed = place(bucket).writing()
+    killed.__enter__()
+    assert "is free again" in place(bucket).unlock()
+    assert "isn't locked" in place(bucket).unlock()
+    update(place(bucket), [], corpus.TINY)
+
+
+def test_a_store_that_refuses_is_said_in_a_sentence(bucket: str) -> None:
+    with pytest.raises(DataError, match=r"s3://none/index: there is no bucket 'none'"):
+        build(place("s3://none/index"), [collections.named("pubmedqa")], corpus.TINY)
+    with pytest.raises(DataError, match=r"s3://BUCKET/PLACE"):
+        place("ftp://texts/index")
+
+
+def test_of_many_writers_at_once_one_is_let_in(bucket: str) -> None:
+    together = threading.Barrier(6)
+    inside: list[int] = []
+    refused: list[str] = []
+
+    def write(number: int) -> None:
+        together.wait()
+        try:
+            with place(f"{bucket}-many").writing():
+                inside.append(number)
+                done.wait(20)
+        except DataError as error:
+            refused.append(str(error))
+            if len(refused) == 5:
+                done.set()
+
+    done = threading.Event()
+    writers = [threading.Thread(target=write, args=(number,)) for number in range(6)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert len(inside) == 1
+    assert all("is changing this index" in each for each in refused)

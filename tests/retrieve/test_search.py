@@ -1,0 +1,144 @@
+"""Searching: what each part finds, fusion, filters, diversity, and questions of every kind."""
+
+from __future__ import annotations
+
+import pytest
+
+from meditune.errors import DataError
+from meditune.retrieve import collections
+from meditune.retrieve.build import build
+from meditune.retrieve.embedders import Embedder
+from meditune.retrieve.index import Index
+from meditune.retrieve.place import place
+from tests.retrieve import corpus
+
+pytest.importorskip("lancedb")
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    folder = tmp_path_factory.mktemp("search")
+    docs = corpus.folder(folder / "docs")
+    long = "\n".join(f"Migraine fact {n}: " + "a migraine attack hurts on one side of the head " * 8 for n in range(10))
+    (docs / "migraine.txt").write_text(long, encoding="utf-8")
+    file = corpus.articles(
+        folder / "pubmed.xml",
+        corpus.article(1, "Colchicine in gout", "Colchicine calmed attacks.", "2009"),
+        corpus.article(2, "Colchicine in gout again", "Colchicine calmed attacks in adults.", "2021"),
+        corpus.article(3, "Steroids", "Steroids are running well in runners.", "2021"),
+    )
+    build(place(folder / "index"), [collections.documents(str(docs)), collections.pubmed_files(str(file))], corpus.TINY)
+    return Index.open(folder / "index", corpus.TINY)
+
+
+def documents(index: Index, question: str, k: int = 10, **options) -> list[str]:
+    return [hit.passage.document for hit in index.search(question, k, **options).hits]
+
+
+def test_words_are_stemmed_and_titles_count(index: Index) -> None:
+    assert documents(index, "inhaling steroid", 1, mode="words") == ["documents:asthma.md"]
+    assert documents(index, "lice", 1, mode="words") == ["documents:lice.txt"]
+    assert documents(index, "burns", mode="words") == ["documents:burn.html"]
+    assert documents(index, "the of are", mode="words") == []
+
+
+def test_a_hit_says_what_each_part_gave(index: Index) -> None:
+    best = index.search("colchicine in gout").hits[0]
+    assert best.passage.document == "pubmed:1"
+    assert best.words is not None
+    assert best.words > 1
+    assert best.meaning == pytest.approx(
+        float(corpus.words_as_vectors([best.passage.searched])[0] @ corpus.words_as_vectors(["colchicine in gout"])[0]),
+        abs=1e-4,
+    )
+    assert 2 / 62 <= best.score <= 2 / 61
+
+
+def test_weights_and_modes_choose_the_part(index: Index) -> None:
+    asked = {"words": "head lice", "meaning": "Cool the burn with running water."}
+    assert documents(index, "help", 1, **asked, weights={"meaning": 0})[0] == "documents:lice.txt"
+    assert documents(index, "help", 1, **asked, weights={"words": 0})[0] == "documents:burn.html"
+    only = index.search("gout", 2, mode="meaning").hits
+    assert all(hit.words is None and hit.score == hit.meaning for hit in only)
+
+
+def test_a_document_comes_once_unless_more_are_wanted(index: Index) -> None:
+    assert documents(index, "migraine attack").count("documents:migraine.txt") == 1
+    assert documents(index, "migraine attack", per_document=3).count("documents:migraine.txt") == 3
+    assert documents(index, "migraine attack", 20, per_document=None).count("documents:migraine.txt") > 4
+
+
+def test_sources_and_dates_narrow_the_search(index: Index) -> None:
+    assert set(documents(index, "colchicine gout", sources=["pubmed"])) <= {"pubmed:1", "pubmed:2", "pubmed:3"}
+    assert documents(index, "colchicine", sources=["pubmed"], since="2021-02") == ["pubmed:2", "pubmed:3"]
+    assert documents(index, "colchicine", sources=["pubmed"], since="2021-03") == []
+    assert documents(index, "colchicine", 1, sources=["pubmed"], until="2009") == ["pubmed:1"]
+    with pytest.raises(DataError, match=r"no source 'medline'. It holds documents, pubmed"):
+        index.search("gout", sources=["medline"])
+    with pytest.raises(DataError, match="isn't a date like 2018"):
+        index.search("gout", since="17.5.2018")
+
+
+def test_diversity_moves_what_says_the_same_down(index: Index) -> None:
+    assert documents(index, "colchicine in gout", 2) == ["pubmed:1", "pubmed:2"]
+    assert documents(index, "colchicine in gout", 2, diversity=0.7)[0] == "pubmed:1"
+    assert documents(index, "colchicine in gout", 2, diversity=0.7)[1] != "pubmed:2"
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        '"gout',
+        "gout AND NOT (",
+        "gout^2 ~*?:[",
+        "gout'; DROP TABLE passages; --",
+        "gout 😀",
+        "+gout -lice",
+        "gout\x00\n\t",
+        "痛风 gout",
+        "gout' OR 1=1",
+    ],
+)
+def test_every_character_stands_for_itself(index: Index, question: str) -> None:
+    assert documents(index, question, mode="words")[:3]
+    assert documents(index, question)
+
+
+@pytest.mark.parametrize("question", ["", "  \n", "?!…", "😀"])
+def test_an_empty_question_is_refused(index: Index, question: str) -> None:
+    with pytest.raises(DataError, match="The question is empty"):
+        index.search(question)
+
+
+def test_a_very_long_question_is_cut_and_that_is_said(index: Index) -> None:
+    found = index.search("gout colchicine " * 3200)
+    assert found.hits[0].passage.document in {"pubmed:1", "pubmed:2"}
+    assert found.remarks == ("The question has 51,199 characters; only its first 2,000 were searched for.",)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"mode": "best"}, "mode 'best' isn't one of hybrid, words, meaning"),
+        ({"k": 0}, "k is 0"),
+        ({"diversity": 2}, "diversity is 2"),
+        ({"weights": {"title": 1}}, "weights: title 1 isn't one of words, meaning"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(index: Index, options, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        index.search("gout", **options)
+
+
+def test_an_error_of_the_embedding_isnt_called_damage(index: Index) -> None:
+    def broken(texts):
+        raise ValueError("out of order")
+
+    with pytest.raises(ValueError, match="out of order"):
+        Index(index.place, Embedder(corpus.TINY.identity, broken)).search("gout")
+
+
+def test_the_passages_of_a_document_come_in_order(index: Index) -> None:
+    numbers = [int(each["id"].rpartition("#")[2]) for each in index.passages("documents:migraine.txt")]
+    assert numbers == list(range(len(numbers)))
+    assert len(numbers) > 4
