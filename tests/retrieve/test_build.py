@@ -250,3 +250,14 @@ def _dying(where: Path, docs: Path, stage: str, name: str) -> None:
         update(place(where), chosen, embedder)
     else:
         build(place(where), chosen, embedder)
+
+
+def test_many_passages_get_an_approximate_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "APPROXIMATE_FROM", 250)
+    words = ["heart", "kidney", "skin", "lung", "liver"]
+    texts = {f"{n}.txt": f"Case {n} of the {words[n % 5]}, number {n * 7}." for n in range(300)}
+    made(tmp_path / "index", corpus.folder(tmp_path / "docs", texts))
+    index = Index.open(tmp_path / "index", corpus.TINY)
+    hits = index.search("Case 42 of the skin, number 294.", 5, mode="meaning").hits
+    assert "documents:42.txt" in [hit.passage.document for hit in hits]
+    assert hits[0].meaning == pytest.approx(1.0, abs=0.1)
