@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 import retrieval_set as sets
 from retrieval_set import LETTERS, Task
 
