@@ -1,0 +1,69 @@
+"""From a message to passages: two rankers give candidates, and a reranker orders them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from meditune.retrieve.rerank import Passage, Reranker
+
+CANDIDATES = 60
+"""Passages that each ranker gives for each wording"""
+RERANKED = 100
+"""Candidates that are compared; what comes after them keeps its place in the fusion"""
+FUSION = 60.0
+"""Reciprocal rank fusion's constant (Cormack, Clarke and Büttcher 2009)"""
+
+
+class Known(Passage, Protocol):
+    """A passage with an id."""
+
+    @property
+    def id(self) -> str:
+        """The same for the same passage, whichever ranker found it."""
+
+
+class Search(Protocol):
+    """An index that can be searched in two ways, the best first."""
+
+    def bm25(self, query: str, k: int) -> Sequence[Known]:
+        """By words."""
+
+    def vectors(self, query: str, k: int) -> Sequence[Known]:
+        """By meaning."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A passage with its score."""
+
+    passage: Known
+    score: float
+    """The higher, the better; comparable within one ranking only"""
+
+
+def rank(question: str, search: Search, reranker: Reranker, k: int = 10) -> list[Ranked]:
+    """The best k passages for a message, each once.
+
+    Words and meaning of the message with its slips put right, and what it asks with other names of its topics, give
+    candidates, fused by rank.
+    """
+    asked = reranker.asked(question)
+    places: dict[str, float] = {}
+    passages: dict[str, Known] = {}
+    for found in (
+        search.bm25(asked.corrected, CANDIDATES),
+        search.bm25(asked.expanded, CANDIDATES),
+        search.vectors(asked.corrected, CANDIDATES),
+        search.vectors(asked.focused.query, CANDIDATES),
+    ):
+        for place, passage in enumerate(found, start=1):
+            passages.setdefault(passage.id, passage)
+            places[passage.id] = places.get(passage.id, 0.0) + 1 / (FUSION + place)
+    order = [passages[name] for name in sorted(places, key=lambda name: -places[name])]
+    compared, others = order[: max(RERANKED, k)], order[max(RERANKED, k) :]
+    scored = zip(compared, reranker.score(asked, compared), strict=True)
+    best = [Ranked(passage, float(score)) for passage, score in sorted(scored, key=lambda pair: -pair[1])]
+    lowest = best[-1].score if best else 0.0
+    return [*best, *(Ranked(passage, lowest) for passage in others)][:k]
