@@ -1,87 +1,201 @@
-"""How well passages are found by a consumer's own wording: the rankers side by side.
+"""How well passages are found by a consumer's own wording: the rankers side by side, and what each stage costs.
 
-    MEDITUNE_DATA=... python benchmarks/retrieval.py [--cache FOLDER]
+    MEDITUNE_DATA=... python benchmarks/retrieval.py [--cache FOLDER] [--passages]
+    MEDITUNE_DATA=... python benchmarks/retrieval.py --fit    # first fit src/meditune/retrieve/rerank_weights.py anew
 
 LiveQA-Medical's odd test questions (39 have a relevant answer among those judged) over MedQuAD's answered pairs and the
-judged answers. Figures are means over questions with 95 % bootstrap intervals over questions. Vectors of passages take
-some fifteen minutes of one core; they are kept in the cache folder.
+judged answers; then PubMedQA's questions over all its abstracts among MedQuAD's passages. Figures are means over
+questions with 95 % bootstrap intervals over questions. Vectors of titles take a minute of one core and are kept in the
+cache folder. With --passages, vectors of whole passages are compared, too: a quarter of an hour more.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import retrieval_fit as fitting
 import retrieval_set as sets
-from retrieval_set import LETTERS, Task
+from meditune.data.medquad import SOURCE
+from meditune.models import embedding
+from meditune.retrieve import pipeline, rerank_weights, thesaurus, titles
+from meditune.retrieve.rerank import Reranker, headline
+from meditune.retrieve.synonyms import Synonyms
+from meditune.retrieve.title_vectors import TitleVectors
+from retrieval_set import LETTERS, Task, Text
 
-Ranker = Callable[[Sequence[str]], list[list[int]]]
 DEPTH = 100
+TOP = 5
+TIMED = 3
+"""Rounds of which each stage's time is the median"""
 
 
-def bm25(texts: Sequence[str]) -> Ranker:
-    """BM25 (bm25s' default, Lucene's variant; k1 1.5, b 0.75) with an English stemmer and stop words."""
-    import bm25s
-    import Stemmer
+class Memory:
+    """BM25 (bm25s' default: Lucene's, k1 1.5, b 0.75; English stemmer and stop words) and vectors, all compared."""
 
-    stemmer = Stemmer.Stemmer("english")
+    def __init__(self, passages: Sequence[Text], vectors: sets.Vectors, embed: Callable[[Sequence[str]], Any]) -> None:
+        import bm25s
 
-    def tokens(some: Sequence[str]) -> Any:
-        return bm25s.tokenize(list(some), stopwords="en", stemmer=stemmer, show_progress=False)
+        self.passages = passages
+        self.matrix = vectors
+        self.embed = embed
+        self.index = bm25s.BM25()
+        self.index.index(self._tokens([passage.whole for passage in passages]), show_progress=False)
 
-    index = bm25s.BM25()
-    index.index(tokens(texts), show_progress=False)
+    @staticmethod
+    def _tokens(texts: Sequence[str]) -> Any:
+        import bm25s
+        import Stemmer
 
-    def rank(questions: Sequence[str]) -> list[list[int]]:
-        found, _ = index.retrieve(tokens(questions), k=DEPTH, show_progress=False)
-        return [[int(each) for each in ranking] for ranking in found]
+        stemmer = Stemmer.Stemmer("english")
+        return bm25s.tokenize(list(texts), stopwords="en", stemmer=stemmer, show_progress=False)
 
-    return rank
+    def bm25(self, query: str, k: int) -> list[Text]:
+        """By words."""
+        found, scores = self.index.retrieve(self._tokens([query]), k=k, show_progress=False)
+        return [self.passages[int(each)] for each, score in zip(found[0], scores[0], strict=True) if score > 0]
 
-
-def nearest(passages: sets.Vectors, cache: Path) -> Ranker:
-    """By cosine, all passages compared."""
-
-    def rank(questions: Sequence[str]) -> list[list[int]]:
-        scores = sets.vectors(questions, cache, "Questions as vectors") @ passages.T
-        return [sets.best(row, DEPTH) for row in scores]
-
-    return rank
+    def vectors(self, query: str, k: int) -> list[Text]:
+        """By cosine."""
+        return [self.passages[index] for index in sets.best(self.matrix @ self.embed([query])[0], k)]
 
 
-def row(name: str, task: Task, rankings: Sequence[Sequence[int]]) -> str:
+class Memo:
+    """The sentence model, each text once."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Any] = {}
+
+    def __call__(self, texts: Sequence[str]) -> Any:
+        """(n, 384)"""
+        new = [text for text in dict.fromkeys(texts) if text not in self.known]
+        if new:
+            self.known.update(zip(new, embedding.embed(new), strict=True))
+        return np.array([self.known[text] for text in texts])
+
+
+def reranker(passages: Sequence[Text], cache: Path, embed: Callable[[Sequence[str]], Any], medquad: Path) -> Reranker:
+    """As an index of these passages has it, with MedQuAD as its thesaurus."""
+    once = list(dict.fromkeys(headline(passage) for passage in passages))
+    groups = [titles.read(title).names for title in dict.fromkeys(each.title for each in passages) if title]
+    names = Synonyms([*groups, *thesaurus.of_medquad(medquad)])
+    return Reranker(names, TitleVectors(once, sets.vectors(once, cache, "Titles as vectors")), embed)
+
+
+def row(name: str, task: Task, rankings: Sequence[Sequence[Text]]) -> str:
     """One line of a table: each figure with its interval."""
-    pairs = zip(rankings, task.questions, strict=True)
-    found = sets.intervals(np.array([sets.figures(ranking, asked.relevant) for ranking, asked in pairs]))
+    number = {passage.id: index for index, passage in enumerate(task.passages)}
+    figures = [
+        sets.figures([number[passage.id] for passage in ranking], asked.relevant)
+        for ranking, asked in zip(rankings, task.questions, strict=True)
+    ]
+    found = sets.intervals(np.array(figures))
     return f"| {name} | {' | '.join(f'{mean:.3f} ({low:.2f} to {high:.2f})' for mean, low, high in found)} |"
 
 
-def baselines(task: Task, cache: Path) -> None:
-    """Print what each ranker finds alone, and both fused, by the user's wording and by experts' summaries."""
-    lexical = bm25([passage.whole for passage in task.passages])
-    texts = [passage.whole[:LETTERS] for passage in task.passages]
-    dense = nearest(sets.vectors(texts, cache, "Passages as vectors"), cache)
+def side_by_side(task: Task, searches: dict[str, Memory], ranker: Reranker) -> None:
+    """Print what each ranker finds alone, fused and reranked, by the user's wording and by experts' summaries."""
     print(f"{len(task.passages):,} passages, {len(task.questions)} questions\n")
     print(f"| ranker | {' | '.join(sets.FIGURES)} |\n|---|{'---|' * len(sets.FIGURES)}")
     for words in ("wording", "summary"):
         questions = [getattr(asked, words) for asked in task.questions]
-        by_words, by_meaning = lexical(questions), dense(questions)
-        both = [sets.fused(pair) for pair in zip(by_words, by_meaning, strict=True)]
-        for name, rankings in (("BM25", by_words), ("MiniLM", by_meaning), ("rank fusion", both)):
-            print(row(f"{name}, {words}", task, rankings), flush=True)
+        first = next(iter(searches.values()))
+        by_words = [first.bm25(question, DEPTH) for question in questions]
+        print(row(f"BM25, {words}", task, by_words))
+        for name, search in searches.items():
+            near = [search.vectors(question, DEPTH) for question in questions]
+            print(row(f"MiniLM on {name}, {words}", task, near))
+            both = [fused(pair) for pair in zip(by_words, near, strict=True)]
+            print(row(f"BM25 and MiniLM on {name}, fused, {words}", task, both))
+            ranked = [[each.passage for each in pipeline.rank(q, search, ranker, DEPTH)] for q in questions]
+            print(row(f"**pipeline** with {name}, {words}", task, ranked), flush=True)
+
+
+def fused(rankings: Sequence[Sequence[Text]]) -> list[Text]:
+    """By reciprocal rank."""
+    known = {passage.id: passage for ranking in rankings for passage in ranking}
+    return [known[each] for each in sets.fused([[passage.id for passage in ranking] for ranking in rankings])]
+
+
+def abstracts(task: Task, search: Memory, ranker: Reranker, trained: set[str]) -> None:
+    """Print how often a question's own abstract is among the first TOP."""
+    questions = [asked.wording for asked in task.questions]
+    by_words = [search.bm25(question, DEPTH) for question in questions]
+    rankings = {
+        "BM25": by_words,
+        "pipeline": [[each.passage for each in pipeline.rank(question, search, ranker)] for question in questions],
+    }
+    print(
+        f"\n| ranker | own abstract in the first {TOP}, all | of the 500 that the publisher trains on |\n|---|---|---|"
+    )
+    for name, found in rankings.items():
+        hits = [
+            task.passages[next(iter(asked.relevant))] in ranking[:TOP]
+            for asked, ranking in zip(task.questions, found, strict=True)
+        ]
+        some = [hit for hit, asked in zip(hits, task.questions, strict=True) if asked.id in trained]
+        print(f"| {name} | {np.mean(hits):.1%} | {np.mean(some):.1%} |", flush=True)
+
+
+def times(task: Task, search: Memory, ranker: Reranker) -> None:
+    """Print what each stage takes of one question, in CPU time of one thread."""
+    plain = Reranker(ranker.synonyms, ranker.titles, embedding.embed, ranker.weights)
+    search.embed = embedding.embed
+    taken: dict[str, list[float]] = {"question made ready": [], "candidates": [], "reranking 100": [], "all": []}
+    for _ in range(TIMED):
+        for asked in task.questions:
+            marks = [time.thread_time()]
+            ready = plain.asked(asked.wording)
+            marks.append(time.thread_time())
+            found = pipeline.candidates(ready, search)
+            marks.append(time.thread_time())
+            plain.score(ready, found[: pipeline.RERANKED])
+            marks.append(time.thread_time())
+            for name, spent in zip(taken, [*np.diff(marks), marks[-1] - marks[0]], strict=True):
+                taken[name].append(1000 * float(spent))
+    print("\n| stage | median, ms | 99th percentile, ms |\n|---|---|---|")
+    for name, each in taken.items():
+        print(f"| {name} | {np.median(each):.1f} | {np.quantile(each, 0.99):.1f} |")
 
 
 def main() -> None:
     """Print the tables of docs/experiments.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "meditune" / "benchmarks")
+    parser.add_argument("--passages", action="store_true", help="compare with vectors of whole passages, too")
+    parser.add_argument("--fit", action="store_true", help="fit the weights anew")
     given = parser.parse_args()
-    baselines(sets.liveqa_medquad(Path(os.environ["MEDITUNE_DATA"])), given.cache)
+    data = Path(os.environ["MEDITUNE_DATA"])
+    task = sets.liveqa_medquad(data)
+    embed = Memo()
+    ranker = reranker(task.passages, given.cache, embed, data / "medquad")
+    searches = {"titles": Memory(task.passages, ranker.titles.of([p.title for p in task.passages], embed), embed)}
+    if given.passages:
+        whole = sets.vectors([each.whole[:LETTERS] for each in task.passages], given.cache, "Passages as vectors")
+        searches["passages"] = Memory(task.passages, whole, embed)
+    if given.fit:
+        number = {passage.id: index for index, passage in enumerate(task.passages)}
+
+        def candidates(question: str) -> list[int]:
+            found = pipeline.candidates(ranker.asked(question), searches["titles"])
+            return [number[passage.id] for passage in found]
+
+        asked = fitting.questions(data, task.passages, ranker)
+        made = fitting.groups(asked, task.passages, ranker, candidates)
+        ranker.weights = fitting.fit(made)
+        fitting.write(ranker.weights, Path(rerank_weights.__file__))
+        print(f"Fitted on {len(made)} of LiveQA's training questions: {ranker.weights}\n")
+    side_by_side(task, searches, ranker)
+    pubmed = sets.pubmedqa_abstracts(data, [each for each in task.passages if each.id.startswith(SOURCE)])
+    near = ranker.titles.of([headline(passage) for passage in pubmed.passages], embed)
+    abstracts(pubmed, Memory(pubmed.passages, near, embed), ranker, sets.trained(data))
+    times(task, searches["titles"], ranker)
 
 
 if __name__ == "__main__":

@@ -124,6 +124,12 @@ def pubmedqa_abstracts(data: Path, distractors: Sequence[Text]) -> Task:
     return task
 
 
+def trained(data: Path) -> set[str]:
+    """Ids of the 500 PubMedQA items that aren't in the publisher's test."""
+    train, _ = pubmedqa.official_split(pubmedqa.read(data / "pubmedqa", Rejects()))
+    return {each.id for each in train}
+
+
 def vectors(texts: Sequence[str], cache: Path, label: str) -> Vectors:
     """The sentence model's vectors of texts, kept under `cache` in batches, so that a stopped call goes on."""
     cache.mkdir(parents=True, exist_ok=True)
@@ -167,9 +173,9 @@ def best(scores: NDArray[Any], count: int) -> list[int]:
     return [int(index) for index in top[np.argsort(-scores[top], kind="stable")]]
 
 
-def fused(rankings: Iterable[Sequence[int]], constant: float = 60.0) -> list[int]:
+def fused(rankings: Iterable[Sequence[str]], constant: float = 60.0) -> list[str]:
     """Reciprocal rank fusion (Cormack, Clarke and Büttcher 2009)."""
-    scores: dict[int, float] = defaultdict(float)
+    scores: dict[str, float] = defaultdict(float)
     for ranking in rankings:
         for place, passage in enumerate(ranking, start=1):
             scores[passage] += 1 / (constant + place)

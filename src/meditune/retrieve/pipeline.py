@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from meditune.retrieve.rerank import Passage, Reranker
+from meditune.retrieve.rerank import Asked, Passage, Reranker
 
 CANDIDATES = 60
 """Passages that each ranker gives for each wording"""
 RERANKED = 100
-"""Candidates that are compared; what comes after them keeps its place in the fusion"""
+"""Candidates that are compared, and twice what is asked for where that is more; the rest stay as they were fused"""
 FUSION = 60.0
 """Reciprocal rank fusion's constant (Cormack, Clarke and Büttcher 2009)"""
 
@@ -44,12 +44,19 @@ class Ranked:
 
 
 def rank(question: str, search: Search, reranker: Reranker, k: int = 10) -> list[Ranked]:
-    """The best k passages for a message, each once.
-
-    Words and meaning of the message with its slips put right, and what it asks with other names of its topics, give
-    candidates, fused by rank.
-    """
+    """The best k passages for a message, each once."""
     asked = reranker.asked(question)
+    order = candidates(asked, search)
+    most = max(RERANKED, 2 * k)
+    compared, others = order[:most], order[most:]
+    scored = zip(compared, reranker.score(asked, compared), strict=True)
+    best = [Ranked(passage, float(score)) for passage, score in sorted(scored, key=lambda pair: -pair[1])]
+    lowest = best[-1].score if best else 0.0
+    return [*best, *(Ranked(passage, lowest) for passage in others)][:k]
+
+
+def candidates(asked: Asked, search: Search) -> list[Known]:
+    """What both rankers find for the message and for what it asks, each passage once, fused by rank."""
     places: dict[str, float] = {}
     passages: dict[str, Known] = {}
     for found in (
@@ -61,9 +68,4 @@ def rank(question: str, search: Search, reranker: Reranker, k: int = 10) -> list
         for place, passage in enumerate(found, start=1):
             passages.setdefault(passage.id, passage)
             places[passage.id] = places.get(passage.id, 0.0) + 1 / (FUSION + place)
-    order = [passages[name] for name in sorted(places, key=lambda name: -places[name])]
-    compared, others = order[: max(RERANKED, k)], order[max(RERANKED, k) :]
-    scored = zip(compared, reranker.score(asked, compared), strict=True)
-    best = [Ranked(passage, float(score)) for passage, score in sorted(scored, key=lambda pair: -pair[1])]
-    lowest = best[-1].score if best else 0.0
-    return [*best, *(Ranked(passage, lowest) for passage in others)][:k]
+    return [passages[name] for name in sorted(places, key=lambda name: -places[name])]

@@ -25,6 +25,8 @@ FEWEST_WORDS = 3
 MOST_SENTENCES = 12
 TITLE_LENGTH = 8.0
 """Words of a usual title"""
+HEADLINE = 200
+"""Letters that stand for the title where there is none"""
 
 
 class Passage(Protocol):
@@ -49,6 +51,11 @@ class Asked:
     """What is asked, and other names of the topics"""
     vectors: Vectors
     """Of the whole, of what is asked, and of each sentence"""
+
+
+def headline(passage: Passage) -> str:
+    """The title, or the beginning of a passage that has none."""
+    return passage.title or passage.text[:HEADLINE]
 
 
 class Reranker:
@@ -84,7 +91,7 @@ class Reranker:
     def features(self, question: str | Asked, passages: Sequence[Passage]) -> dict[str, NDArray[np.float64]]:
         """What the scores are made of: (n,) each."""
         asked = self.asked(question) if isinstance(question, str) else question
-        titles = [passage.title for passage in passages]
+        titles = [headline(passage) for passage in passages]
         whole = [f"{passage.title}\n{passage.text}" for passage in passages]
         cosines = (self.titles.of(titles, self.embed) @ asked.vectors.T if passages else np.zeros((0, 2))).astype(float)
         return {
