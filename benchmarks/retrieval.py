@@ -31,6 +31,7 @@ from meditune.retrieve.title_vectors import TitleVectors
 from retrieval_set import LETTERS, Task, Text
 
 DEPTH = 100
+WHOLE = "passages"
 TOP = 5
 TIMED = 3
 """Rounds of which each stage's time is the median"""
@@ -44,6 +45,7 @@ class Memory:
 
         self.passages = passages
         self.matrix = vectors
+        self.number = {passage.id: index for index, passage in enumerate(passages)}
         self.embed = embed
         self.index = bm25s.BM25()
         self.index.index(self._tokens([passage.whole for passage in passages]), show_progress=False)
@@ -64,6 +66,10 @@ class Memory:
     def vectors(self, query: str, k: int) -> list[Text]:
         """By cosine."""
         return [self.passages[index] for index in sets.best(self.matrix @ self.embed([query])[0], k)]
+
+    def vectors_of(self, passages: Sequence[Any]) -> Any:
+        """(n, 384)"""
+        return self.matrix[[self.number[passage.id] for passage in passages]]
 
 
 class Memo:
@@ -113,7 +119,8 @@ def side_by_side(task: Task, searches: dict[str, Memory], ranker: Reranker) -> N
             print(row(f"MiniLM on {name}, {words}", task, near))
             both = [fused(pair) for pair in zip(by_words, near, strict=True)]
             print(row(f"BM25 and MiniLM on {name}, fused, {words}", task, both))
-            ranked = [[each.passage for each in pipeline.rank(q, search, ranker, DEPTH)] for q in questions]
+            own = search.vectors_of if name == WHOLE else None
+            ranked = [[each.passage for each in pipeline.rank(q, search, ranker, DEPTH, own)] for q in questions]
             print(row(f"**pipeline** with {name}, {words}", task, ranked), flush=True)
 
 
@@ -145,7 +152,7 @@ def abstracts(task: Task, search: Memory, ranker: Reranker, trained: set[str]) -
 
 def times(task: Task, search: Memory, ranker: Reranker) -> None:
     """Print what each stage takes of one question, in CPU time of one thread."""
-    plain = Reranker(ranker.synonyms, ranker.titles, embedding.embed, ranker.weights)
+    plain = Reranker(ranker.synonyms, ranker.title_vectors, embedding.embed, ranker.weights)
     search.embed = embedding.embed
     taken: dict[str, list[float]] = {"question made ready": [], "candidates": [], "reranking 100": [], "all": []}
     for _ in range(TIMED):
@@ -175,10 +182,12 @@ def main() -> None:
     task = sets.liveqa_medquad(data)
     embed = Memo()
     ranker = reranker(task.passages, given.cache, embed, data / "medquad")
-    searches = {"titles": Memory(task.passages, ranker.titles.of([p.title for p in task.passages], embed), embed)}
+    searches = {
+        "titles": Memory(task.passages, ranker.title_vectors.of([p.title for p in task.passages], embed), embed)
+    }
     if given.passages:
         whole = sets.vectors([each.whole[:LETTERS] for each in task.passages], given.cache, "Passages as vectors")
-        searches["passages"] = Memory(task.passages, whole, embed)
+        searches[WHOLE] = Memory(task.passages, whole, embed)
     if given.fit:
         number = {passage.id: index for index, passage in enumerate(task.passages)}
 
@@ -188,12 +197,13 @@ def main() -> None:
 
         asked = fitting.questions(data, task.passages, ranker)
         made = fitting.groups(asked, task.passages, ranker, candidates)
-        ranker.weights = fitting.fit(made)
-        fitting.write(ranker.weights, Path(rerank_weights.__file__))
-        print(f"Fitted on {len(made)} of LiveQA's training questions: {ranker.weights}\n")
+        fitted = fitting.fit(made)
+        fitting.write(fitted, Path(rerank_weights.__file__))
+        ranker.weights = rerank_weights.CHOSEN | fitted
+        print(f"Fitted on {len(made)} of LiveQA's training questions: {fitted}\n")
     side_by_side(task, searches, ranker)
     pubmed = sets.pubmedqa_abstracts(data, [each for each in task.passages if each.id.startswith(SOURCE)])
-    near = ranker.titles.of([headline(passage) for passage in pubmed.passages], embed)
+    near = ranker.title_vectors.of([headline(passage) for passage in pubmed.passages], embed)
     abstracts(pubmed, Memory(pubmed.passages, near, embed), ranker, sets.trained(data))
     times(task, searches["titles"], ranker)
 

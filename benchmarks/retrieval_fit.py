@@ -6,6 +6,7 @@ those about the annotated topic that answer the annotated kind of question; ques
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -121,6 +122,7 @@ def fit(some: Sequence[Group]) -> dict[str, float]:
 
 def write(weights: dict[str, float], path: Path) -> None:
     """Put the weights into the package's module."""
-    lines = "".join(f'    "{name}": {weight},\n' for name, weight in weights.items())
-    head = '"""Numbers by which the reranker weighs what it sees: `python benchmarks/retrieval.py --fit`."""'
-    path.write_text(f"{head}\n\nWEIGHTS: dict[str, float] = {{\n{lines}}}\n", encoding="utf-8")
+    said = path.read_text(encoding="utf-8")
+    for name, weight in weights.items():
+        said = re.sub(rf'("{name}"): [\d.]+', rf"\1: {weight}", said)
+    path.write_text(said, encoding="utf-8")

@@ -24,7 +24,7 @@ LAYERS = (
         "review",
         "folder",
     ),
-    *("evaluate", "train", "models", "prompts", "data", "faithfulness"),
+    *("evaluate", "train", "retrieve", "models", "prompts", "data", "faithfulness"),
     *("recipes", "recipe", "limits", "text", "machine", "progress", "ranks", "files", "errors"),
 )
 """From top to bottom. A module imports only what stands below it, or its own package."""

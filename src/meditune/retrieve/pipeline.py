@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from meditune.retrieve.rerank import Asked, Passage, Reranker
+from meditune.retrieve.title_vectors import Vectors
 
-CANDIDATES = 60
+CANDIDATES = 100
 """Passages that each ranker gives for each wording"""
 RERANKED = 100
 """Candidates that are compared, and twice what is asked for where that is more; the rest stay as they were fused"""
@@ -43,13 +44,23 @@ class Ranked:
     """The higher, the better; comparable within one ranking only"""
 
 
-def rank(question: str, search: Search, reranker: Reranker, k: int = 10) -> list[Ranked]:
-    """The best k passages for a message, each once."""
+def rank(
+    question: str,
+    search: Search,
+    reranker: Reranker,
+    k: int = 10,
+    vectors_of: Callable[[Sequence[Known]], Vectors] | None = None,
+) -> list[Ranked]:
+    """The best k passages for a message, each once.
+
+    `vectors_of` gives passages' own vectors, (n, size), where the index can: the order gets better by them.
+    """
     asked = reranker.asked(question)
     order = candidates(asked, search)
     most = max(RERANKED, 2 * k)
     compared, others = order[:most], order[most:]
-    scored = zip(compared, reranker.score(asked, compared), strict=True)
+    own = vectors_of(compared) if vectors_of and compared else None
+    scored = zip(compared, reranker.score(asked, compared, own), strict=True)
     best = [Ranked(passage, float(score)) for passage, score in sorted(scored, key=lambda pair: -pair[1])]
     lowest = best[-1].score if best else 0.0
     return [*best, *(Ranked(passage, lowest) for passage in others)][:k]
