@@ -176,7 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "meditune" / "benchmarks")
     parser.add_argument("--passages", action="store_true", help="compare with vectors of whole passages, too")
-    parser.add_argument("--fit", action="store_true", help="fit the weights anew")
+    parser.add_argument("--fit", action="store_true", help="fit the weights anew, which needs --passages")
     given = parser.parse_args()
     data = Path(os.environ["MEDITUNE_DATA"])
     task = sets.liveqa_medquad(data)
@@ -185,7 +185,7 @@ def main() -> None:
     searches = {
         "titles": Memory(task.passages, ranker.title_vectors.of([p.title for p in task.passages], embed), embed)
     }
-    if given.passages:
+    if given.passages or given.fit:
         whole = sets.vectors([each.whole[:LETTERS] for each in task.passages], given.cache, "Passages as vectors")
         searches[WHOLE] = Memory(task.passages, whole, embed)
     if given.fit:
@@ -193,15 +193,16 @@ def main() -> None:
 
         def candidates(question: str) -> list[int]:
             found = pipeline.candidates(ranker.asked(question), searches["titles"])
-            return [number[passage.id] for passage in found]
+            return [number[passage.id] for passage in found[: pipeline.RERANKED]]
 
         asked = fitting.questions(data, task.passages, ranker)
-        made = fitting.groups(asked, task.passages, ranker, candidates)
-        fitted = fitting.fit(made)
-        fitting.write(fitted, Path(rerank_weights.__file__))
-        ranker.weights = rerank_weights.CHOSEN | fitted
-        print(f"Fitted on {len(made)} of LiveQA's training questions: {fitted}\n")
+        made = fitting.groups(asked, task.passages, ranker, searches[WHOLE].matrix, candidates)
+        ranker.weights = fitting.fit(made)
+        fitting.write(ranker.weights, Path(rerank_weights.__file__))
+        print(f"Fitted on {len(made)} of LiveQA's training questions: {ranker.weights}\n")
     side_by_side(task, searches, ranker)
+    print("\nMedQuAD's questions, rambling and misspelled; `summary` is MedQuAD's own wording:\n")
+    side_by_side(sets.rambling(task.passages), {"titles": searches["titles"]}, ranker)
     pubmed = sets.pubmedqa_abstracts(data, [each for each in task.passages if each.id.startswith(SOURCE)])
     near = ranker.title_vectors.of([headline(passage) for passage in pubmed.passages], embed)
     abstracts(pubmed, Memory(pubmed.passages, near, embed), ranker, sets.trained(data))

@@ -29,6 +29,9 @@ FEATURES = (
     "words",
     "names",
     "names_in_title",
+    "topic_named",
+    "kind_asked",
+    "whole_near_passage",
 )
 KINDS = {
     "cause": "causes",
@@ -86,6 +89,7 @@ def groups(
     asked: dict[str, tuple[set[int], set[int]]],
     passages: Sequence[Text],
     reranker: Reranker,
+    vectors: NDArray[np.float32],
     candidates: Callable[[str], list[int]],
 ) -> list[Group]:
     """The features of each question's candidates, among which there is a relevant one."""
@@ -94,7 +98,7 @@ def groups(
         found = candidates(question)
         relevant = np.array([index in exact or index in alike for index in found], dtype=float)
         if relevant.any():
-            seen = reranker.features(question, [passages[index] for index in found])
+            seen = reranker.features(question, [passages[index] for index in found], vectors[found])
             made.append(Group(np.stack([seen[name] for name in FEATURES], axis=1), relevant / relevant.sum()))
     return made
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,8 @@ from meditune.data.example import Example
 from meditune.data.rejects import Rejects
 from meditune.data.tables import rows
 from meditune.models import embedding
+from meditune.retrieve import titles
+from meditune.retrieve.synonyms import key
 
 RELEVANT = 3
 """Judged 3 (incomplete) or 4 (excellent)"""
@@ -26,6 +29,25 @@ LETTERS = 1500
 """Of a passage under its title; what the sentence model reads of it"""
 RESAMPLES = 10_000
 SEED = 17
+OPENINGS = (
+    "Hello, my mother is 67 and lives with us since last summer, she has her good and her bad days.",
+    "Hi, I am writing from Ohio, I work nights in a warehouse and can't get hold of my doctor.",
+    "Dear sir or madam, our son was always a healthy boy who played football until this spring.",
+    "I have been reading about this for weeks now and everyone in the family says something else.",
+    "My sister called me yesterday, she was crying on the phone after she came back from the clinic.",
+)
+ASKING = {
+    "symptoms": ("How would we notice {}, what does it look like?", "What signs should I watch for with {}?"),
+    "treatment": ("What can be done against {}?", "Is there a cure or a medicine for {}?"),
+    "causes": ("Where does {} come from?", "Why do people get {}?"),
+    "inheritance": ("Can {} be passed on to the children?", "Does {} run in families?"),
+    "exams and tests": ("How can a doctor tell that it is {}?", "Which tests are made for {}?"),
+    "prevention": ("How can we keep from getting {}?", "Is there a way to avoid {}?"),
+    "outlook": ("How long do people live with {}?", "Will {} get worse over the years?"),
+    "information": ("They said it is {}, what is that?", "Please tell me more about {}."),
+}
+"""How people might ask for what MedQuAD's question types stand for"""
+ENDS = ("Thank you so much in advance, God bless.", "I am really worried, please answer soon.", "Best regards, Ann")
 FIGURES = ("MRR@10", "nDCG@10", "MAP@10", "recall@100")
 _JUDGED = re.compile(r"Question:(.*?)\nURL:.*?\nAnswer:(.*)\)", re.DOTALL)
 _DOCUMENT = re.compile(r"_(\d+)_Sec")
@@ -122,6 +144,39 @@ def pubmedqa_abstracts(data: Path, distractors: Sequence[Text]) -> Task:
         task.questions.append(Asked(each.id, each.question, each.question, frozenset({index})))
     task.passages.extend(distractors)
     return task
+
+
+def rambling(passages: Sequence[Text], count: int = 300) -> Task:
+    """Questions of MedQuAD as a patient might write them, a typing error in the topic's longest word.
+
+    Relevant are all passages on that topic that answer that kind of question.
+    """
+    chance = random.Random(SEED)
+    same: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for index, passage in enumerate(passages):
+        same[key(titles.read(passage.title).topic), titles.read(passage.title).kind].add(index)
+    asked = [passage for passage in passages if passage.kind in ASKING and len(passage.focus.split()) <= 4]
+    task = Task(list(passages))
+    for number, passage in enumerate(chance.sample(asked, count)):
+        topic = _slip(passage.focus, chance)
+        message = f"{chance.choice(OPENINGS)} {chance.choice(ASKING[passage.kind]).format(topic)} {chance.choice(ENDS)}"
+        relevant = frozenset(same[key(titles.read(passage.title).topic), passage.kind])
+        task.questions.append(Asked(f"rambling:{number}", message, passage.title, relevant))
+    return task
+
+
+def _slip(topic: str, chance: random.Random) -> str:
+    """A letter of the longest word left out, doubled or swapped with the next; short words stay."""
+    longest = max(re.findall(r"[A-Za-z]+", topic), key=len, default="")
+    if len(longest) < 6:
+        return topic
+    at = chance.randrange(2, len(longest) - 2)
+    kinds = (
+        longest[:at] + longest[at + 1 :],
+        longest[: at + 1] + longest[at:],
+        longest[:at] + longest[at + 1] + longest[at] + longest[at + 2 :],
+    )
+    return topic.replace(longest, chance.choice(kinds), 1).lower()
 
 
 def trained(data: Path) -> set[str]:

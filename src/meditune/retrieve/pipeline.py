@@ -12,7 +12,7 @@ from meditune.retrieve.title_vectors import Vectors
 CANDIDATES = 100
 """Passages that each ranker gives for each wording"""
 RERANKED = 100
-"""Candidates that are compared, and twice what is asked for where that is more; the rest stay as they were fused"""
+"""Candidates that are compared, the best by fusion; the rest stay as they were fused"""
 FUSION = 60.0
 """Reciprocal rank fusion's constant (Cormack, Clarke and Büttcher 2009)"""
 
@@ -57,7 +57,7 @@ def rank(
     """
     asked = reranker.asked(question)
     order = candidates(asked, search)
-    most = max(RERANKED, 2 * k)
+    most = max(RERANKED, k)
     compared, others = order[:most], order[most:]
     own = vectors_of(compared) if vectors_of and compared else None
     scored = zip(compared, reranker.score(asked, compared, own), strict=True)

@@ -1,16 +1,16 @@
 """Numbers by which the reranker weighs what it sees."""
 
-FITTED: dict[str, float] = {
-    "whole_near_title": 4.971,
-    "asked_near_title": 4.354,
-    "sentence_near_title": 4.252,
-    "words": 2.046,
-    "names": 1.162,
-    "names_in_title": 1.941,
+WEIGHTS: dict[str, float] = {
+    "whole_near_title": 2.523,
+    "asked_near_title": 1.761,
+    "sentence_near_title": 1.974,
+    "words": 0.943,
+    "names": 0.7,
+    "names_in_title": 1.161,
+    "topic_named": 2.74,
+    "kind_asked": 1.828,
+    "whole_near_passage": 3.634,
 }
-"""As `python benchmarks/retrieval.py --fit` fits them"""
-CHOSEN: dict[str, float] = {"topic_named": 1.0, "kind_asked": 0.3, "whole_near_passage": 5.0}
-"""Chosen among a few (docs/experiments.md): what they could be fitted on was itself labelled by topic and kind"""
-WEIGHTS = FITTED | CHOSEN
+"""As `python benchmarks/retrieval.py --fit` fits them, on questions that aren't in any test"""
 SIBLINGS = 0.3
-"""What the mean of its topic's best passages adds to a passage's score; chosen likewise"""
+"""What the mean of its topic's best passages adds to a passage's score; chosen among 0, 0.3 and 1"""
