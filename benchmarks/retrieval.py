@@ -4,9 +4,10 @@
     MEDITUNE_DATA=... python benchmarks/retrieval.py --fit    # first fit src/meditune/retrieve/rerank_weights.py anew
 
 LiveQA-Medical's odd test questions (39 have a relevant answer among those judged) over MedQuAD's answered pairs and the
-judged answers; then PubMedQA's questions over all its abstracts among MedQuAD's passages. Figures are means over
-questions with 95 % bootstrap intervals over questions. Vectors of titles take a minute of one core and are kept in the
-cache folder. With --passages, vectors of whole passages are compared, too: a quarter of an hour more.
+judged answers; then MedQuAD's own questions, rambling and misspelled, and PubMedQA's over all its abstracts among
+MedQuAD's passages. Figures are means over questions with 95 % bootstrap intervals over questions. Vectors are made as
+they are needed and kept in the cache folder: some five minutes of one core. With --passages, all passages' vectors are
+searched, too: a quarter of an hour more.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from meditune.retrieve.synonyms import Synonyms
 from meditune.retrieve.title_vectors import TitleVectors
 from retrieval_set import LETTERS, Task, Text
 
+VectorsOf = Callable[[Sequence[Any]], Any]
 DEPTH = 100
-WHOLE = "passages"
 TOP = 5
 TIMED = 3
 """Rounds of which each stage's time is the median"""
@@ -45,7 +46,6 @@ class Memory:
 
         self.passages = passages
         self.matrix = vectors
-        self.number = {passage.id: index for index, passage in enumerate(passages)}
         self.embed = embed
         self.index = bm25s.BM25()
         self.index.index(self._tokens([passage.whole for passage in passages]), show_progress=False)
@@ -67,10 +67,6 @@ class Memory:
         """By cosine."""
         return [self.passages[index] for index in sets.best(self.matrix @ self.embed([query])[0], k)]
 
-    def vectors_of(self, passages: Sequence[Any]) -> Any:
-        """(n, 384)"""
-        return self.matrix[[self.number[passage.id] for passage in passages]]
-
 
 class Memo:
     """The sentence model, each text once."""
@@ -91,7 +87,7 @@ def reranker(passages: Sequence[Text], cache: Path, embed: Callable[[Sequence[st
     once = list(dict.fromkeys(headline(passage) for passage in passages))
     groups = [titles.read(title).names for title in dict.fromkeys(each.title for each in passages) if title]
     names = Synonyms([*groups, *thesaurus.of_medquad(medquad)])
-    return Reranker(names, TitleVectors(once, sets.vectors(once, cache, "Titles as vectors")), embed)
+    return Reranker(names, TitleVectors(once, sets.Kept(once, cache, "Titles as vectors").all()), embed)
 
 
 def row(name: str, task: Task, rankings: Sequence[Sequence[Text]]) -> str:
@@ -105,7 +101,7 @@ def row(name: str, task: Task, rankings: Sequence[Sequence[Text]]) -> str:
     return f"| {name} | {' | '.join(f'{mean:.3f} ({low:.2f} to {high:.2f})' for mean, low, high in found)} |"
 
 
-def side_by_side(task: Task, searches: dict[str, Memory], ranker: Reranker) -> None:
+def side_by_side(task: Task, searches: dict[str, Memory], ranker: Reranker, own: VectorsOf | None) -> None:
     """Print what each ranker finds alone, fused and reranked, by the user's wording and by experts' summaries."""
     print(f"{len(task.passages):,} passages, {len(task.questions)} questions\n")
     print(f"| ranker | {' | '.join(sets.FIGURES)} |\n|---|{'---|' * len(sets.FIGURES)}")
@@ -119,9 +115,11 @@ def side_by_side(task: Task, searches: dict[str, Memory], ranker: Reranker) -> N
             print(row(f"MiniLM on {name}, {words}", task, near))
             both = [fused(pair) for pair in zip(by_words, near, strict=True)]
             print(row(f"BM25 and MiniLM on {name}, fused, {words}", task, both))
-            own = search.vectors_of if name == WHOLE else None
-            ranked = [[each.passage for each in pipeline.rank(q, search, ranker, DEPTH, own)] for q in questions]
-            print(row(f"**pipeline** with {name}, {words}", task, ranked), flush=True)
+            for vectors_of in (None, own) if own else (None,):
+                compared = "titles and passages" if vectors_of else "titles"
+                found = [pipeline.rank(question, search, ranker, DEPTH, vectors_of) for question in questions]
+                ranked = [[each.passage for each in ranking] for ranking in found]
+                print(row(f"**pipeline**, {name} searched, {compared} compared, {words}", task, ranked), flush=True)
 
 
 def fused(rankings: Sequence[Sequence[Text]]) -> list[Text]:
@@ -175,34 +173,35 @@ def main() -> None:
     """Print the tables of docs/experiments.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "meditune" / "benchmarks")
-    parser.add_argument("--passages", action="store_true", help="compare with vectors of whole passages, too")
-    parser.add_argument("--fit", action="store_true", help="fit the weights anew, which needs --passages")
+    parser.add_argument("--passages", action="store_true", help="search by vectors of whole passages, too")
+    parser.add_argument("--fit", action="store_true", help="fit the weights anew")
     given = parser.parse_args()
     data = Path(os.environ["MEDITUNE_DATA"])
     task = sets.liveqa_medquad(data)
     embed = Memo()
     ranker = reranker(task.passages, given.cache, embed, data / "medquad")
-    searches = {
-        "titles": Memory(task.passages, ranker.title_vectors.of([p.title for p in task.passages], embed), embed)
-    }
-    if given.passages or given.fit:
-        whole = sets.vectors([each.whole[:LETTERS] for each in task.passages], given.cache, "Passages as vectors")
-        searches[WHOLE] = Memory(task.passages, whole, embed)
+    near = ranker.title_vectors.of([passage.title for passage in task.passages], embed)
+    searches = {"titles": Memory(task.passages, near, embed)}
+    number = {passage.id: index for index, passage in enumerate(task.passages)}
+    whole = sets.Kept([each.whole[:LETTERS] for each in task.passages], given.cache, "Passages as vectors")
+
+    def own(passages: Sequence[Any]) -> Any:
+        return whole[[number[passage.id] for passage in passages]]
+
+    def candidates(question: str) -> list[int]:
+        found = pipeline.candidates(ranker.asked(question), searches["titles"])
+        return [number[passage.id] for passage in found[: pipeline.RERANKED]]
+
     if given.fit:
-        number = {passage.id: index for index, passage in enumerate(task.passages)}
-
-        def candidates(question: str) -> list[int]:
-            found = pipeline.candidates(ranker.asked(question), searches["titles"])
-            return [number[passage.id] for passage in found[: pipeline.RERANKED]]
-
-        asked = fitting.questions(data, task.passages, ranker)
-        made = fitting.groups(asked, task.passages, ranker, searches[WHOLE].matrix, candidates)
+        made = fitting.groups(fitting.questions(data, task.passages, ranker), task.passages, ranker, whole, candidates)
         ranker.weights = fitting.fit(made)
         fitting.write(ranker.weights, Path(rerank_weights.__file__))
         print(f"Fitted on {len(made)} of LiveQA's training questions: {ranker.weights}\n")
-    side_by_side(task, searches, ranker)
+    if given.passages:
+        searches["passages"] = Memory(task.passages, whole.all(), embed)
+    side_by_side(task, searches, ranker, own)
     print("\nMedQuAD's questions, rambling and misspelled; `summary` is MedQuAD's own wording:\n")
-    side_by_side(sets.rambling(task.passages), {"titles": searches["titles"]}, ranker)
+    side_by_side(sets.rambling(task.passages), {"titles": searches["titles"]}, ranker, None)
     pubmed = sets.pubmedqa_abstracts(data, [each for each in task.passages if each.id.startswith(SOURCE)])
     near = ranker.title_vectors.of([headline(passage) for passage in pubmed.passages], embed)
     abstracts(pubmed, Memory(pubmed.passages, near, embed), ranker, sets.trained(data))

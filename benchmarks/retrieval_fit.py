@@ -20,7 +20,7 @@ from meditune.data.rejects import Rejects
 from meditune.retrieve import titles
 from meditune.retrieve.rerank import Reranker
 from meditune.retrieve.synonyms import key, words
-from retrieval_set import Text
+from retrieval_set import Kept, Text
 
 FEATURES = (
     "whole_near_title",
@@ -89,7 +89,7 @@ def groups(
     asked: dict[str, tuple[set[int], set[int]]],
     passages: Sequence[Text],
     reranker: Reranker,
-    vectors: NDArray[np.float32],
+    vectors: Kept,
     candidates: Callable[[str], list[int]],
 ) -> list[Group]:
     """The features of each question's candidates, among which there is a relevant one."""

@@ -185,20 +185,33 @@ def trained(data: Path) -> set[str]:
     return {each.id for each in train}
 
 
-def vectors(texts: Sequence[str], cache: Path, label: str) -> Vectors:
-    """The sentence model's vectors of texts, kept under `cache` in batches, so that a stopped call goes on."""
-    cache.mkdir(parents=True, exist_ok=True)
-    name = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
-    path = cache / f"{name}.npy"
-    if not path.exists():
-        np.save(path, np.zeros((len(texts), 384), dtype=np.float32))
-    kept = np.load(path, mmap_mode="r+")
-    missing = [index for index in range(len(texts)) if not kept[index].any()]
-    for start in range(0, len(missing), 512):
-        some = missing[start : start + 512]
-        kept[some] = embedding.embed([texts[index] for index in some], label)
-        kept.flush()
-    return np.array(kept)
+class Kept:
+    """The sentence model's vectors of texts, made when they are asked for and kept in the cache folder.
+
+    They are kept batch by batch, so that a stopped call goes on.
+    """
+
+    def __init__(self, texts: Sequence[str], cache: Path, label: str) -> None:
+        self.texts = texts
+        self.label = label
+        path = cache / f"{hashlib.sha256(chr(0).join(texts).encode()).hexdigest()[:16]}.npy"
+        if not path.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            np.save(path, np.zeros((len(texts), 384), dtype=np.float32))
+        self.kept = np.load(path, mmap_mode="r+")
+
+    def all(self) -> Vectors:
+        """(n, 384)"""
+        return self[range(len(self.texts))]
+
+    def __getitem__(self, indices: Sequence[int]) -> Vectors:
+        """(len(indices), 384)"""
+        missing = [index for index in dict.fromkeys(indices) if not self.kept[index].any()]
+        for start in range(0, len(missing), 512):
+            some = missing[start : start + 512]
+            self.kept[some] = embedding.embed([self.texts[index] for index in some], self.label)
+            self.kept.flush()
+        return np.array(self.kept[list(indices)])
 
 
 def figures(ranking: Sequence[int], relevant: frozenset[int]) -> tuple[float, float, float, float]:
