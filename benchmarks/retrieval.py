@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from retrieval_set import LETTERS, Task, Text
 VectorsOf = Callable[[Sequence[Any]], Any]
 DEPTH = 100
 TOP = 5
+HEAD = f"| ranker | {' | '.join(sets.FIGURES)} |\n|---|{'---|' * len(sets.FIGURES)}"
 TIMED = 3
 """Rounds of which each stage's time is the median"""
 
@@ -104,7 +105,7 @@ def row(name: str, task: Task, rankings: Sequence[Sequence[Text]]) -> str:
 def side_by_side(task: Task, searches: dict[str, Memory], ranker: Reranker, own: VectorsOf | None) -> None:
     """Print what each ranker finds alone, fused and reranked, by the user's wording and by experts' summaries."""
     print(f"{len(task.passages):,} passages, {len(task.questions)} questions\n")
-    print(f"| ranker | {' | '.join(sets.FIGURES)} |\n|---|{'---|' * len(sets.FIGURES)}")
+    print(HEAD)
     for words in ("wording", "summary"):
         questions = [getattr(asked, words) for asked in task.questions]
         first = next(iter(searches.values()))
@@ -115,11 +116,43 @@ def side_by_side(task: Task, searches: dict[str, Memory], ranker: Reranker, own:
             print(row(f"MiniLM on {name}, {words}", task, near))
             both = [fused(pair) for pair in zip(by_words, near, strict=True)]
             print(row(f"BM25 and MiniLM on {name}, fused, {words}", task, both))
-            for vectors_of in (None, own) if own else (None,):
+            for vectors_of in (None, own) if own and words == "wording" else (None,):
                 compared = "titles and passages" if vectors_of else "titles"
                 found = [pipeline.rank(question, search, ranker, DEPTH, vectors_of) for question in questions]
                 ranked = [[each.passage for each in ranking] for ranking in found]
                 print(row(f"**pipeline**, {name} searched, {compared} compared, {words}", task, ranked), flush=True)
+
+
+def ablations(
+    task: Task, some: Sequence[fitting.Group], search: Memory, ranker: Reranker, own: VectorsOf
+) -> Iterator[str]:
+    """What each likeness is worth: weights fitted without it, and it alone; and how many candidates to compare."""
+    ready = [ranker.asked(asked.wording) for asked in task.questions]
+    found = [pipeline.candidates(asked, search) for asked in ready]
+
+    def ranking(number: int, scores: Any, most: int) -> list[Any]:
+        order = np.argsort(-scores, kind="stable")
+        return [*(found[number][index] for index in order), *found[number][most:]][:DEPTH]
+
+    def ranked(weights: dict[str, float], siblings: float, most: int = pipeline.RERANKED) -> list[list[Any]]:
+        other = Reranker(ranker.synonyms, ranker.title_vectors, ranker.embed, weights, siblings)
+        return [
+            ranking(number, other.score(asked, found[number][:most], own(found[number][:most])), most)
+            for number, asked in enumerate(ready)
+        ]
+
+    weights = fitting.fit(some) | rerank_weights.CHOSEN
+    yield row("all", task, ranked(weights, ranker.siblings))
+    yield row("all, without the topic's other passages", task, ranked(weights, 0.0))
+    for name in fitting.FEATURES:
+        fewer = fitting.fit(some, [name]) | rerank_weights.CHOSEN
+        yield row(f"without {name}", task, ranked(fewer, ranker.siblings))
+    for name in rerank_weights.CHOSEN:
+        yield row(f"without {name}", task, ranked(weights | {name: 0.0}, ranker.siblings))
+    for name in weights:
+        yield row(f"{name} alone", task, ranked({each: float(each == name) for each in weights}, 0.0))
+    for most in (20, 50, 200):
+        yield row(f"all, {most} candidates compared", task, ranked(weights, ranker.siblings, most))
 
 
 def fused(rankings: Sequence[Sequence[Text]]) -> list[Text]:
@@ -150,11 +183,11 @@ def abstracts(task: Task, search: Memory, ranker: Reranker, trained: set[str]) -
 
 def times(task: Task, search: Memory, ranker: Reranker) -> None:
     """Print what each stage takes of one question, in CPU time of one thread."""
-    plain = Reranker(ranker.synonyms, ranker.title_vectors, embedding.embed, ranker.weights)
-    search.embed = embedding.embed
     taken: dict[str, list[float]] = {"question made ready": [], "candidates": [], "reranking 100": [], "all": []}
     for _ in range(TIMED):
         for asked in task.questions:
+            search.embed = Memo()  # each text of a question is embedded once, nothing is known of it before
+            plain = Reranker(ranker.synonyms, ranker.title_vectors, search.embed, ranker.weights)
             marks = [time.thread_time()]
             ready = plain.asked(asked.wording)
             marks.append(time.thread_time())
@@ -194,17 +227,22 @@ def main() -> None:
 
     if given.fit:
         made = fitting.groups(fitting.questions(data, task.passages, ranker), task.passages, ranker, whole, candidates)
-        ranker.weights = fitting.fit(made)
-        fitting.write(ranker.weights, Path(rerank_weights.__file__))
-        print(f"Fitted on {len(made)} of LiveQA's training questions: {ranker.weights}\n")
+        fitted = fitting.fit(made)
+        ranker.weights = fitted | rerank_weights.CHOSEN
+        fitting.write(fitted, Path(rerank_weights.__file__))
+        print(f"Fitted on {len(made)} of LiveQA's training questions: {fitted}\n")
+        print(HEAD)
+        for line in ablations(task, made, searches["titles"], ranker, own):
+            print(line, flush=True)
+        print()
     if given.passages:
         searches["passages"] = Memory(task.passages, whole.all(), embed)
     side_by_side(task, searches, ranker, own)
-    print("\nMedQuAD's questions, rambling and misspelled; `summary` is MedQuAD's own wording:\n")
-    side_by_side(sets.rambling(task.passages), {"titles": searches["titles"]}, ranker, None)
     pubmed = sets.pubmedqa_abstracts(data, [each for each in task.passages if each.id.startswith(SOURCE)])
     near = ranker.title_vectors.of([headline(passage) for passage in pubmed.passages], embed)
     abstracts(pubmed, Memory(pubmed.passages, near, embed), ranker, sets.trained(data))
+    print("\nMedQuAD's questions, rambling and misspelled; `summary` is MedQuAD's own wording:\n")
+    side_by_side(sets.rambling(task.passages), {"titles": searches["titles"]}, ranker, None)
     times(task, searches["titles"], ranker)
 
 

@@ -29,8 +29,6 @@ FEATURES = (
     "words",
     "names",
     "names_in_title",
-    "topic_named",
-    "kind_asked",
     "whole_near_passage",
 )
 KINDS = {
@@ -103,11 +101,12 @@ def groups(
     return made
 
 
-def fit(some: Sequence[Group]) -> dict[str, float]:
+def fit(some: Sequence[Group], without: Sequence[str] = ()) -> dict[str, float]:
     """Weights from 0 up that make relevant candidates likely in a softmax over each question's (ListNet, Cao 2007)."""
     from scipy.optimize import minimize
 
     spread = np.concatenate([group.features for group in some]).std(axis=0) + 1e-9
+    bounds = [(0.0, 0.0 if name in without else None) for name in FEATURES]
 
     def loss(weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         total, slope = 0.0, np.zeros(len(weights))
@@ -119,8 +118,8 @@ def fit(some: Sequence[Group]) -> dict[str, float]:
             slope += (likely - group.share) @ (group.features / spread)
         return total / len(some) + PULL * weights @ weights, slope / len(some) + 2 * PULL * weights
 
-    start = np.full(len(FEATURES), 0.1)
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(FEATURES))
+    start = np.array([0.0 if name in without else 0.1 for name in FEATURES])
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds)
     return {name: round(float(weight), 3) for name, weight in zip(FEATURES, found.x / spread, strict=True)}
 
 

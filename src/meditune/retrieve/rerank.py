@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from meditune.retrieve import titles
 from meditune.retrieve.focus import Focused, focus
-from meditune.retrieve.lexical import overlap
+from meditune.retrieve.lexical import LETTERS, counts, overlap
 from meditune.retrieve.rerank_weights import SIBLINGS, WEIGHTS
 from meditune.retrieve.synonyms import Synonyms, key, says, words
 from meditune.retrieve.title_vectors import Embed, TitleVectors, Vectors
@@ -130,7 +130,14 @@ class Reranker:
             "words": overlap(asked.corrected, whole),
             "names": overlap(asked.expanded, whole),
             "names_in_title": overlap(asked.expanded, headlines, TITLE_LENGTH),
-            "topic_named": np.array([_share(said, title.topic) for title in read]),
+            "topic_named": np.array(
+                [
+                    _share(said, title.topic)
+                    if title.topic
+                    else _share(set(counts(text[:LETTERS])), asked.focused.query)
+                    for title, text in zip(read, whole, strict=True)
+                ]
+            ),
             "kind_asked": np.array([float(title.kind in asked.focused.kinds) for title in read]),
         }
         if vectors is not None:
@@ -138,8 +145,8 @@ class Reranker:
         return seen
 
 
-def _share(said: set[str], topic: str) -> float:
-    """How much of a topic's name is among the words, each word counting by how much it says."""
-    weights = {word: says(word) for word in words(topic)}
+def _share(said: set[str], text: str) -> float:
+    """How much of a text is among the words, each word counting by how much it says."""
+    weights = {word: says(word) for word in words(text)}
     total = sum(weights.values())
     return sum(weight for word, weight in weights.items() if word in said) / total if total else 0.0
