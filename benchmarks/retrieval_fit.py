@@ -1,0 +1,131 @@
+"""The reranker's weights, fitted on LiveQA's training questions: `python benchmarks/retrieval.py --fit`.
+
+No passage was judged for these. Taken for relevant are the passage that is the reference answer word for word, and
+those about the annotated topic that answer the annotated kind of question; questions that have neither teach nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meditune.data import liveqa
+from meditune.data.rejects import Rejects
+from meditune.retrieve import titles
+from meditune.retrieve.rerank import Reranker
+from meditune.retrieve.synonyms import key, words
+from retrieval_set import Kept, Text
+
+FEATURES = (
+    "whole_near_title",
+    "asked_near_title",
+    "sentence_near_title",
+    "words",
+    "names",
+    "names_in_title",
+    "whole_near_passage",
+)
+KINDS = {
+    "cause": "causes",
+    "diagnosis": "exams and tests",
+    "prognosis": "outlook",
+    "symptom": "symptoms",
+    "complication": "complications",
+    "organization": "support groups",
+}
+"""LiveQA's question types that MedQuAD calls otherwise"""
+PULL = 0.03
+"""Ridge: what a squared weight (of features scaled to unit variance) costs"""
+SAME = 200
+"""Letters by which an answer is known again"""
+
+Features = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The candidates of one question."""
+
+    features: Features
+    """(n, features)"""
+    share: NDArray[np.float64]
+    """(n,) equal shares of 1 for the relevant ones, else 0"""
+
+
+def questions(data: Path, passages: Sequence[Text], reranker: Reranker) -> dict[str, tuple[set[int], set[int]]]:
+    """For each training question that isn't a test question: its reference answers, and the passages on its topics."""
+    by_text: dict[str, list[int]] = defaultdict(list)
+    by_topic: dict[str, list[int]] = defaultdict(list)
+    read = [titles.read(passage.title) for passage in passages]
+    for index, passage in enumerate(passages):
+        by_text[_start(passage.text)].append(index)
+        by_topic[key(read[index].topic)].append(index)
+    found: dict[str, tuple[set[int], set[int]]] = {}
+    train, _ = liveqa.official_split(list(liveqa.read(data / "liveqa", Rejects())))
+    for each in train:
+        exact, alike = found.setdefault(each.question, (set(), set()))
+        exact.update(by_text.get(_start(each.answer), ()))
+        kinds = {KINDS.get(kind, kind) for kind in each.meta["question_type"]}
+        for name in each.meta["focus"]:
+            named = [mention for mention in reranker.synonyms.find(name) if mention.end == len(words(name))]
+            topics = {topic for mention in named if mention.start == 0 for topic in mention.topics}
+            alike.update(index for topic in topics for index in by_topic[topic] if read[index].kind in kinds)
+    return {question: both for question, both in found.items() if any(both)}
+
+
+def _start(text: str) -> str:
+    return " ".join(text.split())[:SAME]
+
+
+def groups(
+    asked: dict[str, tuple[set[int], set[int]]],
+    passages: Sequence[Text],
+    reranker: Reranker,
+    vectors: Kept,
+    candidates: Callable[[str], list[int]],
+) -> list[Group]:
+    """The features of each question's candidates, among which there is a relevant one."""
+    made = []
+    for question, (exact, alike) in asked.items():
+        found = candidates(question)
+        relevant = np.array([index in exact or index in alike for index in found], dtype=float)
+        if relevant.any():
+            seen = reranker.features(question, [passages[index] for index in found], vectors[found])
+            made.append(Group(np.stack([seen[name] for name in FEATURES], axis=1), relevant / relevant.sum()))
+    return made
+
+
+def fit(some: Sequence[Group], without: Sequence[str] = ()) -> dict[str, float]:
+    """Weights from 0 up that make relevant candidates likely in a softmax over each question's (ListNet, Cao 2007)."""
+    from scipy.optimize import minimize
+
+    spread = np.concatenate([group.features for group in some]).std(axis=0) + 1e-9
+    bounds = [(0.0, 0.0 if name in without else None) for name in FEATURES]
+
+    def loss(weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        total, slope = 0.0, np.zeros(len(weights))
+        for group in some:
+            scores = group.features / spread @ weights
+            likely = np.exp(scores - scores.max())
+            likely /= likely.sum()
+            total -= group.share @ np.log(likely + 1e-300)
+            slope += (likely - group.share) @ (group.features / spread)
+        return total / len(some) + PULL * weights @ weights, slope / len(some) + 2 * PULL * weights
+
+    start = np.array([0.0 if name in without else 0.1 for name in FEATURES])
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds)
+    return {name: round(float(weight), 3) for name, weight in zip(FEATURES, found.x / spread, strict=True)}
+
+
+def write(weights: dict[str, float], path: Path) -> None:
+    """Put the weights into the package's module."""
+    said = path.read_text(encoding="utf-8")
+    for name, weight in weights.items():
+        said = re.sub(rf'("{name}"): [\d.]+', rf"\1: {weight}", said)
+    path.write_text(said, encoding="utf-8")

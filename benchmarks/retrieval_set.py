@@ -1,0 +1,250 @@
+"""What retrieval is measured on: passages, consumers' questions, what was judged relevant, and the figures."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meditune.data import liveqa, medquad, pubmedqa
+from meditune.data.archive import tidy
+from meditune.data.example import Example
+from meditune.data.rejects import Rejects
+from meditune.data.tables import rows
+from meditune.models import embedding
+from meditune.retrieve import titles
+from meditune.retrieve.synonyms import key
+
+RELEVANT = 3
+"""Judged 3 (incomplete) or 4 (excellent)"""
+LETTERS = 1500
+"""Of a passage under its title; what the sentence model reads of it"""
+RESAMPLES = 10_000
+SEED = 17
+OPENINGS = (
+    "Hello, my mother is 67 and lives with us since last summer, she has her good and her bad days.",
+    "Hi, I am writing from Ohio, I work nights in a warehouse and can't get hold of my doctor.",
+    "Dear sir or madam, our son was always a healthy boy who played football until this spring.",
+    "I have been reading about this for weeks now and everyone in the family says something else.",
+    "My sister called me yesterday, she was crying on the phone after she came back from the clinic.",
+)
+ASKING = {
+    "symptoms": ("How would we notice {}, what does it look like?", "What signs should I watch for with {}?"),
+    "treatment": ("What can be done against {}?", "Is there a cure or a medicine for {}?"),
+    "causes": ("Where does {} come from?", "Why do people get {}?"),
+    "inheritance": ("Can {} be passed on to the children?", "Does {} run in families?"),
+    "exams and tests": ("How can a doctor tell that it is {}?", "Which tests are made for {}?"),
+    "prevention": ("How can we keep from getting {}?", "Is there a way to avoid {}?"),
+    "outlook": ("How long do people live with {}?", "Will {} get worse over the years?"),
+    "information": ("They said it is {}, what is that?", "Please tell me more about {}."),
+}
+"""How people might ask for what MedQuAD's question types stand for"""
+ENDS = ("Thank you so much in advance, God bless.", "I am really worried, please answer soon.", "Best regards, Ann")
+FIGURES = ("MRR@10", "nDCG@10", "MAP@10", "recall@100")
+_JUDGED = re.compile(r"Question:(.*?)\nURL:.*?\nAnswer:(.*)\)", re.DOTALL)
+_DOCUMENT = re.compile(r"_(\d+)_Sec")
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A passage: an answer under the question that it answers."""
+
+    id: str
+    title: str
+    text: str
+    focus: str = ""
+    kind: str = ""
+    """MedQuAD's question type, where it is known"""
+
+    @property
+    def whole(self) -> str:
+        """What is searched."""
+        return f"{self.title}\n{self.text}"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question with the passages (their numbers) that answer it."""
+
+    id: str
+    wording: str
+    summary: str
+    relevant: frozenset[int]
+
+
+@dataclass
+class Task:
+    """Passages and questions about them."""
+
+    passages: list[Text] = field(default_factory=list)
+    questions: list[Asked] = field(default_factory=list)
+
+
+def liveqa_medquad(data: Path) -> Task:
+    """LiveQA's odd test questions that have a relevant answer, over MedQuAD's answered pairs and the judged answers.
+
+    A judged answer that stands in MedQuAD word for word is that passage (of the same document where there are several).
+    """
+    task = Task([_medquad(each) for each in medquad.read(data / "medquad", Rejects())])
+    number = _judged(data / "medquad-judged", task.passages)
+    judged: dict[str, set[int]] = defaultdict(set)
+    for path in sorted((data / "medquad-judged").glob("*qrels*.txt")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            question, judgment, answer = line.split()
+            if int(judgment[0]) >= RELEVANT:
+                judged[f"{liveqa.SOURCE}-test:TQ{question}"].add(number[answer])
+    for each in liveqa.read(data / "liveqa", Rejects()):
+        if each.id in judged:
+            summary = str(each.meta["summary"])
+            task.questions.append(Asked(each.id, each.question, summary, frozenset(judged[each.id])))
+    return task
+
+
+def _medquad(example: Example) -> Text:
+    kind = str(example.meta["question_type"])
+    return Text(example.id, example.question, example.answer, str(example.meta["focus"]), kind)
+
+
+def _judged(folder: Path, passages: list[Text]) -> dict[str, int]:
+    """Add the judged answers that aren't among the passages; returns each AnswerID's passage."""
+    same: dict[str, list[int]] = defaultdict(list)
+    for index, passage in enumerate(passages):
+        same[" ".join(passage.text.split())].append(index)
+    number: dict[str, int] = {}
+    for path in sorted(folder.glob("*Answers*.csv")):
+        for _, row in rows(path, "medquad-judged", Rejects()):
+            found = _JUDGED.fullmatch(str(row["Answer"]).strip())
+            if not found:
+                raise SystemExit(f"{path}: the answer {row['AnswerID']} isn't Question, URL and Answer.")
+            known = same.get(" ".join(found[2].split()))
+            if known is None:
+                same[" ".join(found[2].split())] = known = [len(passages)]
+                passages.append(Text(row["AnswerID"], " ".join(found[1].split()), tidy(found[2])))
+            document = _DOCUMENT.search(row["AnswerID"])
+            own = [index for index in known if document and document[1] in passages[index].id]
+            number[row["AnswerID"]] = (own or known)[0]
+    return number
+
+
+def pubmedqa_abstracts(data: Path, distractors: Sequence[Text]) -> Task:
+    """PubMedQA's 1,000 questions over their abstracts (without the conclusions) and the distractors."""
+    task = Task()
+    for index, each in enumerate(pubmedqa.read(data / "pubmedqa", Rejects())):
+        task.passages.append(Text(each.id, "", "\n".join(passage.text for passage in each.context)))
+        task.questions.append(Asked(each.id, each.question, each.question, frozenset({index})))
+    task.passages.extend(distractors)
+    return task
+
+
+def rambling(passages: Sequence[Text], count: int = 300) -> Task:
+    """Questions of MedQuAD as a patient might write them, a typing error in the topic's longest word.
+
+    Relevant are all passages on that topic that answer that kind of question.
+    """
+    chance = random.Random(SEED)
+    same: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for index, passage in enumerate(passages):
+        same[key(titles.read(passage.title).topic), titles.read(passage.title).kind].add(index)
+    asked = [passage for passage in passages if passage.kind in ASKING and len(passage.focus.split()) <= 4]
+    task = Task(list(passages))
+    for number, passage in enumerate(chance.sample(asked, count)):
+        topic = _slip(passage.focus, chance)
+        message = f"{chance.choice(OPENINGS)} {chance.choice(ASKING[passage.kind]).format(topic)} {chance.choice(ENDS)}"
+        relevant = frozenset(same[key(titles.read(passage.title).topic), passage.kind])
+        task.questions.append(Asked(f"rambling:{number}", message, passage.title, relevant))
+    return task
+
+
+def _slip(topic: str, chance: random.Random) -> str:
+    """A letter of the longest word left out, doubled or swapped with the next; short words stay."""
+    longest = max(re.findall(r"[A-Za-z]+", topic), key=len, default="")
+    if len(longest) < 6:
+        return topic
+    at = chance.randrange(2, len(longest) - 2)
+    kinds = (
+        longest[:at] + longest[at + 1 :],
+        longest[: at + 1] + longest[at:],
+        longest[:at] + longest[at + 1] + longest[at] + longest[at + 2 :],
+    )
+    return topic.replace(longest, chance.choice(kinds), 1).lower()
+
+
+def trained(data: Path) -> set[str]:
+    """Ids of the 500 PubMedQA items that aren't in the publisher's test."""
+    train, _ = pubmedqa.official_split(pubmedqa.read(data / "pubmedqa", Rejects()))
+    return {each.id for each in train}
+
+
+class Kept:
+    """The sentence model's vectors of texts, made when they are asked for and kept in the cache folder.
+
+    They are kept batch by batch, so that a stopped call goes on.
+    """
+
+    def __init__(self, texts: Sequence[str], cache: Path, label: str) -> None:
+        self.texts = texts
+        self.label = label
+        path = cache / f"{hashlib.sha256(chr(0).join(texts).encode()).hexdigest()[:16]}.npy"
+        if not path.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            np.save(path, np.zeros((len(texts), 384), dtype=np.float32))
+        self.kept = np.load(path, mmap_mode="r+")
+
+    def all(self) -> Vectors:
+        """(n, 384)"""
+        return self[range(len(self.texts))]
+
+    def __getitem__(self, indices: Sequence[int]) -> Vectors:
+        """(len(indices), 384)"""
+        missing = [index for index in dict.fromkeys(indices) if not self.kept[index].any()]
+        for start in range(0, len(missing), 512):
+            some = missing[start : start + 512]
+            self.kept[some] = embedding.embed([self.texts[index] for index in some], self.label)
+            self.kept.flush()
+        return np.array(self.kept[list(indices)])
+
+
+def figures(ranking: Sequence[int], relevant: frozenset[int]) -> tuple[float, float, float, float]:
+    """MRR@10, nDCG@10 (relevant or not), MAP@10 (over the lesser of 10 and the relevant) and recall@100."""
+    hits = [passage in relevant for passage in ranking]
+    places = [place for place, hit in enumerate(hits[:10], start=1) if hit]
+    most = min(10, len(relevant))
+    gain = sum(1 / np.log2(place + 1) for place in places)
+    ideal = sum(1 / np.log2(place + 1) for place in range(1, most + 1))
+    precision = sum(count / place for count, place in enumerate(places, start=1))
+    first = 1 / places[0] if places else 0.0
+    return first, gain / ideal, precision / most, sum(hits[:100]) / len(relevant)
+
+
+def intervals(values: NDArray[np.float64]) -> list[tuple[float, float, float]]:
+    """Mean and 95 % percentile interval over questions (rows) of each figure (column)."""
+    draws = np.random.default_rng(SEED).integers(0, len(values), (RESAMPLES, len(values)))
+    means = values[draws].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975], axis=0)
+    return [(float(m), float(a), float(b)) for m, a, b in zip(values.mean(axis=0), low, high, strict=True)]
+
+
+def best(scores: NDArray[Any], count: int) -> list[int]:
+    """Indices of the highest scores, best first."""
+    count = min(count, len(scores))
+    top = np.argpartition(-scores, count - 1)[:count]
+    return [int(index) for index in top[np.argsort(-scores[top], kind="stable")]]
+
+
+def fused(rankings: Iterable[Sequence[str]], constant: float = 60.0) -> list[str]:
+    """Reciprocal rank fusion (Cormack, Clarke and Büttcher 2009)."""
+    scores: dict[str, float] = defaultdict(float)
+    for ranking in rankings:
+        for place, passage in enumerate(ranking, start=1):
+            scores[passage] += 1 / (constant + place)
+    return sorted(scores, key=lambda passage: -scores[passage])

@@ -1,0 +1,151 @@
+"""Passages come in the order in which they answer, whatever the rankers before made of them."""
+
+import re
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from meditune.errors import DataError, ModelError
+from meditune.retrieve import knowledge, pipeline, titles
+from meditune.retrieve.rerank import Reranker
+from meditune.retrieve.synonyms import Synonyms, key, says
+from meditune.retrieve.title_vectors import TitleVectors
+
+
+@dataclass(frozen=True)
+class Piece:
+    id: str
+    title: str
+    text: str
+
+
+def embed(texts):
+    """Each word a direction of its own, the longer the rarer the word: nearness is shared words that say something."""
+    made = np.zeros((len(texts), 4096), dtype=np.float32)
+    for row, text in enumerate(texts):
+        for word in re.findall(r"[a-z]+", text.casefold()):
+            made[row, zlib.crc32(word.encode()) % 4096] += says(word)
+    return made / np.maximum(np.linalg.norm(made, axis=1, keepdims=True), 1e-9)
+
+
+PIECES = [
+    Piece(
+        "1", "What are the treatments for Shingles ?", "Antiviral medicines shorten an attack; creams ease the pain."
+    ),
+    Piece("2", "What causes Shingles ?", "The virus of chickenpox wakes up again in a nerve."),
+    Piece("3", "What are the treatments for Rickets ?", "Vitamin D and calcium; sometimes braces."),
+    Piece("4", "What are the treatments for Eczema ?", "Moisturizers and steroid creams ease itching."),
+    Piece("5", "What is (are) Toddler Health ?", "Toddlers need sleep and play; mothers worry about falls."),
+]
+MESSAGE = (
+    "Help\nHi, my mother is 80 and lives with a toddler, my nephew. She has shingels on her back since Friday. "
+    "What treatments are there for it?"
+)
+
+
+@pytest.fixture
+def reranker() -> Reranker:
+    return Reranker(
+        Synonyms.of_titles(piece.title for piece in PIECES),
+        TitleVectors.made([piece.title for piece in PIECES], embed),
+        embed,
+    )
+
+
+class Index:
+    """Two rankers that are both wrong, each in its way."""
+
+    def bm25(self, _query, k):
+        return [PIECES[number] for number in (4, 2, 3, 0, 1)][:k]
+
+    def vectors(self, _query, k):
+        return [PIECES[number] for number in (3, 4, 2, 1, 0)][:k]
+
+
+def test_the_answer_comes_before_its_topic_its_kind_and_the_story(reranker):
+    scores = reranker.score(MESSAGE, PIECES)
+    assert list(np.argsort(-scores)[:2]) == [0, 1]
+    assert scores.argmin() != 0
+    assert scores[0] > scores[2:].max()
+
+
+def test_scores_do_not_depend_on_the_order_of_passages(reranker):
+    there = reranker.score(MESSAGE, PIECES)
+    back = reranker.score(MESSAGE, PIECES[::-1])[::-1]
+    np.testing.assert_allclose(there, back)
+
+
+def test_passages_of_their_own_vectors_are_told_apart_by_them(reranker):
+    twins = [Piece("a", "Shingles", "One text."), Piece("b", "Shingles", "One text.")]
+    vectors = np.stack([np.zeros(4096, dtype=np.float32), embed([reranker.synonyms.corrected(MESSAGE)])[0]])
+    first, second = reranker.score(MESSAGE, twins)
+    assert first == pytest.approx(second)
+    first, second = reranker.score(MESSAGE, twins, vectors)
+    assert second > first
+
+
+def test_passages_without_a_title_and_no_passages_at_all(reranker):
+    untitled = [Piece("x", "", "Shingles is treated with antiviral medicines."), Piece("y", "", PIECES[3].text)]
+    scores = reranker.score(MESSAGE, untitled)
+    assert scores[0] > scores[1]
+    assert reranker.score(MESSAGE, []).shape == (0,)
+    assert reranker.score("", PIECES).shape == (5,)
+
+
+def test_the_pipeline_puts_the_answer_first_and_gives_each_passage_once(reranker):
+    found = pipeline.rank(MESSAGE, Index(), reranker, k=4)
+    assert [each.passage.id for each in found[:2]] == ["1", "2"]
+    assert len({each.passage.id for each in found}) == len(found) == 4
+    assert [each.score for each in found] == sorted((each.score for each in found), reverse=True)
+
+
+def test_the_pipeline_without_anything_found(reranker):
+    class Empty:
+        def bm25(self, _query, _k):
+            return []
+
+        vectors = bm25
+
+    assert pipeline.rank(MESSAGE, Empty(), reranker) == []
+
+
+def test_what_a_reranker_knows_is_stored_and_read_again(tmp_path):
+    folder = tmp_path / "reranker"
+    made = knowledge.make(folder, [piece.title for piece in PIECES], embed, "bag", [("Shingles", "Zoster")])
+    again = knowledge.load(folder, embed, "bag")
+    np.testing.assert_allclose(made.score(MESSAGE, PIECES), again.score(MESSAGE, PIECES), atol=0.02)
+    assert again.synonyms.find("zoster")[0].topic == "shingles"
+    with pytest.raises(ModelError, match="made with the embedding model bag, and other"):
+        knowledge.load(folder, embed, "other")
+    (folder / "titles.json").write_text("{", encoding="utf-8")
+    with pytest.raises(DataError, match=r"titles\.json"):
+        knowledge.load(folder, embed, "bag")
+    with pytest.raises(DataError, match="reranker"):
+        knowledge.load(tmp_path / "nothing", embed, "bag")
+
+
+@pytest.mark.real
+def test_liveqa_topics_are_found_under_medquads_names(real_data):
+    from meditune.data import liveqa
+    from meditune.data.rejects import Rejects
+    from meditune.retrieve.focus import focus
+    from meditune.retrieve.thesaurus import of_medquad
+
+    known = Synonyms(of_medquad(real_data / "medquad"))
+    train, _ = liveqa.official_split(list(liveqa.read(real_data / "liveqa", Rejects())))
+    asked = {each.question: {key(name) for name in each.meta["focus"]} for each in train}
+    named = {question: topics for question, topics in asked.items() if any(known.names(topic) for topic in topics)}
+    found = [
+        bool(topics & {name for each in focus(question, known).mentions for name in (each.name, *each.topics)})
+        for question, topics in named.items()
+    ]
+    assert len(found) > 200
+    assert np.mean(found) >= 0.9
+
+
+def test_titles_kinds_are_those_that_cues_know():
+    from meditune.retrieve import cues
+
+    assert set(cues.KINDS) <= set(titles.KINDS)
