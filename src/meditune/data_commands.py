@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -50,6 +51,13 @@ def push(
     typer.echo(f"Sent: {pushing.push(upload)}")
 
 
+class Engine(StrEnum):
+    """Where a stream's rows are looked at."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name or a YAML file.")]
 Overrides = Annotated[
     list[str] | None,
@@ -81,6 +89,16 @@ def audit(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the findings.")],
     overrides: Overrides = None,
+    stream: Annotated[
+        bool | None,
+        typer.Option(
+            "--stream/--no-stream", help="Read a file of your own in batches, however large; by its size if not given."
+        ),
+    ] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="Where a stream's rows are looked at: here, or on Ray.")
+    ] = Engine.LOCAL,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that look at a stream's rows.")] = 1,
 ) -> None:
     """Quality control alone: what each rule finds, as a table, a page and a ledger; no split is kept."""
     from meditune.data.quality.folder import audit_folder, recipe_for
@@ -88,7 +106,7 @@ def audit(
     from meditune.evaluate.report.quality import render_quality
     from meditune.terminal import console
 
-    quality = audit_folder(recipe_for(what, overrides or []), output)
+    quality = audit_folder(recipe_for(what, overrides or []), output, stream, engine.value, workers)
     page = render_quality(output)
     print_audit(quality, console())
     typer.echo(f"Page: {page.resolve()}")

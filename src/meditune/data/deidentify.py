@@ -55,6 +55,18 @@ class Findings:
             for field, span in spans
         ]
 
+    def join(self, other: Findings) -> None:
+        """Add what was counted elsewhere, without its places."""
+        for source in other._examples:
+            self._examples[source] += other._examples[source]
+            self._touched[source] += other._touched[source]
+            self._kinds.setdefault(source, Counter()).update(other._kinds[source])
+            self._by_kind.setdefault(source, Counter()).update(other._by_kind[source])
+
+    def forget_places(self) -> None:
+        """Keep the counts only."""
+        self._rows = []
+
     def facts(self) -> dict[str, Any]:
         """For `quality.json`: action, engine, and per source the examples, those with identifiers, and each kind."""
         return {
@@ -96,6 +108,12 @@ def deidentify(examples: Sequence[Example], spec: PhiSpec, findings: Findings, w
     source = examples[0].source
     label = f"Looking for identifiers in {source}"
     result = [_treated(example, spec, find, findings) for example in track(examples, label, unit="examples")]
+    judge(source, spec, findings, warn)
+    return result
+
+
+def judge(source: str, spec: PhiSpec, findings: Findings, warn: bool = True) -> None:
+    """Refuse, or warn of, what was found in a source; as `deidentify` does."""
     said = findings.sentence(source)
     if said and spec.action == "refuse":
         raise DataError(
@@ -109,7 +127,14 @@ def deidentify(examples: Sequence[Example], spec: PhiSpec, findings: Findings, w
             "them by heart. To mask them: --set data.phi.action=mask. To see where they are: meditune data phi.\n",
             file=sys.stderr,
         )
-    return result
+
+
+def treated(examples: Sequence[Example], spec: PhiSpec, findings: Findings) -> list[Example]:
+    """Some of a source's examples as `spec` wants them, before it is judged by all of them."""
+    if spec.action == "off":
+        return list(examples)
+    find = engine(spec.engine)
+    return [_treated(example, spec, find, findings) for example in examples]
 
 
 def cleaner(spec: PhiSpec) -> Callable[[str], str]:

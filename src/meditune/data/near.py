@@ -137,16 +137,40 @@ class Questions:
     the words that two have in common, so does another letter, unless the row's own text spells it as the other does.
     """
 
-    def __init__(self, questions: Iterable[str]) -> None:
-        self._holders: dict[str, set[int]] = {}
-        for number, said in enumerate({frozenset(words(question)) for question in questions}):
-            for word in said:
-                self._holders.setdefault(word, set()).add(number)
-        self._templates: dict[frozenset[str], bool] = {}
+    def __init__(self, questions: Iterable[str], pairs: Iterable[tuple[str, str]]) -> None:
+        """`questions` are all that were asked, of those with the same words one; they are gone through twice.
+
+        `pairs` are those that may be compared; memory grows with them only.
+        """
+        self._fillings: Counter[frozenset[str]] = Counter()
+        about: set[str] = set()
+        for pair in pairs:
+            mine, yours = map(_asked, pair)
+            if mine != yours:
+                self._fillings[frozenset(mine) & frozenset(yours)] = 0
+                about |= {*mine, *yours}
+        self._holders: Counter[str] = Counter()
+        if about:
+            for question in questions:
+                self._holders.update(about.intersection(words(question)))
+        self._count(questions)
+
+    def _count(self, questions: Iterable[str]) -> None:
+        """How many questions hold each set of words that two have in common; beyond FILLINGS it doesn't matter."""
+        by_rarest: dict[str, set[frozenset[str]]] = {}
+        for kept in self._fillings:
+            if kept:
+                by_rarest.setdefault(min(kept, key=lambda word: (self._holders[word], word)), set()).add(kept)
+        for question in questions if by_rarest else ():
+            said = frozenset(words(question))
+            for word in said & by_rarest.keys():
+                held = {kept for kept in by_rarest[word] if kept <= said}
+                self._fillings.update(held)
+                by_rarest[word] -= {kept for kept in held if self._fillings[kept] > FILLINGS}
 
     def same(self, first: str, second: str, texts: tuple[str, str], has_context: bool) -> bool:
         """Whether they ask the same; `texts` are what stands beside each, context and answer."""
-        mine, yours = ([word for word in _worded(text) if word not in _FILLERS] for text in (first, second))
+        mine, yours = map(_asked, (first, second))
         if mine == yours:
             return True
         change = _change(mine, yours)
@@ -174,13 +198,10 @@ class Questions:
 
     def _is_odd(self, word: str, other: str) -> bool:
         """Whether a word is in one question only, and the other in more."""
-        return len(self._holders.get(word, ())) == 1 < len(self._holders.get(other, ()))
+        return self._holders[word] == 1 < self._holders[other]
 
     def _is_template(self, kept: frozenset[str]) -> bool:
-        if kept not in self._templates:
-            holders = sorted((self._holders.get(word, set()) for word in kept), key=len)
-            self._templates[kept] = not holders or len(set.intersection(*holders)) > FILLINGS
-        return self._templates[kept]
+        return not kept or self._fillings[kept] > FILLINGS
 
 
 def same_facts(first: str, second: str) -> bool:
@@ -323,6 +344,10 @@ def _unshared(first: Sequence[str], second: Sequence[str]) -> Iterator[str]:
 @lru_cache(maxsize=1 << 16)
 def _worded(text: str) -> tuple[str, ...]:
     return tuple(words(text))
+
+
+def _asked(question: str) -> list[str]:
+    return [word for word in _worded(question) if word not in _FILLERS]
 
 
 def _one_slip(first: str, second: str) -> bool:

@@ -73,20 +73,33 @@ class Audit:
         kept = {name: [e for e in examples if e.id not in gone] for name, examples in splits.named().items()}
         return replace(splits, train=kept["train"], dev=kept["dev"], test=kept["test"])
 
+    def take(self, row: dict[str, str | None], shown: dict[str, str] | None) -> None:
+        """Write down an entry that was made elsewhere, as the ledger's row and as it is shown.
+
+        What it did to rows is then counted elsewhere, too: `facts` is told.
+        """
+        self.ledger.add_row(row)
+        here = self._shown[str(row["rule"])]
+        if shown is not None and len(here) < EXAMPLES:
+            here.append(shown)
+
     def note(self, entries: Iterable[Entry]) -> None:
         """Write down what wasn't a rule's doing."""
         for entry in entries:
             self._note(entry)
 
-    def facts(self) -> dict[str, Any]:
-        """What quality.json holds of it: rows, and for each rule its meaning, action, counts, share and examples."""
+    def facts(self, dropped: int | None = None, changed: int | None = None) -> dict[str, Any]:
+        """What quality.json holds of it: rows, and for each rule its meaning, action, counts, share and examples.
+
+        `dropped` and `changed` are the rows of which that is so, where not all entries were noted here.
+        """
         found: dict[str, Counter[str]] = defaultdict(Counter)
         for (rule, action), count in self.ledger.counts.items():
             found[rule][action] += count
         return {
             "rows": self.read,
-            "dropped": len(self._dropped),
-            "changed": len(self._changed - self._dropped),
+            "dropped": len(self._dropped) if dropped is None else dropped,
+            "changed": len(self._changed - self._dropped) if changed is None else changed,
             "rules": {
                 name: {
                     "meaning": rules.MEANING[name],
@@ -123,9 +136,16 @@ class Audit:
         )
         ranked = [examples[at] for at in order]
         found = duplicates.pairs(ranked)
+        self.pairs = [
+            (ranked[pair.first].id, ranked[pair.again].id, pair) for pair in found if pair.alike >= self.spec.alike
+        ]
+        out = {ranked[index].id for index in self.repeats(ranked, found)}
+        return [example for example in examples if example.id not in out]
+
+    def repeats(self, ranked: Sequence[Example], found: Sequence[Pair]) -> set[int]:
+        """Rows, as indices, that go because an earlier one says the same; those that stay anyway come first."""
         self.thresholds = duplicates.by_threshold(found)
         alike = [pair for pair in found if pair.alike >= self.spec.alike]
-        self.pairs = [(ranked[pair.first].id, ranked[pair.again].id, pair) for pair in alike]
         gone: dict[int, Pair] = {}
         for again, pairs in groupby(alike, key=lambda pair: pair.again):
             if (chosen := self._chosen(list(pairs), gone, ranked)) is not None:
@@ -133,8 +153,7 @@ class Audit:
                 detail = f"{_how(pair)} as {ranked[pair.first].id}"
                 if self._leave_out(rule, getattr(self.spec.rules, rule), ranked[again], detail):
                     gone[again] = pair
-        out = {ranked[index].id for index in gone}
-        return [example for example in examples if example.id not in out]
+        return set(gone)
 
     def _chosen(
         self, pairs: Sequence[Pair], gone: Mapping[int, Pair], ranked: Sequence[Example]
@@ -156,25 +175,33 @@ class Audit:
         return max(staying, key=lambda each: each[:2])[2:] if staying else None
 
     def _repeated(self, examples: list[Example]) -> list[Example]:
-        action = self.spec.rules.repeated_question
-        if action == "off":
+        if self.spec.rules.repeated_question == "off":
             return examples
-        result = {example.id: example for example in examples}
-        for first, again in duplicates.repeated(examples):
-            here, there = result[examples[again].id], result[examples[first].id]
+        changed, gone = self.asked_again(examples, duplicates.repeated(examples))
+        return [changed.get(at, example) for at, example in enumerate(examples) if at not in gone]
+
+    def asked_again(
+        self, examples: Sequence[Example], found: Iterable[tuple[int, int]]
+    ) -> tuple[dict[int, Example], set[int]]:
+        """What becomes of rows whose question was asked before: those that change, and those that go, by index."""
+        action = self.spec.rules.repeated_question
+        changed: dict[int, Example] = {}
+        gone: set[int] = set()
+        for first, again in found:
+            here, there = examples[again], changed.get(first, examples[first])
             detail = f"the question of {there.id}"
             if action == "keep" or self._stays(here) or (action == "merge" and self._stays(there)):
                 self._note(Entry("repeated_question", "flag", here, here, detail))
             elif action == "group":
                 if (moved := here.model_copy(update={"group": there.group})) != here:
-                    result[here.id] = moved
+                    changed[again] = moved
                     self._note(Entry("repeated_question", "group", here, moved, detail))
             else:
                 self._note(Entry("repeated_question", "merge", here, None, detail))
                 references = [*(there.meta.get("references") or []), *here.references()]
-                result[there.id] = there.model_copy(update={"meta": there.meta | {"references": references}})
-                del result[here.id]
-        return list(result.values())
+                changed[first] = there.model_copy(update={"meta": there.meta | {"references": references}})
+                gone.add(again)
+        return changed, gone
 
     def _leave_out(self, rule: str, action: str, example: Example, detail: str) -> bool:
         """Note a row of which another says the same; whether it is left out."""
@@ -198,7 +225,7 @@ class Audit:
             self._changed.add(entry.before.id)
         shown = self._shown[entry.rule]
         if len(shown) < EXAMPLES:
-            shown.append(_example(entry))
+            shown.append(shown_as(entry))
 
     def _stays(self, example: Example) -> bool:
         return self._is_test(example) or self._kept(example)
@@ -214,7 +241,7 @@ def _how(pair: Pair) -> str:
     return "says the same" if pair.exact else f"says nearly the same ({pair.alike:.2f})"
 
 
-def _example(entry: Entry) -> dict[str, str]:
+def shown_as(entry: Entry) -> dict[str, str]:
     """A row as it is shown; of restricted data its id only."""
     here, there = entry.before, entry.after
     if is_restricted(here):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from meditune.data.example import Example
-from meditune.data.near import Questions, same_facts
-from meditune.data.quality import minhash
+from meditune.data.near import Questions, same_facts, words
+from meditune.data.quality import buckets, minhash
+from meditune.data.quality.minhash import Hashes, Signed, Texts
 from meditune.data.splits import context_key, question_key
 from meditune.progress import track
 
@@ -23,7 +26,41 @@ ANSWERS_ALIKE = 0.5
 """Least Jaccard index of the answers alone: a long question or context may not outweigh that these differ."""
 
 
+Key = tuple[int, int]
+"""A digest of 128 bits, so that no two different texts have the same"""
+Keys = NDArray[np.uint64]
+"""(rows, 2)"""
+Sign = Callable[[Callable[[Texts], Signed], Iterable[Texts]], Iterable[Signed]]
+"""Applies the function to each, in order, as `map` does; elsewhere, if it likes"""
+
+
 @dataclass(frozen=True)
+class Marks:
+    """What is kept of a row to compare it, beside the row itself."""
+
+    content: Key
+    """Question, context, answer and decision, letter case and punctuation aside"""
+    asked: Key
+    """Question and context, so"""
+    wording: Key
+    """The question's words"""
+    shingles: Hashes
+
+
+class Rows(Protocol):
+    """Rows to compare, wherever they are: what is kept of all, and each row when it is asked for."""
+
+    contents: Keys
+    wordings: Keys
+    shingles: Sequence[Hashes]
+    examples: Sequence[Example]
+
+    def questions(self, rows: NDArray[np.int64]) -> Iterator[str]:
+        """Those rows' questions."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Pair:
     """Two rows, as indices, of which the second says what the first says."""
 
@@ -34,6 +71,20 @@ class Pair:
     exact: bool = False
 
 
+class InMemory:
+    """Rows that are all here."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        made = [marks(example) for example in track(examples, "Comparing rows", unit="rows")]
+        self.examples = examples
+        self.shingles: Sequence[Hashes] = [each.shingles for each in made]
+        self.contents, self.wordings = keys(each.content for each in made), keys(each.wording for each in made)
+
+    def questions(self, rows: NDArray[np.int64]) -> Iterator[str]:
+        """Those rows' questions."""
+        return (self.examples[index].question for index in rows)
+
+
 def pairs(examples: Sequence[Example]) -> list[Pair]:
     """Every pair of rows that say the same, or nearly (from the lowest of THRESHOLDS on), the earlier row first.
 
@@ -41,20 +92,27 @@ def pairs(examples: Sequence[Example]) -> list[Pair]:
     negations agree, and that share that part of their words and word pairs. Of rows that say exactly the same, each is
     paired with the first only, and only that one is compared with others.
     """
-    first: dict[tuple[str, ...], int] = {}
-    found, alone = [], []
-    for index, example in enumerate(examples):
-        there = first.setdefault(_content(example), index)
-        if there == index:
-            alone.append(index)
-        else:
-            found.append(Pair(there, index, 1.0, exact=True))
-    asked = Questions(examples[index].question for index in alone)
-    hashed = [minhash.shingles(text_of(examples[index])) for index in track(alone, "Comparing rows", unit="rows")]
-    for one, two in minhash.near(hashed, THRESHOLDS[0]):
+    return pairs_among(InMemory(examples))
+
+
+def pairs_among(rows: Rows, sign: Sign = map, folder: Path | None = None) -> list[Pair]:
+    """As `pairs`, of rows that needn't be in memory; `folder` takes unnamed files."""
+    first = firsts(rows.contents)
+    alone = np.flatnonzero(first == np.arange(len(first)))
+    found = [Pair(int(first[at]), int(at), 1.0, exact=True) for at in np.flatnonzero(first != np.arange(len(first)))]
+    hashed = Chosen(rows.shingles, alone)
+    signed = sign(minhash.sign, minhash.to_sign(hashed))
+    likely = []
+    near = buckets.near(signed, len(alone), THRESHOLDS[0], folder)
+    for one, two in track(near, "Comparing rows that look alike", unit="pairs"):
         alike = minhash.jaccard(hashed[one], hashed[two])
-        if alike >= THRESHOLDS[0] and _same(examples[alone[one]], examples[alone[two]], asked):
-            found.append(Pair(alone[one], alone[two], alike))
+        if alike >= THRESHOLDS[0]:
+            likely.append(Pair(int(alone[one]), int(alone[two]), alike))
+    asked = Questions(
+        _Questions(rows, alone[firsts(rows.wordings[alone]) == np.arange(len(alone))]),
+        ((rows.examples[pair.first].question, rows.examples[pair.again].question) for pair in likely),
+    )
+    found += [pair for pair in likely if _same(rows.examples[pair.first], rows.examples[pair.again], asked)]
     return sorted(found, key=lambda pair: (pair.again, pair.first))
 
 
@@ -68,13 +126,59 @@ def repeated(examples: Sequence[Example]) -> list[tuple[int, int]]:
     """(first row, later row) of each question that is asked again about the same context, letter case and punctuation
     aside.
     """
-    seen: dict[tuple[str, str], int] = {}
-    found = []
-    for index, example in enumerate(examples):
-        there = seen.setdefault((question_key(example.question), context_key(example)), index)
-        if there != index:
-            found.append((there, index))
-    return found
+    return repeated_among(keys(_asked(example) for example in examples))
+
+
+def repeated_among(asked: Keys) -> list[tuple[int, int]]:
+    """As `repeated`, of the rows' Marks.asked."""
+    first = firsts(asked)
+    return [(int(first[at]), int(at)) for at in np.flatnonzero(first != np.arange(len(first)))]
+
+
+def marks(example: Example) -> Marks:
+    """What is kept of a row to compare it."""
+    wording = _digest(*sorted(set(words(example.question))))
+    return Marks(_content(example), _asked(example), wording, minhash.shingles(text_of(example)))
+
+
+def keys(found: Iterable[Key]) -> Keys:
+    """Digests as an array."""
+    return np.array(list(found), np.uint64).reshape(-1, 2)
+
+
+def firsts(found: Keys) -> NDArray[np.int64]:
+    """For each row the first one with the same key: itself, or an earlier one."""
+    order = np.lexsort((found[:, 1], found[:, 0]))
+    said = found[order]
+    begins = np.ones(len(said), bool)
+    begins[1:] = (said[1:] != said[:-1]).any(axis=1)
+    first = np.empty(len(said), np.int64)
+    first[order] = order[np.maximum.accumulate(np.where(begins, np.arange(len(said)), 0))]
+    return first
+
+
+class Chosen(Sequence[Any]):
+    """Some items of a sequence, in an order of their own, each fetched when it is asked for."""
+
+    def __init__(self, items: Sequence[Any], chosen: NDArray[np.int64]) -> None:
+        self._items, self._chosen = items, chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self._items[int(self._chosen[at])]
+
+
+@dataclass(frozen=True)
+class _Questions:
+    """The questions of some rows, as often as they are asked for."""
+
+    rows: Rows
+    chosen: NDArray[np.int64]
+
+    def __iter__(self) -> Iterator[str]:
+        return self.rows.questions(self.chosen)
 
 
 def text_of(example: Example) -> str:
@@ -82,9 +186,22 @@ def text_of(example: Example) -> str:
     return " ".join([example.question, *(passage.text for passage in example.context), example.answer])
 
 
-def _content(example: Example) -> tuple[str, ...]:
+def _content(example: Example) -> Key:
     asked, answer = question_key(example.question), question_key(example.answer)
-    return asked, context_key(example), answer, example.decision or ""
+    return _digest(asked, context_key(example), answer, example.decision or "")
+
+
+def _asked(example: Example) -> Key:
+    return _digest(question_key(example.question), context_key(example))
+
+
+def _digest(*texts: str) -> Key:
+    made = hashlib.blake2b(digest_size=16)
+    for text in texts:
+        said = text.encode("utf-8", "surrogatepass")
+        made.update(len(said).to_bytes(8, "little") + said)
+    whole = int.from_bytes(made.digest(), "little")
+    return whole >> 64, whole & 0xFFFFFFFFFFFFFFFF
 
 
 def _same(one: Example, two: Example, asked: Questions) -> bool:

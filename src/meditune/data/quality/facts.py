@@ -28,11 +28,13 @@ def facts(splits: Splits, read: dict[str, dict[str, Any]], dropped: dict[str, in
         "shared": shared(splits),
         "splits": {name: _facts(examples) for name, examples in splits.named().items()},
         "lengths": {
-            "question": {"words": _histogram([len(example.question.split()) for example in everything])},
+            "question": {"words": histogram(Counter(len(example.question.split()) for example in everything))},
             "context": {
-                "words": _histogram([sum(len(p.text.split()) for p in example.context) for example in everything])
+                "words": histogram(Counter(sum(len(p.text.split()) for p in example.context) for example in everything))
             },
-            "answer": {"words": _histogram([len(example.answer.split()) for example in everything if example.answer])},
+            "answer": {
+                "words": histogram(Counter(len(example.answer.split()) for example in everything if example.answer))
+            },
         },
         "diversity": diversity(splits),
     }
@@ -73,13 +75,15 @@ def _facts(examples: Sequence[Example]) -> dict[str, Any]:
     }
 
 
-def _histogram(values: Sequence[int]) -> list[dict[str, int]]:
-    """Up to BINS bins of equal width: {"from", "to" (not included), "count"}."""
+def histogram(values: Counter[int]) -> list[dict[str, int]]:
+    """Up to BINS bins of equal width: {"from", "to" (not included), "count"}; `values` says how often each comes."""
     if not values:
         return []
     low, high = min(values), max(values)
     width = max(1, -(-(high - low + 1) // BINS))
-    counts = Counter((value - low) // width for value in values)
+    counts: Counter[int] = Counter()
+    for value, times in values.items():
+        counts[(value - low) // width] += times
     return [
         {"from": low + slot * width, "to": low + (slot + 1) * width, "count": counts[slot]}
         for slot in range(max(counts) + 1)

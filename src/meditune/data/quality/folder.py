@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from meditune.data.deidentify import Findings, cleaner
+from meditune.data.own import SOURCE
 from meditune.data.prepare import checked_rows, split_rows
+from meditune.data.quality.engines import Name
 from meditune.data.quality.facts import facts
 from meditune.data.quality.ledger import FILE_NAME as LEDGER
+from meditune.data.quality.stream import stream_folder
 from meditune.data.reading import available, read_sources
 from meditune.data.rejects import Rejects
 from meditune.data.splits import Splits
-from meditune.data.tables import FORMATS
+from meditune.data.tables import FORMATS, text_bytes
 from meditune.errors import DataError, MedituneError
 from meditune.files import replacing_folder, write_json
 from meditune.recipe import Recipe
 from meditune.recipes.loading import load_recipe
 
 PAGE = "audit.html"
+STREAM_BYTES = 100_000_000
+"""From this size of its text on, a file is read as a stream: in memory it would take some twenty times as much."""
 
 
 def recipe_for(what: str, overrides: Sequence[str]) -> Recipe:
@@ -33,16 +39,25 @@ def recipe_for(what: str, overrides: Sequence[str]) -> Recipe:
     return load_recipe("quickstart", [*own, *fixed, *overrides]).recipe
 
 
-def audit_folder(recipe: Recipe, folder: Path) -> dict[str, Any]:
+def audit_folder(
+    recipe: Recipe, folder: Path, stream: bool | None = None, engine: Name = "local", workers: int = 1
+) -> dict[str, Any]:
     """Leave quality.json, ledger.parquet and rejected.jsonl in `folder`, whole or not at all; returns the first.
 
-    Where the rows are too few to be split, it says why and has no splits. Raises MedituneError where the folder holds
+    Where the rows are too few to be split, it says why and has no splits. With `stream`, or an engine, the rows needn't
+    fit into memory (stream.py); None leaves the choice to the file's size. Raises MedituneError where the folder holds
     something else, and DataError where nothing can be read.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / PAGE).is_file():
         raise MedituneError(
             f"{folder} is there already and holds something else. Choose another --output, or remove it."
         )
+    if stream is None:
+        stream = engine != "local" or _is_large(recipe)
+    if stream:
+        return stream_folder(recipe, folder, engine, workers)
+    if engine != "local":
+        raise MedituneError("--engine ray reads its rows as a stream: leave --no-stream out.")
     spec, synthetic = available(recipe.data)
     rejects, phi = Rejects(cleaner(spec.phi)), Findings(spec.phi)
     by_source, read = read_sources(spec, recipe.seed, rejects, phi)
@@ -66,3 +81,19 @@ def audit_folder(recipe: Recipe, folder: Path) -> dict[str, Any]:
         audit.ledger.write(partial / LEDGER)
         rejects.write(partial / "rejected.jsonl")
     return quality
+
+
+def _is_large(recipe: Recipe) -> bool:
+    """Whether the recipe's one source is a file of the user's own that had better be read as a stream; says so."""
+    sources = recipe.data.sources
+    path = Path(sources[0].path or "")
+    if len(sources) != 1 or sources[0].name != SOURCE or sources[0].limit is not None or not path.is_file():
+        return False
+    size = text_bytes(path)
+    if size >= STREAM_BYTES:
+        print(
+            f"{path}: {size / 1e6:,.0f} MB of text, so it is read as a stream: rows are looked at and compared, and "
+            "what is left is written, but no splits are made. To read it into memory all the same: --no-stream.",
+            file=sys.stderr,
+        )
+    return size >= STREAM_BYTES

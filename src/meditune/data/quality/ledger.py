@@ -51,17 +51,22 @@ class Entry:
 class Ledger:
     """Collects entries. They wait in an unnamed temporary file, a thousand at a time, so memory stays small."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
+        """`folder` takes that file; without it, it lies where temporary files go."""
         self.counts: Counter[tuple[str, str]] = Counter()
         """(rule, action) -> rows"""
         self._waiting: list[dict[str, str | None]] = []
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as this object)
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (lives as long as this object)
         self._writer: Any = None
 
     def add(self, entry: Entry) -> None:
         """Note one entry."""
-        self.counts[entry.rule, entry.action] += 1
-        self._waiting.append(entry.row())
+        self.add_row(entry.row())
+
+    def add_row(self, row: dict[str, str | None]) -> None:
+        """Note one entry that was written out as a row already."""
+        self.counts[str(row["rule"]), str(row["action"])] += 1
+        self._waiting.append(row)
         if len(self._waiting) >= TOGETHER:
             self._flush()
 

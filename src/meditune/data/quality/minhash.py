@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -23,16 +24,14 @@ PERMUTATIONS = 126
 ROWS = 3
 """Values in a band: with 42 bands, two texts of Jaccard index 0.7 share one in all but one of ten million cases, of 0.5
 in all but 4 of 1,000."""
-SLACK = 0.14
-"""Three standard errors of an estimate from 126 values: pairs that look so much less alike aren't compared exactly."""
-COMMON = 50
-"""A shingle that more rows have belongs to a form that they fill."""
+BANDS = PERMUTATIONS // ROWS
 LEAST_OWN, ENOUGH_OWN = 3, 8
 """Shingles of its own that a row needs to be compared by them, and from which on that is enough."""
+COMMON, MOST_COMMON = 50, 250
+"""A shingle that more rows have belongs to a form that they fill: the first for few rows, one row in 400 up to the
+second. Without this limit the pairs of rows that fill one form would grow as the square of the rows."""
 SLOTS = 22
 """Bits of the table in which shingles are counted."""
-BLOCK = 200_000
-"""Pairs looked at together."""
 TEXTS = 256
 """Texts whose signatures are made together."""
 
@@ -50,28 +49,66 @@ def shingles(text: str) -> Hashes:
     return np.unique(np.concatenate([said, _mixed(said[:-1] * np.uint64(0x9E3779B97F4A7C15) + said[1:])]))
 
 
-def near(rows: Sequence[Hashes], least: float) -> Iterator[tuple[int, int]]:
-    """Pairs of rows, the smaller first, whose Jaccard index may be `least` or more; each pair once.
+def jaccard(first: Hashes, second: Hashes) -> float:
+    """Shared shingles as a share of all; 0 for two empty texts."""
+    shared = len(np.intersect1d(first, second, assume_unique=True))
+    return shared / max(len(first) + len(second) - shared, 1)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Shingles of some rows that are signed together, one after the other, so that they travel as two arrays."""
+
+    kind: str
+    members: NDArray[np.int64]
+    """Their rows"""
+    joined: Hashes
+    lengths: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Signed:
+    """What is kept of rows to find those that are alike."""
+
+    kind: str
+    members: NDArray[np.int64]
+    keys: Hashes
+    """(rows, BANDS): a number for each band"""
+    low: NDArray[np.uint8]
+    """(rows, PERMUTATIONS): the last eight bits of each value, which agree by chance in one case of 256"""
+
+
+def sign(texts: Texts) -> Signed:
+    """The signatures of some rows, shortened."""
+    made = signatures(np.split(texts.joined, np.cumsum(texts.lengths)[:-1]))
+    bands = made.reshape(len(made), BANDS, ROWS).astype(np.uint64)
+    keys = _mixed((bands[:, :, 0] << np.uint64(32) | bands[:, :, 1]) ^ _mixed(bands[:, :, 2]))
+    return Signed(texts.kind, texts.members, keys, made.astype(np.uint8))
+
+
+def to_sign(rows: Sequence[Hashes]) -> Iterator[Texts]:
+    """The shingles by which rows are compared, TEXTS rows at a time: of kind "own", or "all" (some rows are in both).
 
     Rows are compared by the shingles that few of them have, because thousands that answer from one form ("The Human
     Phenotype Ontology provides the following list ...") would else all be compared with each other. Rows with hardly
     any of their own are also compared by all they have.
     """
-    counts = np.zeros(1 << SLOTS, np.int64)
-    slots = [(row >> np.uint64(64 - SLOTS)).astype(np.int64) for row in rows]
-    for slot in slots:
-        counts[slot] += 1  # each shingle of a row comes once; two in one slot count as one
-    most = max(COMMON, len(rows) // 400)
-    own = [row[counts[slot] <= most] for row, slot in zip(rows, slots, strict=True)]
-    by_own = np.array([at for at, row in enumerate(own) if len(row) >= LEAST_OWN], np.int64)
-    by_all = np.array([at for at, row in enumerate(own) if len(row) < ENOUGH_OWN], np.int64)
-    seen: set[tuple[int, int]] = set()
-    for members, used in ((by_own, own), (by_all, rows)):
-        made = signatures([used[at] for at in members])
-        for block in candidates(made, least):
-            new = {(int(one), int(two)) for one, two in members[block]} - seen
-            seen |= new
-            yield from sorted(new)
+    counts = np.zeros(1 << SLOTS, np.int32)
+    for row in rows:
+        counts[_slots(row)] += 1  # each shingle of a row comes once; two in one slot count as one
+    most = max(COMMON, min(MOST_COMMON, len(rows) // 400))
+    waiting: dict[str, list[tuple[int, Hashes]]] = {"own": [], "all": []}
+    for at, row in enumerate(rows):
+        own = row[counts[_slots(row)] <= most]
+        if len(own) >= LEAST_OWN:
+            waiting["own"].append((at, own))
+        if len(own) < ENOUGH_OWN:
+            waiting["all"].append((at, row))
+        for kind, some in waiting.items():
+            if len(some) == TEXTS:
+                yield _together(kind, some)
+                waiting[kind] = []
+    yield from (_together(kind, some) for kind, some in waiting.items() if some)
 
 
 def signatures(rows: Sequence[Hashes]) -> Signatures:
@@ -92,48 +129,13 @@ def signatures(rows: Sequence[Hashes]) -> Signatures:
     return made
 
 
-def candidates(made: Signatures, least: float) -> Iterator[NDArray[np.int64]]:
-    """(pairs, 2) of rows, the smaller first, that share a band and look about as alike as `least`; each pair once."""
-    seen = np.empty(0, np.int64)
-    count = np.int64(len(made))
-    for start in range(0, PERMUTATIONS, ROWS):
-        band = made[:, start : start + ROWS].astype(np.uint64)
-        keys = _mixed((band[:, 0] << np.uint64(32) | band[:, 1]) ^ _mixed(band[:, 2]))
-        found = []
-        for pairs in _within_buckets(keys):
-            agreed = (made[pairs[:, 0]] == made[pairs[:, 1]]).mean(axis=1)
-            near = pairs[agreed >= least - SLACK]
-            found.append(near[:, 0] * count + near[:, 1])
-        new = np.setdiff1d(np.concatenate(found), seen) if found else np.empty(0, np.int64)
-        seen = np.union1d(seen, new)
-        for at in range(0, len(new), BLOCK):
-            numbers = new[at : at + BLOCK]
-            yield np.stack([numbers // count, numbers % count], axis=1)
+def _together(kind: str, some: list[tuple[int, Hashes]]) -> Texts:
+    members = np.array([at for at, _ in some], np.int64)
+    return Texts(kind, members, np.concatenate([row for _, row in some]), np.array([len(row) for _, row in some]))
 
 
-def jaccard(first: Hashes, second: Hashes) -> float:
-    """Shared shingles as a share of all; 0 for two empty texts."""
-    shared = len(np.intersect1d(first, second, assume_unique=True))
-    return shared / max(len(first) + len(second) - shared, 1)
-
-
-def _within_buckets(keys: Hashes) -> Iterator[NDArray[np.int64]]:
-    """Pairs of rows with the same key, the smaller first, at most about BLOCK at a time."""
-    order = np.argsort(keys, kind="stable")
-    said = keys[order]
-    ends = np.flatnonzero(np.append(said[1:] != said[:-1], True)) + 1
-    starts = np.append(0, ends[:-1])
-    waiting, size = [], 0
-    for start, end in zip(starts[ends - starts > 1], ends[ends - starts > 1], strict=True):
-        members = order[start:end]
-        for at in range(len(members) - 1):
-            waiting.append(np.stack([np.full(len(members) - at - 1, members[at]), members[at + 1 :]], axis=1))
-            size += len(members) - at - 1
-            if size >= BLOCK:
-                yield np.concatenate(waiting)
-                waiting, size = [], 0
-    if waiting:
-        yield np.concatenate(waiting)
+def _slots(row: Hashes) -> NDArray[np.int64]:
+    return (row >> np.uint64(64 - SLOTS)).astype(np.int64)
 
 
 @lru_cache(maxsize=1 << 20)
