@@ -103,6 +103,7 @@ def test_the_rows_that_are_left_are_written_in_order(tmp_path):
     assert quality["stream"] == {"engine": "local", "workers": 2, "rows": len(left)}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray isn't installed")
 def test_ray_finds_the_same(tmp_path):
     path = jsonl(tmp_path / "mine.jsonl", planted(60))
@@ -136,11 +137,11 @@ def test_the_command_streams_a_large_file_by_itself(tmp_path, monkeypatch):
 
 
 def test_rows_that_all_say_nearly_the_same_cost_no_square():
-    """3,000 rewrites of one text have 4.5 million pairs; each row still meets one that came before it."""
+    """1,500 rewrites of one text have over a million pairs; each row still meets one that came before it."""
     chance = np.random.default_rng(3)
     form = minhash.shingles(ANSWER * 2)
-    rows = [np.unique(np.append(form, chance.integers(0, 2**63, 3, np.uint64))) for _ in range(3000)]
+    rows = [np.unique(np.append(form, chance.integers(0, 2**63, 3, np.uint64))) for _ in range(1500)]
     pairs = buckets.near(map(minhash.sign, minhash.to_sign(rows)), len(rows), 0.5)
-    assert len(pairs) < len(rows) * buckets.WINDOW * 12
+    assert len(pairs) < len(rows) * buckets.WINDOW * 6
     assert set(pairs[:, 1]) == set(range(1, len(rows)))
     assert (pairs[:, 0] < pairs[:, 1]).all()
