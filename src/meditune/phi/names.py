@@ -58,7 +58,7 @@ def find(view: View) -> Iterator[Span]:
     """Names of people."""
     found = [*_written_large(view), *_signatures(view), *_written_small(view)]
     yield from found
-    yield from _again(view, found)
+    yield from again(view, found)
 
 
 def _written_large(view: View) -> Iterator[Span]:
@@ -245,7 +245,7 @@ def _written_small(view: View) -> Iterator[Span]:
         yield name
 
 
-def _again(view: View, found: list[Span]) -> Iterator[Span]:
+def again(view: View, found: list[Span]) -> Iterator[Span]:
     """The words of the found names wherever else they stand."""
     known = {
         stem(piece[0])
