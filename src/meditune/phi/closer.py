@@ -32,6 +32,7 @@ _DATES = re.compile(
     r"(?:[ ,./-]{0,2}(?:(?:19|20)\d\d|['’]?\d\d(?![\d:])))?"
     rf"|{_ANY_MONTH}\.?[ ./-]{{1,2}}(?:the )?{_NTH}(?!\d|:\d)(?:[ ,./-]{{1,2}}(?:19|20)?\d\d(?![\d:]))?"
     rf"|(?:(?:19|20)\d\d[ ,./-]{{1,2}})?(?:{_MONTHS})(?![a-z]|['’ ][A-Z][a-z])(?:,? ['’]?\d\d(?!\d|:))?"
+    r"|(?:Jan|Feb|Apr|Aug|Sept?|Oct|Nov|Dec)\.?(?=[,;)\n]|\.?$|\. )"
     r"|(?:19|20)\d\d[/-](?:0[1-9]|1[0-2])"
     r"|(?:0?[1-9]|[12]\d|3[01])\.(?:0?[1-9]|1[0-2])\.(?:(?:19|20)\d\d|\d\d)\.?"
     r"|(?:0?[1-9]|1[0-2])[-.](?:19|20)\d\d"
@@ -65,12 +66,13 @@ _ENDINGS = (
     r"Nursing (?:Home|Facility)|Care Home|Medical (?:Cent(?:er|re)|Group|Practice|Associates|Pavilion|Campus)|"
     r"(?:Health|Cancer|Surgical|Trauma|Imaging|Dialysis|Birth|Wellness|Heart|Day|Treatment|Memorial|Regional|"
     r"Children['’]s) Cent(?:er|re)|Memorial|General|Regional|NHS(?: Foundation)? Trust|Lodge|Manor|Pharmacy|"
-    r"Laborator(?:y|ies)|Living|Senior Living|Villas?|Sanatorium|Hall|Pavilion|Institute|Urgent Care|Radiology|Imaging)"
+    r"Laborator(?:y|ies)|Living|Senior Living|Villas?|Sanatorium|Pavilion|Institute|Urgent Care|Radiology|Imaging)"
 )
 _HOUSE = re.compile(
     rf"(?<![A-Za-z])((?:(?:[A-Z][A-Za-z'’.-]{{1,20}}|of|the|and|&) ){{0,4}}?[A-Z][A-Za-z'’.-]{{1,20}}) "
     rf"{_ENDINGS}(?![a-z]|[ -](?:[Nn]urse|exam))(?: of [A-Z][a-z]+)?"
 )
+_WHERE = frozenset({"in", "from", "near", "outside"})
 _SAINTS = frozenset({"st", "saint", "mt", "mount", "our"})
 _NAMED_AFTER = words.CITIES | words.WORD_NAMES
 _UNIT_OF = re.compile(r"\b([A-Z][a-z]{3,20}(?: [A-Z][a-z]{3,20})?|[A-Z]{3,5})(?:['’]s)? (?:ED|ER|ICU|OSH|A&E|ward)\b")
@@ -132,8 +134,11 @@ def _towns(view: View, careful: list[Span]) -> Iterator[Span]:
     for found in _PLACED.finditer(view.text):
         town = found[1]
         low = town.lower()
-        strange = all(strangers.is_strange(word) for word in town.split())
-        if low in words.CITIES or (strange and found[0][:2].lower() in {"in", "fr", "ne", "ou"}):
+        each = town.split()
+        strange = strangers.is_strange(each[-1]) and all(map(strangers.is_part_of_place, each[:-1]))
+        preposition = found[0].split()[0].lower()
+        named = preposition == "from" and len(each) == 1 and strangers.is_perhaps_place(town)
+        if low in words.CITIES or named or (strange and preposition in _WHERE):
             yield Span(*found.span(1), "city")
     for street in careful:
         town = _AFTER_STREET.match(view.text, street.end) if street.kind == "address" else None
