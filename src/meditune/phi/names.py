@@ -249,8 +249,8 @@ def again(view: View, found: list[Span]) -> Iterator[Span]:
     """The words of the found names wherever else they stand."""
     known = {
         stem(piece[0])
-        for span in found
-        for piece in PIECE.finditer(view.text, span.start, span.end)
+        for name in {view.text[span.start : span.end] for span in found}
+        for piece in PIECE.finditer(name)
         if len(plain(piece[0])) > 2 and not words.is_other(plain(piece[0]))
     }
     known |= {word.upper() for word in known} | {word.title() for word in known if word.isupper()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 from meditune.phi import words
 from meditune.phi.reading import ALSO_NAMES, is_eponym
@@ -73,6 +74,7 @@ def find(view: View) -> Iterator[Span]:
             done = found.end
 
 
+@lru_cache(1 << 14)
 def is_strange(word: str) -> bool:
     """Whether a word, as written, is neither English nor medical nor a place's, nor on a list."""
     low = plain(word)
