@@ -1,7 +1,7 @@
 """Invented clinical notes in the style of MIMIC's, with every identifier's place known.
 
-Two halves: `tuning`, which the detector was made with, and `held_out`, whose templates and names were written after the
-detector was done. No name, number or note is anybody's.
+Sorts of notes: `tuning` and four more that the detector learnt from, and `held_out`, whose templates and names were
+written after the detector was done. No name, number or note is anybody's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from meditune.phi.spans import Kind, Span
 
-HALVES = ("tuning", "second", "third", "fourth", "held_out")
+HALVES = ("tuning", "second", "third", "fourth", "fifth", "held_out")
 SLOT = re.compile(r"\{([a-z0-9_.]+)\}")
 
 

@@ -70,6 +70,31 @@ def test_what_is_nobodys_is_left_alone(text: str) -> None:
     assert found(text) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("Rang her nan Gladwyn Trevanion.", "Rang her nan [NAME]."),
+        ("Kayleigh says the pain is worse.", "[NAME] says the pain is worse."),
+        ("Seen by Oyelaran and by K. Brzezinski.", "Seen by [NAME] and by [NAME]."),
+        ("Accompanied by a carer (Ottoline).", "Accompanied by a carer ([NAME])."),
+        ("Seen 7.6.19, 4 Feb '19 and 11/14.", "Seen [DATE], [DATE] and [DATE]."),
+        ("Ref: 88/41277/B. Called from Elmtree Care Home.", "Ref: [ID]. Called from [HOSPITAL]."),
+        ("Babinski negative. Keppra was stopped.", "Babinski negative. Keppra was stopped."),
+        (
+            "Abdomen Soft Nontender, platelets 250000, strength 4/5.",
+            "Abdomen Soft Nontender, platelets 250000, strength 4/5.",
+        ),
+    ],
+)
+def test_a_note_on_one_person_is_read_closer(text: str, masked: str) -> None:
+    assert phi.mask(f"MRN: 4471123\n{text}") == f"MRN: [ID]\n{masked}"
+
+
+def test_what_nobody_vouches_for_stays_where_nobody_is_named_or_numbered() -> None:
+    text = "Gladwyn Trevanion patented it in 4 parts; reference 8841277."
+    assert found(text) == []
+
+
 def test_a_name_is_found_wherever_it_comes_again() -> None:
     text = "Ms. Zelazny fell. Zelazny was seen; ZELAZNY improved."
     assert phi.mask(text) == "Ms. [NAME] fell. [NAME] was seen; [NAME] improved."

@@ -16,7 +16,7 @@ from phi_notes import HALVES, notes
 TUNED = [half for half in HALVES if half != "held_out"]
 
 
-@pytest.mark.parametrize(("halves", "structured", "name"), [(TUNED, 0.97, 0.9), (["held_out"], 0.9, 0.78)])
+@pytest.mark.parametrize(("halves", "structured", "name"), [(TUNED, 0.97, 0.96), (["held_out"], 0.91, 0.92)])
 def test_identifiers_of_invented_notes_are_found_and_little_else(
     halves: list[str], structured: float, name: float
 ) -> None:
@@ -25,7 +25,7 @@ def test_identifiers_of_invented_notes_are_found_and_little_else(
     measured = measure(made)
     assert measured.recall(*STRUCTURED) >= structured, measured.missed[:20]
     assert measured.recall("name") >= name, measured.missed[:20]
-    assert measured.precision(*KINDS) >= 0.97, measured.wrong[:20]
+    assert measured.precision(*KINDS) >= 0.96, measured.wrong[:20]
 
 
 @pytest.mark.parametrize("half", HALVES)

@@ -58,7 +58,7 @@ def find(view: View) -> Iterator[Span]:
     """Names of people."""
     found = [*_written_large(view), *_signatures(view), *_written_small(view)]
     yield from found
-    yield from _again(view, found)
+    yield from again(view, found)
 
 
 def _written_large(view: View) -> Iterator[Span]:
@@ -245,12 +245,12 @@ def _written_small(view: View) -> Iterator[Span]:
         yield name
 
 
-def _again(view: View, found: list[Span]) -> Iterator[Span]:
+def again(view: View, found: list[Span]) -> Iterator[Span]:
     """The words of the found names wherever else they stand."""
     known = {
         stem(piece[0])
-        for span in found
-        for piece in PIECE.finditer(view.text, span.start, span.end)
+        for name in {view.text[span.start : span.end] for span in found}
+        for piece in PIECE.finditer(name)
         if len(plain(piece[0])) > 2 and not words.is_other(plain(piece[0]))
     }
     known |= {word.upper() for word in known} | {word.title() for word in known if word.isupper()}

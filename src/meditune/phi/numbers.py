@@ -89,8 +89,8 @@ _VIN_LETTERS = ("", "AJ", "BKS", "CLT", "DMU", "ENV", "FW", "GPX", "HY", "RZ")
 _VIN_VALUES = {letter: value for value, letters in enumerate(_VIN_LETTERS) for letter in letters}
 _VIN_WEIGHTS = (8, 7, 6, 5, 4, 3, 2, 10, 0, 9, 8, 7, 6, 5, 4, 3, 2)
 _PLATE = re.compile(
-    r"(?<![a-z])(?:plates?|(?:licen[cs]e|car|vehicle) tag|registered (?:as|under)|registration)(?: (?:number|no\.?|"
-    r"#))?[ \t]?(?::|is|was|#)?[ \t]{0,3}"
+    r"(?<![a-z])(?:plates?(?![a-z])|(?:licen[cs]e|car|vehicle) tag|registered (?:as|under)|registration)"
+    r"(?: (?:number|no\.?|#))?[ \t]?(?::|is|was|#)?[ \t]{0,3}"
     r"(?P<value>(?=[a-z -]{0,5}\d)[a-z0-9]{1,4}(?:[ -]?[a-z0-9]{1,5}){0,2})(?![^\W_])"
 )
 _LAST_FOUR = re.compile(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 _CAPITALS = "A-Z" + "".join(chr(code) for code in range(0xC0, 0x250) if chr(code).isupper())
 _SMALL = "a-z" + "".join(chr(code) for code in range(0xDF, 0x250) if chr(code).islower())
@@ -42,6 +43,7 @@ def stem(word: str) -> str:
     return _POSSESSIVE.sub("", word)
 
 
+@lru_cache(1 << 14)
 def plain(word: str) -> str:
     """The word as the lists have it: in small letters, without possessive ending or full stop."""
     return stem(word).lower().strip(".")

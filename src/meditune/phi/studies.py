@@ -58,6 +58,12 @@ _PAPER = re.compile(
 )
 """Signs of a paper that notes have, too: they count only where nothing in the text tells of one person."""
 _BREAK = re.compile(r"(?<=[a-z0-9)\]][.!?])\s+(?=[A-Z0-9(])|\n")
+_MANY_PEOPLE = re.compile(
+    r"(?<![a-z])(?:patients|participants|subjects|women(?!['’]s)|men|adults|individuals|cases|controls|persons|people)"
+    r"(?![a-z])[^.]{0,80}(?:enrolled|recruited|studied|between|from|were|19\d\d|20\d\d)"
+    r"|(?<![a-z])(?:enrolled|recruited|randomi[sz]ed|cohort|registry|trial|census|et al)(?![a-z])"
+)
+"""Words of a study that a note on one person has only where it cites one."""
 _LONGEST = 1200
 _AROUND = 250
 _ENOUGH = 3
@@ -67,8 +73,10 @@ _ENOUGH = 3
 class Passages:
     """The passages of one text, judged as they are asked for."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: View, is_record: bool = False) -> None:
         self._view = view
+        self._many = _MANY_PEOPLE if is_record else _MANY
+        self._is_record = is_record
         self._sentences: dict[int, bool] = {}
         self._surroundings: dict[int, bool] = {}
         self._paper: bool | None = None
@@ -81,6 +89,10 @@ class Passages:
     def _starts(self) -> list[int]:
         return [0, *(found.end() for found in _BREAK.finditer(self._view.text)), len(self._view.text) + 1]
 
+    def of_a_record(self) -> Passages:
+        """The passages, judged as those of a text that is known to be one person's."""
+        return Passages(self._view, is_record=True)
+
     def of_many(self, place: int) -> bool:
         """Whether the sentence around `place`, or the whole text, is about many people."""
         if self._is_paper():
@@ -89,7 +101,7 @@ class Passages:
         if number not in self._sentences:
             start = self._starts[number]
             end = min(self._starts[number + 1], start + _LONGEST)
-            self._sentences[number] = bool(_MANY.search(self._low, start, end)) and not _ONE.search(
+            self._sentences[number] = bool(self._many.search(self._low, start, end)) and not _ONE.search(
                 self._view.text, start, end
             )
         return self._sentences[number]
@@ -99,16 +111,17 @@ class Passages:
         block = place // _AROUND
         if block not in self._surroundings:
             around = max(0, (block - 1) * _AROUND), (block + 2) * _AROUND
-            self._surroundings[block] = not self._has_one and bool(_ORGANIZATION.search(self._low, *around))
+            self._surroundings[block] = not self.has_one and bool(_ORGANIZATION.search(self._low, *around))
         return self._surroundings[block]
 
     @cached_property
-    def _has_one(self) -> bool:
-        return bool(_ONE.search(self._view.text))
+    def has_one(self) -> bool:
+        """Whether anything in the text tells of one person."""
+        return self._is_record or bool(_ONE.search(self._view.text))
 
     def _is_paper(self) -> bool:
         if self._paper is None:
             signs = chain(_MANY.finditer(self._low), _PAPER.finditer(self._low))
             enough = sum(1 for _ in islice(signs, _ENOUGH)) == _ENOUGH
-            self._paper = enough and bool(_MANY.search(self._low)) and not self._has_one
+            self._paper = enough and bool(_MANY.search(self._low)) and not self.has_one
         return self._paper
