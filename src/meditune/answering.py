@@ -16,7 +16,7 @@ from meditune.models.api.model import ApiModel, find
 from meditune.models.catalogue import SENTENCE_MODEL
 from meditune.prompts import QuestionTooLongError, chat_messages, prompt_text
 from meditune.recipe import ApiSpec, EvaluateSpec, PromptFormat
-from meditune.retrieve.cited import CitedAnswer, Used
+from meditune.retrieve.cited import CitedAnswer
 from meditune.retrieve.citing import Cited, Source, cite
 from meditune.retrieve.index import Index
 from meditune.retrieve.packing import Packing, pack
@@ -66,13 +66,13 @@ class Answerer:
         found = self.index.search(question, k, sources=sources)
         packing = self._packed(question, found)
         remarks = (*found.remarks, *packing.remarks)
-        used = tuple(Used(each.hit.passage.id, each.hit.score, each.hit.meaning) for each in packing.passages)
+        passages = packing.passages
         if refusal := self._too_far(found, packing):
-            return CitedAnswer(question, (), _all(packing), used, refusal, remarks)
-        cited = cite(self.writer.write(question, _texts(packing)), packing.passages)
+            return CitedAnswer(question, (), _all(packing), passages, refusal, remarks)
+        cited = cite(self.writer.write(question, _texts(packing)), passages)
         refusal = _too_weak(cited)
         shown = _all(packing) if refusal else cited.sources
-        return CitedAnswer(question, cited.sentences, shown, used, refusal, (*remarks, *cited.remarks))
+        return CitedAnswer(question, cited.sentences, shown, passages, refusal, (*remarks, *cited.remarks))
 
     def _packed(self, question: str, found: Found) -> Packing:
         writer = self.writer

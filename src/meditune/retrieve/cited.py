@@ -9,23 +9,13 @@ from typing import Any
 
 from meditune.limits import LIMITS
 from meditune.retrieve.citing import Sentence, Source
+from meditune.retrieve.packing import Packed
 
 WIDTH = 100
 UNSUPPORTED = "[no source]"
 """Stands after a sentence that no passage bears out"""
 LINES = 8
 """Of a passage that is handed back in place of an answer"""
-
-
-@dataclass(frozen=True)
-class Used:
-    """A passage that the model was given."""
-
-    id: str
-    score: float
-    """Of the search"""
-    meaning: float | None
-    """Its cosine to the question, where it was near"""
 
 
 @dataclass(frozen=True)
@@ -37,7 +27,7 @@ class CitedAnswer:
     """What the model wrote; also where it is kept back"""
     sources: tuple[Source, ...]
     """Those that are cited; where the answer is kept back, all that were found"""
-    used: tuple[Used, ...]
+    packed: tuple[Packed, ...]
     """The passages that the model read, the best first"""
     refusal: str = ""
     """Why the answer is kept back; empty where it isn't"""
@@ -62,7 +52,9 @@ def as_dict(answer: CitedAnswer) -> dict[str, Any]:
         ],
         "unsupported": [each.text for each in shown if not each.supported],
         "sources": [_source(each) for each in answer.sources],
-        "used": [{"id": each.id, "score": each.score, "meaning": each.meaning} for each in answer.used],
+        "used": [
+            {"id": each.hit.passage.id, "score": each.hit.score, "meaning": each.hit.meaning} for each in answer.packed
+        ],
         "remarks": list(answer.remarks),
         "limits": LIMITS,
     }
