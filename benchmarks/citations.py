@@ -7,8 +7,8 @@ INDEX was built from MedQuAD or a part of it; MEDITUNE_DATA names the folder wit
 those of the train split alone (a tenth of the topics is held out, seed 17).
 
 --thresholds: the cosine of the nearest passage, for questions whose topic is in the index (their own document doesn't
-count) and for those whose topic isn't. Then sentences of the index's answers, reworded, beside their own passage, and the
-same made false: how often the passage is cited for either, by the share of known words that is asked for.
+count) and for those whose topic isn't. Then sentences of the index's answers, reworded, beside their own passage, and
+the same made false: how often the passage is cited for either, by the share of known words that is asked for.
 
 Otherwise MODEL answers each question with the passages and without. "Unsupported" is the share of its sentences that no
 passage found bears out, by the detector itself and not by people. Recall is the share of sentences with a citation;
@@ -23,9 +23,9 @@ import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import faithfulness as planted
 import numpy as np
 
+import faithfulness as planted
 from meditune.answering import PASSAGES, Answerer, open_answerer
 from meditune.data import medquad
 from meditune.data.example import Example
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print every answer")
     arguments = parser.parse_args()
     folder = Path(os.environ["MEDITUNE_DATA"]).expanduser() / "medquad"
-    train, _ = by_group(list(medquad.read(folder, Rejects())), 0.1, SEED, {}, ("source",))
+    train, _ = by_group(list(medquad.read(folder, Rejects())), 0.1, SEED)
     if arguments.thresholds:
         index = Index.open(arguments.index)
         inside, outside = parted(train, index)

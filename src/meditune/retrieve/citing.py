@@ -15,7 +15,7 @@ MOST_CITED = 2
 """Passages cited for one sentence: the best"""
 SUPPORT = 0.437
 """The detector's probability from which on a passage bears a sentence out ..."""
-SHARE = 0.7
+SHARE = 0.8
 """... if it also has this share of the sentence's words, weighted by how much they say"""
 
 
