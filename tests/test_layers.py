@@ -18,6 +18,7 @@ LAYERS = (
         "doctor",
         "terminal",
         "comparing",
+        "answering",
         "ask",
         "merge",
         "crossval",

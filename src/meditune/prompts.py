@@ -152,10 +152,10 @@ class Encoder:
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of text that continues a prompt, without special tokens."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = self._ids(text, add_special_tokens=False)
         if text.startswith(" ") and not self._keeps_leading_space(ids):
             # A sentencepiece tokenizer puts its own space before the text: give it text without one.
-            ids = self.tokenizer(text[1:], add_special_tokens=False)["input_ids"]
+            ids = self._ids(text[1:], add_special_tokens=False)
         return ids
 
     def _keeps_leading_space(self, ids: list[int]) -> bool:
@@ -163,9 +163,16 @@ class Encoder:
         return not (pieces and pieces[0] in {"▁", "▁▁"})
 
     def _start(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text)["input_ids"]
+        ids = self._ids(text)
         while ids and ids[-1] == self.tokenizer.eos_token_id:
             ids = ids[:-1]
+        return ids
+
+    def _ids(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        # What looks like a special token in a text ("</s>", "<|im_end|>") is text: only the format sets special tokens.
+        ids: list[int] = self.tokenizer(text, add_special_tokens=add_special_tokens, split_special_tokens=True)[
+            "input_ids"
+        ]
         return ids
 
     def _fit(self, example: Example, task: Task, target: list[int], reserve: int) -> Encoded:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -25,6 +27,9 @@ from meditune.planning.target import UTILIZATION
 from meditune.progress import clock
 from meditune.recipe import Recipe
 from meditune.remote.estimate import Approve, refuse
+
+if TYPE_CHECKING:
+    from meditune.retrieve.cited import CitedAnswer
 
 WIDE = 200
 DONE = {"report": "left as they are", "mask": "masked", "surrogate": "replaced by invented ones"}
@@ -367,8 +372,23 @@ def print_synthetic(synthetic: bool) -> None:
         console().print("[bold yellow]SYNTHETIC sample: invented studies, figures say nothing about medicine.[/]")
 
 
-def print_answer(answer: Answer, has_sources: bool) -> None:
+def print_cited(answer: CitedAnswer, as_json: bool) -> None:
+    """An answer with its sources, or the sources alone, and what every medical answer carries."""
+    from meditune.retrieve import cited
+
+    if as_json:
+        print(json.dumps(cited.as_dict(answer), ensure_ascii=False))
+        return
+    out = console()
+    for line in cited.as_text(answer):
+        out.print(line, markup=False)
+
+
+def print_answer(answer: Answer, has_sources: bool, as_json: bool = False) -> None:
     """The answer, the decision, and what every medical answer carries."""
+    if as_json:
+        print(json.dumps(asdict(answer) | {"limits": LIMITS}, ensure_ascii=False))
+        return
     out = console()
     out.print(answer.text or "(the model wrote nothing)", markup=False)
     shares = ", ".join(f"{label} {share:.0%}" for label, share in answer.probabilities.items())

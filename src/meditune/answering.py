@@ -1,0 +1,213 @@
+"""Answers that rest on what an index holds, and cite it: for the command line, and for whatever serves answers.
+
+search -> pack -> write -> split into sentences -> cite -> enough of it borne out? -> answer
+                                                                                  \\-> the passages instead
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from meditune.data.example import Example, Passage
+from meditune.errors import DataError, ModelError
+from meditune.models.api.model import ApiModel, find
+from meditune.models.catalogue import SENTENCE_MODEL
+from meditune.prompts import QuestionTooLongError, chat_messages, prompt_text
+from meditune.recipe import ApiSpec, EvaluateSpec, PromptFormat
+from meditune.retrieve.cited import CitedAnswer
+from meditune.retrieve.citing import Cited, Source, cite
+from meditune.retrieve.index import Index
+from meditune.retrieve.packing import Packing, pack
+from meditune.retrieve.search import Found
+
+PASSAGES = 5
+"""Passages that are looked for"""
+CONTEXT_TOKENS = 768
+"""Room for the passages with the question"""
+SUPPORTED_SHARE = 0.5
+"""An answer with fewer of its sentences borne out is kept back."""
+NEAREST = {SENTENCE_MODEL.files["model.safetensors"]: 0.5}
+"""By the embedding model's space: the cosine that the nearest passage must reach for a question to be answered"""
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A model as far as answers need it."""
+
+    form: PromptFormat
+    count: Callable[[str, Sequence[str]], int]
+    """Tokens of the prompt with this question and these texts"""
+    write: Callable[[str, Sequence[str]], str]
+    """The model's answer to the question from the texts"""
+    room: int
+    """The most tokens that a prompt may have"""
+    special_tokens: Sequence[str] = ()
+    elsewhere: str = ""
+    """Who gets to see the passages, where that isn't this machine alone"""
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """A model with an index, both open; it answers any number of questions."""
+
+    index: Index
+    writer: Writer
+    nearest: float | None = None
+    """The cosine that the nearest passage must reach; None: what was measured for the index's embedding model"""
+
+    def answer(self, question: str, k: int = PASSAGES, sources: Sequence[str] | None = None) -> CitedAnswer:
+        """Answer from the best k passages, of these sources alone if any are named.
+
+        Raises DataError where the question is empty or too long, or what is searched may not be shown to the model.
+        """
+        _refuse_restricted(self.index, sources, self.writer.elsewhere)
+        found = self.index.search(question, k, sources=sources)
+        packing = self._packed(question, found)
+        remarks = (*found.remarks, *packing.remarks)
+        passages = packing.passages
+        if refusal := self._too_far(found, packing):
+            return CitedAnswer(question, (), _all(packing), passages, refusal, remarks)
+        cited = cite(self.writer.write(question, _texts(packing)), passages)
+        refusal = _too_weak(cited)
+        shown = _all(packing) if refusal else cited.sources
+        return CitedAnswer(question, cited.sentences, shown, passages, refusal, (*remarks, *cited.remarks))
+
+    def _packed(self, question: str, found: Found) -> Packing:
+        writer = self.writer
+        if writer.count(question, ()) >= writer.room:
+            raise DataError(
+                f"The question is too long: with what it rests on it must fit into {writer.room} tokens. Shorten it."
+            )
+        return pack(
+            found.hits, writer.form, writer.special_tokens, lambda texts: writer.count(question, texts), writer.room
+        )
+
+    def _too_far(self, found: Found, packing: Packing) -> str:
+        if not packing.passages:
+            return "I can't answer this from the index: nothing was found that bears on it. Ask in other words."
+        least = NEAREST.get(self.index.embedder.identity.space, -1.0) if self.nearest is None else self.nearest
+        # A passage that isn't among the nearest in meaning has no cosine, and is further away than those that are.
+        nearest = max((hit.meaning for hit in found.hits if hit.meaning is not None), default=-1.0)
+        if nearest < least:
+            return (
+                "I can't answer this from the index: what was found is too far from the question to rest an answer on. "
+                "Ask in other words, or ask someone who knows."
+            )
+        return ""
+
+
+def open_answerer(
+    model: str,
+    index: str,
+    sources: Sequence[str] | None = None,
+    max_new_tokens: int | None = None,
+    api: ApiSpec | None = None,
+    context_tokens: int = CONTEXT_TOKENS,
+) -> Answerer:
+    """A model by name, and an index by its place.
+
+    `sources` are those that will be searched: what may not be shown to the model is refused before anything is loaded.
+    Raises DataError and ModelError where either can't be had.
+    """
+    limit = max_new_tokens or EvaluateSpec().max_new_tokens
+    opened = Index.open(index)
+    remote = find(model, api or ApiSpec())
+    if remote:
+        _refuse_restricted(opened, sources, remote.title)
+        return Answerer(opened, _there(remote, limit, context_tokens))
+    if api:
+        raise ModelError(f"{model} isn't behind an API, so it has no address or key. Call it api:{model} if it is.")
+    return Answerer(opened, _here(model, limit, context_tokens))
+
+
+def _here(model: str, limit: int, context_tokens: int) -> Writer:
+    from meditune.evaluate.generation import generate
+    from meditune.models.load import load
+    from meditune.models.virtual import virtual_tokens
+
+    loaded = load(model)
+    most = getattr(loaded.model.config, "max_position_embeddings", None) or context_tokens + limit
+    room = min(context_tokens, most - limit - virtual_tokens(loaded.model))
+    if room < 64:
+        raise ModelError(
+            f"{model} reads {most} tokens, which leaves {room} for question and passages beside an answer of {limit}. "
+            "Ask for a shorter one with --max-new-tokens."
+        )
+    form = loaded.form or PromptFormat()
+    whole = form.model_copy(update={"max_tokens": room + limit, "answer_tokens": limit})
+    encoder = loaded.encoder(whole)
+
+    def count(question: str, texts: Sequence[str]) -> int:
+        return len(encoder.tokenize(prompt_text(form, question, _context(texts), "answer"))) + len(loaded.start_ids())
+
+    def write(question: str, texts: Sequence[str]) -> str:
+        try:
+            prompt = encoder.prompt(_asked(question, texts), "answer")
+        except QuestionTooLongError as error:
+            raise DataError(f"The question is too long for {model}. Shorten it.") from error
+        return generate(loaded, [prompt], limit, "Answering")["asked"]
+
+    return Writer(form, count, write, room, tuple(loaded.tokenizer.all_special_tokens))
+
+
+def _there(model: ApiModel, limit: int, context_tokens: int) -> Writer:
+    from meditune.models.api.chat import Chat
+    from meditune.models.api.tokens import of_chat
+
+    form = model.form or PromptFormat()
+    model.key()
+    if not model.spec.is_local:
+        print(f"The question and what is found go to {model.title}, which is not this machine.", file=sys.stderr)
+
+    def messages(question: str, texts: Sequence[str]) -> list[dict[str, str]]:
+        return chat_messages(form, _asked(question, texts), "answer", model.system)
+
+    def count(question: str, texts: Sequence[str]) -> int:
+        return of_chat(messages(question, texts)[1:])
+
+    def write(question: str, texts: Sequence[str]) -> str:
+        with model.client() as client:
+            return Chat(client, model.name).write(messages(question, texts), limit)
+
+    return Writer(form, count, write, context_tokens, elsewhere=model.title)
+
+
+def _asked(question: str, texts: Sequence[str]) -> Example:
+    return Example(id="asked", source="asked", question=question, context=_context(texts), group="asked")
+
+
+def _context(texts: Sequence[str]) -> tuple[Passage, ...]:
+    return tuple(Passage(text=text) for text in texts)
+
+
+def _texts(packing: Packing) -> list[str]:
+    return [each.shown for each in packing.passages]
+
+
+def _all(packing: Packing) -> tuple[Source, ...]:
+    return tuple(Source(number, each) for number, each in enumerate(packing.passages, start=1))
+
+
+def _too_weak(cited: Cited) -> str:
+    supported = sum(each.supported for each in cited.sentences)
+    if not cited.sentences:
+        return "The model wrote no answer."
+    if supported < SUPPORTED_SHARE * len(cited.sentences):
+        return (
+            f"I'd rather not answer: of the {len(cited.sentences)} sentences that the model wrote, the passages found "
+            f"bear out {supported or 'none'}."
+        )
+    return ""
+
+
+def _refuse_restricted(index: Index, sources: Sequence[str] | None, elsewhere: str) -> None:
+    restricted = [name for name in index.manifest.restricted if not sources or name in sources]
+    if elsewhere and restricted:
+        free = [name for name in index.manifest.sources if name not in index.manifest.restricted]
+        others = f" or search without it: --source-filter {free[0]}" if free else ""
+        raise DataError(
+            f"Passages from {', '.join(restricted)} may not be sent to {elsewhere}: their licence forbids passing them "
+            f"to a third party. Use a model that runs on this machine,{others}."
+        )
