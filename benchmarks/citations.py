@@ -7,8 +7,8 @@ INDEX was built from MedQuAD or a part of it; MEDITUNE_DATA names the folder wit
 those of the train split alone (a tenth of the topics is held out, seed 17).
 
 --thresholds: the cosine of the nearest passage, for questions whose topic is in the index (their own document doesn't
-count) and for those whose topic isn't. Then sentences of the index's answers, reworded, beside their own passage, and
-the same made false: how often the passage is cited for either, by the share of known words that is asked for.
+count) and for those whose topic isn't. Then sentences of the index's answers, reworded, beside their whole answer, and
+the same made false: how often it is cited for either, by the share of known words that is asked for.
 
 Otherwise MODEL answers each question with the passages and without. "Unsupported" is the share of its sentences that no
 passage found bears out, by the detector itself and not by people. Recall is the share of sentences with a citation;

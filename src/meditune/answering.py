@@ -28,7 +28,7 @@ CONTEXT_TOKENS = 768
 """Room for the passages with the question"""
 SUPPORTED_SHARE = 0.5
 """An answer with fewer of its sentences borne out is kept back."""
-NEAREST = {SENTENCE_MODEL.files["model.safetensors"]: 0.5}
+NEAREST = {SENTENCE_MODEL.files["model.safetensors"]: 0.55}
 """By the embedding model's space: the cosine that the nearest passage must reach for a question to be answered"""
 
 
