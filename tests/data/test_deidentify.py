@@ -5,8 +5,9 @@ import pytest
 from meditune.data.prepare import prepare
 from meditune.data.quality.ledger import entries
 from meditune.errors import DataError
+from meditune.files import read_json
 from meditune.recipe import DataSpec, PhiSpec, Recipe, SourceSpec
-from tests.commands import jsonl, read_rows, rows
+from tests.commands import jsonl, meditune, read_rows, rows
 from tests.data import layouts
 
 SECRETS = ("Zelazny", "Iwona", "4471123", "3/14/2012", "Okonkwo")
@@ -117,3 +118,16 @@ def test_published_sources_are_counted_quietly(tmp_path, capsys):
     quality = prepare(recipe, tmp_path / "run" / "data").quality
     assert quality["phi"]["sources"]["pubmedqa"]["kinds"] == {"name": 1, "date": 1}
     assert capsys.readouterr().err == ""
+
+
+def test_rows_whose_identifiers_are_left_are_shown_by_id_only(tmp_path):
+    changes = {
+        "answer": lambda n: "Ms. Iwona Zelazny (MRN: 4471123) was seen, and then" if n == 3 else f"It helps {n}."
+    }
+    path = jsonl(tmp_path / "own.jsonl", rows(40, **changes))
+    done = meditune("data", "audit", path, "-o", tmp_path / "audit")
+    assert done.code == 0, done
+    quality = read_json(tmp_path / "audit" / "quality.json")
+    assert any(each["id"] == "own:3" for each in quality["audit"]["rules"]["truncated"]["examples"])
+    for name in ("quality.json", "audit.html"):
+        assert "Zelazny" not in (tmp_path / "audit" / name).read_text(encoding="utf-8")

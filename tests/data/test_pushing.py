@@ -152,3 +152,14 @@ def test_a_folder_without_prepared_data_and_one_that_was_changed(tmp_path, there
         stream.write("\n")
     assert "changed after they were made" in push(there, run, "--yes").err
     assert there.requests == []
+
+
+def test_identifiers_that_were_left_are_not_sent(tmp_path, there):
+    path = jsonl(
+        tmp_path / "notes.jsonl", rows(40, answer=lambda number: f"Mr. Kowalczyk (MRN: 44711{number}) is better.")
+    )
+    folder = made(tmp_path, SourceSpec(name="own", path=str(path)))
+    push(there, folder, "--yes").refused(3, "40 examples of own hold identifiers", "data.phi.action=mask")
+    assert there.requests == []
+    card = (folder / "data" / "README.md").read_text(encoding="utf-8")
+    assert "found in 40 of 40 examples of own. THEY WERE LEFT IN THE TEXT." in card

@@ -101,3 +101,9 @@ def test_a_damaged_file_is_named_without_its_text(tmp_path):
     done.refused(3, "bad.jsonl, line 2")
     assert hidden(done.err)
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_no_file_that_is_there_is_overwritten(table):
+    before = table.read_bytes()
+    meditune("data", "phi", table, "--mask", table).refused(3, "isn't overwritten", "another name")
+    assert table.read_bytes() == before

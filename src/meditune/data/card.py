@@ -36,6 +36,12 @@ PERSONAL = {
     "is forbidden.",
     "sample": "none; every person and study is invented.",
 }
+IDENTIFIERS = {
+    "report": "THEY WERE LEFT IN THE TEXT.",
+    "mask": "They were replaced by placeholders; no rule finds all of them.",
+    "surrogate": "They were replaced by invented ones; no rule finds all of them.",
+    "refuse": "Such data are refused.",
+}
 OWN_PERSONAL = "files of whoever prepared the set; whether people can be recognized in them, only they can say."
 
 
@@ -204,7 +210,21 @@ def _limits(quality: dict[str, Any]) -> list[str]:
 
 def _personal(quality: dict[str, Any]) -> list[str]:
     notes = [f"- {name}: {PERSONAL.get(name, OWN_PERSONAL)}" for name in quality["terms"]]
-    return ["\n".join(notes)]
+    return ["\n".join(notes), identifiers(quality)]
+
+
+def identifiers(quality: dict[str, Any]) -> str:
+    """Whether identifiers of people were looked for, in how many examples they were found, and what was done."""
+    looked = quality["phi"]
+    if looked["action"] == "off":
+        return "Identifiers of people (names, dates, numbers ...) weren't looked for."
+    found = ", ".join(
+        f"{row['with_identifiers']:,} of {row['examples']:,} examples of {name}"
+        for name, row in looked["sources"].items()
+        if row["with_identifiers"]
+    )
+    done = IDENTIFIERS[looked["action"]] if found else "No rule finds all of them."
+    return f"Identifiers of people were looked for by {looked['engine']} and found in {found or 'no example'}. {done}"
 
 
 def _rebalanced(quality: dict[str, Any]) -> list[str]:

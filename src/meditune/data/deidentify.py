@@ -43,11 +43,15 @@ class Findings:
         self._by_kind: dict[str, Counter[str]] = {}
         self._examples: Counter[str] = Counter()
         self._touched: Counter[str] = Counter()
+        self.left_in: set[str] = set()
+        """Ids of examples whose identifiers stay in their text"""
 
     def add(self, example: Example, spans: Sequence[tuple[str, Span]]) -> None:
         """Note the spans (field, place) of one example."""
         self._examples[example.source] += 1
         self._touched[example.source] += bool(spans)
+        if spans and self._spec.action == "report":
+            self.left_in.add(example.id)
         self._kinds.setdefault(example.source, Counter()).update(span.kind for _, span in spans)
         self._by_kind.setdefault(example.source, Counter()).update({span.kind for _, span in spans})
         self._rows += [
@@ -65,7 +69,7 @@ class Findings:
 
     def forget_places(self) -> None:
         """Keep the counts only."""
-        self._rows = []
+        self._rows, self.left_in = [], set()
 
     def facts(self) -> dict[str, Any]:
         """For `quality.json`: action, engine, and per source the examples, those with identifiers, and each kind."""

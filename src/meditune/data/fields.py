@@ -19,10 +19,12 @@ def found_in(
     what its values are. A span across fields is cut where they meet.
     """
     heads = {name: f"{name.rpartition('.')[2].replace('_', ' ')}: " if name in headed else "" for name in fields}
-    found = find(_GAP.join(heads[name] + text for name, text in fields.items()), kinds or None)
+    # What has a heading comes first: a column "patient_name" says whom the other texts name.
+    ordered = sorted(fields.items(), key=lambda field: field[0] not in headed)
+    found = find(_GAP.join(heads[name] + text for name, text in ordered), kinds or None)
     result: dict[str, list[Span]] = {}
     place = 0
-    for name, text in fields.items():
+    for name, text in ordered:
         start = place + len(heads[name])
         result[name] = _within(found, start, start + len(text))
         place = start + len(text) + len(_GAP)

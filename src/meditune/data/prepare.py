@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
     beside = folder.parent / "rejected.jsonl"
     try:
         by_source, read = read_sources(spec, recipe.seed, rejects, phi)
-        audit = checked_rows(spec, by_source)
+        audit = checked_rows(spec, by_source, phi.left_in)
         splits = audit.between(split_rows(spec, recipe.seed, audit.left, by_source))
         splits, decided = decisions.apply(spec.decisions, spec.incomplete, splits)
         audit.note(decided.entries)
@@ -123,9 +124,12 @@ def stood_in(spec: DataSpec, data: Prepared) -> bool:
     return True
 
 
-def checked_rows(spec: DataSpec, by_source: dict[str, list[Example]]) -> Audit:
-    """Quality control of all rows that were read; official test items are only looked at."""
-    audit = Audit(spec.quality, official_tests(by_source) if spec.split == "official" else ())
+def checked_rows(spec: DataSpec, by_source: dict[str, list[Example]], hidden: Container[str]) -> Audit:
+    """Quality control of all rows that were read; official test items are only looked at.
+
+    Of rows whose ids are `hidden` no text is shown as an example.
+    """
+    audit = Audit(spec.quality, official_tests(by_source) if spec.split == "official" else (), hidden=hidden)
     audit.rows(by_source)
     return audit
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from meditune.data.card import SPLITS, SYNTHETIC, synthetic_rows
+from meditune.data.card import SPLITS, SYNTHETIC, identifiers, synthetic_rows
 from meditune.data.locate import offline
 from meditune.data.prepare import stored
+from meditune.data.sources import SOURCES
 from meditune.data.terms import Terms, demands, restricted, terms_of
 from meditune.errors import DataError, MedituneError
 from meditune.files import read_text
@@ -28,6 +29,8 @@ class Upload:
     private: bool
     rows: dict[str, int]
     terms: Terms
+    identifiers: str
+    """Whether people's identifiers are in it, in words"""
 
     def text(self) -> str:
         """For people, before they agree."""
@@ -40,6 +43,7 @@ class Upload:
                 f"Sent to {_endpoint()}/datasets/{self.repository}, where {who}:",
                 f"  {sum(self.rows.values()):,} rows ({rows}), {size / 1e6:,.1f} MB: {', '.join(FILES)}",
                 *([f"  {invented:,} rows are synthetic, and the card says so."] if invented else []),
+                f"  {self.identifiers}",
                 *(f"  {sentence}" for sentence in demands(self.terms)),
             ]
         )
@@ -62,13 +66,31 @@ def planned(folder: Path, repository: str, private: bool) -> Upload:
             f"{place} is restricted ({named}), and so is what is made of it: it may not be passed on, not even to a "
             "private place on someone else's machine. Nothing was sent."
         )
+    left = _identifiers_left(data.quality["phi"])
+    if left:
+        raise DataError(
+            f"{place}: {' and '.join(left)} hold identifiers of people, which were left in the text. Prepare the data "
+            "again with --set data.phi.action=mask, or take these rows out. Nothing was sent."
+        )
     card = read_text(place / CARD)
     if (data.synthetic or synthetic_rows(terms)) and "synthetic" not in card.casefold():
         raise DataError(
             f"{place / CARD} doesn't say that {synthetic_rows(terms):,} of the rows are synthetic. Say so in the card "
             f'("{SYNTHETIC}"), or remove them. Nothing was sent.'
         )
-    return Upload(place, repository, private, {name: len(rows) for name, rows in splits.items()}, terms)
+    counts = {name: len(rows) for name, rows in splits.items()}
+    return Upload(place, repository, private, counts, terms, identifiers(data.quality))
+
+
+def _identifiers_left(looked: dict[str, Any]) -> list[str]:
+    """Sources of the user's own in which identifiers were found and left, with how many examples."""
+    if looked["action"] != "report":
+        return []
+    return [
+        f"{row['with_identifiers']:,} examples of {name}"
+        for name, row in looked["sources"].items()
+        if name not in SOURCES and row["with_identifiers"]
+    ]
 
 
 def push(upload: Upload) -> str:

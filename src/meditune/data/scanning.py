@@ -74,6 +74,8 @@ def scan(
         raise DataError(f"--engine {finder}: there are {' and '.join(ENGINES)}.")
     if action is not None and (action not in ACTIONS or output is None):
         raise DataError(f"--action {action}: it is {' or '.join(ACTIONS)}, and goes with --mask OUT.")
+    if output is not None and output.exists():
+        raise DataError(f"--mask {output}: it is there already, and isn't overwritten. Choose another name.")
     if not file.is_file() and file.suffix not in {*tables.FORMATS, ".txt"}:
         if output or group:
             raise DataError("--mask and --group go with a file. For a recipe's data: --set data.phi.action=mask.")

@@ -13,7 +13,7 @@ from meditune.errors import DataError, RecipeError
 from meditune.recipe import DataSpec, QualityRules, QualitySpec, Recipe, SourceSpec
 from meditune.recipes.loading import load_recipe
 from meditune.recipes.writing import save
-from tests.commands import jsonl, meditune, read_rows
+from tests.commands import jsonl, meditune, read_rows, rows
 from tests.data import layouts
 from tests.data.quality.examples import ANSWER, row
 
@@ -138,7 +138,8 @@ def test_a_question_asked_again(action, ids, groups):
 
 def test_restricted_rows_are_shown_by_their_id_only():
     audit = audited([row(1, **BAD["truncated"], meta={"restricted": True})])
-    assert audit.facts()["rules"]["truncated"]["examples"] == [{"id": "own:1", "action": "flag"}]
+    (shown,) = audit.facts()["rules"]["truncated"]["examples"]
+    assert {name: text for name, text in shown.items() if text} == {"id": "own:1", "action": "flag"}
 
 
 def made_of(tmp_path, rows, **data):
@@ -269,3 +270,17 @@ def test_strata_are_as_the_recipe_says(tmp_path):
     made = made_of(tmp_path, rows, stratify=["question_type"], test_share=0.5)
     kinds = [example.meta["question_type"] for example in made.splits.test]
     assert (kinds.count("a"), kinds.count("b")) == (90, 10)
+
+
+def test_the_page_of_restricted_rows_is_drawn_and_an_audit_can_be_repeated(tmp_path):
+    source = {
+        "name": "own",
+        "path": str(jsonl(tmp_path / "own.jsonl", rows(30, answer="It is better, and then"))),
+        "restricted": True,
+    }
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"name: r\ndata: {{split: group, sources: [{json.dumps(source)}]}}\n", encoding="utf-8")
+    assert meditune("data", "audit", recipe, "-o", tmp_path / "audit").code == 0
+    assert "It is better" not in (tmp_path / "audit" / "audit.html").read_text(encoding="utf-8")
+    (tmp_path / "audit" / "audit.html").unlink()
+    assert meditune("data", "audit", recipe, "-o", tmp_path / "audit").code == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
@@ -38,6 +38,8 @@ class Audit:
     pairs: list[tuple[str, str, Pair]] = field(default_factory=list)
     """Ids of rows that say the same, or nearly, and how."""
     thresholds: list[dict[str, Any]] = field(default_factory=list)
+    hidden: Container[str] = ()
+    """Ids of rows whose text isn't shown as an example."""
     _shown: dict[str, list[dict[str, str]]] = field(default_factory=lambda: defaultdict(list))
     _dropped: set[str] = field(default_factory=set)
     _changed: set[str] = field(default_factory=set)
@@ -225,7 +227,7 @@ class Audit:
             self._changed.add(entry.before.id)
         shown = self._shown[entry.rule]
         if len(shown) < EXAMPLES:
-            shown.append(shown_as(entry))
+            shown.append(shown_as(entry, entry.before.id in self.hidden))
 
     def _stays(self, example: Example) -> bool:
         return self._is_test(example) or self._kept(example)
@@ -241,11 +243,11 @@ def _how(pair: Pair) -> str:
     return "says the same" if pair.exact else f"says nearly the same ({pair.alike:.2f})"
 
 
-def shown_as(entry: Entry) -> dict[str, str]:
-    """A row as it is shown; of restricted data its id only."""
+def shown_as(entry: Entry, hidden: bool = False) -> dict[str, str]:
+    """A row as it is shown: its id alone where the data are restricted or it is to be `hidden`."""
     here, there = entry.before, entry.after
-    if is_restricted(here):
-        return {"id": here.id, "action": entry.action}
+    if hidden or is_restricted(here):
+        return {"id": here.id, "action": entry.action, "detail": "", "question": "", "answer": ""}
     shown = {
         "id": here.id,
         "action": entry.action,

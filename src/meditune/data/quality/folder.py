@@ -48,7 +48,7 @@ def audit_folder(
     fit into memory (stream.py); None leaves the choice to the file's size. Raises MedituneError where the folder holds
     something else, and DataError where nothing can be read.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / PAGE).is_file():
+    if folder.exists() and any(folder.iterdir()) and not _is_audit(folder):
         raise MedituneError(
             f"{folder} is there already and holds something else. Choose another --output, or remove it."
         )
@@ -61,7 +61,7 @@ def audit_folder(
     spec, synthetic = available(recipe.data)
     rejects, phi = Rejects(cleaner(spec.phi)), Findings(spec.phi)
     by_source, read = read_sources(spec, recipe.seed, rejects, phi)
-    audit = checked_rows(spec, by_source)
+    audit = checked_rows(spec, by_source, phi.left_in)
     problem = ""
     try:
         splits = audit.between(split_rows(spec, recipe.seed, audit.left, by_source))
@@ -81,6 +81,11 @@ def audit_folder(
         audit.ledger.write(partial / LEDGER)
         rejects.write(partial / "rejected.jsonl")
     return quality
+
+
+def _is_audit(folder: Path) -> bool:
+    """Whether an audit left this, even if its page couldn't be drawn."""
+    return (folder / PAGE).is_file() or ((folder / LEDGER).is_file() and not (folder / "train.jsonl").is_file())
 
 
 def _is_large(recipe: Recipe) -> bool:

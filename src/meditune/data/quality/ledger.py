@@ -126,7 +126,7 @@ def restore(folder: Path, identifier: str) -> Restored:
     """
     known, mine = [], []
     for row in entries(folder):
-        if row["id"] == identifier:
+        if identifier in (row["id"], row["id"].partition(":")[2]):
             mine.append(row)
         elif row["before"]:
             known.append(row["id"])

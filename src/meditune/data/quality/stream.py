@@ -41,6 +41,13 @@ BATCH = 500
 NOT_SPLIT = "read as a stream, which looks at rows and compares them but makes no splits"
 
 
+class Everything:
+    """Holds whatever is asked for: which rows identifiers were found in isn't kept of a stream."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
 @dataclass
 class Looked:
     """What was found in a batch of rows, each by itself."""
@@ -62,7 +69,8 @@ def look(examples: list[Example], spec: QualitySpec, phi: PhiSpec) -> Looked:
         after, entries = rules.look(example, spec, stays)
         for entry in entries:
             shown[entry.rule] += 1
-            looked.entries.append((entry.row(), shown_as(entry) if shown[entry.rule] <= EXAMPLES else None))
+            example_of_it = shown_as(entry, example.id in looked.phi.left_in) if shown[entry.rule] <= EXAMPLES else None
+            looked.entries.append((entry.row(), example_of_it))
         if after is not None:
             row = after.model_dump_json().encode(), duplicates.marks(after), stays, after is not example
             looked.rows.append(row)
@@ -85,6 +93,8 @@ def stream_folder(recipe: Recipe, folder: Path, name: Name = "local", workers: i
         phi, spool = Findings(spec.phi), Spool(partial_folder)
         dropped = _one_by_one(_batches(source, rejects), spec, mapped, audit, spool, phi)
         judge(own.SOURCE, spec.phi, phi)
+        if phi.sentence(own.SOURCE) and spec.phi.action == "report":
+            audit.hidden = Everything()
         left = _compared(audit, spool, mapped, partial_folder)
         changed, gone = _asked_again(audit, spool, left)
         stayed = np.setdiff1d(left, np.array(sorted(gone), np.int64))

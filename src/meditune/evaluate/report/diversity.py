@@ -54,7 +54,7 @@ def section(found: dict[str, Any] | None) -> dict[str, Any] | None:
     cards, alike = [], []
     for name, dimension in train["dimensions"].items():
         if dimension["distinct"] < 2 and name not in _NEVER_ALONE:
-            alike.append(f"{BY_NAME[name].title}: {dimension['groups'][0]['group']}")
+            alike.append(f"{BY_NAME[name].title}: {max(dimension['groups'], key=lambda each: each['count'])['group']}")
         else:
             cards.append(_card(name, dimension, test["dimensions"].get(name), train["examples"]))
     return {
