@@ -53,7 +53,7 @@ def test_the_whole_journey(place):
     assert "Own treatment 4 helps" in asked.out
     assert "As a yes/no question: no (yes 8%, no 89%, maybe 3%)" in asked.out
     for path in place.folder.rglob("*"):
-        assert path.is_dir() or KEY not in path.read_text(encoding="utf-8"), f"the key is in {path}"
+        assert path.is_dir() or KEY.encode() not in path.read_bytes(), f"the key is in {path}"
 
 
 def test_decisions_asked_for_in_other_ways(place):
