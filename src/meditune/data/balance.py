@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
+from typing import Any
 
 from meditune.data.diversity.dimensions import BY_NAME, grade
 from meditune.data.example import Example
@@ -34,6 +35,15 @@ def rebalanced(train: Sequence[Example], spec: DataSpec, seed: int) -> tuple[lis
             f"training examples. Loosen them{_easiest(train, spec.max_reading_grade)}."
         )
     return kept, changes
+
+
+def counted(before: int, after: int, entries: Sequence[Entry]) -> dict[str, Any]:
+    """Training examples before and after, and how many each rule of rebalancing dropped or changed, by source."""
+    rules: dict[str, dict[str, int]] = {}
+    for entry in entries:
+        by_source = rules.setdefault(f"{entry.rule}: {'answer removed' if entry.after else 'dropped'}", {})
+        by_source[entry.before.source] = by_source.get(entry.before.source, 0) + 1
+    return {"before": before, "after": after, "rules": rules}
 
 
 def heaviest(example: Example, spec: BalanceSpec) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from meditune.data import decisions, leakage
-from meditune.data.balance import rebalanced
+from meditune.data.balance import counted, rebalanced
 from meditune.data.card import data_card
 from meditune.data.deidentify import Findings, cleaner
 from meditune.data.example import Example, read_examples, write_examples
@@ -17,7 +17,6 @@ from meditune.data.locate import locate
 from meditune.data.quality.audit import Audit
 from meditune.data.quality.facts import facts
 from meditune.data.quality.ledger import FILE_NAME as LEDGER
-from meditune.data.quality.ledger import Entry
 from meditune.data.reading import available, read_sources
 from meditune.data.rejects import Rejects
 from meditune.data.splits import Splits, official_tests, split
@@ -76,7 +75,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
         **facts(splits, read, audit.dropped()),
         "audit": audit.facts(),
         **({"decisions": decided.facts} if decided.facts else {}),
-        **({"rebalanced": _counted(before, len(splits.train), entries)} if entries else {}),
+        **({"rebalanced": counted(before, len(splits.train), entries)} if entries else {}),
         "terms": terms_of(example for examples in splits.named().values() for example in examples),
         "leakage": checked,
         "phi": phi.facts(),
@@ -132,15 +131,6 @@ def checked_rows(spec: DataSpec, by_source: dict[str, list[Example]], hidden: Co
     audit = Audit(spec.quality, official_tests(by_source) if spec.split == "official" else (), hidden=hidden)
     audit.rows(by_source)
     return audit
-
-
-def _counted(before: int, after: int, entries: list[Entry]) -> dict[str, Any]:
-    """Training examples before and after, and how many each rule of rebalancing dropped or changed, by source."""
-    rules: dict[str, dict[str, int]] = {}
-    for entry in entries:
-        by_source = rules.setdefault(f"{entry.rule}: {'answer removed' if entry.after else 'dropped'}", {})
-        by_source[entry.before.source] = by_source.get(entry.before.source, 0) + 1
-    return {"before": before, "after": after, "rules": rules}
 
 
 def split_rows(
