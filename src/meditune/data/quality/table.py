@@ -27,9 +27,10 @@ def print_audit(quality: dict[str, Any], out: Console) -> None:
     silent = [name for name, row in audit["rules"].items() if not row["rows"] and row["action"] != "off"]
     if silent:
         out.print(f"Nothing found by: {', '.join(silent)}", style="dim")
+    touched = audit["dropped"] or audit["changed"]
     out.print(
-        f"Quality control: {audit['rows']:,} rows, {audit['dropped']:,} left out, {audit['changed']:,} changed. "
-        "Each is in ledger.parquet; `meditune data restore DIR ID` gives it back."
+        f"Quality control: {audit['rows']:,} rows, {audit['dropped']:,} left out, {audit['changed']:,} changed."
+        + (" Each is in ledger.parquet; `meditune data restore DIR ID` gives it back." if touched else "")
     )
     if quality.get("not_split"):
         out.print(f"Not split: {quality['not_split']}", markup=False)
