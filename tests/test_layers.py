@@ -18,6 +18,7 @@ LAYERS = (
         "doctor",
         "terminal",
         "comparing",
+        "serve",
         "answering",
         "ask",
         "merge",
@@ -29,7 +30,7 @@ LAYERS = (
         "review",
         "folder",
     ),
-    *("evaluate", "retrieve", "train", "models", "prompts", "data", "phi", "faithfulness", "readability"),
+    *("evaluate", "retrieve", "train", "engines", "models", "prompts", "data", "phi", "faithfulness", "readability"),
     *("recipes", "recipe", "identifiers", "limits", "shares", "text", "machine", "progress", "ranks", "files"),
     "errors",
 )

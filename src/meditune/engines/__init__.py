@@ -1,0 +1,1 @@
+"""What writes and scores text: one interface, several engines behind it."""

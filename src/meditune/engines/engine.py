@@ -1,0 +1,99 @@
+"""The one interface of all engines: jobs that are started, pieces of text that come, scores of given texts.
+
+An engine runs in threads of its own and takes any number of jobs at once; it batches or queues them as it can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+Finish = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A prompt to continue."""
+
+    prompt: Sequence[int]
+    """Token ids with the special tokens that begin a text"""
+    max_new_tokens: int
+    temperature: float = 0.0
+    """0: always the likeliest token"""
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer and aren't part of it"""
+    choices: tuple[str, ...] = ()
+    """If any, the answer is one of these texts"""
+    json_schema: Mapping[str, Any] | None = None
+    """If any, the answer is JSON of this schema"""
+    logprobs: int = 0
+    """So many of the likeliest tokens are told with each token"""
+
+
+@dataclass(frozen=True)
+class Likely:
+    """A token with its natural log-probability, and the likeliest ones in its place."""
+
+    token: int
+    logprob: float
+    others: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What came next: whole characters, never half of one. The last piece says why it ended."""
+
+    text: str
+    tokens: tuple[int, ...] = ()
+    likely: tuple[Likely, ...] = ()
+    """One for each token, where log-probabilities were asked for"""
+    finish: Finish | None = None
+    error: Exception | None = None
+    """What broke the job off; this is its last piece then"""
+
+
+@dataclass(frozen=True)
+class Load:
+    """How busy an engine is."""
+
+    running: int
+    waiting: int
+
+
+class Running(Protocol):
+    """A job that was started."""
+
+    def cancel(self) -> None:
+        """End it now; its last piece says so. Nothing happens where it has ended."""
+
+
+class Engine(Protocol):
+    """A model that is loaded."""
+
+    name: str
+    """Engine and number format, as in `openvino int8`"""
+    tokenizer: Any
+    """As transformers' tokenizers are called"""
+    context_tokens: int
+    """The most tokens of prompt and answer together"""
+
+    def start(self, job: Job, deliver: Callable[[Piece], None]) -> Running:
+        """Begin a job; its pieces are delivered in order from a thread of the engine's.
+
+        Raises ModelError where the engine can't do what the job asks (constraints, log-probabilities).
+        """
+
+    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[Likely]]:
+        """The log-probability of every token of each text after one prompt.
+
+        Raises ModelError where the engine tells none.
+        """
+
+    def load(self) -> Load:
+        """How busy it is."""
+
+    def close(self) -> None:
+        """Cancel what runs, and free the model."""

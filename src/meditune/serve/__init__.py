@@ -1,0 +1,1 @@
+"""The assistant over HTTP: an OpenAI-compatible API and a chat page."""
