@@ -120,7 +120,7 @@ class Reranker:
         whole = [f"{passage.title}\n{passage.text}" for passage in passages]
         read = [titles.read(passage.title) for passage in passages]
         headlines = [headline(passage) for passage in passages]
-        near = (self.title_vectors.of(headlines, self.embed) @ asked.vectors.T).astype(float)
+        near = (self._headlines(headlines, vectors) @ asked.vectors.T).astype(float)
         said = {word for text in (asked.corrected, asked.focused.query) for word in words(text)}
         said |= {word for mention in asked.focused.mentions for word in mention.name.split()}
         seen = {
@@ -143,6 +143,17 @@ class Reranker:
         if vectors is not None:
             seen["whole_near_passage"] = (vectors @ asked.vectors[0]).astype(float)
         return seen
+
+    def _headlines(self, headlines: Sequence[str], vectors: Vectors | None) -> Vectors:
+        """Titles' vectors. A passage's own stands in for one that isn't known: nothing is embedded but the question."""
+        if vectors is None:
+            return self.title_vectors.of(headlines, self.embed)
+        places = [self.title_vectors.place(headline) for headline in headlines]
+        made = np.array(vectors)
+        known = [index for index, place in enumerate(places) if place is not None]
+        if known:
+            made[known] = self.title_vectors.vectors[[place for place in places if place is not None]]
+        return made
 
 
 def _share(said: set[str], text: str) -> float:
