@@ -350,7 +350,7 @@ def print_data(data: Prepared, folder: Path) -> None:
         out.print(f"Rebalanced: {found['before']:,} to {found['after']:,} training examples ({rules})")
     remarks = data.quality.get("diversity", {}).get("remarks", [])
     for remark in remarks:
-        out.print(f"Out of balance: {escape(remark['said'])}")
+        out.print(f"Coverage: {escape(remark['said'])}")
     if remarks:
         out.print(f"What that means and what to do: meditune data diversity {folder.parent} --output DIR", markup=False)
     print_terms(data.quality.get("terms", {}))
