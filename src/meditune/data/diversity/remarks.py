@@ -39,7 +39,7 @@ def remarks(train: Mapping[str, Any], apart: Mapping[str, float]) -> list[Remark
         return [
             {
                 "rule": "too few to tell",
-                "said": f"{train['examples']:,} training examples are too few to say what is out of balance among them.",
+                "said": f"{train['examples']:,} training examples are too few to say what is out of balance.",
                 "advice": f"From {FEWEST} on it is looked for.",
             }
         ]
