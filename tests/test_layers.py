@@ -14,6 +14,7 @@ LAYERS = (
         "reviewing",
         "annotating",
         "indexing",
+        "serving",
         "surveying",
         "doctor",
         "terminal",
@@ -30,7 +31,8 @@ LAYERS = (
         "review",
         "folder",
     ),
-    *("evaluate", "retrieve", "train", "engines", "models", "prompts", "data", "phi", "faithfulness", "readability"),
+    *("evaluate", "retrieve", "train", "engines", "models", "prompts", "data", "store"),
+    *("phi", "faithfulness", "readability"),
     *("recipes", "recipe", "identifiers", "limits", "shares", "text", "machine", "progress", "ranks", "files"),
     "errors",
 )
