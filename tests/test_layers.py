@@ -29,6 +29,7 @@ LAYERS = (
         "planning",
         "review",
         "folder",
+        "grounding",
     ),
     *("evaluate", "retrieve", "train", "engines", "models", "prompts", "data", "phi", "faithfulness", "readability"),
     *("recipes", "recipe", "identifiers", "limits", "shares", "text", "machine", "progress", "ranks", "files"),
