@@ -64,9 +64,11 @@ class Index:
 
     def texts(self, sources: Sequence[str] | None = None) -> Iterator[tuple[str, str]]:
         """Document and text of every passage, of these sources alone if any are named; memory holds some at a time."""
+        where = condition(tuple(self.manifest.sources), sources, None, None)
         with tables.readable(self.place):
-            asked = self._opened.table.search().select(["document", "text"]).limit(self.manifest.passages)
-            where = condition(self._opened.sources, sources, None, None)
+            table = tables.connect(self.place).open_table(self.manifest.table)
+            table.checkout(self.manifest.version)
+            asked = table.search().select(["document", "text"]).limit(self.manifest.passages)
             for batch in (asked.where(where) if where else asked).to_batches(1000):
                 yield from zip(batch["document"].to_pylist(), batch["text"].to_pylist(), strict=True)
 
