@@ -30,6 +30,7 @@ LAYERS = (
         "planning",
         "review",
         "folder",
+        "grounding",
     ),
     *("evaluate", "retrieve", "train", "engines", "models", "prompts", "data", "store"),
     *("phi", "faithfulness", "readability"),

@@ -56,6 +56,7 @@ def run(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: Ye
     command = shlex.join(["meditune", "run", recipe, "--output", str(output), *settings])
     report = journey.run(resolved.recipe, output, command, terminal.approval(yes))
     terminal.print_comparison(report)
+    terminal.print_conditions(report)
     terminal.print_synthetic(report["data"]["synthetic"])
     terminal.print_remarks(report["remarks"])
     terminal.print_leakage(report["leakage"])
@@ -99,6 +100,7 @@ def evaluate(
     resolved = _recipe(recipe, [*(overrides or []), *chosen])
     result = journey.evaluate(model, resolved.recipe, output, terminal.approval(yes))
     terminal.print_figures(result)
+    terminal.print_conditions(result)
     terminal.print_remarks(result["remarks"])
     terminal.print_leakage(result["leakage"])
     typer.echo(f"Predictions: {(output / 'predictions').resolve()}")
@@ -111,7 +113,7 @@ def compare(
         typer.Argument(
             metavar="A B [C ...]",
             help="Folders of `meditune evaluate` or of runs, measured on the same items. Of a run the tuned model is "
-            "taken; RUN:base is its base.",
+            "taken; RUN:base is its base, RUN:tuned+retrieved the tuned model with retrieved passages.",
         ),
     ],
     gate: Annotated[
@@ -185,6 +187,7 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A finishe
 
     result = journey.report(folder)
     terminal.print_comparison(result)
+    terminal.print_conditions(result)
     terminal.print_synthetic(result["data"]["synthetic"])
     terminal.print_remarks(result["remarks"])
     terminal.print_leakage(result["leakage"])
