@@ -85,7 +85,7 @@ async def _pruned(service: Service) -> None:
 
 
 def _described(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document: with OpenAI's 400 where FastAPI would say 422, this server's models, and its need of keys."""
+    """The OpenAPI document: OpenAI's 400 where FastAPI would say 422, this server's models, its need of keys."""
     if app.openapi_schema is None:
         service: Service = app.state.service
         made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
