@@ -25,54 +25,18 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import psutil
 
-WORDS = [
-    "patients",
-    "trial",
-    "dose",
-    "placebo",
-    "pain",
-    "blood",
-    "pressure",
-    "heart",
-    "kidney",
-    "liver",
-    "treatment",
-    "weeks",
-    "group",
-    "risk",
-    "outcome",
-    "adults",
-    "children",
-    "significant",
-    "difference",
-    "mean",
-    "follow-up",
-    "symptoms",
-    "therapy",
-    "diabetes",
-    "infection",
-    "surgery",
-    "were",
-    "was",
-    "the",
-    "of",
-    "in",
-    "and",
-    "with",
-    "after",
-    "compared",
-    "to",
-    "reduced",
-    "increased",
-    "no",
-    "that",
-    "at",
-]
+TEXT = (
+    "patients trial dose placebo pain blood pressure heart kidney liver treatment weeks group risk "
+    "outcome adults children significant difference mean follow-up symptoms therapy diabetes infection "
+    "surgery were was the of in and with after compared to reduced increased no that at "
+)
+WORDS = TEXT.split()
 SAMPLE_S = 5.0
 RUDE = 8
 
@@ -108,7 +72,7 @@ def main() -> None:
         words = ["--at-once", options.at_once, "--waiting", options.waiting, "--engine", options.engine]
         words += ["--index", options.index] if options.index else []
         command = [sys.executable, "-m", "meditune", "serve", options.model, "--port", "0", "--store", store]
-        with open(f"{store}/log", "w", encoding="utf-8") as log:
+        with Path(store, "log").open("w", encoding="utf-8") as log:
             begun = time.monotonic()
             process = subprocess.Popen([*command, *map(str, words)], stdout=subprocess.PIPE, stderr=log, text=True)
             try:
