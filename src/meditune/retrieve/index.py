@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from meditune.retrieve import manifest, search, tables
 from meditune.retrieve.embedders import Embedder, embedder
 from meditune.retrieve.place import Place, place
+from meditune.retrieve.query import condition
 from meditune.retrieve.search import DocumentOf, Found, Opened
 
 
@@ -60,6 +61,16 @@ class Index:
             )
             rows: list[dict[str, Any]] = found.limit(100_000).to_list()
         return sorted(rows, key=lambda row: int(row["id"].rpartition("#")[2]))
+
+    def texts(self, sources: Sequence[str] | None = None) -> Iterator[tuple[str, str]]:
+        """Document and text of every passage, of these sources alone if any are named; memory holds some at a time."""
+        where = condition(tuple(self.manifest.sources), sources, None, None)
+        with tables.readable(self.place):
+            table = tables.connect(self.place).open_table(self.manifest.table)
+            table.checkout(self.manifest.version)
+            asked = table.search().select(["document", "text"]).limit(self.manifest.passages)
+            for batch in (asked.where(where) if where else asked).to_batches(1000):
+                yield from zip(batch["document"].to_pylist(), batch["text"].to_pylist(), strict=True)
 
     def _open(self) -> Opened:
         with tables.readable(self.place):
