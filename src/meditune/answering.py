@@ -101,7 +101,7 @@ class Answerer:
         if choose:
             found = replace(found, hits=tuple(choose(found.hits, k)))
         packing = self._packed(question, found)
-        remarks = (*found.remarks, *packing.remarks)
+        remarks = (*found.remarks, *packing.remarks, *self._unmeasured())
         return CitedAnswer(question, (), _all(packing), packing.passages, self._too_far(found, packing), remarks)
 
     def _packed(self, question: str, found: Found) -> Packing:
@@ -112,6 +112,15 @@ class Answerer:
             )
         return pack(
             found.hits, writer.form, writer.special_tokens, lambda texts: writer.count(question, texts), writer.room
+        )
+
+    def _unmeasured(self) -> tuple[str, ...]:
+        """What is to be known where no limit fits the index's embedding model."""
+        if self.nearest is not None or self.index.embedder.identity.space in NEAREST:
+            return ()
+        return (
+            f"No limit was measured for the embedding model {self.index.embedder.identity.name}: no answer is kept "
+            "back because the passages found are far from the question, only where they don't bear it out.",
         )
 
     def _too_far(self, found: Found, packing: Packing) -> str:
