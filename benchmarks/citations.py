@@ -128,12 +128,13 @@ def truths(inside: Sequence[Example]) -> list[planted.Answer]:
 def answered(answerer: Answerer, questions: Sequence[Example], show: bool) -> Iterator[str]:
     """The figures of a model's answers with passages and without, judged by the same passages."""
     with_passages, without, refused, recall, about = [], [], 0, [], []
-    for each in questions:
-        found = answerer.answer(each.question)
+    from_passages = answerer.answers([each.question for each in questions])
+    from_memory = answerer.writer.write_all([(each.question, ()) for each in questions])
+    for each, found, said in zip(questions, from_passages, from_memory, strict=True):
         if not found.sentences:
             refused += bool(found.refusal)
             continue
-        closed = cite(answerer.writer.write(each.question, ()), found.packed)
+        closed = cite(said, found.packed)
         if show:
             print(f"\n## {each.question}\n{found}\n-- closed book: {[one.text for one in closed.sentences]}")
         refused += bool(found.refusal)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from meditune import annotating, data_commands, indexing, ranks, reviewing, updating
+from meditune import annotating, data_commands, indexing, ranks, reviewing, serving, updating
 from meditune.errors import DataError, MedituneError, Stopped
 
 app = typer.Typer(
@@ -30,6 +30,9 @@ app.add_typer(reviewing.app, name="review")
 app.add_typer(annotating.app, name="annotate")
 app.add_typer(indexing.app, name="index")
 app.command()(updating.update)
+app.command()(serving.serve)
+app.add_typer(serving.keys_app, name="keys")
+app.add_typer(serving.answers_app, name="answers")
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name or a YAML file.")]
 Output = Annotated[
@@ -54,6 +57,7 @@ def run(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: Ye
     command = shlex.join(["meditune", "run", recipe, "--output", str(output), *settings])
     report = journey.run(resolved.recipe, output, command, terminal.approval(yes))
     terminal.print_comparison(report)
+    terminal.print_conditions(report)
     terminal.print_synthetic(report["data"]["synthetic"])
     terminal.print_remarks(report["remarks"])
     terminal.print_leakage(report["leakage"])
@@ -97,6 +101,7 @@ def evaluate(
     resolved = _recipe(recipe, [*(overrides or []), *chosen])
     result = journey.evaluate(model, resolved.recipe, output, terminal.approval(yes))
     terminal.print_figures(result)
+    terminal.print_conditions(result)
     terminal.print_remarks(result["remarks"])
     terminal.print_leakage(result["leakage"])
     typer.echo(f"Predictions: {(output / 'predictions').resolve()}")
@@ -109,7 +114,7 @@ def compare(
         typer.Argument(
             metavar="A B [C ...]",
             help="Folders of `meditune evaluate` or of runs, measured on the same items. Of a run the tuned model is "
-            "taken; RUN:base is its base.",
+            "taken; RUN:base is its base, RUN:tuned+retrieved the tuned model with retrieved passages.",
         ),
     ],
     gate: Annotated[
@@ -183,6 +188,7 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A finishe
 
     result = journey.report(folder)
     terminal.print_comparison(result)
+    terminal.print_conditions(result)
     terminal.print_synthetic(result["data"]["synthetic"])
     terminal.print_remarks(result["remarks"])
     terminal.print_leakage(result["leakage"])

@@ -43,6 +43,12 @@ def update(
             metavar="ADDRESS", envvar="MEDITUNE_CONTACT", help="Where NCBI can write to you. It asks for that."
         ),
     ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", envvar="MEDITUNE_STORE", help="Flag the server's answers that cite what is retracted."
+        ),
+    ] = None,
     tests: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="Items to keep out of the pairs, beside PubMedQA's: RUN/data/test.jsonl."),
@@ -74,6 +80,7 @@ def update(
         embedding=embedding,
         email=email,
         eutils=eutils or URL,
+        store=store,
         tests=tuple(tests or ()),
     )
     report = updating.update(library, wanted)
@@ -113,7 +120,12 @@ def _retracted(report: Report) -> list[str]:
         for row in report.retracted[:SHOWN]
     ]
     more = len(report.retracted) - SHOWN
-    return [*said, f"... and {more:,} more"] if more > 0 else said
+    said += [f"... and {more:,} more"] if more > 0 else []
+    if report.flagged:
+        answers = len({flag.answer for flag in report.flagged})
+        said.append(f"FLAGGED: {answers:,} kept answers cite retracted articles; they are in flagged.jsonl.")
+        said += [flag.sentence for flag in report.flagged[:SHOWN]]
+    return said
 
 
 def _library(report: Report, library: Path) -> list[str]:

@@ -267,6 +267,21 @@ def test_a_real_model_keeps_to_its_room(index: Index, tmp_path: Path, monkeypatc
         answerer.answer(" ")
 
 
+def test_several_questions_are_answered_at_once_as_one_by_one(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meditune.retrieve.index.embedder", lambda _: corpus.TINY)
+    opened = open_answerer(str(tiny.save(tmp_path / "model")), index.place.name, max_new_tokens=8)
+    answerer = Answerer(opened.index, opened.writer, nearest=-1.0)
+    questions = ["What calms a gout attack?", "What removes lice?", "What cools a burn?"]
+    together = answerer.answers(questions, k=3)
+    assert together == [answerer.answer(question, k=3) for question in questions]
+    assert [each.question for each in together] == questions
+    assert any(each.sentences for each in together)
+    never = Answerer(opened.index, says("Colchicine calms an attack."), nearest=2.0).answers(questions[:2])
+    assert [bool(each.refusal) for each in never] == [True, True]
+
+
 @pytest.fixture
 def embedding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """A tiny sentence model where the real one would be fetched."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from meditune.errors import ModelError
+from meditune.models.forward import label_logits
 from meditune.models.inference import inference, tokens_at_once
 from meditune.models.load import LoadedModel
 from meditune.models.rows import Row, by_length, join, windows
@@ -113,15 +114,6 @@ def log_likelihoods(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor
         chosen = piece.gather(1, targets[first : first + CHUNK, None])[:, 0]
         parts.append(chosen - piece.logsumexp(dim=1))
     return torch.cat(parts)
-
-
-def label_logits(head: Any, hidden: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
-    """The head's FP32 logits of these tokens after one hidden state, as a tensor of their number."""
-    ids = torch.tensor(tokens, device=hidden.device)
-    logits: torch.Tensor = head.weight[ids].float() @ hidden.float()
-    if getattr(head, "bias", None) is not None:
-        logits = logits + head.bias[ids].float()
-    return logits
 
 
 def refuse_not_finite(values: Sequence[float], identifier: str, loaded: LoadedModel) -> None:

@@ -14,7 +14,8 @@ import torch
 
 from meditune.data.example import DECISIONS, Example
 from meditune.errors import DataError, ModelError
-from meditune.evaluate.likelihood import label_logits, log_likelihoods, refuse_not_finite
+from meditune.evaluate.likelihood import log_likelihoods, refuse_not_finite
+from meditune.models.forward import label_logits
 from meditune.models.inference import inference, tokens_at_once
 from meditune.models.load import LoadedModel
 from meditune.models.rows import Row, by_length, join

@@ -6,7 +6,7 @@ some 400 tokens and 60 targets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -63,3 +63,12 @@ def head_only_at(
         yield selected
     finally:
         hook.remove()
+
+
+def label_logits(head: Any, hidden: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
+    """The head's FP32 logits of these tokens after one hidden state, as a tensor of their number."""
+    ids = torch.tensor(tokens, device=hidden.device)
+    logits: torch.Tensor = head.weight[ids].float() @ hidden.float()
+    if getattr(head, "bias", None) is not None:
+        logits = logits + head.bias[ids].float()
+    return logits

@@ -21,7 +21,7 @@ Pairs = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 class Slots:
-    """Keys and values of up to `count` texts.
+    """Keys and values of `count` texts, or of more, where room is made for them.
 
     The slots in use are the first ones. Layers that slide a window keep everything, because masks say what they see.
     """
@@ -38,12 +38,27 @@ class Slots:
                 keys = torch.cat([before[layer][0], keys], dim=2)
                 values = torch.cat([before[layer][1], values], dim=2)
             self.grow(keys.shape[2])
-            if layer == len(self.kept):
-                self.kept.append((self._room(keys), self._room(values)))
+            self._layer(layer, keys)
             for kept, new in zip(self.kept[layer], (keys, values), strict=True):
                 for slot, row in zip(slots, new, strict=True):
                     kept[slot, :, : row.shape[1]] = row
             return keys, values
+
+        return _cache(update)
+
+    def going_on(self, first: int, starts: Sequence[int], lengths: Sequence[int]) -> Any:
+        """A cache for a forward pass over the rest of texts whose beginnings lie in the slots from `first` on.
+
+        Row N of the pass has `lengths[N]` tokens, whose places begin at `starts[N]`. Attention is given all `length`
+        tokens of these slots.
+        """
+
+        def update(keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any) -> Any:
+            self._layer(layer, keys)
+            for kept, new in zip(self.kept[layer], (keys, values), strict=True):
+                for slot, (row, start, length) in enumerate(zip(new, starts, lengths, strict=True), first):
+                    kept[slot, :, start : start + length] = row[:, :length]
+            return tuple(kept[first : first + len(starts)] for kept in self.kept[layer])
 
         return _cache(update)
 
@@ -67,20 +82,41 @@ class Slots:
             for kept in pair:
                 kept[target] = kept[source]
 
-    def grow(self, tokens: int) -> None:
-        """Make room for texts of so many tokens."""
-        if tokens <= self.length:
+    def copied(self, slot: int, tokens: int) -> Pairs:
+        """A copy of what a slot holds of its first tokens, (key heads, tokens, size)."""
+        return [(keys[slot, :, :tokens].clone(), values[slot, :, :tokens].clone()) for keys, values in self.kept]
+
+    def put(self, slot: int, pairs: Pairs) -> None:
+        """Begin a slot with keys and values that were copied."""
+        self.grow(pairs[0][0].shape[1], slot + 1)
+        for layer, pair in enumerate(pairs):
+            self._layer(layer, pair[0])
+            for kept, given in zip(self.kept[layer], pair, strict=True):
+                kept[slot, :, : given.shape[1]] = given
+
+    def grow(self, tokens: int, texts: int = 0) -> None:
+        """Make room for texts of so many tokens, and for so many texts."""
+        if tokens <= self.length and texts <= self.count:
             return
-        self.length = -(-tokens // STEP) * STEP
+        self.length = max(self.length, -(-tokens // STEP) * STEP)
+        self.count = self.count if texts <= self.count else max(texts, 2 * self.count)
         for layer, pair in enumerate(self.kept):
-            longer = tuple(map(self._room, pair))
-            for new, old in zip(longer, pair, strict=True):
-                new[:, :, : old.shape[2]] = old
-            self.kept[layer] = (longer[0], longer[1])
+            larger = tuple(map(self._room, pair))
+            for new, old in zip(larger, pair, strict=True):
+                new[: old.shape[0], :, : old.shape[2]] = old
+            self.kept[layer] = (larger[0], larger[1])
+
+    def clear(self) -> None:
+        """Give the memory back; nothing may be in use."""
+        self.kept, self.count, self.length = [], 1, 0
+
+    def _layer(self, layer: int, like: torch.Tensor) -> None:
+        if layer == len(self.kept):
+            self.kept.append((self._room(like), self._room(like)))
 
     def _room(self, like: torch.Tensor) -> torch.Tensor:
         # What a mask hides is still multiplied, by zero: it must be a number.
-        return like.new_zeros(self.count, like.shape[1], self.length, like.shape[3])
+        return like.new_zeros(self.count, like.shape[-3], self.length, like.shape[-1])
 
 
 def _cache(update: Any) -> Any:

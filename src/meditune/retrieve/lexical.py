@@ -7,9 +7,9 @@ index does.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,26 +22,28 @@ USUAL_LENGTH = 150.0
 """Words of a passage whose score is neither raised nor lowered for its length"""
 LETTERS = 1500
 """Of a passage's text that are looked at"""
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 
 
-def overlap(question: str, texts: Sequence[str], usual: float = USUAL_LENGTH) -> NDArray[np.float64]:
-    """(n,) BM25 of each text for the question's words, as a share of the highest; zeros where no word is met."""
+def split(text: str) -> list[str]:
+    """The text's words as they are written, in small letters."""
+    return _WORD.findall(text[:LETTERS].casefold())
+
+
+def overlap(question: str, texts: Sequence[Sequence[str]], usual: float = USUAL_LENGTH) -> NDArray[np.float64]:
+    """(n,) BM25 of each text's words for the question's, as a share of the highest; zeros where no word is met.
+
+    Plural and possessive endings don't count.
+    """
     asked = {word: says(word) for word in set(words(question))}
-    found = np.array([_score(asked, counts(text[:LETTERS]), usual) for text in texts])
+    # Only words that are asked for are reduced to their singular: of 100 passages all of them would take 10 ms.
+    meant = {f"{word}{ending}": word for word in asked for ending in ("'s", "’s", "s", "")}
+    found = np.array([_score(asked, meant, text, usual) for text in texts])
     highest = found.max(initial=0.0)
     return found / highest if highest else found
 
 
-@lru_cache(maxsize=20_000)
-def counts(text: str) -> Counter[str]:
-    """How often each word stands in a text, without plural endings."""
-    return Counter(words(text))
-
-
-def _score(asked: Mapping[str, float], there: Counter[str], usual: float) -> float:
-    longer = SATURATION * (1 - LENGTH + LENGTH * there.total() / usual)
-    return sum(
-        weight * there[word] * (SATURATION + 1) / (there[word] + longer)
-        for word, weight in asked.items()
-        if word in there
-    )
+def _score(asked: Mapping[str, float], meant: Mapping[str, str], text: Sequence[str], usual: float) -> float:
+    there = Counter([meant[word] for word in text if word in meant])
+    longer = SATURATION * (1 - LENGTH + LENGTH * len(text) / usual)
+    return sum(asked[word] * count * (SATURATION + 1) / (count + longer) for word, count in there.items())

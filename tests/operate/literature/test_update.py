@@ -98,6 +98,24 @@ def test_articles_are_added_then_corrected_then_retracted(served: PubMed, tmp_pa
     assert row(tmp_path, "retracted.jsonl") == []
 
 
+def test_answers_that_cite_a_retracted_article_are_flagged(served: PubMed, tmp_path: Path) -> None:
+    from meditune.serve.outcomes import facts_of
+    from meditune.store.answers import Answer, Answers
+    from meditune.store.base import Base
+
+    kept = Answers(Base(tmp_path / "store"))
+    for name, pmid in (("one", 101), ("two", 102)):
+        facts = facts_of({"sources": [{"id": f"pubmed:{pmid}#0", "restricted": False}], "sentences": []})
+        kept.keep(Answer(name, "", "/v1/ask", "tiny 1", facts=facts))
+    served.add(Paper(101), Paper(102, types=("Retracted Publication",)))
+    result = ask(served, tmp_path, "--store", tmp_path / "store")
+    assert result.code == 0, result
+    assert "FLAGGED: 1 kept answers" in result.out
+    assert "Answer two cites PMID 102" in result.out
+    assert [each["answer"] for each in row(tmp_path, "flagged.jsonl")] == ["two"]
+    assert ask(served, tmp_path, "--store", tmp_path / "nothing").code == 0
+
+
 def test_only_what_changed_is_asked_for_and_embedded(served: PubMed, tmp_path: Path, monkeypatch) -> None:
     served.clock = 1_780_000_000.0  # 2026-05-28
     served.add(Paper(101, revised="2026-05-01"), Paper(102, revised="2026-05-28"))

@@ -9,8 +9,11 @@ from pathlib import Path
 from meditune.data import pubmedqa
 from meditune.files import numbered_jsonl
 from meditune.retrieve.passages.articles import SOURCE
+from meditune.store import base
+from meditune.store.answers import Answers
 
 FILE = "retracted.jsonl"
+FLAGGED = "flagged.jsonl"
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,17 @@ def flag(answers: Iterable[tuple[str, Sequence[str]]], retracted: Mapping[str, M
             found = retracted.get(place.partition("#")[0]) if source in (SOURCE, pubmedqa.SOURCE) else None
             if found is not None:
                 yield Flag(answer, passage, found["pmid"], found["when"], found["notice"])
+
+
+def of_store(folder: Path) -> Iterator[tuple[str, Sequence[str]]]:
+    """The answers that a server keeps, with the passages that they were given; none where it has kept none yet.
+
+    Raises DataError where the store can't be used.
+    """
+    if not (folder / base.FILE).is_file():
+        return
+    for row in Answers(base.Base(folder)).exported():
+        yield str(row["id"]), row["facts"].get("passages") or []
 
 
 def read(library: Path) -> dict[str, dict[str, str]]:

@@ -9,16 +9,16 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from meditune.data.rejects import Rejects
 from meditune.errors import DataError, MedituneError
 from meditune.files import replacing, write_json, write_jsonl
-from meditune.operate.literature import card, indexing, library, pairs
+from meditune.operate.literature import card, flags, indexing, library, pairs
 from meditune.operate.literature.applying import Applying
 from meditune.operate.literature.eutils import URL, Eutils
-from meditune.operate.literature.flags import FILE as RETRACTED_FILE
+from meditune.operate.literature.flags import Flag
 from meditune.operate.literature.library import Library
 from meditune.operate.literature.pairs import Pairs
 from meditune.operate.literature.polite import KEY_VARIABLE, Polite, contact
@@ -47,6 +47,8 @@ class Wanted:
     embedding: str | None = None
     email: str | None = None
     eutils: str = URL
+    store: Path | None = None
+    """Where a server keeps its answers"""
     tests: tuple[Path, ...] = ()
     """Files of items that are measured on, beside PubMedQA's"""
 
@@ -65,6 +67,8 @@ class Report:
     set_aside: Counter[str] = field(default_factory=Counter)
     """Records by the reason why they couldn't be used"""
     library: dict[str, int] = field(default_factory=dict)
+    flagged: list[Flag] = field(default_factory=list)
+    """Kept answers that cite what is retracted"""
     index: tuple[Manifest, Changes] | None = None
     pairs: Pairs | None = None
     """None where nothing had changed"""
@@ -88,6 +92,8 @@ def update(folder: Path, wanted: Wanted) -> Report:
         _attempt(report, lambda: _take_in(here, wanted, email, report))
         report.library = here.counts()
         _attempt(report, lambda: _lists(here))
+        if wanted.store:
+            _attempt(report, lambda: _flags(here, wanted, report))
         if wanted.index:
             _attempt(report, lambda: _index(here, wanted, report))
         _attempt(report, lambda: _pairs(here, wanted, report))
@@ -147,8 +153,15 @@ def _take_files(
 
 def _lists(here: Library) -> None:
     """Write what people and programs read beside the database."""
-    write_jsonl(here.folder / RETRACTED_FILE, here.retracted())
+    write_jsonl(here.folder / flags.FILE, here.retracted())
     write_jsonl(here.folder / REJECTS_FILE, here.rejects())
+
+
+def _flags(here: Library, wanted: Wanted, report: Report) -> None:
+    """Find and write down the answers that cite what is retracted."""
+    known = {row["pmid"]: row for row in here.retracted()}
+    report.flagged = list(flags.flag(flags.of_store(Path(str(wanted.store))), known))
+    write_jsonl(here.folder / flags.FLAGGED, map(asdict, report.flagged))
 
 
 def _index(here: Library, wanted: Wanted, report: Report) -> None:

@@ -1,0 +1,82 @@
+"""The next token out of a model's logits: the likeliest or by chance, among all or a few, and how likely it was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from meditune.engines.engine import Job, Likely
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How one text's next token is to be chosen."""
+
+    job: Job
+    generator: torch.Generator | None
+    """Decides where the job's temperature isn't 0"""
+    allowed: Sequence[int] | None = None
+    """The only tokens that may come; None: any"""
+
+
+def generator_of(job: Job) -> torch.Generator | None:
+    """What decides the job's chances, from its seed or anew; None where nothing is left to chance."""
+    if job.temperature == 0:
+        return None
+    generator = torch.Generator()
+    if job.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(job.seed % 2**63)
+    return generator
+
+
+def next_tokens(logits: torch.Tensor, wishes: Sequence[Wish]) -> list[tuple[int, Likely | None] | None]:
+    """For each row of (N, vocabulary) logits the next token, with its likelihood where it was asked for.
+
+    None where a row's logits aren't finite numbers.
+    """
+    highest, likeliest = logits.max(dim=-1)
+    found: list[tuple[int, Likely | None] | None] = []
+    rows = zip(logits, highest.isfinite().tolist(), likeliest.tolist(), wishes, strict=True)
+    for row, sound, first, wish in rows:
+        if not sound:
+            found.append(None)
+            continue
+        token = first if wish.generator is None and wish.allowed is None else _chosen(row.float(), wish)
+        found.append((token, likely(row, token, wish.job.logprobs) if wish.job.logprobs else None))
+    return found
+
+
+def likely(row: torch.Tensor, token: int, others: int) -> Likely:
+    """A token's log-probability by its (vocabulary,) logits, beside those of the likeliest tokens."""
+    logprobs = row.float().log_softmax(dim=-1)
+    values, tokens = logprobs.topk(min(others, len(logprobs)))
+    return Likely(token, float(logprobs[token]), dict(zip(tokens.tolist(), values.tolist(), strict=True)))
+
+
+def _chosen(row: torch.Tensor, wish: Wish) -> int:
+    """A token by (vocabulary,) FP32 logits."""
+    ids = None
+    if wish.allowed is not None:
+        ids = torch.tensor(wish.allowed, device=row.device)
+        row = row[ids]
+    if wish.generator is None:
+        place = int(row.argmax())
+    else:
+        place = _by_chance(row.cpu(), wish.job.temperature, wish.job.top_p, wish.generator)
+    return place if ids is None else int(ids[place])
+
+
+def _by_chance(row: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
+    """Nucleus sampling (Holtzman et al. 2020): of the likeliest tokens that together have at least `top_p`."""
+    probabilities = (row / max(temperature, 1e-4)).softmax(dim=-1)
+    if top_p >= 1:
+        return int(torch.multinomial(probabilities, 1, generator=generator))
+    ordered, tokens = probabilities.sort(descending=True)
+    # A token stays while those before it have less than top_p.
+    kept = ordered.cumsum(dim=0) - ordered < top_p
+    place = int(torch.multinomial(ordered * kept, 1, generator=generator))
+    return int(tokens[place])

@@ -1,0 +1,145 @@
+"""The thread of an engine that batches in this process: jobs wait in order, join those that run, and end when they end.
+
+Everything that touches the model happens in this one thread, between two steps: new prompts are read, texts are scored,
+answers are cancelled.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from typing import Protocol, TypeVar
+
+from meditune.engines.answer import Answer
+from meditune.engines.engine import Load
+from meditune.errors import ModelError
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+class Batch(Protocol):
+    """Answers that a model continues together."""
+
+    running: list[Answer]
+
+    def inside(self) -> AbstractContextManager[None]:
+        """What must be around all work with the model, in its thread."""
+
+    def chosen(self, waiting: deque[Answer]) -> list[Answer]:
+        """Take from the left of `waiting` those that join now."""
+
+    def join(self, answers: list[Answer]) -> None:
+        """Read their prompts; they run from now on."""
+
+    def step(self) -> None:
+        """Continue everything that runs, and let go of what has ended or was cancelled."""
+
+    def clear(self) -> None:
+        """Forget everything that runs: something went wrong, or the engine closes."""
+
+
+class Worker:
+    """Runs a batch in a thread of its own."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self._waiting: deque[Answer] = deque()
+        self._calls: deque[Callable[[], None]] = deque()
+        self._joining: list[Answer] = []
+        self._wake = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="meditune-engine", daemon=True)
+        self._thread.start()
+
+    def start(self, answer: Answer) -> None:
+        """Put a job at the end of those that wait. Raises ModelError where the engine was closed."""
+        with self._wake:
+            self._refuse_closed()
+            self._waiting.append(answer)
+            self._wake.notify()
+
+    def call(self, work: Callable[[], Result]) -> Result:
+        """Do something with the model between two steps, and give what it returns or raise what it raises."""
+        future: Future[Result] = Future()
+
+        def do() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+                if not isinstance(error, Exception):
+                    raise
+
+        with self._wake:
+            self._refuse_closed()
+            self._calls.append(do)
+            self._wake.notify()
+        return future.result()
+
+    def load(self) -> Load:
+        """How many run and wait."""
+        with self._wake:
+            return Load(len(self.batch.running) + len(self._joining), len(self._waiting))
+
+    def close(self) -> None:
+        """Cancel everything, and wait until the thread has ended."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _refuse_closed(self) -> None:
+        if self._closing:
+            raise ModelError("The engine was closed.")
+
+    def _run(self) -> None:
+        with self.batch.inside():
+            while self._has_work():
+                try:
+                    self._once()
+                except Exception as error:
+                    log.exception("An engine's step failed; what ran is broken off")
+                    for answer in [*self.batch.running, *self._joining]:
+                        answer.fail(error)
+                    self._joining = []
+                    self.batch.clear()
+            with self._wake:
+                left = [*self.batch.running, *self._waiting]
+                calls = [*self._calls]
+                self._waiting.clear()
+                self._calls.clear()
+            for call in calls:
+                call()
+            for answer in left:
+                answer.end("cancelled")
+            self.batch.clear()
+
+    def _has_work(self) -> bool:
+        """Wait for something to do; False where the engine is to close."""
+        with self._wake:
+            while not (self._closing or self._waiting or self._calls or self.batch.running):
+                self._wake.wait()
+            return not self._closing
+
+    def _once(self) -> None:
+        with self._wake:
+            call = self._calls.popleft() if self._calls else None
+            gone = [answer for answer in self._waiting if answer.cancelled]
+            for answer in gone:
+                self._waiting.remove(answer)
+            self._joining = self.batch.chosen(self._waiting)
+        for answer in gone:
+            answer.end("cancelled")
+        if call:
+            call()
+        if self._joining:
+            self.batch.join(self._joining)
+            self._joining = []
+        if self.batch.running:
+            self.batch.step()

@@ -1,0 +1,221 @@
+"""The plain engine: what is answered doesn't depend on what else runs, and everything a job asks for is done."""
+
+import queue
+import threading
+import time
+
+import pytest
+import torch
+
+from meditune.engines.engine import Job, Load
+from meditune.engines.transformers_engine import TransformersEngine
+from meditune.errors import ModelError
+from meditune.models.greedy import Greedy
+from meditune.models.inference import inference
+from tests import tiny
+from tests.engines.asking import ask, collect, text, together, tokens
+
+MORE = 24
+
+
+def sharpened(architecture: str = "llama"):
+    """A tiny model whose likeliest tokens are no near ties."""
+    loaded = tiny.loaded(architecture)
+    torch.manual_seed(6)
+    with torch.no_grad():
+        for parameter in loaded.model.parameters():
+            if parameter.ndim == 2:
+                parameter += 0.3 * torch.randn_like(parameter)
+    return loaded
+
+
+@pytest.fixture
+def opened(request):
+    """An engine that is closed after the test; its architecture may be a parameter."""
+    engine = TransformersEngine(sharpened(getattr(request, "param", "llama")), at_once=4)
+    yield engine
+    engine.close()
+
+
+def prompts() -> list[list[int]]:
+    """Seven texts of 5 to 125 tokens; each second one begins like the one before."""
+    torch.manual_seed(5)
+    texts = [torch.randint(2, 500, (5 + 20 * number,)).tolist() for number in range(7)]
+    return [texts[number - 1][:-1] + text[:9] if number % 2 else text for number, text in enumerate(texts)]
+
+
+def until(happens) -> None:
+    deadline = time.monotonic() + 60
+    while not happens():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def bare(said: str) -> str:
+    return said.replace("\ufffd", "")
+
+
+def expected(loaded, texts: list[list[int]]) -> list[list[int]]:
+    with inference(loaded.model):
+        found = dict(Greedy(loaded.model, texts, MORE, 1, 1, 1).texts())
+    return [found[number] for number in range(len(texts))]
+
+
+@pytest.mark.parametrize("opened", tiny.ARCHITECTURES, indirect=True)
+def test_answers_together_are_those_of_each_alone_and_again_from_what_was_read(opened):
+    texts = prompts()
+    right = expected(opened.loaded, texts)
+    for _ in range(2):
+        found = together(opened, [Job(prompt, MORE) for prompt in texts])
+        assert [tokens(pieces) for pieces in found] == right
+        spoken = [opened.tokenizer.decode(ids, skip_special_tokens=True) for ids in right]
+        # A tiny model writes half characters, some of which belong to the prompt's.
+        assert [bare(text(pieces)) for pieces in found] == list(map(bare, spoken))
+        assert {pieces[-1].finish for pieces in found} <= {"stop", "length"}
+
+
+def test_a_beginning_that_was_read_is_not_read_again(opened):
+    torch.manual_seed(1)
+    shared = torch.randint(2, 500, (300,)).tolist()
+    read = []
+    embedding = opened.loaded.model.get_input_embeddings()
+    hook = embedding.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].numel()))
+    # The two that begin alike come at the same time.
+    together(opened, [Job([*shared, 7, 8], 1), Job([*shared, 9], 1)])
+    ask(opened, Job([*shared, 10, 11, 12], 1))
+    hook.remove()
+    assert sum(read) < 330
+
+
+def test_long_prompts_are_read_in_pieces_and_answered_the_same(opened):
+    torch.manual_seed(2)
+    loaded = sharpened()
+    loaded.model.config.max_position_embeddings = 4096
+    text_of = torch.randint(2, 500, (2500,)).tolist()
+    engine = TransformersEngine(loaded)
+    passes = []
+    hook = loaded.model.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: passes.append(inputs[0]))
+    found = tokens(ask(engine, Job(text_of, 5)))
+    hook.remove()
+    engine.close()
+    assert max(ids.numel() for ids in passes) <= 1024
+    with inference(loaded.model):
+        logits = loaded.model(torch.tensor([text_of])).logits[0, -1]
+    assert found[0] == int(logits.argmax())
+
+
+def test_chance_is_the_seed_s_alone(opened):
+    prompt = prompts()[3]
+    job = Job(prompt, MORE, temperature=1.0, top_p=0.9, seed=7)
+    alone = tokens(ask(opened, job))
+    assert tokens(together(opened, [Job(prompts()[5], MORE), job])[1]) == alone
+    assert tokens(ask(opened, Job(prompt, MORE, temperature=1.0, seed=8))) != alone
+    assert tokens(ask(opened, Job(prompt, MORE, temperature=1.0, top_p=1e-6, seed=8))) == tokens(
+        ask(opened, Job(prompt, MORE))
+    )
+
+
+def test_an_answer_is_one_of_the_texts_it_may_be(opened):
+    words = (" yes", " no", " not at all", " maybe")
+    said = {text(ask(opened, Job(prompt, 20, choices=words))) for prompt in prompts()}
+    assert said <= set(words)
+    pieces = ask(opened, Job(prompts()[0], 20, temperature=1.0, choices=words))
+    assert (text(pieces) in words, pieces[-1].finish) == (True, "stop")
+
+
+def test_likelihoods_are_those_of_the_model(opened):
+    prompt = prompts()[2]
+    pieces = ask(opened, Job(prompt, 4, logprobs=3))
+    likely = [one for piece in pieces for one in piece.likely]
+    assert [one.token for one in likely] == tokens(pieces)
+    with torch.inference_mode():
+        logprobs = opened.loaded.model(torch.tensor([prompt])).logits[0, -1].log_softmax(dim=-1)
+    best, ids = logprobs.topk(3)
+    assert likely[0].logprob == pytest.approx(float(best[0]), abs=1e-4)
+    assert list(likely[0].others) == ids.tolist()
+
+    scored = opened.score(prompt, [tokens(pieces), [], [9, 9]])
+    assert [one.logprob for one in scored[0]] == pytest.approx([one.logprob for one in likely], abs=1e-4)
+    assert (scored[1], [one.token for one in scored[2]]) == ([], [9, 9])
+    assert scored[0][0].others.keys() >= likely[0].others.keys()
+
+
+def test_texts_are_scored_while_answers_are_written(opened):
+    pieces: queue.Queue = queue.Queue()
+    opened.start(Job(prompts()[6], 200), pieces.put)
+    alone = opened.score(prompts()[1], [[5, 6, 7]])
+    assert alone[0][0].logprob < 0
+    collect(pieces)
+
+
+def test_who_cancels_gets_a_last_piece_and_nobody_else_does(opened):
+    pieces: queue.Queue = queue.Queue()
+    others: queue.Queue = queue.Queue()
+    waiting: queue.Queue = queue.Queue()
+    running = [opened.start(Job(prompt, 800), pieces.put) for prompt in prompts()[:1]]
+    for prompt in prompts()[1:4]:
+        opened.start(Job(prompt, 800), others.put)
+    queued = opened.start(Job(prompts()[4], 800), waiting.put)
+    until(lambda: opened.load() == Load(4, 1))
+    queued.cancel()
+    assert [piece.finish for piece in collect(waiting)] == ["cancelled"]
+    running[0].cancel()
+    assert collect(pieces)[-1].finish == "cancelled"
+    running[0].cancel()
+    assert collect(others)[-1].finish in {"stop", "length"}
+
+
+def test_a_stop_text_ends_the_answer(opened):
+    prompt = prompts()[3]
+    whole = text(ask(opened, Job(prompt, MORE)))
+    stop = whole[9:12]
+    pieces = ask(opened, Job(prompt, MORE, stop=(stop,)))
+    assert (text(pieces), pieces[-1].finish) == (whole[: whole.index(stop)], "stop")
+
+
+def test_closing_cancels_what_runs_and_what_waits():
+    engine = TransformersEngine(sharpened(), at_once=1)
+    running, waiting = queue.Queue(), queue.Queue()
+    engine.start(Job(prompts()[0], 900), running.put)
+    engine.start(Job(prompts()[1], 900), waiting.put)
+    running.get(timeout=60)
+    engine.close()
+    assert collect(running)[-1].finish == collect(waiting)[-1].finish == "cancelled"
+    with pytest.raises(ModelError, match="closed"):
+        engine.start(Job(prompts()[0], 1), running.put)
+    assert "meditune-engine" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_model_that_breaks_off_is_said_and_the_engine_goes_on():
+    loaded = sharpened()
+    with torch.no_grad():
+        loaded.model.get_input_embeddings().weight[7] = float("nan")
+    engine = TransformersEngine(loaded)
+    broken, sound = together(engine, [Job([7, 5, 6], 3), Job([5, 6], 3)])
+    engine.close()
+    assert isinstance(broken[-1].error, ModelError)
+    assert len(tokens(sound)) == 3
+
+
+@pytest.mark.parametrize(
+    ("job", "said"),
+    [
+        (Job([], 5), "no prompt"),
+        (Job([5] * 1000, 40), "16 more than the 1,024"),
+        (Job([5], 0), "at least 1 token"),
+        (Job([5], 5, json_schema={}), "JSON schema"),
+        (Job([5], 5, choices=("",)), "empty"),
+        (Job([5], 5, top_p=0.0), "top_p"),
+        (Job([5], 5, temperature=-1), "temperature"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_at_once(opened, job, said):
+    with pytest.raises(ModelError, match=said):
+        opened.start(job, print)
+
+
+def test_scoring_needs_a_prompt_and_room(opened):
+    with pytest.raises(ModelError, match="at least one token"):
+        opened.score([], [[5]])
+    with pytest.raises(ModelError, match="77 more"):
+        opened.score([5] * 1001, [[5] * 100])
