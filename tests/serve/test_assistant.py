@@ -42,9 +42,7 @@ def asked(assistant: Assistant, question: str, **options):
 
 
 def test_an_answer_comes_in_sentences_with_what_bears_them_out(index: Index) -> None:
-    engine = Saying(
-        "Colchicine calms an attack. Combing with a fine comb removes them. Zebras eat cheese nightly."
-    )
+    engine = Saying("Colchicine calms an attack. Combing with a fine comb removes them. Zebras eat cheese nightly.")
     events, answer = asked(Assistant(engine, index, ANY), "What helps against an attack of gout, and head lice?")
     kinds = [each.kind for each in events]
     assert kinds.index("sources") < kinds.index("sentence")
