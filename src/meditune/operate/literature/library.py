@@ -252,6 +252,8 @@ def opened(folder: Path) -> Iterator[Library]:
             f"{folder}: another update of this library is at work. Wait for it to end; the same command then goes on."
         ) from error
     try:
+        for left in folder.glob(".*.partial"):  # by a killed process: this one has the lock
+            left.unlink()
         with closing(_base(folder / FILE)) as base:
             yield Library(folder, base)
     finally:
