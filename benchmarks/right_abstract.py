@@ -34,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("index", nargs="?")
     parser.add_argument("--untitled", type=Path, help="write this file instead")
+    parser.add_argument("--mode", choices=("hybrid", "words", "meaning"), nargs="*", default=["hybrid"])
     arguments = parser.parse_args()
     examples = list(pubmedqa.read(Path(os.environ["MEDITUNE_DATA"]).expanduser() / "pubmedqa", Rejects()))
     if arguments.untitled:
@@ -42,7 +43,7 @@ def main() -> None:
     index = Index.open(arguments.index)
     print(f"{len(examples)} questions, {index.manifest.passages:,} passages of {index.manifest.documents:,} documents")
     print("| search | first | in the top 3 | in the top 5 | in the top 10 |\n|---|---|---|---|---|")
-    for mode in ("hybrid", "words", "meaning"):
+    for mode in arguments.mode:
         ranks = [rank(index, example, mode) for example in examples]
         print(f"| {mode} | {' | '.join(share(ranks, most) for most in (1, 3, 5, 10))} |", flush=True)
 
