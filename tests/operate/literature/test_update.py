@@ -137,7 +137,7 @@ def test_only_what_changed_is_asked_for_and_embedded(served: PubMed, tmp_path: P
 def test_every_request_says_who_asks_and_keeps_the_pace(served: PubMed, tmp_path: Path, monkeypatch) -> None:
     served.add(Paper(101))
     assert ask(served, tmp_path).code == 0
-    monkeypatch.setattr(polite, "INTERVAL_WITH_KEY", 0.05)
+    monkeypatch.setattr(polite, "INTERVAL_WITH_KEY", 0.3)
     monkeypatch.setenv("NCBI_API_KEY", "secret-key")
     served.asked.clear(), served.times.clear()
     assert ask(served, tmp_path).code == 0
@@ -146,7 +146,7 @@ def test_every_request_says_who_asks_and_keeps_the_pace(served: PubMed, tmp_path
     assert any("mailto:me@clinic.org" in agent for agent in served.agents)
     gaps = [after - before for before, after in zip(served.times, served.times[1:], strict=False)]
     assert gaps
-    assert min(gaps) > 0.045
+    assert min(gaps) > 0.15
     refused = meditune("update", tmp_path / "library", "--query", "all")
     refused.refused(3, "NCBI asks for an address", "--email")
     meditune("update", tmp_path / "library", "--query", "all", "--email", "nobody").refused(3, "'nobody' is no address")
@@ -164,12 +164,15 @@ def test_every_request_says_who_asks_and_keeps_the_pace(served: PubMed, tmp_path
         ["200-limit"],
         ["error:Backend busy"],
         ["slow"],
+        ["drip"],
     ],
     ids=lambda each: "-".join(each),
 )
 def test_what_passes_is_waited_for(served: PubMed, tmp_path: Path, faults: list[str], monkeypatch) -> None:
     if faults == ["slow"]:
         monkeypatch.setattr(polite, "READ_SECONDS", 0.3)
+    if faults == ["drip"]:
+        monkeypatch.setattr(polite, "WHOLE_SECONDS", 0.2)
     served.add(*(Paper(pmid) for pmid in range(101, 104)))
     served.fail("esearch", *faults)
     served.fail("efetch", *faults)
@@ -384,9 +387,15 @@ def test_retractions_reach_what_an_index_holds_from_elsewhere(served: PubMed, tm
     assert "RETRACTED: PMID 20000001" in result.out
     assert [each["pmid"] for each in row(tmp_path, "retracted.jsonl")] == ["20000001", "501"]
     assert not {"pubmedqa:20000001", "pubmed:501"} & set(found(tmp_path, "treatment 1 gout"))
+    # What comes into the index later is looked for among what was listed before.
+    late = corpus.articles(tmp_path / "late.xml", corpus.article(777, "Late", "A late article about gout."))
+    update(place(tmp_path / "index"), [collections.pubmed_files(str(late))], corpus.TINY)
+    assert "pubmed:777" in found(tmp_path, "late article gout")
+    assert "RETRACTED: PMID 777" in ask(served, tmp_path, "--index", tmp_path / "index", query="nothing fits").out
+    assert "pubmed:777" not in found(tmp_path, "late article gout")
     # And they stay away when all sources are read again.
     update(place(tmp_path / "index"), [], corpus.TINY)
-    assert not {"pubmedqa:20000001", "pubmed:501"} & set(found(tmp_path, "treatment 1 gout"))
+    assert not {"pubmedqa:20000001", "pubmed:501", "pubmed:777"} & set(found(tmp_path, "treatment 1 gout"))
     assert "pubmedqa:20000002" in found(tmp_path, "treatment 2")
 
 
@@ -507,6 +516,27 @@ def test_a_second_update_is_told(served: PubMed, tmp_path: Path) -> None:
     ask(served, tmp_path, "--since", "yesterday").refused(3, "2026-01-31")
     (tmp_path / "library" / "library.sqlite").write_text("this is no database at all")
     ask(served, tmp_path).refused(3, "not a readable library")
+
+
+def test_a_full_disk_is_said_and_nothing_is_half(served: PubMed, tmp_path: Path, monkeypatch) -> None:
+    from meditune.operate.literature import library
+
+    served.add(Paper(101))
+    assert ask(served, tmp_path).code == 0
+    real = library._base
+
+    def small(file):
+        base = real(file)
+        base.execute("PRAGMA max_page_count = 1")  # no page more than there is
+        return base
+
+    monkeypatch.setattr(library, "_base", small)
+    served.add(*(Paper(pmid, revised="2026-02-01") for pmid in range(201, 260)))
+    result = ask(served, tmp_path)
+    assert result.code == 1
+    assert "The disk is full" in result.err
+    monkeypatch.setattr(library, "_base", real)
+    assert "59 new" in ask(served, tmp_path).out
 
 
 def test_the_pairs_are_a_source_that_a_recipe_reads(served: PubMed, tmp_path: Path) -> None:
