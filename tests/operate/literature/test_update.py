@@ -95,7 +95,7 @@ def test_notices_count_before_and_after_their_article(served: PubMed, tmp_path: 
     )
     result = meditune("update", tmp_path / "library", "--files", served.folder, "--index", tmp_path / "index")
     assert result.code == 0, result
-    assert [each["pmid"] for each in row(tmp_path, "retracted.jsonl")] == ["101", "102"]
+    assert [each["pmid"] for each in row(tmp_path, "retracted.jsonl")] == ["102", "101"]
     assert {each["notice"] for each in row(tmp_path, "retracted.jsonl")} == {"901", "902"}
     assert sorted(set(found(tmp_path, "treatment"))) == ["pubmed:105", "pubmed:107"]
     hits = Index.open(tmp_path / "index", corpus.TINY).search("treatment 107").hits
