@@ -21,7 +21,7 @@ from meditune.retrieve import titles
 from meditune.retrieve.index import Index
 from meditune.retrieve.query import condition, query
 from meditune.retrieve.rerank import Reranker
-from meditune.retrieve.search import compare
+from meditune.retrieve.search import compare, read
 from meditune.retrieve.synonyms import key, words
 from retrieval_set import Task, Text, document
 
@@ -97,11 +97,11 @@ def groups(
     made = []
     for question, (exact, alike) in asked.items():
         there = compare(index.opened, reranker, query(question), where=where)
-        passages = [there.passages[row] for row in there.ids]
-        found = [number[passage.document] for passage in passages]
+        whole = read(index.opened, there.ids)
+        found = [number[whole[row].document] for row in there.ids]
         relevant = np.array([each in exact or each in alike for each in found], dtype=float)
         if relevant.any():
-            seen = reranker.features(there.message, passages, there.vectors)
+            seen = reranker.features(there.message, there.passages, there.vectors)
             made.append(Group(np.stack([seen[name] for name in FEATURES], axis=1), relevant / relevant.sum()))
     return made
 

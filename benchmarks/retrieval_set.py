@@ -191,6 +191,15 @@ def index(data: Path, task: Task, where: Path) -> Index:
 
     Judged answers that stand in MedQuAD word for word are in it once, as in the task.
     """
+    register(task)
+    if not (where / MANIFEST).exists():
+        names = (JUDGED, pubmedqa.SOURCE, medquad.SOURCE)
+        build(place(where), [collections.named(f"{name}={data / name}") for name in names], embedder())
+    return Index.open(where)
+
+
+def register(task: Task) -> None:
+    """Have the product read the task's judged answers, and abstracts without titles, by their collections' names."""
     judged = [passage for passage in task.passages if not passage.id.startswith(medquad.SOURCE)]
 
     def read_judged(_: Path, __: Rejects) -> Iterator[Document]:
@@ -203,10 +212,6 @@ def index(data: Path, task: Task, where: Path) -> Index:
             yield Document(each.id, pubmedqa.SOURCE, sections)
 
     collections.NAMED.update({JUDGED: read_judged, pubmedqa.SOURCE: read_abstracts})
-    if not (where / MANIFEST).exists():
-        names = (medquad.SOURCE, JUDGED, pubmedqa.SOURCE)
-        build(place(where), [collections.named(f"{name}={data / name}") for name in names], embedder())
-    return Index.open(where)
 
 
 def document(name: str) -> str:

@@ -72,13 +72,13 @@ def build(
 
 
 def update(
-    place: Place, collections: Sequence[Collection], embedder: Embedder, remove: Sequence[str] = ()
+    place: Place, collections: Sequence[Collection], embedder: Embedder, remove: Sequence[str] = (), since: int = 0
 ) -> tuple[Manifest, Changes]:
     """The index with the collections as they are now: changed and new passages are embedded, vanished ones go.
 
     Collections that aren't named stay as they are; without any, all that the index was built from are read again. Those
-    in `remove` are taken out. Raises DataError where there is no index, ModelError where it was made with another
-    embedding model.
+    in `remove` are taken out; of libraries only what changed after `since` is read. Raises DataError where there is no
+    index, ModelError where it was made with another embedding model.
     """
     with place.writing():
         before = manifest.read(place)
@@ -94,7 +94,7 @@ def update(
         with tables.readable(place):
             table = tables.connect(place).open_table(before.table)
             resumed = _settle(place, table, before, chosen, remove)
-        reading = Reading(chosen)
+        reading = Reading(chosen, since=since)
         changes = _fill(table, reading, embedder, everything=False, remove=remove)
         changes.resumed = resumed
         kept = [each for each in known if each.source not in remove]

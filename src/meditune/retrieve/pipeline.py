@@ -22,8 +22,8 @@ CANDIDATES = 100
 """Passages, or titles, that each ranking gives"""
 RERANKED = 100
 """Candidates that are compared, the best by fusion; the rest stay as they were fused"""
-ASKED = 1
-"""Which of `Asked.vectors` is of what is asked; the first is of the whole message"""
+WORDINGS = ("", " asked")
+"""What the first vectors of `Asked.vectors` are of: the whole message, and what it asks"""
 
 Ranking = Mapping[int, float]
 """Rows by their ids with scores, the best first"""
@@ -36,8 +36,8 @@ class Search:
     rows: Rows
     words: Callable[[str, int], Ranking]
     """BM25 of so many best passages"""
-    meaning: Callable[[Vectors, int], Ranking]
-    """Cosine of so many nearest passages"""
+    meaning: Callable[[Vectors, int], Sequence[Ranking]]
+    """Cosine of so many nearest passages, for each of some vectors"""
     where: str | None = None
     """What the search is narrowed by"""
 
@@ -57,31 +57,25 @@ def candidates(
     asked: Asked, search: Search, reranker: Reranker, most: int = CANDIDATES, words: str | None = None
 ) -> Candidates:
     """What all rankings find; `words` are searched for instead of the message's own, where they are given."""
-    message, focused = asked.vectors[0], asked.vectors[ASKED]
+    wordings = asked.vectors[: 1 if asked.focused.query == asked.corrected else 2]
     by_words = search.words(words or asked.corrected, most)
-    near = search.meaning(message, most)
-    rankings: dict[str, Sequence[Sequence[int]]] = {
-        "words": [[each] for each in by_words],
-        "meaning": [[each] for each in near],
-        "titles": _by_title(message, search, reranker, most),
-    }
+    rankings: dict[str, Sequence[Sequence[int]]] = {"words": [[each] for each in by_words]}
     if not words and asked.expanded != asked.corrected:
         rankings["names"] = [[each] for each in search.words(asked.expanded, most)]
-    if asked.focused.query != asked.corrected:
-        rankings["asked"] = [[each] for each in search.meaning(focused, most)]
-        rankings["asked of titles"] = _by_title(focused, search, reranker, most)
-    return Candidates(list(fusion.reciprocal_ranks(rankings)), by_words, near)
+    near = search.meaning(wordings, most)
+    titled = reranker.title_vectors.nearest(wordings, most)
+    for name, passages, titles in zip(WORDINGS, near, titled, strict=False):
+        rankings[f"meaning{name}"] = [[each] for each in passages]
+        rankings[f"titles{name}"] = _of_titles(titles, search)
+    return Candidates(list(fusion.reciprocal_ranks(rankings)), by_words, near[0])
 
 
-def _by_title(vector: Vectors, search: Search, reranker: Reranker, most: int) -> list[list[int]]:
-    """The rows of each of the nearest titles."""
+def _of_titles(numbers: Sequence[int], search: Search) -> list[list[int]]:
+    """The rows of each title."""
     rows = search.rows
     allowed = rows.allowed(search.where) if search.where else None
-    found = []
-    for number in reranker.title_vectors.nearest(vector, most):
-        places = rows.of_title(number)
-        found.append(rows.ids[places if allowed is None else places[allowed[places]]].tolist())
-    return found
+    places = map(rows.of_title, numbers)
+    return [rows.ids[some if allowed is None else some[allowed[some]]].tolist() for some in places]
 
 
 def ordered(scores: NDArray[np.float64]) -> list[int]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from meditune.retrieve import titles
 from meditune.retrieve.focus import Focused, focus
-from meditune.retrieve.lexical import LETTERS, overlap, split
+from meditune.retrieve.lexical import LETTERS, counted, overlap
 from meditune.retrieve.rerank_weights import SIBLINGS, WEIGHTS
 from meditune.retrieve.synonyms import Synonyms, key, says, words
 from meditune.retrieve.title_vectors import Embed, TitleVectors, Vectors
@@ -119,9 +119,10 @@ class Reranker:
         """What scores are made of: (n,) each, named as the weights are."""
         asked = self.asked(question) if isinstance(question, str) else question
         whole = [f"{passage.title}\n{passage.text}" for passage in passages]
-        split_whole = [split(text) for text in whole]
         read = [titles.read(passage.title) for passage in passages]
         headlines = [headline(passage) for passage in passages]
+        searched = set(words(asked.corrected)) | set(words(asked.expanded))
+        counts, in_titles = counted(searched, whole), counted(searched, headlines)
         near = (self._headlines(headlines, vectors) @ asked.vectors.T).astype(float)
         said = {word for text in (asked.corrected, asked.focused.query) for word in words(text)}
         said |= {word for mention in asked.focused.mentions for word in mention.name.split()}
@@ -129,9 +130,9 @@ class Reranker:
             "whole_near_title": near[:, 0],
             "asked_near_title": near[:, 1],
             "sentence_near_title": near[:, 2:].max(axis=1),
-            "words": overlap(asked.corrected, split_whole),
-            "names": overlap(asked.expanded, split_whole),
-            "names_in_title": overlap(asked.expanded, [split(headline) for headline in headlines], TITLE_LENGTH),
+            "words": overlap(asked.corrected, counts),
+            "names": overlap(asked.expanded, counts),
+            "names_in_title": overlap(asked.expanded, in_titles, TITLE_LENGTH),
             "topic_named": np.array(
                 [
                     _share(said, title.topic)

@@ -35,8 +35,8 @@ class Rows:
         codes = found["document"].combine_chunks().dictionary_encode()
         self.documents: NDArray[np.int32] = _chunk(codes).indices.to_numpy()[order]
         self.titles = _numbers(found["title"], titles)[order] if titles else np.full(len(ids), -1, dtype=np.int32)
-        self._by_title = np.argsort(self.titles, kind="stable")
-        self._sorted_titles = self.titles[self._by_title]
+        self._by_title = np.argsort(self.titles, kind="stable").astype(np.int64)
+        self._starts = np.searchsorted(self.titles[self._by_title], np.arange(len(titles) + 1))
         self.vectors: Vectors | None = None
         if with_vectors:
             flat = _chunk(found[tables.VECTOR].combine_chunks()).flatten().to_numpy()
@@ -49,20 +49,27 @@ class Rows:
 
     def of_title(self, number: int) -> Places:
         """The rows of one title."""
-        start, end = np.searchsorted(self._sorted_titles, [number, number + 1])
-        return np.asarray(self._by_title[start:end], dtype=np.int64)
+        made: Places = self._by_title[self._starts[number] : self._starts[number + 1]]
+        return made
 
-    def nearest(self, vector: Vectors, most: int, where: str | None) -> dict[int, float]:
-        """Ids and cosines of the rows nearest to a vector, the nearest first; vectors must be kept."""
+    def nearest(self, vectors: Vectors, most: int, where: str | None) -> list[dict[int, float]]:
+        """For each of the vectors (n, size) ids and cosines of the rows nearest to it, the nearest first.
+
+        Vectors must be kept.
+        """
         assert self.vectors is not None, "vectors aren't kept"
-        cosines = self.vectors @ vector
+        # One by one: BLAS takes longer for a few vectors at once, which it lays out anew.
+        return [self._best(self.vectors @ vector, most, where) for vector in vectors]
+
+    def _best(self, cosines: Vectors, most: int, where: str | None) -> dict[int, float]:
         if where:
             cosines = np.where(self.allowed(where), cosines, -np.inf)
         few = min(most, len(cosines))
         best = np.argpartition(-cosines, few - 1)[:few]
         # Equal ones in the order of their ids, so that the same question always gives the same hits.
-        ordered = sorted(best.tolist(), key=lambda place: (-cosines[place], place))
-        return {int(self.ids[place]): float(cosines[place]) for place in ordered if cosines[place] > -np.inf}
+        ordered = best[np.lexsort((best, -cosines[best]))]
+        pairs = zip(self.ids[ordered].tolist(), cosines[ordered].tolist(), strict=True)
+        return {row: cosine for row, cosine in pairs if cosine > -np.inf}
 
     def _allowed(self, table: Any, where: str) -> NDArray[np.bool_]:
         """For each row whether it meets a condition."""

@@ -126,8 +126,14 @@ class _Ranked:
     scores: Mapping[int, float]
     words: Mapping[int, float]
     meaning: Mapping[int, float]
-    passages: Mapping[int, IndexedPassage]
-    """Those that were read already"""
+
+
+@dataclass(frozen=True, slots=True)
+class Brief:
+    """As much of a passage as is compared."""
+
+    title: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,8 @@ class Compared:
     """Of the compared ones, the best by fusion first"""
     others: list[int]
     """Candidates that aren't compared"""
-    passages: Mapping[int, IndexedPassage]
+    passages: list[Brief]
+    """Of `ids`, in their order"""
     vectors: Vectors
     """(ids, dimension)"""
 
@@ -160,18 +167,18 @@ def compare(
         search = pipeline.Search(
             opened.rows,
             lambda text, most: _by_words(opened.table, text, where, most),
-            lambda vector, most: _by_meaning(opened, vector, where, most),
+            lambda vectors, most: _by_meaning(opened, vectors, where, most),
             where,
         )
         found = pipeline.candidates(message, search, reranker, most, asked.words if asked.reworded else None)
         ids = found.ids if per_document is None else _few_of_each(found.ids, opened.rows, per_document)
         few = max(pipeline.RERANKED, k)
-        passages, vectors = _read(opened, ids[:few])
+        passages, vectors = _briefly(opened, ids[:few])
     return Compared(message, found, ids[:few], ids[few:], passages, vectors)
 
 
 def _reranked(there: Compared, reranker: Reranker) -> _Ranked:
-    scores = reranker.score(there.message, [there.passages[row] for row in there.ids], there.vectors)
+    scores = reranker.score(there.message, there.passages, there.vectors)
     lowest = float(scores.min()) if len(scores) else 0.0
     cosines = (there.vectors @ there.message.vectors[0]).tolist()
     return _Ranked(
@@ -179,7 +186,6 @@ def _reranked(there: Compared, reranker: Reranker) -> _Ranked:
         dict(zip(there.ids, scores.tolist(), strict=True)) | dict.fromkeys(there.others, lowest),
         there.found.words,
         dict(zip(there.ids, cosines, strict=True)),
-        there.passages,
     )
 
 
@@ -194,13 +200,13 @@ def _fused(
     most: int,
 ) -> _Ranked:
     """By one part, or by both joined."""
-    vector = embedder.embed([asked.meaning])[0] if mode != "words" else None
+    vectors = embedder.embed([asked.meaning]) if mode != "words" else None
     parts: dict[str, dict[int, float]] = {}
     with tables.readable(opened.place):
         if mode != "meaning":
             parts["words"] = _by_words(opened.table, asked.words, where, most)
-        if vector is not None:
-            parts["meaning"] = _by_meaning(opened, vector, where, most)
+        if vectors is not None:
+            parts["meaning"] = _by_meaning(opened, vectors, where, most)[0]
     if len(parts) == 1:
         scores = next(iter(parts.values()))
     else:
@@ -208,14 +214,13 @@ def _fused(
             {name: list(found) for name, found in parts.items()}, {**WEIGHTS, **(weights or {})}
         )
     chosen = list(scores) if per_document is None else _few_of_each(list(scores), opened.rows, per_document)
-    return _Ranked(chosen, scores, parts.get("words", {}), parts.get("meaning", {}), {})
+    return _Ranked(chosen, scores, parts.get("words", {}), parts.get("meaning", {}))
 
 
 def _hits(opened: Opened, ranked: _Ranked, k: int, diversity: float) -> tuple[Hit, ...]:
     with tables.readable(opened.place):
         ids = _apart(opened, ranked.ids, ranked.scores, k, diversity) if diversity else ranked.ids[:k]
-        missing = [row for row in ids if row not in ranked.passages]
-        passages = {**ranked.passages, **(_read(opened, missing, vectors=False)[0] if missing else {})}
+        passages = read(opened, ids)
     return tuple(Hit(passages[row], ranked.scores[row], ranked.words.get(row), ranked.meaning.get(row)) for row in ids)
 
 
@@ -226,11 +231,15 @@ def _by_words(table: Any, text: str, where: str | None, most: int) -> dict[int, 
     return _ranked(found["_rowid"].to_pylist(), found["_score"].to_pylist())
 
 
-def _by_meaning(opened: Opened, vector: Vectors, where: str | None, most: int) -> dict[int, float]:
-    """Row and cosine of the nearest passages, the nearest first."""
+def _by_meaning(opened: Opened, vectors: Vectors, where: str | None, most: int) -> list[dict[int, float]]:
+    """For each vector row and cosine of the nearest passages, the nearest first."""
     if opened.rows.vectors is not None:
-        return opened.rows.nearest(vector, most, where)
-    asked = opened.table.search(vector).distance_type("dot").select(["_distance"]).with_row_id(True)
+        return opened.rows.nearest(vectors, most, where)
+    return [_approximately(opened.table, vector, where, most) for vector in vectors]
+
+
+def _approximately(table: Any, vector: Vectors, where: str | None, most: int) -> dict[int, float]:
+    asked = table.search(vector).distance_type("dot").select(["_distance"]).with_row_id(True)
     asked = asked.nprobes(PROBES).refine_factor(REFINE)
     found = (asked.where(where, prefilter=True) if where else asked).limit(most).to_arrow()
     return _ranked(found["_rowid"].to_pylist(), [1.0 - distance for distance in found["_distance"].to_pylist()])
@@ -255,25 +264,30 @@ def _apart(opened: Opened, rows: Sequence[int], scores: Mapping[int, float], k: 
     best = list(rows[: max(4 * k, 20)])
     if not best:
         return []
-    vectors = _read(opened, best)[1] if opened.rows.vectors is None else _kept(opened.rows, best)
+    vectors = _briefly(opened, best)[1] if opened.rows.vectors is None else _kept(opened.rows, best)
     return [best[n] for n in fusion.marginal_relevance([scores[row] for row in best], vectors, k, diversity)]
 
 
-def _read(opened: Opened, ids: Sequence[int], vectors: bool = True) -> tuple[dict[int, IndexedPassage], Vectors]:
-    """The passages of these rows, and (n, size) their vectors in the order of `ids`."""
+def _briefly(opened: Opened, ids: Sequence[int]) -> tuple[list[Brief], Vectors]:
+    """What is compared of these rows' passages, and (n, size) their vectors, both in the order of `ids`."""
     if not ids:
-        return {}, np.zeros((0, opened.dimension), dtype=np.float32)
-    kept = opened.rows.vectors is not None or not vectors
-    columns = [*tables.COLUMNS, *([] if kept else [tables.VECTOR])]
-    found = opened.table.take_row_ids(list(ids)).select(columns).with_row_id().to_arrow()
-    made = {row.pop("_rowid"): IndexedPassage(**row) for row in found.select([*tables.COLUMNS, "_rowid"]).to_pylist()}
-    if not vectors:
-        return made, np.zeros((0, opened.dimension), dtype=np.float32)
-    if kept:
-        return made, _kept(opened.rows, ids)
-    place = {row: number for number, row in enumerate(found["_rowid"].to_pylist())}
-    own = np.stack(found[tables.VECTOR].to_numpy(zero_copy_only=False))
-    return made, own[[place[row] for row in ids]]
+        return [], np.zeros((0, opened.dimension), dtype=np.float32)
+    kept = opened.rows.vectors is not None
+    found = opened.table.take_row_ids(list(ids)).select(["title", "text", *([] if kept else [tables.VECTOR])])
+    there = found.with_row_id().to_arrow()
+    place = {row: number for number, row in enumerate(there["_rowid"].to_pylist())}
+    order = [place[row] for row in ids]
+    briefs = list(map(Brief, there["title"].to_pylist(), there["text"].to_pylist()))
+    own = _kept(opened.rows, ids) if kept else np.stack(there[tables.VECTOR].to_numpy(zero_copy_only=False))[order]
+    return [briefs[number] for number in order], own
+
+
+def read(opened: Opened, ids: Sequence[int]) -> dict[int, IndexedPassage]:
+    """The passages of these rows."""
+    if not ids:
+        return {}
+    found = opened.table.take_row_ids(list(ids)).select(list(tables.COLUMNS)).with_row_id().to_arrow().to_pylist()
+    return {row.pop("_rowid"): IndexedPassage(**row) for row in found}
 
 
 def _kept(rows: Rows, ids: Sequence[int]) -> Vectors:

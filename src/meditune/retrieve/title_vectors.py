@@ -44,11 +44,14 @@ class TitleVectors:
         fresh: dict[str, Any] = dict(zip(unknown, embed(unknown), strict=True)) if unknown else {}
         return np.array([fresh[t] if t in fresh else self.vectors[self._place[t]] for t in titles], dtype=np.float32)
 
-    def nearest(self, vector: Vectors, count: int) -> list[int]:
-        """The places of the titles that come nearest to a vector, the nearest first."""
+    def nearest(self, vectors: Vectors, count: int) -> list[list[int]]:
+        """For each of the vectors (n, size) the places of the titles that come nearest to it, the nearest first."""
         if not len(self):
-            return []
-        cosines = self.vectors @ vector
-        count = min(count, len(cosines))
-        best = np.argpartition(-cosines, count - 1)[:count]
-        return [int(place) for place in best[np.argsort(-cosines[best], kind="stable")]]
+            return [[] for _ in vectors]
+        count = min(count, len(self))
+        found: list[list[int]] = []
+        for vector in vectors:
+            cosines = self.vectors @ vector
+            best = np.argpartition(-cosines, count - 1)[:count]
+            found.append(best[np.argsort(-cosines[best], kind="stable")].tolist())
+        return found
