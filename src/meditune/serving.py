@@ -70,6 +70,9 @@ def serve(
         str,
         typer.Option(envvar="MEDITUNE_PROXY", help="Addresses of proxies in front, which end TLS: 10.0.0.2,10.0.0.3"),
     ] = "",
+    bare_chat: Annotated[
+        bool, typer.Option("--bare-chat", help="Chats are the model's words alone: no triage, no limits.")
+    ] = False,
     log_text: Annotated[bool, typer.Option("--log-text", help="Log questions, masked.")] = False,
     keep_text: Annotated[
         bool, typer.Option("--keep-text", envvar="MEDITUNE_KEEP_TEXT", help="Keep questions and answers, masked.")
@@ -101,6 +104,7 @@ def serve(
         daily_tokens=daily_tokens,
         origins=tuple(cors or ()),
         keys_needed=keys,
+        bare_chat=bare_chat,
         log_text=log_text,
         keep_text=keep_text,
         keep_days=keep_days,
