@@ -95,6 +95,7 @@ class Assistant:
         special = tuple(engine.tokenizer.all_special_tokens)
         self._writer = Writer(self.form, self._count, self._write, room, special)
         self._answerer = Answerer(index, self._writer, self.settings.nearest) if index else None
+        self.index = index
         content = index.manifest.content if index else ""
         self.versions = {"meditune": __version__, "engine": engine.name, "index": content, **(versions or {})}
 

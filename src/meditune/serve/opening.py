@@ -16,6 +16,7 @@ from meditune.serve.access import Access
 from meditune.serve.assistant import AssistantSettings
 from meditune.serve.assisting import open_assistant
 from meditune.serve.fingerprint import fingerprint
+from meditune.serve.following import follow
 from meditune.serve.prompting import Prompts
 from meditune.serve.running import LOCAL, Place
 from meditune.serve.service import Embeds, Served, Service
@@ -73,7 +74,7 @@ def open_service(wanted: Wanted, settings: Settings, store: Path) -> Service:
     )
     name = wanted.name or (place.resolve().name if place.exists() else wanted.model)
     served = Served(name, version, int(time.time()), assistant.versions["index"])
-    return Service(
+    service = Service(
         served,
         engine,
         prompts,
@@ -84,6 +85,14 @@ def open_service(wanted: Wanted, settings: Settings, store: Path) -> Service:
         embeds=sentence_model,
         embedding=SENTENCE_MODEL_INT8.name,
     )
+
+    def changed(content: str) -> None:
+        assistant.versions["index"] = content
+        service.goes_over_to(content)
+
+    if assistant.index is not None:
+        follow(assistant.index, changed)
+    return service
 
 
 @cache
