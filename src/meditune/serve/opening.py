@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 
 from meditune.engines.opening import open_engine
-from meditune.errors import MedituneError
 from meditune.models.catalogue import SENTENCE_MODEL_INT8
 from meditune.prompts import load_format
 from meditune.recipe import PromptFormat
@@ -36,24 +35,23 @@ class Wanted:
     """As clients are to call it; else the folder's name"""
 
 
-def safe(settings: Settings, place: Place, store: Path, open_to_all: bool) -> Settings:
+def safe(settings: Settings, place: Place, keys: Keys, open_to_all: bool) -> Settings:
     """The settings with what follows from the place: keys are needed where there are any, and beyond this machine.
 
-    Raises MedituneError where others reach the server and nobody has a key, unless it is to be `open_to_all`.
+    Beyond it nobody gets in until there is a key, unless the server is to be `open_to_all`.
     """
-    keys = Keys(Base(store))
     beyond = not place.local or bool(place.proxies)
     needed = settings.keys_needed or keys.any() or (beyond and not open_to_all)
-    if needed and not any(key.state == "usable" for key in keys.all()):
-        raise MedituneError(
-            f"{place.host} can be reached from elsewhere, and there is no usable key in {store}. Make one: meditune "
-            "keys create NAME; or let everybody in who reaches it: --open."
-            if beyond
-            else f"Keys are needed and there is no usable one in {store}. Make one: meditune keys create NAME"
-        )
     # Without keys a name that a page's author chose for this machine would let that page in.
     hosts = tuple(LOCAL) if not needed and not beyond else settings.hosts
     return replace(settings, keys_needed=needed, hosts=hosts)
+
+
+def lockout(settings: Settings, keys: Keys) -> str:
+    """What to do where nobody can get in yet; empty where somebody can."""
+    if not settings.keys_needed or any(key.state == "usable" for key in keys.all()):
+        return ""
+    return f"Nobody gets in yet: there is no usable key in {keys.base.path.parent}. Make one: meditune keys create NAME"
 
 
 def open_service(wanted: Wanted, settings: Settings, store: Path) -> Service:
