@@ -14,11 +14,14 @@ LAYERS = (
         "reviewing",
         "annotating",
         "indexing",
+        "updating",
         "serving",
+        "exporting",
         "surveying",
         "doctor",
         "terminal",
         "comparing",
+        "operate",
         "serve",
         "answering",
         "ask",
@@ -29,6 +32,7 @@ LAYERS = (
         "prune",
         "planning",
         "review",
+        "export",
         "folder",
         "grounding",
     ),
@@ -38,7 +42,7 @@ LAYERS = (
     "errors",
 )
 """From top to bottom. A module imports only what stands below it, or its own package."""
-STRANGERS = {("evaluate", "train"), ("evaluate", "retrieve"), ("retrieve", "train")}
+STRANGERS = {("evaluate", "train"), ("evaluate", "retrieve"), ("retrieve", "train"), ("operate", "serve")}
 """Neighbours of which neither imports the other, though one stands higher in the list."""
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from meditune import annotating, data_commands, indexing, ranks, reviewing, serving
+from meditune import annotating, data_commands, exporting, indexing, ranks, reviewing, serving, updating
 from meditune.errors import DataError, MedituneError, Stopped
 
 app = typer.Typer(
@@ -29,9 +29,11 @@ app.add_typer(recipe_app, name="recipe")
 app.add_typer(reviewing.app, name="review")
 app.add_typer(annotating.app, name="annotate")
 app.add_typer(indexing.app, name="index")
+app.command()(updating.update)
 app.command()(serving.serve)
 app.add_typer(serving.keys_app, name="keys")
 app.add_typer(serving.answers_app, name="answers")
+app.command()(exporting.export)
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name or a YAML file.")]
 Output = Annotated[

@@ -54,6 +54,16 @@ def in_training(examples: Iterable[Example], folder: Path) -> list[Example]:
     return [shown(example, rows[example.id]["passages"]) if example.id in rows else example for example in examples]
 
 
+def is_own(passage: Mapping[str, Any], item: str) -> bool:
+    """Whether a passage that was found is of the document that the item with this id was made of."""
+    return publishers_id(passage["document"]) == publishers_id(item)
+
+
+def publishers_id(identifier: str) -> str:
+    """An example's or a document's id without the name of the source."""
+    return identifier.partition(":")[2]
+
+
 def with_best(example: Example, count: int) -> Example:
     """The example with only the `count` best of its found passages."""
     ranks = example.meta[RANKS]
