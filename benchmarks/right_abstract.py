@@ -3,6 +3,8 @@
     meditune index build -o INDEX --source pubmedqa --source medquad
     python benchmarks/right_abstract.py INDEX
 
+    python benchmarks/right_abstract.py contexts      # the abstracts alone, without titles, by BM25 in memory
+
     python benchmarks/right_abstract.py --untitled abstracts.xml      # the abstracts without titles, as PubMed's XML
     meditune index build -o UNTITLED --pubmed abstracts.xml --source medquad
     python benchmarks/right_abstract.py UNTITLED
@@ -24,6 +26,8 @@ from meditune.data import pubmedqa
 from meditune.data.example import Example
 from meditune.data.rejects import Rejects
 from meditune.data.retrieved import publishers_id
+from meditune.grounding.searched import Contexts
+from meditune.recipe import CONTEXTS, PromptFormat
 from meditune.retrieve.index import Index
 from meditune.shares import wilson
 
@@ -40,6 +44,11 @@ def main() -> None:
     if arguments.untitled:
         untitled(examples).write(arguments.untitled, encoding="utf-8", xml_declaration=True)
         return
+    if arguments.index == CONTEXTS:
+        place = Contexts(examples, PromptFormat())
+        ranks = [ranked([each.document for each in place.search(e.question, K)], e) for e in examples]
+        print(f"{len(examples)} questions, their contexts: {' | '.join(share(ranks, most) for most in (1, 3, 5, 10))}")
+        return
     index = Index.open(arguments.index)
     print(f"{len(examples)} questions, {index.manifest.passages:,} passages of {index.manifest.documents:,} documents")
     print("| search | first | in the top 3 | in the top 5 | in the top 10 |\n|---|---|---|---|---|")
@@ -50,9 +59,13 @@ def main() -> None:
 
 def rank(index: Index, example: Example, mode: str) -> int:
     """From 1; above K where the abstract isn't among the first K."""
-    hits = index.search(example.question, K, mode=mode).hits
+    return ranked([hit.passage.document for hit in index.search(example.question, K, mode=mode).hits], example)
+
+
+def ranked(documents: Sequence[str], example: Example) -> int:
+    """The same in a list of documents."""
     own = publishers_id(example.id)
-    return next((place for place, hit in enumerate(hits, start=1) if publishers_id(hit.passage.document) == own), K + 1)
+    return next((place for place, each in enumerate(documents, start=1) if publishers_id(each) == own), K + 1)
 
 
 def share(ranks: Sequence[int], most: int) -> str:

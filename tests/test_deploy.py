@@ -163,7 +163,6 @@ def handler(tmp_path_factory):
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         yield module.handler
-        module.server().app.app.state.service.engine.close() if hasattr(module.server().app, "app") else None
 
 
 EVENTS = Path(__file__).parent / "serve" / "events"

@@ -11,6 +11,8 @@ LAYERS = (
     *(
         "cli",
         "data_commands",
+        "model_commands",
+        "asking",
         "reviewing",
         "annotating",
         "indexing",
@@ -18,6 +20,7 @@ LAYERS = (
         "serving",
         "exporting",
         "surveying",
+        "options",
         "doctor",
         "terminal",
         "comparing",

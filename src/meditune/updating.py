@@ -149,12 +149,12 @@ def _index(report: Report) -> list[str]:
 def _pairs(report: Report, library: Path) -> list[str]:
     if report.pairs is None:
         return []
-    decisions = ", ".join(f"{count:,} {name}" for name, count in report.pairs.decisions.most_common())
-    kept_out = len(report.pairs.kept_out)
+    made, file = report.pairs, library / "pairs.jsonl"
+    kept_out = f"; {len(made.kept_out):,} kept out as test items" if made.kept_out else ""
+    if not made.examples:
+        return [f"Pairs: none{kept_out}. {library / 'README.md'} says why."]
+    decisions = ", ".join(f"{count:,} {name}" for name, count in made.decisions.most_common())
     return [
-        f"Pairs: {len(report.pairs.examples):,} in {library / 'pairs.jsonl'}"
-        + (f" (decisions: {decisions})" if decisions else "")
-        + (f"; {kept_out:,} kept out as test items" if kept_out else "")
-        + ". Train on them: --set 'data.sources=[{name: own, path: "
-        + f"{(library / 'pairs.jsonl').resolve()}}}]'"
+        f"Pairs: {len(made.examples):,} in {file} (decisions: {decisions}){kept_out}.",
+        f"Train on them: --set 'data.sources=[{{name: own, path: {file.resolve()}}}]'",
     ]

@@ -195,7 +195,7 @@ def test_the_plain_style_takes_easier_passages_and_the_expert_one_research() -> 
     ]
     assert [each.meaning for each in chosen("expert", hits, 3)] == [0.80, 0.78, 0.75]
     assert [each.meaning for each in chosen("plain", hits, 3)] == [0.78, 0.80, 0.75]
-    assert chosen("plain", hits, 4)[-1].meaning == 0.5, "a far passage isn't taken because it is easy"
+    assert len(chosen("plain", hits, 4)) == 3, "a far passage isn't read, however easy"
 
 
 def hit(source: str, text: str, meaning: float) -> Hit:

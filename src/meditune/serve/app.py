@@ -19,13 +19,13 @@ from meditune.limits import LIMITS
 from meditune.serve import errors
 from meditune.serve.guard import Guard
 from meditune.serve.logs import LOGGER
-from meditune.serve.routes import ask, chat, completions, docs, embeddings, feedback, health, models
+from meditune.serve.routes import ask, chat, completions, docs, embeddings, feedback, health, models, page
 from meditune.serve.service import Service
 
 PRUNE_EVERY_S = 6 * 3600.0
 OPEN = {"/healthz", "/readyz"}
 """Routes that never need a key"""
-ROUTES = (chat, completions, embeddings, models, ask, feedback, health, docs)
+ROUTES = (page, chat, completions, embeddings, models, ask, feedback, health, docs)
 
 
 def app_for(service: Service) -> FastAPI:

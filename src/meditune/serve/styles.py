@@ -14,8 +14,9 @@ from meditune.readability.grades import counted, flesch_kincaid
 from meditune.retrieve.search import Hit
 
 Style = Literal["plain", "expert"]
-AS_NEAR = 0.12
-"""A passage may come first in another's place where its cosine is lower by no more than this"""
+AS_NEAR = 0.15
+"""A passage is read where its cosine is below the best one's by no more than this: small models write about whatever
+stands before them, so a passage about another disease makes an answer about that one, borne out and beside the point"""
 READABLE = 9.0
 """Grades above this count against a passage in the plain style"""
 PER_GRADE = 0.06
@@ -32,14 +33,13 @@ def chooser(style: Style) -> Callable[[Sequence[Hit], int], Sequence[Hit]]:
 
 
 def chosen(style: Style, hits: Sequence[Hit], k: int) -> Sequence[Hit]:
-    """The k hits that suit the style best among those near enough to the best one; the others follow as they were."""
+    """Up to k hits that are about as near to the question as the nearest, those that suit the style best first."""
     nearest = max((hit.meaning for hit in hits if hit.meaning is not None), default=None)
     if nearest is None:
         return hits[:k]
     near = [hit for hit in hits if hit.meaning is not None and hit.meaning >= nearest - AS_NEAR]
     worth = {id(hit): _weight(style, hit) / (place + 3) for place, hit in enumerate(near)}
-    ordered = sorted(near, key=lambda hit: -worth[id(hit)])
-    return [*ordered, *(hit for hit in hits if id(hit) not in worth)][:k]
+    return sorted(near, key=lambda hit: -worth[id(hit)])[:k]
 
 
 @lru_cache(maxsize=4096)

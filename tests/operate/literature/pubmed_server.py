@@ -138,7 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.pubmed.times.append(time.monotonic())
             self.pubmed.agents.add(self.headers.get("User-Agent", ""))
             fault = self.pubmed.faults[tool].pop(0) if self.pubmed.faults[tool] else ""
-        if not fault.startswith(("cut", "half", "slow")) and fault:
+        if not fault.startswith(("cut", "half", "slow", "drip")) and fault:
             self._wrong(fault)
             return
         body = self._search(asked) if tool == "esearch" else self._fetch(asked)
@@ -146,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
             body = body[: len(body) // 2]
         if fault == "slow":
             time.sleep(1.5)
-        self._send(200, body, "text/xml", cut=fault == "cut")
+        self._send(200, body, "text/xml", cut=fault == "cut", drips=fault == "drip")
 
     def _wrong(self, fault: str) -> None:
         name, _, value = fault.partition(":")
@@ -226,7 +226,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, body, "application/x-gzip", headers, cut=fault == "cut")
 
     def _send(
-        self, status: int, body: bytes, kind: str, headers: dict[str, str] | None = None, cut: bool = False
+        self,
+        status: int,
+        body: bytes,
+        kind: str,
+        headers: dict[str, str] | None = None,
+        cut: bool = False,
+        drips: bool = False,
     ) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
@@ -234,7 +240,12 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in (headers or {}).items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
+        for byte in body[:200] if drips else b"":
+            self.wfile.write(bytes([byte]))
+            time.sleep(0.02)
+        if drips:
+            self.close_connection = True
+        elif self.command != "HEAD":
             self.wfile.write(body[: len(body) // 2] if cut else body)
         if cut:
             self.close_connection = True

@@ -29,6 +29,7 @@ CREATE TABLE links (             -- what records say of how publications correct
 CREATE INDEX links_origin ON links (origin);
 CREATE INDEX links_notice ON links (notice);
 CREATE TABLE retracted (pmid TEXT PRIMARY KEY, title TEXT, taken TEXT, notice TEXT, reference TEXT);
+CREATE TABLE marked (pmid TEXT PRIMARY KEY, seen INTEGER NOT NULL);   -- what PubMed lists as retracted; 1: was read
 CREATE TABLE again (pmid TEXT PRIMARY KEY);          -- to be read again, because a notice speaks of them
 CREATE TABLE files (name TEXT PRIMARY KEY, md5 TEXT, taken TEXT, counts TEXT);
 CREATE TABLE cursors (name TEXT PRIMARY KEY, value TEXT);
@@ -202,6 +203,16 @@ class Library:
         """Those that are still to be fetched."""
         return self._column("SELECT pmid FROM again ORDER BY pmid")
 
+    def mark(self, pmids: Iterable[str]) -> None:
+        """Note what PubMed lists as retracted, newly or again."""
+        self._base.executemany("INSERT OR REPLACE INTO marked VALUES (?, 0)", [(pmid,) for pmid in pmids])
+
+    def ask_for_marked(self, among: set[str]) -> None:
+        """Of those, ask for the ones among these that weren't asked for since they were noted."""
+        found = among.intersection(self._column("SELECT pmid FROM marked WHERE seen = 0"))
+        self.ask_again(sorted(found))
+        self._base.executemany("UPDATE marked SET seen = 1 WHERE pmid = ?", [(pmid,) for pmid in found])
+
     def reject(self, rows: Iterable[dict[str, str]]) -> None:
         """Keep records that were set aside."""
         self._base.executemany(
@@ -252,6 +263,8 @@ def opened(folder: Path) -> Iterator[Library]:
             f"{folder}: another update of this library is at work. Wait for it to end; the same command then goes on."
         ) from error
     try:
+        for left in folder.glob(".*.partial"):  # by a killed process: this one has the lock
+            left.unlink()
         with closing(_base(folder / FILE)) as base:
             yield Library(folder, base)
     finally:

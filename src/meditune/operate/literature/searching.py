@@ -55,12 +55,11 @@ class Searching:
         return int(cursor["read"])
 
     def retractions(self, wanted: Callable[[], set[str]]) -> None:
-        """Note which articles of `wanted()` (PubMed ids) were retracted since the last time, so that they are read
-        again, whatever queries there are.
+        """Note which of `wanted()` (PubMed ids) are listed as retracted, so that they are read again, by whatever query
+        they came.
         """
         name = "retractions"
-        cursor = self.library.cursor(name)
-        mine = wanted()
+        cursor, mine = self.library.cursor(name), wanted()
         if not mine:
             return
         first, today = _begin(cursor, None), ""
@@ -73,8 +72,11 @@ class Searching:
                 windows = [*_halves(RETRACTIONS, low, high, self.eutils.today), *windows]
                 continue
             with self.library.together():
-                self.library.ask_again(mine.intersection(found.pmids))
-        self._keep(name, {"until": today or cursor.get("until", "")})
+                self.library.mark(found.pmids)
+        with self.library.together():
+            # Also of those that were listed earlier: the index may have got the article since.
+            self.library.ask_for_marked(mine)
+            self.library.move(name, {"until": today or cursor.get("until", "")})
 
     def again(self) -> int:
         """Read again the articles that notices speak of; how many."""

@@ -11,7 +11,9 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+from meditune import __version__
 from meditune.data.rejects import Rejects
 from meditune.errors import DataError, MedituneError
 from meditune.files import replacing, write_json, write_jsonl
@@ -31,6 +33,8 @@ from meditune.retrieve.passages.library import FILE
 from meditune.retrieve.place import place
 
 REJECTS_FILE = "rejects.jsonl"
+REPORT_FILE = "update.json"
+"""What the last update did"""
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,29 @@ def update(folder: Path, wanted: Wanted) -> Report:
         if wanted.index:
             _attempt(report, lambda: _index(here, wanted, report))
         _attempt(report, lambda: _pairs(here, wanted, report))
+        write_json(folder / REPORT_FILE, facts(report))
     return report
+
+
+def facts(report: Report) -> dict[str, Any]:
+    """What update.json holds, for programs that watch over updates."""
+    made, changes = report.index or (None, None)
+    return {
+        "meditune": __version__,
+        "when": library.now(),
+        "read": report.read,
+        "files": report.files,
+        "counts": dict(report.counts),
+        "left_out": dict(report.left_out),
+        "set_aside": dict(report.set_aside),
+        "retracted": report.retracted,
+        "flagged": len({each.answer for each in report.flagged}),
+        "library": report.library,
+        "index": {"content": made.content, "passages": made.passages, "documents": made.documents} if made else None,
+        "changes": {name: getattr(changes, name) for name in ("added", "changed", "removed")} if changes else None,
+        "pairs": len(report.pairs.examples) if report.pairs else None,
+        "failures": [str(failure) for failure in report.failures],
+    }
 
 
 def _attempt(report: Report, step: Callable[[], None]) -> None:

@@ -20,7 +20,7 @@ from meditune.operate.literature.applying import Applying
 from meditune.operate.literature.download import download
 from meditune.operate.literature.library import Library
 from meditune.operate.literature.polite import Polite
-from meditune.progress import track
+from meditune.progress import Progress
 from meditune.retrieve.passages import pubmed
 
 URL = "https://ftp.ncbi.nlm.nih.gov/pubmed/updatefiles/"
@@ -153,9 +153,9 @@ class Taking:
     def _apply(self, name: str, md5: str) -> None:
         file = self.place.file(name, md5)
         before = self.applying.counts.copy()
-        articles = track(pubmed.of_file(file, self.rejects), f"Applying {name}", unit="articles")
-        with self.library.together():
-            self.applying.all(articles)
+        size = file.stat().st_size / 1e6
+        with Progress(f"Applying {name}", size, "MB") as progress, self.library.together():
+            self.applying.all(pubmed.of_file(file, self.rejects, progress))
             counts = self.applying.counts - before
             self.library.reject(self.rejects.taken())
             self.library.applied(name, md5, dict(counts))

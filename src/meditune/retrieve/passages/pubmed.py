@@ -12,6 +12,7 @@ from pathlib import Path
 from meditune.data import pubmedqa
 from meditune.data.rejects import Rejects
 from meditune.errors import DataError
+from meditune.progress import Progress
 from meditune.retrieve.passages import articles, records
 from meditune.retrieve.passages.articles import SOURCE, Article
 from meditune.retrieve.passages.passage import Document, Section
@@ -42,9 +43,9 @@ def read(path: Path, rejects: Rejects, deleted: set[str] | None = None) -> Itera
                 yield found.document()
 
 
-def of_file(file: Path, rejects: Rejects) -> Iterator[Article | str]:
+def of_file(file: Path, rejects: Rejects, progress: Progress | None = None) -> Iterator[Article | str]:
     """Each article of a file, and the PubMed id of each one that it withdraws, in order. Others go to `rejects`."""
-    for record in records.of_file(file):
+    for record in records.of_file(file, progress):
         yield from of_record(record, str(file), rejects)
 
 

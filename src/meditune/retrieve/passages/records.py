@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from meditune.progress import Progress
+
 ARTICLE, BOOK, DELETED = "PubmedArticle", "PubmedBookArticle", "DeleteCitation"
 CHUNK = 2**18
 LONGEST = 2**24
@@ -45,10 +47,18 @@ class Record:
         return found[1].decode() if found else ""
 
 
-def of_file(file: Path) -> Iterator[Record]:
-    """The records of a file, gzip or not. Damage at its end gives a last record with a problem and no kind."""
-    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
-        yield from of_stream(cast(BinaryIO, stream))
+def of_file(file: Path, progress: Progress | None = None) -> Iterator[Record]:
+    """The records of a file, gzip or not. Damage at its end gives a last record with a problem and no kind.
+
+    `progress` is told of the megabytes of the file that were read.
+    """
+    told = 0
+    with file.open("rb") as raw, gzip.open(raw) if file.suffix == ".gz" else raw as stream:
+        for record in of_stream(cast(BinaryIO, stream)):
+            yield record
+            if progress:
+                told, before = raw.tell(), told
+                progress.advance((told - before) / 1e6)
 
 
 def of_stream(stream: BinaryIO) -> Iterator[Record]:

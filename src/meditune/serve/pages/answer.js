@@ -43,7 +43,8 @@ export class Turn {
     if (!sentence.shown) return;
     this.wait.textContent = "Writing …";
     const cited = sentence.citations.map((each) => [each, this.sources[each.number - 1]]).filter(([, source]) => source);
-    this.prose.append(el("span", {}, sentence.text, ...cited.map(([each, source]) => mark(each, source))));
+    const [words, last] = cut(sentence.text);
+    this.prose.append(el("span", {}, words, el("span", { class: "keep" }, last, ...cited.map(([each, source]) => mark(each, source)))));
   }
 
   finish(answer) {
@@ -92,14 +93,20 @@ export class Turn {
   }
 }
 
-// What stands in lines: the second of an urgent notice says whom to call, those that begin with "- " are a list.
+// A sentence without its last word, and that word, from which the citation mustn't part.
+function cut(text) {
+  const place = text.lastIndexOf(" ") + 1;
+  return text.length - place > 24 ? [text, ""] : [text.slice(0, place), text.slice(place)];
+}
+
+// What stands in lines: in an urgent notice one says whom to call; those that begin with "- " are a list.
 function lines(text, level) {
   const found = [];
-  text.split("\n").forEach((line, number) => {
+  text.split("\n").forEach((line) => {
     if (line.startsWith("- ")) {
       if (found.at(-1)?.tagName !== "UL") found.push(el("ul", {}));
       found.at(-1).append(el("li", {}, line.slice(2)));
-    } else if (line) found.push(el("p", { class: level === "urgent" && number === 1 ? "call" : null }, line));
+    } else if (line) found.push(el("p", { class: level === "urgent" && line.startsWith("Call ") ? "call" : null }, line));
   });
   return found;
 }

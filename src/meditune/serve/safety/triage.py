@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 from meditune.serve.safety import requests
 from meditune.serve.safety.emergencies import Kind, Numbers, emergency, kinds, touches
 from meditune.serve.safety.likeness import Look
+from meditune.serve.safety.signs import seen
 
 Action = Literal["urgent", "decline", "bound", "answer"]
 SCOPE = (
@@ -34,6 +36,7 @@ SHORT = 12
 """Words of a message that is read together with the one before"""
 DANGER = "danger"
 """The kind of what is like an emergency, of whatever kind"""
+_WORSE = re.compile(r"\b(?:worse|worsening|still|not better|spreading|same)\b", re.IGNORECASE)
 IF_NOW = "If this is happening right now: call {emergency} at once."
 
 
@@ -87,6 +90,8 @@ def triage(message: str, numbers: Numbers, before: Sequence[str] = (), look: Loo
 def _going_on(message: str, before: Sequence[str]) -> Kind | None:
     if not before or len(message.split()) > SHORT:
         return None
+    if not (any(seen(message)) or _WORSE.search(message)):
+        return None  # "thank you", or a question about something else
     return emergency(f"{before[-1]}\n{message}")
 
 
