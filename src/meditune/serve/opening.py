@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from meditune.engines.exported import EXPORTS
 from meditune.engines.opening import open_engine
 from meditune.models.catalogue import SENTENCE_MODEL_INT8
 from meditune.prompts import load_format
@@ -69,7 +70,7 @@ def open_service(wanted: Wanted, settings: Settings, store: Path) -> Service:
     assistant = open_assistant(
         engine, place, form, wanted.index, AssistantSettings(country=wanted.country), {"model": version}
     )
-    name = wanted.name or (place.resolve().name if place.exists() else wanted.model)
+    name = wanted.name or _name(place, wanted.model)
     served = Served(name, version, int(time.time()), assistant.versions["index"])
     return Service(
         served,
@@ -98,6 +99,16 @@ def _format(place: Path) -> PromptFormat | None:
         if folder.is_dir() and (found := load_format(folder)):
             return found
     return None
+
+
+def _name(place: Path, model: str) -> str:
+    """The folder's name, or the run's of which it is the model or an export."""
+    if not place.exists():
+        return model
+    folder = place.resolve()
+    while folder.parent.name == EXPORTS or folder.name in {"model", EXPORTS}:
+        folder = folder.parent
+    return folder.name
 
 
 def _version(place: Path) -> str:
