@@ -7,11 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from meditune.engines.engine import Engine
+from meditune.errors import ModelError
 from meditune.files import read_jsonl
+from meditune.models.catalogue import SENTENCE_MODEL_INT8
 from meditune.recipe import PromptFormat
+from meditune.retrieve.embedders import embedder
 from meditune.retrieve.index import Index
 from meditune.serve.assistant import Assistant, AssistantSettings
 from meditune.serve.deciding import Correction
+from meditune.serve.logs import LOGGER
+from meditune.serve.safety.likeness import Look, second_look
 
 
 def open_assistant(
@@ -34,7 +39,17 @@ def open_assistant(
         decides=settings.decides and form is not None,
     )
     opened = Index.open(index) if index else None
-    return Assistant(engine, opened, settings, form=form, versions=versions)
+    look = None if opened else _look()
+    return Assistant(engine, opened, settings, form=form, versions=versions, look=look)
+
+
+def _look() -> Look | None:
+    """Triage's second look without an index; None, and said so, where its sentence model can't be had."""
+    try:
+        return second_look(embedder(SENTENCE_MODEL_INT8.name))
+    except ModelError as error:
+        LOGGER.warning("emergencies are found by rules alone", extra={"why": str(error)})
+        return None
 
 
 def correction_of(run: Path) -> Correction | None:

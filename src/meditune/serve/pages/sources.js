@@ -26,7 +26,7 @@ export function close() {
 }
 
 export function title(source) {
-  return source.title || source.id;
+  return (source.title || source.id).replace(" (are) ", " ").replace(/\s+\?$/, "?");
 }
 
 export function facts(source) {

@@ -1,12 +1,13 @@
 """A second look beside the rules: how much like an emergency's a message's meaning is, by a sentence model.
 
-It can only add emergencies, never take one away, and it is there only where the sentence model is (an index brings it).
-Its numbers are one weight for each part of a message's vector; `benchmarks/triage.py --fit` fits them.
+It can only add emergencies, never take one away, and it is there only where the sentence model is. A support vector
+machine with a Gaussian kernel compares a message with the vectors of messages that were told apart by hand;
+`benchmarks/triage.py --fit` fits it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,24 +19,29 @@ from meditune.retrieve.embedders import Embedder
 from meditune.serve.safety.reading import clauses
 from meditune.serve.safety.signs import spelled
 
-FILE = Path(__file__).parent / "likeness.json"
+HERE = Path(__file__).parent
+FACTS, VECTORS = HERE / "likeness.json", HERE / "likeness.npy"
 Look = Callable[[str], bool]
 """Whether a message is like an emergency"""
 
 
 @dataclass(frozen=True)
 class Likeness:
-    """A line between emergencies and all else, in one embedding model's space."""
+    """Emergencies and all else in one embedding model's space."""
 
     space: str
-    weights: Sequence[float]
+    gamma: float
     bias: float
     least: float
     """The score from which on a message counts as an emergency"""
+    vectors: np.ndarray
+    """(n, size) unit vectors, and as the last column what each says for an emergency, or against one"""
 
     def score(self, vectors: np.ndarray) -> np.ndarray:
-        """Of each vector: the higher, the more like an emergency."""
-        return vectors @ np.asarray(self.weights, dtype=np.float32) + self.bias
+        """Of each unit vector: the higher, the more like an emergency."""
+        known, weights = self.vectors[:, :-1], self.vectors[:, -1]
+        scores: np.ndarray = np.exp(-2 * self.gamma * (1 - vectors @ known.T)) @ weights + self.bias
+        return scores
 
 
 def second_look(embedder: Embedder) -> Look | None:
@@ -54,4 +60,5 @@ def second_look(embedder: Embedder) -> Look | None:
 
 @cache
 def _fitted() -> Likeness:
-    return Likeness(**read_json(FILE))
+    vectors = np.load(VECTORS, allow_pickle=False).astype(np.float32)
+    return Likeness(**read_json(FACTS), vectors=vectors)
