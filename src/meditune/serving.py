@@ -115,10 +115,13 @@ def serve(
     running.refuse_uninstalled()
     from meditune.serve import opening
 
-    settings = opening.safe(settings, place, folder, open_to_all)
+    known = _keys(folder)
+    settings = opening.safe(settings, place, known, open_to_all)
     # The port is taken first: loading a model only to find it in use would waste minutes.
     sock = running.listening(place)
     set_up()
+    if said := opening.lockout(settings, known):
+        typer.secho(said, fg="yellow", err=True)
     service = opening.open_service(opening.Wanted(model, index, engine, name, country), settings, folder)
     running.run(service, place, sock, lambda address: _print_ready(service.served.name, service.engine.name, address))
     typer.echo("Ended: every answer that was begun is finished.")
@@ -222,15 +225,18 @@ def _answers(store: Path | None) -> Answers:
 
 
 def _print_check(settings: Settings, place: Place, folder: Path, open_to_all: bool) -> None:
-    from dataclasses import replace
+    from tempfile import TemporaryDirectory
 
     from meditune.serve.check import findings
+    from meditune.serve.opening import safe
     from meditune.store.base import FILE
 
-    known = _keys(folder).all() if (folder / FILE).is_file() else []
-    beyond = not place.local or bool(place.proxies)
-    needed = settings.keys_needed or bool(known) or (beyond and not open_to_all)
-    found = findings(replace(settings, keys_needed=needed), place, known, folder, time.time())
+    # Looking leaves no trace: without a store there are no keys.
+    with TemporaryDirectory() as nowhere:
+        known = _keys(folder if (folder / FILE).is_file() else Path(nowhere))
+        settings = safe(settings, place, known, open_to_all)
+        made = known.all()
+    found = findings(settings, place, made, folder, time.time())
     for finding in found:
         typer.echo(f"{finding.verdict:6}  {finding.sentence}")
     unsafe = sum(finding.verdict == "unsafe" for finding in found)
