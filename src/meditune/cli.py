@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from meditune import annotating, data_commands, indexing, ranks, reviewing, serving
+from meditune import annotating, data_commands, drifting, indexing, ranks, reviewing, serving
 from meditune.errors import DataError, MedituneError, Stopped
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app.add_typer(reviewing.app, name="review")
 app.add_typer(annotating.app, name="annotate")
 app.add_typer(indexing.app, name="index")
 app.command()(serving.serve)
+app.add_typer(drifting.app, name="drift")
 app.add_typer(serving.keys_app, name="keys")
 app.add_typer(serving.answers_app, name="answers")
 
