@@ -73,7 +73,7 @@ def parted(train: Sequence[Example], index: Index) -> tuple[list[Example], list[
     inside = [each for each in train if each.id in documents]
     outside = [each for each in train if each.group not in groups]
     chance = random.Random(SEED)
-    return chance.sample(inside, len(inside)), chance.sample(outside, SAMPLE)
+    return chance.sample(inside, len(inside)), chance.sample(outside, min(SAMPLE, len(outside)))
 
 
 def nearest(index: Index, inside: Sequence[Example], outside: Sequence[Example]) -> Iterator[str]:

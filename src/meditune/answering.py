@@ -20,7 +20,7 @@ from meditune.retrieve.cited import CitedAnswer
 from meditune.retrieve.citing import Cited, Source, cite
 from meditune.retrieve.index import Index
 from meditune.retrieve.packing import Packing, pack
-from meditune.retrieve.search import Found
+from meditune.retrieve.search import Found, Hit
 
 PASSAGES = 5
 """Passages that are looked for"""
@@ -80,17 +80,28 @@ class Answerer:
         self, questions: Sequence[str], k: int = PASSAGES, sources: Sequence[str] | None = None
     ) -> list[CitedAnswer]:
         """As `answer`, for several questions, which are written at once where the model can."""
-        _refuse_restricted(self.index, sources, self.writer.elsewhere)
-        begun = [self._begun(question, k, sources) for question in questions]
+        begun = [self.begun(question, k, sources) for question in questions]
         asked = [(each.question, [packed.shown for packed in each.packed]) for each in begun if not each.refusal]
         written = iter(self.writer.write_all(asked))
-        return [each if each.refusal else _judged(each, next(written)) for each in begun]
+        return [each if each.refusal else judged(each, next(written)) for each in begun]
 
-    def _begun(self, question: str, k: int, sources: Sequence[str] | None) -> CitedAnswer:
-        """What is known before the model writes: the passages, and whether they are too far from the question."""
-        found = self.index.search(question, k, sources=sources)
+    def begun(
+        self,
+        question: str,
+        k: int = PASSAGES,
+        sources: Sequence[str] | None = None,
+        choose: Callable[[Sequence[Hit], int], Sequence[Hit]] | None = None,
+    ) -> CitedAnswer:
+        """What is known before the model writes: the passages, and whether they are too far from the question.
+
+        `choose` takes k hits out of three times as many, in another order than that of the search.
+        """
+        _refuse_restricted(self.index, sources, self.writer.elsewhere)
+        found = self.index.search(question, 3 * k if choose else k, sources=sources)
+        if choose:
+            found = replace(found, hits=tuple(choose(found.hits, k)))
         packing = self._packed(question, found)
-        remarks = (*found.remarks, *packing.remarks)
+        remarks = (*found.remarks, *packing.remarks, *self._unmeasured())
         return CitedAnswer(question, (), _all(packing), packing.passages, self._too_far(found, packing), remarks)
 
     def _packed(self, question: str, found: Found) -> Packing:
@@ -101,6 +112,15 @@ class Answerer:
             )
         return pack(
             found.hits, writer.form, writer.special_tokens, lambda texts: writer.count(question, texts), writer.room
+        )
+
+    def _unmeasured(self) -> tuple[str, ...]:
+        """What is to be known where no limit fits the index's embedding model."""
+        if self.nearest is not None or self.index.embedder.identity.space in NEAREST:
+            return ()
+        return (
+            f"No limit was measured for the embedding model {self.index.embedder.identity.name}: no answer is kept "
+            "back because the passages found are far from the question, only where they don't bear it out.",
         )
 
     def _too_far(self, found: Found, packing: Packing) -> str:
@@ -210,7 +230,8 @@ def _context(texts: Sequence[str]) -> tuple[Passage, ...]:
     return tuple(Passage(text=text) for text in texts)
 
 
-def _judged(begun: CitedAnswer, written: str) -> CitedAnswer:
+def judged(begun: CitedAnswer, written: str) -> CitedAnswer:
+    """The answer that was begun, with what the model wrote to it: cited, or kept back."""
     cited = cite(written, begun.packed)
     refusal = _too_weak(cited)
     shown = begun.sources if refusal else cited.sources

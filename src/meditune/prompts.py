@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from meditune.data.example import DECISIONS, Example, Passage
-from meditune.data.retrieved import RANKS
+from meditune.data.retrieved import RANKS, count, with_best
 from meditune.errors import DataError, ModelError
 from meditune.files import read_json, write_json
 from meditune.limits import LIMITS
@@ -194,13 +194,15 @@ class Encoder:
 
     def _with_room(self, example: Example, task: Task, room: int) -> tuple[Example, int]:
         """The example without the found passages for which there is no room, and how many these are."""
-        ranks = dict(enumerate(example.meta.get(RANKS, ())))
-        context, left_out = example.context, 0
-        while len(ranks) > 1 and len(self._start(prompt_text(self.format, example.question, context, task))) > room:
-            del ranks[max(ranks, key=lambda place: ranks[place])]
-            context = tuple(example.context[place] for place in ranks)
-            left_out += 1
-        return example.model_copy(update={"context": context}) if left_out else example, left_out
+        if RANKS not in example.meta:
+            return example, 0
+        fitted, whole = example, count(example)
+        while count(fitted) > 1 and len(self._start(self._text(fitted, task))) > room:
+            fitted = with_best(fitted, count(fitted) - 1)
+        return fitted, whole - count(fitted)
+
+    def _text(self, example: Example, task: Task) -> str:
+        return prompt_text(self.format, example.question, example.context, task)
 
     def _shortened(self, example: Example, task: Task, room: int) -> tuple[list[int], int]:
         """The prompt in at most `room` tokens where leaving out sentences can do that, and how many were."""

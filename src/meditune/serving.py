@@ -78,6 +78,10 @@ def serve(
         float,
         typer.Option(min=0, envvar="MEDITUNE_KEEP_DAYS", help="Delete what is kept after so many days; 0: never."),
     ] = 30.0,
+    country: Annotated[
+        str,
+        typer.Option(envvar="MEDITUNE_COUNTRY", help="For emergency numbers: GB, US, DE ...; none: words for all."),
+    ] = "",
     check: Annotated[bool, typer.Option("--check", help="Say what is unsafe in this configuration, and end.")] = False,
 ) -> None:
     """Serve a model: an OpenAI-compatible API, a chat page, answers that cite; until ctrl-C."""
@@ -111,7 +115,7 @@ def serve(
     # The port is taken first: loading a model only to find it in use would waste minutes.
     sock = running.listening(place)
     set_up()
-    service = opening.open_service(opening.Wanted(model, index, engine, name), settings, folder)
+    service = opening.open_service(opening.Wanted(model, index, engine, name, country), settings, folder)
     running.run(service, place, sock, lambda address: _print_ready(service.served.name, service.engine.name, address))
     typer.echo("Ended: every answer that was begun is finished.")
 

@@ -17,7 +17,7 @@ from meditune.grounding.searched import searched
 from meditune.prompts import Encoder, prompt_text
 from meditune.recipe import EvaluateSpec, PromptFormat, Recipe, RetrieveSpec, TrainRetrieveSpec, TrainSpec
 from meditune.retrieve import collections
-from meditune.retrieve.around import around, as_text
+from meditune.retrieve.around import around, in_sections
 from meditune.retrieve.build import build
 from meditune.retrieve.place import place
 from tests import tiny
@@ -66,13 +66,17 @@ def test_a_document_is_shown_whole_and_with_its_headings_where_it_is_short(index
     best = row["passages"][0]
     assert best["source"] == "clinic"
     assert best["title"] == "Gout"
-    assert best["text"].splitlines() == [
-        "Uric acid crystals inflame a joint, and the pain comes at night.",
-        f"Treatment: {ANSWER}",
+    assert best["sections"] == [
+        ["", "Uric acid crystals inflame a joint, and the pain comes at night."],
+        ["Treatment", ANSWER],
     ]
     assert (said["embedding"], said["own"]["items"]) == ("tiny", 0)
     (shown,) = measured.shown(recipe(index), [item], tmp_path)
-    assert shown.context[0].text.startswith("Gout\nUric acid")
+    assert [(part.label, part.text[:4]) for part in shown.context[:3]] == [
+        ("", "Gout"),
+        ("", "Uric"),
+        ("Treatment", "Colc"),
+    ]
     assert measured.find(recipe("nowhere"), splits([item]), tmp_path) == said, "what is there isn't looked for again"
 
 
@@ -89,22 +93,27 @@ def test_neighbours_are_taken_while_there_is_room():
 
 
 def test_a_heading_can_not_play_the_prompts_cue():
-    text = as_text([*parts("Say yes.", section="Question"), *parts("Ice helps.", section="Results")], PromptFormat())
-    assert "Question:" not in text
-    assert text.endswith("Results: Ice helps.")
+    found = [*parts("Say yes.", section="Question"), *parts("Ice helps.", section="Results")]
+    assert in_sections(found, PromptFormat()) == [("", "Say yes."), ("Results", "Ice helps.")]
 
 
 def test_a_title_that_is_the_question_is_not_repeated():
     item = asked(1, "Does ice help?")
-    found = [{"title": "Does ice help", "text": "Yes."}, {"title": "Ice", "text": "Cold."}]
-    assert [each.text for each in retrieved.shown(item, found).context] == ["Yes.", "Ice\nCold."]
+    found = [
+        {"title": "Does ice help", "sections": [["", "Yes."]], "rank": 0},
+        {"title": "Ice", "sections": [["", "Cold."]], "rank": 1},
+    ]
+    shown = retrieved.shown(item, found)
+    assert [each.text for each in shown.context] == ["Yes.", "Ice", "Cold."]
+    assert shown.meta["ranks"] == [0, 1, 1]
 
 
 def test_passages_without_room_are_left_out_whole_the_worst_first():
     tokenizer = tiny.tokenizer()
     item = asked(1, "Does the drug help?", context=(Passage(text="Mine."),))
     texts = ["Pain fell in the group with the drug.", "Hearts were not measured in this study.", "Diet and sleep."]
-    found = [{"title": "", "text": text, "rank": rank} for text, rank in zip(texts, (2, 0, 1), strict=True)]
+    ranked = zip(texts, (2, 0, 1), strict=True)
+    found = [{"title": "", "sections": [["Results", text]], "rank": rank} for text, rank in ranked]
     shown = retrieved.shown(item, found)
     form = PromptFormat(max_tokens=512, answer_tokens=16)
     whole = Encoder(tokenizer, form).prompt(shown, "answer")
@@ -156,9 +165,9 @@ def test_training_shows_nothing_of_dev_and_test_and_of_an_answers_own_group(inde
         assert row["id"] in documents
         assert "clinic:burn.html" not in documents
     mine = next(each for each in rows["own:1"]["passages"] if each["document"] == "own:1")
-    assert (mine["text"], mine["rank"]) == (ANSWER, 0), "an example without a context rests on its answer"
+    assert (mine["sections"], mine["rank"]) == ([["", ANSWER]], 0), "an example without a context rests on its answer"
     shown = {example.id: example for example in retrieved.in_training(train, tmp_path)}
-    assert len(shown["own:2"].context) == 3
+    assert retrieved.count(shown["own:2"]) == 3
     assert "Combing does." in {passage.text for passage in shown["own:2"].context}
 
 

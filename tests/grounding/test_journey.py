@@ -113,6 +113,8 @@ def test_training_showed_the_own_passage_among_others_and_nothing_of_the_test(fo
     assert places == {0, 1, 2}, "the own passage comes anywhere"
     said = read_json(folder / "model" / "training.json")["retrieved"]
     assert said == {"examples": len(found), "right": sum(row["right"] for row in found), "left_out": 0}
+    card = (folder / "model" / "README.md").read_text(encoding="utf-8")
+    assert f"{len(found)} of the {len(train)} examples showed passages that had been found" in card
     record = read_json(folder / "model" / "trained_on.json")
     assert len(record["contexts"]) == len(train), "the record names the examples' own contexts"
 
@@ -162,6 +164,16 @@ def test_an_evaluation_finds_its_own_passages(place, folder, tmp_path):
     assert one["conditions"]["model"] == run["conditions"]["tuned"]
     assert one["figures"] == pytest.approx(run["tuned"])
     assert "model, by what it is shown" in result.out
+
+
+def test_a_comparison_says_that_the_passages_were_others(place, folder, tmp_path):
+    other = place.settings(**ASKED | {"evaluate__retrieve__k": "1"})
+    assert meditune("evaluate", folder, "--recipe", "quickstart", "-o", tmp_path / "one", *other).code == 0
+    first = f"{folder}:tuned+retrieved"
+    result = meditune("compare", first, f"{tmp_path / 'one'}:retrieved")
+    assert result.code == 0, result
+    assert f"had other passages than {first}" in result.out
+    assert "other passages" not in meditune("compare", first, f"{folder}:base+retrieved").out
 
 
 def test_settings_may_change_until_something_is_measured(place):

@@ -131,6 +131,15 @@ def test_repeated_and_broken_off_sentences_are_left_out(index: Index) -> None:
     assert any("repeated" in remark for remark in answer.remarks)
 
 
+def test_what_announces_an_answer_and_stops_there_is_no_answer(index: Index) -> None:
+    writer = says('The answer to the question "What helps with gout?" is: The answer is:')
+    answer = Answerer(index, writer, nearest=-1.0).answer("What helps with gout?", k=6)
+    assert answer.sentences == ()
+    assert answer.refusal == "The model wrote no answer."
+    listed = says("Gout treatment: Colchicine calms an attack.")
+    assert len(Answerer(index, listed, nearest=-1.0).answer("gout", k=6).sentences) == 1
+
+
 def test_an_empty_answer_gives_the_passages(index: Index) -> None:
     assert "wrote no answer" in Answerer(index, says(""), nearest=-1.0).answer("gout").refusal
 

@@ -28,7 +28,8 @@ ASKED = {"model": MODEL, "messages": [{"role": "user", "content": "Does it help?
         ({"messages": [{"role": "assistant", "content": "x"}]}, "invalid_value", "messages", "must be the user's"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "invalid_value", None, "surrogate"),
         ({"stop": ["a"] * 5}, "invalid_value", "stop", "at most 4"),
-        ({"stop": [""]}, "invalid_value", "stop", "1 to 500 characters"),
+        ({"stop": [""]}, "invalid_value", "stop.0", "at least 1 character"),
+        ({"messages": [{"role": "user", "content": 5}]}, "invalid_value", "messages.0.content", "none of the forms"),
         ({"response_format": {"type": "json_schema"}}, "invalid_value", "response_format", "json_schema is missing"),
         (
             {"response_format": {"type": "json_object"}},
@@ -119,6 +120,7 @@ def test_a_large_body_without_a_length_is_refused_as_well(server):
         try:
             for _ in range(40):
                 line.sendall(chunk)
+            line.sendall(b"0\r\n\r\n")
         except OSError:
             pass
         assert b" 413 " in line.recv(200)

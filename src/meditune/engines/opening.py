@@ -1,17 +1,26 @@
-"""Which engine opens a model, and opening it."""
+"""Which engine opens a model, and opening it.
+
+An exported model's folder says which engine it is for. Of a run, that one of its exports is taken whose engine was
+measured to be the fastest among those that are installed; without any, transformers opens the run's own model.
+"""
 
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 
 from meditune.engines.engine import Engine
+from meditune.engines.exported import EXPORT, EXPORTS, exported
+from meditune.engines.installed import is_installed
 from meditune.errors import ModelError
 
-NAMES = ("auto", "transformers")
+NAMES = ("auto", "openvino", "transformers")
+FASTEST_FIRST = ("openvino",)
+"""Kinds of exports of which each has an engine of its name, by what benchmarks/engines.py measured"""
 
 
 def open_engine(model: str, engine: str = "auto", at_once: int = 32) -> Engine:
-    """A model ready to answer: by catalogue name, hub id, or folder of a run or a model.
+    """A model ready to answer: by catalogue name, hub id, or folder of a run, a model or an exported model.
 
     `engine` is one of `NAMES`; auto takes what is fastest for what the folder holds. `at_once` bounds the answers that
     are written together. Raises ModelError where the model can't be had or the engine can't open it.
@@ -20,7 +29,37 @@ def open_engine(model: str, engine: str = "auto", at_once: int = 32) -> Engine:
         near = difflib.get_close_matches(engine, NAMES, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ModelError(f"There is no engine {engine!r}.{hint} Engines: {', '.join(NAMES)}.")
+    place = _exported_at(Path(model).expanduser(), engine)
+    if place is None:
+        if engine in FASTEST_FIRST:
+            raise ModelError(
+                f"{model} holds no model that the {engine} engine opens. Make one: meditune export {model} --to "
+                f"{engine}"
+            )
+        return _with_transformers(model, at_once)
+    found = exported(place)
+    if engine not in {"auto", found.engine}:
+        raise ModelError(f"{place} was exported for the {found.engine} engine, and {engine} can't open it.")
+    if found.engine == "openvino":
+        from meditune.engines.openvino_engine import OpenvinoEngine
+
+        return OpenvinoEngine(place, at_once)
+    return _with_transformers(str(place), at_once)
+
+
+def _with_transformers(model: str, at_once: int) -> Engine:
     from meditune.engines.transformers_engine import TransformersEngine
     from meditune.models.load import load
 
     return TransformersEngine(load(model), at_once)
+
+
+def _exported_at(place: Path, engine: str) -> Path | None:
+    """The folder of the exported model that is meant; None where the engine transformers opens the model itself."""
+    if (place / EXPORT).is_file():
+        return place
+    for kind in FASTEST_FIRST:
+        folder = place / EXPORTS / kind
+        if (folder / EXPORT).is_file() and (engine == kind or (engine == "auto" and is_installed(kind))):
+            return folder
+    return None

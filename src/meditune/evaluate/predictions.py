@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from meditune.data.example import Example
-from meditune.data.retrieved import RANKS
+from meditune.data.retrieved import RANKS, count
 from meditune.errors import DataError
 from meditune.files import read_jsonl, write_jsonl
 from meditune.prompts import decision_in
@@ -130,7 +130,7 @@ def _filled(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[di
 
 def answer_row(example: Example, written: str, left_out: int = 0) -> dict[str, Any]:
     """What is stored of an answer that a model wrote; `left_out` of the example's retrieved passages had no room."""
-    shown = {"passages": len(example.context) - left_out} if RANKS in example.meta else {}
+    shown = {"passages": count(example) - left_out} if RANKS in example.meta else {}
     return {
         "id": example.id,
         "reference": example.answer,

@@ -60,12 +60,16 @@ def shown(recipe: Recipe, examples: Sequence[Example], folder: Path) -> list[Exa
 
 
 def own_found(rows: dict[str, retrieved.Row], documents: set[str]) -> dict[str, Any]:
-    """`items` whose own document is among the `documents`, and `ranks`: at which rank, from 1 -> of how many."""
-    there = [row for row in rows.values() if row["id"] in documents]
+    """`items` whose own document is among the `documents`, and `ranks`: at which rank, from 1 -> of how many.
+
+    An item's own document has the publisher's id of the item, whatever it was read from: pubmed:123 is pubmedqa:123's.
+    """
+    known = {retrieved.publishers_id(document) for document in documents}
+    there = [row for row in rows.values() if retrieved.publishers_id(row["id"]) in known]
     ranks: dict[str, int] = {}
     for row in there:
         for rank, passage in enumerate(row["passages"], start=1):
-            if passage["document"] == row["id"]:
+            if retrieved.is_own(passage, row["id"]):
                 ranks[str(rank)] = ranks.get(str(rank), 0) + 1
                 break
     return {"items": len(there), "ranks": dict(sorted(ranks.items(), key=lambda pair: int(pair[0])))}

@@ -15,7 +15,7 @@ import numpy as np
 from meditune.data.example import Example
 from meditune.errors import DataError
 from meditune.recipe import CONTEXTS, PromptFormat, SearchedSpec
-from meditune.retrieve.around import around, as_text, in_lines
+from meditune.retrieve.around import Section, around, clean, in_sections
 from meditune.retrieve.passages.split import pieces
 from meditune.retrieve.untrusted import cleaned
 
@@ -33,7 +33,7 @@ class Document:
     source: str
     group: str
     title: str
-    text: str
+    sections: Sequence[Section]
     score: float
 
     def stored(self, rank: int) -> dict[str, Any]:
@@ -43,7 +43,7 @@ class Document:
             "document": self.document,
             "source": self.source,
             "title": self.title,
-            "text": self.text,
+            "sections": [list(section) for section in self.sections],
             "score": self.score,
             "rank": rank,
         }
@@ -99,16 +99,14 @@ class InIndex:
             if len(found) >= k or len(hits) < wanted or wanted >= 50 * k:
                 break
             wanted *= 3
-        return [document for hit in found[:k] if (document := self._shown(hit)).text]
+        return [document for hit in found[:k] if (document := self._shown(hit)).sections]
 
     def _shown(self, hit: Any) -> Document:
         passage = hit.passage
         parts = around(self._whole(passage.document), passage.id, self.spec.words)
         title = cleaned(passage.title, self.form).text
-        text = as_text(parts, self.form)
-        return Document(
-            passage.id, passage.document, passage.source, passage.group, title, text, round(float(hit.score), 6)
-        )
+        sections, score = in_sections(parts, self.form), round(float(hit.score), 6)
+        return Document(passage.id, passage.document, passage.source, passage.group, title, sections, score)
 
     def passages(self) -> Iterator[tuple[str, str]]:
         """Every document's id with its text, in pieces."""
@@ -138,7 +136,8 @@ class Contexts:
                 "None of the run's examples has a context, so there is nothing to search. Name an index: "
                 "`meditune index build` makes one."
             )
-        self.texts = [_given(example, form) for example in self.examples]
+        self.sections = [_given(example, form) for example in self.examples]
+        self.texts = [" ".join(text for _, text in sections) for sections in self.sections]
         self._tokens: Callable[..., Any] = bm25s.tokenize
         self._ranker = bm25s.BM25()
         self._ranker.index(self._tokens(self.texts, stopwords="en", show_progress=False), show_progress=False)
@@ -157,7 +156,9 @@ class Contexts:
 
     def _shown(self, place: int, score: float) -> Document:
         example = self.examples[place]
-        return Document(example.id, example.id, example.source, example.group, "", self.texts[place], round(score, 6))
+        return Document(
+            example.id, example.id, example.source, example.group, "", self.sections[place], round(score, 6)
+        )
 
     def passages(self) -> Iterator[tuple[str, str]]:
         """Every document's id with its text."""
@@ -168,13 +169,13 @@ class Contexts:
         return {"index": CONTEXTS, "content": None, "embedding": None, "documents": len(self.examples)}
 
 
-def own(example: Example, form: PromptFormat, words: int) -> str:
+def own(example: Example, form: PromptFormat, words: int) -> list[Section]:
     """What an example itself rests on: its context, or the beginning of its answer where it has none."""
     if example.context:
         return _given(example, form)
     parts = [{"id": str(place), "section": "", "text": text} for place, text in enumerate(pieces(example.answer))]
-    return as_text(around(parts, "0", words), form) if parts else ""
+    return in_sections(around(parts, "0", words), form) if parts else []
 
 
-def _given(example: Example, form: PromptFormat) -> str:
-    return in_lines([(passage.label.capitalize(), passage.text) for passage in example.context], form)
+def _given(example: Example, form: PromptFormat) -> list[Section]:
+    return clean([(passage.label.capitalize(), passage.text) for passage in example.context], form)

@@ -50,8 +50,8 @@ def _row(example: Example, place: Searched, right: bool, unseen: Collection[str]
     spec = recipe.train.retrieve
     wanted = spec.passages - right
     others = place.search(example.question, wanted, {*unseen, example.group}) if wanted else []
-    text = own(example, recipe.prompt, spec.words)
-    mine = Document(example.id, example.id, example.source, example.group, "", text, 0.0)
+    sections = own(example, recipe.prompt, spec.words)
+    mine = Document(example.id, example.id, example.source, example.group, "", sections, 0.0)
     # The own passage is the last to be left out; of the others the best.
     passages = [each.stored(rank) for rank, each in enumerate([mine, *others] if right else others)]
     random.Random(f"{recipe.seed}/{example.id}").shuffle(passages)

@@ -14,6 +14,8 @@ from meditune.retrieve.untrusted import cleaned
 
 Part = Mapping[str, Any]
 """A passage's columns"""
+Section = tuple[str, str]
+"""A heading, which may be empty, and a text"""
 
 
 def around(passages: Sequence[Part], found: str, words: int) -> list[Part]:
@@ -36,20 +38,26 @@ def around(passages: Sequence[Part], found: str, words: int) -> list[Part]:
             return list(passages[first : last + 1])
 
 
-def as_text(parts: Sequence[Part], form: PromptFormat) -> str:
-    """The passages as one text with a line for each section, without orders to the model and the prompt's cues."""
+def in_sections(parts: Sequence[Part], form: PromptFormat) -> list[Section]:
+    """The passages as sections, without orders to the model and the prompt's cues."""
     sections: list[tuple[str, list[str]]] = []
     for part in parts:
         if not sections or sections[-1][0] != part["section"]:
             sections.append((part["section"], []))
         sections[-1][1].append(part["text"])
-    return in_lines([(heading, " ".join(texts)) for heading, texts in sections], form)
+    several = len(sections) > 1  # a single one's heading says no more than the title
+    return clean([(heading if several else "", " ".join(texts)) for heading, texts in sections], form)
 
 
-def in_lines(sections: Sequence[tuple[str, str]], form: PromptFormat) -> str:
-    """Headings with their texts, a line for each; a single section's heading says no more than the title."""
-    lines = (f"{heading}: {text}" if heading and len(sections) > 1 else text for heading, text in sections)
-    return "\n".join(clean for line in lines if (clean := cleaned(line, form).text))
+def clean(sections: Sequence[Section], form: PromptFormat) -> list[Section]:
+    """Sections as they may stand in a prompt, without headings that could be taken for its cues."""
+    kept = []
+    for heading, text in sections:
+        said = cleaned(text, form).text
+        if said:
+            is_safe = cleaned(f"{heading}: {said}", form).text == f"{heading}: {said}"
+            kept.append((heading if is_safe else "", said))
+    return kept
 
 
 def _length(part: Part) -> int:

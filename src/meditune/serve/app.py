@@ -19,11 +19,13 @@ from meditune.limits import LIMITS
 from meditune.serve import errors
 from meditune.serve.guard import Guard
 from meditune.serve.logs import LOGGER
-from meditune.serve.routes import ask, chat, completions, docs, embeddings, feedback, health, models
+from meditune.serve.routes import ask, chat, completions, docs, embeddings, feedback, health, models, page
 from meditune.serve.service import Service
 
 PRUNE_EVERY_S = 6 * 3600.0
-ROUTES = (chat, completions, embeddings, models, ask, feedback, health, docs)
+OPEN = {"/healthz", "/readyz"}
+"""Routes that never need a key"""
+ROUTES = (page, chat, completions, embeddings, models, ask, feedback, health, docs)
 
 
 def app_for(service: Service) -> FastAPI:
@@ -83,16 +85,22 @@ async def _pruned(service: Service) -> None:
 
 
 def _described(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document, with OpenAI's 400 where FastAPI would say 422."""
+    """The OpenAPI document: OpenAI's 400 where FastAPI would say 422, this server's models, its need of keys."""
     if app.openapi_schema is None:
+        service: Service = app.state.service
         made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        for methods in made["paths"].values():
+        for path, methods in made["paths"].items():
             for told in methods.values():
                 told["responses"].pop("422", None)
-                told["security"] = [{"key": []}]
-        schemas = made["components"]["schemas"]
+                if service.settings.keys_needed and path not in OPEN:
+                    told["security"] = [{"key": []}]
+        components = made["components"]
         for unused in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(unused, None)
-        made["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            components["schemas"].pop(unused, None)
+        names = {"ChatBody": service.served.name, "CompletionBody": service.served.name}
+        for body, name in (names | {"EmbeddingBody": service.embedding or "none"}).items():
+            components["schemas"][body]["properties"]["model"]["enum"] = [name]
+        if service.settings.keys_needed:
+            components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         app.openapi_schema = made
     return app.openapi_schema

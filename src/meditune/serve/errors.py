@@ -5,6 +5,7 @@ https://platform.openai.com/docs/guides/error-codes: `{"error": {"message", "typ
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,6 +72,9 @@ def invalid(error: RequestValidationError) -> ApiError:
     """The first thing that is wrong with a request, by its parameter; what was sent isn't repeated."""
     first = error.errors()[0]
     place = [part for part in first["loc"] if part not in {"body", "query", "path", "header"}]
+    # Of several forms that a parameter may have, pydantic names the one that it tried; no client knows those names.
+    forms = next((n for n, part in enumerate(place) if re.search(r"[^\w]|^str$", str(part))), None)
+    place = place if forms is None else place[:forms]
     param = ".".join(map(str, place)) or None
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "")
@@ -80,6 +84,8 @@ def invalid(error: RequestValidationError) -> ApiError:
     if not place and first["type"] in {"missing", "model_attributes_type"}:
         code = "missing_body" if first["type"] == "missing" else "invalid_value"
         return ApiError(400, "The body must be a JSON object, sent with Content-Type: application/json.", code)
+    if forms is not None:
+        return ApiError(400, f"{param}: this is none of the forms that /docs describes.", "invalid_value", param)
     message = str(first["msg"]).removeprefix("Value error, ")
     return ApiError(400, f"{param}: {message}" if param else message, "invalid_value", param)
 

@@ -13,6 +13,8 @@ from meditune.models.catalogue import SENTENCE_MODEL_INT8
 from meditune.prompts import load_format
 from meditune.recipe import PromptFormat
 from meditune.serve.access import Access
+from meditune.serve.assistant import AssistantSettings
+from meditune.serve.assisting import open_assistant
 from meditune.serve.fingerprint import fingerprint
 from meditune.serve.prompting import Prompts
 from meditune.serve.running import LOCAL, Place
@@ -34,6 +36,8 @@ class Wanted:
     engine: str = "auto"
     name: str | None = None
     """As clients are to call it; else the folder's name"""
+    country: str = ""
+    """ISO 3166, for the emergency numbers that the assistant names"""
 
 
 def safe(settings: Settings, place: Place, store: Path, open_to_all: bool) -> Settings:
@@ -63,9 +67,12 @@ def open_service(wanted: Wanted, settings: Settings, store: Path) -> Service:
     engine = open_engine(wanted.model, wanted.engine, at_once=settings.at_once)
     form = _format(place)
     prompts = Prompts(engine.tokenizer, form, engine.context_tokens)
-    served = Served(
-        wanted.name or (place.resolve().name if place.exists() else wanted.model), _version(place), int(time.time())
+    version = _version(place)
+    assistant = open_assistant(
+        engine, place, form, wanted.index, AssistantSettings(country=wanted.country), {"model": version}
     )
+    name = wanted.name or (place.resolve().name if place.exists() else wanted.model)
+    served = Served(name, version, int(time.time()), assistant.versions["index"])
     return Service(
         served,
         engine,
@@ -73,6 +80,7 @@ def open_service(wanted: Wanted, settings: Settings, store: Path) -> Service:
         settings,
         Access(settings, Keys(base), Usage(base)),
         Answers(base),
+        assistant,
         embeds=sentence_model,
         embedding=SENTENCE_MODEL_INT8.name,
     )

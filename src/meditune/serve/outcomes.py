@@ -16,13 +16,14 @@ def outcome_of(answer: Mapping[str, Any]) -> str:
 
 
 def facts_of(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of an answer."""
-    sentences = answer.get("sentences") or []
+    """The figures of an answer, and the ids of its passages, by which it is found if one turns out to be retracted."""
+    sentences, sources = answer.get("sentences") or [], answer.get("sources") or []
     supported = sum(bool(each.get("supported")) for each in sentences)
     return {name: answer[name] for name in _FIGURES if answer.get(name) is not None} | {
         "sentences": len(sentences),
         "supported": supported,
-        "sources": len(answer.get("sources") or []),
+        "sources": len(sources),
+        "passages": [each["id"] for each in sources if each.get("id") and not each.get("restricted")],
     }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from meditune.data.example import read_examples
-from meditune.data.retrieved import FOUND, read
+from meditune.data.retrieved import FOUND, as_text, is_own, read
 from meditune.evaluate.metrics import METRICS
 from meditune.evaluate.predictions import path_of
 from meditune.evaluate.report.wording import NOT_MEASURED, interval, number, signed
@@ -75,7 +75,7 @@ def _examples(folder: Path) -> list[dict[str, Any]]:
             {
                 "question": items[id].question if id in items else id,
                 "passages": [
-                    passage | {"shown": place < room, "own": passage["document"] == id}
+                    passage | {"text": as_text(passage), "shown": place < room, "own": is_own(passage, id)}
                     for place, passage in enumerate(found.get(id, {}).get("passages", []))
                 ],
                 "answer": answer.get("prediction"),

@@ -24,7 +24,9 @@ def write(found: Checked, canary: dict[str, Any] | None, path: Path) -> None:
         for name, row in report.signals(monitor).items()
     ]
     open_alerts = monitor.alerts()
-    groups: list[dict[str, Any]] = next((alert.evidence["groups"] for alert in open_alerts if alert.evidence.get("groups")), [])
+    groups: list[dict[str, Any]] = next(
+        (alert.evidence["groups"] for alert in open_alerts if alert.evidence.get("groups")), []
+    )
     page = environment.get_template("page.html").render(
         style=style(),
         open_alerts=open_alerts,

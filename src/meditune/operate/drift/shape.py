@@ -20,6 +20,7 @@ DIRECTIONS = 8
 ANCHORS = 800
 NEAREST = 5
 NAMING_WORDS = 3
+_SAY_LITTLE = {"know", "information", "want", "help", "need", "does", "like", "just", "read", "thank", "thanks"}
 LEAST_FOR_TOPICS = 5
 """Questions to a topic, on average; with fewer there are fewer topics"""
 
@@ -99,9 +100,10 @@ def named(texts: Sequence[str], labels: NDArray[np.int64], count: int) -> list[s
     """The words that tell each group of texts from the others, of those that several of its texts have."""
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
+    dull = ENGLISH_STOP_WORDS | _SAY_LITTLE
     found: list[Counter[str]] = [Counter() for _ in range(count)]
     for text, label in zip(texts, labels, strict=True):
-        found[label].update({w for w in text.casefold().split() if w.isalpha() and w not in ENGLISH_STOP_WORDS})
+        found[label].update({w for w in text.casefold().split() if w.isalpha() and len(w) > 2 and w not in dull})
     total: Counter[str] = sum(found, Counter())
     names = []
     for counts in found:

@@ -15,7 +15,7 @@ def changed(alert: Alert) -> str:
         named = f" of {alert.what!r}" if alert.what else ""
         return f"{signal.title}: the share{named} went from {100 * alert.before:.1f} % to {100 * alert.after:.1f} %."
     named = f" ({alert.what})" if alert.what else ""
-    word = signal.more if alert.after > alert.before else signal.less
-    if alert.after == alert.before:
-        word = "more spread"
+    word = signal.more if alert.effect > 0 else signal.less
+    if alert.effect > 0 and alert.after <= alert.before:
+        word = "more at both ends"
     return f"{signal.title}{named}: {word}, median {alert.before:.3g} before and {alert.after:.3g} now."

@@ -105,8 +105,6 @@ class _Asking:
                 cancelled=left.is_set,
             ):
                 loop.call_soon_threadsafe(came.put_nowait, each)
-                if left.is_set():
-                    return
 
         worker = asyncio.ensure_future(asyncio.to_thread(work))
         worker.add_done_callback(lambda _: came.put_nowait(None))

@@ -29,4 +29,6 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def streams(description: str) -> dict[int | str, dict[str, Any]]:
     """A 200 that may also be server-sent events."""
-    return {200: {"description": description, "content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+    text = {"type": "string"}
+    one = {"type": "object", "properties": {"event": text, "data": text}, "required": ["data"]}
+    return {200: {"description": description, "content": {"text/event-stream": {"schema": one}}}}

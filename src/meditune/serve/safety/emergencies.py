@@ -65,7 +65,8 @@ class Kind:
                 f"call {numbers.poison} right now, or go to the nearest emergency department; do so even without "
                 "symptoms."
             )
-        return "\n".join((f"{self.opening}", call, *(f"- {line}" for line in self.then)))
+        first = (self.opening, call) if self.help == "crisis" else (call, self.opening)
+        return "\n".join((*first, *(f"- {line}" for line in self.then)))
 
 
 class _KindText(BaseModel):

@@ -130,7 +130,7 @@ def _general(sentence: str) -> bool:
         return not telling("what_to_do").search(words)
     about, person = telling("about").search(words), telling("person").search(words)
     if _question().match(words):
-        return bool(about) or not person
+        return bool(about) or not person or bool(telling("future").search(words))
     return sentence.rstrip().endswith("?") and bool(about) and not person
 
 

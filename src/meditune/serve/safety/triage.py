@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from meditune.serve.safety import requests
 from meditune.serve.safety.emergencies import Kind, Numbers, emergency, kinds, touches
+from meditune.serve.safety.likeness import Look
+from meditune.serve.safety.signs import seen
 
 Action = Literal["urgent", "decline", "bound", "answer"]
 SCOPE = (
@@ -31,6 +34,9 @@ ENDING = "ending one's life"
 """The unsafe request that is answered as thoughts of suicide are"""
 SHORT = 12
 """Words of a message that is read together with the one before"""
+DANGER = "danger"
+"""The kind of what is like an emergency, of whatever kind"""
+_WORSE = re.compile(r"\b(?:worse|worsening|still|not better|spreading|same)\b", re.IGNORECASE)
 IF_NOW = "If this is happening right now: call {emergency} at once."
 
 
@@ -51,8 +57,8 @@ class Triage:
     """Amounts of medicines are left out of the answer"""
 
 
-def triage(message: str, numbers: Numbers, before: Sequence[str] = ()) -> Triage:
-    """Judge a message; `before` are earlier ones of the same person, the oldest first.
+def triage(message: str, numbers: Numbers, before: Sequence[str] = (), look: Look | None = None) -> Triage:
+    """Judge a message; `before` are earlier ones of the same person, the oldest first, `look` a second look.
 
     A short message goes on with the one before ("it's getting worse"), so the two are judged together, too.
     """
@@ -70,6 +76,9 @@ def triage(message: str, numbers: Numbers, before: Sequence[str] = ()) -> Triage
         return Triage("decline", harm.name, "Not safe to explain", harm.answer)
     if requests.is_outside(question):
         return Triage("decline", "outside medicine", "Not about health", SCOPE)
+    if look and look(message):
+        danger = next(each for each in kinds() if each.name == DANGER)
+        return Triage("urgent", danger.name, danger.title, danger.answer(numbers))
     remarks = _remarks(message, orders, numbers)
     if requests.asks_dose(question):
         return Triage("bound", "dose", "About a dose", DOSE, question, remarks, no_amounts=True)
@@ -81,6 +90,8 @@ def triage(message: str, numbers: Numbers, before: Sequence[str] = ()) -> Triage
 def _going_on(message: str, before: Sequence[str]) -> Kind | None:
     if not before or len(message.split()) > SHORT:
         return None
+    if not (any(seen(message)) or _WORSE.search(message)):
+        return None  # "thank you", or a question about something else
     return emergency(f"{before[-1]}\n{message}")
 
 

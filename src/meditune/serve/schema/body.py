@@ -65,6 +65,12 @@ class Usage(Told):
 Model = Field(min_length=1, max_length=200, description="The served model's name, as GET /v1/models has it.")
 
 
+def or_one(schema: dict[str, Any]) -> None:
+    """Say in a list's JSON schema that one text alone is taken, too."""
+    inner = {name: schema.pop(name) for name in ("type", "items", "minItems", "maxItems") if name in schema}
+    schema["anyOf"] = [inner.get("items", {"type": "string"}), inner]
+
+
 def _refuse_broken_text(value: Any) -> None:
     """Halves of UTF-16 pairs, which JSON can spell and no encoding can write."""
     if isinstance(value, str):

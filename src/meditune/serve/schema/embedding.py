@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from meditune.serve.schema.body import MOST_CHARACTERS, Body, Model, Told
+from meditune.serve.schema.body import MOST_CHARACTERS, Body, Model, Told, or_one
 
 MOST_TEXTS = 256
 
@@ -16,7 +16,7 @@ class EmbeddingBody(Body):
 
     model: str = Model
     input: list[Annotated[str, Field(min_length=1, max_length=MOST_CHARACTERS)]] = Field(
-        min_length=1, max_length=MOST_TEXTS, description="A text, or up to 256 texts."
+        min_length=1, max_length=MOST_TEXTS, description="A text, or up to 256 texts.", json_schema_extra=or_one
     )
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, description="Only the model's own size.")

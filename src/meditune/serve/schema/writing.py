@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from meditune.serve.schema.body import Body
+from meditune.serve.schema.body import Body, or_one
 
 SEEDS = 2**32
+Short = Annotated[str, Field(min_length=1, max_length=500)]
 
 
 class StreamOptions(Body):
@@ -25,11 +26,16 @@ class Writing(Body):
     temperature: float = Field(0.0, ge=0, le=2, description="0, the default, always takes the likeliest token.")
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: list[str] = Field([], max_length=4, description="Texts that end the answer: one, or up to four.")
+    stop: list[Short] = Field(
+        [], max_length=4, description="Texts that end the answer: one, or up to four.", json_schema_extra=or_one
+    )
     stream: bool = Field(False, description="Server-sent events, as they come.")
     stream_options: StreamOptions | None = None
-    guided_choice: list[str] = Field(
-        [], max_length=64, description="If any, the answer is one of these texts (vLLM's parameter)."
+    guided_choice: list[Short] = Field(
+        [],
+        max_length=64,
+        description="If any, the answer is one of these texts (vLLM's parameter).",
+        json_schema_extra=or_one,
     )
     user: str = Field("", max_length=200, description="Taken and forgotten.")
 
@@ -55,13 +61,6 @@ class Writing(Body):
     @classmethod
     def _listed(cls, given: Any) -> Any:
         return [given] if isinstance(given, str) else given
-
-    @field_validator("stop", "guided_choice")
-    @classmethod
-    def _not_empty(cls, given: list[str]) -> list[str]:
-        if any(not text or len(text) > 500 for text in given):
-            raise ValueError("must hold texts of 1 to 500 characters")
-        return given
 
     @property
     def small_seed(self) -> int | None:

@@ -1,0 +1,55 @@
+"""An exported model's folder, as the engines find it: export.json says what it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from meditune.errors import ModelError
+from meditune.files import read_json
+
+EXPORT = "export.json"
+"""In the folder of an exported model"""
+EXPORTS = "export"
+"""In a run's folder: its exported models, each in a folder that is called by its kind"""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What export.json says that an engine must know."""
+
+    folder: Path
+    kind: str
+    """merged, openvino, gguf ..."""
+    engine: str
+    """Which engine opens it"""
+    weights: str
+    """Number format: int8, Q8_0, bfloat16"""
+    stop_tokens: tuple[int, ...]
+    context_tokens: int
+    files: tuple[str, ...]
+    """The files of the model itself"""
+    made_from: dict[str, Any]
+
+
+def exported(folder: Path) -> Exported:
+    """What an exported model's folder holds. Raises ModelError where it isn't whole, DataError for a damaged file."""
+    said = read_json(folder / EXPORT)
+    try:
+        found = Exported(
+            folder,
+            said["kind"],
+            said["engine"],
+            said["weights"],
+            tuple(said["stop_tokens"]),
+            said["context_tokens"],
+            tuple(said["sha256"]),
+            said["made_from"],
+        )
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{folder / EXPORT} lacks {error}. Export the model again.") from error
+    missing = [name for name in found.files if not (folder / name).is_file()]
+    if missing:
+        raise ModelError(f"{folder} lacks {', '.join(missing)}, which {EXPORT} names. Export the model again.")
+    return found

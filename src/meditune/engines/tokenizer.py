@@ -1,0 +1,137 @@
+"""A model's tokenizer without transformers, whose import alone takes seconds and a third of a gigabyte.
+
+It is called as transformers' tokenizers are, as far as serving needs that, and gives the same tokens and texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from meditune.errors import ModelError
+from meditune.files import read_json, read_text
+
+FILE_NAME = "tokenizer.json"
+NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+class PlainTokenizer:
+    """The tokenizer in a model's folder: tokenizer.json, its settings and its chat template."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises ModelError where the folder holds no tokenizer.json that can be read."""
+        from tokenizers import Tokenizer
+
+        path = folder / FILE_NAME
+        if not path.is_file():
+            raise ModelError(f"{folder} has no {FILE_NAME}. Export the model again.")
+        # What looks like a special token is one for the first, and text for the second.
+        self._special, self._plain = (self._read(Tokenizer, path) for _ in range(2))
+        self._plain.encode_special_tokens = True
+        settings = folder / "tokenizer_config.json"
+        self._settings: dict[str, Any] = read_json(settings) if settings.is_file() else {}
+        template = folder / "chat_template.jinja"
+        self.chat_template: str | None = (
+            read_text(template) if template.is_file() else self._settings.get("chat_template")
+        )
+        for name in NAMED:
+            token = self._settings.get(name)
+            content = token["content"] if isinstance(token, dict) else token
+            setattr(self, name, content)
+            setattr(self, f"{name}_id", None if content is None else self._special.token_to_id(content))
+
+    bos_token: str | None
+    bos_token_id: int | None
+    eos_token: str | None
+    eos_token_id: int | None
+    pad_token: str | None
+    pad_token_id: int | None
+
+    @staticmethod
+    def _read(kind: Any, path: Path) -> Any:
+        try:
+            return kind.from_file(str(path))
+        except Exception as error:
+            raise ModelError(f"{path} can't be read: {error}. Export the model again.") from error
+
+    def __len__(self) -> int:
+        return int(self._special.get_vocab_size(with_added_tokens=True))
+
+    def __call__(
+        self, text: str, add_special_tokens: bool = True, split_special_tokens: bool = False
+    ) -> dict[str, list[int]]:
+        """The text's token ids under `input_ids`."""
+        taken = self._plain if split_special_tokens else self._special
+        return {"input_ids": taken.encode(text, add_special_tokens=add_special_tokens).ids}
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """The text's token ids."""
+        return self(text, add_special_tokens)["input_ids"]
+
+    def decode(self, token_ids: int | Sequence[int], skip_special_tokens: bool = False, **_: Any) -> str:
+        """The text of token ids, as it is: nothing is tidied up."""
+        ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
+        text: str = self._special.decode(ids, skip_special_tokens=skip_special_tokens)
+        return text
+
+    def convert_ids_to_tokens(self, ids: Any) -> Any:
+        """The tokens as they stand in the vocabulary: one for a number, a list for several."""
+        if isinstance(ids, int):
+            return self._special.id_to_token(ids)
+        return [self._special.id_to_token(int(one)) for one in ids]
+
+    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+        """A token's number, or None; a list for several."""
+        if isinstance(tokens, str):
+            return self._special.token_to_id(tokens)
+        return [self._special.token_to_id(token) for token in tokens]
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every token and its number."""
+        vocabulary: dict[str, int] = self._special.get_vocab(with_added_tokens=True)
+        return vocabulary
+
+    @cached_property
+    def all_special_ids(self) -> list[int]:
+        """Numbers of the tokens that aren't text."""
+        added = self._special.get_added_tokens_decoder()
+        return [number for number, token in added.items() if token.special]
+
+    @cached_property
+    def all_special_tokens(self) -> list[str]:
+        """The tokens that aren't text."""
+        return [str(self._special.id_to_token(number)) for number in self.all_special_ids]
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[dict[str, Any]],
+        tokenize: bool = True,
+        add_generation_prompt: bool = False,
+        **more: Any,
+    ) -> Any:
+        """A conversation as the model was taught to see it: its text, or that text's token ids.
+
+        Raises ValueError where the model has no template, and what the template raises.
+        """
+        if not self.chat_template:
+            raise ValueError("This tokenizer has no chat template.")
+        named = {name: getattr(self, name) for name in NAMED if getattr(self, name) is not None}
+        text: str = self._template.render(
+            messages=list(messages), add_generation_prompt=add_generation_prompt, **named, **more
+        )
+        return self(text, add_special_tokens=False)["input_ids"] if tokenize else text
+
+    @cached_property
+    def _template(self) -> Any:
+        from jinja2.ext import loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        def refuse(message: str) -> None:
+            raise ValueError(message)
+
+        # As transformers renders templates, which come with a model and are no code of ours.
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment.globals["raise_exception"] = refuse
+        return environment.from_string(self.chat_template or "")

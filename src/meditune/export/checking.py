@@ -1,0 +1,173 @@
+"""Whether an exported model still says what the model said that it was made from.
+
+Both are asked through the one interface of all engines: how likely long answers are, which decision is the likeliest,
+and what is written. What the exported model writes is scored by the original, because that catches what scores of
+given texts can't: a cache, a mask or a stop token that is wrong where the engine writes.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from meditune.data.example import DECISIONS, Example
+from meditune.engines.engine import Engine, Job, Piece
+from meditune.errors import ModelError
+from meditune.prompts import Encoder
+from meditune.recipe import PromptFormat
+
+PERPLEXITY = 0.02
+"""By this share the perplexity of given answers may rise"""
+ACCURACY = 1.0
+"""By so many points the accuracy of decisions may fall, or by one item where that is more"""
+AGREEMENT = 0.9
+"""Share of decisions that must be the same; those that differ are near ties"""
+WRITTEN = 0.25
+"""By this share the original may find the exported model's answers less likely, token by token, than its own"""
+ANSWERS = 20
+"""Items whose long answers are scored; decisions are made on all"""
+WRITTEN_ITEMS, WRITTEN_TOKENS = 8, 48
+
+
+@dataclass(frozen=True)
+class Drift:
+    """The exported model beside the original."""
+
+    items: int
+    perplexity: tuple[float, float]
+    """Of the reference answers: of the original, and of the exported model"""
+    accuracy: tuple[float, float]
+    """Of the decisions, in percent"""
+    agreement: float
+    """Share of decisions that are the same"""
+    written: tuple[float, float]
+    """Perplexity by the original of its own answers, and of the exported model's"""
+
+    def problems(self) -> list[str]:
+        """What is out of tolerance, in words."""
+        found = []
+        if not self.perplexity[1] <= self.perplexity[0] * (1 + PERPLEXITY):
+            found.append(
+                f"the perplexity of given answers rose from {self.perplexity[0]:.2f} to {self.perplexity[1]:.2f} "
+                f"(allowed: {100 * PERPLEXITY:g} %)"
+            )
+        allowed = max(ACCURACY, 100 / self.items)
+        if self.accuracy[0] - self.accuracy[1] > allowed + 1e-9:
+            found.append(
+                f"accuracy fell from {self.accuracy[0]:.1f} to {self.accuracy[1]:.1f} (allowed: {allowed:g} points)"
+            )
+        if self.agreement < AGREEMENT:
+            found.append(f"{100 * self.agreement:.0f} % of the decisions are the same ({100 * AGREEMENT:g} % must be)")
+        if not self.written[1] <= self.written[0] * (1 + WRITTEN):
+            found.append(
+                f"its own answers have a perplexity of {self.written[1]:.2f} by the original, whose own have "
+                f"{self.written[0]:.2f} (allowed: {100 * WRITTEN:g} % more)"
+            )
+        return found
+
+    def facts(self) -> dict[str, object]:
+        """For export.json, with the tolerances."""
+        tolerance = {
+            "perplexity": PERPLEXITY,
+            "accuracy_points": max(ACCURACY, 100 / self.items),
+            "agreement": AGREEMENT,
+            "written": WRITTEN,
+        }
+        return asdict(self) | {"tolerance": tolerance}
+
+    def __str__(self) -> str:
+        (before, after), (was, now), (own, its) = self.perplexity, self.accuracy, self.written
+        return (
+            f"On {self.items} questions: perplexity {before:.2f} -> {after:.2f} ({100 * (after / before - 1):+.1f} %), "
+            f"accuracy {was:.1f} -> {now:.1f}, {100 * self.agreement:.0f} % of the decisions the same; written answers "
+            f"{own:.2f} -> {its:.2f} by the original."
+        )
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one model says to the items."""
+
+    nll: float
+    tokens: int
+    decisions: list[str]
+    prompts: list[list[int]]
+    """As this model's tokenizer reads them"""
+    written: list[list[int]]
+    """The tokens that it writes after the first of them"""
+
+
+class Check:
+    """The same questions to models."""
+
+    def __init__(self, examples: Sequence[Example], form: PromptFormat) -> None:
+        self.examples, self.form = examples, form
+
+    def said(self, engine: Engine) -> Said:
+        """What a model says to them."""
+        encoder = Encoder(engine.tokenizer, self.form)
+        nll, tokens = 0.0, 0
+        decisions: list[str] = []
+        labels = encoder.label_ids()
+        for number, example in enumerate(self.examples):
+            prompt = encoder.supervised(example, "decision").prompt
+            scores = engine.score(prompt, [[labels[label]] for label in DECISIONS])
+            decisions.append(max(zip(DECISIONS, scores, strict=True), key=lambda pair: pair[1][0].logprob)[0])
+            if number < ANSWERS:
+                item = encoder.supervised(example, "answer")
+                text = item.target if item.answer_cut else item.target[:-1]
+                nll -= sum(one.logprob for one in engine.score(item.prompt, [text])[0])
+                tokens += len(text)
+        prompts = [encoder.prompt(example, "answer").prompt for example in self.examples[:WRITTEN_ITEMS]]
+        return Said(nll, tokens, decisions, prompts, written(engine, prompts, WRITTEN_TOKENS))
+
+    def compare(self, before: Said, after: Said, original: Engine) -> Drift:
+        """What changed from the original's words to the exported model's; `original` judges what was written.
+
+        Raises ModelError where the two read a prompt as different tokens.
+        """
+        if before.prompts != after.prompts:
+            raise ModelError("The exported tokenizer reads prompts as other tokens than the original's.")
+        right = [str(example.decision) for example in self.examples]
+        same = sum(one == other for one, other in zip(before.decisions, after.decisions, strict=True))
+        return Drift(
+            len(self.examples),
+            (math.exp(before.nll / before.tokens), math.exp(after.nll / after.tokens)),
+            (_accuracy(before.decisions, right), _accuracy(after.decisions, right)),
+            same / len(right),
+            (_likely(original, before), _likely(original, after)),
+        )
+
+
+def _likely(original: Engine, said: Said) -> float:
+    """The perplexity of what was written, by the original."""
+    total, count = 0.0, 0
+    for prompt, text in zip(said.prompts, said.written, strict=True):
+        total -= sum(one.logprob for one in original.score(prompt, [text])[0])
+        count += len(text)
+    return math.exp(total / count) if count else math.inf
+
+
+def written(engine: Engine, prompts: Sequence[Sequence[int]], more: int) -> list[list[int]]:
+    """The greedy continuation of each prompt, as tokens. Raises what broke one off."""
+    waiting: list[queue.SimpleQueue[Piece]] = [queue.SimpleQueue() for _ in prompts]
+    for prompt, pieces in zip(prompts, waiting, strict=True):
+        engine.start(Job(prompt, more), pieces.put)
+    texts = []
+    for pieces in waiting:
+        text: list[int] = []
+        while True:
+            piece = pieces.get()
+            text += piece.tokens
+            if piece.error:
+                raise piece.error
+            if piece.finish:
+                break
+        texts.append(text)
+    return texts
+
+
+def _accuracy(said: Sequence[str], right: Sequence[str]) -> float:
+    return 100 * sum(one == other for one, other in zip(said, right, strict=True)) / len(right)

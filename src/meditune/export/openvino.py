@@ -1,0 +1,169 @@
+"""A plain folder as an OpenVINO model in 8 bits that OpenVINO GenAI continues.
+
+The usual exporter, optimum-intel, is tied to an older transformers. What GenAI asks for is little: tokens, a mask
+and positions go in, logits come out, and keys and values are the model's own state, reordered by `beam_idx`
+(https://docs.openvino.ai, "Stateful models"; GenAI's docs, "How it works"). So the model is traced once with our own
+cache and masks, its cache inputs are made states, and NNCF rounds the weights to 8 bits a channel.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from meditune.engines.installed import package
+from meditune.errors import ModelError
+from meditune.models import virtual
+from meditune.models.load import loading
+from meditune.models.quiet import quiet_transformers
+
+BATCH, BEFORE, NEW = 2, 3, 4
+"""Rows, tokens before and new tokens of the example that is traced; any others may follow"""
+INPUTS = ("input_ids", "attention_mask", "position_ids")
+
+
+def write_openvino(source: Path, folder: Path) -> dict[str, str]:
+    """Put the model of a plain folder into `folder`; returns the packages that made it, with their versions.
+
+    Raises ModelError where a package is missing or the architecture can't be traced.
+    """
+    ov, nncf = package("openvino", "openvino"), package("openvino", "nncf")
+    tokenizers = package("openvino", "openvino_tokenizers")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with loading(str(source), str(source)):
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="sdpa").eval()
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    try:
+        made = _stateful(_traced(model))
+    except (RuntimeError, TypeError, ValueError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"OpenVINO can't take a {model.config.model_type} model: {first}") from error
+    nncf.set_log_level(logging.ERROR)
+    with redirect_stdout(sys.stderr):
+        made = nncf.compress_weights(made, mode=nncf.CompressWeightsMode.INT8_ASYM)
+    ov.save_model(made, folder / "openvino_model.xml")
+    # GenAI reads the vocabulary for grammars out of these.
+    for name, part in zip(
+        ("openvino_tokenizer", "openvino_detokenizer"),
+        tokenizers.convert_tokenizer(tokenizer, with_detokenizer=True),
+        strict=True,
+    ):
+        ov.save_model(part, folder / f"{name}.xml")
+    return {"openvino": ov.__version__, "nncf": nncf.__version__, "openvino_tokenizers": tokenizers.__version__}
+
+
+class _Traced(torch.nn.Module):
+    """The model as a function of tokens, mask, positions and the keys and values before them."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.config = model.config.get_text_config()
+        self.cache_name = virtual.cache_name(model)
+
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, *past: torch.Tensor) -> Any:
+        """Logits, and the keys and values of everything so far."""
+        present: list[torch.Tensor] = []
+
+        def update(keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any) -> Any:
+            pair = [torch.cat([past[2 * layer + part], new], dim=2) for part, new in enumerate((keys, values))]
+            present.extend(pair)
+            return tuple(pair)
+
+        cache = virtual.cache_of([])
+        cache.update = update
+        output = self.model(
+            input_ids=tokens,
+            attention_mask=self._masks(mask, positions),
+            position_ids=positions,
+            use_cache=True,
+            **{self.cache_name: cache},
+        )
+        return (output.logits, *present)
+
+    def _masks(self, mask: torch.Tensor, positions: torch.Tensor) -> Any:
+        """As models/masks.py makes them, in operations whose shapes stay open."""
+        keys = torch.arange(mask.shape[1])[None, None, None, :]
+        queries = positions[:, None, :, None]
+        sees = (keys <= queries) & (mask[:, None, None, :] > 0)
+        window, kinds = getattr(self.config, "sliding_window", None), getattr(self.config, "layer_types", None)
+        if not window or (kinds and "sliding_attention" not in kinds):
+            return sees
+        near = sees & (queries - keys < window)
+        return {"full_attention": sees, "sliding_attention": near} if kinds else near
+
+
+def _traced(model: Any) -> Any:
+    """An OpenVINO model with open shapes, whose cache is inputs and outputs."""
+    ov = package("openvino", "openvino")
+    shapes = _cache_shapes(model)
+    before = [torch.zeros(BATCH, heads, BEFORE, size) for heads, size in shapes]
+    example = (
+        torch.ones(BATCH, NEW, dtype=torch.long),
+        torch.ones(BATCH, BEFORE + NEW, dtype=torch.long),
+        torch.arange(BEFORE, BEFORE + NEW).expand(BATCH, NEW),
+        *before,
+    )
+    with torch.no_grad(), quiet_transformers(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = ov.convert_model(_Traced(model), example_input=example)
+    past = [f"past_key_values.{number // 2}.{('key', 'value')[number % 2]}" for number in range(len(shapes))]
+    names = [*INPUTS, *past]
+    open_shapes = [[-1, -1]] * len(INPUTS) + [[-1, heads, -1, size] for heads, size in shapes]
+    for port, name, shape in zip(made.inputs, names, open_shapes, strict=True):
+        port.get_tensor().set_names({name})
+        # GenAI's paged attention goes by the nodes' own names.
+        port.get_node().set_friendly_name(name)
+        port.get_node().set_partial_shape(ov.PartialShape(shape))
+    for port, name in zip(made.outputs, ["logits", *map(_present, past)], strict=True):
+        port.get_tensor().set_names({name})
+    made.validate_nodes_and_infer_types()
+    return made
+
+
+def _present(past: str) -> str:
+    return past.replace("past_key_values", "present")
+
+
+def _cache_shapes(model: Any) -> list[tuple[int, int]]:
+    """Heads and their size of each layer's keys, then values."""
+    cache = virtual.cache_of([])
+    with torch.no_grad(), quiet_transformers():
+        model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=True, **{virtual.cache_name(model): cache})
+    return [(part.shape[1], part.shape[3]) for layer in cache.layers for part in (layer.keys, layer.values)]
+
+
+def _stateful(model: Any) -> Any:
+    """Keys and values become the model's state, in rows that `beam_idx` chooses from those of the last call."""
+    ov, opset = package("openvino", "openvino"), package("openvino", "openvino.opset13")
+    transformations = package("openvino", "openvino._offline_transformations")
+    beam = opset.parameter(name="beam_idx", dtype=ov.Type.i32, shape=ov.PartialShape([-1]))
+    beam.output(0).get_tensor().add_names({"beam_idx"})
+    model.add_parameters([beam])
+    past = [port for port in model.inputs if port.get_any_name().startswith("past_key_values.")]
+    names = {port.get_any_name(): _present(port.get_any_name()) for port in past}
+    for port in past:
+        readers = port.get_target_inputs()
+        gathered = opset.gather(port, beam, opset.constant(0))
+        for reader in readers:
+            reader.replace_source_output(gathered.output(0))
+    model.validate_nodes_and_infer_types()
+    transformations.apply_make_stateful_transformation(model, names)
+    # A state begins without tokens, in as many rows as there are inputs.
+    shape = opset.shape_of(model.input("input_ids"), output_type="i64")
+    rows = opset.gather(shape, opset.constant([0]), opset.constant(0))
+    for node in model.get_ops():
+        if node.get_type_name() == "ReadValue":
+            _, heads, _, size = node.get_output_partial_shape(0)
+            rest = [opset.constant([count], dtype="int64") for count in (heads.get_length(), 0, size.get_length())]
+            empty = opset.broadcast(opset.constant(0.0, dtype="float32"), opset.concat([rows, *rest], axis=0))
+            node.set_arguments([empty.output(0)])
+    model.validate_nodes_and_infer_types()
+    return model

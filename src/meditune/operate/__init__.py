@@ -1,0 +1,1 @@
+"""Running it for years: new research, drift, feedback, better versions."""

@@ -1,0 +1,140 @@
+"""Models that were exported for OpenVINO answer as before, and everything a job asks for is done or refused."""
+
+import json
+import queue
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from meditune.engines.engine import Job
+from meditune.engines.opening import open_engine
+from meditune.engines.tokenizer import PlainTokenizer
+from meditune.errors import ModelError
+from meditune.export.stage import export
+from tests import tiny
+from tests.engines.asking import ask, collect, text, together, tokens
+
+pytest.importorskip("openvino_genai")
+
+MORE = 24
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma3"])
+def folder(request, tmp_path_factory):
+    """A model whose likeliest tokens are no near ties, with its export; windows are shorter than some prompts."""
+    place = tmp_path_factory.mktemp(request.param)
+    made = tiny.model(request.param)
+    torch.manual_seed(6)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.ndim == 2:
+                parameter += 0.3 * torch.randn_like(parameter)
+    made.save_pretrained(place)
+    tiny.tokenizer(bos=request.param == "gemma3").save_pretrained(place)
+    facts = export(str(place), "openvino")
+    assert facts["drift"]["agreement"] > 0.9
+    return place
+
+
+@pytest.fixture(scope="module")
+def engine(folder):
+    opened = open_engine(str(folder))
+    yield opened
+    opened.close()
+
+
+def prompts() -> list[list[int]]:
+    torch.manual_seed(5)
+    return [torch.randint(2, 500, (5 + 40 * number,)).tolist() for number in range(5)]
+
+
+def test_a_model_s_own_export_is_what_opens(engine):
+    assert engine.name == "openvino int8"
+    assert engine.context_tokens == 1024
+
+
+def test_texts_are_as_likely_as_before(engine, folder):
+    original = open_engine(str(folder), "transformers")
+    texts = [[5, 6, 7, 8], [9], [], [10, 11]]
+    for prompt in prompts():
+        before, after = original.score(prompt, texts), engine.score(prompt, texts)
+        for one, other in zip(before, after, strict=True):
+            assert [x.token for x in one] == [x.token for x in other]
+            assert [x.logprob for x in other] == pytest.approx([x.logprob for x in one], abs=0.5)
+    original.close()
+
+
+def test_answers_together_are_those_of_each_alone_and_likely_by_the_original(engine, folder):
+    alone = [tokens(ask(engine, Job(prompt, MORE))) for prompt in prompts()]
+    assert [tokens(pieces) for pieces in together(engine, [Job(prompt, MORE) for prompt in prompts()])] == alone
+    original = open_engine(str(folder), "transformers")
+    for prompt, said in zip(prompts(), alone, strict=True):
+        for place, one in enumerate(original.score(prompt, [said])[0]):
+            assert one.logprob > max(one.others.values()) - 0.5, f"token {place} is none that the model would write"
+    original.close()
+
+
+def test_an_answer_is_one_of_the_texts_it_may_be(engine):
+    words = (" yes", " no", " not at all", " maybe")
+    for prompt in prompts():
+        pieces = ask(engine, Job(prompt, 20, choices=words))
+        assert (text(pieces) in words, pieces[-1].finish) == (True, "stop")
+
+
+def test_an_answer_is_json_of_its_schema(engine):
+    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+    for prompt in prompts()[1:4]:
+        pieces = ask(engine, Job(prompt, 60, json_schema=schema))
+        if pieces[-1].finish == "stop":
+            assert json.loads(text(pieces))["a"] in (1, 2)
+        else:
+            # White space may stand between any two tokens of JSON, and a model of random weights may go on with it.
+            assert text(pieces).strip().startswith("{")
+            assert set(text(pieces)) <= set('{} \t\n\r"a:12')
+
+
+def test_chance_by_a_seed_comes_again(engine):
+    job = Job(prompts()[2], MORE, temperature=1.0, seed=5)
+    assert tokens(ask(engine, job)) == tokens(ask(engine, job))
+    assert tokens(ask(engine, Job(prompts()[2], MORE, temperature=1.0, seed=6))) != tokens(ask(engine, job))
+
+
+def test_a_stop_text_ends_the_answer_and_cancelling_ends_it_too(engine):
+    whole = text(ask(engine, Job(prompts()[3], MORE)))
+    pieces = ask(engine, Job(prompts()[3], MORE, stop=(whole[9:12],)))
+    assert (text(pieces), pieces[-1].finish) == (whole[: whole.index(whole[9:12])], "stop")
+    waiting: queue.Queue = queue.Queue()
+    running = engine.start(Job([*prompts()[0], 7], 900), waiting.put)
+    waiting.get(timeout=60)
+    running.cancel()
+    assert collect(waiting)[-1].finish in {"cancelled", "stop"}
+    assert engine.load().running == 0
+
+
+def test_what_it_cannot_tell_is_refused(engine):
+    with pytest.raises(ModelError, match="--engine transformers"):
+        engine.start(Job([5], 5, logprobs=5), print)
+    one = ask(engine, Job(prompts()[1], 3, logprobs=1))[0].likely[0]
+    assert one.logprob == pytest.approx(engine.score(prompts()[1], [[one.token]])[0][0].logprob, abs=0.1)
+
+
+def test_it_needs_no_torch(folder):
+    program = (
+        "import sys; from meditune.engines.opening import open_engine; "
+        f"engine = open_engine({str(folder)!r}); engine.score([5, 6], [[7]]); engine.close(); "
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_its_tokenizer_reads_as_transformers_does(folder):
+    ours, theirs = PlainTokenizer(folder / "export" / "openvino"), tiny.tokenizer(bos="gemma3" in str(folder))
+    for said in ("Does it help? β-Blocker 😀", "</s> is text", "<s>a"):
+        for plain in (True, False):
+            ids = theirs(said, split_special_tokens=plain)["input_ids"]
+            assert ours(said, split_special_tokens=plain)["input_ids"] == ids
+            assert ours.decode(ids, skip_special_tokens=True) == theirs.decode(ids, skip_special_tokens=True)
+    assert (ours.eos_token_id, len(ours)) == (theirs.eos_token_id, len(theirs))
+    assert sorted(ours.all_special_tokens) == sorted(theirs.all_special_tokens)
