@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from meditune.data.decisions import refuse_other
 from meditune.data.preference.pair import Pair
 from meditune.data.preference.prepare import prepare_pairs, stored_pairs
 from meditune.data.prepare import Prepared, prepare, stood_in, stored
+from meditune.engines.exported import is_exported
 from meditune.errors import DataError, MedituneError
 from meditune.files import read_json, write_json
 from meditune.folder import (
@@ -37,6 +38,7 @@ from meditune.folder import (
 )
 from meditune.models.api.model import ApiModel, find
 from meditune.models.names import PRUNED, PRUNING
+from meditune.prompts import load_format
 from meditune.recipe import Recipe
 from meditune.recipes.loading import load_recipe
 from meditune.remote import journey
@@ -176,6 +178,8 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
         remote = find(model, recipe.model.api)
         if remote:
             journey.measure(remote, data, recipe, folder, approve)
+        elif is_exported(model):
+            _measure_engine(model, recipe, data, folder)
         else:
             _measure_here(model, recipe, data, folder)
         measured = data.splits.measured(recipe.evaluate.split)
@@ -205,6 +209,18 @@ def _measure_here(model: str, recipe: Recipe, data: Prepared, folder: Path) -> N
         measuring.form = loaded.form or recipe.prompt
         with stage(folder, "measure"):
             measuring.measure(loaded, "model")
+
+
+def _measure_engine(model: str, recipe: Recipe, data: Prepared, folder: Path) -> None:
+    """As the model is served: by the engine that its folder is for."""
+    from meditune.engines.opening import open_engine
+    from meditune.evaluate.engine import EngineMeasuring
+
+    measured = data.splits.measured(recipe.evaluate.split)
+    measuring = EngineMeasuring(recipe, measured, folder / "predictions", data.splits.dev)
+    if not measuring.is_done("model"):
+        with closing(open_engine(model)) as engine, stage(folder, "measure"):
+            measuring.measure(engine, load_format(Path(model).expanduser()) or recipe.prompt, "model")
 
 
 def report(folder: Path, command: str | None = None) -> dict[str, Any]:
