@@ -73,7 +73,7 @@ def parted(train: Sequence[Example], index: Index) -> tuple[list[Example], list[
     inside = [each for each in train if each.id in documents]
     outside = [each for each in train if each.group not in groups]
     chance = random.Random(SEED)
-    return chance.sample(inside, len(inside)), chance.sample(outside, SAMPLE)
+    return chance.sample(inside, len(inside)), chance.sample(outside, min(SAMPLE, len(outside)))
 
 
 def nearest(index: Index, inside: Sequence[Example], outside: Sequence[Example]) -> Iterator[str]:
@@ -128,12 +128,13 @@ def truths(inside: Sequence[Example]) -> list[planted.Answer]:
 def answered(answerer: Answerer, questions: Sequence[Example], show: bool) -> Iterator[str]:
     """The figures of a model's answers with passages and without, judged by the same passages."""
     with_passages, without, refused, recall, about = [], [], 0, [], []
-    for each in questions:
-        found = answerer.answer(each.question)
+    from_passages = answerer.answers([each.question for each in questions])
+    from_memory = answerer.writer.write_all([(each.question, ()) for each in questions])
+    for each, found, said in zip(questions, from_passages, from_memory, strict=True):
         if not found.sentences:
             refused += bool(found.refusal)
             continue
-        closed = cite(answerer.writer.write(each.question, ()), found.packed)
+        closed = cite(said, found.packed)
         if show:
             print(f"\n## {each.question}\n{found}\n-- closed book: {[one.text for one in closed.sentences]}")
         refused += bool(found.refusal)

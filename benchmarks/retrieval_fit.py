@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +18,12 @@ from numpy.typing import NDArray
 from meditune.data import liveqa
 from meditune.data.rejects import Rejects
 from meditune.retrieve import titles
+from meditune.retrieve.index import Index
+from meditune.retrieve.query import condition, query
 from meditune.retrieve.rerank import Reranker
+from meditune.retrieve.search import compare, read
 from meditune.retrieve.synonyms import key, words
-from retrieval_set import Kept, Text
+from retrieval_set import Task, Text, document
 
 FEATURES = (
     "whole_near_title",
@@ -84,19 +87,21 @@ def _start(text: str) -> str:
 
 
 def groups(
-    asked: dict[str, tuple[set[int], set[int]]],
-    passages: Sequence[Text],
-    reranker: Reranker,
-    vectors: Kept,
-    candidates: Callable[[str], list[int]],
+    asked: dict[str, tuple[set[int], set[int]]], task: Task, index: Index, sources: Sequence[str]
 ) -> list[Group]:
     """The features of each question's candidates, among which there is a relevant one."""
+    number = {document(passage.id): place for place, passage in enumerate(task.passages)}
+    reranker = index.opened.reranker
+    assert reranker
+    where = condition(sources, sources, None, None)
     made = []
     for question, (exact, alike) in asked.items():
-        found = candidates(question)
-        relevant = np.array([index in exact or index in alike for index in found], dtype=float)
+        there = compare(index.opened, reranker, query(question), where=where)
+        whole = read(index.opened, there.ids)
+        found = [number[whole[row].document] for row in there.ids]
+        relevant = np.array([each in exact or each in alike for each in found], dtype=float)
         if relevant.any():
-            seen = reranker.features(question, [passages[index] for index in found], vectors[found])
+            seen = reranker.features(there.message, there.passages, there.vectors)
             made.append(Group(np.stack([seen[name] for name in FEATURES], axis=1), relevant / relevant.sum()))
     return made
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,13 @@ from meditune.data.archive import tidy
 from meditune.data.example import Example
 from meditune.data.rejects import Rejects
 from meditune.data.tables import rows
-from meditune.models import embedding
-from meditune.retrieve import titles
+from meditune.retrieve import collections, titles
+from meditune.retrieve.build import build
+from meditune.retrieve.embedders import embedder
+from meditune.retrieve.index import Index
+from meditune.retrieve.passages.medquad import JUDGED
+from meditune.retrieve.passages.passage import Document, Section
+from meditune.retrieve.place import MANIFEST, place
 from meditune.retrieve.synonyms import key
 
 RELEVANT = 3
@@ -51,8 +55,6 @@ ENDS = ("Thank you so much in advance, God bless.", "I am really worried, please
 FIGURES = ("MRR@10", "nDCG@10", "MAP@10", "recall@100")
 _JUDGED = re.compile(r"Question:(.*?)\nURL:.*?\nAnswer:(.*)\)", re.DOTALL)
 _DOCUMENT = re.compile(r"_(\d+)_Sec")
-
-Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -136,13 +138,12 @@ def _judged(folder: Path, passages: list[Text]) -> dict[str, int]:
     return number
 
 
-def pubmedqa_abstracts(data: Path, distractors: Sequence[Text]) -> Task:
-    """PubMedQA's 1,000 questions over their abstracts (without the conclusions) and the distractors."""
+def pubmedqa_abstracts(data: Path) -> Task:
+    """PubMedQA's 1,000 questions over their abstracts, without titles and conclusions."""
     task = Task()
     for index, each in enumerate(pubmedqa.read(data / "pubmedqa", Rejects())):
         task.passages.append(Text(each.id, "", "\n".join(passage.text for passage in each.context)))
         task.questions.append(Asked(each.id, each.question, each.question, frozenset({index})))
-    task.passages.extend(distractors)
     return task
 
 
@@ -185,33 +186,37 @@ def trained(data: Path) -> set[str]:
     return {each.id for each in train}
 
 
-class Kept:
-    """The sentence model's vectors of texts, made when they are asked for and kept in the cache folder.
+def index(data: Path, task: Task, where: Path) -> Index:
+    """The product's own index of the task's passages and of PubMedQA's abstracts without titles, built where it isn't.
 
-    They are kept batch by batch, so that a stopped call goes on.
+    Judged answers that stand in MedQuAD word for word are in it once, as in the task.
     """
+    register(task)
+    if not (where / MANIFEST).exists():
+        names = (JUDGED, pubmedqa.SOURCE, medquad.SOURCE)
+        build(place(where), [collections.named(f"{name}={data / name}") for name in names], embedder())
+    return Index.open(where)
 
-    def __init__(self, texts: Sequence[str], cache: Path, label: str) -> None:
-        self.texts = texts
-        self.label = label
-        path = cache / f"{hashlib.sha256(chr(0).join(texts).encode()).hexdigest()[:16]}.npy"
-        if not path.exists():
-            cache.mkdir(parents=True, exist_ok=True)
-            np.save(path, np.zeros((len(texts), 384), dtype=np.float32))
-        self.kept = np.load(path, mmap_mode="r+")
 
-    def all(self) -> Vectors:
-        """(n, 384)"""
-        return self[range(len(self.texts))]
+def register(task: Task) -> None:
+    """Have the product read the task's judged answers, and abstracts without titles, by their collections' names."""
+    judged = [passage for passage in task.passages if not passage.id.startswith(medquad.SOURCE)]
 
-    def __getitem__(self, indices: Sequence[int]) -> Vectors:
-        """(len(indices), 384)"""
-        missing = [index for index in dict.fromkeys(indices) if not self.kept[index].any()]
-        for start in range(0, len(missing), 512):
-            some = missing[start : start + 512]
-            self.kept[some] = embedding.embed([self.texts[index] for index in some], self.label)
-            self.kept.flush()
-        return np.array(self.kept[list(indices)])
+    def read_judged(_: Path, __: Rejects) -> Iterator[Document]:
+        for each in judged:
+            yield Document(document(each.id), JUDGED, [Section(each.text)], each.title)
+
+    def read_abstracts(path: Path, rejects: Rejects) -> Iterator[Document]:
+        for each in pubmedqa.read(path, rejects):
+            sections = [Section(passage.text, passage.label.capitalize()) for passage in each.context]
+            yield Document(each.id, pubmedqa.SOURCE, sections)
+
+    collections.NAMED.update({JUDGED: read_judged, pubmedqa.SOURCE: read_abstracts})
+
+
+def document(name: str) -> str:
+    """A passage's document in the index."""
+    return name if name.startswith((medquad.SOURCE + ":", pubmedqa.SOURCE)) else f"{JUDGED}:{name}"
 
 
 def figures(ranking: Sequence[int], relevant: frozenset[int]) -> tuple[float, float, float, float]:
@@ -241,10 +246,10 @@ def best(scores: NDArray[Any], count: int) -> list[int]:
     return [int(index) for index in top[np.argsort(-scores[top], kind="stable")]]
 
 
-def fused(rankings: Iterable[Sequence[str]], constant: float = 60.0) -> list[str]:
+def fused(rankings: Iterable[Sequence[int]], constant: float = 60.0) -> list[int]:
     """Reciprocal rank fusion (Cormack, Clarke and Büttcher 2009)."""
-    scores: dict[str, float] = defaultdict(float)
+    scores: dict[int, float] = defaultdict(float)
     for ranking in rankings:
-        for place, passage in enumerate(ranking, start=1):
-            scores[passage] += 1 / (constant + place)
+        for rank, passage in enumerate(ranking, start=1):
+            scores[passage] += 1 / (constant + rank)
     return sorted(scores, key=lambda passage: -scores[passage])

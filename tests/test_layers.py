@@ -11,14 +11,20 @@ LAYERS = (
     *(
         "cli",
         "data_commands",
+        "model_commands",
+        "asking",
         "reviewing",
         "annotating",
         "indexing",
+        "updating",
+        "serving",
         "exporting",
         "surveying",
+        "options",
         "doctor",
         "terminal",
         "comparing",
+        "operate",
         "serve",
         "answering",
         "ask",
@@ -31,13 +37,15 @@ LAYERS = (
         "review",
         "export",
         "folder",
+        "grounding",
     ),
-    *("evaluate", "retrieve", "train", "engines", "models", "prompts", "data", "phi", "faithfulness", "readability"),
+    *("evaluate", "retrieve", "train", "engines", "models", "prompts", "data", "store"),
+    *("phi", "faithfulness", "readability"),
     *("recipes", "recipe", "identifiers", "limits", "shares", "text", "machine", "progress", "ranks", "files"),
     "errors",
 )
 """From top to bottom. A module imports only what stands below it, or its own package."""
-STRANGERS = {("evaluate", "train"), ("evaluate", "retrieve"), ("retrieve", "train")}
+STRANGERS = {("evaluate", "train"), ("evaluate", "retrieve"), ("retrieve", "train"), ("operate", "serve")}
 """Neighbours of which neither imports the other, though one stands higher in the list."""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from meditune.data.example import Example, Passage
 from meditune.errors import DataError, ModelError
@@ -20,7 +20,7 @@ from meditune.retrieve.cited import CitedAnswer
 from meditune.retrieve.citing import Cited, Source, cite
 from meditune.retrieve.index import Index
 from meditune.retrieve.packing import Packing, pack
-from meditune.retrieve.search import Found
+from meditune.retrieve.search import Found, Hit
 
 PASSAGES = 5
 """Passages that are looked for"""
@@ -30,6 +30,10 @@ SUPPORTED_SHARE = 0.5
 """An answer with fewer of its sentences borne out is kept back."""
 NEAREST = {SENTENCE_MODEL.files["model.safetensors"]: 0.55}
 """By the embedding model's space: the cosine that the nearest passage must reach for a question to be answered"""
+
+
+Asked = tuple[str, Sequence[str]]
+"""A question, and the texts that it is to be answered from"""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,14 @@ class Writer:
     special_tokens: Sequence[str] = ()
     elsewhere: str = ""
     """Who gets to see the passages, where that isn't this machine alone"""
+    write_many: Callable[[Sequence[Asked]], list[str]] | None = None
+    """The same for several questions at once, where that is faster"""
+
+    def write_all(self, asked: Sequence[Asked]) -> list[str]:
+        """The model's answer to each question from its texts."""
+        if self.write_many:
+            return self.write_many(asked)
+        return [self.write(question, texts) for question, texts in asked]
 
 
 @dataclass(frozen=True)
@@ -62,17 +74,35 @@ class Answerer:
 
         Raises DataError where the question is empty or too long, or what is searched may not be shown to the model.
         """
+        return self.answers([question], k, sources)[0]
+
+    def answers(
+        self, questions: Sequence[str], k: int = PASSAGES, sources: Sequence[str] | None = None
+    ) -> list[CitedAnswer]:
+        """As `answer`, for several questions, which are written at once where the model can."""
+        begun = [self.begun(question, k, sources) for question in questions]
+        asked = [(each.question, [packed.shown for packed in each.packed]) for each in begun if not each.refusal]
+        written = iter(self.writer.write_all(asked))
+        return [each if each.refusal else judged(each, next(written)) for each in begun]
+
+    def begun(
+        self,
+        question: str,
+        k: int = PASSAGES,
+        sources: Sequence[str] | None = None,
+        choose: Callable[[Sequence[Hit], int], Sequence[Hit]] | None = None,
+    ) -> CitedAnswer:
+        """What is known before the model writes: the passages, and whether they are too far from the question.
+
+        `choose` takes k hits out of three times as many, in another order than that of the search.
+        """
         _refuse_restricted(self.index, sources, self.writer.elsewhere)
-        found = self.index.search(question, k, sources=sources)
+        found = self.index.search(question, 3 * k if choose else k, sources=sources)
+        if choose:
+            found = replace(found, hits=tuple(choose(found.hits, k)))
         packing = self._packed(question, found)
-        remarks = (*found.remarks, *packing.remarks)
-        passages = packing.passages
-        if refusal := self._too_far(found, packing):
-            return CitedAnswer(question, (), _all(packing), passages, refusal, remarks)
-        cited = cite(self.writer.write(question, _texts(packing)), passages)
-        refusal = _too_weak(cited)
-        shown = _all(packing) if refusal else cited.sources
-        return CitedAnswer(question, cited.sentences, shown, passages, refusal, (*remarks, *cited.remarks))
+        remarks = (*found.remarks, *packing.remarks, *self._unmeasured())
+        return CitedAnswer(question, (), _all(packing), packing.passages, self._too_far(found, packing), remarks)
 
     def _packed(self, question: str, found: Found) -> Packing:
         writer = self.writer
@@ -82,6 +112,15 @@ class Answerer:
             )
         return pack(
             found.hits, writer.form, writer.special_tokens, lambda texts: writer.count(question, texts), writer.room
+        )
+
+    def _unmeasured(self) -> tuple[str, ...]:
+        """What is to be known where no limit fits the index's embedding model."""
+        if self.nearest is not None or self.index.embedder.identity.space in NEAREST:
+            return ()
+        return (
+            f"No limit was measured for the embedding model {self.index.embedder.identity.name}: no answer is kept "
+            "back because the passages found are far from the question, only where they don't bear it out.",
         )
 
     def _too_far(self, found: Found, packing: Packing) -> str:
@@ -142,14 +181,23 @@ def _here(model: str, limit: int, context_tokens: int) -> Writer:
     def count(question: str, texts: Sequence[str]) -> int:
         return len(encoder.tokenize(prompt_text(form, question, _context(texts), "answer"))) + len(loaded.start_ids())
 
-    def write(question: str, texts: Sequence[str]) -> str:
+    def write_many(asked: Sequence[Asked]) -> list[str]:
+        examples = [
+            _asked(question, texts).model_copy(update={"id": str(place)})
+            for place, (question, texts) in enumerate(asked)
+        ]
         try:
-            prompt = encoder.prompt(_asked(question, texts), "answer")
+            prompts = [encoder.prompt(example, "answer") for example in examples]
         except QuestionTooLongError as error:
             raise DataError(f"The question is too long for {model}. Shorten it.") from error
-        return generate(loaded, [prompt], limit, "Answering")["asked"]
+        written = generate(loaded, prompts, limit, "Answering")
+        return [written[example.id] for example in examples]
 
-    return Writer(form, count, write, room, tuple(loaded.tokenizer.all_special_tokens))
+    def write(question: str, texts: Sequence[str]) -> str:
+        return write_many([(question, texts)])[0]
+
+    special = tuple(loaded.tokenizer.all_special_tokens)
+    return Writer(form, count, write, room, special, write_many=write_many)
 
 
 def _there(model: ApiModel, limit: int, context_tokens: int) -> Writer:
@@ -182,8 +230,18 @@ def _context(texts: Sequence[str]) -> tuple[Passage, ...]:
     return tuple(Passage(text=text) for text in texts)
 
 
-def _texts(packing: Packing) -> list[str]:
-    return [each.shown for each in packing.passages]
+def judged(begun: CitedAnswer, written: str) -> CitedAnswer:
+    """The answer that was begun, with what the model wrote to it: cited, or kept back."""
+    cited = cite(written, begun.packed)
+    refusal = _too_weak(cited)
+    shown = begun.sources if refusal else cited.sources
+    return replace(
+        begun,
+        sentences=cited.sentences,
+        sources=shown,
+        refusal=refusal,
+        remarks=(*begun.remarks, *cited.remarks),
+    )
 
 
 def _all(packing: Packing) -> tuple[Source, ...]:

@@ -7,12 +7,24 @@ import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from meditune import annotating, data_commands, exporting, indexing, ranks, reviewing
-from meditune.errors import DataError, MedituneError, Stopped
+from meditune import (
+    annotating,
+    asking,
+    data_commands,
+    exporting,
+    indexing,
+    model_commands,
+    ranks,
+    reviewing,
+    serving,
+    updating,
+)
+from meditune.errors import MedituneError, Stopped
+from meditune.options import Output, Overrides, RecipeName, Run, Yes, resolve
 
 app = typer.Typer(
     help="Tune a small open language model for medical questions, and measure with statistics whether it got better.",
@@ -29,18 +41,8 @@ app.add_typer(recipe_app, name="recipe")
 app.add_typer(reviewing.app, name="review")
 app.add_typer(annotating.app, name="annotate")
 app.add_typer(indexing.app, name="index")
-app.command()(exporting.export)
-
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name or a YAML file.")]
-Output = Annotated[
-    Path, typer.Option("--output", "-o", help="Folder of the run; the same one goes on where it stopped.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key: train.epochs=1. Repeatable."),
-]
-Yes = Annotated[bool, typer.Option("--yes", help="Send data to a model behind an API, and spend, without asking.")]
-Run = Annotated[Path, typer.Argument(metavar="DIR", help="The run's folder.")]
+app.add_typer(serving.keys_app, name="keys")
+app.add_typer(serving.answers_app, name="answers")
 
 
 @app.command()
@@ -49,11 +51,12 @@ def run(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: Ye
     from meditune import run as journey
     from meditune import terminal
 
-    resolved = _recipe(recipe, overrides)
+    resolved = resolve(recipe, overrides)
     settings = [word for item in overrides or [] for word in ("--set", item)]
     command = shlex.join(["meditune", "run", recipe, "--output", str(output), *settings])
     report = journey.run(resolved.recipe, output, command, terminal.approval(yes))
     terminal.print_comparison(report)
+    terminal.print_conditions(report)
     terminal.print_synthetic(report["data"]["synthetic"])
     terminal.print_remarks(report["remarks"])
     terminal.print_leakage(report["leakage"])
@@ -67,7 +70,7 @@ def train(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: 
     from meditune import run as journey
     from meditune import terminal
 
-    resolved = _recipe(recipe, overrides)
+    resolved = resolve(recipe, overrides)
     journey.train(resolved.recipe, output, terminal.approval(yes))
     typer.echo(f"Model: {(output / 'model').resolve()}")
 
@@ -94,9 +97,10 @@ def evaluate(
     from meditune import terminal
 
     chosen = [f"evaluate.protocol={protocol}"] if protocol else []
-    resolved = _recipe(recipe, [*(overrides or []), *chosen])
+    resolved = resolve(recipe, [*(overrides or []), *chosen])
     result = journey.evaluate(model, resolved.recipe, output, terminal.approval(yes))
     terminal.print_figures(result)
+    terminal.print_conditions(result)
     terminal.print_remarks(result["remarks"])
     terminal.print_leakage(result["leakage"])
     typer.echo(f"Predictions: {(output / 'predictions').resolve()}")
@@ -109,7 +113,7 @@ def compare(
         typer.Argument(
             metavar="A B [C ...]",
             help="Folders of `meditune evaluate` or of runs, measured on the same items. Of a run the tuned model is "
-            "taken; RUN:base is its base.",
+            "taken; RUN:base is its base, RUN:tuned+retrieved the tuned model with retrieved passages.",
         ),
     ],
     gate: Annotated[
@@ -166,7 +170,7 @@ def crossval(
     recipes, commands = {}, {}
     for fold in sorted(set(folds or range(10))):
         given = [*(overrides or []), *validation.settings(fold)]
-        recipes[fold] = _recipe(recipe, given).recipe
+        recipes[fold] = resolve(recipe, given).recipe
         words = [word for item in given for word in ("--set", item)]
         commands[fold] = shlex.join(["meditune", "run", recipe, "--output", str(output / f"fold-{fold}"), *words])
     result = validation.crossval(recipes, output, commands, terminal.approval(yes))
@@ -183,6 +187,7 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A finishe
 
     result = journey.report(folder)
     terminal.print_comparison(result)
+    terminal.print_conditions(result)
     terminal.print_synthetic(result["data"]["synthetic"])
     terminal.print_remarks(result["remarks"])
     terminal.print_leakage(result["leakage"])
@@ -213,119 +218,17 @@ def ratings(
         typer.echo(f"Kept for {' and '.join(stored)}. Into the report: meditune report {folder}")
 
 
-@app.command()
-def ask(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Run folder, model folder, catalogue name, hub id, or api:NAME.")
-    ],
-    question: Annotated[str, typer.Argument(metavar="QUESTION")],
-    source: Annotated[
-        list[Path] | None, typer.Option("--source", help="A text file that the answer may rest on. Repeatable.")
-    ] = None,
-    index: Annotated[
-        str | None,
-        typer.Option(metavar="INDEX", help="Rest on what this index holds, and cite it."),
-    ] = None,
-    k: Annotated[int | None, typer.Option("-k", min=1, max=50, help="So many passages of the index (5).")] = None,
-    source_filter: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only this source of the index. Repeatable.")
-    ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens.")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--api", metavar="KEY=VALUE", help="Change a key under model.api: url=https://... Repeatable."),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-) -> None:
-    """Ask a model one question."""
-    from meditune import terminal
-    from meditune.ask import ask as answer
-    from meditune.files import read_text
-
-    named = _recipe("quickstart", [f"model.api.{item}" for item in settings]) if settings else None
-    api = named.recipe.model.api if named else None
-    if index:
-        from meditune.answering import PASSAGES, open_answerer
-
-        if source:
-            raise DataError("--source and --index don't go together: put the file into the index (--documents FOLDER).")
-        answerer = open_answerer(model, index, source_filter, max_new_tokens, api)
-        terminal.print_cited(answerer.answer(question, k or PASSAGES, source_filter), json)
-        return
-    if k or source_filter:
-        raise DataError("-k and --source-filter choose among an index's passages: name the index with --index.")
-    sources = [read_text(path) for path in source or []]
-    terminal.print_answer(answer(model, question, sources, max_new_tokens, api), bool(sources), json)
-
-
-@app.command()
-def merge(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run's folder, or a folder with a PEFT adapter.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the merged model.")],
-    keep_zeros: Annotated[
-        bool, typer.Option("--keep-zeros", help="Set weights that pruning made zero to zero again.")
-    ] = False,
-) -> None:
-    """Merge an adapter into its base model, in full precision, as a folder that loads with plain transformers."""
-    from meditune import merge as merging
-
-    for sentence in merging.remarks(merging.merge(model, output, keep_zeros)):
-        typer.echo(sentence)
-    typer.echo(f"Model: {output.resolve()}")
-
-
-@app.command()
-def prune(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Catalogue name, hub id, or model folder.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the pruned model.")],
-    method: Annotated[str | None, typer.Option(help="magnitude, wanda, or layers.")] = None,
-    sparsity: Annotated[float | None, typer.Option(help="Share of weights that become zero.")] = None,
-    pattern: Annotated[str | None, typer.Option(help="Which become zero: unstructured or 2-of-4.")] = None,
-    layers: Annotated[int | None, typer.Option(help="So many whole layers are taken out.")] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="Calibrate and measure on this recipe's data instead of WikiText-2.")
-    ] = None,
-    overrides: Overrides = None,
-) -> None:
-    """Prune a model, and measure what that costs and gains."""
-    from meditune import prune as pruning
-    from meditune import terminal
-
-    method = method or ("layers" if layers else None)
-    given = {"method": method, "sparsity": sparsity, "pattern": pattern, "layers": layers}
-    settings = [f"model.prune.{key}={value}" for key, value in given.items() if value is not None]
-    resolved = _recipe(recipe or "quickstart", [*settings, *(overrides or [])]).recipe
-    if recipe:
-        facts = pruning.prune_with_text_of(resolved, model, output)
-    else:
-        facts = pruning.prune(model, resolved, output, None)
-    terminal.print_pruning(facts)
-    typer.echo(f"Model: {output.resolve()}")
-
-
-@app.command()
-def plan(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    gpu: Annotated[
-        str | None, typer.Option(help="A well-known GPU (rtx4090, a100-80gb) in place of this machine.")
-    ] = None,
-    examples: Annotated[int, typer.Option(min=1, help="Training examples that the time is predicted for.")] = 1000,
-) -> None:
-    """Predict memory, speed and time of training for each strategy, and what fits; nothing is fetched or trained."""
-    from meditune import terminal
-    from meditune.planning import plan as planning
-
-    resolved = _recipe(recipe, overrides).recipe
-    terminal.print_plan(planning.plan(resolved, gpu), resolved, examples)
-
-
-@app.command()
-def models() -> None:
-    """Base models: what is here, what can be fetched, size, licence."""
-    from meditune.models import listing
-
-    typer.echo(listing.table(listing.rows()))
+for command in (
+    model_commands.plan,
+    asking.ask,
+    model_commands.merge,
+    model_commands.prune,
+    exporting.export,
+    serving.serve,
+    updating.update,
+    model_commands.models,
+):
+    app.command()(command)
 
 
 @app.command()
@@ -360,7 +263,7 @@ def recipe_show(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Every resolved value, and where it comes from."""
     from meditune.recipes import writing
 
-    typer.echo(writing.show(_recipe(recipe, overrides)))
+    typer.echo(writing.show(resolve(recipe, overrides)))
 
 
 @recipe_app.command("check")
@@ -368,15 +271,9 @@ def recipe_check(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Is the recipe valid? All errors are shown at once."""
     from meditune.data.reading import check_sources
 
-    resolved = _recipe(recipe, overrides)
+    resolved = resolve(recipe, overrides)
     check_sources(resolved.recipe.data)
     typer.echo(f"{recipe} is valid. Whether {resolved.recipe.model.base} and the data can be had isn't checked here.")
-
-
-def _recipe(name: str, overrides: list[str] | None) -> Any:
-    from meditune.recipes import loading
-
-    return loading.load_recipe(name, overrides or [])
 
 
 @app.callback(invoke_without_command=True)

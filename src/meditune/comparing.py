@@ -9,7 +9,7 @@ from typing import Any
 
 from meditune.errors import GateError, MedituneError
 from meditune.evaluate.gate import Policy, check, load_policy
-from meditune.evaluate.measured import measured
+from meditune.evaluate.measured import Measured, measured
 from meditune.evaluate.side_by_side import changed, side_by_side
 from meditune.files import write_json, write_jsonl
 
@@ -21,7 +21,7 @@ def policy(path: Path | None) -> Policy | None:
 
 def compare(names: Sequence[str], resamples: int, seed: int, held_to: Policy | None) -> dict[str, Any]:
     """Each model beside the first: side_by_side's keys; `changes` (name -> items that changed); with a policy `gate`;
-    `leakage`, what the checks before measuring found.
+    `leakage`, what the checks before measuring found; `remarks`.
 
     `gate` has for each model its checks, as `metric`, `rule`, `passed`, `why`.
     """
@@ -29,6 +29,7 @@ def compare(names: Sequence[str], resamples: int, seed: int, held_to: Policy | N
         raise MedituneError("One model can't be compared. Give two folders or more: meditune compare A B")
     first, *others = (measured(name) for name in names)
     result = side_by_side([first, *others], resamples, seed)
+    result["remarks"] = passages_remark([first, *others])
     result["leakage"] = [model.leakage for model in (first, *others) if model.leakage]
     result["changes"] = {other.name: changed(first, other) for other in others}
     if held_to:
@@ -37,6 +38,15 @@ def compare(names: Sequence[str], resamples: int, seed: int, held_to: Policy | N
             name: [asdict(each) for each in check(held_to, rows[name]["comparison"], figures[name])] for name in rows
         }
     return result
+
+
+def passages_remark(models: Sequence[Measured]) -> list[str]:
+    """A sentence where models with retrieved passages didn't get the same ones."""
+    served = [model for model in models if model.passages]
+    differing = [model.name for model in served if model.passages != served[0].passages]
+    if not differing:
+        return []
+    return [f"{', '.join(differing)} had other passages than {served[0].name}, so what differs is in part the search."]
 
 
 def write(result: dict[str, Any], figures: Path | None, changes: Path | None) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import meditune
-from meditune.data import leakage
+from meditune.data import leakage, retrieved
 from meditune.data.example import Example
 from meditune.data.prepare import stored
 from meditune.data.restrictions import refuse_restricted_sources_for_api
@@ -32,7 +32,8 @@ SHOWN = 3
 """So many differing settings are named."""
 STAGES = "stages.json"
 EVALUATION = "evaluation.json"
-UNFINISHED = {RECIPE, LOCK, STAGES, EVALUATION, leakage.FILE_NAME, "rejected.jsonl", "pairs", "start"}
+FOUND = (retrieved.FOUND, retrieved.FACTS, retrieved.TRAINING)
+UNFINISHED = {RECIPE, LOCK, STAGES, EVALUATION, leakage.FILE_NAME, "rejected.jsonl", "pairs", "start", *FOUND}
 """What lies in a folder in which no stage is done."""
 
 
@@ -90,6 +91,8 @@ def _claim(recipe: Recipe, folder: Path, model: str | None, to_tune: bool) -> No
                 f"{folder} holds a run with other settings: {_differing(earlier, recipe)}. Give the same recipe and "
                 "--set options to go on with it; otherwise choose another --output, or remove that folder."
             )
+        for name in FOUND:
+            (folder / name).unlink(missing_ok=True)
     if model is not None:
         _check_model(recipe, model, to_tune)
     save(recipe, path, versions(recipe))
@@ -170,7 +173,7 @@ def _process_of(item: Path) -> int | None:
 
 def refuse_unfinished(folder: Path) -> None:
     """Raise DataError, with the command to go on, where the folder's run isn't finished."""
-    from meditune.evaluate.grading import GRADERS
+    from meditune.evaluate.grading import BY_PASSAGES, GRADERS
     from meditune.evaluate.predictions import KINDS
 
     if (folder / EVALUATION).is_file():
@@ -182,7 +185,7 @@ def refuse_unfinished(folder: Path) -> None:
         raise DataError(f"{folder} holds no run: {RECIPE} is missing. Give the --output folder of `meditune run`.")
     predicted = {path.name.partition("-")[::2] for path in (folder / "predictions").glob("*-*.jsonl")}
     # What is found in predictions, and ratings, may come later, and of one model alone.
-    made = {f"{kind}.jsonl" for kind in KINDS if kind not in GRADERS and kind != "rating"}
+    made = {f"{kind}.jsonl" for kind in KINDS if kind not in GRADERS | BY_PASSAGES and kind != "rating"}
     base, tuned = ({kind for name, kind in predicted if name == model and kind in made} for model in ("base", "tuned"))
     if not (folder / "model" / "training.json").is_file() or not tuned or base != tuned:
         raise DataError(

@@ -107,7 +107,9 @@ def search(
     source: Annotated[list[str] | None, typer.Option("--source", help="Only this source; may be repeated.")] = None,
     since: Annotated[str | None, typer.Option(help="Only from this date on: 2018, 2018-05 or 2018-05-17.")] = None,
     until: Annotated[str | None, typer.Option(help="Only up to this date.")] = None,
-    mode: Annotated[str, typer.Option(help="hybrid, words (BM25) or meaning (vectors).")] = "hybrid",
+    mode: Annotated[
+        str, typer.Option(help="hybrid, fused (no reranker), words (BM25) or meaning (vectors).")
+    ] = "hybrid",
     per_document: Annotated[int, typer.Option(min=1, help="So many passages of one document.")] = 1,
     diversity: Annotated[float, typer.Option(min=0, max=1, help="How much likeness to better hits counts.")] = 0.0,
     embedding: Embedding = None,

@@ -5,3 +5,8 @@ LIMITS = (
     "replaces no doctor. In an emergency (chest pain, trouble breathing, signs of a stroke, heavy bleeding, thoughts "
     "of suicide) call your local emergency number at once."
 )
+
+LIMITS_LINE = (
+    "General information, not a doctor's advice. It can be wrong. In an emergency call your local emergency number."
+)
+"""The same in one short line, beside every answer that is served"""

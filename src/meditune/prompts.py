@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from meditune.data.example import DECISIONS, Example, Passage
+from meditune.data.retrieved import RANKS, count, with_best
 from meditune.errors import DataError, ModelError
 from meditune.files import read_json, write_json
 from meditune.limits import LIMITS
@@ -96,6 +97,8 @@ class Encoded:
     """Context sentences that were left out to keep within the budget."""
     answer_cut: bool = False
     """Whether the answer itself was too long and ends early (then without its end token)."""
+    left_out: int = 0
+    """Found passages that had no room."""
 
 
 class QuestionTooLongError(DataError):
@@ -106,7 +109,8 @@ class Encoder:
     """Turns examples into tokens with one tokenizer and one prompt format.
 
     Context is shortened at sentence boundaries, from its beginning, because the results that decide a question stand
-    at its end; `context_head` keeps a share of its room for the first sentences, which say what was asked. The answer
+    at its end; `context_head` keeps a share of its room for the first sentences, which say what was asked. Of passages
+    that were found, whole ones are left out first, the worst before the better, until only the best is left. The answer
     is shortened only when the question and the answer alone don't fit. The decision prompt is fitted without regard to
     the long answer, so nothing about that answer can leak into it.
     """
@@ -177,6 +181,7 @@ class Encoder:
 
     def _fit(self, example: Example, task: Task, target: list[int], reserve: int) -> Encoded:
         room = self.format.max_tokens - reserve
+        example, left_out = self._with_room(example, task, room)
         prompt, dropped = self._shortened(example, task, room)
         left = self.format.max_tokens - len(prompt)
         if left < min(8, max(len(target), 1)):
@@ -185,7 +190,19 @@ class Encoder:
                 "raise prompt.max_tokens or leave the example out"
             )
         cut = len(target) > left
-        return Encoded(example.id, task, prompt, target[:left], dropped, cut)
+        return Encoded(example.id, task, prompt, target[:left], dropped, cut, left_out)
+
+    def _with_room(self, example: Example, task: Task, room: int) -> tuple[Example, int]:
+        """The example without the found passages for which there is no room, and how many these are."""
+        if RANKS not in example.meta:
+            return example, 0
+        fitted, whole = example, count(example)
+        while count(fitted) > 1 and len(self._start(self._text(fitted, task))) > room:
+            fitted = with_best(fitted, count(fitted) - 1)
+        return fitted, whole - count(fitted)
+
+    def _text(self, example: Example, task: Task) -> str:
+        return prompt_text(self.format, example.question, example.context, task)
 
     def _shortened(self, example: Example, task: Task, room: int) -> tuple[list[int], int]:
         """The prompt in at most `room` tokens where leaving out sentences can do that, and how many were."""

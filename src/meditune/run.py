@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from meditune import ranks
-from meditune.data import leakage
+from meditune.data import leakage, retrieved
 from meditune.data.decisions import refuse_other
+from meditune.data.example import Example
 from meditune.data.preference.pair import Pair
 from meditune.data.preference.prepare import prepare_pairs, stored_pairs
 from meditune.data.prepare import Prepared, prepare, stood_in, stored
@@ -36,6 +37,8 @@ from meditune.folder import (
     stage,
     versions,
 )
+from meditune.grounding import measured as grounded
+from meditune.grounding import training as grounded_training
 from meditune.models.api.model import ApiModel, find
 from meditune.models.names import PRUNED, PRUNING
 from meditune.prompts import load_format
@@ -100,7 +103,8 @@ def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
     from meditune.train.start import starting_point
 
     examples = data.splits.measured(recipe.evaluate.split)
-    measuring = Measuring(recipe, examples, folder / "predictions", _held_out(recipe, folder), data.splits.dev)
+    found = grounded.shown(recipe, examples, folder)
+    measuring = Measuring(recipe, examples, folder / "predictions", _held_out(recipe, folder), data.splits.dev, found)
     trained = (folder / "model" / "training.json").is_file()
     loaded: Any = None
     if not (trained and measuring.is_done("base")):
@@ -183,7 +187,8 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
         else:
             _measure_here(model, recipe, data, folder)
         measured = data.splits.measured(recipe.evaluate.split)
-        grade(folder / "predictions", "model", measured, recipe.evaluate)
+        found = grounded.shown(recipe, measured, folder)
+        grade(folder / "predictions", "model", measured, recipe.evaluate, found)
         if _is_official(data, recipe):
             write_pubmedqa(folder / "predictions", "model", measured)
         predictions = read(folder / "predictions", "model")
@@ -194,6 +199,7 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
             "remarks": [*unmeasured(measured), *remarks(predictions, "model", measured, recipe)],
             "subgroups": subgroups(measured, None, predictions, recipe.seed),
             "leakage": read_json(folder / leakage.FILE_NAME),
+            **_conditions({"model": predictions}, recipe, measured, folder),
         }
         write_json(folder / EVALUATION, result)
         return result
@@ -203,7 +209,8 @@ def _measure_here(model: str, recipe: Recipe, data: Prepared, folder: Path) -> N
     from meditune.evaluate.stage import Measuring
 
     examples = data.splits.measured(recipe.evaluate.split)
-    measuring = Measuring(recipe, examples, folder / "predictions", _held_out(recipe, folder), data.splits.dev)
+    found = grounded.shown(recipe, examples, folder)
+    measuring = Measuring(recipe, examples, folder / "predictions", _held_out(recipe, folder), data.splits.dev, found)
     if not measuring.is_done("model"):
         loaded = _load(recipe, model)
         measuring.form = loaded.form or recipe.prompt
@@ -230,6 +237,7 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
     """
     from meditune.evaluate.grading import grade
     from meditune.evaluate.official import write_pubmedqa
+    from meditune.evaluate.predictions import read
     from meditune.evaluate.report import render
     from meditune.evaluate.summary import summary
     from meditune.review.results import of_run
@@ -241,11 +249,14 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
     training = read_json(folder / "model" / "training.json")
     data = stored(folder / "data")
     measured = data.splits.measured(recipe.evaluate.split)
+    found = grounded.shown(recipe, measured, folder)
     for name in ("base", "tuned"):
-        grade(folder / "predictions", name, measured, recipe.evaluate)
+        grade(folder / "predictions", name, measured, recipe.evaluate, found)
         if _is_official(data, recipe):
             write_pubmedqa(folder / "predictions", name, measured)
     result = summary(recipe, data, training, folder / "predictions")
+    both = {name: read(folder / "predictions", name) for name in ("base", "tuned")}
+    result |= _conditions(both, recipe, measured, folder)
     # What an earlier version measured without a check is marked, because it can't be undone.
     path = folder / leakage.FILE_NAME
     result["leakage"] = read_json(path) if path.is_file() else _leakage(recipe, data, recipe.model.base)
@@ -280,13 +291,20 @@ def prepared(recipe: Recipe, folder: Path, model: str | None = None) -> Prepared
     faithfulness isn't to be had: after training it would be late to hear of it.
     """
     data = _data(recipe, folder)
-    checked = _leakage(recipe, data, model or recipe.model.base)
+    name = model or recipe.model.base
+    checked = _leakage(recipe, data, name)
+    remote = find(name, recipe.model.api)
+    facts = grounded.find(recipe, data.splits, folder, remote.title if remote else "")
+    if facts:
+        checked = checked | {"index": facts["index"], "found": checked["found"] | facts["leaks"]}
     leakage.refuse(checked, recipe.evaluate.allow_leakage, folder)
     write_json(folder / leakage.FILE_NAME, checked)
     if recipe.evaluate.faithfulness_model != "none":
         from meditune.models.support import check
 
         check(recipe.evaluate.faithfulness_model)
+    if model is None:
+        grounded_training.find(recipe, data.splits, folder, remote.title if remote else "")
     if recipe.train.objective != "sft":
         prepare_pairs(recipe, data.splits, data.sha256, folder)
     return data
@@ -309,6 +327,18 @@ def _data(recipe: Recipe, folder: Path) -> Prepared:
     data = prepare(recipe, folder / "data")
     note_data(recipe, folder, data.sha256)
     return data
+
+
+def _conditions(models: dict[str, Any], recipe: Recipe, measured: list[Example], folder: Path) -> dict[str, Any]:
+    """`conditions` and `retrieval` of report.json and evaluation.json, as far as they were measured."""
+    from meditune.evaluate.conditions import conditions, retrieval
+    from meditune.evaluate.measured import groups_of
+
+    items = {example.id: example for example in measured}
+    found = conditions(models, recipe.evaluate.resamples, recipe.seed, groups_of(items))
+    path = folder / retrieved.FACTS
+    searched = {"retrieval": retrieval(read_json(path))} if path.is_file() else {}
+    return ({"conditions": found} if found else {}) | searched
 
 
 def _leakage(recipe: Recipe, data: Prepared, model: str) -> dict[str, Any]:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 WIDE = 200
 DONE = {"report": "left as they are", "mask": "masked", "surrogate": "replaced by invented ones"}
+SHOWN_WITH = {"closed": "closed book", "given": "given context", "retrieved": "retrieved"}
 VERDICTS = {True: "[green]better[/]", False: "[red]worse[/]", None: "not shown"}
 
 
@@ -70,6 +71,7 @@ def print_side_by_side(result: dict[str, Any], changed: int) -> None:
         print_comparison(pair, short[first], short[name])
         _print_changes(result["changes"][name], changed)
         print_worse(pair)
+    print_remarks(result["remarks"])
     print_leakage(*result["leakage"])
     for name, checks in result.get("gate", {}).items():
         for each in checks:
@@ -252,6 +254,39 @@ def print_figures(evaluation: dict[str, Any]) -> None:
     console().print(table)
 
 
+def print_conditions(result: dict[str, Any]) -> None:
+    """Each model closed book, with the given context and with retrieved passages; nothing where only one is there."""
+    out, models = console(), result.get("conditions", {})
+    for title, found in models.items():
+        table = Table(box=None, pad_edge=False)
+        table.add_column(f"{title}, by what it is shown")
+        for name in found:
+            table.add_column(SHOWN_WITH[name], justify="right")
+            if "comparison" in found[name]:
+                table.add_column("less given (95 % interval)", justify="right")
+        for metric in found["given"]["figures"]:
+            digits, cells = METRICS[metric].digits, []
+            for each in found.values():
+                figure = each["figures"].get(metric)
+                cells.append("" if figure is None else f"{figure:.{digits}f}")
+                if "comparison" in each:
+                    row = each["comparison"].get(metric)
+                    cells.append(
+                        f"{row['delta']:+.{digits}f} ({row['ci95'][0]:+.{digits}f} to {row['ci95'][1]:+.{digits}f})"
+                        if row
+                        else ""
+                    )
+            table.add_row(METRICS[metric].title, *cells)
+        out.print(table)
+    searched = result.get("retrieval")
+    if searched and "share" in searched:
+        low, high = searched["ci95"]
+        out.print(
+            f"Retrieval: an item's own document is among the {searched['k']} found for {searched['share']:.1f} % of "
+            f"{searched['own']['items']:,} items (95 % interval {low:.1f} to {high:.1f})."
+        )
+
+
 def print_pruning(facts: dict[str, Any]) -> None:
     """What pruning did to quality, size and speed."""
     out, table = console(), Table(box=None, pad_edge=False)
@@ -350,7 +385,7 @@ def print_data(data: Prepared, folder: Path) -> None:
         out.print(f"Rebalanced: {found['before']:,} to {found['after']:,} training examples ({rules})")
     remarks = data.quality.get("diversity", {}).get("remarks", [])
     for remark in remarks:
-        out.print(f"Out of balance: {escape(remark['said'])}")
+        out.print(f"Coverage: {escape(remark['said'])}")
     if remarks:
         out.print(f"What that means and what to do: meditune data diversity {folder.parent} --output DIR", markup=False)
     print_terms(data.quality.get("terms", {}))

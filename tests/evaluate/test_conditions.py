@@ -76,7 +76,7 @@ def test_the_page_shows_raw_beside_corrected_figures(folder):
     words = shown(folder)
     assert "Given the context Base model" in words
     assert "Given the context, calibrated Base model" in words
-    assert "Closed book: no context Tuned model" in words
+    assert "With and without sources" in words
     assert "Prior calibration: each label" in words
     assert "Abstaining when unsure" in words
     verdict = words.partition("Before and after")[0]

@@ -102,9 +102,9 @@ def test_the_command_measures_decisions_only(tmp_path):
 @pytest.mark.parametrize("path", sorted(TASKS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_tasks_for_the_harness_read_what_the_script_writes(path, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(TASKS))
-    import export
     from jinja2 import Environment, StrictUndefined
 
+    import export
     from meditune.data.example import write_examples
 
     task = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -128,7 +128,6 @@ def test_the_harness_itself_says_the_same_of_every_item(tmp_path, monkeypatch):
     pytest.importorskip("lm_eval")
     monkeypatch.syspath_prepend(str(TASKS))
     import export
-
     from meditune.data.example import write_examples
     from meditune.files import write_jsonl
 

@@ -58,12 +58,13 @@ def test_the_whole_journey(place):
 
 def test_decisions_asked_for_in_other_ways(place):
     ways = {"closed_book": "true", "written_decisions": "true", "calibrate": "temperature"}
+    ways["retrieve__index"] = "contexts"
     result = place.call("run", **{f"evaluate__{key}": value for key, value in ways.items()})
     assert result.code == 0, result
     dev = len(read_rows(place.run / "data" / "dev.jsonl"))
-    assert len(place.api.chats) == 2 * (3 * TEST_ITEMS + dev), "written decisions are those that came anyway"
+    assert len(place.api.chats) == 2 * (6 * TEST_ITEMS + dev), "written decisions are those that came anyway"
     without = [chat for chat in place.api.chats if chat["messages"][1]["content"].startswith("Question:")]
-    assert len(without) == 2 * TEST_ITEMS
+    assert len(without) == 2 * 2 * TEST_ITEMS
     report = json.loads((place.run / "report.json").read_text(encoding="utf-8"))
     assert report["tuned"]["written_accuracy"] == report["tuned"]["calibrated_accuracy"] == 100
     assert {"closed_accuracy", "closed_macro_f1"} <= report["base"].keys()

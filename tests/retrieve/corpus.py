@@ -38,6 +38,11 @@ class Counting:
         self.texts: list[str] = []
         self.embedder = Embedder(TINY.identity, self._embed)
 
+    @property
+    def passages(self) -> list[str]:
+        """Those that aren't titles, which stand alone in a line."""
+        return [text for text in self.texts if "\n" in text]
+
     def _embed(self, texts: Sequence[str]) -> Vectors:
         self.texts += texts
         return words_as_vectors(texts)

@@ -131,6 +131,15 @@ def test_repeated_and_broken_off_sentences_are_left_out(index: Index) -> None:
     assert any("repeated" in remark for remark in answer.remarks)
 
 
+def test_what_announces_an_answer_and_stops_there_is_no_answer(index: Index) -> None:
+    writer = says('The answer to the question "What helps with gout?" is: The answer is:')
+    answer = Answerer(index, writer, nearest=-1.0).answer("What helps with gout?", k=6)
+    assert answer.sentences == ()
+    assert answer.refusal == "The model wrote no answer."
+    listed = says("Gout treatment: Colchicine calms an attack.")
+    assert len(Answerer(index, listed, nearest=-1.0).answer("gout", k=6).sentences) == 1
+
+
 def test_an_empty_answer_gives_the_passages(index: Index) -> None:
     assert "wrote no answer" in Answerer(index, says(""), nearest=-1.0).answer("gout").refusal
 
@@ -265,6 +274,21 @@ def test_a_real_model_keeps_to_its_room(index: Index, tmp_path: Path, monkeypatc
         answerer.answer("why " * 200)
     with pytest.raises(DataError, match="empty"):
         answerer.answer(" ")
+
+
+def test_several_questions_are_answered_at_once_as_one_by_one(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meditune.retrieve.index.embedder", lambda _: corpus.TINY)
+    opened = open_answerer(str(tiny.save(tmp_path / "model")), index.place.name, max_new_tokens=8)
+    answerer = Answerer(opened.index, opened.writer, nearest=-1.0)
+    questions = ["What calms a gout attack?", "What removes lice?", "What cools a burn?"]
+    together = answerer.answers(questions, k=3)
+    assert together == [answerer.answer(question, k=3) for question in questions]
+    assert [each.question for each in together] == questions
+    assert any(each.sentences for each in together)
+    never = Answerer(opened.index, says("Colchicine calms an attack."), nearest=2.0).answers(questions[:2])
+    assert [bool(each.refusal) for each in never] == [True, True]
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ def test_an_update_embeds_only_what_changed_and_removes_what_vanished(tmp_path: 
     (docs / "flu.txt").write_text("Influenza comes in winter.", encoding="utf-8")
     counting = corpus.Counting()
     said, changes = update(place(where), [], counting.embedder)
-    assert counting.texts == ["flu\nInfluenza comes in winter."]
+    assert counting.texts == ["flu\nInfluenza comes in winter.", "flu"]
     assert (changes.added, changes.changed, changes.removed, changes.kept) == (1, 0, 2, 4)
     assert said.passages == 5
     assert "documents:lice.txt" not in found(where, "head lice insects comb")
@@ -96,6 +96,18 @@ def test_pubmed_files_add_replace_and_withdraw(tmp_path: Path, docs: Path) -> No
     assert (hit.text, hit.date, hit.section) == ("Aspirin was no help.", "2020-02", "Results")
     said, _ = update(place(where), [], corpus.TINY, remove=["documents"])
     assert list(said.sources) == ["pubmed"]
+
+
+def test_files_of_what_the_reranker_knew_before_go(tmp_path: Path, docs: Path) -> None:
+    where = tmp_path / "index"
+    first, _ = made(where, docs)
+    (docs / "flu.txt").write_text("Influenza comes in winter.", encoding="utf-8")
+    second, _ = update(place(where), [], corpus.TINY)
+    assert first.knowledge != second.knowledge
+    third, _ = made(where, docs, replace=True)
+    (docs / "flu.txt").unlink()
+    fourth, _ = update(place(where), [], corpus.TINY)
+    assert {path.name for path in where.glob("knowledge-*")} == {third.knowledge, fourth.knowledge}
 
 
 def test_a_second_build_is_refused_unless_it_may_replace(tmp_path: Path, docs: Path) -> None:
@@ -167,7 +179,7 @@ def test_a_killed_build_leaves_no_index_and_goes_on(
     counting = corpus.Counting()
     said, changes = made(where, docs, counting.embedder)
     assert changes.resumed
-    assert len(counting.texts) == (25 if stage == "embedding" else 0)
+    assert len(counting.passages) == (25 if stage == "embedding" else 0)
     assert said.content == made(tmp_path / "whole", docs)[0].content
 
 
@@ -185,7 +197,7 @@ def test_a_killed_update_is_continued_or_undone(tmp_path: Path, same: bool, monk
     named = [collections.documents(f"more={more}")] if same else []
     said, changes = update(place(where), named, counting.embedder)
     assert changes.resumed == same
-    assert len(counting.texts) == (25 if same else 0)
+    assert len(counting.passages) == (25 if same else 0)
     assert list(said.sources) == (["documents", "more"] if same else ["documents"])
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from meditune.errors import DataError, ModelError
-from meditune.retrieve import knowledge, pipeline, titles
+from meditune.retrieve import knowledge, titles
 from meditune.retrieve.rerank import Reranker
 from meditune.retrieve.synonyms import Synonyms, key, says
 from meditune.retrieve.title_vectors import TitleVectors
@@ -54,16 +54,6 @@ def reranker() -> Reranker:
     )
 
 
-class Index:
-    """Two rankers that are both wrong, each in its way."""
-
-    def bm25(self, _query, k):
-        return [PIECES[number] for number in (4, 2, 3, 0, 1)][:k]
-
-    def vectors(self, _query, k):
-        return [PIECES[number] for number in (3, 4, 2, 1, 0)][:k]
-
-
 def test_the_answer_comes_before_its_topic_its_kind_and_the_story(reranker):
     scores = reranker.score(MESSAGE, PIECES)
     assert list(np.argsort(-scores)[:2]) == [0, 1]
@@ -94,36 +84,49 @@ def test_passages_without_a_title_and_no_passages_at_all(reranker):
     assert reranker.score("", PIECES).shape == (5,)
 
 
-def test_the_pipeline_puts_the_answer_first_and_gives_each_passage_once(reranker):
-    found = pipeline.rank(MESSAGE, Index(), reranker, k=4)
-    assert [each.passage.id for each in found[:2]] == ["1", "2"]
-    assert len({each.passage.id for each in found}) == len(found) == 4
-    assert [each.score for each in found] == sorted((each.score for each in found), reverse=True)
+def test_a_passage_whose_title_isnt_known_counts_by_its_own_vector(reranker):
+    unknown = [Piece("x", "", "Shingles is treated with antiviral medicines."), Piece("y", "", PIECES[3].text)]
+    vectors = embed([piece.text for piece in unknown])
+    asked = reranker.asked(MESSAGE)
+    reranker.embed = None  # nothing may be embedded any more
+    first, second = reranker.score(asked, unknown, vectors)
+    assert first > second
 
 
-def test_the_pipeline_without_anything_found(reranker):
-    class Empty:
-        def bm25(self, _query, _k):
-            return []
-
-        vectors = bm25
-
-    assert pipeline.rank(MESSAGE, Empty(), reranker) == []
-
-
-def test_what_a_reranker_knows_is_stored_and_read_again(tmp_path):
-    folder = tmp_path / "reranker"
-    made = knowledge.make(folder, [piece.title for piece in PIECES], embed, "bag", [("Shingles", "Zoster")])
-    again = knowledge.load(folder, embed, "bag")
-    np.testing.assert_allclose(made.score(MESSAGE, PIECES), again.score(MESSAGE, PIECES), atol=0.02)
+def test_what_a_reranker_knows_is_stored_and_read_again():
+    made = knowledge.make([piece.title for piece in PIECES], embed, "bag", [("Shingles", "Zoster")])
+    data = knowledge.as_bytes(made)
+    again = knowledge.read(data, "knowledge-1", "bag").reranker(embed)
+    np.testing.assert_allclose(made.reranker(embed).score(MESSAGE, PIECES), again.score(MESSAGE, PIECES), atol=0.02)
     assert again.synonyms.find("zoster")[0].topic == "shingles"
     with pytest.raises(ModelError, match="made with the embedding model bag, and other"):
-        knowledge.load(folder, embed, "other")
-    (folder / "titles.json").write_text("{", encoding="utf-8")
-    with pytest.raises(DataError, match=r"titles\.json"):
-        knowledge.load(folder, embed, "bag")
-    with pytest.raises(DataError, match="reranker"):
-        knowledge.load(tmp_path / "nothing", embed, "bag")
+        knowledge.read(data, "knowledge-1", "other")
+    for damaged in (None, b"", data[:200], b"{}" + data[2:]):
+        with pytest.raises(DataError, match=r"knowledge-1.*missing or damaged.*--replace"):
+            knowledge.read(damaged, "knowledge-1", "bag")
+
+
+def test_only_new_titles_are_embedded():
+    before = knowledge.make(["Gout", "Lice"], embed, "bag")
+    seen = []
+
+    def counting(texts):
+        seen.extend(texts)
+        return embed(texts)
+
+    made = knowledge.make(["Lice", "", "Burns", "Lice"], counting, "bag", before=before)
+    assert seen == ["Burns"]
+    assert made.titles == ("Lice", "Burns")
+    np.testing.assert_allclose(made.vectors, embed(["Lice", "Burns"]))
+
+
+def test_very_many_titles_are_left_alone(monkeypatch):
+    monkeypatch.setattr(knowledge, "MOST_TITLES", 2)
+    made = knowledge.make(["a", "b", "c"], embed, "bag", [("Shingles", "Zoster")])
+    assert made.titles == ()
+    again = knowledge.read(knowledge.as_bytes(made), "x", "bag").reranker(embed)
+    assert again.synonyms.find("zoster")[0].topic == "shingles"
+    assert again.title_vectors.nearest(embed(["a"]), 5) == [[]]
 
 
 @pytest.mark.real

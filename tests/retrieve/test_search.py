@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 
 from meditune.errors import DataError
 from meditune.retrieve import collections
-from meditune.retrieve.build import build
+from meditune.retrieve.build import build, update
 from meditune.retrieve.embedders import Embedder
 from meditune.retrieve.index import Index
 from meditune.retrieve.place import place
@@ -51,7 +55,9 @@ def test_a_hit_says_what_each_part_gave(index: Index) -> None:
         float(corpus.words_as_vectors([best.passage.searched])[0] @ corpus.words_as_vectors(["colchicine in gout"])[0]),
         abs=1e-4,
     )
-    assert 2 / 62 <= best.score <= 2 / 61
+    fused = index.search("colchicine in gout", mode="fused").hits[0]
+    assert fused.passage == best.passage
+    assert 2 / 62 <= fused.score <= 2 / 61
 
 
 def test_weights_and_modes_choose_the_part(index: Index) -> None:
@@ -60,6 +66,81 @@ def test_weights_and_modes_choose_the_part(index: Index) -> None:
     assert documents(index, "help", 1, **asked, weights={"words": 0})[0] == "documents:burn.html"
     only = index.search("gout", 2, mode="meaning").hits
     assert all(hit.words is None and hit.score == hit.meaning for hit in only)
+
+
+QUESTIONS = {
+    "What are the treatments for Shingles ? (Also called: Zoster)": "Antiviral medicines shorten an attack.",
+    "What causes Shingles ?": "The virus of chickenpox wakes up again in a nerve.",
+    "What are the treatments for Rickets ?": "Vitamin D and calcium; sometimes braces.",
+    "What are the treatments for Eczema ?": "Moisturizers and steroid creams ease itching.",
+    "What is (are) Toddler Health ?": "Toddlers need sleep and play; mothers worry about falls and treatments.",
+}
+MESSAGE = (
+    "Help\nHi, my mother is 80 and lives with a toddler, my nephew. She has shingels on her back since Friday. "
+    "What treatments are there for it?"
+)
+
+
+@pytest.fixture(scope="module")
+def leaflets(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    """An index whose titles are questions, as MedQuAD's are."""
+    folder = tmp_path_factory.mktemp("leaflets")
+    files = {f"{n}.md": f"# {title}\n\n{text}\n" for n, (title, text) in enumerate(QUESTIONS.items())}
+    docs = corpus.folder(folder / "docs", files)
+    build(place(folder / "index"), [collections.documents(str(docs))], corpus.TINY)
+    return Index.open(folder / "index", corpus.TINY)
+
+
+def test_a_rambling_message_with_a_slip_finds_its_answer_by_the_reranker(leaflets: Index) -> None:
+    assert documents(leaflets, MESSAGE, 1) == ["documents:0.md"]
+    assert documents(leaflets, MESSAGE, 1, mode="fused") != ["documents:0.md"]
+    assert documents(leaflets, "zoster", 2)[0] == "documents:0.md"
+
+
+def test_every_hit_of_the_reranker_has_its_cosine(leaflets: Index) -> None:
+    hits = leaflets.search(MESSAGE, 5).hits
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    assert leaflets.opened.reranker
+    meant = corpus.words_as_vectors([leaflets.opened.reranker.synonyms.corrected(MESSAGE)])[0]
+    for hit in hits:
+        assert hit.meaning == pytest.approx(float(corpus.words_as_vectors([hit.passage.searched])[0] @ meant), abs=1e-4)
+
+
+def test_all_about_a_question_is_embedded_at_once(leaflets: Index) -> None:
+    calls: list[bool] = []
+
+    def embed(texts):
+        calls.append(len(set(texts)) == len(texts))
+        return corpus.words_as_vectors(texts)
+
+    Index(leaflets.place, Embedder(corpus.TINY.identity, embed)).search(MESSAGE)
+    assert calls == [True]
+
+
+def test_an_index_of_before_is_searched_without_the_reranker_and_that_is_said(leaflets: Index, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(leaflets.place.name, old)
+    said = json.loads((old / "index.json").read_text())
+    del said["knowledge"]
+    (old / "index.json").write_text(json.dumps(said))
+    found = Index.open(old, corpus.TINY).search(MESSAGE)
+    assert found.hits
+    assert found.remarks == (
+        "This index was made before Meditune kept what its reranker knows, so hits are ordered by rank fusion alone. "
+        f"`meditune index update {old}` brings it up to date.",
+    )
+    update(place(old), [], corpus.TINY)
+    anew = Index.open(old, corpus.TINY).search(MESSAGE)
+    assert not anew.remarks
+    assert [hit.passage.id for hit in anew.hits] == [hit.passage.id for hit in leaflets.search(MESSAGE).hits]
+
+
+def test_what_the_reranker_knows_is_damaged(leaflets: Index, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(leaflets.place.name, broken)
+    (broken / leaflets.manifest.knowledge).write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"knowledge-passages-1.*missing or damaged.*--replace"):
+        Index.open(broken, corpus.TINY)
 
 
 def test_a_document_comes_once_unless_more_are_wanted(index: Index) -> None:
@@ -73,6 +154,7 @@ def test_sources_and_dates_narrow_the_search(index: Index) -> None:
     assert documents(index, "colchicine", sources=["pubmed"], since="2021-02") == ["pubmed:2", "pubmed:3"]
     assert documents(index, "colchicine", sources=["pubmed"], since="2021-03") == []
     assert documents(index, "colchicine", 1, sources=["pubmed"], until="2009") == ["pubmed:1"]
+    assert documents(index, "colchicine", sources=["pubmed"], since="2021", mode="fused") == ["pubmed:2", "pubmed:3"]
     with pytest.raises(DataError, match=r"no source 'medline'. It holds documents, pubmed"):
         index.search("gout", sources=["medline"])
     with pytest.raises(DataError, match="isn't a date like 2018"):
@@ -119,7 +201,7 @@ def test_a_very_long_question_is_cut_and_that_is_said(index: Index) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"mode": "best"}, "mode 'best' isn't one of hybrid, words, meaning"),
+        ({"mode": "best"}, "mode 'best' isn't one of hybrid, fused, words, meaning"),
         ({"k": 0}, "k is 0"),
         ({"diversity": 2}, "diversity is 2"),
         ({"weights": {"title": 1}}, "weights: title 1 isn't one of words, meaning"),

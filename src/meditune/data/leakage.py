@@ -30,6 +30,7 @@ WHAT: dict[str, str] = {
     "context": "have the context of a training item, or most of it",
     "answer_in_prompt": "hold most of their own reference answer, word for word, in the question or context",
     "decision_in_prompt": 'name the decision in the question or context ("Answer: yes")',
+    "answer_in_index": "have most of a reference answer, word for word, in a document that is searched",
     "trained_on": "were trained on by {model}",
 }
 """Said of several test items."""
@@ -41,6 +42,7 @@ SINGULAR = {
 REMEDY: dict[str, str] = {
     **dict.fromkeys(("group", "question", "context"), "Take them out of the training source"),
     **dict.fromkeys(("answer_in_prompt", "decision_in_prompt"), "Take the answer out of the question and context"),
+    "answer_in_index": "Search an index without these documents, or narrow it by evaluate.retrieve.sources",
     "trained_on": "Measure on other items, such as the test items of that model's own run (its data, split and seed)",
 }
 RUN = 8
@@ -134,6 +136,38 @@ def in_prompt(measured: Iterable[Example]) -> list[Leak]:
         if example.decision and example.decision in said:
             found.append(Leak("decision_in_prompt", example.id, "its own prompt", 1.0))
     return found
+
+
+def in_documents(measured: Sequence[Example], passages: Iterable[tuple[str, str]]) -> list[Leak]:
+    """Test items of whose reference answers a document holds most, word for word; `passages` are (document, text).
+
+    The passages of a document may come in any order, and between others'.
+    """
+    answers: list[tuple[str, int]] = []
+    holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for example in measured:
+        for reference in example.references():
+            said = words(reference)
+            runs = (
+                {tuple(said[at : at + RUN]) for at in range(len(said) - RUN + 1)} if len(said) >= LEAST_ANSWER else ()
+            )
+            for run in runs:
+                holders[run].append(len(answers))
+            answers.append((example.id, len(runs)))
+    met: dict[tuple[str, int], set[tuple[str, ...]]] = defaultdict(set)
+    for document, text in passages:
+        said = words(text)
+        for at in range(len(said) - RUN + 1):
+            run = tuple(said[at : at + RUN])
+            for number in holders.get(run, ()):
+                met[document, number].add(run)
+    found: dict[str, Leak] = {}
+    for (document, number), runs in met.items():
+        test, count = answers[number]
+        share = len(runs) / count
+        if share >= COPIED and (test not in found or share > found[test].alike):
+            found[test] = Leak("answer_in_index", test, document, share)
+    return list(found.values())
 
 
 def known(records: Iterable[Record], trained: Sequence[Example], measured: Sequence[Example]) -> list[Leak]:

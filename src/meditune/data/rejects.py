@@ -66,6 +66,13 @@ class Rejects:
         for line in self._spool:
             yield json.loads(line)
 
+    def taken(self) -> list[dict[str, str]]:
+        """The rows that were added since they were last taken, which are kept elsewhere from now on."""
+        rows = list(self.rows())
+        self._spool.seek(0)
+        self._spool.truncate()
+        return rows
+
     def write(self, path: Path) -> int:
         """Store the rows as JSON Lines; returns the number of lines (rows only counted have none)."""
         return write_jsonl(path, self.rows())

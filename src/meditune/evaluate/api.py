@@ -12,8 +12,17 @@ from typing import Any, Literal
 
 from meditune.data.example import Example
 from meditune.errors import DataError
-from meditune.evaluate.items import chosen_answers, decided_on
-from meditune.evaluate.predictions import DecisionKind, Kind, answer_row, once, path_of, written_row
+from meditune.evaluate.items import chosen_answers, decided_on, under_conditions
+from meditune.evaluate.predictions import (
+    ANSWER,
+    AnswerKind,
+    DecisionKind,
+    Kind,
+    answer_row,
+    once,
+    path_of,
+    written_row,
+)
 from meditune.evaluate.safety import battery
 from meditune.files import read_jsonl, write_jsonl
 from meditune.models.api.chat import Chat
@@ -27,14 +36,17 @@ from meditune.recipe import PromptFormat, Recipe, Task
 GRACE_SECONDS = 20.0
 """So long a stopped measurement waits for the answers that are under way, because they are paid for."""
 
-Asked = DecisionKind | Literal["answer", "safety"]
-WRITTEN: tuple[Asked, ...] = ("answer", "safety")
+Asked = DecisionKind | AnswerKind | Literal["safety"]
+WRITTEN: tuple[Asked, ...] = ("answer", *ANSWER.values(), "safety")
 """Asked for as written answers, not as decisions"""
 TITLES: dict[Asked, str] = {
     "decision": "decisions",
     "dev_decision": "dev decisions",
     "closed": "closed-book decisions",
+    "retrieved": "decisions with retrieved passages",
     "answer": "answers",
+    "closed_answer": "closed-book answers",
+    "retrieved_answer": "answers with retrieved passages",
     "safety": "answers to the safety battery",
 }
 
@@ -44,12 +56,19 @@ Row = dict[str, Any]
 class ApiMeasuring:
     """Measures API models on the same items with the same prompt, and remembers on disk what is done.
 
-    The items, files and fields are those of `evaluate.stage.Measuring`, but for what an API doesn't tell: no
-    likelihood of given text, hence neither perplexity nor forgetting. While a kind is being measured, its rows lie in
-    `NAME-KIND.jsonl.begun`.
+    The items, files and fields are those of `evaluate.stage.Measuring`, but for what an API doesn't tell: no likelihood
+    of given text, hence neither perplexity nor forgetting. Found passages are all shown. While a kind is being
+    measured, its rows lie in `NAME-KIND.jsonl.begun`.
     """
 
-    def __init__(self, recipe: Recipe, examples: Sequence[Example], folder: Path, dev: Sequence[Example] = ()) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        examples: Sequence[Example],
+        folder: Path,
+        dev: Sequence[Example] = (),
+        found: Sequence[Example] = (),
+    ) -> None:
         if recipe.evaluate.protocol != "meditune":
             raise DataError(
                 f"evaluate.protocol {recipe.evaluate.protocol} needs the likelihood of given text, which an API "
@@ -59,10 +78,12 @@ class ApiMeasuring:
         self.messages = {each.id: each for each in battery.chosen(recipe.evaluate.safety_messages, recipe.seed)}
         answered = chosen_answers(examples, recipe.evaluate.answers, recipe.seed)
         self.items: dict[Asked, list[Example]] = {}
-        for kind, decided in decided_on(examples, dev, recipe.evaluate).items():
+        for kind, decided in decided_on(examples, dev, recipe.evaluate, found).items():
             self.items[kind] = decided
         if answered:
             self.items["answer"] = answered
+        for condition, shown in under_conditions(answered, recipe.evaluate, found).items():
+            self.items[ANSWER[condition]] = shown
         if self.messages:
             self.items["safety"] = [message.example() for message in self.messages.values()]
 
@@ -113,7 +134,7 @@ class ApiMeasuring:
             text = chat.write(chat_messages(form, example, "answer", model.system), self.spec.max_new_tokens)
             return self.messages[example.id].row(text)
 
-        ask = {"answer": write, "safety": reply}
+        ask: dict[Asked, Callable[[Example], Row]] = {**dict.fromkeys(WRITTEN, write), "safety": reply}
         for kind in self.items:
             self._once(client, model, name, kind, ask.get(kind, decide))
         if self._written:

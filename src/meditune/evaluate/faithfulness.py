@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from meditune.data.example import Example
+from meditune.data.retrieved import with_best
 from meditune.evaluate.predictions import Predictions
 from meditune.faithfulness.detect import Judgement, detect
 from meditune.faithfulness.sources import Sources
@@ -37,6 +38,18 @@ def grade(
     if spec.faithfulness_model == "none":
         return _by_words(rows, examples)
     return _by_model(rows, examples, spec.faithfulness_model)
+
+
+def grade_retrieved(
+    predictions: Predictions, found: Mapping[str, Example], spec: EvaluateSpec
+) -> Iterable[dict[str, Any]] | None:
+    """As `grade`, of the answers from retrieved passages, by those for which there was room in the prompt."""
+    seen = {
+        row["id"]: with_best(found[row["id"]], row["passages"])
+        for row in predictions.retrieved_answer
+        if row["id"] in found and "passages" in row
+    }
+    return grade(predictions.under("retrieved"), seen, spec)
 
 
 def overview(predictions: Predictions) -> dict[str, Any]:

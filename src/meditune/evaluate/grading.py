@@ -24,13 +24,21 @@ GRADERS: dict[Kind, Grader] = {
     "similarity": similarity,
     "faithfulness": faithfulness.grade,
 }
+BY_PASSAGES: dict[Kind, Grader] = {"retrieved_faithfulness": faithfulness.grade_retrieved}
+"""Those that read the examples with the passages that were found for them"""
 
 
-def grade(folder: Path, model: str, examples: Sequence[Example], spec: EvaluateSpec) -> None:
-    """Store what each grader finds in the predictions of `model`, unless it is there already."""
-    predictions, by_id = read(folder, model), {example.id: example for example in examples}
-    for kind, grader in GRADERS.items():
+def grade(
+    folder: Path, model: str, examples: Sequence[Example], spec: EvaluateSpec, found: Sequence[Example] = ()
+) -> None:
+    """Store what each grader finds in the predictions of `model`, unless it is there already.
+
+    `found` are the examples with retrieved passages.
+    """
+    predictions = read(folder, model)
+    given, by_passages = ({example.id: example for example in each} for each in (examples, found))
+    for kind, grader in (GRADERS | BY_PASSAGES).items():
         if not getattr(predictions, kind):
-            rows = grader(predictions, by_id, spec)
+            rows = grader(predictions, by_passages if kind in BY_PASSAGES else given, spec)
             if rows is not None:
                 once(folder, model, kind, partial(iter, rows))

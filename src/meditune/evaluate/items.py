@@ -6,25 +6,44 @@ import random
 from collections.abc import Sequence
 
 from meditune.data.example import Example
-from meditune.evaluate.predictions import DecisionKind
+from meditune.evaluate.predictions import Condition, DecisionKind
 from meditune.recipe import EvaluateSpec
 
 
 def decided_on(
-    examples: Sequence[Example], dev: Sequence[Example], spec: EvaluateSpec
+    examples: Sequence[Example], dev: Sequence[Example], spec: EvaluateSpec, found: Sequence[Example] = ()
 ) -> dict[DecisionKind, list[Example]]:
     """The examples of each kind of decision, as a model is to see them; a kind without examples isn't there.
 
-    `dev` is decided on only where something is fitted there. A further condition, such as retrieved passages in place
-    of the given context, is one more kind whose examples show it.
+    `dev` is decided on only where something is fitted there. `found` are the examples with retrieved passages in place
+    of the given context.
     """
-    kinds: dict[DecisionKind, list[Example]] = {"decision": [example for example in examples if example.decision]}
+    kinds: dict[DecisionKind, list[Example]] = {"decision": _decided(examples)}
     if spec.fits_on_dev:
-        kinds["dev_decision"] = [example for example in dev if example.decision]
-    if spec.closed_book:
-        given = [example for example in kinds["decision"] if example.context]
-        kinds["closed"] = [example.model_copy(update={"context": ()}) for example in given]
-    return {kind: found for kind, found in kinds.items() if found}
+        kinds["dev_decision"] = _decided(dev)
+    for condition, shown in under_conditions(examples, spec, found).items():
+        kinds[condition] = _decided(shown)
+    return {kind: shown for kind, shown in kinds.items() if shown}
+
+
+def under_conditions(
+    examples: Sequence[Example], spec: EvaluateSpec, found: Sequence[Example] = ()
+) -> dict[Condition, list[Example]]:
+    """The examples as they are shown under each condition that is measured, if any are.
+
+    Closed book are those that have a context to take away.
+    """
+    ids = {example.id for example in examples}
+    closed = [example.model_copy(update={"context": ()}) for example in examples if example.context]
+    kinds: dict[Condition, list[Example]] = {
+        "closed": closed if spec.closed_book else [],
+        "retrieved": [example for example in found if example.id in ids],
+    }
+    return {kind: shown for kind, shown in kinds.items() if shown}
+
+
+def _decided(examples: Sequence[Example]) -> list[Example]:
+    return [example for example in examples if example.decision]
 
 
 def chosen_answers(examples: Sequence[Example], count: int | None, seed: int) -> list[Example]:

@@ -8,12 +8,14 @@ from typing import Any
 
 from meditune.data.example import Example, read_examples
 from meditune.data.leakage import FILE_NAME
+from meditune.data.retrieved import FOUND
 from meditune.errors import DataError
-from meditune.evaluate.predictions import KINDS, Predictions, path_of, read
-from meditune.files import read_json
+from meditune.evaluate.predictions import CONDITIONS, KINDS, Condition, Predictions, path_of, read
+from meditune.files import read_json, sha256
 from meditune.recipes.loading import load_recipe
 
 SIDES = ("base", "tuned", "model")
+SAID: dict[Condition, str] = {"closed": "closed book", "retrieved": "with retrieved passages"}
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Measured:
     """By id; empty where the folder holds no data"""
     leakage: dict[str, Any] | None = None
     """What the check for leakage found before it was measured; None where there was none"""
+    passages: str = ""
+    """With retrieved passages, the SHA-256 of the file that holds them"""
 
     def groups(self) -> dict[str, str]:
         """What each item belongs to: items of one group aren't independent of each other."""
@@ -36,12 +40,11 @@ class Measured:
 def measured(name: str) -> Measured:
     """The model that `name` means: FOLDER of `meditune evaluate` or of a run, or FOLDER:base, FOLDER:tuned.
 
-    Of a run's folder the tuned model is taken unless the name says otherwise. Raises DataError where there are no
-    predictions of it.
+    Of a run's folder the tuned model is taken unless the name says otherwise. FOLDER:retrieved and FOLDER:closed, or
+    FOLDER:tuned+retrieved and the like, are the model with found passages, or with none, in place of the given context:
+    its decisions, likelihoods and answers under that condition. Raises DataError where there are no predictions of it.
     """
-    folder, side = Path(name), ""
-    if not folder.exists() and name.rpartition(":")[2] in SIDES:
-        folder, side = Path(name.rpartition(":")[0]), name.rpartition(":")[2]
+    folder, side, condition = _parted(name)
     place = folder / "predictions"
     if not place.is_dir():
         raise DataError(f"{folder} holds no predictions. Give the folder of `meditune evaluate` or of a run.")
@@ -50,7 +53,28 @@ def measured(name: str) -> Measured:
     if side not in there:
         raise DataError(f"{folder} holds no predictions of {side!r}, only of {', '.join(there) or 'no model at all'}.")
     checked = folder / FILE_NAME
-    return Measured(name, read(place, side), examples_of(folder), read_json(checked) if checked.is_file() else None)
+    known = examples_of(folder), read_json(checked) if checked.is_file() else None
+    predictions = read(place, side)
+    if condition is None:
+        return Measured(name, predictions, *known)
+    under = predictions.under(condition)
+    if not (under.decision or under.answer):
+        key = "evaluate.closed_book=true" if condition == "closed" else "evaluate.retrieve.index=INDEX"
+        raise DataError(f"{side} wasn't measured {SAID[condition]} in {folder}. Measure it with --set {key}.")
+    found = folder / FOUND
+    passages = sha256(found) if condition == "retrieved" and found.is_file() else ""
+    return Measured(name, under, *known, passages)
+
+
+def _parted(name: str) -> tuple[Path, str, Condition | None]:
+    """Folder, side and condition of a model's name; the last two are empty where it doesn't name them."""
+    folder, _, rest = name.rpartition(":")
+    words = rest.split("+")
+    side = words.pop(0) if words[0] in SIDES else ""
+    condition: Condition | None = next((each for each in CONDITIONS if words == [each]), None)
+    if Path(name).exists() or not folder or (words and condition is None):
+        return Path(name), "", None
+    return Path(folder), side, condition
 
 
 def groups_of(examples: dict[str, Example]) -> dict[str, str]:

@@ -14,11 +14,15 @@ from meditune.errors import DataError
 from meditune.evaluate import likelihood, lm_eval, preference
 from meditune.evaluate.choices import measured, questions
 from meditune.evaluate.generation import generate
-from meditune.evaluate.items import chosen_answers, decided_on
+from meditune.evaluate.items import chosen_answers, decided_on, under_conditions
 from meditune.evaluate.likelihood import scored_bytes, unconditional_rows
 from meditune.evaluate.predictions import (
-    DecisionKind,
+    ANSWER,
+    CONDITIONS,
+    LIKELIHOOD,
+    Condition,
     Kind,
+    LikelihoodKind,
     Predictions,
     TextKind,
     answer_row,
@@ -32,11 +36,12 @@ from meditune.evaluate.texts import RunningText, asked_for, tokens_of
 from meditune.models.load import LoadedModel
 from meditune.models.rows import Row, rows_of
 from meditune.prompts import DECISION_TOKENS, Encoder
-from meditune.recipe import Recipe
+from meditune.recipe import Recipe, RetrieveSpec
 
 DECISIONS_ALONE: dict[str, Any] = {
     **dict.fromkeys(("general_tokens", "technical_tokens", "choices", "safety_messages", "samples"), 0),
-    **{"closed_book": False, "written_decisions": False, "calibrate": "none", "abstain_target": None},
+    **{"closed_book": False, "retrieve": RetrieveSpec(), "written_decisions": False, "calibrate": "none"},
+    **{"abstain_target": None},
 }
 """Options with which nothing but decisions is measured"""
 
@@ -66,16 +71,17 @@ class Scoring:
         )
 
 
-FURTHER: dict[DecisionKind, str] = {"dev_decision": "dev split", "closed": "without context"}
-"""Decisions that have nothing in common with the answers' rows, and what they are called while they are made."""
+CALLED: dict[Condition, str] = {"closed": "closed book", "retrieved": "retrieved passages"}
+"""What conditions are called while they are measured"""
 
 
 class Measuring:
     """Measures models on the same items with the same prompt, and remembers on disk what is done.
 
     Decisions are scored on every example that has one, and on `dev` where something is fitted there; long answers on a
-    seeded subset, the same for every model. The predictions lie in `folder/NAME-KIND.jsonl`; kinds that are there
-    already aren't made again. With the protocol lm-eval only decisions are.
+    seeded subset, the same for every model. `found` are the examples with retrieved passages. The predictions lie in
+    `folder/NAME-KIND.jsonl`; kinds that are there already aren't made again. With the protocol lm-eval only decisions
+    are.
     """
 
     def __init__(
@@ -85,6 +91,7 @@ class Measuring:
         folder: Path,
         pairs: Sequence[Pair] = (),
         dev: Sequence[Example] = (),
+        found: Sequence[Example] = (),
     ) -> None:
         self.form, self.folder = recipe.prompt, folder
         self.seed, self.count = recipe.seed, len(examples)
@@ -94,9 +101,11 @@ class Measuring:
                 "evaluate.protocol lm-eval measures decisions, and no item to be measured on has one. Take meditune."
             )
         self.spec = spec = recipe.evaluate.model_copy(update=DECISIONS_ALONE if self.as_harness else {})
-        self.conditions = decided_on(examples, dev, spec)
+        found = () if self.as_harness else found
+        self.conditions = decided_on(examples, dev, spec, found)
         self.decided = self.conditions.get("decision", [])
         self.answered = [] if self.as_harness else chosen_answers(examples, spec.answers, recipe.seed)
+        self.answered_under = under_conditions(self.answered, spec, found)
         without = [example.id for example in examples if not example.answer.strip()]
         self.unanswerable = without if self.answered else []
         self.texts = asked_for(spec)
@@ -110,6 +119,8 @@ class Measuring:
         kinds: set[Kind] = set(self.conditions)
         kinds |= {"written"} if self._written else set()
         kinds |= {"likelihood", "unconditional", "answer"} if self.answered else set()
+        for condition in self.answered_under:
+            kinds |= {LIKELIHOOD[condition], ANSWER[condition]}
         kinds |= {"samples"} if self.sampled else set()
         kinds |= set(self.texts)
         kinds |= {"choice"} if self.questions else set()
@@ -126,14 +137,16 @@ class Measuring:
                 file=sys.stderr,
             )
         self._likelihoods(loaded, name)
-        for condition in FURTHER:
-            if condition in self.conditions:
-                once(self.folder, name, condition, partial(self._decisions, loaded, condition, name))
+        if "dev_decision" in self.conditions:
+            once(self.folder, name, "dev_decision", lambda: self._dev_decisions(loaded, name))
+        for condition in CONDITIONS:
+            self._under(loaded, condition, name)
         if self._written:
             once(self.folder, name, "written", lambda: self._decisions_in_words(loaded, name))
         if self.answered:
             once(self.folder, name, "unconditional", lambda: self._unconditional(loaded, name))
-            once(self.folder, name, "answer", lambda: self._answers(loaded, name))
+            label = f"Answers of {name}"
+            once(self.folder, name, "answer", lambda: self._answers(loaded, name, self.answered, label))
         if self.sampled:
             once(self.folder, name, "samples", lambda: self._samples(loaded, name))
         for kind, text in self.texts.items():
@@ -172,9 +185,28 @@ class Measuring:
         """Whether decisions are asked for in words, too."""
         return self.spec.written_decisions and bool(self.decided)
 
-    def _decisions(self, loaded: LoadedModel, kind: DecisionKind, name: str) -> list[dict[str, Any]]:
-        scoring = Scoring(loaded.encoder(self.form), self.conditions[kind], [])
-        return scoring.predictions(loaded, self.spec.batch_tokens, f"Decisions of {name}, {FURTHER[kind]}").decision
+    def _dev_decisions(self, loaded: LoadedModel, name: str) -> list[dict[str, Any]]:
+        scoring = Scoring(loaded.encoder(self.form), self.conditions["dev_decision"], [])
+        return scoring.predictions(loaded, self.spec.batch_tokens, f"Decisions of {name}, dev split").decision
+
+    def _under(self, loaded: LoadedModel, condition: Condition, name: str) -> None:
+        """Decisions, likelihoods and answers under a condition."""
+        decided, answered = self.conditions.get(condition, []), self.answered_under.get(condition, [])
+        kinds: list[Condition | LikelihoodKind] = [condition] if decided else []
+        kinds += [LIKELIHOOD[condition]] if answered else []
+        if not all(path_of(self.folder, name, kind).is_file() for kind in kinds):
+            scoring = Scoring(loaded.encoder(self.form), decided, answered)
+            label = f"Scoring {name}, {CALLED[condition]}"
+            predictions = scoring.predictions(loaded, self.spec.batch_tokens, label)
+            made: dict[Kind, list[dict[str, Any]]] = {
+                condition: predictions.decision,
+                LIKELIHOOD[condition]: predictions.likelihood,
+            }
+            for kind in kinds:
+                once(self.folder, name, kind, partial(iter, made[kind]))
+        if answered:
+            label = f"Answers of {name}, {CALLED[condition]}"
+            once(self.folder, name, ANSWER[condition], lambda: self._answers(loaded, name, answered, label))
 
     def _decisions_in_words(self, loaded: LoadedModel, name: str) -> list[dict[str, Any]]:
         encoder = loaded.encoder(self.form)
@@ -186,15 +218,17 @@ class Measuring:
             print(f"{unclear} of {len(rows)} written decisions of {name} name no label: wrong.", file=sys.stderr)
         return rows
 
-    def _answers(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
+    def _answers(
+        self, loaded: LoadedModel, name: str, answered: Sequence[Example], label: str
+    ) -> Iterator[dict[str, Any]]:
         encoder = loaded.encoder(self.form)
-        prompts = [encoder.prompt(example, "answer") for example in self.answered]
-        written = generate(loaded, prompts, self.spec.max_new_tokens, f"Answers of {name}")
-        remark = empty_answers_remark(name, [example.id for example in self.answered if not written[example.id]])
+        prompts = [encoder.prompt(example, "answer") for example in answered]
+        written = generate(loaded, prompts, self.spec.max_new_tokens, label)
+        remark = empty_answers_remark(name, [example.id for example in answered if not written[example.id]])
         if remark:
             print(remark, file=sys.stderr)
-        for example in self.answered:
-            yield answer_row(example, written[example.id])
+        for example, prompt in zip(answered, prompts, strict=True):
+            yield answer_row(example, written[example.id], prompt.left_out)
 
     def _samples(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
         encoder, more = loaded.encoder(self.form), self.spec.max_new_tokens

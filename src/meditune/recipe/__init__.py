@@ -24,6 +24,7 @@ from meditune.recipe.data import (
 )
 from meditune.recipe.model import VIRTUAL, ApiSpec, LoraSpec, ModelSpec, PruneSpec, Quantize, Strategy
 from meditune.recipe.quality import QualityRules, QualitySpec
+from meditune.recipe.retrieve import CONTEXTS, RetrieveSpec, SearchedSpec, TrainRetrieveSpec
 from meditune.recipe.spec import Spec
 from meditune.recipe.train import (
     CHANGES_NOTHING,
@@ -46,6 +47,7 @@ from meditune.recipe.train import (
 
 __all__ = [
     "CHANGES_NOTHING",
+    "CONTEXTS",
     "CORRUPTIONS",
     "TASKS",
     "VIRTUAL",
@@ -76,18 +78,23 @@ __all__ = [
     "RatedSpec",
     "Recipe",
     "ReplaySpec",
+    "RetrieveSpec",
     "SampledSpec",
+    "SearchedSpec",
     "SourceSpec",
     "Spec",
     "Strategy",
     "Task",
     "TrackerName",
+    "TrainRetrieveSpec",
     "TrainSpec",
     "plain",
 ]
 
 
-LeakKind = Literal["group", "question", "context", "answer_in_prompt", "decision_in_prompt", "trained_on"]
+LeakKind = Literal[
+    "group", "question", "context", "answer_in_prompt", "decision_in_prompt", "answer_in_index", "trained_on"
+]
 
 
 class EvaluateSpec(Spec):
@@ -128,7 +135,12 @@ class EvaluateSpec(Spec):
     similarity: bool = Field(
         True, description="Similarity of answers to references in meaning, by a sentence model (84 MB, fetched once)."
     )
-    closed_book: bool = Field(False, description="Also decide without any context: what the model knows by heart.")
+    closed_book: bool = Field(
+        False, description="Also decide and answer without any context: what the model knows by heart."
+    )
+    retrieve: RetrieveSpec = Field(
+        default_factory=RetrieveSpec, description="Also decide and answer from passages that are found."
+    )
     written_decisions: bool = Field(
         False, description="Also let decisions be written, and read the first yes, no or maybe of the words."
     )
@@ -236,6 +248,8 @@ class Recipe(Spec):
                 yield f"train.dev has no meaning with train.objective {self.train.objective}; leave it out"
             if self.train.replay.share:
                 yield f"train.replay.share has no meaning with train.objective {self.train.objective}; set it to 0"
+            if self.train.retrieve.share:
+                yield f"train.retrieve.share has no meaning with train.objective {self.train.objective}; set it to 0"
             if self.data.balance.weights:
                 yield (
                     f"data.balance.weights has no meaning with train.objective {self.train.objective}; take a cap or a "

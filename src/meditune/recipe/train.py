@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from meditune.recipe.data import TASKS, Task
+from meditune.recipe.retrieve import TrainRetrieveSpec
 from meditune.recipe.spec import Spec
 
 Objective = Literal["sft", "dpo", "orpo"]
@@ -201,6 +202,9 @@ class TrainSpec(Spec):
         0.0, ge=0, le=1, description="Decisions weigh frequency ** -this: 0 leaves them alone, 1 evens them out."
     )
     mix: MixSpec = Field(default_factory=MixSpec, description="How several sources are mixed.")
+    retrieve: TrainRetrieveSpec = Field(
+        default_factory=TrainRetrieveSpec, description="Found passages in the prompt, in place of the given ones."
+    )
     replay: ReplaySpec = Field(default_factory=ReplaySpec, description="Rehearsal against forgetting.")
     l2_sp: float = Field(
         0.0, ge=0, description="Pull of the weights back to where they started (Li et al. 2018, arXiv:1802.01483)."

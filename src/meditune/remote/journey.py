@@ -13,9 +13,11 @@ from pathlib import Path
 
 from meditune.data.prepare import Prepared
 from meditune.data.restrictions import refuse_restricted_for_api
+from meditune.data.retrieved import in_training
 from meditune.errors import DataError
 from meditune.evaluate.api import ApiMeasuring
 from meditune.folder import RECIPE, stage
+from meditune.grounding.measured import shown
 from meditune.models.api.client import Client
 from meditune.models.api.model import ApiModel, find
 from meditune.recipe import PromptFormat, Recipe
@@ -33,13 +35,14 @@ def tune(
     Raises DataError where a row may not leave this machine, and MedituneError where the cost isn't approved of.
     """
     examples = data.splits.measured(recipe.evaluate.split) if measured else []
-    measuring = ApiMeasuring(recipe, examples, folder / "predictions", data.splits.dev if measured else [])
+    dev, found = (data.splits.dev, shown(recipe, examples, folder)) if measured else ([], [])
+    measuring = ApiMeasuring(recipe, examples, folder / "predictions", dev, found)
     tuned, form = find(str(folder / "model"), recipe.model.api), recipe.prompt
     unmeasured = [name for name in ("base", "tuned") if not measuring.is_done(name)]
     if tuned and not unmeasured:
         return
     with _allowed(model, data) as client:
-        facts = None if tuned else prepare_rows(model, data.splits.train, recipe, folder)
+        facts = None if tuned else prepare_rows(model, in_training(data.splits.train, folder), recipe, folder)
         begun = facts is None or State.of(folder).job
         estimate = _measurements(measuring, model, form, len(unmeasured))
         if facts and not begun:
@@ -59,7 +62,8 @@ def tune(
 def measure(model: ApiModel, data: Prepared, recipe: Recipe, folder: Path, approve: Approve) -> None:
     """Measure one model; what is done stays. Raises as `tune`."""
     examples = data.splits.measured(recipe.evaluate.split)
-    measuring = ApiMeasuring(recipe, examples, folder / "predictions", data.splits.dev)
+    found = shown(recipe, examples, folder)
+    measuring = ApiMeasuring(recipe, examples, folder / "predictions", data.splits.dev, found)
     if measuring.is_done("model"):
         return
     form = model.form or recipe.prompt

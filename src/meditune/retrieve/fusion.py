@@ -21,6 +21,16 @@ def reciprocal_rank(rankings: Mapping[str, Sequence[int]], weights: Mapping[str,
     return dict(sorted(scores.items(), key=lambda pair: -pair[1]))
 
 
+def reciprocal_ranks(rankings: Mapping[str, Sequence[Sequence[int]]]) -> dict[int, float]:
+    """As `reciprocal_rank` where several items may share a rank, and all rankings weigh the same."""
+    scores: dict[int, float] = {}
+    for ranking in rankings.values():
+        for rank, items in enumerate(ranking, start=1):
+            for item in items:
+                scores[item] = scores.get(item, 0.0) + 1 / (CONSTANT + rank)
+    return dict(sorted(scores.items(), key=lambda pair: -pair[1]))
+
+
 def marginal_relevance(scores: Sequence[float], vectors: NDArray[Any], k: int, diversity: float) -> list[int]:
     """Indices of k items, each the best by score less likeness to those before it, in that order.
 

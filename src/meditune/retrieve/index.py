@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from meditune.retrieve import manifest, search, tables
+from meditune.retrieve import learning, manifest, search, tables
 from meditune.retrieve.embedders import Embedder, embedder
 from meditune.retrieve.place import Place, place
-from meditune.retrieve.search import DocumentOf, Found, Opened
+from meditune.retrieve.query import condition
+from meditune.retrieve.rows import Rows
+from meditune.retrieve.search import Found, Opened
 
 
 class Index:
@@ -23,7 +25,7 @@ class Index:
         self.manifest = manifest.read(where)
         self.embedder = embedding or embedder(self.manifest.embedding["name"])
         self.manifest.check_embedder(self.embedder.identity, where)
-        self._opened = self._open()
+        self.opened = self._open()
 
     @classmethod
     def open(cls, where: Path | str, embedding: str | Embedder | None = None) -> Index:
@@ -42,7 +44,7 @@ class Index:
         newest.check_embedder(self.embedder.identity, self.place)
         old, self.manifest = self.manifest, newest
         try:
-            self._opened = self._open()
+            self.opened = self._open()
         except BaseException:
             self.manifest = old
             raise
@@ -50,21 +52,40 @@ class Index:
 
     def search(self, question: str, k: int = 10, **options: Any) -> Found:
         """The passages that bear best on the question; `options` are those of `search.search`."""
-        return search.search(self._opened, self.embedder, question, k, **options)
+        return search.search(self.opened, self.embedder, question, k, **options)
 
     def passages(self, document: str) -> Sequence[dict[str, Any]]:
         """All passages of a document in order, as their columns."""
         with tables.readable(self.place):
             found = (
-                self._opened.table.search().where(f"document = {tables.quoted(document)}").select(list(tables.COLUMNS))
+                self.opened.table.search().where(f"document = {tables.quoted(document)}").select(list(tables.COLUMNS))
             )
             rows: list[dict[str, Any]] = found.limit(100_000).to_list()
         return sorted(rows, key=lambda row: int(row["id"].rpartition("#")[2]))
+
+    def texts(self, sources: Sequence[str] | None = None) -> Iterator[tuple[str, str]]:
+        """Document and text of every passage, of these sources alone if any are named; memory holds some at a time."""
+        where = condition(tuple(self.manifest.sources), sources, None, None)
+        with tables.readable(self.place):
+            table = tables.connect(self.place).open_table(self.manifest.table)
+            table.checkout(self.manifest.version)
+            asked = table.search().select(["document", "text"]).limit(self.manifest.passages)
+            for batch in (asked.where(where) if where else asked).to_batches(1000):
+                yield from zip(batch["document"].to_pylist(), batch["text"].to_pylist(), strict=True)
 
     def _open(self) -> Opened:
         with tables.readable(self.place):
             table = tables.connect(self.place).open_table(self.manifest.table)
             table.checkout(self.manifest.version)
             tables.verify(table, self.manifest.passages)
-            sources = tuple(self.manifest.sources)
-            return Opened(self.place, table, DocumentOf(table), sources, tables.is_approximate(table))
+        known = learning.load(self.place, self.manifest, self.embedder.identity.space)
+        with tables.readable(self.place):
+            rows = Rows(table, known.titles if known else (), with_vectors=not tables.is_approximate(table))
+        return Opened(
+            self.place,
+            table,
+            rows,
+            tuple(self.manifest.sources),
+            self.embedder.identity.dimension,
+            known.reranker(self.embedder.embed) if known else None,
+        )

@@ -42,6 +42,8 @@ class Manifest:
     created: str
     updated: str
     versions: dict[str, str]
+    knowledge: str = ""
+    """The file of what the reranker knows; empty in an index of before"""
 
     @property
     def restricted(self) -> list[str]:

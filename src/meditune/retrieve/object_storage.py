@@ -41,17 +41,40 @@ class ObjectStorage:
 
     def read(self, file: str) -> dict[str, Any] | None:
         """The JSON object in a file; None where there is none. Raises DataError where it is damaged."""
-        try:
-            with _reached(self.name), self._files().open_input_stream(f"{self._path}/{file}") as stream:
-                text = stream.read().decode("utf-8", errors="replace")
-        except FileNotFoundError:
-            return None
-        return parsed(text, f"{self.name}/{file}")
+        data = self.get(file)
+        return None if data is None else parsed(data.decode("utf-8", errors="replace"), f"{self.name}/{file}")
 
     def write(self, file: str, value: dict[str, Any]) -> None:
         """Put a JSON object into a file; object storage shows an object when it is whole."""
+        self.put(file, json.dumps(value, indent=2, ensure_ascii=False).encode())
+
+    def get(self, file: str) -> bytes | None:
+        """An object's bytes; None where there is none."""
+        try:
+            with _reached(self.name), self._files().open_input_stream(f"{self._path}/{file}") as stream:
+                data: bytes = stream.read()
+        except FileNotFoundError:
+            return None
+        return data
+
+    def put(self, file: str, data: bytes) -> None:
+        """Put bytes into an object."""
         with _reached(self.name), self._files().open_output_stream(f"{self._path}/{file}") as stream:
-            stream.write(json.dumps(value, indent=2, ensure_ascii=False).encode())
+            stream.write(data)
+
+    def remove(self, file: str) -> None:
+        """Remove an object, if it is there."""
+        if file in self.files(file):
+            with _reached(self.name):
+                self._files().delete_file(f"{self._path}/{file}")
+
+    def files(self, start: str) -> list[str]:
+        """Names of objects that begin so."""
+        from pyarrow.fs import FileSelector
+
+        with _reached(self.name):
+            there = self._files().get_file_info(FileSelector(self._path, allow_not_found=True))
+        return sorted(each.base_name for each in there if each.base_name.startswith(start))
 
     @contextmanager
     def writing(self) -> Iterator[None]:

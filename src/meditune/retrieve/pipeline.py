@@ -1,82 +1,83 @@
-"""From a message to passages: two rankers give candidates, and a reranker orders them."""
+"""From a message to passages: rankings by words, titles and meaning give candidates, and a reranker orders them.
+
+    words    -> BM25 for the message, and for what it asks with other names of its topics     \\
+    titles   -> the titles nearest to the message, and to what it asks                          fusion -> reranker
+    meaning  -> the passages nearest to the message, and to what it asks                      /
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from meditune.retrieve.rerank import Asked, Passage, Reranker
+import numpy as np
+from numpy.typing import NDArray
+
+from meditune.retrieve import fusion
+from meditune.retrieve.rerank import Asked, Reranker
+from meditune.retrieve.rows import Rows
 from meditune.retrieve.title_vectors import Vectors
 
 CANDIDATES = 100
-"""Passages that each ranker gives for each wording"""
+"""Passages, or titles, that each ranking gives"""
 RERANKED = 100
 """Candidates that are compared, the best by fusion; the rest stay as they were fused"""
-FUSION = 60.0
-"""Reciprocal rank fusion's constant (Cormack, Clarke and Büttcher 2009)"""
+WORDINGS = ("", " asked")
+"""What the first vectors of `Asked.vectors` are of: the whole message, and what it asks"""
 
-
-class Known(Passage, Protocol):
-    """A passage with an id."""
-
-    @property
-    def id(self) -> str:
-        """The same for the same passage, whichever ranker found it."""
-
-
-class Search(Protocol):
-    """An index that can be searched in two ways, the best first."""
-
-    def bm25(self, query: str, k: int) -> Sequence[Known]:
-        """By words."""
-
-    def vectors(self, query: str, k: int) -> Sequence[Known]:
-        """By meaning."""
+Ranking = Mapping[int, float]
+"""Rows by their ids with scores, the best first"""
 
 
 @dataclass(frozen=True)
-class Ranked:
-    """A passage with its score."""
+class Search:
+    """One version of an index, narrowed as the user wants it."""
 
-    passage: Known
-    score: float
-    """The higher, the better; comparable within one ranking only"""
-
-
-def rank(
-    question: str,
-    search: Search,
-    reranker: Reranker,
-    k: int = 10,
-    vectors_of: Callable[[Sequence[Known]], Vectors] | None = None,
-) -> list[Ranked]:
-    """The best k passages for a message, each once.
-
-    `vectors_of` gives passages' own vectors, (n, size), where the index can: the order gets better by them.
-    """
-    asked = reranker.asked(question)
-    order = candidates(asked, search)
-    most = max(RERANKED, k)
-    compared, others = order[:most], order[most:]
-    own = vectors_of(compared) if vectors_of and compared else None
-    scored = zip(compared, reranker.score(asked, compared, own), strict=True)
-    best = [Ranked(passage, float(score)) for passage, score in sorted(scored, key=lambda pair: -pair[1])]
-    lowest = best[-1].score if best else 0.0
-    return [*best, *(Ranked(passage, lowest) for passage in others)][:k]
+    rows: Rows
+    words: Callable[[str, int], Ranking]
+    """BM25 of so many best passages"""
+    meaning: Callable[[Vectors, int], Sequence[Ranking]]
+    """Cosine of so many nearest passages, for each of some vectors"""
+    where: str | None = None
+    """What the search is narrowed by"""
 
 
-def candidates(asked: Asked, search: Search) -> list[Known]:
-    """What both rankers find for the message and for what it asks, each passage once, fused by rank."""
-    places: dict[str, float] = {}
-    passages: dict[str, Known] = {}
-    for found in (
-        search.bm25(asked.corrected, CANDIDATES),
-        search.bm25(asked.expanded, CANDIDATES),
-        search.vectors(asked.corrected, CANDIDATES),
-        search.vectors(asked.focused.query, CANDIDATES),
-    ):
-        for place, passage in enumerate(found, start=1):
-            passages.setdefault(passage.id, passage)
-            places[passage.id] = places.get(passage.id, 0.0) + 1 / (FUSION + place)
-    return [passages[name] for name in sorted(places, key=lambda name: -places[name])]
+@dataclass(frozen=True)
+class Candidates:
+    """Rows that may answer, the best by fusion first."""
+
+    ids: list[int]
+    words: Ranking
+    """BM25 for the message"""
+    meaning: Ranking
+    """Cosines with the message"""
+
+
+def candidates(
+    asked: Asked, search: Search, reranker: Reranker, most: int = CANDIDATES, words: str | None = None
+) -> Candidates:
+    """What all rankings find; `words` are searched for instead of the message's own, where they are given."""
+    wordings = asked.vectors[: 1 if asked.focused.query == asked.corrected else 2]
+    by_words = search.words(words or asked.corrected, most)
+    rankings: dict[str, Sequence[Sequence[int]]] = {"words": [[each] for each in by_words]}
+    if not words and asked.expanded != asked.corrected:
+        rankings["names"] = [[each] for each in search.words(asked.expanded, most)]
+    near = search.meaning(wordings, most)
+    titled = reranker.title_vectors.nearest(wordings, most)
+    for name, passages, titles in zip(WORDINGS, near, titled, strict=False):
+        rankings[f"meaning{name}"] = [[each] for each in passages]
+        rankings[f"titles{name}"] = _of_titles(titles, search)
+    return Candidates(list(fusion.reciprocal_ranks(rankings)), by_words, near[0])
+
+
+def _of_titles(numbers: Sequence[int], search: Search) -> list[list[int]]:
+    """The rows of each title."""
+    rows = search.rows
+    allowed = rows.allowed(search.where) if search.where else None
+    places = map(rows.of_title, numbers)
+    return [rows.ids[some if allowed is None else some[allowed[some]]].tolist() for some in places]
+
+
+def ordered(scores: NDArray[np.float64]) -> list[int]:
+    """Places of the scores, the highest first, equal ones as they come."""
+    return [int(place) for place in np.argsort(-scores, kind="stable")]

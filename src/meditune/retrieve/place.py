@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from meditune.errors import DataError
-from meditune.files import read_json, write_json
+from meditune.files import read_json, write_bytes, write_json
 
 MANIFEST = "index.json"
 TABLES = "tables"
@@ -35,6 +35,18 @@ class Place(Protocol):
 
     def write(self, file: str, value: dict[str, Any]) -> None:
         """Put a JSON object into a file at once: readers see the old one or the new one."""
+
+    def get(self, file: str) -> bytes | None:
+        """A file's bytes; None where there is none."""
+
+    def put(self, file: str, data: bytes) -> None:
+        """Put bytes into a file at once."""
+
+    def remove(self, file: str) -> None:
+        """Remove a file, if it is there."""
+
+    def files(self, start: str) -> list[str]:
+        """Names of files that begin so."""
 
     def writing(self) -> AbstractContextManager[None]:
         """The right to change the index during a block. Raises DataError where another process has it."""
@@ -79,6 +91,23 @@ class Folder:
         """Put a JSON object into a file at once."""
         write_json(self.path / file, value)
 
+    def get(self, file: str) -> bytes | None:
+        """A file's bytes; None where there is none."""
+        path = self.path / file
+        return path.read_bytes() if path.is_file() else None
+
+    def put(self, file: str, data: bytes) -> None:
+        """Put bytes into a file at once."""
+        write_bytes(self.path / file, data)
+
+    def remove(self, file: str) -> None:
+        """Remove a file, if it is there."""
+        (self.path / file).unlink(missing_ok=True)
+
+    def files(self, start: str) -> list[str]:
+        """Names of files that begin so."""
+        return sorted(path.name for path in self.path.glob(f"{start}*"))
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         """The right to change the index during a block; the system takes it back when the process ends."""
@@ -95,6 +124,8 @@ class Folder:
                 f"{self.path}: another process is changing this index. Wait for it to end; searches go on meanwhile."
             ) from error
         try:
+            for left in self.path.glob(".*.json.*.partial"):  # by a killed process: this one has the lock
+                left.unlink()
             yield
         finally:
             lock.release()

@@ -22,6 +22,10 @@ class Query:
     """By BM25"""
     meaning: str
     """By vectors"""
+    message: str
+    """As the reranker reads it: by lines, since the first one may be a subject"""
+    reworded: bool = False
+    """Whether words are to be searched for that aren't the message's own"""
     remarks: tuple[str, ...] = ()
     """What the user should know of how it was read"""
 
@@ -36,7 +40,17 @@ def query(question: str, words: str | None = None, meaning: str | None = None) -
         remarks.append(
             f"The question has {len(said[0]):,} characters; only its first {MOST_CHARACTERS:,} were searched for."
         )
-    return Query(said[1][:MOST_CHARACTERS], said[2][:MOST_CHARACTERS], tuple(remarks))
+    return Query(
+        said[1][:MOST_CHARACTERS],
+        said[2][:MOST_CHARACTERS],
+        _by_lines(meaning or question)[:MOST_CHARACTERS],
+        words is not None,
+        tuple(remarks),
+    )
+
+
+def _by_lines(text: str) -> str:
+    return "\n".join(line for line in (" ".join(line.split()) for line in text.splitlines()) if line)
 
 
 def condition(there: Sequence[str], sources: Sequence[str] | None, since: str | None, until: str | None) -> str | None:

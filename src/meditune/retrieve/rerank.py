@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from meditune.retrieve import titles
 from meditune.retrieve.focus import Focused, focus
-from meditune.retrieve.lexical import LETTERS, counts, overlap
+from meditune.retrieve.lexical import LETTERS, counted, overlap
 from meditune.retrieve.rerank_weights import SIBLINGS, WEIGHTS
 from meditune.retrieve.synonyms import Synonyms, key, says, words
 from meditune.retrieve.title_vectors import Embed, TitleVectors, Vectors
@@ -107,9 +107,10 @@ class Reranker:
         for index, passage in enumerate(passages):
             same[key(titles.read(passage.title).topic) or f"#{index}"].append(index)
         # What several passages of a topic bear out is likelier to be meant than what one does.
-        mean = np.zeros(len(passages))
+        mean = total.copy()
         for indices in same.values():
-            mean[indices] = np.sort(total[indices])[-BEST:].mean()
+            if len(indices) > 1:
+                mean[indices] = np.sort(total[indices])[-BEST:].mean()
         return np.asarray(total + self.siblings * mean)
 
     def features(
@@ -120,21 +121,23 @@ class Reranker:
         whole = [f"{passage.title}\n{passage.text}" for passage in passages]
         read = [titles.read(passage.title) for passage in passages]
         headlines = [headline(passage) for passage in passages]
-        near = (self.title_vectors.of(headlines, self.embed) @ asked.vectors.T).astype(float)
+        searched = set(words(asked.corrected)) | set(words(asked.expanded))
+        counts, in_titles = counted(searched, whole), counted(searched, headlines)
+        near = (self._headlines(headlines, vectors) @ asked.vectors.T).astype(float)
         said = {word for text in (asked.corrected, asked.focused.query) for word in words(text)}
         said |= {word for mention in asked.focused.mentions for word in mention.name.split()}
         seen = {
             "whole_near_title": near[:, 0],
             "asked_near_title": near[:, 1],
             "sentence_near_title": near[:, 2:].max(axis=1),
-            "words": overlap(asked.corrected, whole),
-            "names": overlap(asked.expanded, whole),
-            "names_in_title": overlap(asked.expanded, headlines, TITLE_LENGTH),
+            "words": overlap(asked.corrected, counts),
+            "names": overlap(asked.expanded, counts),
+            "names_in_title": overlap(asked.expanded, in_titles, TITLE_LENGTH),
             "topic_named": np.array(
                 [
                     _share(said, title.topic)
                     if title.topic
-                    else _share(set(counts(text[:LETTERS])), asked.focused.query)
+                    else _share(set(words(text[:LETTERS])), asked.focused.query)
                     for title, text in zip(read, whole, strict=True)
                 ]
             ),
@@ -143,6 +146,17 @@ class Reranker:
         if vectors is not None:
             seen["whole_near_passage"] = (vectors @ asked.vectors[0]).astype(float)
         return seen
+
+    def _headlines(self, headlines: Sequence[str], vectors: Vectors | None) -> Vectors:
+        """Titles' vectors. A passage's own stands in for one that isn't known: nothing is embedded but the question."""
+        if vectors is None:
+            return self.title_vectors.of(headlines, self.embed)
+        places = [self.title_vectors.place(headline) for headline in headlines]
+        made = np.array(vectors)
+        known = [index for index, place in enumerate(places) if place is not None]
+        if known:
+            made[known] = self.title_vectors.vectors[[place for place in places if place is not None]]
+        return made
 
 
 def _share(said: set[str], text: str) -> float:

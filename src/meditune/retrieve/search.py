@@ -1,8 +1,8 @@
-"""Hybrid search: BM25 and vectors, each with its best passages, joined by reciprocal rank fusion.
+"""Searching one version of an index: what is asked of it, and the hits.
 
-    words   -> BM25 over title, section and text (English stems, no stop words)   \\
-                                                                                    fusion -> one per document -> hits
-    meaning -> vectors, by cosine                                                  /
+hybrid          candidates by words, titles and meaning, ordered by the reranker (`pipeline.py`)
+fused           BM25 and vectors, joined by reciprocal rank fusion alone
+words, meaning  one of these
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from meditune.errors import DataError
-from meditune.retrieve import fusion, tables
+from meditune.retrieve import fusion, pipeline, tables
 from meditune.retrieve.embedders import Embedder
 from meditune.retrieve.passages.passage import IndexedPassage
 from meditune.retrieve.place import Place
-from meditune.retrieve.query import condition, query
+from meditune.retrieve.query import Query, condition, query
+from meditune.retrieve.rerank import Asked, Reranker
+from meditune.retrieve.rows import Rows
 
-Mode = Literal["hybrid", "words", "meaning"]
+Mode = Literal["hybrid", "fused", "words", "meaning"]
 CANDIDATES = 100
 """Passages that each part gives to the fusion, unless more are asked for"""
 WEIGHTS = {"words": 1.0, "meaning": 1.0}
@@ -30,6 +33,12 @@ PROBES = 32
 """Parts of an approximate vector index that are looked through"""
 REFINE = 1
 """So many times the candidates are put in order by their full vectors then"""
+UNRANKED = (
+    "This index was made before Meditune kept what its reranker knows, so hits are ordered by rank fusion alone. "
+    "`meditune index update {name}` brings it up to date."
+)
+
+Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -38,11 +47,11 @@ class Hit:
 
     passage: IndexedPassage
     score: float
-    """Of the fusion (or of the only part): the higher, the better; comparable within one search only"""
+    """Of the reranker, the fusion or the only part: the higher, the better; comparable within one search only"""
     words: float | None
     """BM25; None where it wasn't among that part's candidates"""
     meaning: float | None
-    """Cosine; None likewise"""
+    """Cosine with the question; None where only words were searched, or likewise where nothing was reranked"""
 
 
 @dataclass(frozen=True)
@@ -54,37 +63,17 @@ class Found:
     """What the user should know: that the question was cut, for one"""
 
 
-class DocumentOf:
-    """Which document each row is of, as numbers: 12 bytes a passage, so that hits are collapsed without reading."""
-
-    def __init__(self, table: Any) -> None:
-        import pyarrow as pa
-
-        found = table.search().select(["document"]).with_row_id(True).limit(max(table.count_rows(), 1)).to_arrow()
-        rows = found["_rowid"].to_numpy()
-        order = np.argsort(rows)
-        codes = found["document"].combine_chunks().dictionary_encode()
-        codes = codes.combine_chunks() if isinstance(codes, pa.ChunkedArray) else codes
-        self._rows = rows[order]
-        self._codes = codes.indices.to_numpy()[order]
-
-    def __getitem__(self, rows: Sequence[int]) -> list[int]:
-        """A number for each row, the same for rows of one document."""
-        places = np.searchsorted(self._rows, np.asarray(rows, dtype=self._rows.dtype))
-        numbers: list[int] = self._codes[places].tolist()
-        return numbers
-
-
 @dataclass(frozen=True)
 class Opened:
     """One version of an index's table."""
 
     place: Place
     table: Any
-    documents: DocumentOf
+    rows: Rows
     sources: tuple[str, ...]
-    approximate: bool
-    """Whether vectors are found by an index that may miss some"""
+    dimension: int
+    reranker: Reranker | None
+    """None in an index of before, which has nothing for one"""
 
 
 def search(
@@ -106,10 +95,11 @@ def search(
 ) -> Found:
     """The best k passages.
 
-    `words` and `meaning` word the question otherwise for BM25 and for the vectors; `mode` takes one part alone;
-    `weights` says how much each part counts in the fusion; `sources`, `since` and `until` (dates) narrow the search;
-    `per_document` is how many passages of one document may be among the hits (None: all); `diversity`, from 0 to 1,
-    how much likeness to better hits counts against one; `candidates` how many passages each part gives.
+    `words` and `meaning` word the question otherwise for BM25 and for all that goes by meaning; `mode` leaves the
+    reranker out ("fused") or takes one part alone; so do `weights`, which say how much each part counts in the fusion;
+    `sources`, `since` and `until` (dates) narrow the search; `per_document` is how many passages of one document may be
+    among the hits (None: all); `diversity`, from 0 to 1, how much likeness to better hits counts against one;
+    `candidates` how many passages each part gives.
 
     Raises DataError where the question is empty or an option makes no sense.
     """
@@ -117,28 +107,121 @@ def search(
     asked = query(question, words, meaning)
     where = condition(opened.sources, sources, since, until)
     most = max(candidates or CANDIDATES, k)
-    table = opened.table
-    vector = embedder.embed([asked.meaning])[0] if mode != "words" else None
+    remarks = asked.remarks
+    if mode == "hybrid" and not weights:
+        if opened.reranker:
+            there = compare(opened, opened.reranker, asked, k, where, per_document, most)
+            ranked = _reranked(there, opened.reranker)
+            return Found(_hits(opened, ranked, k, diversity), remarks)
+        remarks = (*remarks, UNRANKED.format(name=opened.place.name))
+    ranked = _fused(opened, embedder, asked, where, mode, weights, per_document, most)
+    return Found(_hits(opened, ranked, k, diversity), remarks)
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """Rows in their order, with all that is known of them."""
+
+    ids: list[int]
+    scores: Mapping[int, float]
+    words: Mapping[int, float]
+    meaning: Mapping[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Brief:
+    """As much of a passage as is compared."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A message with the candidates that the reranker compares."""
+
+    message: Asked
+    found: pipeline.Candidates
+    ids: list[int]
+    """Of the compared ones, the best by fusion first"""
+    others: list[int]
+    """Candidates that aren't compared"""
+    passages: list[Brief]
+    """Of `ids`, in their order"""
+    vectors: Vectors
+    """(ids, dimension)"""
+
+
+def compare(
+    opened: Opened,
+    reranker: Reranker,
+    asked: Query,
+    k: int = 10,
+    where: str | None = None,
+    per_document: int | None = 1,
+    most: int = CANDIDATES,
+) -> Compared:
+    """Candidates; everything about the question is embedded at once, and all of them are read at once."""
+    message = reranker.asked(asked.message)
+    with tables.readable(opened.place):
+        search = pipeline.Search(
+            opened.rows,
+            lambda text, most: _by_words(opened.table, text, where, most),
+            lambda vectors, most: _by_meaning(opened, vectors, where, most),
+            where,
+        )
+        found = pipeline.candidates(message, search, reranker, most, asked.words if asked.reworded else None)
+        ids = found.ids if per_document is None else _few_of_each(found.ids, opened.rows, per_document)
+        few = max(pipeline.RERANKED, k)
+        passages, vectors = _briefly(opened, ids[:few])
+    return Compared(message, found, ids[:few], ids[few:], passages, vectors)
+
+
+def _reranked(there: Compared, reranker: Reranker) -> _Ranked:
+    scores = reranker.score(there.message, there.passages, there.vectors)
+    lowest = float(scores.min()) if len(scores) else 0.0
+    cosines = (there.vectors @ there.message.vectors[0]).tolist()
+    return _Ranked(
+        [*(there.ids[place] for place in pipeline.ordered(scores)), *there.others],
+        dict(zip(there.ids, scores.tolist(), strict=True)) | dict.fromkeys(there.others, lowest),
+        there.found.words,
+        dict(zip(there.ids, cosines, strict=True)),
+    )
+
+
+def _fused(
+    opened: Opened,
+    embedder: Embedder,
+    asked: Query,
+    where: str | None,
+    mode: Mode,
+    weights: Mapping[str, float] | None,
+    per_document: int | None,
+    most: int,
+) -> _Ranked:
+    """By one part, or by both joined."""
+    vectors = embedder.embed([asked.meaning]) if mode != "words" else None
     parts: dict[str, dict[int, float]] = {}
     with tables.readable(opened.place):
         if mode != "meaning":
-            parts["words"] = _by_words(table, asked.words, where, most)
-        if vector is not None:
-            parts["meaning"] = _by_meaning(opened, vector, where, most)
+            parts["words"] = _by_words(opened.table, asked.words, where, most)
+        if vectors is not None:
+            parts["meaning"] = _by_meaning(opened, vectors, where, most)[0]
     if len(parts) == 1:
         scores = next(iter(parts.values()))
     else:
         scores = fusion.reciprocal_rank(
             {name: list(found) for name, found in parts.items()}, {**WEIGHTS, **(weights or {})}
         )
-    chosen = list(scores) if per_document is None else _few_of_each(list(scores), opened.documents, per_document)
+    chosen = list(scores) if per_document is None else _few_of_each(list(scores), opened.rows, per_document)
+    return _Ranked(chosen, scores, parts.get("words", {}), parts.get("meaning", {}))
+
+
+def _hits(opened: Opened, ranked: _Ranked, k: int, diversity: float) -> tuple[Hit, ...]:
     with tables.readable(opened.place):
-        chosen = _apart(table, chosen, scores, k, diversity) if diversity else chosen[:k]
-        passages = _passages(table, chosen)
-    hits = [
-        Hit(passages[row], scores[row], *(parts.get(p, {}).get(row) for p in ("words", "meaning"))) for row in chosen
-    ]
-    return Found(tuple(hits), asked.remarks)
+        ids = _apart(opened, ranked.ids, ranked.scores, k, diversity) if diversity else ranked.ids[:k]
+        passages = read(opened, ids)
+    return tuple(Hit(passages[row], ranked.scores[row], ranked.words.get(row), ranked.meaning.get(row)) for row in ids)
 
 
 def _by_words(table: Any, text: str, where: str | None, most: int) -> dict[int, float]:
@@ -148,11 +231,16 @@ def _by_words(table: Any, text: str, where: str | None, most: int) -> dict[int, 
     return _ranked(found["_rowid"].to_pylist(), found["_score"].to_pylist())
 
 
-def _by_meaning(opened: Opened, vector: Any, where: str | None, most: int) -> dict[int, float]:
-    """Row and cosine of the nearest passages, the nearest first."""
-    asked = opened.table.search(vector).distance_type("dot").select(["_distance"]).with_row_id(True)
-    if opened.approximate:
-        asked = asked.nprobes(PROBES).refine_factor(REFINE)
+def _by_meaning(opened: Opened, vectors: Vectors, where: str | None, most: int) -> list[dict[int, float]]:
+    """For each vector row and cosine of the nearest passages, the nearest first."""
+    if opened.rows.vectors is not None:
+        return opened.rows.nearest(vectors, most, where)
+    return [_approximately(opened.table, vector, where, most) for vector in vectors]
+
+
+def _approximately(table: Any, vector: Vectors, where: str | None, most: int) -> dict[int, float]:
+    asked = table.search(vector).distance_type("dot").select(["_distance"]).with_row_id(True)
+    asked = asked.nprobes(PROBES).refine_factor(REFINE)
     found = (asked.where(where, prefilter=True) if where else asked).limit(most).to_arrow()
     return _ranked(found["_rowid"].to_pylist(), [1.0 - distance for distance in found["_distance"].to_pylist()])
 
@@ -162,32 +250,50 @@ def _ranked(rows: Sequence[int], scores: Sequence[float]) -> dict[int, float]:
     return dict(sorted(zip(rows, scores, strict=True), key=lambda pair: (-pair[1], pair[0])))
 
 
-def _few_of_each(rows: Sequence[int], documents: DocumentOf, most: int) -> list[int]:
+def _few_of_each(ids: Sequence[int], rows: Rows, most: int) -> list[int]:
     seen: Counter[int] = Counter()
     kept: list[int] = []
-    for row, document in zip(rows, documents[rows], strict=True):
+    for row, document in zip(ids, rows.documents[rows.places(ids)].tolist(), strict=True):
         seen[document] += 1
         if seen[document] <= most:
             kept.append(row)
     return kept
 
 
-def _apart(table: Any, rows: Sequence[int], scores: Mapping[int, float], k: int, diversity: float) -> list[int]:
+def _apart(opened: Opened, rows: Sequence[int], scores: Mapping[int, float], k: int, diversity: float) -> list[int]:
     best = list(rows[: max(4 * k, 20)])
     if not best:
         return []
-    found = table.take_row_ids(best).select([tables.VECTOR]).with_row_id().to_arrow()
-    vectors = np.stack(found[tables.VECTOR].to_numpy(zero_copy_only=False))
-    place = {row: number for number, row in enumerate(found["_rowid"].to_pylist())}
-    ordered = vectors[[place[row] for row in best]]
-    return [best[n] for n in fusion.marginal_relevance([scores[row] for row in best], ordered, k, diversity)]
+    vectors = _briefly(opened, best)[1] if opened.rows.vectors is None else _kept(opened.rows, best)
+    return [best[n] for n in fusion.marginal_relevance([scores[row] for row in best], vectors, k, diversity)]
 
 
-def _passages(table: Any, rows: Sequence[int]) -> dict[int, IndexedPassage]:
-    if not rows:
+def _briefly(opened: Opened, ids: Sequence[int]) -> tuple[list[Brief], Vectors]:
+    """What is compared of these rows' passages, and (n, size) their vectors, both in the order of `ids`."""
+    if not ids:
+        return [], np.zeros((0, opened.dimension), dtype=np.float32)
+    kept = opened.rows.vectors is not None
+    found = opened.table.take_row_ids(list(ids)).select(["title", "text", *([] if kept else [tables.VECTOR])])
+    there = found.with_row_id().to_arrow()
+    place = {row: number for number, row in enumerate(there["_rowid"].to_pylist())}
+    order = [place[row] for row in ids]
+    briefs = list(map(Brief, there["title"].to_pylist(), there["text"].to_pylist()))
+    own = _kept(opened.rows, ids) if kept else np.stack(there[tables.VECTOR].to_numpy(zero_copy_only=False))[order]
+    return [briefs[number] for number in order], own
+
+
+def read(opened: Opened, ids: Sequence[int]) -> dict[int, IndexedPassage]:
+    """The passages of these rows."""
+    if not ids:
         return {}
-    found = table.take_row_ids(list(rows)).select(list(tables.COLUMNS)).with_row_id().to_arrow().to_pylist()
+    found = opened.table.take_row_ids(list(ids)).select(list(tables.COLUMNS)).with_row_id().to_arrow().to_pylist()
     return {row.pop("_rowid"): IndexedPassage(**row) for row in found}
+
+
+def _kept(rows: Rows, ids: Sequence[int]) -> Vectors:
+    assert rows.vectors is not None, "vectors aren't kept"
+    kept: Vectors = rows.vectors[rows.places(ids)]
+    return kept
 
 
 def _check(

@@ -165,9 +165,10 @@ def _variants(name: str) -> list[str]:
 
 def words(text: str) -> list[str]:
     """Words in small letters, without possessive and plural endings."""
-    return [
-        _singular(word.casefold().replace("’", "'").removesuffix("'s").replace("'", "")) for word in _WORD.findall(text)
-    ]
+    found = _WORD.findall(text.casefold())
+    if "'" in text or "’" in text:
+        found = [word.replace("’", "'").removesuffix("'s").replace("'", "") for word in found]
+    return list(map(_singular, found))
 
 
 @lru_cache(maxsize=65536)

@@ -19,8 +19,8 @@ FORMAT = 1
 COLUMNS = tuple(field.name for field in fields(IndexedPassage))
 SEARCHED, VECTOR, DIGEST = "searched", "vector", "digest"
 IDS_AT_ONCE = 500
-EXACT, APPROXIMATE = "IVFFLAT", "IVFPQ"
-"""Kinds of index of the vectors"""
+APPROXIMATE = "IVFPQ"
+"""The kind of index of many vectors"""
 
 
 def connect(place: Place) -> Any:
@@ -85,7 +85,7 @@ def quoted(text: str) -> str:
 
 def make_searchable(table: Any, approximate: bool, keep: timedelta) -> None:
     """Bring the table's pieces together and index its columns; new rows join the indices that are there."""
-    from lancedb.index import FTS, Bitmap, IvfFlat, IvfPq
+    from lancedb.index import FTS, Bitmap, IvfPq
 
     there = {tuple(index.columns): _kind(index) for index in table.list_indices()}
     if (SEARCHED,) not in there:
@@ -93,13 +93,14 @@ def make_searchable(table: Any, approximate: bool, keep: timedelta) -> None:
         table.create_index(SEARCHED, config=FTS(stem=True, remove_stop_words=True))
     if ("source",) not in there:
         table.create_index("source", config=Bitmap())
-    kind = APPROXIMATE if approximate else EXACT
-    if there.get((VECTOR,)) != kind:
-        # One part holds all vectors: nothing is missed, and unlike without an index they stay in memory.
-        exact = IvfFlat(distance_type="dot", num_partitions=1)
+    if approximate and there.get((VECTOR,)) != APPROXIMATE:
         # A quarter of LanceDB's training vectors and rounds: the full vectors put the candidates in order anyway.
         near = IvfPq(distance_type="dot", sample_rate=64, max_iterations=20)
-        table.create_index(VECTOR, config=near if approximate else exact, replace=True)
+        table.create_index(VECTOR, config=near, replace=True)
+    if not approximate:
+        for index in table.list_indices():
+            if index.columns == [VECTOR]:
+                table.drop_index(index.name)
     table.optimize(cleanup_older_than=keep)
 
 

@@ -28,6 +28,10 @@ class TitleVectors:
     def __len__(self) -> int:
         return len(self._place)
 
+    def place(self, title: str) -> int | None:
+        """Where a title's vector is; None where the title isn't known."""
+        return self._place.get(title)
+
     @classmethod
     def made(cls, titles: Sequence[str], embed: Embed) -> TitleVectors:
         """Those of all titles, the same ones once."""
@@ -40,11 +44,14 @@ class TitleVectors:
         fresh: dict[str, Any] = dict(zip(unknown, embed(unknown), strict=True)) if unknown else {}
         return np.array([fresh[t] if t in fresh else self.vectors[self._place[t]] for t in titles], dtype=np.float32)
 
-    def nearest(self, vectors: Vectors, count: int) -> list[str]:
-        """The titles that come nearest to any of the vectors, the nearest first."""
+    def nearest(self, vectors: Vectors, count: int) -> list[list[int]]:
+        """For each of the vectors (n, size) the places of the titles that come nearest to it, the nearest first."""
         if not len(self):
-            return []
-        cosines = (self.vectors @ vectors.T).max(axis=1)
-        count = min(count, len(cosines))
-        best = np.argpartition(-cosines, count - 1)[:count]
-        return [self.titles[index] for index in best[np.argsort(-cosines[best], kind="stable")]]
+            return [[] for _ in vectors]
+        count = min(count, len(self))
+        found: list[list[int]] = []
+        for vector in vectors:
+            cosines = self.vectors @ vector
+            best = np.argpartition(-cosines, count - 1)[:count]
+            found.append(best[np.argsort(-cosines[best], kind="stable")].tolist())
+        return found

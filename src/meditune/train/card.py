@@ -179,6 +179,13 @@ def _beside(facts: dict[str, Any]) -> list[str]:
     if len(facts.get("mixture", [])) > 1:
         read = ", ".join(f"{part['supervised_share']:.0%} {part['source']}" for part in facts["mixture"])
         lines += [f"Of all tokens trained on: {read}.", ""]
+    if "retrieved" in facts:
+        found = facts["retrieved"]
+        lines += [
+            f"{found['examples']:,} of the {facts['rows']:,} examples showed passages that had been found, "
+            f"{found['right']:,} of them with their own passage among the others.",
+            "",
+        ]
     if "replay" in facts:
         replay = facts["replay"]
         what = {"self": "text that the base model wrote itself", "general": "WikiText-2", "medical": "MedQuAD"}

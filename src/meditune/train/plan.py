@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from meditune.data.balance import check_weights, heaviest
+from meditune.data.retrieved import in_training
 from meditune.data.splits import Splits
 from meditune.models.load import LoadedModel
 from meditune.models.rows import Row
@@ -18,6 +19,7 @@ from meditune.train.mixing import Mix, mix_of
 from meditune.train.mixture import Part, facts, mixture, said
 from meditune.train.replay import Replay, plan_replay
 from meditune.train.replay_text import check_source, replay_rows
+from meditune.train.retrieved import retrieved_facts, retrieved_said
 from meditune.train.sft import LossOfRows, Weights, plan_steps
 from meditune.train.tasks import check_teaches
 from meditune.train.weights import TokenWeights
@@ -68,7 +70,7 @@ class Plan:
 
     def lines(self, tokenizer: Any) -> list[str]:
         """How sources are mixed and what is rehearsed, for people to check before the first step."""
-        found = []
+        found = [retrieved_said(self.further["retrieved"])] if "retrieved" in self.further else []
         if self.mix:
             by = "" if self.mix.by == "source" else f" by {self.mix.by.replace('_', ' ')}"
             found.append(f"Of an epoch's {self.mix.size} rows{by}: {self.mix.said()}.")
@@ -105,7 +107,8 @@ def check(splits: Splits, recipe: Recipe) -> None:
 def plan(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> Plan:
     """Plan the training of `loaded`, which must still be the base model; what it writes for replay goes to `folder`."""
     spec = recipe.train
-    rows, fitted = encode(splits.train, loaded.encoder(recipe.prompt), spec.tasks)
+    shown = in_training(splits.train, folder)
+    rows, fitted = encode(shown, loaded.encoder(recipe.prompt), spec.tasks)
     pool = replay_rows(loaded, recipe, splits, folder)
     check_masks([*rows, *pool])
     examples = {example.id: example for example in splits.train}
@@ -121,4 +124,6 @@ def plan(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> P
     weights = TokenWeights(splits.train, rows, spec, often)
     steps = plan_steps(len(rows), spec, recipe.seed, mix)
     replay = plan_replay(pool, steps, weights, spec.replay, recipe.seed) if spec.replay.share else None
-    return Plan(rows, fitted, weights, mix, steps, pool, replay, sources=sources)
+    found = retrieved_facts(rows, folder)
+    further = {"retrieved": found} if found else {}
+    return Plan(rows, fitted, weights, mix, steps, pool, replay, sources=sources, further=further)

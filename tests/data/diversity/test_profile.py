@@ -61,8 +61,7 @@ def test_a_rare_decision_is_named_with_what_to_do():
     assert rules(found(train[:90] + [example(n, decision="yes") for n in range(9)])).keys() >= {"rare decision"}
 
 
-def test_balanced_data_get_no_remark_and_few_examples_neither():
-    answers = (EASY, f"{EASY} {HARD}")
+def test_balanced_data_get_no_remark():
     train = [
         example(
             n,
@@ -73,7 +72,11 @@ def test_balanced_data_get_no_remark_and_few_examples_neither():
         for n in range(90)
     ]
     assert found(train, train)["remarks"] == []
-    assert found([example(n, answer=answers[1]) for n in range(20)])["remarks"] == []
+
+
+def test_of_few_examples_only_that_is_said():
+    (remark,) = found([example(n, answer=f"{EASY} {HARD}") for n in range(20)])["remarks"]
+    assert "20 training examples are too few" in remark["said"]
 
 
 @pytest.mark.parametrize(

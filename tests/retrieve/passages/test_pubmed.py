@@ -39,11 +39,42 @@ def test_gz_broken_off_and_without_abstract(tmp_path: Path) -> None:
 
 def test_entities_that_grow_without_bound_are_stopped(tmp_path: Path) -> None:
     lines = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 12))
-    bomb = f'<!DOCTYPE x [<!ENTITY l0 "lol">{lines}]><PubmedArticleSet><PubmedArticle>&l11;</PubmedArticle>'
-    (tmp_path / "a.xml").write_text(bomb)
+    corpus.articles(tmp_path / "a.xml", "<PubmedArticle>&l11;</PubmedArticle>")
+    whole = (tmp_path / "a.xml").read_text()
+    (tmp_path / "a.xml").write_text(whole.replace("?>", f'?><!DOCTYPE x [<!ENTITY l0 "lol">{lines}]>'))
     rejects = Rejects()
     assert list(pubmed.read(tmp_path / "a.xml", rejects)) == []
     assert len(rejects) == 1
+
+
+def test_each_malformed_record_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
+    """Also where records lie across the pieces in which a file is read."""
+    good = [corpus.article(number, f"Title {number}", "It helped. " * 400) for number in range(1, 201)]
+    good[50] = good[50].replace("</ArticleTitle>", "</ArticleTitel>")
+    good[120] = good[120].replace("</PubmedArticle>", "")
+    file = corpus.articles(tmp_path / "a.xml", *(f"{each}\n" for each in good))
+    rejects = Rejects()
+    assert len(list(pubmed.read(file, rejects))) == 198
+    one, two = rejects.rows()
+    assert one["where"] == f"{file}, line 51, PMID 51"
+    assert "malformed XML: mismatched tag" in one["reason"]
+    assert two["where"] == f"{file}, line 121, PMID 121"
+    assert "before the next record" in two["reason"]
+
+
+def test_retracted_articles_are_left_out_and_leave(tmp_path: Path) -> None:
+    marked = corpus.article(1, "A", "First.").replace(
+        "</MedlineCitation>",
+        '<CommentsCorrectionsList><CommentsCorrections RefType="RetractionIn"><RefSource>J</RefSource><PMID>9</PMID>'
+        "</CommentsCorrections></CommentsCorrectionsList></MedlineCitation>",
+    )
+    corpus.articles(tmp_path / "1.xml", corpus.article(1, "A", "First."), corpus.article(2, "B", "Second."))
+    corpus.articles(tmp_path / "2.xml", marked)
+    withdrawn: set[str] = set()
+    rejects = Rejects()
+    assert [each.id for each in pubmed.read(tmp_path, rejects, withdrawn)] == ["pubmed:1", "pubmed:2"]
+    assert withdrawn == {"pubmed:1"}
+    assert [row["reason"] for row in rejects.rows()] == ["retracted"]
 
 
 def test_contexts_of_pubmedqa_are_without_the_conclusion(tmp_path: Path) -> None:

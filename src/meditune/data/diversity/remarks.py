@@ -12,7 +12,7 @@ from typing import Any
 from meditune.data.example import DECISIONS
 
 FEWEST = 30
-"""Of fewer examples nothing is said."""
+"""Of fewer examples nothing but that is said."""
 RARE_DECISION = 20.0
 """A decision with a smaller share, in percent, is called rare."""
 DOMINANT = 70.0
@@ -36,7 +36,13 @@ _UNEVENNESS = ("question_type", "semantic_type", "subject")
 def remarks(train: Mapping[str, Any], apart: Mapping[str, float]) -> list[Remark]:
     """`rule`, `said` and `advice` of everything that is out of balance in the profile of the training split."""
     if train["examples"] < FEWEST:
-        return []
+        return [
+            {
+                "rule": "too few to tell",
+                "said": f"{train['examples']:,} training examples are too few to say what is out of balance.",
+                "advice": f"From {FEWEST} on it is looked for.",
+            }
+        ]
     dimensions = train["dimensions"]
     found = [*_decisions(dimensions.get("decision")), *_dominant(dimensions), *_uneven(dimensions)]
     return [*found, *_hard(dimensions.get("reading_grade")), *_people(dimensions.get("people")), *_apart(apart)]

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+DONE = {"drop": "left out", "merge": "merged", "mend": "mended", "flag": "flagged", "group": "kept in one split"}
+
 
 def print_audit(quality: dict[str, Any], out: Console) -> None:
     """A line for each rule that found something, and what was left out and changed in all."""
@@ -20,7 +22,7 @@ def print_audit(quality: dict[str, Any], out: Console) -> None:
     table.add_column("What was done")
     for name, row in audit["rules"].items():
         if row["rows"]:
-            done = ", ".join(f"{count:,} {action}" for action, count in row["done"].items())
+            done = ", ".join(f"{count:,} {DONE[action]}" for action, count in row["done"].items())
             table.add_row(name, f"{row['rows']:,}", f"{row['share']:.1%}", done)
     if table.row_count:
         out.print(table)

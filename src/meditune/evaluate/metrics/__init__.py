@@ -7,7 +7,7 @@ from types import ModuleType
 
 from meditune.evaluate.metrics import (
     calibration,
-    conditions,
+    contexts,
     decision,
     faithfulness,
     fluency,
@@ -19,6 +19,7 @@ from meditune.evaluate.metrics import (
     repetition,
     safety,
     similarity,
+    written,
 )
 from meditune.evaluate.metrics.metric import Metric, Statistics
 from meditune.evaluate.predictions import Predictions
@@ -38,12 +39,13 @@ class Family:
 FAMILIES = (
     Family("Decisions", decision),
     Family("Decisions, calibrated", calibration),
-    Family("Decisions, asked for in other ways", conditions),
+    Family("Decisions, asked for in words", written),
     Family("Likelihood of reference answers", fluency),
     Family("Overlap with reference answers", overlap),
     Family("Similarity in meaning to reference answers", similarity),
     Family("Repetition in written answers", repetition),
     Family("Faithfulness", faithfulness),
+    Family("Closed book, and with retrieved passages", contexts),
     Family("Patient-friendliness", readability),
     Family("Safety battery", safety),
     Family("Ratings", rated),

@@ -58,7 +58,7 @@ METRICS = (
 
 def statistics(predictions: Predictions) -> dict[str, Statistics]:
     """Of each metric that the predictions allow. Answers that say nothing count in none but are no error."""
-    return _by_sources(predictions.faithfulness) | _by_samples(predictions)
+    return by_sources(predictions.faithfulness) | _by_samples(predictions)
 
 
 def agreement(answer: str, samples: list[str]) -> float | None:
@@ -74,7 +74,8 @@ def agreement(answer: str, samples: list[str]) -> float | None:
     return fmean(max((each.share_in(one) for one in sample), default=0.0) for each in mine for sample in theirs)
 
 
-def _by_sources(rows: list[dict[str, Any]]) -> dict[str, Statistics]:
+def by_sources(rows: list[dict[str, Any]]) -> dict[str, Statistics]:
+    """Of graded answers; none where no answer says anything."""
     if not any(row["sentences"] for row in rows):
         return {}
     ids = [row["id"] for row in rows]

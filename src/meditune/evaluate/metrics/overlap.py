@@ -60,6 +60,15 @@ def statistics(predictions: Predictions) -> dict[str, Statistics]:
     return found | {"length_ratio": ratio(ids, lengths, meant)}
 
 
+def longest(rows: list[dict[str, Any]]) -> Statistics:
+    """`rougeL` alone, of at least one answer."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    rouge = RougeScorer(["rougeL"], use_stemmer=True)
+    scores = [rouge.score_multi(references(row), row["prediction"])["rougeL"].fmeasure for row in rows]
+    return mean([row["id"] for row in rows], scores)
+
+
 def signatures(predictions: Predictions) -> dict[str, str]:
     """sacrebleu's signatures of `bleu` and `chrf`, which name every setting; none where no answers were written."""
     rows = predictions.answer

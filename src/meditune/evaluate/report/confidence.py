@@ -21,7 +21,6 @@ WAYS = (
     ("Given the context", ""),
     ("Given the context, calibrated", "calibrated_"),
     ("Written in words", "written_"),
-    ("Closed book: no context", "closed_"),
 )
 
 

@@ -21,6 +21,8 @@ def _checked(checked: dict[str, Any]) -> str:
         "training examples (group, question and context, the same or nearly) and searched for their own answers and "
         "decisions."
     )
+    if checked.get("index"):
+        looked += f" What is searched for passages ({checked['index']}) was searched for their answers, too."
     if model["recorded"] is None and not model["run"]:
         return f"{looked} What {model['name']} was trained on before isn't known: it keeps no record."
     return f"{looked} They were also looked up in the record of what {model['name']} was trained on."

@@ -11,6 +11,7 @@ from meditune.data.example import DECISIONS
 from meditune.errors import DataError
 from meditune.evaluate.report import diversity, facts, plots, review, wording
 from meditune.evaluate.report.confidence import confidence
+from meditune.evaluate.report.contexts import contexts
 from meditune.evaluate.report.groups import tables
 from meditune.evaluate.report.leakage import leakage
 from meditune.evaluate.report.quality import quality_section
@@ -98,6 +99,7 @@ def _context(folder: Path) -> dict[str, Any]:
         "decisions": DECISIONS,
         "confusions": report.get("decision") or {},
         "confidence": confidence(report),
+        "contexts": contexts(report, folder),
         "curves": _curves(folder),
         "histograms": _histograms(quality, _optional(folder / "tokens.json"), _prompt_room(recipe_text)),
         "examples": examples,

@@ -1,0 +1,69 @@
+"""New research: what a conclusion alone says of the decision, and how fast records are taken in.
+
+    python benchmarks/literature.py decisions      on the training half of PubMedQA's labelled part
+    python benchmarks/literature.py speed [N]      on N copies of a PubMed article, each with an id of its own
+
+Both need the publishers' data under MEDITUNE_DATA.
+"""
+
+from __future__ import annotations
+
+import gzip
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from meditune.data import locate, pubmedqa
+from meditune.data.rejects import Rejects
+from meditune.operate.literature import library
+from meditune.operate.literature.applying import Applying
+from meditune.operate.literature.questions import borne_out
+from meditune.retrieve.passages import pubmed
+
+
+def decisions() -> None:
+    """For a title that says yes, and one that says no: the experts' decisions where the conclusion bears it out."""
+    train, _ = pubmedqa.official_split(pubmedqa.read(locate.locate("pubmedqa"), Rejects()))
+    print(f"{len(train)} items: {_shares(Counter(str(example.decision) for example in train))}")
+    for stated in ("yes", "no"):
+        borne = Counter(str(example.decision) for example in train if borne_out(stated, example.answer))
+        print(f"a title that says {stated} would be borne out by {borne.total()} conclusions: {_shares(borne)}")
+
+
+def speed(count: int) -> None:
+    """Records a second of the processor: read alone, and applied to a library, the first time and again."""
+    data = Path(locate.locate("pubmedqa")).parent / "pubmed"
+    (article,) = data.glob("*.xml")
+    text = article.read_text(encoding="utf-8")
+    record = text[text.index("<PubmedArticle>") : text.index("</PubmedArticleSet>")]
+    pmid = article.stem.rpartition("-")[2]
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "copies.xml.gz"
+        copies = (record.replace(pmid, str(10**6 + n)).replace("3849 patients", f"{n} patients") for n in range(count))
+        with gzip.open(file, "wt", encoding="utf-8") as stream:
+            stream.writelines(["<PubmedArticleSet>", *copies, "</PubmedArticleSet>"])
+        begun = time.process_time()
+        read = sum(1 for _ in pubmed.of_file(file, Rejects()))
+        print(f"read: {read / (time.process_time() - begun):,.0f} records/s")
+        with library.opened(Path(place) / "library") as here:
+            for what in ("applied", "applied again"):
+                applying, begun = Applying(here, asked_for=False), time.process_time()
+                with here.together():
+                    applying.all(pubmed.of_file(file, Rejects()))
+                seconds = time.process_time() - begun
+                print(f"{what}: {count / seconds:,.0f} records/s ({dict(applying.counts)})")
+
+
+def _shares(found: Counter[str]) -> str:
+    return ", ".join(f"{name} {count} ({count / found.total():.0%})" for name, count in found.most_common())
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["decisions"]:
+        decisions()
+    elif sys.argv[1:2] == ["speed"]:
+        speed(int(sys.argv[2]) if len(sys.argv) > 2 else 3000)
+    else:
+        sys.exit(__doc__)

@@ -1,0 +1,90 @@
+"""PubMedQA without given context: at which rank a question's own abstract is found.
+
+    meditune index build -o INDEX --source pubmedqa --source medquad
+    python benchmarks/right_abstract.py INDEX
+
+    python benchmarks/right_abstract.py contexts      # the abstracts alone, without titles, by BM25 in memory
+
+    python benchmarks/right_abstract.py --untitled abstracts.xml      # the abstracts without titles, as PubMed's XML
+    meditune index build -o UNTITLED --pubmed abstracts.xml --source medquad
+    python benchmarks/right_abstract.py UNTITLED
+
+MEDITUNE_DATA names the folder with the publisher's pubmedqa. PubMedQA's questions are titles of articles, so an index
+with titles holds each question word for word; without titles, question and abstract have only their subject in common.
+Conclusions are in neither. Documents count once, whichever of their passages was found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from pathlib import Path
+
+from meditune.data import pubmedqa
+from meditune.data.example import Example
+from meditune.data.rejects import Rejects
+from meditune.data.retrieved import publishers_id
+from meditune.grounding.searched import Contexts
+from meditune.recipe import CONTEXTS, PromptFormat
+from meditune.retrieve.index import Index
+from meditune.shares import wilson
+
+K = 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("index", nargs="?")
+    parser.add_argument("--untitled", type=Path, help="write this file instead")
+    parser.add_argument("--mode", choices=("hybrid", "words", "meaning"), nargs="*", default=["hybrid"])
+    arguments = parser.parse_args()
+    examples = list(pubmedqa.read(Path(os.environ["MEDITUNE_DATA"]).expanduser() / "pubmedqa", Rejects()))
+    if arguments.untitled:
+        untitled(examples).write(arguments.untitled, encoding="utf-8", xml_declaration=True)
+        return
+    if arguments.index == CONTEXTS:
+        place = Contexts(examples, PromptFormat())
+        ranks = [ranked([each.document for each in place.search(e.question, K)], e) for e in examples]
+        print(f"{len(examples)} questions, their contexts: {' | '.join(share(ranks, most) for most in (1, 3, 5, 10))}")
+        return
+    index = Index.open(arguments.index)
+    print(f"{len(examples)} questions, {index.manifest.passages:,} passages of {index.manifest.documents:,} documents")
+    print("| search | first | in the top 3 | in the top 5 | in the top 10 |\n|---|---|---|---|---|")
+    for mode in arguments.mode:
+        ranks = [rank(index, example, mode) for example in examples]
+        print(f"| {mode} | {' | '.join(share(ranks, most) for most in (1, 3, 5, 10))} |", flush=True)
+
+
+def rank(index: Index, example: Example, mode: str) -> int:
+    """From 1; above K where the abstract isn't among the first K."""
+    return ranked([hit.passage.document for hit in index.search(example.question, K, mode=mode).hits], example)
+
+
+def ranked(documents: Sequence[str], example: Example) -> int:
+    """The same in a list of documents."""
+    own = publishers_id(example.id)
+    return next((place for place, each in enumerate(documents, start=1) if publishers_id(each) == own), K + 1)
+
+
+def share(ranks: Sequence[int], most: int) -> str:
+    met = sum(each <= most for each in ranks)
+    low, high = wilson(met, len(ranks))
+    return f"{100 * met / len(ranks):.1f} % ({low:.1f} to {high:.1f})"
+
+
+def untitled(examples: Sequence[Example]) -> ET.ElementTree[ET.Element]:
+    """The abstracts as PubMed's XML, with PubMed id and sections and nothing else."""
+    root = ET.Element("PubmedArticleSet")
+    for example in examples:
+        citation = ET.SubElement(ET.SubElement(root, "PubmedArticle"), "MedlineCitation")
+        ET.SubElement(citation, "PMID").text = publishers_id(example.id)
+        abstract = ET.SubElement(ET.SubElement(citation, "Article"), "Abstract")
+        for passage in example.context:
+            ET.SubElement(abstract, "AbstractText", Label=passage.label).text = passage.text
+    return ET.ElementTree(root)
+
+
+if __name__ == "__main__":
+    main()

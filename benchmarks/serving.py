@@ -1,0 +1,264 @@
+"""A server under twice the load that it can carry: is it bounded, does it grow, and does it say no politely?
+
+    python benchmarks/serving.py runs/quickstart --minutes 10
+    python benchmarks/serving.py runs/quickstart --minutes 10 --rude       ... with slow and half-open clients beside it
+    python benchmarks/serving.py runs/quickstart --cold                    seconds from start to first answer, memory
+
+The server is a process of its own. Its capacity is measured first, by as many users as it answers at once, each with a
+next question when the last is answered. Then questions come by chance (Poisson), twice as many in a second, whether
+or not earlier ones were answered. Each has a passage of its own and some 450 tokens. Reported are answers a second,
+refusals (429), the waiting of those who were admitted, and the server's memory, threads and open files over time; `CPU
+seconds an answer` is the server's processor time, which other programs disturb least.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+
+TEXT = (
+    "patients trial dose placebo pain blood pressure heart kidney liver treatment weeks group risk "
+    "outcome adults children significant difference mean follow-up symptoms therapy diabetes infection "
+    "surgery were was the of in and with after compared to reduced increased no that at "
+)
+WORDS = TEXT.split()
+SAMPLE_S = 5.0
+RUDE = 8
+
+
+@dataclass
+class Seen:
+    """What happened."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
+    refused_s: list[float] = field(default_factory=list)
+    retry_after: list[int] = field(default_factory=list)
+    tokens: int = 0
+
+
+def main() -> None:
+    """Start the server, load it, and print what was seen."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--tokens", type=int, default=64, help="written for each question")
+    parser.add_argument("--words", type=int, default=330, help="of the passage; 330 are some 450 tokens")
+    parser.add_argument("--times", type=float, default=2.0, help="the capacity")
+    parser.add_argument("--at-once", type=int, default=16)
+    parser.add_argument("--waiting", type=int, default=64)
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--index")
+    parser.add_argument("--rude", action="store_true")
+    parser.add_argument("--cold", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as store:
+        words = ["--at-once", options.at_once, "--waiting", options.waiting, "--engine", options.engine]
+        words += ["--index", options.index] if options.index else []
+        command = [sys.executable, "-m", "meditune", "serve", options.model, "--port", "0", "--store", store]
+        with Path(store, "log").open("w", encoding="utf-8") as log:
+            begun = time.monotonic()
+            process = subprocess.Popen([*command, *map(str, words)], stdout=subprocess.PIPE, stderr=log, text=True)
+            try:
+                assert process.stdout is not None
+                line = process.stdout.readline()
+                found = re.search(r"http://\S+/", line)
+                assert found, line or "the server didn't start"
+                ready = time.monotonic() - begun
+                asyncio.run(measured(options, process, found[0], begun, ready))
+            finally:
+                process.terminate()
+                process.wait(timeout=120)
+        print(f"ended with code {process.returncode}")
+
+
+async def measured(options: Any, process: subprocess.Popen[str], address: str, begun: float, ready: float) -> None:
+    """Cold start, capacity, overload."""
+    limits = httpx2.Limits(max_connections=400, max_keepalive_connections=100)
+    async with httpx2.AsyncClient(base_url=address, timeout=300, limits=limits) as client:
+        name = (await client.get("v1/models")).json()["data"][0]["id"]
+        ask = Asking(client, name, options)
+        seen = Seen()
+        await ask.one(seen)
+        server = psutil.Process(process.pid)
+        print(
+            f"start to listening {ready:.1f} s, to first answer {time.monotonic() - begun:.1f} s, processor "
+            f"{cpu(server):.1f} s, memory {memory(server):.0f} MB"
+        )
+        if options.cold:
+            return
+        rate = await capacity(ask, options.at_once, server)
+        rude = asyncio.ensure_future(rudeness(address)) if options.rude else None
+        await overload(ask, server, rate * options.times, options.minutes * 60)
+        if rude:
+            rude.cancel()
+        figures = (await client.get("metrics")).text
+        for kept in ("meditune_running", "meditune_waiting", "meditune_cancelled_total"):
+            print(next(line for line in figures.splitlines() if line.startswith(f"{kept} ")))
+
+
+class Asking:
+    """Questions, each with a passage of its own."""
+
+    def __init__(self, client: httpx2.AsyncClient, model: str, options: Any) -> None:
+        self.client, self.model, self.options = client, model, options
+        self.random = random.Random(17)
+
+    async def one(self, seen: Seen) -> None:
+        """Ask, and note what comes back."""
+        text = " ".join(self.random.choices(WORDS, k=self.options.words))
+        messages = [{"role": "system", "content": text}, {"role": "user", "content": "Does the treatment help?"}]
+        body = {"model": self.model, "messages": messages, "max_tokens": self.options.tokens, "stream": True}
+        body |= {"stream_options": {"include_usage": True}}
+        begun, first = time.monotonic(), 0.0
+        try:
+            async with self.client.stream("POST", "v1/chat/completions", json=body) as reply:
+                async for line in reply.aiter_lines():
+                    if line.startswith("data: {") and '"content": ""' not in line and not first:
+                        first = time.monotonic() - begun
+                    if line.startswith("data: {") and '"usage"' in line:
+                        seen.tokens += json.loads(line[6:])["usage"]["completion_tokens"]
+                status = str(reply.status_code)
+        except httpx2.HTTPError as error:
+            status = type(error).__name__
+        seconds = time.monotonic() - begun
+        seen.statuses[status] += 1
+        if status == "200":
+            seen.seconds.append(seconds)
+            seen.first.append(first)
+        elif status == "429":
+            seen.refused_s.append(seconds)
+            seen.retry_after.append(int(reply.headers.get("retry-after", 0)))
+
+
+async def capacity(ask: Asking, users: int, server: psutil.Process) -> float:
+    """Answers a second with so many users who wait for each answer."""
+    seen, until, used = Seen(), time.monotonic() + 60, cpu(server)
+
+    async def user() -> None:
+        while time.monotonic() < until:
+            await ask.one(seen)
+
+    begun = time.monotonic()
+    await asyncio.gather(*(user() for _ in range(users)))
+    seconds = time.monotonic() - begun
+    rate = len(seen.seconds) / seconds
+    print(
+        f"capacity with {users} users: {rate:.2f} answers/s, {seen.tokens / seconds:.0f} tokens/s, first token p50 "
+        f"{statistics.median(seen.first):.2f} s, CPU seconds an answer {(cpu(server) - used) / len(seen.seconds):.2f}, "
+        f"{dict(seen.statuses)}"
+    )
+    return rate
+
+
+async def overload(ask: Asking, server: psutil.Process, rate: float, seconds: float) -> None:
+    """Questions by chance at this rate, while memory is looked at."""
+    seen, asked = Seen(), set()
+    begun, looked, used = time.monotonic(), 0.0, cpu(server)
+    sizes: list[tuple[float, int, int]] = []
+    chance = random.Random(18)
+    coming = begun
+    while (now := time.monotonic()) < begun + seconds:
+        if now - looked > SAMPLE_S:
+            looked = now
+            sizes.append((memory(server), server.num_threads(), server.num_fds()))
+        if now >= coming:
+            coming += chance.expovariate(rate)
+            task = asyncio.ensure_future(ask.one(seen))
+            asked.add(task)
+            task.add_done_callback(asked.discard)
+            continue
+        await asyncio.sleep(min(coming - now, 0.2))
+    if asked:
+        await asyncio.wait(asked)
+    took = time.monotonic() - begun
+    print(f"{rate:.2f} questions/s for {seconds / 60:.1f} minutes: {dict(seen.statuses)}")
+    print(
+        f"  answers/s {len(seen.seconds) / took:.2f}, CPU seconds an answer "
+        f"{(cpu(server) - used) / max(1, len(seen.seconds)):.2f}"
+    )
+    print(f"  admitted: {spread(seen.seconds)}; first token {spread(seen.first)}")
+    if seen.refused_s:
+        print(f"  refused: {spread(seen.refused_s)}; Retry-After {min(seen.retry_after)} to {max(seen.retry_after)} s")
+    third = max(1, len(sizes) // 3)
+    for title, part in (("first", sizes[:third]), ("last", sizes[-third:])):
+        mb, threads, files = (statistics.mean(column) for column in zip(*part, strict=True))
+        print(f"  {title} third: memory {mb:.0f} MB, {threads:.0f} threads, {files:.0f} open files")
+    print(f"  most memory {max(size for size, _, _ in sizes):.0f} MB")
+
+
+async def rudeness(address: str) -> None:
+    """Clients that leave, send slowly, never read or never speak, again and again."""
+    host, port = re.findall(r"//([^:/]+):(\d+)", address)[0]
+
+    async def one(number: int) -> None:
+        while True:
+            reader, writer = await asyncio.open_connection(host, int(port))
+            try:
+                await act(number, reader, writer)
+            except OSError:
+                pass
+            finally:
+                writer.transport.abort()
+
+    async def act(number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if number % 4 == 0:
+            await asyncio.sleep(30)
+        elif number % 4 == 1:
+            for byte in b"POST /v1/ask HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"x" * 50:
+                writer.write(bytes([byte]))
+                await writer.drain()
+                await asyncio.sleep(0.5)
+        elif number % 4 == 2:
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"x" * (1 << 20))
+            await writer.drain()
+            await reader.read()
+        else:
+            writer.write(
+                b"POST /v1/ask HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 38\r\n\r\n" + b'{"question": "Does it help at all?   "}'[:38]
+            )
+            await writer.drain()
+            await asyncio.sleep(1)
+        await asyncio.sleep(0.5)
+
+    await asyncio.gather(*(one(number) for number in range(RUDE)))
+
+
+def spread(values: list[float]) -> str:
+    """p50, p99 and the most, in seconds."""
+    if not values:
+        return "none"
+    ranked = sorted(values)
+    return f"p50 {ranked[len(ranked) // 2]:.2f} s, p99 {ranked[int(len(ranked) * 0.99)]:.2f} s, most {ranked[-1]:.2f} s"
+
+
+def memory(process: psutil.Process) -> float:
+    """Resident, MB."""
+    return float(process.memory_info().rss) / 1e6
+
+
+def cpu(process: psutil.Process) -> float:
+    """Seconds of the processor so far."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+if __name__ == "__main__":
+    main()

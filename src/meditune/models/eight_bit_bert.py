@@ -1,0 +1,270 @@
+"""A BERT encoder whose matrix products are of 8-bit numbers: texts become vectors in two thirds of BF16's time.
+
+Weights are scaled by output channel, what goes into each product by one range, which a few texts set when the encoder
+is made (static quantization: Jacob et al. 2018, arXiv:1712.05877), so a text's vector doesn't depend on those that are
+read beside it. Input channels with large numbers give part of their size to the weights (SmoothQuant: Xiao et al. 2023,
+arXiv:2211.10438). Sums, norms and softmax stay in 32 or 16 bits. Texts stand one after another without padding, and one
+product gives queries, keys and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from meditune.progress import Progress
+
+Vectors = NDArray[np.float32]
+
+MOST_TOKENS = 256
+BATCH_TOKENS = 1024
+HEADROOM = 1.05
+"""How far beyond what the calibration's texts reach the range of 8 bits goes"""
+SMOOTHING = 0.7
+"""Share of an input channel's size that its weights take"""
+CPU_INFO = Path("/proc/cpuinfo")
+CALIBRATION = (
+    "gout",
+    "What are the symptoms of diabetes?",
+    "Is Crigler-Najjar syndrome inherited ?",
+    "Hello, my mother is 67 and was told last week that her kidneys are failing. She takes lisinopril 10 mg and "
+    "metformin. Is it safe for her to use ibuprofen, and how long do people live on dialysis? Thank you so much, Ann",
+    "What causes familial Mediterranean fever ?\ncauses\nFamilial Mediterranean fever is an inherited condition with "
+    "recurrent episodes of painful inflammation in the abdomen, chest, or joints, often with fever and a rash. "
+    "Mutations in the MEFV gene cause it; about 1 in 200 to 1,000 people of some populations are affected. This "
+    "condition is inherited in an autosomal recessive pattern: both copies of the gene in each cell have mutations.",
+    "Does radiotherapy reduce recurrence of early rectal cancer ?\nResults\nThe rate of recurrence after 5 years was "
+    "12.4 % (95 % CI 8.1-16.9, p<0.001) in 212 patients treated with radiotherapy and 9.7 % in 198 controls (odds "
+    "ratio 0.78). Median follow-up was 61 months; age, sex and stage were adjusted for in a logistic regression.",
+    "What are the treatments for high blood pressure ?\ntreatment\n- Eat less salt. - Be active for 30 minutes a day. "
+    "- Limit alcohol. Medicines: diuretics, ACE inhibitors, beta blockers, calcium channel blockers. Call a doctor "
+    "if you have chest pain, shortness of breath, dizziness, swelling of your lips, or fainting. See nhlbi.nih.gov.",
+    "How should Methotrexate be used and what is the dosage ?\nTake it once a week, by mouth, exactly as directed. Do "
+    "not take more or less of it. Your doctor will order blood tests to check your liver, kidneys, and bone marrow.",
+)
+
+
+@dataclass(frozen=True)
+class Product:
+    """One linear layer: its 8-bit weights, and the range of what goes in."""
+
+    weight: torch.Tensor
+    """As oneDNN lays it out"""
+    scales: torch.Tensor
+    zeros: torch.Tensor
+    bias: torch.Tensor
+    step: float
+    """What one of the 256 numbers stands for"""
+    zero: int
+    """The number that stands for zero"""
+    factors: torch.Tensor
+    """What makes each input channel a multiple of the step"""
+    shift: torch.Tensor
+    """`zero` less 128, to be added"""
+
+    def __call__(self, rows: torch.Tensor, dtype: torch.dtype = torch.float32, after: str = "none") -> torch.Tensor:
+        """(n, inputs) in FP32 to (n, outputs); `after` may be "gelu"."""
+        # By way of signed numbers (the first bit turned): making unsigned ones takes PyTorch four times as long.
+        small = torch.addcmul(self.shift, rows, self.factors).clamp_(-128, 127).round_().to(torch.int8)
+        small = small.view(torch.uint8).bitwise_xor_(128)
+        made: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+            small,
+            self.step,
+            self.zero,
+            self.weight,
+            self.scales,
+            self.zeros,
+            self.bias,
+            1.0,
+            0,
+            dtype,
+            after,
+            [],
+            "none",
+        )
+        return made
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One of the encoder's layers."""
+
+    attended: Callable[..., torch.Tensor]
+    """To queries, keys and values together"""
+    joined: Callable[..., torch.Tensor]
+    first_norm: Any
+    widened: Callable[..., torch.Tensor]
+    narrowed: Callable[..., torch.Tensor]
+    second_norm: Any
+
+
+class EightBitBert:
+    """Texts to vectors: the mean of their token states, of length 1."""
+
+    def __init__(self, bert: Any, tokenizer: Any) -> None:
+        """`bert` in FP32; raises nothing, but see `fits`."""
+        self.tokenizer = tokenizer
+        self.size = int(bert.config.hidden_size)
+        self.heads = int(bert.config.num_attention_heads)
+        self.embeddings = bert.embeddings
+        self.layers = [_watched(layer) for layer in bert.encoder.layer]
+        rows = self._rows(CALIBRATION)
+        with torch.inference_mode():
+            self._states(rows)
+            self.layers = [_small(layer) for layer in self.layers]
+
+    def embed(self, texts: Sequence[str], label: str | None = None) -> Vectors:
+        """(n, size)"""
+        found = np.empty((len(texts), self.size), dtype=np.float32)
+        rows = self._rows(texts)
+        batches = list(_batches(rows))
+        threads = min(torch.get_num_threads(), len(batches))
+
+        def read(batch: list[int]) -> int:
+            found[batch] = self._vectors([rows[index] for index in batch])
+            return sum(len(rows[index]) for index in batch)
+
+        shown = Progress(label, sum(map(len, rows)), "tokens") if label else None
+        for tokens in map(read, batches) if threads < 2 else _side_by_side(read, batches, threads):
+            if shown:
+                shown.advance(tokens)
+        if shown:
+            shown.__exit__(None, None, None)
+        return found
+
+    def _rows(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        return [list(ids) for ids in self.tokenizer(list(texts), truncation=True, max_length=MOST_TOKENS)["input_ids"]]
+
+    def _vectors(self, rows: Sequence[Sequence[int]]) -> Vectors:
+        with torch.inference_mode():
+            states = self._states(rows)
+            ends = np.cumsum([len(row) for row in rows])
+            means = torch.stack([states[end - len(row) : end].mean(dim=0) for row, end in zip(rows, ends, strict=True)])
+            made: Vectors = torch.nn.functional.normalize(means, dim=-1).numpy()
+        return made
+
+    def _states(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """(tokens of all rows, size) in FP32; rows of one length stand together."""
+        tables = self.embeddings
+        tokens = torch.tensor([token for row in rows for token in row])
+        places = torch.tensor([place for row in rows for place in range(len(row))])
+        states: torch.Tensor = tables.word_embeddings(tokens) + tables.position_embeddings(places)
+        states = tables.LayerNorm(states + tables.token_type_embeddings.weight[0])
+        alike = [(length, len(list(group))) for length, group in groupby(map(len, rows))]
+        for layer in self.layers:
+            mixed = self._mixed(layer.attended(states, torch.bfloat16), alike)
+            states = layer.first_norm(states + layer.joined(mixed))
+            states = layer.second_norm(states + layer.narrowed(layer.widened(states, after="gelu")))
+        return states
+
+    def _mixed(self, together: torch.Tensor, alike: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """Attention within each text: (tokens, 3 * size) to (tokens, size) in FP32."""
+        width = self.size // self.heads
+        made = torch.empty(len(together), self.size)
+        start = 0
+        for length, count in alike:
+            end = start + length * count
+            queries, keys, values = (
+                part.reshape(count * self.heads, length, width)
+                for part in together[start:end].view(count, length, 3, self.heads, width).permute(2, 0, 3, 1, 4)
+            )
+            likely = torch.softmax(torch.bmm(queries * width**-0.5, keys.transpose(1, 2)), dim=-1)
+            mixed = torch.bmm(likely, values).view(count, self.heads, length, width)
+            made[start:end] = mixed.transpose(1, 2).reshape(length * count, self.size)
+            start = end
+        return made
+
+
+def fits(bert: Any) -> bool:
+    """Whether this encoder can be read so, here: a BERT on a CPU that multiplies 8-bit numbers faster than others."""
+    config = bert.config
+    plain = getattr(config, "model_type", "") == "bert" and getattr(config, "hidden_act", "") == "gelu"
+    here = next(bert.parameters()).device.type == "cpu" and hasattr(torch.ops.onednn, "qlinear_pointwise")
+    return plain and here and CPU_INFO.is_file() and "avx512_vnni" in CPU_INFO.read_text(encoding="utf-8")
+
+
+class _Watched:
+    """A linear layer as it is, which notes how large its input channels get."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        self.weight, self.bias = weight.detach(), bias.detach()
+        self.low = self.high = torch.zeros(weight.shape[1])
+
+    def __call__(self, rows: torch.Tensor, dtype: torch.dtype = torch.float32, after: str = "none") -> torch.Tensor:
+        self.low = torch.minimum(self.low, rows.amin(dim=0))
+        self.high = torch.maximum(self.high, rows.amax(dim=0))
+        made = torch.nn.functional.linear(rows, self.weight, self.bias)
+        return (torch.nn.functional.gelu(made) if after == "gelu" else made).to(dtype)
+
+    def small(self) -> Product:
+        size = torch.maximum(self.high, -self.low).clamp_min(1e-3) ** SMOOTHING
+        smoothed = self.weight.abs().amax(dim=0).clamp_min(1e-4) ** (1 - SMOOTHING) / size
+        low, high = float((self.low * smoothed).min()), float((self.high * smoothed).max())
+        step = max(HEADROOM * (high - low) / 255, 1e-9)
+        weight = self.weight / smoothed
+        scales = (weight.abs().amax(dim=1) / 127).clamp_min(1e-9)
+        numbers = (weight / scales[:, None]).round().to(torch.int8)
+        packed = torch.ops.onednn.qlinear_prepack(numbers, [BATCH_TOKENS, weight.shape[1]])
+        zeros = torch.zeros(len(scales), dtype=torch.int32)
+        zero = round(-HEADROOM * low / step)
+        return Product(
+            packed, scales, zeros, self.bias, step, zero, smoothed / step, torch.full_like(smoothed, zero - 128)
+        )
+
+
+def _watched(layer: Any) -> Layer:
+    attention = layer.attention.self
+    parts = (attention.query, attention.key, attention.value)
+    return Layer(
+        _Watched(torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])),
+        _Watched(layer.attention.output.dense.weight, layer.attention.output.dense.bias),
+        layer.attention.output.LayerNorm,
+        _Watched(layer.intermediate.dense.weight, layer.intermediate.dense.bias),
+        _Watched(layer.output.dense.weight, layer.output.dense.bias),
+        layer.output.LayerNorm,
+    )
+
+
+def _small(layer: Any) -> Layer:
+    return Layer(
+        layer.attended.small(),
+        layer.joined.small(),
+        layer.first_norm,
+        layer.widened.small(),
+        layer.narrowed.small(),
+        layer.second_norm,
+    )
+
+
+def _batches(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Indices of rows, of like length together, each time so many that they have about `BATCH_TOKENS` tokens."""
+    batch: list[int] = []
+    tokens = 0
+    for index in sorted(range(len(rows)), key=lambda index: len(rows[index])):
+        if batch and tokens + len(rows[index]) > BATCH_TOKENS:
+            yield batch
+            batch, tokens = [], 0
+        batch.append(index)
+        tokens += len(rows[index])
+    if batch:
+        yield batch
+
+
+def _side_by_side(read: Callable[[list[int]], int], batches: Sequence[list[int]], threads: int) -> Iterator[int]:
+    """Each batch by one thread, which works alone: faster than several threads at every small product."""
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield from pool.map(read, batches)
+    finally:
+        torch.set_num_threads(before)

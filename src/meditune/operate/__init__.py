@@ -1,0 +1,1 @@
+"""What keeps a model in use up to date."""

@@ -1,0 +1,1 @@
+"""New research: taken in, checked, kept current, indexed, and made into training pairs."""

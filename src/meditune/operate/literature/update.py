@@ -1,0 +1,214 @@
+"""One update, in its order: take literature in, list what was retracted, bring the index up to date, make pairs.
+
+A step that fails keeps none of the others from being done with what is there: what was fetched before a server went
+away is indexed, and what was retracted leaves the index.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from meditune import __version__
+from meditune.data.rejects import Rejects
+from meditune.errors import DataError, MedituneError
+from meditune.files import replacing, write_json, write_jsonl
+from meditune.operate.literature import card, flags, indexing, library, pairs
+from meditune.operate.literature.applying import Applying
+from meditune.operate.literature.eutils import URL, Eutils
+from meditune.operate.literature.flags import Flag
+from meditune.operate.literature.library import Library
+from meditune.operate.literature.pairs import Pairs
+from meditune.operate.literature.polite import KEY_VARIABLE, Polite, contact
+from meditune.operate.literature.searching import Searching
+from meditune.operate.literature.update_files import FETCHED, Folder, Server, Taking
+from meditune.retrieve.build import Changes
+from meditune.retrieve.collections import Collection
+from meditune.retrieve.manifest import Manifest
+from meditune.retrieve.passages.library import FILE
+from meditune.retrieve.place import place
+
+REJECTS_FILE = "rejects.jsonl"
+REPORT_FILE = "update.json"
+"""What the last update did"""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the command line asks for."""
+
+    queries: tuple[str, ...] = ()
+    since: str | None = None
+    files: str | None = None
+    """A folder, or a server's address"""
+    first: str | None = None
+    documents: tuple[Collection, ...] = ()
+    index: str | None = None
+    embedding: str | None = None
+    email: str | None = None
+    eutils: str = URL
+    store: Path | None = None
+    """Where a server keeps its answers"""
+    tests: tuple[Path, ...] = ()
+    """Files of items that are measured on, beside PubMedQA's"""
+
+
+@dataclass
+class Report:
+    """What an update did."""
+
+    read: dict[str, int] = field(default_factory=dict)
+    """Query -> articles"""
+    files: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    retracted: list[dict[str, str]] = field(default_factory=list)
+    """Those that this update learnt of"""
+    set_aside: Counter[str] = field(default_factory=Counter)
+    """Records by the reason why they couldn't be used"""
+    library: dict[str, int] = field(default_factory=dict)
+    flagged: list[Flag] = field(default_factory=list)
+    """Kept answers that cite what is retracted"""
+    index: tuple[Manifest, Changes] | None = None
+    pairs: Pairs | None = None
+    """None where nothing had changed"""
+    failures: list[MedituneError] = field(default_factory=list)
+
+
+def update(folder: Path, wanted: Wanted) -> Report:
+    """Update the library in a folder. What failed is in the report. Raises DataError before anything is done where the
+    request can't be met, or another update is at work.
+    """
+    remote = bool(wanted.queries) or _is_server(wanted.files)
+    email = contact(wanted.email) if remote else ""
+    if not (wanted.queries or wanted.files or wanted.index or (folder / FILE).is_file()):
+        raise DataError(
+            "Nothing to take in is named. Give --query or --files, and --index INDEX to make it searchable."
+        )
+    if wanted.documents and not wanted.index:
+        raise DataError("--documents are put into an index. Name it: --index INDEX.")
+    report = Report()
+    with library.opened(folder) as here:
+        _attempt(report, lambda: _take_in(here, wanted, email, report))
+        report.library = here.counts()
+        _attempt(report, lambda: _lists(here))
+        if wanted.store:
+            _attempt(report, lambda: _flags(here, wanted, report))
+        if wanted.index:
+            _attempt(report, lambda: _index(here, wanted, report))
+        _attempt(report, lambda: _pairs(here, wanted, report))
+        write_json(folder / REPORT_FILE, facts(report))
+    return report
+
+
+def facts(report: Report) -> dict[str, Any]:
+    """What update.json holds, for programs that watch over updates."""
+    made, changes = report.index or (None, None)
+    return {
+        "meditune": __version__,
+        "when": library.now(),
+        "read": report.read,
+        "files": report.files,
+        "counts": dict(report.counts),
+        "left_out": dict(report.left_out),
+        "set_aside": dict(report.set_aside),
+        "retracted": report.retracted,
+        "flagged": len({each.answer for each in report.flagged}),
+        "library": report.library,
+        "index": {"content": made.content, "passages": made.passages, "documents": made.documents} if made else None,
+        "changes": {name: getattr(changes, name) for name in ("added", "changed", "removed")} if changes else None,
+        "pairs": len(report.pairs.examples) if report.pairs else None,
+        "failures": [str(failure) for failure in report.failures],
+    }
+
+
+def _attempt(report: Report, step: Callable[[], None]) -> None:
+    try:
+        step()
+    except MedituneError as error:
+        report.failures.append(error)
+
+
+def _take_in(here: Library, wanted: Wanted, email: str, report: Report) -> None:
+    rejects = Rejects()
+    http = Polite(email, os.environ.get(KEY_VARIABLE) or None) if email else None
+    asked, whole = Applying(here, asked_for=True), Applying(here, asked_for=False)
+    try:
+        # Files first: their records are the older ones.
+        if wanted.files:
+            _take_files(here, wanted, http, whole, rejects, report)
+        if wanted.queries and http:
+            searching = Searching(here, Eutils(http, wanted.eutils), asked, rejects)
+            for term in wanted.queries:
+                report.read[term] = searching.query(term, wanted.since)
+            held = indexing.pmids(place(wanted.index)) if wanted.index else set()
+            searching.retractions((here.pmids() | held) - {row["pmid"] for row in here.retracted()})
+            searching.again()
+    finally:
+        if http:
+            http.close()
+        with here.together():
+            here.reject(rejects.taken())
+        report.counts = asked.counts + whole.counts
+        report.left_out = asked.left_out + whole.left_out
+        report.set_aside = Counter(
+            {reason: count for reasons in rejects.counts().values() for reason, count in reasons.items()}
+        )
+        mine = {*asked.retracted, *whole.retracted}
+        report.retracted = [row for row in here.retracted() if row["pmid"] in mine]
+
+
+def _take_files(
+    here: Library, wanted: Wanted, http: Polite | None, whole: Applying, rejects: Rejects, report: Report
+) -> None:
+    where = str(wanted.files)
+    there = (
+        Server(where, http, here.folder / FETCHED) if http and _is_server(where) else Folder(Path(where).expanduser())
+    )
+    before = here.files().keys()
+    try:
+        Taking(here, there, whole, rejects).all(wanted.first)
+    finally:
+        report.files = sorted(here.files().keys() - before)
+
+
+def _lists(here: Library) -> None:
+    """Write what people and programs read beside the database."""
+    write_jsonl(here.folder / flags.FILE, here.retracted())
+    write_jsonl(here.folder / REJECTS_FILE, here.rejects())
+
+
+def _flags(here: Library, wanted: Wanted, report: Report) -> None:
+    """Find and write down the answers that cite what is retracted."""
+    known = {row["pmid"]: row for row in here.retracted()}
+    report.flagged = list(flags.flag(flags.of_store(Path(str(wanted.store))), known))
+    write_jsonl(here.folder / flags.FLAGGED, map(asdict, report.flagged))
+
+
+def _index(here: Library, wanted: Wanted, report: Report) -> None:
+    report.index = indexing.bring_up(here, place(str(wanted.index)), wanted.documents, wanted.embedding)
+
+
+def _pairs(here: Library, wanted: Wanted, report: Report) -> None:
+    """Make the pairs anew where anything has changed. Rules compare them all, so all are made."""
+    made_from = {"change": here.change(), "tests": [str(path.resolve()) for path in wanted.tests]}
+    if here.cursor("pairs") == made_from and (here.folder / pairs.FILE).is_file():
+        return
+    made = pairs.make(here.standing(), pairs.tests(wanted.tests))
+    pairs.write(here.folder / pairs.FILE, made.examples)
+    if made.audit:
+        write_json(here.folder / "quality.json", made.audit.facts())
+        made.audit.ledger.write(here.folder / "ledger.parquet")
+    with replacing(here.folder / "README.md") as stream:
+        stream.write(card.card(made, here.counts(), here.sources()))
+    with here.together():
+        here.move("pairs", made_from)
+    report.pairs = made
+
+
+def _is_server(where: str | None) -> bool:
+    return bool(where) and "://" in str(where)

@@ -1,0 +1,125 @@
+"""Who asks: by key, or by address where no keys are needed; and whether they may, and how often."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from meditune.serve.errors import ApiError, busy
+from meditune.serve.rates import Rates
+from meditune.serve.settings import Settings
+from meditune.serve.trace import SCOPE_KEY, Trace
+from meditune.store.keys import SCOPES, Keys, Scope
+from meditune.store.usage import Usage
+
+WRONG_KEYS_PER_MINUTE = 20
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks."""
+
+    name: str
+    """The key's id, or the address: whose turn, rate and quota it is"""
+    key: str
+    """The key's id, or empty"""
+    scopes: frozenset[str]
+    per_minute: int
+    daily_tokens: int
+
+
+class Access:
+    """What a caller may do, by keys, rates and quotas."""
+
+    def __init__(self, settings: Settings, keys: Keys | None, usage: Usage | None) -> None:
+        self.settings, self.keys, self.usage = settings, keys, usage
+        self.rates, self.wrong = Rates(), Rates()
+
+    async def caller(self, request: Request, scope: Scope) -> Caller:
+        """Who asks. Raises ApiError 401, 403 or 429."""
+        address = request.client.host if request.client else "local"
+        caller = await self._by_key(request, address)
+        trace: Trace = request.scope[SCOPE_KEY]
+        trace.facts["who"] = caller.key or "anonymous"
+        if scope not in caller.scopes:
+            raise ApiError(403, f"This key may not do that: it lacks the scope {scope}.", "missing_scope")
+        return caller
+
+    async def pays(self, request: Request, caller: Caller) -> None:
+        """Take one request from the caller's rate, and look at the quota. Raises ApiError 429."""
+        trace: Trace = request.scope[SCOPE_KEY]
+        if caller.per_minute:
+            rate = self.rates.take(caller.name, caller.per_minute)
+            trace.headers |= rate.headers()
+            if not rate.allowed:
+                trace.facts["refused"] = "rate"
+                raise busy(f"More than {rate.limit} requests a minute.", rate.reset_s, "rate_limit_exceeded")
+        if caller.daily_tokens and self.usage:
+            used = await asyncio.to_thread(self.usage.today, caller.name)
+            if used >= caller.daily_tokens:
+                trace.facts["refused"] = "quota"
+                raise busy(
+                    f"Today's {caller.daily_tokens:,} tokens are used up. The quota begins anew at midnight, UTC.",
+                    _until_midnight_s(),
+                    "insufficient_quota",
+                )
+
+    async def used(self, caller: Caller, tokens: int) -> None:
+        """Count a finished request."""
+        if self.usage and (caller.daily_tokens or caller.key):
+            await asyncio.to_thread(self.usage.add, caller.name, tokens)
+
+    async def _by_key(self, request: Request, address: str) -> Caller:
+        settings = self.settings
+        given = request.headers.get("authorization", "")
+        scheme, _, text = given.partition(" ")
+        if not settings.keys_needed:
+            return Caller(address, "", frozenset(SCOPES), settings.per_minute, settings.daily_tokens)
+        assert self.keys is not None, "keys are needed, so there is a store"
+        if scheme.lower() != "bearer" or not text.strip():
+            raise ApiError(
+                401,
+                "A key is needed: Authorization: Bearer KEY.",
+                "missing_key",
+                headers={"www-authenticate": "Bearer"},
+            )
+        key = await asyncio.to_thread(self.keys.who, text.strip())
+        if key is None:
+            rate = self.wrong.take(address, WRONG_KEYS_PER_MINUTE)
+            if not rate.allowed:
+                raise busy("Too many wrong keys from this address.", rate.reset_s, "too_many_wrong_keys")
+            raise ApiError(
+                401,
+                "This key is wrong, expired or revoked.",
+                "invalid_api_key",
+                headers={"www-authenticate": "Bearer"},
+            )
+        return Caller(
+            key.id,
+            key.id,
+            key.scopes,
+            settings.per_minute if key.per_minute is None else key.per_minute,
+            settings.daily_tokens if key.daily_tokens is None else key.daily_tokens,
+        )
+
+
+def allowed(scope: Scope, paying: bool = False) -> Callable[[Request], Awaitable[Caller]]:
+    """A dependency: the caller, if they may; `paying` requests count for rate and quota."""
+
+    async def caller(request: Request) -> Caller:
+        access: Access = request.app.state.service.access
+        found = await access.caller(request, scope)
+        if paying:
+            await access.pays(request, found)
+        return found
+
+    return caller
+
+
+def _until_midnight_s() -> float:
+    """UTC's, as usage is counted."""
+    return 86_400 - time.time() % 86_400

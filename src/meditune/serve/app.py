@@ -1,0 +1,106 @@
+"""The application: routes, what stands before them, and what a page of the browser gets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from meditune import __version__
+from meditune.errors import MedituneError
+from meditune.limits import LIMITS
+from meditune.serve import errors
+from meditune.serve.guard import Guard
+from meditune.serve.logs import LOGGER
+from meditune.serve.routes import ask, chat, completions, docs, embeddings, feedback, health, models, page
+from meditune.serve.service import Service
+
+PRUNE_EVERY_S = 6 * 3600.0
+OPEN = {"/healthz", "/readyz"}
+"""Routes that never need a key"""
+ROUTES = (page, chat, completions, embeddings, models, ask, feedback, health, docs)
+
+
+def app_for(service: Service) -> FastAPI:
+    """The application around a service."""
+    app = FastAPI(
+        title="Meditune",
+        version=__version__,
+        description=f"A medical question-answering assistant. {LIMITS}",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=_lifespan,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    for route in ROUTES:
+        app.include_router(route.router)
+    app.add_exception_handler(errors.ApiError, errors.on_api_error)
+    app.add_exception_handler(MedituneError, errors.on_meditune_error)
+    app.add_exception_handler(RequestValidationError, errors.on_invalid)
+    app.add_exception_handler(HTTPException, errors.on_http_error)
+    if service.settings.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(service.settings.origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["authorization", "content-type", "x-request-id"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    app.add_middleware(Guard, settings=service.settings, metrics=service.metrics)
+    app.openapi = lambda: _described(app)  # type: ignore[method-assign]
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    service: Service = app.state.service
+    pruning = asyncio.ensure_future(_pruned(service))
+    try:
+        yield
+    finally:
+        service.ready = False
+        pruning.cancel()
+        with suppress(asyncio.CancelledError):
+            await pruning
+        await asyncio.to_thread(service.engine.close)
+
+
+async def _pruned(service: Service) -> None:
+    """Delete what is too old, again and again."""
+    while True:
+        try:
+            if gone := await service.prune():
+                LOGGER.info("pruned", extra={"answers": gone})
+        except MedituneError as error:
+            LOGGER.error("pruning failed", extra={"why": str(error)})
+        await asyncio.sleep(PRUNE_EVERY_S)
+
+
+def _described(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document: OpenAI's 400 where FastAPI would say 422, this server's models, its need of keys."""
+    if app.openapi_schema is None:
+        service: Service = app.state.service
+        made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        for path, methods in made["paths"].items():
+            for told in methods.values():
+                told["responses"].pop("422", None)
+                if service.settings.keys_needed and path not in OPEN:
+                    told["security"] = [{"key": []}]
+        components = made["components"]
+        for unused in ("HTTPValidationError", "ValidationError"):
+            components["schemas"].pop(unused, None)
+        names = {"ChatBody": service.served.name, "CompletionBody": service.served.name}
+        for body, name in (names | {"EmbeddingBody": service.embedding or "none"}).items():
+            components["schemas"][body]["properties"]["model"]["enum"] = [name]
+        if service.settings.keys_needed:
+            components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        app.openapi_schema = made
+    return app.openapi_schema

@@ -1,0 +1,61 @@
+"""Opening an assistant: its index, and what a run's folder tells of how to correct decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from meditune.engines.engine import Engine
+from meditune.errors import ModelError
+from meditune.files import read_jsonl
+from meditune.models.catalogue import SENTENCE_MODEL_INT8
+from meditune.recipe import PromptFormat
+from meditune.retrieve.embedders import embedder
+from meditune.retrieve.index import Index
+from meditune.serve.assistant import Assistant, AssistantSettings
+from meditune.serve.deciding import Correction
+from meditune.serve.logs import LOGGER
+from meditune.serve.safety.likeness import Look, second_look
+
+
+def open_assistant(
+    engine: Engine,
+    model: Path,
+    form: PromptFormat | None,
+    index: str | None,
+    settings: AssistantSettings | None = None,
+    versions: Mapping[str, str] | None = None,
+) -> Assistant:
+    """An assistant for an open engine; `model` is the run's folder, if it is one.
+
+    Raises DataError where the index can't be opened.
+    """
+    settings = settings or AssistantSettings()
+    # A model that never learnt to decide in this format has no say in it.
+    settings = replace(
+        settings,
+        correction=settings.correction or correction_of(model),
+        decides=settings.decides and form is not None,
+    )
+    opened = Index.open(index) if index else None
+    look = None if opened else _look()
+    return Assistant(engine, opened, settings, form=form, versions=versions, look=look)
+
+
+def _look() -> Look | None:
+    """Triage's second look without an index; None, and said so, where its sentence model can't be had."""
+    try:
+        return second_look(embedder(SENTENCE_MODEL_INT8.name))
+    except ModelError as error:
+        LOGGER.warning("emergencies are found by rules alone", extra={"why": str(error)})
+        return None
+
+
+def correction_of(run: Path) -> Correction | None:
+    """What was fitted on dev to correct the tuned model's decisions; None where the run has nothing of the kind."""
+    path = run / "predictions" / "tuned-calibration.jsonl"
+    if not path.is_file():
+        return None
+    (row,) = read_jsonl(path)
+    return Correction(float(row["temperature"]), row["bias"])

@@ -1,0 +1,106 @@
+"""From names to a service: the model with its engine, the index with its assistant, the store with its keys."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from meditune.engines.opening import open_engine
+from meditune.errors import MedituneError
+from meditune.models.catalogue import SENTENCE_MODEL_INT8
+from meditune.prompts import load_format
+from meditune.recipe import PromptFormat
+from meditune.serve.access import Access
+from meditune.serve.assistant import AssistantSettings
+from meditune.serve.assisting import open_assistant
+from meditune.serve.fingerprint import fingerprint
+from meditune.serve.prompting import Prompts
+from meditune.serve.running import LOCAL, Place
+from meditune.serve.service import Embeds, Served, Service
+from meditune.serve.settings import Settings
+from meditune.store.answers import Answers
+from meditune.store.base import Base
+from meditune.store.keys import Keys
+from meditune.store.usage import Usage
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be served."""
+
+    model: str
+    """A run's folder, a model's folder or file, a catalogue name, or a hub id"""
+    index: str | None = None
+    engine: str = "auto"
+    name: str | None = None
+    """As clients are to call it; else the folder's name"""
+    country: str = ""
+    """ISO 3166, for the emergency numbers that the assistant names"""
+
+
+def safe(settings: Settings, place: Place, store: Path, open_to_all: bool) -> Settings:
+    """The settings with what follows from the place: keys are needed where there are any, and beyond this machine.
+
+    Raises MedituneError where others reach the server and nobody has a key, unless it is to be `open_to_all`.
+    """
+    keys = Keys(Base(store))
+    beyond = not place.local or bool(place.proxies)
+    needed = settings.keys_needed or keys.any() or (beyond and not open_to_all)
+    if needed and not any(key.state == "usable" for key in keys.all()):
+        raise MedituneError(
+            f"{place.host} can be reached from elsewhere, and there is no usable key in {store}. Make one: meditune "
+            "keys create NAME; or let everybody in who reaches it: --open."
+            if beyond
+            else f"Keys are needed and there is no usable one in {store}. Make one: meditune keys create NAME"
+        )
+    # Without keys a name that a page's author chose for this machine would let that page in.
+    hosts = tuple(LOCAL) if not needed and not beyond else settings.hosts
+    return replace(settings, keys_needed=needed, hosts=hosts)
+
+
+def open_service(wanted: Wanted, settings: Settings, store: Path) -> Service:
+    """Load everything. Raises DataError and ModelError where something can't be had."""
+    base = Base(store)
+    place = Path(wanted.model).expanduser()
+    engine = open_engine(wanted.model, wanted.engine, at_once=settings.at_once)
+    form = _format(place)
+    prompts = Prompts(engine.tokenizer, form, engine.context_tokens)
+    version = _version(place)
+    assistant = open_assistant(
+        engine, place, form, wanted.index, AssistantSettings(country=wanted.country), {"model": version}
+    )
+    name = wanted.name or (place.resolve().name if place.exists() else wanted.model)
+    served = Served(name, version, int(time.time()), assistant.versions["index"])
+    return Service(
+        served,
+        engine,
+        prompts,
+        settings,
+        Access(settings, Keys(base), Usage(base)),
+        Answers(base),
+        assistant,
+        embeds=sentence_model,
+        embedding=SENTENCE_MODEL_INT8.name,
+    )
+
+
+@cache
+def sentence_model() -> Embeds:
+    """The sentence model in 8 bits, without torch. Raises ModelError where it can't be had."""
+    from meditune.models import onnx_embedding
+
+    return onnx_embedding.sentence_model()
+
+
+def _format(place: Path) -> PromptFormat | None:
+    """The format that the model in a folder, or beside a file, was tuned with."""
+    for folder in (place / "model", place, place.parent if place.is_file() else place):
+        if folder.is_dir() and (found := load_format(folder)):
+            return found
+    return None
+
+
+def _version(place: Path) -> str:
+    return (fingerprint(place) if place.exists() else "")[:16] or "unknown"

@@ -1,0 +1,180 @@
+// The page: the form, the conversation, what is kept in the browser.
+
+import { Turn } from "./answer.js";
+import { $, closable, el, hidden, icon, open } from "./dom.js";
+import * as history from "./history.js";
+import { close as closeSource } from "./sources.js";
+import { ask, remember, Trouble } from "./stream.js";
+
+const STYLE = "meditune.style";
+const THEME = "meditune.theme";
+const MOST_BEFORE = 6;
+let conversation = fresh();
+let running = null;
+
+function fresh() {
+  return { id: crypto.randomUUID?.() ?? String(Date.now()), turns: [] };
+}
+
+function announce(text) {
+  $("status").textContent = text;
+}
+
+function style() {
+  return document.querySelector("input[name=style]:checked").value;
+}
+
+async function put(question) {
+  $("welcome").hidden = true;
+  const turn = new Turn(question, announce);
+  $("turns").append(turn.node);
+  turn.node.scrollIntoView({ block: "start" });
+  announce("Looking for sources.");
+  const controller = new AbortController();
+  running = controller;
+  busy(true);
+  const before = conversation.turns.filter((each) => each.text).slice(-MOST_BEFORE);
+  const past = before.map((each) => ({ question: each.question, answer: each.text.slice(0, 20000) }));
+  const events = [];
+  const here = conversation;
+  try {
+    await ask({ question, style: style(), history: past }, controller.signal, (kind, data) => {
+      events.push([kind, data]);
+      turn.tell(kind, data);
+    });
+    here.turns.push({ question, text: turn.answer.text, events: events.filter(([kind]) => kind !== "text") });
+    history.keep(here);
+  } catch (error) {
+    if (error.name === "AbortError") turn.stopped();
+    else failed(turn, question, error instanceof Trouble ? error : new Trouble("Something went wrong on this page", String(error.message)));
+  } finally {
+    if (running === controller) {
+      running = null;
+      busy(false);
+    }
+  }
+}
+
+function failed(turn, question, trouble) {
+  const again = () => {
+    turn.node.remove();
+    put(question);
+  };
+  if (trouble.key) askForKey(again);
+  turn.fail(trouble, again);
+}
+
+function busy(yes) {
+  $("stop").hidden = !yes;
+  $("send").hidden = yes;
+  if (!yes && matchMedia("(hover: hover)").matches) $("question").focus();
+}
+
+function submit() {
+  const question = $("question").value.trim();
+  if (!question || running) return;
+  $("question").value = "";
+  put(question);
+}
+
+function begin(kept) {
+  running?.abort();
+  closeSource();
+  conversation = kept ?? fresh();
+  $("turns").replaceChildren();
+  $("welcome").hidden = Boolean(kept);
+  for (const each of kept?.turns ?? []) {
+    const turn = new Turn(each.question, () => {});
+    for (const [kind, data] of each.events ?? []) turn.tell(kind, data);
+    $("turns").append(turn.node);
+  }
+  if (kept) $("turns").lastElementChild?.querySelector("h2").focus();
+  else $("question").focus();
+}
+
+function listed() {
+  const kept = history.all();
+  $("no-history").hidden = kept.length > 0;
+  $("delete-all").hidden = kept.length === 0;
+  $("conversations").replaceChildren(
+    ...kept.map((each) => {
+      const first = each.turns[0]?.question ?? "";
+      const go = () => {
+        $("history").close();
+        begin(each);
+      };
+      const remove = () => {
+        history.forget(each.id);
+        listed();
+        $("history-title").focus();
+      };
+      const when = new Date(each.when).toLocaleDateString(undefined, { day: "numeric", month: "short", year: "numeric" });
+      return el(
+        "li",
+        {},
+        el("button", { type: "button", class: "go", onclick: go }, el("span", {}, first), el("span", { class: "small" }, when)),
+        el("button", { type: "button", class: "close", title: "Delete", onclick: remove }, icon("trash"), hidden(`Delete: ${first}`)),
+      );
+    }),
+  );
+}
+
+function askForKey(then) {
+  const form = $("key-form");
+  form.onsubmit = () => {
+    remember($("key-text").value.trim());
+    $("key-text").value = "";
+    then();
+  };
+  if (!$("key").open) open($("key"));
+}
+
+function themed(name) {
+  if (name) document.documentElement.dataset.theme = name;
+  const dark = name ? name === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  $("theme-name").textContent = dark ? "Light colours" : "Dark colours";
+  return dark;
+}
+
+function stored(name, value) {
+  try {
+    if (value === undefined) return localStorage.getItem(name);
+    localStorage.setItem(name, value);
+  } catch {
+    // A browser that keeps nothing works all the same.
+  }
+  return null;
+}
+
+$("ask").addEventListener("submit", (event) => {
+  event.preventDefault();
+  submit();
+});
+$("question").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  submit();
+});
+$("stop").addEventListener("click", () => running?.abort());
+$("new").addEventListener("click", () => begin());
+$("open-history").addEventListener("click", () => {
+  listed();
+  open($("history"));
+});
+$("delete-all").addEventListener("click", () => {
+  history.forgetAll();
+  begin();
+  listed();
+});
+$("theme").addEventListener("click", () => {
+  const name = themed(document.documentElement.dataset.theme) ? "light" : "dark";
+  stored(THEME, name);
+  themed(name);
+});
+for (const example of document.querySelectorAll(".example")) example.addEventListener("click", () => !running && put(example.textContent));
+for (const radio of document.querySelectorAll("input[name=style]")) radio.addEventListener("change", () => stored(STYLE, radio.value));
+const chosen = stored(STYLE);
+if (chosen) for (const radio of document.querySelectorAll("input[name=style]")) radio.checked = radio.value === chosen;
+themed(stored(THEME) ?? "");
+closable($("history"));
+closable($("key"));

@@ -1,0 +1,64 @@
+// Thumbs and the correction form under an answer.
+
+import { el, hidden, icon } from "./dom.js";
+import { say } from "./stream.js";
+
+const REASONS = [
+  ["wrong", "It's wrong"],
+  ["unsupported", "The source doesn't say that"],
+  ["unclear", "Hard to understand"],
+  ["incomplete", "Something is missing"],
+  ["unsafe", "It could do harm"],
+];
+let count = 0;
+
+export function thumbs(id, announce) {
+  const box = el("div", { class: "thumbs", role: "group", "aria-label": "Was this answer good?" });
+  const form = el("div", {});
+  const buttons = Object.fromEntries(
+    [
+      ["up", "Good answer"],
+      ["down", "Bad answer"],
+    ].map(([rating, label]) => [rating, el("button", { type: "button", "aria-pressed": "false", title: label, onclick: () => rate(rating) }, icon(rating), hidden(label))]),
+  );
+  box.append(buttons.up, buttons.down);
+
+  async function rate(rating) {
+    for (const [name, button] of Object.entries(buttons)) button.setAttribute("aria-pressed", String(name === rating));
+    form.replaceChildren(...(rating === "down" ? [correction(id, form, announce)] : []));
+    form.querySelector("input")?.focus();
+    await told({ id, rating }, form, announce, rating === "up" ? "Thank you." : "");
+  }
+  return { box, form };
+}
+
+function correction(id, form, announce) {
+  const number = ++count;
+  const reasons = REASONS.map(([value, label]) => el("label", {}, el("input", { type: "checkbox", name: "reason", value }), label));
+  const text = el("textarea", { id: `better-${number}`, rows: 3, maxlength: 20000 });
+  const send = async (event) => {
+    event.preventDefault();
+    const chosen = [...event.target.querySelectorAll("input:checked")].map((each) => each.value);
+    await told({ id, rating: "down", reasons: chosen, correction: text.value }, form, announce, "Thank you. It was sent.", true);
+  };
+  return el(
+    "form",
+    { class: "correct", onsubmit: send },
+    el("fieldset", {}, el("legend", {}, "What is wrong with it?"), ...reasons),
+    el("label", { for: text.id }, "What should it say? (optional)"),
+    text,
+    el("p", { class: "small" }, "It is stored by whoever runs this server. Don't write who you are, or anything about a real patient."),
+    el("p", { class: "row" }, el("button", { class: "main" }, "Send"), el("button", { type: "button", onclick: () => form.replaceChildren() }, "Cancel")),
+  );
+}
+
+async function told(feedback, form, announce, thanks, close = false) {
+  try {
+    await say(feedback);
+    if (close) form.replaceChildren(el("p", { class: "small" }, thanks));
+    if (thanks) announce(thanks);
+  } catch (error) {
+    const message = `That wasn't stored. ${error.message}`;
+    form.append(el("p", { class: "small", role: "alert" }, message));
+  }
+}

@@ -1,0 +1,96 @@
+// Asking the server: one request whose answer comes as server-sent events. The key, where one is needed, stays in this tab.
+
+const KEY = "meditune.key";
+
+export class Trouble extends Error {
+  // Something that a person should be told; `again` says whether trying again may help, `wait` after how many seconds.
+  constructor(title, message, { again = true, wait = 0, key = false } = {}) {
+    super(message);
+    Object.assign(this, { title, again, wait, key });
+  }
+}
+
+export function remember(key) {
+  sessionStorage.setItem(KEY, key);
+}
+
+// Calls `tell(kind, data)` for every event until the answer has come. Throws Trouble, or AbortError where it was stopped.
+export async function ask(body, signal, tell) {
+  const response = await send("/v1/ask", { ...body, stream: true }, signal);
+  if (!(response.headers.get("content-type") ?? "").startsWith("text/event-stream")) throw broken();
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  let answered = false;
+  for (;;) {
+    const { done, value } = await reader.read().catch((error) => {
+      throw error.name === "AbortError" ? error : lost();
+    });
+    if (done) break;
+    const parts = (rest + value).split(/\r?\n\r?\n/);
+    rest = parts.pop();
+    for (const part of parts) {
+      const { kind, data } = parsed(part);
+      if (!data) continue;
+      if (kind === "error") throw refused(data.error?.status ?? 500, data.error?.message, 0);
+      tell(kind, data);
+      answered ||= kind === "answer";
+    }
+  }
+  if (!answered) throw lost();
+}
+
+export async function say(feedback) {
+  await send("/v1/feedback", feedback);
+}
+
+async function send(path, body, signal) {
+  const key = sessionStorage.getItem(KEY);
+  const headers = { "content-type": "application/json", ...(key ? { authorization: `Bearer ${key}` } : {}) };
+  let response;
+  try {
+    response = await fetch(path, { method: "POST", headers, body: JSON.stringify(body), signal });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw lost();
+  }
+  if (response.ok) return response;
+  const told = await response.json().catch(() => ({}));
+  throw refused(response.status, told.error?.message, Number(response.headers.get("retry-after")) || 0);
+}
+
+function parsed(part) {
+  let kind = "message";
+  const lines = [];
+  for (const line of part.split(/\r?\n/)) {
+    if (line.startsWith("event:")) kind = line.slice(6).trim();
+    if (line.startsWith("data:")) lines.push(line.slice(5).trimStart());
+  }
+  try {
+    return { kind, data: lines.length ? JSON.parse(lines.join("\n")) : null };
+  } catch {
+    return { kind, data: null };
+  }
+}
+
+function lost() {
+  return navigator.onLine
+    ? new Trouble("The server can't be reached", "The connection was lost. Your question is still here; try again.")
+    : new Trouble("You are offline", "There is no network connection. Try again when there is one.");
+}
+
+function broken() {
+  return new Trouble("Something else answered", "What came isn't an answer of this server. Reload the page.");
+}
+
+function refused(status, message, wait) {
+  if (status === 401) return new Trouble("A key is needed", message ?? "", { key: true });
+  if (status === 403) return new Trouble("Not allowed", message ?? "This key may not ask questions.", { again: false });
+  if (status === 429) {
+    const more = wait ? ` Try again in ${wait} ${wait === 1 ? "second" : "seconds"}.` : " Try again in a moment.";
+    return new Trouble("Too many questions right now", `The server is busy, or you asked too often.${more}`, { wait });
+  }
+  if (status === 404) return new Trouble("No answers here", message ?? "This server answers no questions.", { again: false });
+  if (status < 500) return new Trouble("This question can't be answered", message ?? "", { again: false });
+  if (status === 504) return new Trouble("It took too long", "The answer didn't come in time. Try again, or ask a shorter question.");
+  return new Trouble("Something went wrong", "The server couldn't finish the answer. Try again.");
+}

@@ -1,0 +1,120 @@
+"""`POST /v1/ask`: a question in, an answer with citations, decision and safety notes out."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+
+from meditune.phi.masking import mask
+from meditune.serve.access import Caller, allowed
+from meditune.serve.errors import ApiError
+from meditune.serve.kept import keep
+from meditune.serve.outcomes import count_answer, facts_of, outcome_of
+from meditune.serve.routes.documented import errors, streams
+from meditune.serve.schema.ask import AskBody, Asked
+from meditune.serve.service import Asks, Event, Service
+from meditune.serve.streaming import EventStream, event, while_there
+from meditune.serve.trace import SCOPE_KEY, Trace
+from meditune.serve.writing import turn
+
+router = APIRouter(tags=["Assistant"])
+
+
+@router.post(
+    "/v1/ask",
+    response_model=Asked,
+    responses={**streams("The answer, or events on the way to it."), **errors(404, 504)},
+    summary="Ask a question about health",
+)
+async def ask(
+    body: AskBody, request: Request, caller: Annotated[Caller, Depends(allowed("generate", paying=True))]
+) -> Any:
+    """An answer that rests on sources and names them, or an honest refusal."""
+    service: Service = request.app.state.service
+    if service.assistant is None:
+        raise ApiError(404, "This server answers chats only: it was started without an assistant.", "not_found")
+    asking = _Asking(service, service.assistant, body, caller, request.scope[SCOPE_KEY])
+    if body.stream:
+        return EventStream(asking.events, kind="error")
+    return await while_there(request, asking.at_once())
+
+
+class _Asking:
+    """One question on its way."""
+
+    def __init__(self, service: Service, assistant: Asks, body: AskBody, caller: Caller, trace: Trace) -> None:
+        self.service, self.assistant, self.body, self.caller, self.trace = service, assistant, body, caller, trace
+        self.id = f"ask-{secrets.token_hex(12)}"
+        if service.settings.log_text:
+            trace.facts["question"] = mask(body.question)
+
+    async def at_once(self) -> dict[str, Any]:
+        """The answer alone."""
+        answer: dict[str, Any] = {}
+        async with aclosing(self._told()) as coming:
+            async for kind, said in coming:
+                if kind == "answer":
+                    answer = said
+        return answer
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """Everything that the assistant tells, as it comes."""
+        async with aclosing(self._told()) as coming:
+            async for kind, said in coming:
+                yield event(said, kind)
+
+    async def _told(self) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
+        """Kind and content of each event; the answer is kept before it is told."""
+        async with turn(self.service, self.caller, self.trace) as count, aclosing(self._from_thread()) as coming:
+            async for each in coming:
+                said = each.as_dict()
+                if each.kind == "answer":
+                    said = {"id": self.id} | said
+                    used = said.get("tokens") or {}
+                    count.prompt_tokens, count.tokens = used.get("prompt", 0), used.get("completion", 0)
+                    await self._keep(said)
+                yield each.kind, said
+
+    async def _keep(self, said: dict[str, Any]) -> None:
+        count_answer(self.service.metrics, said)
+        outcome, facts = outcome_of(said), facts_of(said)
+        self.trace.facts["outcome"] = outcome
+        text = str(said.get("text", ""))
+        await keep(self.service, self.caller, self.id, "ask", self.body.question, text, outcome, facts)
+
+    async def _from_thread(self) -> AsyncGenerator[Event, None]:
+        """The assistant's events; it works in a thread of its own, and is told when nobody listens any more."""
+        loop = asyncio.get_running_loop()
+        came: asyncio.Queue[Event | None] = asyncio.Queue()
+        left = threading.Event()
+
+        def work() -> None:
+            for each in self.assistant.ask(
+                self.body.question,
+                style=self.body.style,
+                k=self.body.k,
+                sources=self.body.sources,
+                history=[(past.question, past.answer) for past in self.body.history],
+                max_new_tokens=self.body.max_new_tokens,
+                cancelled=left.is_set,
+            ):
+                loop.call_soon_threadsafe(came.put_nowait, each)
+
+        worker = asyncio.ensure_future(asyncio.to_thread(work))
+        worker.add_done_callback(lambda _: came.put_nowait(None))
+        try:
+            while (each := await came.get()) is not None:
+                yield each
+            worker.result()
+        finally:
+            left.set()
+            # The place in the engine is free when the work has really ended.
+            await asyncio.wait({worker})
+            if not worker.cancelled():
+                worker.exception()

@@ -1,0 +1,144 @@
+"""`POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from meditune.engines.engine import Job, Likely
+from meditune.serve import tokens
+from meditune.serve.access import Caller, allowed
+from meditune.serve.kept import keep
+from meditune.serve.routes.documented import errors, streams
+from meditune.serve.schema.body import Usage
+from meditune.serve.schema.chat import Chat, ChatBody, ChatChoice, ChatLogprobs, ChatMessage
+from meditune.serve.service import Service
+from meditune.serve.streaming import EventStream, event, while_there
+from meditune.serve.trace import SCOPE_KEY, Trace
+from meditune.serve.writing import Written, turn, whole, written_pieces
+
+router = APIRouter(tags=["OpenAI"])
+
+
+@router.post(
+    "/v1/chat/completions",
+    response_model=Chat,
+    response_model_exclude_none=False,
+    responses={**streams("The answer, or its pieces as server-sent events."), **errors(404, 504)},
+    summary="Go on with a chat",
+)
+async def chat(
+    body: ChatBody, request: Request, caller: Annotated[Caller, Depends(allowed("generate", paying=True))]
+) -> Any:
+    """The model's answer to a chat, as OpenAI's clients expect it."""
+    service: Service = request.app.state.service
+    service.must_serve(body.model)
+    job = await asyncio.to_thread(_job, service, body)
+    answer = _Answer(service, body, job, caller, request.scope[SCOPE_KEY])
+    if body.stream:
+        return EventStream(answer.events)
+    return await while_there(request, answer.at_once())
+
+
+def _job(service: Service, body: ChatBody) -> Job:
+    settings = service.settings
+    prompt = service.prompts.chat([message.turn() for message in body.messages])
+    wanted = body.max_completion_tokens or body.max_tokens
+    room = service.prompts.room(prompt, wanted, settings.new_tokens, "messages")
+    return Job(
+        prompt,
+        min(room, settings.most_new_tokens),
+        body.temperature,
+        body.top_p,
+        body.small_seed,
+        tuple(body.stop),
+        tuple(body.guided_choice),
+        body.json_schema,
+        max(1, body.top_logprobs) if body.logprobs else 0,
+    )
+
+
+class _Answer:
+    """One answer on its way."""
+
+    def __init__(self, service: Service, body: ChatBody, job: Job, caller: Caller, trace: Trace) -> None:
+        self.service, self.body, self.job, self.caller, self.trace = service, body, job, caller, trace
+        self.id, self.created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
+
+    async def at_once(self) -> Response:
+        """The whole answer."""
+        async with turn(self.service, self.caller, self.trace) as count:
+            written = await whole(self.service, self.job, count, self.trace)
+        await self._keep(written)
+        choice = ChatChoice(
+            message=ChatMessage(content=written.text),
+            logprobs=self._logprobs(written.likely),
+            finish_reason="length" if written.finish == "length" else "stop",
+        )
+        told = Chat(
+            id=self.id,
+            created=self.created,
+            model=self.service.served.name,
+            system_fingerprint=self.service.served.fingerprint,
+            choices=[choice],
+            usage=_usage(written),
+        )
+        return Response(told.model_dump_json(), media_type="application/json")
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """The answer's pieces as OpenAI's chunks."""
+        async with turn(self.service, self.caller, self.trace) as written:
+            opened = False
+            async with aclosing(written_pieces(self.service, self.job, written, self.trace)) as coming:
+                async for piece in coming:
+                    if not opened:
+                        opened = True
+                        yield self._chunk({"role": "assistant", "content": ""})
+                    if piece.text or piece.likely:
+                        yield self._chunk({"content": piece.text}, self._logprobs(list(piece.likely)))
+        await self._keep(written)
+        yield self._chunk({}, finish="length" if written.finish == "length" else "stop")
+        if self.body.stream_options and self.body.stream_options.include_usage:
+            yield event(self._head() | {"choices": [], "usage": _usage(written).model_dump()})
+        yield event("[DONE]")
+
+    def _chunk(self, delta: dict[str, Any], logprobs: ChatLogprobs | None = None, finish: str | None = None) -> bytes:
+        told = logprobs.model_dump() if logprobs else None
+        choice = {"index": 0, "delta": delta, "logprobs": told, "finish_reason": finish}
+        return event(self._head() | {"choices": [choice]})
+
+    def _head(self) -> dict[str, Any]:
+        served = self.service.served
+        return {
+            "id": self.id,
+            "object": "chat.completion.chunk",
+            "created": self.created,
+            "model": served.name,
+            "system_fingerprint": served.fingerprint,
+        }
+
+    def _logprobs(self, likely: list[Likely]) -> ChatLogprobs | None:
+        if not self.body.logprobs:
+            return None
+        tokenizer = self.service.engine.tokenizer
+        return ChatLogprobs(content=[tokens.chat_token(tokenizer, each, self.body.top_logprobs) for each in likely])
+
+    async def _keep(self, written: Written) -> None:
+        question = self.body.messages[-1].turn().text
+        facts = {"prompt_tokens": written.prompt_tokens, "completion_tokens": written.tokens, "finish": written.finish}
+        await keep(self.service, self.caller, self.id, "chat", question, written.text, "answered", facts)
+
+
+def _usage(written: Written) -> Usage:
+    return Usage(
+        prompt_tokens=written.prompt_tokens,
+        completion_tokens=written.tokens,
+        total_tokens=written.prompt_tokens + written.tokens,
+    )

@@ -1,0 +1,205 @@
+"""`POST /v1/completions`: texts to go on with, and texts to score."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from contextlib import aclosing
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from meditune.engines.engine import Job, Likely
+from meditune.serve import tokens
+from meditune.serve.access import Caller, allowed
+from meditune.serve.errors import ApiError
+from meditune.serve.routes.documented import errors, streams
+from meditune.serve.schema.body import Usage
+from meditune.serve.schema.completion import Completion, CompletionBody, CompletionChoice, CompletionLogprobs
+from meditune.serve.service import Service
+from meditune.serve.streaming import EventStream, event, while_there
+from meditune.serve.trace import SCOPE_KEY, Trace
+from meditune.serve.writing import Written, turn, whole, written_pieces
+
+router = APIRouter(tags=["OpenAI"])
+
+
+@router.post(
+    "/v1/completions",
+    response_model=Completion,
+    responses={**streams("The texts, or their pieces as server-sent events."), **errors(404, 504)},
+    summary="Go on with texts, or score them",
+)
+async def complete(
+    body: CompletionBody, request: Request, caller: Annotated[Caller, Depends(allowed("generate", paying=True))]
+) -> Any:
+    """What the model writes after each prompt; with `echo` and `logprobs`, how likely it finds the prompt itself."""
+    service: Service = request.app.state.service
+    service.must_serve(body.model)
+    jobs = await asyncio.to_thread(_jobs, service, body)
+    answer = _Completing(service, body, jobs, caller, request.scope[SCOPE_KEY])
+    if body.stream:
+        return EventStream(answer.events)
+    return await while_there(request, answer.at_once())
+
+
+def _jobs(service: Service, body: CompletionBody) -> list[Job]:
+    settings, prompts = service.settings, service.prompts
+    vocabulary = len(service.engine.tokenizer)
+    made = []
+    for given in body.prompts():
+        prompt = prompts.text(given) if isinstance(given, str) else given
+        if not prompt:
+            raise ApiError(
+                400, "prompt is empty, and this model has no token to begin with.", "invalid_value", "prompt"
+            )
+        if max(prompt) >= vocabulary:
+            raise ApiError(400, f"prompt: this model has {vocabulary:,} tokens.", "invalid_value", "prompt")
+        room = prompts.room(prompt, body.max_tokens, settings.new_tokens, "prompt")
+        made.append(
+            Job(
+                prompt,
+                min(room, settings.most_new_tokens),
+                body.temperature,
+                body.top_p,
+                body.small_seed,
+                tuple(body.stop),
+                tuple(body.guided_choice),
+                logprobs=max(1, body.logprobs) if body.logprobs is not None else 0,
+            )
+        )
+    return made
+
+
+class _Completing:
+    """One request on its way."""
+
+    def __init__(
+        self, service: Service, body: CompletionBody, jobs: Sequence[Job], caller: Caller, trace: Trace
+    ) -> None:
+        self.service, self.body, self.jobs, self.caller, self.trace = service, body, jobs, caller, trace
+        self.id, self.created = f"cmpl-{secrets.token_hex(12)}", int(time.time())
+
+    async def at_once(self) -> Response:
+        """All texts."""
+        async with turn(self.service, self.caller, self.trace) as count:
+            choices = await _together([self._choice(n, job, count) for n, job in enumerate(self.jobs)])
+        usage = Usage(
+            prompt_tokens=count.prompt_tokens,
+            completion_tokens=count.tokens,
+            total_tokens=count.prompt_tokens + count.tokens,
+        )
+        told = Completion(
+            id=self.id,
+            created=self.created,
+            model=self.service.served.name,
+            system_fingerprint=self.service.served.fingerprint,
+            choices=choices,
+            usage=usage,
+        )
+        return Response(told.model_dump_json(), media_type="application/json")
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """The texts' pieces, one prompt after the other."""
+        async with turn(self.service, self.caller, self.trace) as count:
+            for number, job in enumerate(self.jobs):
+                offset = 0
+                async with aclosing(written_pieces(self.service, job, count, self.trace)) as coming:
+                    async for piece in coming:
+                        told = self._logprobs(piece.likely, offset)
+                        offset += len(piece.text)
+                        finish = None if piece.finish is None else _finish(piece.finish)
+                        yield self._chunk(number, piece.text, told, finish)
+        if self.body.stream_options and self.body.stream_options.include_usage:
+            usage = {
+                "prompt_tokens": count.prompt_tokens,
+                "completion_tokens": count.tokens,
+                "total_tokens": count.prompt_tokens + count.tokens,
+            }
+            yield event(self._head() | {"choices": [], "usage": usage})
+        yield event("[DONE]")
+
+    async def _choice(self, number: int, job: Job, count: Written) -> CompletionChoice:
+        tokenizer = self.service.engine.tokenizer
+        written = Written(finish="length")
+        if job.max_new_tokens:
+            written = await whole(self.service, job, count, self.trace)
+        else:
+            count.prompt_tokens += len(job.prompt)
+        told = self._logprobs(written.likely)
+        text = written.text
+        if self.body.echo:
+            prompt = tokenizer.decode(job.prompt, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            text = f"{prompt}{text}"
+            if told is not None:
+                told = joined(await self._echoed(job), told, len(prompt))
+        return CompletionChoice(index=number, text=text, logprobs=told, finish_reason=_finish(written.finish))
+
+    async def _echoed(self, job: Job) -> CompletionLogprobs:
+        """The prompt's own tokens; nothing can be said of the first."""
+        engine = self.service.engine
+        first, rest = list(job.prompt[:1]), list(job.prompt[1:])
+        likely = (await asyncio.to_thread(engine.score, first, [rest]))[0] if rest else []
+        told = self._logprobs(likely, len(tokens.text_of(engine.tokenizer, first[0])))
+        assert told is not None, "only where they were asked for"
+        return CompletionLogprobs(
+            tokens=[tokens.text_of(engine.tokenizer, first[0]), *told.tokens],
+            token_logprobs=[None, *told.token_logprobs],
+            top_logprobs=[None, *told.top_logprobs],
+            text_offset=[0, *told.text_offset],
+        )
+
+    def _logprobs(self, likely: Sequence[Likely], offset: int = 0) -> CompletionLogprobs | None:
+        if self.body.logprobs is None:
+            return None
+        tokenizer = self.service.engine.tokenizer
+        texts = [tokens.text_of(tokenizer, each.token) for each in likely]
+        offsets = [offset + sum(map(len, texts[:number])) for number in range(len(texts))]
+        return CompletionLogprobs(
+            tokens=texts,
+            token_logprobs=[tokens.finite(each.logprob) for each in likely],
+            top_logprobs=[tokens.named(tokenizer, each.others, each) for each in likely],
+            text_offset=offsets,
+        )
+
+    def _chunk(self, number: int, text: str, told: CompletionLogprobs | None, finish: str | None) -> bytes:
+        logprobs = told.model_dump() if told else None
+        choice = {"index": number, "text": text, "logprobs": logprobs, "finish_reason": finish}
+        return event(self._head() | {"choices": [choice]})
+
+    def _head(self) -> dict[str, Any]:
+        served = self.service.served
+        return {
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": served.name,
+            "system_fingerprint": served.fingerprint,
+        }
+
+
+def joined(first: CompletionLogprobs, then: CompletionLogprobs, offset: int) -> CompletionLogprobs:
+    """Two stretches of one text, the second beginning at `offset`."""
+    return CompletionLogprobs(
+        tokens=first.tokens + then.tokens,
+        token_logprobs=first.token_logprobs + then.token_logprobs,
+        top_logprobs=first.top_logprobs + then.top_logprobs,
+        text_offset=first.text_offset + [offset + place for place in then.text_offset],
+    )
+
+
+async def _together(works: Sequence[Awaitable[CompletionChoice]]) -> list[CompletionChoice]:
+    """All results; where one fails, the others are ended."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _finish(finish: str) -> Any:
+    return "length" if finish == "length" else "stop"

@@ -1,0 +1,56 @@
+"""`POST /v1/feedback`, and deleting what was kept of an answer."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+
+from meditune.serve.access import Caller, allowed
+from meditune.serve.errors import ApiError
+from meditune.serve.routes.documented import errors
+from meditune.serve.schema.ask import Deleted, FeedbackBody, Thanks
+from meditune.serve.service import Service
+from meditune.store.answers import Answers, Feedback
+
+router = APIRouter(tags=["Assistant"])
+
+
+@router.post("/v1/feedback", responses=errors(404), summary="Say what you think of an answer")
+async def feedback(
+    body: FeedbackBody, request: Request, caller: Annotated[Caller, Depends(allowed("feedback", paying=True))]
+) -> Thanks:
+    """Keep it with the answer; sent again, it takes the earlier one's place. It is on the disk when this returns."""
+    service: Service = request.app.state.service
+    answers = await _answers_of(service, body.id, caller)
+    said = Feedback(body.id, caller.key, body.rating, body.reasons, body.comment, body.correction)
+    if not await asyncio.to_thread(answers.say, said):
+        raise _unknown()
+    service.metrics.feedback.labels(body.rating).inc()
+    return Thanks(id=body.id)
+
+
+@router.delete("/v1/answers/{id}", responses=errors(404), summary="Delete what was kept of an answer")
+async def delete(id: str, request: Request, caller: Annotated[Caller, Depends(allowed("feedback"))]) -> Deleted:
+    """Take an answer and all that was said of it out of the store; for the key that asked, or one with scope admin."""
+    answers = await _answers_of(request.app.state.service, id, caller)
+    if not await asyncio.to_thread(answers.delete, id):
+        raise _unknown()
+    return Deleted(id=id)
+
+
+async def _answers_of(service: Service, id: str, caller: Caller) -> Answers:
+    """The store, where the answer of that id is in it and the caller's. Raises ApiError 404."""
+    if service.answers is None:
+        raise ApiError(404, "This server keeps no answers, so there is nothing to say of them.", "not_found")
+    found = await asyncio.to_thread(service.answers.get, id)
+    if found is None or (found.who != caller.key and "admin" not in caller.scopes):
+        raise _unknown()
+    return service.answers
+
+
+def _unknown() -> ApiError:
+    return ApiError(
+        404, "There is no such answer: it was never given, deleted, or is another key's.", "not_found", "id"
+    )

@@ -1,0 +1,50 @@
+"""`GET /healthz`, `/readyz` and `/metrics`: for whoever runs the server."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from meditune.serve.access import Caller, allowed
+from meditune.serve.errors import ApiError
+from meditune.serve.routes.documented import errors
+from meditune.serve.schema.body import Told
+from meditune.serve.service import Service
+
+router = APIRouter(tags=["Operation"])
+
+
+class Health(Told):
+    """That the process runs."""
+
+    status: Literal["ok"] = "ok"
+
+
+@router.get("/healthz", responses=errors(), summary="Is the process alive?")
+async def healthz() -> Health:
+    """Always the same, as long as there is anyone to say it."""
+    return Health()
+
+
+@router.get("/readyz", responses=errors(503), summary="Can it take requests?")
+async def readyz(request: Request) -> Health:
+    """503 while the server ends, and while its waiting room is full."""
+    service: Service = request.app.state.service
+    if not service.ready:
+        raise ApiError(503, "The server is ending.", "not_ready", headers={"retry-after": "5"})
+    if service.admission.waiting >= service.settings.waiting > 0:
+        raise ApiError(503, "The waiting room is full.", "overloaded", headers={"retry-after": "1"})
+    return Health()
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **errors()},
+    summary="Figures for Prometheus",
+)
+async def metrics(request: Request, _: Annotated[Caller, Depends(allowed("metrics"))]) -> Response:
+    """In Prometheus's text format; where keys are needed, with one that has the scope metrics."""
+    service: Service = request.app.state.service
+    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

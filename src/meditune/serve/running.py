@@ -1,0 +1,121 @@
+"""The server's process: where it listens, and how it ends."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from meditune.errors import MedituneError, ModelError, Stopped
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from meditune.serve.service import Service
+
+LOCAL = {"127.0.0.1", "localhost", "::1"}
+EVERYWHERE = {"0.0.0.0", "::", ""}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a server listens."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    certificate: Path | None = None
+    """TLS: its chain in PEM, with ..."""
+    private_key: Path | None = None
+    """... its key"""
+    proxies: str = ""
+    """Addresses of proxies whose X-Forwarded-For and -Proto are believed, with commas between them"""
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine reaches it."""
+        return self.host in LOCAL
+
+    def address(self, port: int) -> str:
+        """As a browser calls it."""
+        named = socket.gethostname() if self.host in EVERYWHERE else self.host
+        at = f"[{named}]" if ":" in named else named
+        return f"{'https' if self.certificate else 'http'}://{at}:{port}/"
+
+
+def refuse_uninstalled() -> None:
+    """Raise ModelError, with the line that installs it, where a package is missing that only servers need."""
+    if find_spec("prometheus_client") is None:
+        raise ModelError("Serving needs prometheus-client. Install it with: pip install 'meditune[serve]'")
+
+
+def listening(place: Place) -> socket.socket:
+    """A socket that listens there. Raises MedituneError where it can't be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)[0]
+        made = socket.socket(family, kind, protocol)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        made.listen(512)
+    except OSError as error:
+        raise MedituneError(
+            f"{place.host}:{place.port} can't be listened on ({error.strerror}). Choose another --host or --port; "
+            "--port 0 takes a free one."
+        ) from error
+    return made
+
+
+def server_of(service: Service, place: Place) -> uvicorn.Server:
+    """uvicorn with the service's application and limits."""
+    import uvicorn
+
+    from meditune.serve.app import app_for
+    from meditune.serve.connection import protocol
+
+    settings = service.settings
+    return uvicorn.Server(
+        uvicorn.Config(
+            app_for(service),
+            http=protocol(settings),
+            ws="none",
+            loop="asyncio",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=bool(place.proxies),
+            forwarded_allow_ips=place.proxies or None,
+            timeout_keep_alive=int(settings.idle_s),
+            timeout_graceful_shutdown=int(settings.grace_s),
+            h11_max_incomplete_event_size=settings.header_bytes,
+            ssl_certfile=place.certificate,
+            ssl_keyfile=place.private_key,
+        )
+    )
+
+
+def run(service: Service, place: Place, sock: socket.socket, ready: Callable[[str], None]) -> None:
+    """Serve until the process is told to end; running answers are finished then, new ones refused.
+
+    `ready` is told the address when requests are taken.
+    """
+    server = server_of(service, place)
+    address = place.address(sock.getsockname()[1])
+    threading.Thread(target=_tell, args=(server, lambda: ready(address)), daemon=True).start()
+    # uvicorn repeats the signal that ended it when all is done; it isn't an interruption here.
+    with suppress(Stopped):
+        server.run(sockets=[sock])
+
+
+def _tell(server: uvicorn.Server, ready: Callable[[], None]) -> None:
+    """Call `ready` as soon as the server takes requests."""
+    while not server.started:
+        if server.should_exit:
+            return
+        time.sleep(0.01)
+    ready()

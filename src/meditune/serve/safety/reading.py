@@ -1,0 +1,139 @@
+"""A message as the rules read it: plain words in clauses, of which each tells, asks in general, or is of long ago."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+HERE = Path(__file__).parent
+MOST_CHARACTERS = 20_000
+"""So much of a message is read"""
+_CONTRACTIONS = tuple(
+    (re.compile(pattern), put)
+    for pattern, put in (
+        (r"\b(?:can'?t|cannot)\b", "can not"),
+        (r"\bwon'?t\b", "will not"),
+        (r"\bain'?t\b", "is not"),
+        (r"\b(do|does|did|is|are|was|were|have|has|had|would|could|should|need)n'?t\b", r"\1 not"),
+        (r"\bi'?m\b", "i am"),
+        (r"\bi'?ve\b", "i have"),
+        (r"\b(he|she|it|that|what|who|there|here)'s\b", r"\1 is"),
+        (r"\b(he|she|that|what)s\b", r"\1 is"),
+        (r"\b(you|we|they)'re\b", r"\1 are"),
+        (r"\b(you|we|they)'ve\b", r"\1 have"),
+        (r"'ll\b", " will"),
+        (r"'d\b", " would"),
+        (r"'s\b", " is"),
+        (r"\bu\b", "you"),
+        (r"\bn\b", "and"),
+        (r"\brn\b", "right now"),
+        (r"\bgonna\b", "going to"),
+        (r"\bwanna\b", "want to"),
+    )
+)
+_NUMBERS = {
+    **{"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10},
+    **{"eleven": 11, "twelve": 12, "fifteen": 15, "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60},
+}
+_COUNTED = re.compile(
+    rf"\b({'|'.join(_NUMBERS)})(?=[ -]*(?:days?|weeks?|wks?|months?|years?|yrs?|hours?|hrs?|min(?:ute)?s?|pills?"
+    r"|tablets?|capsules?|paracetamol|times)\b)"
+)
+_SENTENCE = re.compile(r"(?<=[.!?;])\s+|\n+|(?<=[a-z])[.!?;](?=[a-z])|(?<=[?!])")
+_CLAUSE = re.compile(
+    r"\s*(?:[,:–]|\s-\s)?\s*\b(?:but|however|although|and now|and then|and today|and since|now|today)\b\s+"
+    r"|\s*—\s*|\.\.+\s*"
+)
+"""What follows is told anew: "had one in 2010, but now ..." """
+WORD = re.compile(r"\d+(?:[.,/]\d+)*|[a-z]+")
+
+
+@dataclass(frozen=True)
+class Clause:
+    """A part of a message."""
+
+    text: str
+    """Words alone, in lower case, with single spaces"""
+    place: int
+    """How many words stand before it"""
+    happening: bool
+    """Whether it tells of something that is there, as far as its words show"""
+
+
+def clauses(message: str, spelled: Callable[[str], str] = lambda word: word) -> list[Clause]:
+    """The message's clauses; `spelled` gives a word its right spelling."""
+    text = plain(message)
+    study, mourning = bool(telling("study").search(text)), bool(telling("death").search(text))
+    found: list[Clause] = []
+    place = 0
+    for sentence in _SENTENCE.split(text):
+        general = study or _general(sentence)
+        # "now" and "today" begin a clause and belong to it
+        for part in _CLAUSE.split(re.sub(r"\b(now|today)\b", r"now \1", sentence)):
+            words = [spelled(word) for word in WORD.findall(part)]
+            if words:
+                said = " ".join(words)
+                found.append(Clause(said, place, not (general or _past(said, mourning))))
+                place += len(words)
+    return found
+
+
+def plain(message: str) -> str:
+    """Lower case, contractions spelled out, numbers of things in digits, nothing that nobody sees."""
+    text = unicodedata.normalize("NFKC", message[:MOST_CHARACTERS])
+    text = "".join(char for char in text if char in "\n\t" or unicodedata.category(char) not in {"Cf", "Cc"})
+    text = text.lower().replace("’", "'").replace("‘", "'").replace("`", "'")
+    for pattern, put in _CONTRACTIONS:
+        text = pattern.sub(put, text)
+    text = _COUNTED.sub(lambda match: str(_NUMBERS[match[1]]), text)
+    return re.sub(r"(?<=[a-z0-9])-(?=[a-z0-9])", " ", text)
+
+
+def windows(found: list[Clause], words: int) -> Iterator[list[Clause]]:
+    """Runs of clauses that lie within so many words; each as long as it can be, none inside another."""
+    last = -1
+    for first, clause in enumerate(found):
+        end = first
+        while end + 1 < len(found) and found[end + 1].place - clause.place < words:
+            end += 1
+        if end > last:
+            last = end
+            yield found[first : end + 1]
+
+
+@cache
+def telling(name: str) -> re.Pattern[str]:
+    """Any of a list of telling.yaml, as whole words."""
+    return re.compile(rf"\b(?:{_alternatives(name)})\b")
+
+
+def _alternatives(name: str) -> str:
+    lists: dict[str, list[str]] = yaml.safe_load((HERE / "telling.yaml").read_text(encoding="utf-8"))
+    return "|".join(lists[name])
+
+
+@cache
+def _question() -> re.Pattern[str]:
+    return re.compile(rf"^(?:(?:{_alternatives('before_asking')})\s+)*(?:{_alternatives('asking')})\b(?! not\b)")
+
+
+def _general(sentence: str) -> bool:
+    """Whether a sentence asks about a disease or about anyone, rather than tells of somebody."""
+    words = " ".join(WORD.findall(sentence))
+    if telling("anyone").search(words):
+        return not telling("what_to_do").search(words)
+    about, person = telling("about").search(words), telling("person").search(words)
+    if _question().match(words):
+        return bool(about) or not person or bool(telling("future").search(words))
+    return sentence.rstrip().endswith("?") and bool(about) and not person
+
+
+def _past(clause: str, mourning: bool) -> bool:
+    ended = telling("past").search(clause) or (mourning and not re.search(r"\b(?:i|me)\b", clause))
+    return bool(ended) and not telling("present").search(clause)

@@ -1,0 +1,128 @@
+"""What a running server holds: the model and its engine, the assistant, the store, and who waits."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from meditune.engines.engine import Engine
+from meditune.serve.access import Access
+from meditune.serve.admission import Admission
+from meditune.serve.errors import ApiError
+from meditune.serve.metrics import Metrics
+from meditune.serve.prompting import Prompts
+from meditune.serve.settings import Settings
+from meditune.store.answers import Answers
+
+
+class Event(Protocol):
+    """One thing that the assistant tells on its way to an answer."""
+
+    @property
+    def kind(self) -> str:
+        """sources, text, sentence, notice or answer."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+
+
+class Asks(Protocol):
+    """Whatever answers a question with sources, citations and safety (serve/assistant.py)."""
+
+    def ask(
+        self,
+        question: str,
+        *,
+        style: Literal["plain", "expert"] = "plain",
+        k: int | None = None,
+        sources: Sequence[str] | None = None,
+        history: Sequence[tuple[str, str]] = (),
+        max_new_tokens: int | None = None,
+        cancelled: Callable[[], bool],
+    ) -> Iterator[Event]:
+        """Events, the last of which is the answer."""
+
+
+class Embeds(Protocol):
+    """A sentence model."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """As the package tokenizers has them"""
+
+    @property
+    def size(self) -> int:
+        """Numbers of a vector"""
+
+    def embed(self, texts: Sequence[str]) -> Any:
+        """(n, size) numbers, each row of length 1."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """What is served, by name and version."""
+
+    name: str
+    """As clients call it"""
+    version: str
+    """A hash of the weights"""
+    created: int
+    """Seconds since 1970"""
+    index: str = ""
+    """The hash of the index's content; empty without one"""
+
+    @property
+    def fingerprint(self) -> str:
+        """What OpenAI calls system_fingerprint: model and index."""
+        return f"fp_{self.version[:12]}" + (f"_{self.index[:12]}" if self.index else "")
+
+
+@dataclass
+class Service:
+    """Everything that routes need."""
+
+    served: Served
+    engine: Engine
+    prompts: Prompts
+    settings: Settings
+    access: Access
+    answers: Answers | None = None
+    assistant: Asks | None = None
+    embeds: Callable[[], Embeds] | None = None
+    """Opens the sentence model; it is kept after the first time"""
+    embedding: str = ""
+    """Its name"""
+    metrics: Metrics = field(default_factory=Metrics)
+    ready: bool = True
+    started: float = field(default_factory=time.time)
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self.admission = Admission(settings.at_once, settings.waiting, settings.wait_s)
+        self.metrics.running.set_function(lambda: self.admission.inside)
+        self.metrics.waiting.set_function(lambda: self.admission.waiting)
+        served = self.served
+        self.metrics.model.labels(served.name, served.version, self.engine.name, served.index).set(1)
+
+    def models(self) -> list[str]:
+        """Names that requests may use."""
+        return [self.served.name, *([self.embedding] if self.embeds else [])]
+
+    def must_serve(self, name: str, embedding: bool = False) -> None:
+        """Raise ApiError 404 where a request names a model that isn't served for that."""
+        right = self.embedding if embedding else self.served.name
+        if name == right:
+            return
+        near = difflib.get_close_matches(name, [right], 1)
+        hint = f"Did you mean {right}?" if near else f"This server has {right}."
+        raise ApiError(404, f"There is no model {name[:100]!r} here. {hint}", "model_not_found", "model")
+
+    async def prune(self) -> int:
+        """Delete what is older than the settings want; how many answers."""
+        if not self.answers or not self.settings.keep_days:
+            return 0
+        return await asyncio.to_thread(self.answers.prune, self.settings.keep_days)

@@ -1,0 +1,63 @@
+"""What a server allows; each limit declared once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Limits and switches of a server. Sizes are bytes, times seconds."""
+
+    body_bytes: int = 1 << 20
+    header_bytes: int = 32 << 10
+    header_s: float = 15.0
+    """A connection that hasn't sent a whole request head by then is closed."""
+    body_s: float = 30.0
+    """The whole body must have come by then."""
+    send_s: float = 30.0
+    """A client that takes nothing for so long is given up."""
+    answer_s: float = 120.0
+    """The longest that an answer may take, without waiting"""
+    idle_s: float = 20.0
+    """A connection without a request is closed then."""
+    connections: int = 512
+    at_once: int = 16
+    """Requests that the engine is given at once"""
+    waiting: int = 64
+    """Requests that may wait for that; more are refused with 429"""
+    wait_s: float = 30.0
+    """The longest that one may wait"""
+    new_tokens: int = 256
+    """Where a request says nothing"""
+    most_new_tokens: int = 1024
+    per_minute: int = 0
+    """Requests of one caller; 0: no limit"""
+    daily_tokens: int = 0
+    """Tokens of one caller; 0: no quota"""
+    origins: tuple[str, ...] = ()
+    """Other sites whose pages may call this server (CORS)"""
+    hosts: tuple[str, ...] = ()
+    """Names that requests must use; none: any"""
+    keys_needed: bool = False
+    log_text: bool = False
+    """Whether questions stand in the log, masked"""
+    keep_text: bool = False
+    """Whether questions and answers are kept, masked"""
+    keep_days: float = 30.0
+    """Answers and feedback are deleted after so many days; 0: never"""
+    grace_s: float = 60.0
+    """At the end, running answers have so long to finish"""
+    headers: dict[str, str] = field(
+        default_factory=lambda: {
+            "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+            "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+            "x-content-type-options": "nosniff",
+            "referrer-policy": "no-referrer",
+            "cache-control": "no-store",
+            "cross-origin-opener-policy": "same-origin",
+            "cross-origin-resource-policy": "same-origin",
+            "permissions-policy": "camera=(), geolocation=(), microphone=()",
+        }
+    )
+    """Sent with every response"""

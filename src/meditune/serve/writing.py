@@ -1,0 +1,78 @@
+"""A job from its place in the queue to its last piece, counted and timed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+
+from meditune.engines.engine import Finish, Job, Likely, Piece
+from meditune.serve.access import Caller
+from meditune.serve.service import Service
+from meditune.serve.streaming import pieces
+from meditune.serve.trace import Trace
+
+
+@dataclass
+class Written:
+    """What an engine wrote."""
+
+    prompt_tokens: int = 0
+    text: str = ""
+    tokens: int = 0
+    likely: list[Likely] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    finish: Finish = "stop"
+
+
+@asynccontextmanager
+async def turn(service: Service, caller: Caller, trace: Trace) -> AsyncIterator[Written]:
+    """A place in the engine for the block, whose time is limited; what is noted in the result is counted.
+
+    Raises ApiError 429 where there is no place, TimeoutError where the block takes too long.
+    """
+    written = Written()
+    async with service.admission.place(caller.name) as waited:
+        service.metrics.wait.observe(waited)
+        trace.facts["waited"] = round(waited, 4)
+        try:
+            async with asyncio.timeout(service.settings.answer_s):
+                yield written
+        finally:
+            trace.facts |= {"prompt_tokens": written.prompt_tokens, "completion_tokens": written.tokens}
+            service.metrics.tokens.labels("prompt").inc(written.prompt_tokens)
+            service.metrics.tokens.labels("completion").inc(written.tokens)
+    await service.access.used(caller, written.prompt_tokens + written.tokens)
+
+
+async def written_pieces(service: Service, job: Job, into: Written, trace: Trace) -> AsyncGenerator[Piece, None]:
+    """A job's pieces, which are added up in `into`."""
+    begun = time.monotonic()
+    into.prompt_tokens += len(job.prompt)
+    first = True
+    async with aclosing(pieces(service.engine, job)) as coming:
+        async for piece in coming:
+            if first:
+                first = False
+                seconds = time.monotonic() - begun
+                service.metrics.first_token.observe(seconds)
+                trace.facts.setdefault("first_token", round(seconds, 4))
+            into.text += piece.text
+            into.tokens += len(piece.tokens)
+            into.ids += piece.tokens
+            into.likely += piece.likely
+            into.finish = piece.finish or into.finish
+            yield piece
+
+
+async def whole(service: Service, job: Job, into: Written, trace: Trace) -> Written:
+    """The job's answer, `into` being where it is counted too; the result is this job's alone."""
+    alone = Written()
+    async with aclosing(written_pieces(service, job, alone, trace)) as coming:
+        async for _ in coming:
+            pass
+    into.prompt_tokens += alone.prompt_tokens
+    into.tokens += alone.tokens
+    return alone

@@ -1,0 +1,240 @@
+"""`meditune serve` and `meditune keys`: parsing and printing. Heavy libraries are imported by what they call."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from meditune.errors import DataError, GateError
+
+if TYPE_CHECKING:
+    from meditune.serve.running import Place
+    from meditune.serve.settings import Settings
+    from meditune.store.answers import Answers
+    from meditune.store.keys import Keys
+
+keys_app = typer.Typer(help="Who may ask a server.", no_args_is_help=True, rich_markup_mode=None)
+answers_app = typer.Typer(
+    help="Answers that a server keeps, with their feedback.", no_args_is_help=True, rich_markup_mode=None
+)
+
+Store = Annotated[
+    Path | None,
+    typer.Option("--store", metavar="DIR", envvar="MEDITUNE_STORE", help="Where keys, answers and feedback are kept."),
+]
+KeyId = Annotated[str, typer.Argument(metavar="ID", help="A key's id, as `meditune keys list` shows it.")]
+PerMinute = Annotated[int | None, typer.Option(min=1, help="Requests a minute; else the server's own limit.")]
+Quota = Annotated[int | None, typer.Option(min=1, help="Tokens a day; else the server's own quota.")]
+
+
+def serve(
+    model: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run's folder, a model's folder, a catalogue name, or a hub id.")
+    ],
+    index: Annotated[
+        str | None, typer.Option(metavar="INDEX", help="Answers rest on what it holds, and cite it.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="auto takes the fastest that is installed and fits the model.")] = "auto",
+    name: Annotated[str | None, typer.Option(help="What clients call the model; else the folder's name.")] = None,
+    host: Annotated[
+        str, typer.Option(envvar="MEDITUNE_HOST", help="Where to listen; beyond this machine keys are needed.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, envvar="MEDITUNE_PORT", help="0 takes a free one.")] = 8000,
+    store: Store = None,
+    keys: Annotated[bool, typer.Option("--keys", help="Need a key on this machine, too.")] = False,
+    open_to_all: Annotated[
+        bool, typer.Option("--open", envvar="MEDITUNE_OPEN", help="Need no key, whoever reaches the server.")
+    ] = False,
+    per_minute: Annotated[
+        int, typer.Option(min=0, envvar="MEDITUNE_PER_MINUTE", help="Requests a minute of one caller; 0: no limit.")
+    ] = 0,
+    daily_tokens: Annotated[
+        int, typer.Option(min=0, envvar="MEDITUNE_DAILY_TOKENS", help="Tokens a day of one caller; 0: no quota.")
+    ] = 0,
+    at_once: Annotated[int, typer.Option(min=1, help="Requests that are answered at once.")] = 16,
+    waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait; more are refused with 429.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer that a request may ask for.")] = 1024,
+    answer_seconds: Annotated[float, typer.Option(min=1, help="The longest that an answer may take.")] = 120.0,
+    cors: Annotated[
+        list[str] | None, typer.Option(metavar="ORIGIN", help="A site whose pages may call. Repeatable.")
+    ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="For TLS: the chain, PEM.")
+    ] = None,
+    private_key: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="... and its key.")] = None,
+    proxy: Annotated[
+        str,
+        typer.Option(envvar="MEDITUNE_PROXY", help="Addresses of proxies in front, which end TLS: 10.0.0.2,10.0.0.3"),
+    ] = "",
+    log_text: Annotated[bool, typer.Option("--log-text", help="Log questions, masked.")] = False,
+    keep_text: Annotated[
+        bool, typer.Option("--keep-text", envvar="MEDITUNE_KEEP_TEXT", help="Keep questions and answers, masked.")
+    ] = False,
+    keep_days: Annotated[
+        float,
+        typer.Option(min=0, envvar="MEDITUNE_KEEP_DAYS", help="Delete what is kept after so many days; 0: never."),
+    ] = 30.0,
+    country: Annotated[
+        str,
+        typer.Option(envvar="MEDITUNE_COUNTRY", help="For emergency numbers: GB, US, DE ...; none: words for all."),
+    ] = "",
+    check: Annotated[bool, typer.Option("--check", help="Say what is unsafe in this configuration, and end.")] = False,
+) -> None:
+    """Serve a model: an OpenAI-compatible API, a chat page, answers that cite; until ctrl-C."""
+    from meditune.serve import running
+    from meditune.serve.logs import set_up
+    from meditune.serve.settings import Settings
+    from meditune.store.base import default_folder
+
+    folder = store or default_folder()
+    place = running.Place(host, port, certificate, private_key, proxy)
+    settings = Settings(
+        answer_s=answer_seconds,
+        at_once=at_once,
+        waiting=waiting,
+        most_new_tokens=max_new_tokens,
+        per_minute=per_minute,
+        daily_tokens=daily_tokens,
+        origins=tuple(cors or ()),
+        keys_needed=keys,
+        log_text=log_text,
+        keep_text=keep_text,
+        keep_days=keep_days,
+    )
+    if check:
+        _print_check(settings, place, folder, open_to_all)
+        return
+    running.refuse_uninstalled()
+    from meditune.serve import opening
+
+    settings = opening.safe(settings, place, folder, open_to_all)
+    # The port is taken first: loading a model only to find it in use would waste minutes.
+    sock = running.listening(place)
+    set_up()
+    service = opening.open_service(opening.Wanted(model, index, engine, name, country), settings, folder)
+    running.run(service, place, sock, lambda address: _print_ready(service.served.name, service.engine.name, address))
+    typer.echo("Ended: every answer that was begun is finished.")
+
+
+@keys_app.command()
+def create(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is; for people, not checked.")],
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help="generate, embed, feedback (these three unless given), metrics, admin. Repeatable."),
+    ] = None,
+    per_minute: PerMinute = None,
+    daily_tokens: Quota = None,
+    days: Annotated[float | None, typer.Option(min=0.01, help="It expires after so many days.")] = None,
+    store: Store = None,
+) -> None:
+    """Make a key. It is shown once; only a hash of it is kept."""
+    from meditune.store.keys import USUAL
+
+    key, text = _keys(store).create(name, scope or USUAL, per_minute, daily_tokens, days)
+    typer.echo(f"{key.id} ({key.name}): {', '.join(sorted(key.scopes))}. The key, which isn't shown again:", err=True)
+    typer.echo(text)
+
+
+@keys_app.command("list")
+def show(store: Store = None) -> None:
+    """All keys, without their secrets."""
+    for key in _keys(store).all():
+        limits = [
+            f"{key.per_minute} a minute" if key.per_minute else "",
+            f"{key.daily_tokens:,} tokens a day" if key.daily_tokens else "",
+        ]
+        made = datetime.fromtimestamp(key.created).date()
+        words = [key.id, key.state, str(made), key.name, ",".join(sorted(key.scopes)), *limits]
+        typer.echo("  ".join(word for word in words if word))
+
+
+@keys_app.command()
+def rotate(
+    id: KeyId,
+    grace_hours: Annotated[float, typer.Option(min=0, help="The old secret works so long yet.")] = 24.0,
+    store: Store = None,
+) -> None:
+    """Give a key a new secret. The old one works for some hours yet, so that clients can change over."""
+    text = _keys(store).rotate(id, grace_hours)
+    typer.echo(
+        f"The old secret of {id} works for {grace_hours:g} hours yet. The new key, which isn't shown again:", err=True
+    )
+    typer.echo(text)
+
+
+@keys_app.command()
+def revoke(id: KeyId, store: Store = None) -> None:
+    """End a key at once; running servers notice with the next request."""
+    _keys(store).revoke(id)
+    typer.echo(f"{id} is revoked.")
+
+
+@answers_app.command()
+def delete(
+    id: Annotated[str, typer.Argument(metavar="ID", help="An answer's id: ask-... or chatcmpl-...")],
+    store: Store = None,
+) -> None:
+    """Delete what is kept of an answer, with its feedback."""
+    if not _answers(store).delete(id):
+        raise DataError(f"There is no answer {id!r}: it was never kept, or is deleted already.")
+    typer.echo(f"{id} is deleted.")
+
+
+@answers_app.command()
+def prune(
+    days: Annotated[float, typer.Option(min=0, help="Delete what is older than so many days.")], store: Store = None
+) -> None:
+    """Delete what is older than so many days, with its feedback."""
+    typer.echo(f"{_answers(store).prune(days)} answers deleted.")
+
+
+@answers_app.command()
+def export(
+    output: Annotated[Path, typer.Option("--output", "-o", help="A JSON Lines file.")], store: Store = None
+) -> None:
+    """Write every kept answer with its feedback, one JSON object a line."""
+    from meditune.files import write_jsonl
+
+    typer.echo(f"{write_jsonl(output, _answers(store).exported())} answers: {output.resolve()}")
+
+
+def _keys(store: Path | None) -> Keys:
+    from meditune.store.base import Base, default_folder
+    from meditune.store.keys import Keys
+
+    return Keys(Base(store or default_folder()))
+
+
+def _answers(store: Path | None) -> Answers:
+    from meditune.store.answers import Answers
+    from meditune.store.base import Base, default_folder
+
+    return Answers(Base(store or default_folder()))
+
+
+def _print_check(settings: Settings, place: Place, folder: Path, open_to_all: bool) -> None:
+    from dataclasses import replace
+
+    from meditune.serve.check import findings
+    from meditune.store.base import FILE
+
+    known = _keys(folder).all() if (folder / FILE).is_file() else []
+    beyond = not place.local or bool(place.proxies)
+    needed = settings.keys_needed or bool(known) or (beyond and not open_to_all)
+    found = findings(replace(settings, keys_needed=needed), place, known, folder, time.time())
+    for finding in found:
+        typer.echo(f"{finding.verdict:6}  {finding.sentence}")
+    unsafe = sum(finding.verdict == "unsafe" for finding in found)
+    if unsafe:
+        raise GateError(f"{unsafe} of these are unsafe.")
+
+
+def _print_ready(name: str, engine: str, address: str) -> None:
+    typer.echo(
+        f"{name} is served by {engine}. Ask here: {address} (for programs: {address}v1, described at {address}docs)"
+    )

@@ -1,0 +1,33 @@
+"""How much each caller used, by day; it outlives a restart, as quotas must."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from meditune.store.base import Base
+
+
+class Usage:
+    """Requests and tokens in a store."""
+
+    def __init__(self, base: Base) -> None:
+        self.base = base
+
+    def add(self, who: str, tokens: int) -> None:
+        """Count one request with its tokens for today (UTC)."""
+        with self.base.opened() as base:
+            base.execute(
+                "INSERT INTO usage VALUES (?, ?, 1, ?) ON CONFLICT DO UPDATE SET requests = requests + 1, "
+                "tokens = tokens + excluded.tokens",
+                (who, _today(), tokens),
+            )
+
+    def today(self, who: str) -> int:
+        """Tokens that a caller used today."""
+        with self.base.opened() as base:
+            row = base.execute("SELECT tokens FROM usage WHERE who = ? AND day = ?", (who, _today())).fetchone()
+        return row[0] if row else 0
+
+
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()

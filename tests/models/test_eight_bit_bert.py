@@ -1,0 +1,63 @@
+"""The 8-bit encoder gives the whole one's vectors up to rounding, whatever is read beside a text."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from meditune.models import eight_bit_bert, embedding
+from meditune.models.eight_bit_bert import EightBitBert
+from tests import tiny
+
+TEXTS = [
+    "What helps against gout?",
+    "Colchicine calms an attack.",
+    "a " * 600,
+    "Head lice are insects.",
+    "",
+    "Cool the burn with running water, then cover it.",
+]
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> embedding.SentenceModel:
+    model = embedding.load(tiny.sentence_model(tmp_path / "sentences"))
+    if not eight_bit_bert.fits(model.model):
+        pytest.skip("this processor or this PyTorch doesn't multiply 8-bit numbers by oneDNN")
+    return model
+
+
+def test_vectors_are_those_of_the_whole_model(whole: embedding.SentenceModel) -> None:
+    made = EightBitBert(whole.model, whole.tokenizer).embed(TEXTS)
+    np.testing.assert_allclose(np.linalg.norm(made, axis=1), 1, atol=1e-5)
+    assert (made * whole.embed(TEXTS, label=None)).sum(axis=1).min() > 0.97
+
+
+def test_a_text_has_the_same_vector_whatever_is_read_beside_it(whole: embedding.SentenceModel) -> None:
+    encoder = EightBitBert(whole.model, whole.tokenizer)
+    together = encoder.embed(TEXTS)
+    alone = np.concatenate([encoder.embed([text]) for text in TEXTS])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    assert encoder.embed([]).shape == (0, encoder.size)
+
+
+def test_threads_share_the_batches_and_leave_torch_as_it_was(
+    whole: embedding.SentenceModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eight_bit_bert, "BATCH_TOKENS", 16)
+    encoder = EightBitBert(whole.model, whole.tokenizer)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = encoder.embed(TEXTS)
+        torch.set_num_threads(3)
+        np.testing.assert_allclose(encoder.embed(TEXTS), alone, atol=1e-5)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_other_encoders_are_left_alone(whole: embedding.SentenceModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole.model.config, "hidden_act", "relu")
+    assert not eight_bit_bert.fits(whole.model)

@@ -1,0 +1,251 @@
+"""PubMed's servers on loopback: esearch and efetch with the history server, and a folder of update files.
+
+Replays what the real ones do: pages of a search that is kept under WebEnv and query_key, dates of modification, errors
+inside XML, 429 above the limit, ranges of files. Faults are queued by tool, and each is done once.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.operate.literature.medline import Paper, document
+
+RATE_LIMITED = b'{"error":"API rate limit exceeded","api-key":"127.0.0.1","count":"4","limit":"3"}'
+HTML = b"<!DOCTYPE html><html><head><title>NCBI - WWW Error Blocked Diagnostic</title></head><body>Sorry</body></html>"
+MOST = 9_999
+
+
+def error_document(text: str) -> bytes:
+    """What efetch says instead of articles."""
+    return (
+        '<?xml version="1.0" encoding="UTF-8" ?>\n<!DOCTYPE eEfetchResult PUBLIC "-//NLM//DTD efetch 20131226//EN" '
+        '"https://eutils.ncbi.nlm.nih.gov/eutils/dtd/20131226/efetch.dtd">\n'
+        f"<eFetchResult>\n\t<ERROR>{text}</ERROR>\n</eFetchResult>\n"
+    ).encode()
+
+
+class PubMed:
+    """What the servers hold, what they were asked, and what they are to do wrong."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.papers: dict[int, Paper | str] = {}
+        """By PubMed id; a text is sent as it is"""
+        self.asked: list[tuple[str, dict[str, str]]] = []
+        """Tool and parameters"""
+        self.times: list[float] = []
+        self.agents: set[str] = set()
+        self.faults: dict[str, list[str]] = defaultdict(list)
+        """By tool (esearch, efetch, file): names of `Handler.FAULTS`"""
+        self.searches: dict[tuple[str, str], list[int]] = {}
+        self.ranges: list[str] = []
+        self.clock = 1_768_219_200.0
+        """2026-01-12, by which the servers date their answers"""
+        self.most = MOST
+        self.url = ""
+        self.lock = threading.Lock()
+
+    def add(self, *papers: Paper) -> None:
+        """Put articles in, in place of earlier ones."""
+        self.papers |= {paper.pmid: paper for paper in papers}
+
+    def fail(self, tool: str, *faults: str) -> None:
+        """Do these things wrong, one a request."""
+        self.faults[tool] += faults
+
+    def asked_of(self, tool: str) -> list[dict[str, str]]:
+        """The parameters of all requests to a tool."""
+        return [parameters for name, parameters in self.asked if name == tool]
+
+    def search(self, term: str, first: str, last: str) -> list[int]:
+        """The newest first. The term is a title's word, [pt] a kind of publication, "all" everything."""
+        found = []
+        for pmid, paper in self.papers.items():
+            if isinstance(paper, str):
+                found.append(pmid)
+                continue
+            day = paper.revised.replace("-", "/")
+            kind = re.fullmatch(r'"(.+)"\[pt\]', term)
+            fits = (
+                kind[1].lower() in map(str.lower, paper.types)
+                if kind
+                else term == "all" or term.lower() in paper.title.lower()
+            )
+            if fits and first <= day <= last:
+                found.append(pmid)
+        return sorted(found, reverse=True)
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[PubMed]:
+    """The servers; update files are those of `folder`."""
+    held = PubMed(folder)
+
+    class Handler(_Handler):
+        pubmed = held
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    held.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield held
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    pubmed: PubMed
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *given: Any) -> None:
+        pass
+
+    def date_time_string(self, timestamp: float | None = None) -> str:  # noqa: ARG002 (the base's)
+        return formatdate(self.pubmed.clock, usegmt=True)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_POST(self) -> None:
+        length = int(self.headers.get("Content-Length", 0))
+        self._tool({key: values[0] for key, values in parse_qs(self.rfile.read(length).decode()).items()})
+
+    def do_GET(self) -> None:
+        parts = urlsplit(self.path)
+        if parts.path.startswith("/entrez/eutils/"):
+            self._tool({key: values[0] for key, values in parse_qs(parts.query).items()})
+        else:
+            self._files(unquote(parts.path))
+
+    def _tool(self, asked: dict[str, str]) -> None:
+        tool = urlsplit(self.path).path.rpartition("/")[2].removesuffix(".fcgi")
+        with self.pubmed.lock:
+            self.pubmed.asked.append((tool, asked))
+            self.pubmed.times.append(time.monotonic())
+            self.pubmed.agents.add(self.headers.get("User-Agent", ""))
+            fault = self.pubmed.faults[tool].pop(0) if self.pubmed.faults[tool] else ""
+        if not fault.startswith(("cut", "half", "slow", "drip")) and fault:
+            self._wrong(fault)
+            return
+        body = self._search(asked) if tool == "esearch" else self._fetch(asked)
+        if fault == "half":  # whole as HTTP goes, but not as XML
+            body = body[: len(body) // 2]
+        if fault == "slow":
+            time.sleep(1.5)
+        self._send(200, body, "text/xml", cut=fault == "cut", drips=fault == "drip")
+
+    def _wrong(self, fault: str) -> None:
+        name, _, value = fault.partition(":")
+        if name == "429":
+            self._send(429, RATE_LIMITED, "application/json", {"Retry-After": value} if value else {})
+        elif name == "200-limit":
+            self._send(200, RATE_LIMITED, "application/json")
+        elif name == "html":
+            self._send(200, HTML, "text/html")
+        elif name == "error":
+            self._send(200, error_document(value), "text/xml")
+        else:
+            self._send(int(name), b"<html>wrong</html>", "text/html")
+
+    def _search(self, asked: dict[str, str]) -> bytes:
+        assert (asked["db"], asked["usehistory"], asked["datetype"]) == ("pubmed", "y", "mdat")
+        found = self.pubmed.search(asked["term"], asked["mindate"], asked["maxdate"])
+        webenv = f"MCID_{len(self.pubmed.searches):04}"
+        self.pubmed.searches[webenv, "1"] = found
+        shown = found[: min(int(asked["retmax"]), self.pubmed.most)]
+        warning = (
+            "<WarningList><QuotedPhraseNotFound>nosuchword</QuotedPhraseNotFound></WarningList>"
+            if "nosuchword" in asked["term"]
+            else ""
+        )
+        ids = "".join(f"<Id>{pmid}</Id>\n" for pmid in shown)
+        return (
+            '<?xml version="1.0" encoding="UTF-8" ?>\n'
+            '<!DOCTYPE eSearchResult PUBLIC "-//NLM//DTD esearch 20060628//EN" '
+            '"https://eutils.ncbi.nlm.nih.gov/eutils/dtd/20060628/esearch.dtd">\n'
+            f"<eSearchResult><Count>{len(found)}</Count><RetMax>{len(shown)}</RetMax><RetStart>0</RetStart>"
+            f"<QueryKey>1</QueryKey><WebEnv>{webenv}</WebEnv><IdList>\n{ids}</IdList>{warning}</eSearchResult>\n"
+        ).encode()
+
+    def _fetch(self, asked: dict[str, str]) -> bytes:
+        if "id" in asked:
+            found = [int(each) for each in asked["id"].split(",")]
+        else:
+            kept = self.pubmed.searches.get((asked["WebEnv"], asked["query_key"]))
+            if kept is None:
+                return error_document("Unable to obtain query #1")
+            start = int(asked["retstart"])
+            found = kept[start : start + int(asked["retmax"])]
+        return document(*(self.pubmed.papers[pmid] for pmid in found if pmid in self.pubmed.papers))
+
+    def _files(self, path: str) -> None:
+        name = path.removeprefix("/updatefiles/")
+        if not name:
+            links = "".join(
+                f'<a href="{each.name}">{each.name}</a>  2026-01-10 14:02  31M\n'
+                for each in sorted(self.pubmed.folder.iterdir())
+            )
+            page = f"<html><head><title>Index of /pubmed/updatefiles</title></head><pre>{links}</pre></html>"
+            self._send(200, page.encode(), "text/html")
+            return
+        file = self.pubmed.folder / name
+        if not file.is_file():
+            self._send(404, b"<html>not found</html>", "text/html")
+            return
+        fault = ""
+        if self.command == "GET":
+            with self.pubmed.lock:
+                self.pubmed.asked.append(("file", {"name": name}))
+                waiting = self.pubmed.faults["file" if name.endswith(".gz") else "md5"]
+                fault = waiting.pop(0) if waiting else ""
+        body, headers, status = file.read_bytes(), {"Accept-Ranges": "bytes"}, 200
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        if asked and fault != "no-range":
+            self.pubmed.ranges.append(asked[0])
+            headers["Content-Range"] = f"bytes {asked[1]}-{len(body) - 1}/{len(body)}"
+            body, status = body[int(asked[1]) :], 206
+        if fault == "damaged":
+            body = body[:-5] + b"wrong"
+        if fault and fault not in ("cut", "damaged", "no-range"):
+            self._wrong(fault)
+            return
+        self._send(status, body, "application/x-gzip", headers, cut=fault == "cut")
+
+    def _send(
+        self,
+        status: int,
+        body: bytes,
+        kind: str,
+        headers: dict[str, str] | None = None,
+        cut: bool = False,
+        drips: bool = False,
+    ) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        for byte in body[:200] if drips else b"":
+            self.wfile.write(bytes([byte]))
+            time.sleep(0.02)
+        if drips:
+            self.close_connection = True
+        elif self.command != "HEAD":
+            self.wfile.write(body[: len(body) // 2] if cut else body)
+        if cut:
+            self.close_connection = True

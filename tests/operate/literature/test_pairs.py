@@ -1,0 +1,76 @@
+"""Training pairs of structured abstracts, without test items."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.data import layouts
+from tests.operate.literature.medline import METHODS, Paper
+from tests.operate.literature.pubmed_server import PubMed
+from tests.operate.literature.updates import ask, found, row
+
+pytest.importorskip("lancedb")
+
+
+def test_test_items_are_kept_out_of_the_pairs(served: PubMed, tmp_path: Path) -> None:
+    item = layouts.pubmedqa_item(1)
+    sections = [
+        ("METHODS", "METHODS", f"{' '.join(item['CONTEXTS'])} {METHODS.format(n=200)}"),
+        ("CONCLUSIONS", "CONCLUSIONS", "The treatment lowers pain in adults of both groups."),
+    ]
+    served.add(
+        Paper(20_000_000),  # by id
+        Paper(301, title=item["QUESTION"], parts=sections),  # by its question
+        Paper(302),
+    )
+    result = ask(served, tmp_path)
+    assert result.code == 0, result
+    assert [each["id"] for each in row(tmp_path, "pairs.jsonl")] == ["302"]
+    assert "2 kept out as test items" in result.out
+    card = (tmp_path / "library" / "README.md").read_text()
+    assert "2 articles are test items of PubMedQA" in card
+    assert "National Library of Medicine" in card
+
+
+def test_without_pubmedqa_no_pairs_are_written(served: PubMed, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("MEDITUNE_DATA", str(tmp_path / "nothing"))
+    monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path / "nothing"))
+    served.add(Paper(101))
+    result = ask(served, tmp_path, "--index", tmp_path / "index")
+    assert result.code == 3
+    assert "No training pairs were written" in result.err
+    assert not (tmp_path / "library" / "pairs.jsonl").exists()
+    assert "pubmed:101" in found(tmp_path, "treatment 101")
+
+
+def test_the_pairs_are_a_source_that_a_recipe_reads(served: PubMed, tmp_path: Path) -> None:
+    from meditune.data import own
+    from meditune.data.rejects import Rejects
+
+    served.add(
+        Paper(101, copyright="(c) 2025 The Authors."),
+        Paper(102, title="Does treatment 102 reduce attacks? A trial."),
+        Paper(
+            103, title="Treatment 103 does not reduce attacks.", conclusion="Attacks were not less frequent after it."
+        ),
+        Paper(104, conclusion="Treatment 104 may lower the number of attacks."),
+    )
+    assert ask(served, tmp_path).code == 0
+    rejects = Rejects()
+    examples = {each.group: each for each in own.read(tmp_path / "library" / "pairs.jsonl", rejects)}
+    assert len(rejects) == 0
+    assert {pmid: example.decision for pmid, example in examples.items()} == {
+        "101": "yes",
+        "102": None,
+        "103": "no",
+        "104": None,
+    }
+    assert examples["103"].question == "Does treatment 103 reduce attacks?"
+    assert examples["102"].question == "Does treatment 102 reduce attacks?"
+    assert [passage.label for passage in examples["101"].context] == ["METHODS", "RESULTS"]
+    assert examples["101"].meta["licence"] == "(c) 2025 The Authors."
+    assert "lowers the number" not in " ".join(passage.text for passage in examples["101"].context)
+    assert json.loads((tmp_path / "library" / "quality.json").read_text())["rows"] == 4

@@ -1,0 +1,81 @@
+"""An engine that says what a test wants, and an index of a few small documents."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from meditune.engines.engine import Job, Likely, Load, Piece
+from meditune.retrieve import collections
+from meditune.retrieve.build import build
+from meditune.retrieve.index import Index
+from meditune.retrieve.place import place
+from tests import tiny
+from tests.retrieve import corpus
+
+
+class Saying:
+    """Continues every prompt with the same text, word by word, from a thread of its own."""
+
+    name = "saying"
+    context_tokens = 4096
+
+    def __init__(self, text: str | Callable[[str], str], delay: float = 0.0, likeliest: str = "yes") -> None:
+        self.tokenizer = tiny.tokenizer()
+        self.text, self.delay, self.likeliest = text, delay, likeliest
+        self.prompts: list[str] = []
+        self.cancelled = 0
+
+    def start(self, job: Job, deliver: Callable[[Piece], None]) -> Going:
+        prompt = self.tokenizer.decode(job.prompt)
+        self.prompts.append(prompt)
+        going = Going(self)
+        said = self.text(prompt) if callable(self.text) else self.text
+        threading.Thread(target=going.say, args=(said, deliver), daemon=True).start()
+        return going
+
+    def score(self, _: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[Likely]]:
+        labels = [self.tokenizer.decode(text).strip() for text in texts]
+        return [
+            [Likely(text[0], -0.1 if label == self.likeliest else -3.0)]
+            for label, text in zip(labels, texts, strict=True)
+        ]
+
+    def load(self) -> Load:
+        return Load(0, 0)
+
+    def close(self) -> None:
+        pass
+
+
+class Going:
+    """What is being said."""
+
+    def __init__(self, engine: Saying) -> None:
+        self.engine = engine
+        self.over = False
+        self.ended = False
+
+    def say(self, text: str, deliver: Callable[[Piece], None]) -> None:
+        for number, word in enumerate(text.split(" ")):
+            if self.over:
+                deliver(Piece("", finish="cancelled"))
+                return
+            time.sleep(self.engine.delay)
+            deliver(Piece(word if number == 0 else f" {word}", (number,)))
+        self.ended = True
+        deliver(Piece("", finish="stop"))
+
+    def cancel(self) -> None:
+        if not self.ended and not self.over:
+            self.engine.cancelled += 1
+        self.over = True
+
+
+def index_of(folder: Path, texts: dict[str, str] | None = None, name: str = "clinic") -> Index:
+    """An index of these texts, or of the tests' corpus."""
+    docs = corpus.folder(folder / "docs", texts or corpus.TEXTS)
+    build(place(str(folder / "index")), [collections.documents(f"{name}={docs}")], corpus.TINY)
+    return Index.open(str(folder / "index"), corpus.TINY)

@@ -1,0 +1,167 @@
+"""A real server on the loopback with a tiny model, in a thread of the test's process."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from meditune.engines.transformers_engine import TransformersEngine
+from meditune.models.load import LoadedModel
+from meditune.recipe import PromptFormat
+from meditune.serve.access import Access
+from meditune.serve.prompting import Prompts
+from meditune.serve.running import Place, listening, server_of
+from meditune.serve.service import Served, Service
+from meditune.serve.settings import Settings
+from meditune.store.answers import Answers
+from meditune.store.base import Base
+from meditune.store.keys import Keys
+from meditune.store.usage import Usage
+from tests import tiny
+
+MODEL = "tiny"
+
+
+@dataclass
+class Reply:
+    """What came back."""
+
+    status: int
+    headers: Any
+    text: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+    def error(self) -> dict[str, Any]:
+        """The error object, of OpenAI's shape."""
+        (name,) = self.json
+        assert name == "error"
+        assert set(self.json["error"]) == {"message", "type", "param", "code"}
+        return self.json["error"]
+
+
+@dataclass
+class Running:
+    """A server that runs."""
+
+    service: Service
+    port: int
+    server: Any
+    thread: threading.Thread
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def ask(self, path: str, body: Any = None, method: str | None = None, key: str = "", **headers: str) -> Reply:
+        """One request; a body that is no bytes goes as JSON."""
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        if key:
+            named["Authorization"] = f"Bearer {key}"
+        if data is not None:
+            named.setdefault("Content-Type", "application/json")
+        request = urllib.request.Request(self.address + path, data, named, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return Reply(response.status, response.headers, response.read().decode())
+        except urllib.error.HTTPError as error:
+            return Reply(error.code, error.headers, error.read().decode())
+
+    def chat(self, text: str = "Does the drug help?", key: str = "", **more: Any) -> Reply:
+        """A chat of one message."""
+        body = {"model": MODEL, "messages": [{"role": "user", "content": text}], "max_tokens": 4} | more
+        return self.ask("/v1/chat/completions", body, key=key)
+
+    def figure(self, name: str, key: str = "") -> float:
+        """A metric's value, by its name with labels; 0 where it isn't there."""
+        lines = self.ask("/metrics", key=key).text.splitlines()
+        return next((float(line.rpartition(" ")[2]) for line in lines if line.rpartition(" ")[0] == name), 0.0)
+
+    def raw(self) -> socket.socket:
+        """A connection."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+
+    def idle(self, seconds: float = 5.0) -> bool:
+        """Whether the engine has nothing to do within some seconds."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            load = self.service.engine.load()
+            if not load.running and not load.waiting and not self.service.admission.inside:
+                return True
+            time.sleep(0.01)
+        return False
+
+
+def slowed(seconds: float = 0.005) -> LoadedModel:
+    """A tiny model that takes its time for each token."""
+    loaded = tiny.loaded()
+    step = loaded.model.forward
+
+    def slower(*words: Any, **named: Any) -> Any:
+        time.sleep(seconds)
+        return step(*words, **named)
+
+    loaded.model.forward = slower
+    return loaded
+
+
+def service(
+    store: Path,
+    settings: Settings | None = None,
+    loaded: LoadedModel | None = None,
+    form: PromptFormat | None = None,
+    **more: Any,
+) -> Service:
+    """A service around a tiny model."""
+    settings = settings or Settings()
+    engine = TransformersEngine(loaded or tiny.loaded())
+    base = Base(store)
+    return Service(
+        Served(MODEL, "v1", 1_700_000_000),
+        engine,
+        Prompts(engine.tokenizer, form, engine.context_tokens),
+        settings,
+        Access(settings, Keys(base), Usage(base)),
+        Answers(base),
+        **more,
+    )
+
+
+@contextmanager
+def served(
+    store: Path,
+    settings: Settings | None = None,
+    loaded: LoadedModel | None = None,
+    form: PromptFormat | None = None,
+    **more: Any,
+) -> Iterator[Running]:
+    """A server for the block; at its end it is told to end, and must."""
+    made = service(store, settings, loaded, form, **more)
+    place = Place(port=0)
+    sock = listening(place)
+    server = server_of(made, place)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the server didn't start"
+        time.sleep(0.005)
+    running = Running(made, sock.getsockname()[1], server, thread)
+    try:
+        yield running
+    finally:
+        server.should_exit = True
+        thread.join(timeout=30)
+        sock.close()
+        assert not thread.is_alive(), "the server didn't end"

@@ -1,0 +1,107 @@
+"""A bounded queue in which callers take turns."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from meditune.serve.admission import Admission
+from meditune.serve.errors import ApiError
+from meditune.serve.settings import Settings
+from tests.serve.server import served, slowed
+
+
+async def settled():
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def played(admission, asks, log, leave=()):
+    """Let callers ask in this order while one place is taken, then let go."""
+    gate = asyncio.Event()
+
+    async def one(who):
+        try:
+            async with admission.place(who):
+                log.append(who)
+                if who == "first":
+                    await gate.wait()
+        except ApiError as error:
+            log.append(f"{who} refused" if error.status == 429 and int(error.headers["retry-after"]) > 0 else error)
+
+    tasks = [asyncio.ensure_future(one("first"))]
+    await settled()
+    for who in asks:
+        tasks.append(asyncio.ensure_future(one(who)))
+        await settled()
+    for number in leave:
+        tasks[number].cancel()
+        await settled()
+    gate.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert (admission.inside, admission.waiting) == (0, 0)
+
+
+def test_callers_take_turns():
+    log = []
+    asyncio.run(played(Admission(1, 10, 60), ["a", "a", "a", "b", "c", "b"], log))
+    assert log == ["first", "a", "b", "c", "a", "b", "a"]
+
+
+def test_a_full_room_refuses_whoever_has_most_in_it():
+    log = []
+    asyncio.run(played(Admission(1, 3, 60), ["a", "a", "a", "b", "a", "c"], log))
+    assert log[:4] == ["first", "a refused", "a refused", "a refused"]
+    assert log[4:] == ["a", "b", "c"]
+
+
+def test_one_who_leaves_makes_room():
+    log = []
+    asyncio.run(played(Admission(1, 2, 60), ["a", "b"], log, leave=[1]))
+    assert log == ["first", "b"]
+
+
+def test_waiting_has_an_end():
+    async def wait():
+        admission = Admission(1, 5, 0.05)
+        async with admission.place("a"):
+            with pytest.raises(ApiError) as refused:
+                async with admission.place("b"):
+                    pass
+            assert refused.value.code == "overloaded"
+        assert (admission.inside, admission.waiting) == (0, 0)
+
+    asyncio.run(wait())
+
+
+def test_a_place_given_to_one_who_has_just_left_goes_on():
+    async def race():
+        admission = Admission(1, 5, 5)
+        inside = admission.place("a")
+        await inside.__aenter__()
+        waiting = asyncio.ensure_future(admission.place("b").__aenter__())
+        await settled()
+        await inside.__aexit__(None, None, None)
+        waiting.cancel()
+        await settled()
+        async with asyncio.timeout(1), admission.place("c"):
+            pass
+        assert admission.inside == 0
+
+    asyncio.run(race())
+
+
+def test_overload_is_answered_at_once_with_429(tmp_path):
+    settings = Settings(at_once=2, waiting=2)
+    with served(tmp_path, settings, slowed(0.01)) as server, ThreadPoolExecutor(12) as pool:
+        replies = list(pool.map(lambda _: server.chat(max_tokens=30), range(12)))
+        statuses = [reply.status for reply in replies]
+        assert set(statuses) == {200, 429}
+        assert statuses.count(200) >= 4
+        for reply in replies:
+            if reply.status == 429:
+                assert reply.error()["code"] == "overloaded"
+                assert int(reply.headers["retry-after"]) >= 1
+        assert server.ask("/readyz").status == 200
+        assert server.figure('meditune_refused_total{reason="overloaded"}') == statuses.count(429)
+        assert server.figure("meditune_running") == 0

@@ -1,0 +1,76 @@
+"""What `meditune serve --check` calls unsafe."""
+
+import pytest
+
+from meditune.serve.check import findings
+from meditune.serve.running import Place
+from meditune.serve.settings import Settings
+from meditune.store.base import Base
+from meditune.store.keys import Keys
+
+SAFE = {"keys_needed": True, "per_minute": 60}
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    folder = tmp_path / "store"
+    Keys(Base(folder)).create("Ann")
+    return folder
+
+
+def unsafe(store, settings, place, now=None):
+    keys = Keys(Base(store)).all()
+    found = findings(settings, place, keys, store, now or keys[0].created)
+    assert [finding.verdict for finding in found] == sorted(
+        (finding.verdict for finding in found), key=["unsafe", "note", "good"].index
+    )
+    return [finding.sentence for finding in found if finding.verdict == "unsafe"]
+
+
+def test_behind_a_proxy_with_keys_and_a_rate_all_is_well(store):
+    assert unsafe(store, Settings(**SAFE), Place("0.0.0.0", proxies="10.0.0.2")) == []
+    assert unsafe(store, Settings(), Place()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "place", "said"),
+    [
+        ({"keys_needed": False}, Place("0.0.0.0", proxies="10.0.0.2"), "nobody needs a key"),
+        ({"per_minute": 0}, Place("0.0.0.0", proxies="10.0.0.2"), "--per-minute"),
+        ({}, Place("0.0.0.0"), "travel unencrypted"),
+        ({}, Place("0.0.0.0", proxies="*"), "claim to be a proxy"),
+        ({"origins": ("*",)}, Place("0.0.0.0", proxies="10.0.0.2"), "--cors"),
+        ({"log_text": True}, Place(), "--log-text"),
+        ({"keep_days": 0}, Place(), "--keep-days"),
+    ],
+)
+def test_each_unsafe_thing_is_named(store, changes, place, said):
+    (sentence,) = unsafe(store, Settings(**(SAFE | changes)), place)
+    assert said in sentence
+
+
+def test_files_that_others_may_read_and_the_superuser(store, monkeypatch):
+    store.chmod(0o755)
+    (sentence,) = unsafe(store, Settings(), Place())
+    assert f"chmod go= {store}" in sentence
+    store.chmod(0o700)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    (sentence,) = unsafe(store, Settings(), Place())
+    assert "runs as root" in sentence
+
+
+def test_keys_none_of_which_is_usable(store):
+    keys = Keys(Base(store))
+    keys.revoke(keys.all()[0].id)
+    (sentence,) = unsafe(store, Settings(**SAFE), Place("0.0.0.0", proxies="10.0.0.2"))
+    assert "none is usable" in sentence
+
+
+def test_old_and_mighty_keys_are_noted(store):
+    keys = Keys(Base(store))
+    made, _ = keys.create("Bo", ["admin"])
+    found = findings(Settings(**SAFE), Place(), keys.all(), store, made.created + 400 * 86_400)
+    notes = " ".join(finding.sentence for finding in found if finding.verdict == "note")
+    assert notes.count("over a year old") == 2
+    assert f"The key {made.id} (Bo) may delete" in notes

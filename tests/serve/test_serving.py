@@ -1,0 +1,166 @@
+"""`meditune serve`, `meditune keys` and `meditune answers` as a user meets them, in a process of their own."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from contextlib import contextmanager
+
+import pytest
+
+from meditune.store.answers import Answers
+from meditune.store.base import Base
+from tests import tiny
+from tests.commands import meditune
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.save(tmp_path_factory.mktemp("models") / "small")
+
+
+@contextmanager
+def started(model, store, *words):
+    """The server's process and its address; killed at the end of the block."""
+    command = [sys.executable, "-m", "meditune", "serve", str(model), "--port", "0", "--store", str(store)]
+    process = subprocess.Popen(
+        [*command, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        line = process.stdout.readline()
+        found = re.search(r"http://\S+/", line)
+        assert found, line + process.stderr.read()
+        yield process, found[0]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def asked(address, path, body=None, key=""):
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    with urllib.request.urlopen(urllib.request.Request(address + path, data, headers), timeout=30) as response:
+        return json.loads(response.read())
+
+
+def chat(address, key="", tokens=4):
+    messages = [{"role": "user", "content": "Does it help?"}]
+    body = {"model": "small", "messages": messages, "max_tokens": tokens, "temperature": 1.5, "seed": 3}
+    return asked(address, "v1/chat/completions", body, key)
+
+
+@pytest.mark.slow
+def test_a_kill_under_load_loses_nothing_and_the_server_starts_again(model, tmp_path):
+    said = []
+    with started(model, tmp_path / "store") as (process, address):
+
+        def say():
+            while True:
+                try:
+                    id = chat(address)["id"]
+                    asked(address, "v1/feedback", {"id": id, "rating": "up"})
+                except OSError:
+                    return
+                said.append(id)
+
+        people = [threading.Thread(target=say) for _ in range(3)]
+        for each in people:
+            each.start()
+        while len(said) < 12:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        for each in people:
+            each.join()
+    kept = {each["id"]: each["feedback"] for each in Answers(Base(tmp_path / "store")).exported()}
+    assert all(len(kept[id]) == 1 for id in said)
+    with started(model, tmp_path / "store") as (_, address):
+        asked(address, "v1/feedback", {"id": said[0], "rating": "down"})
+
+
+def test_keys_from_making_to_revoking_and_an_end_that_waits(model, tmp_path):
+    store = tmp_path / "store"
+    made = meditune("keys", "create", "Ann", "--store", store)
+    key = made.last
+    assert key.startswith("mt-")
+    id = key.split("-")[1]
+    listed = meditune("keys", "list", "--store", store).out
+    assert id in listed
+    assert "usable" in listed
+    assert key.split("-", 2)[2] not in listed
+    with started(model, store) as (process, address):
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            chat(address)
+        answer = chat(address, key)["id"]
+        arguments = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+        assert key not in arguments
+        newest = meditune("keys", "rotate", id, "--grace-hours", 0, "--store", store).last
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            chat(address, key)
+        answers = []
+        asking = threading.Thread(target=lambda: answers.append(chat(address, newest, tokens=600)))
+        asking.start()
+        time.sleep(0.2)
+        assert meditune("keys", "revoke", id, "--store", store).out == f"{id} is revoked.\n"
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            chat(address, newest)
+        process.send_signal(signal.SIGTERM)
+        out, log = process.communicate(timeout=60)
+        asking.join()
+    assert answers[0]["usage"]["completion_tokens"] > 100
+    assert process.returncode == 0
+    assert "every answer that was begun is finished" in out
+    assert "Traceback" not in log
+    assert newest.split("-", 2)[2] not in log
+    assert key.split("-", 2)[2] not in log
+    written = meditune("answers", "export", "-o", tmp_path / "answers.jsonl", "--store", store)
+    assert "2 answers" in written.out
+    assert answer in (tmp_path / "answers.jsonl").read_text()
+    assert meditune("answers", "delete", answer, "--store", store).code == 0
+    meditune("answers", "delete", answer, "--store", store).refused(3, f"no answer '{answer}'")
+    assert meditune("answers", "prune", "--days", 0, "--store", store).out == "1 answers deleted.\n"
+
+
+def test_what_cant_be_served_is_said(model, tmp_path):
+    store = ("--store", tmp_path / "store")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        meditune("serve", model, "--port", port, *store).refused(
+            1, f"127.0.0.1:{port} can't be listened on", "Choose another"
+        )
+    free = ("--port", 0, *store)
+    meditune("serve", tmp_path / "nothing", *free).refused(4, "There is no model")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("name: quickstart\n")
+    meditune("serve", tmp_path / "run", *free).refused(4, "holds no model", "isn't trained yet")
+    meditune("serve", model, "--engine", "transfomers", *free).refused(4, "Did you mean transformers?")
+    meditune("serve", model, "--host", "0.0.0.0", *free).refused(
+        1, "no usable key", "meditune keys create NAME", "--open"
+    )
+    meditune("serve", model, "--keys", *free).refused(1, "no usable one", "meditune keys create NAME")
+
+
+def test_without_prometheus_the_way_out_is_said(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("meditune.serve.running.find_spec", lambda _: None)
+    meditune("serve", model, "--store", tmp_path / "s").refused(4, "pip install 'meditune[serve]'")
+
+
+def test_check_says_what_is_unsafe_and_ends_so(model, tmp_path):
+    store = ("--store", tmp_path / "store")
+    unsafe = meditune("serve", model, "--check", "--host", "0.0.0.0", "--open", "--log-text", *store)
+    assert unsafe.code == 5
+    for said in ("nobody needs a key", "unencrypted", "--per-minute", "--log-text"):
+        assert f"unsafe  {said}" in unsafe.out or said in unsafe.out
+    assert unsafe.out.splitlines()[0].startswith("unsafe")
+    assert not (tmp_path / "store").exists()
