@@ -89,8 +89,10 @@ def test_answers_alone_and_together_are_what_the_original_would_write(engine, fo
     same = together(engine, [Job(prompt, MORE) for prompt in prompts()])
     original = open_engine(str(folder), "transformers")
     for prompt, pieces in zip([*prompts(), *prompts()], [*alone, *same], strict=True):
-        for place, one in enumerate(original.score(prompt, [tokens(pieces)])[0]):
-            assert one.logprob > max(one.others.values()) - 1, f"token {place} is none that the model would write"
+        likely = original.score(prompt, [tokens(pieces)])[0]
+        short = [max(one.others.values()) - one.logprob for one in likely]
+        # Each token is nearly as likely as the likeliest; with a wrong window or cache they are off by units.
+        assert not short or sum(short) / len(short) < 0.5
     original.close()
 
 

@@ -7,6 +7,7 @@ measured to be the fastest among those that are installed; without any, transfor
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 
 from meditune.engines.engine import Engine
@@ -15,6 +16,8 @@ from meditune.engines.installed import is_installed
 from meditune.errors import ModelError
 
 NAMES = ("auto", "openvino", "llamacpp", "transformers", "vllm")
+KEY_VARIABLE = "MEDITUNE_ENGINE_KEY"
+"""Holds the key of a server that runs the model"""
 FASTEST_FIRST = {"openvino": "openvino", "llamacpp": "gguf"}
 """Engines by what benchmarks/engines.py measured, each with the kind of export that it opens"""
 
@@ -25,8 +28,8 @@ def open_engine(
     """A model ready to answer: by catalogue name, hub id, or folder of a run, a model or an exported model.
 
     `engine` is one of `NAMES`; auto takes what is fastest for what the folder holds. `at_once` bounds the answers that
-    are written together. With vllm the model runs at a server, `url` up to /v1 and perhaps a `key`, and `model` is the
-    folder of the same model here, for its tokenizer.
+    are written together. With vllm the model runs at a server, `url` up to /v1 and perhaps a `key`
+    (else MEDITUNE_ENGINE_KEY holds it), and `model` is the folder of the same model here, for its tokenizer.
 
     Raises ModelError where the model can't be had or the engine can't open it.
     """
@@ -68,7 +71,7 @@ def _at_server(model: str, at_once: int, url: str | None, key: str | None) -> En
         raise ModelError("--engine vllm needs the server's address: --url http://localhost:8000/v1")
     folder = Path(model).expanduser()
     folder = folder / "model" if (folder / "model").is_dir() else folder
-    return ServerEngine(url, PlainTokenizer(folder), key, at_once)
+    return ServerEngine(url, PlainTokenizer(folder), key or os.environ.get(KEY_VARIABLE), at_once)
 
 
 def _with_transformers(model: str, at_once: int) -> Engine:
