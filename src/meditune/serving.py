@@ -39,6 +39,9 @@ def serve(
         str | None, typer.Option(metavar="INDEX", help="Answers rest on what it holds, and cite it.")
     ] = None,
     engine: Annotated[str, typer.Option(help="auto takes the fastest that is installed and fits the model.")] = "auto",
+    url: Annotated[
+        str | None, typer.Option(help="With --engine vllm: the server that runs the model, up to /v1.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="What clients call the model; else the folder's name.")] = None,
     host: Annotated[
         str, typer.Option(envvar="MEDITUNE_HOST", help="Where to listen; beyond this machine keys are needed.")
@@ -122,7 +125,7 @@ def serve(
     set_up()
     if said := opening.lockout(settings, known):
         typer.secho(said, fg="yellow", err=True)
-    service = opening.open_service(opening.Wanted(model, index, engine, name, country), settings, folder)
+    service = opening.open_service(opening.Wanted(model, index, engine, name, country, url), settings, folder)
     running.run(service, place, sock, lambda address: _print_ready(service.served.name, service.engine.name, address))
     typer.echo("Ended: every answer that was begun is finished.")
 

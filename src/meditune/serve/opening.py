@@ -39,6 +39,8 @@ class Wanted:
     """As clients are to call it; else the folder's name"""
     country: str = ""
     """ISO 3166, for the emergency numbers that the assistant names"""
+    url: str | None = None
+    """Of the server that runs the model, where the engine is one"""
 
 
 def safe(settings: Settings, place: Place, keys: Keys, open_to_all: bool) -> Settings:
@@ -64,7 +66,7 @@ def open_service(wanted: Wanted, settings: Settings, store: Path) -> Service:
     """Load everything. Raises DataError and ModelError where something can't be had."""
     base = Base(store)
     place = Path(wanted.model).expanduser()
-    engine = open_engine(wanted.model, wanted.engine, at_once=settings.at_once)
+    engine = open_engine(wanted.model, wanted.engine, settings.at_once, wanted.url)
     form = _format(place)
     prompts = Prompts(engine.tokenizer, form, engine.context_tokens)
     version = _version(place)
