@@ -95,6 +95,9 @@ def test_what_doesnt_pass_is_said_and_the_rest_is_kept(served: PubMed, tmp_path:
     served.fail("esearch", "429:9999")
     assert "asks to come back in 9999 seconds" in ask(served, tmp_path).err
     assert "1 new" in ask(served, tmp_path).out
+    long = " OR ".join(["reduces"] * 300)
+    assert ask(served, tmp_path, query=long).code == 0
+    assert served.asked_of("esearch")[-2]["term"] == long
     warned = ask(served, tmp_path, query="nosuchword")
     assert warned.code == 0
     assert "PubMed says of 'nosuchword': nosuchword." in warned.err

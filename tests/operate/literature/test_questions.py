@@ -12,18 +12,20 @@ WRITTEN = "we asked whether statins, smoking, diet and early mobilisation"
 @pytest.mark.parametrize(
     ("title", "question", "decision"),
     [
-        ("Vitamin D deficiency is associated with asthma.", "Is Vitamin D deficiency associated with asthma?", "yes"),
+        ("Vitamin D deficiency is associated with asthma.", "Is vitamin D deficiency associated with asthma?", "yes"),
         (
             "Statins reduce atrial fibrillation after surgery",
             "Do statins reduce atrial fibrillation after surgery?",
             "yes",
         ),
         ("Metformin does not reduce mortality: a trial.", "Does Metformin reduce mortality?", "no"),
-        ("Hip fractures are not more frequent in users", "Are Hip fractures more frequent in users?", "no"),
+        ("Hip fractures are not more frequent in users", "Are hip fractures more frequent in users?", "no"),
+        ("Crohn disease is common in Sweden", "Is Crohn disease common in Sweden?", "yes"),
+        ("Helicobacter pylori causes peptic ulcers", "Does Helicobacter pylori cause peptic ulcers?", "yes"),
         ("Smoking causes lung cancer", "Does smoking cause lung cancer?", "yes"),
         ("Early mobilisation results in shorter stay", "Does early mobilisation result in shorter stay?", "yes"),
         ("Diet and exercise reduce weight", "Do diet and exercise reduce weight?", "yes"),
-        ("Diabetes modifies the effect of age", "Does Diabetes modify the effect of age?", "yes"),
+        ("Diabetes modifies the effect of age", "Does diabetes modify the effect of age?", "yes"),
         ("Does aspirin prevent cancer? A cohort study.", "Does aspirin prevent cancer?", None),
         ("Antibiotics for sore throat: do they help?", "Antibiotics for sore throat: do they help?", None),
     ],

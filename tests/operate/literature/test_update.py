@@ -95,7 +95,7 @@ def test_notices_count_before_and_after_their_article(served: PubMed, tmp_path: 
     )
     result = meditune("update", tmp_path / "library", "--files", served.folder, "--index", tmp_path / "index")
     assert result.code == 0, result
-    assert [each["pmid"] for each in row(tmp_path, "retracted.jsonl")] == ["101", "102"]
+    assert [each["pmid"] for each in row(tmp_path, "retracted.jsonl")] == ["102", "101"]
     assert {each["notice"] for each in row(tmp_path, "retracted.jsonl")} == {"901", "902"}
     assert sorted(set(found(tmp_path, "treatment"))) == ["pubmed:105", "pubmed:107"]
     hits = Index.open(tmp_path / "index", corpus.TINY).search("treatment 107").hits
@@ -132,6 +132,16 @@ def test_retractions_reach_what_an_index_holds_from_elsewhere(served: PubMed, tm
     update(place(tmp_path / "index"), [], corpus.TINY)
     assert not {"pubmedqa:20000001", "pubmed:501", "pubmed:777"} & set(found(tmp_path, "treatment 1 gout"))
     assert "pubmedqa:20000002" in found(tmp_path, "treatment 2")
+
+
+def test_of_two_that_say_the_same_one_stands(served: PubMed, tmp_path: Path) -> None:
+    served.add(Paper(101), Paper(102, parts=Paper(101).sections))
+    assert "Left out: 1 says the same as" in ask(served, tmp_path).out
+    (stands,) = row(tmp_path, "pairs.jsonl")
+    # The one that stands is worded anew, so that the other one stands too.
+    served.add(Paper(int(stands["id"]), conclusion="It lowers them a great deal.", revised="2026-02-01"))
+    assert ask(served, tmp_path).code == 0
+    assert sorted(each["id"] for each in row(tmp_path, "pairs.jsonl")) == ["101", "102"]
 
 
 def test_what_isnt_fit_is_left_out_with_the_reason(served: PubMed, tmp_path: Path) -> None:

@@ -79,8 +79,10 @@ class Applying:
         stays = row is not None and row.state == state and (state != THERE or _shows(row.article) == _shows(article))
         self.library.put(now, None if stays else self._change)
         self._count(now, row, stays)
-        if (row is not None and row.state == THERE) != (state == THERE):
-            for pmid in self.library.waiting_on(said, article.pmid):
+        before = row.said if row is not None and row.state == THERE else ""
+        if before != (said if state == THERE else ""):
+            waiting = {pmid for text in {before, said} for pmid in self.library.waiting_on(text, article.pmid)}
+            for pmid in sorted(waiting):
                 self._look_again(pmid)
 
     def _look_again(self, pmid: str) -> None:

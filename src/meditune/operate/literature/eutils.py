@@ -21,6 +21,8 @@ MOST = 9_999
 SINCE_EVER, FOR_EVER = "1900/01/01", "3000/12/31"
 LOST = ("unable to obtain query", "unable to obtain history", "cannot retrieve history", "webenv")
 """Words of an error that says that the search isn't there any more; NCBI keeps it for some hours"""
+LONG = 500
+"""Characters from which on a query is sent by POST, because an address may not be so long"""
 QUOTED = 200
 _ERROR = re.compile(rb"<ERROR>(.*?)</ERROR>", re.DOTALL)
 
@@ -57,7 +59,7 @@ class Eutils:
         """Articles that match and were added or revised between two dates (YYYY/MM/DD). Raises DataError."""
         asked = {"term": term, "usehistory": "y", "retmax": str(ids), "retmode": "xml", "sort": "pub_date"}
         asked |= {"datetype": "mdat", "mindate": first, "maxdate": last}
-        root = ET.fromstring(self._get("esearch.fcgi", asked, "eSearchResult"))
+        root = ET.fromstring(self._get("esearch.fcgi", asked, "eSearchResult", post=len(term) > LONG))
         count = root.findtext("Count") or ""
         if not count.isdecimal():
             raise DataError(f"{self._url}: a search without a count. Is this the address of the E-utilities?")

@@ -156,8 +156,11 @@ class Library:
         self._base.execute("DELETE FROM retracted WHERE pmid = ?", (pmid,))
 
     def retracted(self) -> list[dict[str, str]]:
-        """The list: `pmid`, `title`, `when` it was learnt, `notice` (its PubMed id, or ""), `reference`."""
-        rows = self._base.execute("SELECT pmid, title, taken, notice, reference FROM retracted ORDER BY taken, pmid")
+        """The list, in the order in which it grew.
+
+        Of each: `pmid`, `title`, `when` it was learnt, `notice` (its PubMed id, or ""), `reference`.
+        """
+        rows = self._base.execute("SELECT pmid, title, taken, notice, reference FROM retracted ORDER BY rowid")
         return [dict(zip(("pmid", "title", "when", "notice", "reference"), row, strict=True)) for row in rows]
 
     # What was taken in from where

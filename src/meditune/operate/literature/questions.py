@@ -13,6 +13,9 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from meditune.faithfulness.words import rarity
+from meditune.phi import words
+
 FEWEST, MOST = 4, 40
 """Words of a statement"""
 
@@ -80,9 +83,9 @@ def of_title(title: str, written: str = "") -> Asked | None:
         asked = text[: text.rindex("?") + 1]
         return Asked(asked, None, True) if len(asked.split()) >= FEWEST else None
     statement = text.rstrip(". ").partition(": ")[0]
-    words = [(found[0], found.start(), found.end()) for found in _WORD.finditer(statement)]
-    lower = [word.casefold() for word, _, _ in words]
-    if not FEWEST <= len(words) <= MOST or _CLAUSE.intersection(lower) or _UNSURE.intersection(lower):
+    places = [(found[0], found.start(), found.end()) for found in _WORD.finditer(statement)]
+    lower = [word.casefold() for word, _, _ in places]
+    if not FEWEST <= len(places) <= MOST or _CLAUSE.intersection(lower) or _UNSURE.intersection(lower):
         return None
     verb = _verb(lower)
     if verb is None:
@@ -91,8 +94,8 @@ def of_title(title: str, written: str = "") -> Asked | None:
     others = {*lower[:at], *lower[at + length :]}
     if others & (_DENIES | _FINITE):
         return None
-    subject = _small(statement[: words[at][1]].strip(), written)
-    rest = statement[words[at + length - 1][2] :].strip()
+    subject = _small(statement[: places[at][1]].strip(), written)
+    rest = statement[places[at + length - 1][2] :].strip()
     if not rest:
         return None
     return Asked(
@@ -115,28 +118,28 @@ Verb = tuple[int, int, str, str, bool]
 """Index of the first word, number of words, what comes to the front, the verb that stays, whether it is negated"""
 
 
-def _verb(words: list[str]) -> Verb | None:
+def _verb(said: list[str]) -> Verb | None:
     """The only verb that is finite; None where there is none or more than one."""
     found: list[Verb] = []
-    for at in range(1, len(words)):
-        verb = _at(words, at)
+    for at in range(1, len(said)):
+        verb = _at(said, at)
         if verb and (not found or at >= found[-1][0] + found[-1][1]):
             found.append(verb)
     return found[0] if len(found) == 1 else None
 
 
-def _at(words: list[str], at: int) -> Verb | None:
-    word, before, after = words[at], words[at - 1], words[at + 1] if at + 1 < len(words) else ""
+def _at(said: list[str], at: int) -> Verb | None:
+    word, before, after = said[at], said[at - 1], said[at + 1] if at + 1 < len(said) else ""
     if before in _BEFORE or before in ",;:":
         return None
     if word in _COPULAS:
         denied = after == "not"
         return (at, 2 if denied else 1, word.capitalize(), "", denied)
-    if word in ("does", "do") and after == "not" and at + 2 < len(words) and words[at + 2] in _BASES:
-        return (at, 3, word.capitalize(), words[at + 2], True)
+    if word in ("does", "do") and after == "not" and at + 2 < len(said) and said[at + 2] in _BASES:
+        return (at, 3, word.capitalize(), said[at + 2], True)
     plural = _is_plural(before)
     base = _SINGULAR.get(word) if not plural else None
-    if base is None and word in _BASES and (plural or "and" in words[:at]):
+    if base is None and word in _BASES and (plural or "and" in said[:at]):
         base = word
     if base is None or (base in _ALSO_NOUNS and after in _NOT_AFTER_NOUNS and _GOES_WITH.get(base) != after):
         return None
@@ -150,7 +153,11 @@ def _is_plural(word: str) -> bool:
 
 
 def _small(subject: str, written: str) -> str:
-    """The subject with its first word small where the text writes it so."""
+    """The subject with its first word small, where the text writes it so or it is an English word and no name."""
     first, separator, rest = subject.partition(" ")
     small = first[:1].lower() + first[1:]
-    return f"{small}{separator}{rest}" if re.search(rf"\b{re.escape(small)}\b", written) else subject
+    is_word = small.isalpha() and small.islower() and rarity(small) < 1
+    is_name = small in words.EPONYMS | words.PLACES | words.CITIES or words.is_name(small)
+    if (is_word and not is_name) or re.search(rf"\b{re.escape(small)}\b", written):
+        return f"{small}{separator}{rest}"
+    return subject

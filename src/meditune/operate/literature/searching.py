@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
@@ -54,12 +54,12 @@ class Searching:
         self._keep(name, {"until": cursor["today"] or cursor["until"]})
         return int(cursor["read"])
 
-    def retractions(self, wanted: Callable[[], set[str]]) -> None:
-        """Note which of `wanted()` (PubMed ids) are listed as retracted, so that they are read again, by whatever query
+    def retractions(self, mine: set[str]) -> None:
+        """Note which of these PubMed ids are listed as retracted, so that they are read again, by whatever query
         they came.
         """
         name = "retractions"
-        cursor, mine = self.library.cursor(name), wanted()
+        cursor = self.library.cursor(name)
         if not mine:
             return
         first, today = _begin(cursor, None), ""

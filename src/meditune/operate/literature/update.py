@@ -145,9 +145,8 @@ def _take_in(here: Library, wanted: Wanted, email: str, report: Report) -> None:
             searching = Searching(here, Eutils(http, wanted.eutils), asked, rejects)
             for term in wanted.queries:
                 report.read[term] = searching.query(term, wanted.since)
-            searching.retractions(
-                lambda: here.pmids() | (indexing.pmids(place(wanted.index)) if wanted.index else set())
-            )
+            held = indexing.pmids(place(wanted.index)) if wanted.index else set()
+            searching.retractions((here.pmids() | held) - {row["pmid"] for row in here.retracted()})
             searching.again()
     finally:
         if http:
