@@ -119,7 +119,7 @@ class Assistant:
             raise DataError("There is no question.")
         before = [asked for asked, _ in history]
         asking = Asking(question, style)
-        found = triage(question, self._numbers, before, self._look)
+        found = self.judge(question, before)
         asking.safety = {"action": found.action, "kind": found.kind}
         if found.action in ("urgent", "decline"):
             yield from asking.at_once(found)
@@ -127,6 +127,10 @@ class Assistant:
             whole = with_what_it_goes_on_from(found.question, before)
             yield from self._answered(asking, found, whole, k, sources, max_new_tokens, cancelled)
         yield asking.answer(self.versions)
+
+    def judge(self, question: str, before: Sequence[str] = ()) -> Triage:
+        """What is done with a message; `before` are earlier ones of the same person, oldest first."""
+        return triage(question, self._numbers, before, self._look)
 
     def _answered(
         self,

@@ -15,6 +15,7 @@ from meditune.serve.admission import Admission
 from meditune.serve.errors import ApiError
 from meditune.serve.metrics import Metrics
 from meditune.serve.prompting import Prompts
+from meditune.serve.safety.triage import Triage
 from meditune.serve.settings import Settings
 from meditune.store.answers import Answers
 
@@ -45,6 +46,9 @@ class Asks(Protocol):
         cancelled: Callable[[], bool],
     ) -> Iterator[Event]:
         """Events, the last of which is the answer."""
+
+    def judge(self, question: str, before: Sequence[str] = ()) -> Triage:
+        """What is done with a message before any model sees it."""
 
 
 class Embeds(Protocol):
