@@ -33,7 +33,8 @@ def main() -> None:
     index = Index.open(arguments.index)
     folder = Path(os.environ["MEDITUNE_DATA"]).expanduser()
     print(
-        "| questions of | style | grade of the first | of all | research | passages | found |\n|---|---|---|---|---|---|---|"
+        "| questions of | style | grade of the first | of all | research | passages | found |\n"
+        "|---|---|---|---|---|---|---|"
     )
     for name, reader in (("medquad", medquad), ("pubmedqa", pubmedqa)):
         held = {document for document, _ in index.texts([name])}
