@@ -132,7 +132,7 @@ def test_repeated_and_broken_off_sentences_are_left_out(index: Index) -> None:
 
 
 def test_what_announces_an_answer_and_stops_there_is_no_answer(index: Index) -> None:
-    writer = says('The answer to the question "What helps with gout?" is: The answer is:')
+    writer = says('The answer to the question "What helps with gout?" is: The answer is: What helps with gout?')
     answer = Answerer(index, writer, nearest=-1.0).answer("What helps with gout?", k=6)
     assert answer.sentences == ()
     assert answer.refusal == "The model wrote no answer."

@@ -127,9 +127,9 @@ def said_in(answer: str) -> tuple[list[str], list[str]]:
     if len(said) > 1 and said[-1][-1].isalnum():
         said.pop()
         remarks.append("The model's last sentence broke off and is left out.")
+    said = [text for text in said if not text.endswith("?")]  # a question claims nothing that could be borne out
     while said and said[-1].endswith(":"):
         said.pop()  # it announces what the model never wrote, often in the question's own words
-    said = [text for text in said if not text.endswith("?")]  # a question claims nothing that could be borne out
     once = list(dict.fromkeys(said))
     if len(once) < len(said):
         remarks.append("Sentences that the model repeated are shown once.")
