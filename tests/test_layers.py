@@ -18,6 +18,7 @@ LAYERS = (
         "indexing",
         "updating",
         "serving",
+        "drifting",
         "exporting",
         "surveying",
         "options",

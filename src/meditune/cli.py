@@ -15,6 +15,7 @@ from meditune import (
     annotating,
     asking,
     data_commands,
+    drifting,
     exporting,
     indexing,
     model_commands,
@@ -41,6 +42,7 @@ app.add_typer(recipe_app, name="recipe")
 app.add_typer(reviewing.app, name="review")
 app.add_typer(annotating.app, name="annotate")
 app.add_typer(indexing.app, name="index")
+app.add_typer(drifting.app, name="drift")
 app.add_typer(serving.keys_app, name="keys")
 app.add_typer(serving.answers_app, name="answers")
 

@@ -39,6 +39,12 @@ class GateError(MedituneError):
     exit_code = 5
 
 
+class DriftError(MedituneError):
+    """Requests or answers that are no longer what they were."""
+
+    exit_code = 6
+
+
 class Stopped(BaseException):
     """The user pressed ctrl-C, or the system asked to end. Not an Exception, so that nothing swallows it."""
 

@@ -1,1 +1,1 @@
-"""What keeps a model in use up to date."""
+"""Running it for years: new research, drift, feedback, better versions."""

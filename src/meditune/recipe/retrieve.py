@@ -23,9 +23,10 @@ class SearchedSpec(Spec):
     )
     sources: list[str] = Field(default_factory=list, description="Only these sources of the index; all when empty.")
     words: int = Field(
-        300,
+        400,
         ge=0,
-        description="Of each document that is found, so many words around the passage; 0: the passage alone.",
+        description="Of each document that is found, so many words around the passage, which is any abstract as a "
+        "whole; 0: the passage alone.",
     )
 
     @property

@@ -11,11 +11,12 @@ from meditune.engines.exported import EXPORTS
 from meditune.engines.opening import open_engine
 from meditune.models.catalogue import SENTENCE_MODEL_INT8
 from meditune.prompts import load_format
-from meditune.recipe import PromptFormat
+from meditune.recipe import ApiSpec, PromptFormat
 from meditune.serve.access import Access
 from meditune.serve.assistant import AssistantSettings
 from meditune.serve.assisting import open_assistant
 from meditune.serve.fingerprint import fingerprint
+from meditune.serve.following import follow
 from meditune.serve.prompting import Prompts
 from meditune.serve.running import LOCAL, Place
 from meditune.serve.service import Embeds, Served, Service
@@ -38,6 +39,8 @@ class Wanted:
     """As clients are to call it; else the folder's name"""
     country: str = ""
     """ISO 3166, for the emergency numbers that the assistant names"""
+    url: str | None = None
+    """Of the server that runs the model, where the engine is one"""
 
 
 def safe(settings: Settings, place: Place, keys: Keys, open_to_all: bool) -> Settings:
@@ -63,16 +66,15 @@ def open_service(wanted: Wanted, settings: Settings, store: Path) -> Service:
     """Load everything. Raises DataError and ModelError where something can't be had."""
     base = Base(store)
     place = Path(wanted.model).expanduser()
-    engine = open_engine(wanted.model, wanted.engine, at_once=settings.at_once)
+    engine = open_engine(wanted.model, wanted.engine, settings.at_once, wanted.url)
     form = _format(place)
     prompts = Prompts(engine.tokenizer, form, engine.context_tokens)
     version = _version(place)
-    assistant = open_assistant(
-        engine, place, form, wanted.index, AssistantSettings(country=wanted.country), {"model": version}
-    )
+    asked = AssistantSettings(country=wanted.country, elsewhere=_elsewhere(wanted.url))
+    assistant = open_assistant(engine, place, form, wanted.index, asked, {"model": version})
     name = wanted.name or _name(place, wanted.model)
     served = Served(name, version, int(time.time()), assistant.versions["index"])
-    return Service(
+    service = Service(
         served,
         engine,
         prompts,
@@ -84,6 +86,14 @@ def open_service(wanted: Wanted, settings: Settings, store: Path) -> Service:
         embedding=SENTENCE_MODEL_INT8.name,
     )
 
+    def changed(content: str) -> None:
+        assistant.versions["index"] = content
+        service.goes_over_to(content)
+
+    if assistant.index is not None:
+        follow(assistant.index, changed)
+    return service
+
 
 @cache
 def sentence_model() -> Embeds:
@@ -91,6 +101,14 @@ def sentence_model() -> Embeds:
     from meditune.models import onnx_embedding
 
     return onnx_embedding.sentence_model()
+
+
+def _elsewhere(url: str | None) -> str:
+    """The server that writes the answers, where it isn't on this machine."""
+    if not url:
+        return ""
+    spec = ApiSpec(url=url, key_variable=None)
+    return "" if spec.is_local else spec.host
 
 
 def _format(place: Path) -> PromptFormat | None:

@@ -117,6 +117,25 @@ class Answers:
             for row in base.execute("SELECT * FROM answers ORDER BY time"):
                 yield asdict(_answer(row)) | {"feedback": said.get(row["id"], [])}
 
+    def in_order(self, after: int = 0) -> Iterator[tuple[int, Answer, tuple[str, ...]]]:
+        """Place, answer and ratings of each answer whose place is later, in the order in which they were kept.
+
+        The order is that of writing, whatever the clock said. The latest answer's place is given again once that answer
+        is deleted.
+        """
+        with self.base.opened() as base:
+            said: dict[str, list[str]] = {}
+            for row in base.execute("SELECT answer, rating FROM feedback"):
+                said.setdefault(row["answer"], []).append(row["rating"])
+            for row in base.execute("SELECT rowid AS place, * FROM answers WHERE rowid > ? ORDER BY rowid", (after,)):
+                yield row["place"], _answer(row), tuple(said.get(row["id"], ()))
+
+    def last_place(self) -> int:
+        """The latest answer's place; 0 where there are none."""
+        with self.base.opened() as base:
+            (found,) = base.execute("SELECT max(rowid) FROM answers").fetchone()
+        return found or 0
+
     def _forget(self) -> None:
         """Let nothing of a deleted row stay in the write-ahead log."""
         with self.base.opened() as base:

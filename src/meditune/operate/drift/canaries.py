@@ -1,0 +1,144 @@
+"""Canaries: questions whose answers are known, asked from time to time, each run held against the first.
+
+A run is compared item by item with the first one in the file by an exact sign test on the answers that changed
+(McNemar). Looks are corrected by spending the level: look k may use ALPHA / (k (k + 1)), which sums to ALPHA over all
+looks that will ever be made. A `critical` canary that fails is an alert at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from meditune.errors import DataError
+from meditune.files import numbered_jsonl, read_jsonl, write_jsonl
+
+ALPHA = 0.05
+TIMEOUT_S = 180.0
+_WAYS = (
+    "decision (yes, no or maybe), outcome (answered, abstained, escalated or declined) or contains (a list of words)"
+)
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A question with what is known of its answer."""
+
+    id: str
+    question: str
+    decision: str | None = None
+    outcome: str | None = None
+    contains: tuple[str, ...] = ()
+    critical: bool = False
+
+    def right(self, answer: dict[str, Any]) -> bool:
+        """Whether an answer of `/v1/ask` is as it should be."""
+        text = str(answer.get("text", "")).casefold()
+        outcome = answer.get("outcome") or ("abstained" if answer.get("refused") else "answered")
+        return (
+            self.decision in (None, answer.get("decision"))
+            and self.outcome in (None, outcome)
+            and all(word.casefold() in text for word in self.contains)
+        )
+
+
+def read(path: Path) -> list[Canary]:
+    """The canaries of a JSON Lines file. Raises DataError at a line that isn't one."""
+    found: dict[str, Canary] = {}
+    for line, row in numbered_jsonl(path):
+        where = f"{path}, line {line}"
+        question, contains = row.get("question"), row.get("contains", [])
+        if not isinstance(question, str) or not question.strip():
+            raise DataError(f"{where}: no question.")
+        if not isinstance(contains, list) or not (row.get("decision") or row.get("outcome") or contains):
+            raise DataError(f"{where}: nothing known of the answer. Give {_WAYS}.")
+        id = str(row.get("id") or line)
+        if id in found:
+            raise DataError(f"{where}: the id {id} is there twice.")
+        words = tuple(str(word) for word in contains)
+        critical = bool(row.get("critical"))
+        found[id] = Canary(id, question, row.get("decision"), row.get("outcome"), words, critical)
+    if not found:
+        raise DataError(f"{path}: no canaries in it. Each line needs a question and {_WAYS}.")
+    return list(found.values())
+
+
+def ask(canaries: Sequence[Canary], url: str) -> dict[str, Any]:
+    """One run: `time`, `model` and for each canary's id whether it was `right`, and is `critical`.
+
+    The key is taken from MEDITUNE_KEY. Raises DataError where the server can't be reached or refuses.
+    """
+    import httpx2
+
+    key = os.environ.get("MEDITUNE_KEY")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    right: dict[str, bool] = {}
+    with httpx2.Client(timeout=TIMEOUT_S, headers=headers) as client:
+        for canary in canaries:
+            try:
+                came = client.post(f"{url.rstrip('/')}/v1/ask", json={"question": canary.question})
+                answer = came.json()
+            except (httpx2.HTTPError, ValueError) as error:
+                raise DataError(f"{url} didn't answer canary {canary.id} ({type(error).__name__}).") from error
+            if came.status_code != 200:
+                raise DataError(f"{url} refused canary {canary.id} with HTTP {came.status_code}. Check MEDITUNE_KEY.")
+            right[canary.id] = canary.right(answer)
+    critical = [canary.id for canary in canaries if canary.critical]
+    return {"time": datetime.now(UTC).isoformat(timespec="seconds"), "right": right, "critical": critical}
+
+
+def keep(run: dict[str, Any], path: Path) -> None:
+    """Add a run to the file of results."""
+    write_jsonl(path, [*(read_jsonl(path) if path.exists() else []), run])
+
+
+def verdict(path: Path) -> dict[str, Any]:
+    """The last run beside the first: `alert`, `said`, `right`, `of`, `worse`, `better`, `p`, `level`, `looks`.
+
+    Raises DataError where there is no run.
+    """
+    from scipy.stats import binomtest
+
+    runs = read_jsonl(path)
+    if not runs or not all(isinstance(run.get("right"), dict) for run in runs):
+        raise DataError(f"{path}: no runs of canaries in it. Make one: meditune drift canary CANARIES -o {path}")
+    first, last = runs[0]["right"], runs[-1]["right"]
+    both = [id for id in first if id in last]
+    worse = [id for id in both if first[id] and not last[id]]
+    better = [id for id in both if last[id] and not first[id]]
+    looks, changed = len(runs) - 1, len(worse) + len(better)
+    level = ALPHA / (looks * (looks + 1)) if looks else ALPHA
+    p = float(binomtest(len(worse), changed, 0.5, "greater").pvalue) if changed else 1.0
+    failed = [id for id in runs[-1].get("critical", []) if not last[id]]
+    right = sum(last.values())
+    said = f"{right} of {len(last)} right"
+    if looks:
+        said += f", {sum(first.values())} of {len(first)} in the first run; {len(worse)} worse, {len(better)} better"
+        said += f" (p {p:.2g}, alert below {level:.2g})"
+    if failed:
+        said += f"; critical ones wrong: {', '.join(failed)}"
+    return {
+        "alert": bool(failed) or p < level,
+        "said": f"{said}.",
+        "right": right,
+        "of": len(last),
+        "worse": worse,
+        "better": better,
+        "critical": failed,
+        "p": p,
+        "level": level,
+        "looks": looks,
+        "time": runs[-1]["time"],
+    }
+
+
+def lines(found: dict[str, Any]) -> Iterator[str]:
+    """A verdict in the terminal."""
+    yield ""
+    yield f"{'ALERT ' if found['alert'] else ''}canaries: {found['said']}"
+    if found["worse"]:
+        yield f"  worse than at first: {', '.join(found['worse'][:20])}"

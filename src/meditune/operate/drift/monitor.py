@@ -1,0 +1,202 @@
+"""Watching requests as they come: `add` each, and ask for `alerts`."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meditune.errors import DataError
+from meditune.operate.drift import arrays, sequential
+from meditune.operate.drift.alerts import Alert, AnyTrack, Policy, Watch, effect_name, severity
+from meditune.operate.drift.ensemble import Ensemble
+from meditune.operate.drift.reference import Reference
+from meditune.operate.drift.request import Request
+from meditune.operate.drift.signals import BY_NAME, MEANING_TITLE
+from meditune.operate.drift.tracks import RECENT
+from meditune.operate.drift.wording import changed
+
+KIND = "state"
+LATE = ("feedback", "ratings", "calibration")
+"""Signals that are known only some time after the answer"""
+HISTORY = 20_000
+"""Requests of which the statistics are kept for the plot"""
+_AFRESH = "Remove it; the next check starts from the reference."
+
+
+class Monitor:
+    """Requests held against a reference, one after the other. Not safe to use from two threads at once.
+
+    A request costs well under a millisecond (`benchmarks/drift.py`); its embedding is the caller's.
+    """
+
+    def __init__(self, reference: Reference, policy: Policy | None = None) -> None:
+        self.reference, self.policy = reference, policy or Policy()
+        self.count, self.last, self.last_id = 0, int(reference.about.get("last", 0)), ""
+        self.all_alerts: list[Alert] = []
+        self.missing: dict[str, int] = dict.fromkeys(reference.signals, 0)
+        self.history: deque[NDArray[np.float32]] = deque(maxlen=HISTORY)
+        self.outcomes = 0
+        """Number of the last request whose outcome is known"""
+        self._ids: deque[str] = deque(maxlen=RECENT)
+        self._numbers: dict[str, int] = {}
+        self._ensemble = Ensemble(reference)
+        self.tracks: dict[str, AnyTrack] = self._ensemble.tracks
+        self._prompt = [name for name in self.tracks if name not in LATE]
+        self._late = [name for name in self.tracks if name in LATE]
+        limit = sequential.threshold(self.policy.alarms, self.policy.requests, len(self.tracks))
+        self._watches = {name: Watch(track, limit, self.policy) for name, track in self.tracks.items()}
+
+    def add(self, request: Request) -> list[Alert]:
+        """Take one request in; the alerts that opened, grew or closed with it."""
+        self.count += 1
+        self.last, self.last_id = request.sequence or self.count, request.id
+        self._number(request.id)
+        # By the request's number, so that a check that goes on later decides ties as one at a stretch.
+        rng = np.random.default_rng([self.reference.about["seed"], self.count])
+        self._take(request, self._prompt, rng)
+        told = self._stepped(self._prompt)
+        self.history.append(np.array([track.seat.statistic for track in self.tracks.values()], dtype=np.float32))
+        return told
+
+    def add_outcome(self, request: Request) -> list[Alert]:
+        """Take in what became of a request that was added before: its ratings, or that it has none.
+
+        In the order in which the requests came; one that had its turn, or came too long ago, is passed over.
+        """
+        number = self.number_of(request.id)
+        if number is None or number <= self.outcomes:
+            return []
+        self.outcomes = number
+        rng = np.random.default_rng([self.reference.about["seed"], number, 1])
+        self._take(request, self._late, rng, number)
+        return self._stepped(self._late)
+
+    def alerts(self) -> list[Alert]:
+        """Those that are open, the largest first."""
+        found = [alert for alert in self.all_alerts if alert.is_open]
+        return sorted(found, key=lambda alert: (-_rank(alert), alert.since))
+
+    def limits(self) -> dict[str, float]:
+        """The threshold of each signal."""
+        return {name: watch.threshold for name, watch in self._watches.items()}
+
+    def number_of(self, id: str) -> int | None:
+        """A request's number; None where it wasn't added, or is too long ago."""
+        return self._numbers.get(id)
+
+    def id_of(self, number: int) -> str:
+        """The id of a request by its number; empty where that is too long ago."""
+        place = number - (self.count - len(self._ids)) - 1
+        return self._ids[place] if 0 <= place < len(self._ids) else ""
+
+    def _number(self, id: str) -> None:
+        if len(self._ids) == RECENT:
+            self._numbers.pop(self._ids[0], None)
+        self._ids.append(id)
+        self._numbers[id] = self.count
+
+    def _stepped(self, names: Sequence[str]) -> list[Alert]:
+        watches = {name: self._watches[name] for name in names}
+        return [self._alert(name, what) for name, watch in watches.items() if (what := watch.step(self.count))]
+
+    def _take(
+        self, request: Request, names: Sequence[str], rng: np.random.Generator, number: int | None = None
+    ) -> None:
+        for name in self._ensemble.take(request, names, number or self.count, rng):
+            self.missing[name] += 1
+
+    def _alert(self, name: str, what: str) -> Alert:
+        watch = self._watches[name]
+        if what == "opened":
+            alert = self._opened(name, watch)
+            self.all_alerts.append(alert)
+            return alert
+        alert = next(each for each in reversed(self.all_alerts) if each.signal == name)
+        if what == "closed":
+            alert.closed = self.count
+        else:
+            self._measure(alert, watch)
+        return alert
+
+    def _opened(self, name: str, watch: Watch) -> Alert:
+        signal, track, column = BY_NAME.get(name), watch.track, watch.column
+        several = len(track.columns) > 1
+        alert = Alert(
+            id=f"{self.reference.sha256[:8] or 'fitted'}-{name}-{self.count}",
+            signal=name,
+            about=signal.about if signal else "inputs",
+            title=signal.title if signal else MEANING_TITLE,
+            what=track.columns[column] if several else "",
+            said="",
+            severity="small",
+            effect=0.0,
+            effect_name=effect_name(track),
+            before=0.0,
+            after=0.0,
+            statistic=0.0,
+            threshold=watch.threshold,
+            since=watch.since,
+            since_id=self.id_of(watch.since),
+            opened=self.count,
+            opened_id=self.last_id,
+            column=column,
+        )
+        self._measure(alert, watch)
+        return alert
+
+    def _measure(self, alert: Alert, watch: Watch) -> None:
+        """How large the change is now."""
+        track = watch.track
+        alert.effect = track.effect(watch.column, alert.since)
+        alert.severity = severity(alert.effect, alert.effect_name)
+        alert.before, alert.after = track.told(watch.column, alert.since)
+        alert.statistic = track.seat.statistic
+        alert.said = changed(alert)
+
+    def save(self, path: Path) -> None:
+        """Write down where it stands, whole or not at all, to go on from there."""
+        stored: arrays.Arrays = {}
+        for name, track in self.tracks.items():
+            stored |= {f"{name}/{key}": value for key, value in track.saved().items()}
+        stored["history"] = np.array(self.history, dtype=np.float32).reshape(len(self.history), len(self.tracks))
+        about = {
+            "reference": self.reference.sha256,
+            "policy": self.policy.__dict__,
+            "count": self.count,
+            "last": self.last,
+            "last_id": self.last_id,
+            "outcomes": self.outcomes,
+            "ids": list(self._ids),
+            "missing": self.missing,
+            "alerts": [alert.__dict__ for alert in self.all_alerts],
+            "watches": {name: watch.saved() for name, watch in self._watches.items()},
+        }
+        arrays.write(path, KIND, about, stored)
+
+    @classmethod
+    def load(cls, path: Path, reference: Reference) -> Monitor:
+        """A monitor that goes on where it was saved. Raises DataError where it was another reference's."""
+        about, stored, _ = arrays.read(path, KIND, _AFRESH)
+        if about["reference"] != reference.sha256:
+            raise DataError(f"{path} goes on from another reference. {_AFRESH}")
+        made = cls(reference, Policy(**about["policy"]))
+        for name in ("count", "last", "last_id", "missing", "outcomes"):
+            setattr(made, name, about[name])
+        made._ids.extend(about["ids"])
+        first = made.count - len(made._ids) + 1
+        made._numbers = {id: first + place for place, id in enumerate(made._ids)}
+        made.all_alerts = [Alert(**each) for each in about["alerts"]]
+        made.history.extend(stored["history"])
+        for name, track in made.tracks.items():
+            mine = {key.partition("/")[2]: value for key, value in stored.items() if key.startswith(f"{name}/")}
+            track.restore(mine)
+            made._watches[name].restore(about["watches"][name])
+        return made
+
+
+def _rank(alert: Alert) -> int:
+    return ("slight", "small", "medium", "large").index(alert.severity)

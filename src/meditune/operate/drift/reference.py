@@ -1,0 +1,145 @@
+"""What requests were like in a good time, fitted once: everything that later ones are held against."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meditune.errors import DataError
+from meditune.operate.drift import arrays
+from meditune.operate.drift.permutation import BLOCK, Kernel
+from meditune.operate.drift.request import Request
+from meditune.operate.drift.shape import Shape, learned
+from meditune.operate.drift.signals import BY_NAME, MEANING, SIGNALS, Value, words
+from meditune.phi.masking import mask
+
+KIND = "reference"
+LEAST = 200
+"""Requests that a reference needs"""
+LEAST_VALUES = 50
+"""Values of a signal in the half that is ranked; with fewer it isn't watched"""
+MOST_CATEGORIES = 24
+_REFIT = "Fit it again: meditune drift fit STORE -o REFERENCE"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A fitted reference."""
+
+    shape: Shape
+    numbers: dict[str, NDArray[np.float64]]
+    """Signal to values (n, columns)"""
+    shares: dict[str, dict[str, int]]
+    """Signal to counts of its categories"""
+    features: NDArray[np.float32] | None
+    """(n, features) of the ranked half, for the MMD"""
+    about: dict[str, Any]
+    """requests, embedding, remarks, seed, of"""
+    sha256: str = field(default="", compare=False)
+
+    @property
+    def signals(self) -> list[str]:
+        """Those that are watched."""
+        return [*self.numbers, *self.shares, *([MEANING] if self.features is not None else [])]
+
+    @property
+    def embedding(self) -> dict[str, Any] | None:
+        """The identity of the model of its vectors; None without."""
+        found: dict[str, Any] | None = self.about["embedding"]
+        return found
+
+
+def fit(requests: Sequence[Request], embedding: dict[str, Any] | None, of: str, seed: int = 17) -> Reference:
+    """A reference of these requests, the half of them to learn from and the other half to rank against.
+
+    `embedding` is the identity of the model that made their vectors. Raises DataError where there are too few.
+    """
+    if len(requests) < LEAST:
+        raise DataError(
+            f"{of} has {len(requests):,} requests; a reference needs {LEAST} at least, and some thousands to see small "
+            "changes. Wait for more, or give another file."
+        )
+    order = np.random.default_rng(seed).permutation(len(requests))
+    half = len(requests) // 2
+    first = [requests[place] for place in order[:half]]
+    ranked = [requests[place] for place in order[half:]]
+    shape = _shape(first, seed)
+    numbers, shares, remarks = _values(ranked, shape)
+    vectors = [each.vector for each in ranked if each.vector is not None]
+    features = None
+    if shape.kernel is not None and len(vectors) >= 4 * BLOCK:
+        features = shape.kernel.features(np.stack(vectors))
+    last = max(each.sequence for each in requests)
+    about = {
+        "requests": len(requests),
+        "embedding": embedding,
+        "remarks": remarks,
+        "seed": seed,
+        "of": of,
+        "last": last,
+    }
+    return Reference(shape, numbers, shares, features, about)
+
+
+def _shape(requests: Sequence[Request], seed: int) -> Shape:
+    asked = [each for each in requests if each.vector is not None and each.question is not None]
+    vectors = [each.vector for each in requests if each.vector is not None]
+    named = len(asked) == len(vectors)
+    # Masked: topics are named by words of questions, and those are shown.
+    texts = [mask(each.question or "") for each in asked] if named else []
+    stacked = np.stack(vectors) if vectors else np.zeros((0, 0), dtype=np.float32)
+    return learned(texts, stacked, [words(each.question) for each in requests if each.question], seed)
+
+
+def _values(
+    requests: Sequence[Request], shape: Shape
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, dict[str, int]], list[str]]:
+    numbers: dict[str, NDArray[np.float64]] = {}
+    shares: dict[str, dict[str, int]] = {}
+    unwatched = []
+    for signal in SIGNALS:
+        rows = [row for row in (signal.read(each, shape) for each in requests) if row and None not in row]
+        if len(rows) < LEAST_VALUES:
+            unwatched.append(f"{signal.name} ({len(rows)})")
+        elif signal.kind == "number":
+            numbers[signal.name] = np.array(rows, dtype=np.float64)
+        else:
+            shares[signal.name] = _counted(rows)
+    few = f"Not watched, because the reference has fewer than {LEAST_VALUES} values: {', '.join(unwatched)}."
+    return numbers, shares, [few] if unwatched else []
+
+
+def _counted(rows: Sequence[Sequence[Value]]) -> dict[str, int]:
+    return dict(Counter(str(value) for (value,) in rows).most_common(MOST_CATEGORIES))
+
+
+def save(reference: Reference, path: Path) -> Reference:
+    """Write it to a file, and return it with the file's hash."""
+    shape = reference.shape
+    stored: arrays.Arrays = {f"number/{name}": values for name, values in reference.numbers.items()}
+    stored |= {name: getattr(shape, name) for name in ("words", "centres", "mean", "directions", "anchors")}
+    if shape.kernel is not None:
+        stored |= {"weights": shape.kernel.weights, "phases": shape.kernel.phases}
+    if reference.features is not None:
+        stored["features"] = reference.features
+    about = {"about": reference.about, "topics": list(shape.topic_names), "shares": reference.shares}
+    digest = arrays.write(path, KIND, about, stored)
+    return Reference(shape, reference.numbers, reference.shares, reference.features, reference.about, digest)
+
+
+def load(path: Path) -> Reference:
+    """The reference in a file. Raises DataError where it is missing, damaged, or something else."""
+    about, stored, digest = arrays.read(path, KIND, _REFIT)
+    kernel = Kernel(stored["weights"], stored["phases"]) if "weights" in stored else None
+    names = ("words", "centres", "mean", "directions", "anchors")
+    words_, centres, mean, directions, anchors = (stored[name] for name in names)
+    shape = Shape(words_, centres, tuple(about["topics"]), mean, directions, anchors, kernel)
+    numbers = {name: stored[f"number/{name}"] for name in BY_NAME if f"number/{name}" in stored}
+    shares = {name: about["shares"][name] for name in BY_NAME if name in about["shares"]}
+    return Reference(shape, numbers, shares, stored.get("features"), about["about"], digest)
