@@ -51,8 +51,8 @@ class Hit:
     words: float | None
     """BM25; None where it wasn't among that part's candidates"""
     meaning: float | None
-    """Cosine with the question, or with what it asks, the higher; None where only words were searched, or likewise where
-    nothing was reranked"""
+    """Cosine with the question, or with what it asks, the higher; None where only words were searched, or
+    likewise where nothing was reranked"""
 
 
 @dataclass(frozen=True)
