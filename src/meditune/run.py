@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from meditune.data.example import Example
 from meditune.data.preference.pair import Pair
 from meditune.data.preference.prepare import prepare_pairs, stored_pairs
 from meditune.data.prepare import Prepared, prepare, stood_in, stored
+from meditune.engines.exported import is_exported
 from meditune.errors import DataError, MedituneError
 from meditune.files import read_json, write_json
 from meditune.folder import (
@@ -40,6 +41,7 @@ from meditune.grounding import measured as grounded
 from meditune.grounding import training as grounded_training
 from meditune.models.api.model import ApiModel, find
 from meditune.models.names import PRUNED, PRUNING
+from meditune.prompts import load_format
 from meditune.recipe import Recipe
 from meditune.recipes.loading import load_recipe
 from meditune.remote import journey
@@ -180,6 +182,8 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
         remote = find(model, recipe.model.api)
         if remote:
             journey.measure(remote, data, recipe, folder, approve)
+        elif is_exported(model):
+            _measure_engine(model, recipe, data, folder)
         else:
             _measure_here(model, recipe, data, folder)
         measured = data.splits.measured(recipe.evaluate.split)
@@ -212,6 +216,18 @@ def _measure_here(model: str, recipe: Recipe, data: Prepared, folder: Path) -> N
         measuring.form = loaded.form or recipe.prompt
         with stage(folder, "measure"):
             measuring.measure(loaded, "model")
+
+
+def _measure_engine(model: str, recipe: Recipe, data: Prepared, folder: Path) -> None:
+    """As the model is served: by the engine that its folder is for."""
+    from meditune.engines.opening import open_engine
+    from meditune.evaluate.engine import EngineMeasuring
+
+    measured = data.splits.measured(recipe.evaluate.split)
+    measuring = EngineMeasuring(recipe, measured, folder / "predictions", data.splits.dev)
+    if not measuring.is_done("model"):
+        with closing(open_engine(model)) as engine, stage(folder, "measure"):
+            measuring.measure(engine, load_format(Path(model).expanduser()) or recipe.prompt, "model")
 
 
 def report(folder: Path, command: str | None = None) -> dict[str, Any]:

@@ -39,6 +39,9 @@ def serve(
         str | None, typer.Option(metavar="INDEX", help="Answers rest on what it holds, and cite it.")
     ] = None,
     engine: Annotated[str, typer.Option(help="auto takes the fastest that is installed and fits the model.")] = "auto",
+    url: Annotated[
+        str | None, typer.Option(help="With --engine vllm: the server that runs the model, up to /v1.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="What clients call the model; else the folder's name.")] = None,
     host: Annotated[
         str, typer.Option(envvar="MEDITUNE_HOST", help="Where to listen; beyond this machine keys are needed.")
@@ -70,6 +73,9 @@ def serve(
         str,
         typer.Option(envvar="MEDITUNE_PROXY", help="Addresses of proxies in front, which end TLS: 10.0.0.2,10.0.0.3"),
     ] = "",
+    bare_chat: Annotated[
+        bool, typer.Option("--bare-chat", help="Chats are the model's words alone: no triage, no limits.")
+    ] = False,
     log_text: Annotated[bool, typer.Option("--log-text", help="Log questions, masked.")] = False,
     keep_text: Annotated[
         bool, typer.Option("--keep-text", envvar="MEDITUNE_KEEP_TEXT", help="Keep questions and answers, masked.")
@@ -101,6 +107,7 @@ def serve(
         daily_tokens=daily_tokens,
         origins=tuple(cors or ()),
         keys_needed=keys,
+        bare_chat=bare_chat,
         log_text=log_text,
         keep_text=keep_text,
         keep_days=keep_days,
@@ -111,11 +118,14 @@ def serve(
     running.refuse_uninstalled()
     from meditune.serve import opening
 
-    settings = opening.safe(settings, place, folder, open_to_all)
+    known = _keys(folder)
+    settings = opening.safe(settings, place, known, open_to_all)
     # The port is taken first: loading a model only to find it in use would waste minutes.
     sock = running.listening(place)
     set_up()
-    service = opening.open_service(opening.Wanted(model, index, engine, name, country), settings, folder)
+    if said := opening.lockout(settings, known):
+        typer.secho(said, fg="yellow", err=True)
+    service = opening.open_service(opening.Wanted(model, index, engine, name, country, url), settings, folder)
     running.run(service, place, sock, lambda address: _print_ready(service.served.name, service.engine.name, address))
     typer.echo("Ended: every answer that was begun is finished.")
 
@@ -218,15 +228,18 @@ def _answers(store: Path | None) -> Answers:
 
 
 def _print_check(settings: Settings, place: Place, folder: Path, open_to_all: bool) -> None:
-    from dataclasses import replace
+    from tempfile import TemporaryDirectory
 
     from meditune.serve.check import findings
+    from meditune.serve.opening import safe
     from meditune.store.base import FILE
 
-    known = _keys(folder).all() if (folder / FILE).is_file() else []
-    beyond = not place.local or bool(place.proxies)
-    needed = settings.keys_needed or bool(known) or (beyond and not open_to_all)
-    found = findings(replace(settings, keys_needed=needed), place, known, folder, time.time())
+    # Looking leaves no trace: without a store there are no keys.
+    with TemporaryDirectory() as nowhere:
+        known = _keys(folder if (folder / FILE).is_file() else Path(nowhere))
+        settings = safe(settings, place, known, open_to_all)
+        made = known.all()
+    found = findings(settings, place, made, folder, time.time())
     for finding in found:
         typer.echo(f"{finding.verdict:6}  {finding.sentence}")
     unsafe = sum(finding.verdict == "unsafe" for finding in found)

@@ -333,3 +333,10 @@ def test_restricted_passages_are_not_sent_to_an_api(tmp_path: Path, monkeypatch:
     assert meditune("index", "build", "-o", index, "--source", "mimic", "--documents", f"clinic={docs}").code == 0
     asked = ("ask", "api:gpt-4.1-mini", "Pneumonia?", "--index", index)
     meditune(*asked).refused(3, "mimic may not be sent to gpt-4.1-mini", "--source-filter clinic")
+
+
+def test_an_embedding_model_without_a_measured_limit_is_said(index: Index) -> None:
+    said = Answerer(index, says("Colchicine calms an attack.")).answer("gout").remarks
+    assert any(remark.startswith("No limit was measured for the embedding model tiny") for remark in said)
+    chosen = Answerer(index, says("Colchicine calms an attack."), nearest=-1.0).answer("gout")
+    assert not any("No limit was measured" in remark for remark in chosen.remarks)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from meditune.engines.engine import Engine, Job, Piece
+from meditune.serve.safety.triage import Triage
 
 
 @dataclass
@@ -27,6 +28,9 @@ class Plain:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.asked: list[dict[str, Any]] = []
+
+    def judge(self, question: str, _: Sequence[str] = ()) -> Triage:
+        return Triage("answer", question=question)
 
     def ask(self, question: str, *, cancelled: Callable[[], bool], **options: Any) -> Iterator[Told]:
         self.asked.append(options | {"question": question})

@@ -74,6 +74,24 @@ def test_waiting_has_an_end():
     asyncio.run(wait())
 
 
+def test_who_would_wait_in_vain_is_refused_at_once():
+    async def refuse():
+        admission = Admission(1, 50, 5)
+        admission._mean_s = 4.0
+        async with admission.place("a"):
+            waiting = asyncio.ensure_future(admission.place("b").__aenter__())
+            await settled()
+            async with asyncio.timeout(1):
+                with pytest.raises(ApiError) as refused:
+                    async with admission.place("c"):
+                        pass
+            assert int(refused.value.headers["retry-after"]) == 8
+            waiting.cancel()
+            await settled()
+
+    asyncio.run(refuse())
+
+
 def test_a_place_given_to_one_who_has_just_left_goes_on():
     async def race():
         admission = Admission(1, 5, 5)

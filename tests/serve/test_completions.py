@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests import tiny
-from tests.serve.server import MODEL
+from tests.serve.server import MODEL, served
 
 PATH = "/v1/completions"
 CASES = [
@@ -72,3 +72,19 @@ def test_lm_evaluation_harness_scores_through_the_server_as_in_its_own_process(s
     for (ours, greedy), (theirs, greedy_there) in zip(found, expected, strict=True):
         assert ours == pytest.approx(theirs, abs=2e-2 * max(1, math.fabs(theirs)))
         assert greedy == greedy_there
+
+
+def test_a_prompt_after_which_the_model_ends_at_once_is_scored_to_its_last_token(tmp_path):
+    loaded = tiny.loaded()
+    ids = loaded.tokenizer("Question: Does the drug help? Answer: yes")["input_ids"]
+    with torch.inference_mode():
+        likeliest = int(loaded.model(torch.tensor([ids])).logits[0, -1].argmax())
+    loaded.tokenizer.eos_token = loaded.tokenizer.convert_ids_to_tokens(likeliest)
+    with served(tmp_path, loaded=loaded) as server:
+        asked = {"model": MODEL, "prompt": ids, "max_tokens": 1, "logprobs": 1, "echo": True}
+        choice = server.ask(PATH, asked).json["choices"][0]
+    assert choice["finish_reason"] == "stop"
+    assert choice["text"] == "Question: Does the drug help? Answer: yes"
+    assert len(choice["logprobs"]["token_logprobs"]) == len(ids) + 1
+    expected, _ = likelihoods(loaded.model, [*ids, likeliest])
+    assert choice["logprobs"]["token_logprobs"][1:] == pytest.approx(expected, abs=1e-3)

@@ -14,8 +14,12 @@ from contextlib import contextmanager
 
 import pytest
 
+from meditune.serve.opening import lockout, safe
+from meditune.serve.running import Place
+from meditune.serve.settings import Settings
 from meditune.store.answers import Answers
 from meditune.store.base import Base
+from meditune.store.keys import Keys
 from tests import tiny
 from tests.commands import meditune
 
@@ -97,7 +101,8 @@ def test_keys_from_making_to_revoking_and_an_end_that_waits(model, tmp_path):
     assert id in listed
     assert "usable" in listed
     assert key.split("-", 2)[2] not in listed
-    with started(model, store) as (process, address):
+    with started(model, store, "--host", "0.0.0.0") as (process, address):
+        address = f"http://127.0.0.1:{address.rpartition(':')[2]}"
         with pytest.raises(urllib.error.HTTPError, match="401"):
             chat(address)
         answer = chat(address, key)["id"]
@@ -145,10 +150,6 @@ def test_what_cant_be_served_is_said(model, tmp_path):
     (tmp_path / "run" / "recipe.yaml").write_text("name: quickstart\n")
     meditune("serve", tmp_path / "run", *free).refused(4, "holds no model", "isn't trained yet")
     meditune("serve", model, "--engine", "transfomers", *free).refused(4, "Did you mean transformers?")
-    meditune("serve", model, "--host", "0.0.0.0", *free).refused(
-        1, "no usable key", "meditune keys create NAME", "--open"
-    )
-    meditune("serve", model, "--keys", *free).refused(1, "no usable one", "meditune keys create NAME")
 
 
 def test_without_prometheus_the_way_out_is_said(model, tmp_path, monkeypatch):
@@ -164,3 +165,19 @@ def test_check_says_what_is_unsafe_and_ends_so(model, tmp_path):
         assert f"unsafe  {said}" in unsafe.out or said in unsafe.out
     assert unsafe.out.splitlines()[0].startswith("unsafe")
     assert not (tmp_path / "store").exists()
+
+
+def test_beyond_this_machine_nobody_gets_in_before_there_is_a_key(tmp_path):
+    keys = Keys(Base(tmp_path))
+    everywhere = Place("0.0.0.0")
+    settings = safe(Settings(), everywhere, keys, open_to_all=False)
+    assert settings.keys_needed
+    assert "meditune keys create NAME" in lockout(settings, keys)
+    assert not safe(Settings(), everywhere, keys, open_to_all=True).keys_needed
+    here = safe(Settings(), Place(), keys, open_to_all=False)
+    assert not here.keys_needed
+    assert "127.0.0.1" in here.hosts
+    keys.create("Ann")
+    assert lockout(settings, keys) == ""
+    for place in (everywhere, Place()):
+        assert safe(Settings(), place, keys, open_to_all=True).keys_needed

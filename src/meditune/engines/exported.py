@@ -33,6 +33,11 @@ class Exported:
     made_from: dict[str, Any]
 
 
+def is_exported(model: str) -> bool:
+    """Whether the name is the folder of an exported model."""
+    return (Path(model).expanduser() / EXPORT).is_file()
+
+
 def exported(folder: Path) -> Exported:
     """What an exported model's folder holds. Raises ModelError where it isn't whole, DataError for a damaged file."""
     said = read_json(folder / EXPORT)

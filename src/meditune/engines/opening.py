@@ -7,6 +7,7 @@ measured to be the fastest among those that are installed; without any, transfor
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 
 from meditune.engines.engine import Engine
@@ -14,27 +15,38 @@ from meditune.engines.exported import EXPORT, EXPORTS, exported
 from meditune.engines.installed import is_installed
 from meditune.errors import ModelError
 
-NAMES = ("auto", "openvino", "transformers")
-FASTEST_FIRST = ("openvino",)
-"""Kinds of exports of which each has an engine of its name, by what benchmarks/engines.py measured"""
+NAMES = ("auto", "openvino", "llamacpp", "transformers", "vllm")
+KEY_VARIABLE = "MEDITUNE_ENGINE_KEY"
+"""Holds the key of a server that runs the model"""
+FASTEST_FIRST = {"openvino": "openvino", "llamacpp": "gguf"}
+"""Engines by what benchmarks/engines.py measured, each with the kind of export that it opens"""
 
 
-def open_engine(model: str, engine: str = "auto", at_once: int = 32) -> Engine:
+def open_engine(
+    model: str, engine: str = "auto", at_once: int = 32, url: str | None = None, key: str | None = None
+) -> Engine:
     """A model ready to answer: by catalogue name, hub id, or folder of a run, a model or an exported model.
 
     `engine` is one of `NAMES`; auto takes what is fastest for what the folder holds. `at_once` bounds the answers that
-    are written together. Raises ModelError where the model can't be had or the engine can't open it.
+    are written together. With vllm the model runs at a server, `url` up to /v1 and perhaps a `key`
+    (else MEDITUNE_ENGINE_KEY holds it), and `model` is the folder of the same model here, for its tokenizer.
+
+    Raises ModelError where the model can't be had or the engine can't open it.
     """
     if engine not in NAMES:
         near = difflib.get_close_matches(engine, NAMES, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ModelError(f"There is no engine {engine!r}.{hint} Engines: {', '.join(NAMES)}.")
+    if engine == "vllm":
+        return _at_server(model, at_once, url, key)
+    if url:
+        raise ModelError(f"An address goes with --engine vllm, and the engine is {engine}.")
     place = _exported_at(Path(model).expanduser(), engine)
     if place is None:
         if engine in FASTEST_FIRST:
             raise ModelError(
                 f"{model} holds no model that the {engine} engine opens. Make one: meditune export {model} --to "
-                f"{engine}"
+                f"{FASTEST_FIRST[engine]}"
             )
         return _with_transformers(model, at_once)
     found = exported(place)
@@ -44,7 +56,22 @@ def open_engine(model: str, engine: str = "auto", at_once: int = 32) -> Engine:
         from meditune.engines.openvino_engine import OpenvinoEngine
 
         return OpenvinoEngine(place, at_once)
+    if found.engine == "llamacpp":
+        from meditune.engines.llamacpp_engine import LlamacppEngine
+
+        return LlamacppEngine(place, at_once)
     return _with_transformers(str(place), at_once)
+
+
+def _at_server(model: str, at_once: int, url: str | None, key: str | None) -> Engine:
+    from meditune.engines.server_engine import ServerEngine
+    from meditune.engines.tokenizer import PlainTokenizer
+
+    if not url:
+        raise ModelError("--engine vllm needs the server's address: --url http://localhost:8000/v1")
+    folder = Path(model).expanduser()
+    folder = folder / "model" if (folder / "model").is_dir() else folder
+    return ServerEngine(url, PlainTokenizer(folder), key or os.environ.get(KEY_VARIABLE), at_once)
 
 
 def _with_transformers(model: str, at_once: int) -> Engine:
@@ -58,8 +85,9 @@ def _exported_at(place: Path, engine: str) -> Path | None:
     """The folder of the exported model that is meant; None where the engine transformers opens the model itself."""
     if (place / EXPORT).is_file():
         return place
-    for kind in FASTEST_FIRST:
-        folder = place / EXPORTS / kind
-        if (folder / EXPORT).is_file() and (engine == kind or (engine == "auto" and is_installed(kind))):
-            return folder
+    if engine != "transformers":
+        for name, kind in FASTEST_FIRST.items():
+            folder = place / EXPORTS / kind
+            if (folder / EXPORT).is_file() and (engine == name or (engine == "auto" and is_installed(name))):
+                return folder
     return None

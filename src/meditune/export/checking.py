@@ -8,12 +8,12 @@ given texts can't: a cache, a mask or a stop token that is wrong where the engin
 from __future__ import annotations
 
 import math
-import queue
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from meditune.data.example import DECISIONS, Example
-from meditune.engines.engine import Engine, Job, Piece
+from meditune.engines.engine import Engine, Job
+from meditune.engines.together import answers
 from meditune.errors import ModelError
 from meditune.prompts import Encoder
 from meditune.recipe import PromptFormat
@@ -21,7 +21,9 @@ from meditune.recipe import PromptFormat
 PERPLEXITY = 0.02
 """By this share the perplexity of given answers may rise"""
 ACCURACY = 1.0
-"""By so many points the accuracy of decisions may fall, or by one item where that is more"""
+"""By so many points the accuracy of decisions may fall, or by what changes that go either way explain"""
+CHANCE = 0.05
+"""Under this probability they don't (McNemar's exact test, one-sided)"""
 AGREEMENT = 0.9
 """Share of decisions that must be the same; those that differ are near ties"""
 WRITTEN = 0.25
@@ -40,6 +42,8 @@ class Drift:
     """Of the reference answers: of the original, and of the exported model"""
     accuracy: tuple[float, float]
     """Of the decisions, in percent"""
+    changed: tuple[int, int]
+    """Decisions that were right and are wrong, and the other way round"""
     agreement: float
     """Share of decisions that are the same"""
     written: tuple[float, float]
@@ -53,10 +57,10 @@ class Drift:
                 f"the perplexity of given answers rose from {self.perplexity[0]:.2f} to {self.perplexity[1]:.2f} "
                 f"(allowed: {100 * PERPLEXITY:g} %)"
             )
-        allowed = max(ACCURACY, 100 / self.items)
-        if self.accuracy[0] - self.accuracy[1] > allowed + 1e-9:
+        if self.accuracy[0] - self.accuracy[1] > ACCURACY and by_chance(*self.changed) < CHANCE:
             found.append(
-                f"accuracy fell from {self.accuracy[0]:.1f} to {self.accuracy[1]:.1f} (allowed: {allowed:g} points)"
+                f"accuracy fell from {self.accuracy[0]:.1f} to {self.accuracy[1]:.1f}: {self.changed[0]} decisions "
+                f"turned wrong and {self.changed[1]} right, which is no chance"
             )
         if self.agreement < AGREEMENT:
             found.append(f"{100 * self.agreement:.0f} % of the decisions are the same ({100 * AGREEMENT:g} % must be)")
@@ -71,7 +75,8 @@ class Drift:
         """For export.json, with the tolerances."""
         tolerance = {
             "perplexity": PERPLEXITY,
-            "accuracy_points": max(ACCURACY, 100 / self.items),
+            "accuracy_points": ACCURACY,
+            "accuracy_chance": CHANCE,
             "agreement": AGREEMENT,
             "written": WRITTEN,
         }
@@ -136,6 +141,7 @@ class Check:
             len(self.examples),
             (math.exp(before.nll / before.tokens), math.exp(after.nll / after.tokens)),
             (_accuracy(before.decisions, right), _accuracy(after.decisions, right)),
+            _changed(before.decisions, after.decisions, right),
             same / len(right),
             (_likely(original, before), _likely(original, after)),
         )
@@ -152,21 +158,22 @@ def _likely(original: Engine, said: Said) -> float:
 
 def written(engine: Engine, prompts: Sequence[Sequence[int]], more: int) -> list[list[int]]:
     """The greedy continuation of each prompt, as tokens. Raises what broke one off."""
-    waiting: list[queue.SimpleQueue[Piece]] = [queue.SimpleQueue() for _ in prompts]
-    for prompt, pieces in zip(prompts, waiting, strict=True):
-        engine.start(Job(prompt, more), pieces.put)
-    texts = []
-    for pieces in waiting:
-        text: list[int] = []
-        while True:
-            piece = pieces.get()
-            text += piece.tokens
-            if piece.error:
-                raise piece.error
-            if piece.finish:
-                break
-        texts.append(text)
-    return texts
+    found = dict(answers(engine, [Job(prompt, more) for prompt in prompts]))
+    return [found[number].tokens for number in range(len(prompts))]
+
+
+def by_chance(worse: int, better: int) -> float:
+    """The probability that so many or more of the changes are for the worse, if either way is as likely."""
+    count = worse + better
+    ways: int = sum(math.comb(count, number) for number in range(worse, count + 1))
+    return float(ways / 2**count)
+
+
+def _changed(before: Sequence[str], after: Sequence[str], right: Sequence[str]) -> tuple[int, int]:
+    was = [one == truth for one, truth in zip(before, right, strict=True)]
+    now = [one == truth for one, truth in zip(after, right, strict=True)]
+    pairs = list(zip(was, now, strict=True))
+    return pairs.count((True, False)), pairs.count((False, True))
 
 
 def _accuracy(said: Sequence[str], right: Sequence[str]) -> float:

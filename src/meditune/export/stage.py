@@ -57,9 +57,16 @@ def _openvino(source: Path, folder: Path) -> dict[str, str]:
     return write_openvino(source, folder)
 
 
+def _gguf(source: Path, folder: Path) -> dict[str, str]:
+    from meditune.export.gguf import write_gguf
+
+    return write_gguf(source, folder)
+
+
 KINDS = {
     "merged": Kind("transformers", "bfloat16", None),
     "openvino": Kind("openvino", "int8", _openvino),
+    "gguf": Kind("llamacpp", "Q8_0", _gguf),
 }
 
 

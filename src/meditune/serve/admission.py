@@ -17,6 +17,7 @@ LONGEST_RETRY_S = 300
 class Admission:
     """At most `at_once` requests inside, at most `waiting` before the door, none of them longer than `wait_s`.
 
+    Who would have to wait longer is refused at once, by how long requests took lately, and not after waiting in vain.
     Callers take turns, so one with many requests delays itself, not the others. Where the room is full, a newcomer with
     fewer requests there takes the place of the youngest request of whoever has most.
     """
@@ -32,9 +33,13 @@ class Admission:
         """Requests before the door."""
         return sum(map(len, self._queues.values()))
 
-    def retry_s(self) -> int:
+    def expected_s(self) -> float:
         """Seconds until a new request would have its turn, by how long the last ones took."""
-        return min(LONGEST_RETRY_S, max(1, math.ceil(self._mean_s * (self.waiting + 1) / self.at_once)))
+        return self._mean_s * (self.waiting + 1) / self.at_once
+
+    def retry_s(self) -> int:
+        """The same in whole seconds, at least one, for a refusal."""
+        return min(LONGEST_RETRY_S, max(1, math.ceil(self.expected_s())))
 
     @asynccontextmanager
     async def place(self, who: str) -> AsyncIterator[float]:
@@ -56,7 +61,8 @@ class Admission:
         if self.inside < self.at_once and not self._queues:
             self.inside += 1
             return
-        if self.waiting >= self.room and not self._displaced(who):
+        full = self.waiting >= self.room or (self._queues and self.expected_s() > self.wait_s)
+        if full and not self._displaced(who):
             raise self._full()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queues.setdefault(who, deque()).append(turn)

@@ -95,6 +95,7 @@ class Assistant:
         special = tuple(engine.tokenizer.all_special_tokens)
         self._writer = Writer(self.form, self._count, self._write, room, special)
         self._answerer = Answerer(index, self._writer, self.settings.nearest) if index else None
+        self.index = index
         content = index.manifest.content if index else ""
         self.versions = {"meditune": __version__, "engine": engine.name, "index": content, **(versions or {})}
 
@@ -118,7 +119,7 @@ class Assistant:
             raise DataError("There is no question.")
         before = [asked for asked, _ in history]
         asking = Asking(question, style)
-        found = triage(question, self._numbers, before, self._look)
+        found = self.judge(question, before)
         asking.safety = {"action": found.action, "kind": found.kind}
         if found.action in ("urgent", "decline"):
             yield from asking.at_once(found)
@@ -126,6 +127,10 @@ class Assistant:
             whole = with_what_it_goes_on_from(found.question, before)
             yield from self._answered(asking, found, whole, k, sources, max_new_tokens, cancelled)
         yield asking.answer(self.versions)
+
+    def judge(self, question: str, before: Sequence[str] = ()) -> Triage:
+        """What is done with a message; `before` are earlier ones of the same person, oldest first."""
+        return triage(question, self._numbers, before, self._look)
 
     def _answered(
         self,

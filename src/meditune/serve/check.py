@@ -92,6 +92,8 @@ def _text(settings: Settings) -> Iterator[Finding]:
         yield Finding("unsafe", "Questions stand in the log (--log-text). Masking misses some of what tells who asks.")
     else:
         yield Finding("good", "No question stands in the log.")
+    if settings.bare_chat:
+        yield Finding("unsafe", "Chats reach the model without triage and come without limits (--bare-chat).")
     if settings.keep_text:
         yield Finding(
             "note", "Questions and answers are kept, masked (--keep-text): people must know, and may want them deleted."

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from meditune.engines.exported import EXPORTS
 from meditune.engines.opening import open_engine
-from meditune.errors import MedituneError
 from meditune.models.catalogue import SENTENCE_MODEL_INT8
 from meditune.prompts import load_format
 from meditune.recipe import PromptFormat
@@ -16,6 +16,7 @@ from meditune.serve.access import Access
 from meditune.serve.assistant import AssistantSettings
 from meditune.serve.assisting import open_assistant
 from meditune.serve.fingerprint import fingerprint
+from meditune.serve.following import follow
 from meditune.serve.prompting import Prompts
 from meditune.serve.running import LOCAL, Place
 from meditune.serve.service import Embeds, Served, Service
@@ -38,42 +39,43 @@ class Wanted:
     """As clients are to call it; else the folder's name"""
     country: str = ""
     """ISO 3166, for the emergency numbers that the assistant names"""
+    url: str | None = None
+    """Of the server that runs the model, where the engine is one"""
 
 
-def safe(settings: Settings, place: Place, store: Path, open_to_all: bool) -> Settings:
+def safe(settings: Settings, place: Place, keys: Keys, open_to_all: bool) -> Settings:
     """The settings with what follows from the place: keys are needed where there are any, and beyond this machine.
 
-    Raises MedituneError where others reach the server and nobody has a key, unless it is to be `open_to_all`.
+    Beyond it nobody gets in until there is a key, unless the server is to be `open_to_all`.
     """
-    keys = Keys(Base(store))
     beyond = not place.local or bool(place.proxies)
     needed = settings.keys_needed or keys.any() or (beyond and not open_to_all)
-    if needed and not any(key.state == "usable" for key in keys.all()):
-        raise MedituneError(
-            f"{place.host} can be reached from elsewhere, and there is no usable key in {store}. Make one: meditune "
-            "keys create NAME; or let everybody in who reaches it: --open."
-            if beyond
-            else f"Keys are needed and there is no usable one in {store}. Make one: meditune keys create NAME"
-        )
     # Without keys a name that a page's author chose for this machine would let that page in.
     hosts = tuple(LOCAL) if not needed and not beyond else settings.hosts
     return replace(settings, keys_needed=needed, hosts=hosts)
+
+
+def lockout(settings: Settings, keys: Keys) -> str:
+    """What to do where nobody can get in yet; empty where somebody can."""
+    if not settings.keys_needed or any(key.state == "usable" for key in keys.all()):
+        return ""
+    return f"Nobody gets in yet: there is no usable key in {keys.base.path.parent}. Make one: meditune keys create NAME"
 
 
 def open_service(wanted: Wanted, settings: Settings, store: Path) -> Service:
     """Load everything. Raises DataError and ModelError where something can't be had."""
     base = Base(store)
     place = Path(wanted.model).expanduser()
-    engine = open_engine(wanted.model, wanted.engine, at_once=settings.at_once)
+    engine = open_engine(wanted.model, wanted.engine, settings.at_once, wanted.url)
     form = _format(place)
     prompts = Prompts(engine.tokenizer, form, engine.context_tokens)
     version = _version(place)
     assistant = open_assistant(
         engine, place, form, wanted.index, AssistantSettings(country=wanted.country), {"model": version}
     )
-    name = wanted.name or (place.resolve().name if place.exists() else wanted.model)
+    name = wanted.name or _name(place, wanted.model)
     served = Served(name, version, int(time.time()), assistant.versions["index"])
-    return Service(
+    service = Service(
         served,
         engine,
         prompts,
@@ -84,6 +86,14 @@ def open_service(wanted: Wanted, settings: Settings, store: Path) -> Service:
         embeds=sentence_model,
         embedding=SENTENCE_MODEL_INT8.name,
     )
+
+    def changed(content: str) -> None:
+        assistant.versions["index"] = content
+        service.goes_over_to(content)
+
+    if assistant.index is not None:
+        follow(assistant.index, changed)
+    return service
 
 
 @cache
@@ -100,6 +110,16 @@ def _format(place: Path) -> PromptFormat | None:
         if folder.is_dir() and (found := load_format(folder)):
             return found
     return None
+
+
+def _name(place: Path, model: str) -> str:
+    """The folder's name, or the run's of which it is the model or an export."""
+    if not place.exists():
+        return model
+    folder = place.resolve()
+    while folder.parent.name == EXPORTS or folder.name in {"model", EXPORTS}:
+        folder = folder.parent
+    return folder.name
 
 
 def _version(place: Path) -> str:

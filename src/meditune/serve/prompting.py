@@ -48,6 +48,10 @@ class Prompts:
             ids = ids[:-1]
         return ids
 
+    def in_format(self, text: str) -> bool:
+        """Whether a message is a prompt in the model's own format already, which ends in one of its cues."""
+        return not self.templated and text.strip().endswith((self.form.answer_cue, self.form.decision_cue))
+
     def room(self, prompt: Sequence[int], wanted: int | None, usual: int, param: str) -> int:
         """How many tokens may be written after a prompt: those wanted, or as many as usual, or as fit.
 
@@ -70,7 +74,7 @@ class Prompts:
     def _in_format(self, turns: Sequence[Turn]) -> str:
         form = self.form
         last = turns[-1].text.strip()
-        if last.endswith((form.answer_cue, form.decision_cue)):
+        if self.in_format(last):
             return last
         context = tuple(Passage(text=turn.text.strip()) for turn in turns if turn.role == "system")
         said: list[str] = []

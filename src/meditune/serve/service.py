@@ -6,7 +6,7 @@ import asyncio
 import difflib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from meditune.engines.engine import Engine
@@ -15,6 +15,7 @@ from meditune.serve.admission import Admission
 from meditune.serve.errors import ApiError
 from meditune.serve.metrics import Metrics
 from meditune.serve.prompting import Prompts
+from meditune.serve.safety.triage import Triage
 from meditune.serve.settings import Settings
 from meditune.store.answers import Answers
 
@@ -45,6 +46,9 @@ class Asks(Protocol):
         cancelled: Callable[[], bool],
     ) -> Iterator[Event]:
         """Events, the last of which is the answer."""
+
+    def judge(self, question: str, before: Sequence[str] = ()) -> Triage:
+        """What is done with a message before any model sees it."""
 
 
 class Embeds(Protocol):
@@ -107,6 +111,13 @@ class Service:
         self.metrics.waiting.set_function(lambda: self.admission.waiting)
         served = self.served
         self.metrics.model.labels(served.name, served.version, self.engine.name, served.index).set(1)
+
+    def goes_over_to(self, content: str) -> None:
+        """Note that the index has another content from now on."""
+        served, self.served = self.served, replace(self.served, index=content)
+        gauge = self.metrics.model
+        gauge.labels(served.name, served.version, self.engine.name, served.index).set(0)
+        gauge.labels(served.name, served.version, self.engine.name, content).set(1)
 
     def models(self) -> list[str]:
         """Names that requests may use."""

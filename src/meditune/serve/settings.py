@@ -40,6 +40,8 @@ class Settings:
     hosts: tuple[str, ...] = ()
     """Names that requests must use; none: any"""
     keys_needed: bool = False
+    bare_chat: bool = False
+    """Whether chats get the model's words alone, without triage and limits"""
     log_text: bool = False
     """Whether questions stand in the log, masked"""
     keep_text: bool = False

@@ -13,9 +13,10 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from meditune.engines.engine import Job, Likely
-from meditune.serve import tokens
+from meditune.serve import minding, tokens
 from meditune.serve.access import Caller, allowed
 from meditune.serve.kept import keep
+from meditune.serve.minding import Instead
 from meditune.serve.routes.documented import errors, streams
 from meditune.serve.schema.body import Usage
 from meditune.serve.schema.chat import Chat, ChatBody, ChatChoice, ChatLogprobs, ChatMessage
@@ -25,6 +26,7 @@ from meditune.serve.trace import SCOPE_KEY, Trace
 from meditune.serve.writing import Written, turn, whole, written_pieces
 
 router = APIRouter(tags=["OpenAI"])
+BEGINNING = {"role": "assistant", "content": ""}
 
 
 @router.post(
@@ -41,7 +43,10 @@ async def chat(
     service: Service = request.app.state.service
     service.must_serve(body.model)
     job = await asyncio.to_thread(_job, service, body)
-    answer = _Answer(service, body, job, caller, request.scope[SCOPE_KEY])
+    minded = minding.minded(service, body)
+    instead = await asyncio.to_thread(minding.instead, service, body) if minded else None
+    ending = minding.ENDING if minded else ""
+    answer = _Answer(service, body, job, caller, request.scope[SCOPE_KEY], instead, ending)
     if body.stream:
         return EventStream(answer.events)
     return await while_there(request, answer.at_once())
@@ -68,17 +73,32 @@ def _job(service: Service, body: ChatBody) -> Job:
 class _Answer:
     """One answer on its way."""
 
-    def __init__(self, service: Service, body: ChatBody, job: Job, caller: Caller, trace: Trace) -> None:
+    def __init__(
+        self,
+        service: Service,
+        body: ChatBody,
+        job: Job,
+        caller: Caller,
+        trace: Trace,
+        instead: Instead | None,
+        ending: str,
+    ) -> None:
+        """`instead` is said in the model's place, `ending` after what the model says."""
         self.service, self.body, self.job, self.caller, self.trace = service, body, job, caller, trace
+        self.instead, self.ending = instead, ending
         self.id, self.created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
 
     async def at_once(self) -> Response:
         """The whole answer."""
-        async with turn(self.service, self.caller, self.trace) as count:
-            written = await whole(self.service, self.job, count, self.trace)
-        await self._keep(written)
+        if self.instead:
+            written, text = Written(), self.instead.text
+        else:
+            async with turn(self.service, self.caller, self.trace) as count:
+                written = await whole(self.service, self.job, count, self.trace)
+            text = written.text.lstrip() + self.ending
+        await self._keep(written, text)
         choice = ChatChoice(
-            message=ChatMessage(content=written.text),
+            message=ChatMessage(content=text),
             logprobs=self._logprobs(written.likely),
             finish_reason="length" if written.finish == "length" else "stop",
         )
@@ -94,20 +114,35 @@ class _Answer:
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The answer's pieces as OpenAI's chunks."""
-        async with turn(self.service, self.caller, self.trace) as written:
-            opened = False
-            async with aclosing(written_pieces(self.service, self.job, written, self.trace)) as coming:
-                async for piece in coming:
-                    if not opened:
-                        opened = True
-                        yield self._chunk({"role": "assistant", "content": ""})
-                    if piece.text or piece.likely:
-                        yield self._chunk({"content": piece.text}, self._logprobs(list(piece.likely)))
-        await self._keep(written)
+        written = Written()
+        if self.instead:
+            yield self._chunk(BEGINNING)
+            yield self._chunk({"content": self.instead.text})
+            await self._keep(written, self.instead.text)
+        else:
+            async with turn(self.service, self.caller, self.trace) as written:
+                async for chunk in self._pieces(written):
+                    yield chunk
+            if self.ending:
+                yield self._chunk({"content": self.ending})
+            await self._keep(written, written.text.lstrip() + self.ending)
         yield self._chunk({}, finish="length" if written.finish == "length" else "stop")
         if self.body.stream_options and self.body.stream_options.include_usage:
             yield event(self._head() | {"choices": [], "usage": _usage(written).model_dump()})
         yield event("[DONE]")
+
+    async def _pieces(self, into: Written) -> AsyncGenerator[bytes, None]:
+        """What the model writes; the space that its first token begins with is no part of the answer."""
+        opened = begun = False
+        async with aclosing(written_pieces(self.service, self.job, into, self.trace)) as coming:
+            async for piece in coming:
+                if not opened:
+                    opened = True
+                    yield self._chunk(BEGINNING)
+                text = piece.text if begun else piece.text.lstrip()
+                begun = begun or bool(text)
+                if text or piece.likely:
+                    yield self._chunk({"content": text}, self._logprobs(list(piece.likely)))
 
     def _chunk(self, delta: dict[str, Any], logprobs: ChatLogprobs | None = None, finish: str | None = None) -> bytes:
         told = logprobs.model_dump() if logprobs else None
@@ -130,10 +165,11 @@ class _Answer:
         tokenizer = self.service.engine.tokenizer
         return ChatLogprobs(content=[tokens.chat_token(tokenizer, each, self.body.top_logprobs) for each in likely])
 
-    async def _keep(self, written: Written) -> None:
+    async def _keep(self, written: Written, text: str) -> None:
         question = self.body.messages[-1].turn().text
         facts = {"prompt_tokens": written.prompt_tokens, "completion_tokens": written.tokens, "finish": written.finish}
-        await keep(self.service, self.caller, self.id, "chat", question, written.text, "answered", facts)
+        outcome = self.instead.outcome if self.instead else "answered"
+        await keep(self.service, self.caller, self.id, "chat", question, text, outcome, facts)
 
 
 def _usage(written: Written) -> Usage:

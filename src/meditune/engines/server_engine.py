@@ -1,0 +1,226 @@
+"""A vLLM server, or any other with OpenAI's API: the model runs there, and this process only passes on what is asked.
+
+Prompts go as tokens, so the prompt format and the special tokens are ours; the server must serve the same model. What
+an answer is held to goes in vLLM's words. Servers leave out what they don't know, so what comes back is looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from meditune.engines.checks import refuse_unfit, refuse_unscorable
+from meditune.engines.engine import Finish, Job, Likely, Load, Piece, Running
+from meditune.errors import ModelError
+
+SECONDS = 300.0
+"""So long a server may be silent"""
+OTHERS = 5
+UNKNOWN_CONTEXT = 2048
+"""Tokens where a server doesn't say how many its model takes"""
+MARK = "token_id:"
+"""Before the number of a token that vLLM tells by its number"""
+
+
+class Passed:
+    """A job that runs at the server."""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        """End it now; its last piece says so."""
+        self.cancelled = True
+
+
+class ServerEngine:
+    """A model behind an address."""
+
+    def __init__(self, url: str, tokenizer: Any, key: str | None = None, at_once: int = 32) -> None:
+        """Raises ModelError where there is no such server at the address, or it serves no model."""
+        import httpx2
+
+        self.url, self.tokenizer = url.rstrip("/"), tokenizer
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx2.Client(headers=headers, timeout=SECONDS)
+        served = self._json("GET", "/models")["data"]
+        if not served:
+            raise ModelError(f"{self.url} serves no model.")
+        self._model = served[0]["id"]
+        self.name = f"server {self._model}"
+        self.context_tokens = int(served[0].get("max_model_len") or UNKNOWN_CONTEXT)
+        self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="meditune-server")
+        self._counting = threading.Lock()
+        self._started: set[Passed] = set()
+        self._running = 0
+        self._closing = False
+
+    def start(self, job: Job, deliver: Callable[[Piece], None]) -> Running:
+        """See engine.py. Where the server doesn't hold an answer to its constraint, its last piece says so."""
+        refuse_unfit(job, self.context_tokens)
+        passed = Passed()
+        with self._counting:
+            if self._closing:
+                raise ModelError("The engine was closed.")
+            self._started.add(passed)
+            self._threads.submit(self._run, job, deliver, passed)
+        return passed
+
+    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[Likely]]:
+        """See engine.py. Raises ModelError where the server doesn't tell how likely given texts are."""
+        refuse_unscorable(len(prompt), max(map(len, texts), default=0), self.context_tokens)
+        return [self._scored(prompt, text) if text else [] for text in texts]
+
+    def load(self) -> Load:
+        """See engine.py."""
+        with self._counting:
+            return Load(self._running, len(self._started) - self._running)
+
+    def close(self) -> None:
+        """See engine.py."""
+        with self._counting:
+            self._closing = True
+            for passed in self._started:
+                passed.cancel()
+        self._threads.shutdown()
+        self._http.close()
+
+    def _run(self, job: Job, deliver: Callable[[Piece], None], passed: Passed) -> None:
+        with self._counting:
+            self._running += 1
+        try:
+            for piece in self._pieces(job, passed):
+                deliver(piece)
+        except Exception as error:  # noqa: BLE001 - it is handed on, as the job's last piece
+            deliver(Piece("", error=error))
+        finally:
+            with self._counting:
+                self._running -= 1
+                self._started.discard(passed)
+
+    def _pieces(self, job: Job, passed: Passed) -> Iterator[Piece]:
+        said = ""
+        finish: Finish = "stop"
+        with self._http.stream("POST", f"{self.url}/completions", json=self._request(job)) as response:
+            if response.status_code >= 400:
+                response.read()
+                raise self._refused(response)
+            for choice in _choices(response.iter_lines()):
+                if passed.cancelled:
+                    yield Piece("", finish="cancelled")
+                    return
+                text = choice.get("text") or ""
+                said += text
+                finish = "length" if choice.get("finish_reason") == "length" else finish
+                tokens, likely = self._tokens(choice, text)
+                if text or tokens:
+                    yield Piece(text, tokens, likely if job.logprobs else ())
+        _refuse_unheld(job, said, finish, self.url)
+        yield Piece("", finish=finish)
+
+    def _tokens(self, choice: dict[str, Any], text: str) -> tuple[tuple[int, ...], tuple[Likely, ...]]:
+        """The tokens of a piece of text, as the server tells them, or else as our tokenizer reads it."""
+        told = (choice.get("logprobs") or {}).get("tokens") or []
+        numbers = [_number(token) for token in told]
+        if told and None not in numbers:
+            likely = _likely(choice["logprobs"], range(len(told)))
+            return tuple(one.token for one in likely), tuple(likely)
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        return tuple(ids), ()
+
+    def _request(self, job: Job) -> dict[str, Any]:
+        request: dict[str, Any] = {
+            "model": self._model,
+            "prompt": list(job.prompt),
+            "max_tokens": job.max_new_tokens,
+            "temperature": job.temperature,
+            "top_p": job.top_p,
+            "stream": True,
+            "return_tokens_as_token_ids": True,
+        }
+        if job.seed is not None:
+            request["seed"] = job.seed % 2**31
+        if job.stop:
+            request["stop"] = list(job.stop)
+        if job.logprobs:
+            request["logprobs"] = job.logprobs
+        if job.choices:
+            request["structured_outputs"] = {"choice": list(job.choices)}
+        if job.json_schema is not None:
+            request["structured_outputs"] = {"json": dict(job.json_schema)}
+        return request
+
+    def _scored(self, prompt: Sequence[int], text: Sequence[int]) -> list[Likely]:
+        request = {
+            "model": self._model,
+            "prompt": [*prompt, *text],
+            "max_tokens": 1,
+            "temperature": 0,
+            "echo": True,
+            "logprobs": OTHERS,
+            "return_tokens_as_token_ids": True,
+        }
+        told = self._json("POST", "/completions", request)["choices"][0].get("logprobs") or {}
+        places = range(len(prompt), len(prompt) + len(text))
+        if len(told.get("tokens") or []) < places.stop or _number(told["tokens"][places.start]) is None:
+            raise ModelError(
+                f"{self.url} doesn't tell how likely the tokens of a given text are (echo with logprobs, as vLLM "
+                "does). Measure the model in this process instead: --engine transformers."
+            )
+        return _likely(told, places)
+
+    def _json(self, method: str, path: str, body: Any = None) -> Any:
+        import httpx2
+
+        try:
+            response = self._http.request(method, f"{self.url}{path}", json=body)
+        except httpx2.HTTPError as error:
+            raise ModelError(
+                f"No server answers at {self.url} ({error}). Start it, for example vllm serve FOLDER, and name its "
+                "address up to /v1."
+            ) from error
+        if response.status_code >= 400:
+            raise self._refused(response)
+        return response.json()
+
+    def _refused(self, response: Any) -> ModelError:
+        hint = " Check the key." if response.status_code in {401, 403} else ""
+        return ModelError(f"{self.url} answered {response.status_code} to {response.request.url.path}.{hint}")
+
+
+def _choices(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    """The choices in a stream of server-sent events."""
+    for line in lines:
+        if line.startswith("data:") and line[5:].strip() != "[DONE]":
+            said = json.loads(line[5:])
+            if "error" in said:
+                raise ModelError("The server broke an answer off with an error.")
+            yield from said.get("choices", [])
+
+
+def _number(token: str) -> int | None:
+    return int(token.removeprefix(MARK)) if token.startswith(MARK) else None
+
+
+def _likely(told: dict[str, Any], places: range) -> list[Likely]:
+    found = []
+    for place in places:
+        others = (told.get("top_logprobs") or [])[place : place + 1] or [{}]
+        numbered = {_number(token): value for token, value in (others[0] or {}).items()}
+        known = {token: value for token, value in numbered.items() if token is not None}
+        found.append(Likely(_number(told["tokens"][place]) or 0, told["token_logprobs"][place], known))
+    return found
+
+
+def _refuse_unheld(job: Job, said: str, finish: Finish, url: str) -> None:
+    """Raise ModelError where a whole answer isn't what it was to be."""
+    if job.choices and said not in job.choices:
+        raise ModelError(f"{url} doesn't hold answers to given texts, as vLLM does.")
+    if job.json_schema is not None and finish == "stop":
+        try:
+            json.loads(said)
+        except ValueError as error:
+            raise ModelError(f"{url} doesn't hold answers to a JSON schema, as vLLM does.") from error

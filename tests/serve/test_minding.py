@@ -1,0 +1,94 @@
+"""Chats of OpenAI's clients: emergencies never reach the model, and answers say their limits."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from meditune.limits import LIMITS_LINE
+from meditune.recipe import PromptFormat
+from meditune.serve.assistant import Assistant
+from meditune.serve.settings import Settings
+from tests import tiny
+from tests.serve.saying import Saying
+from tests.serve.server import Running, served
+
+STROKE = "My dad suddenly can't speak and one side of his face droops. What is it?"
+PLAIN = "What helps against an attack of gout?"
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    # The assistant's engine is never asked: chats use the server's.
+    assistant = Assistant(Saying("never said"), None)
+    with served(tmp_path_factory.mktemp("store"), assistant=assistant, form=PromptFormat()) as made:
+        yield made
+
+
+def said(reply) -> str:
+    return reply.json["choices"][0]["message"]["content"]
+
+
+def streamed(running: Running, text: str) -> str:
+    lines = running.chat(text, stream=True).text.splitlines()
+    told = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    return "".join(each["choices"][0]["delta"].get("content", "") for each in told)
+
+
+def test_an_emergency_gets_urgent_help_and_no_model(running):
+    before = running.figure('meditune_tokens_total{kind="completion"}')
+    reply = running.chat(STROKE)
+    assert "stroke" in said(reply)
+    assert said(reply).endswith(LIMITS_LINE)
+    assert streamed(running, STROKE) == said(reply)
+    assert running.figure('meditune_tokens_total{kind="completion"}') == before
+    assert running.figure('meditune_answers_total{outcome="escalated"}') >= 2
+
+
+def test_an_emergency_that_was_told_in_two_messages(running):
+    messages = [
+        {"role": "user", "content": "I have a heavy pressure on my chest and my arm hurts."},
+        {"role": "assistant", "content": "Since when?"},
+        {"role": "user", "content": "It's getting worse"},
+    ]
+    body = {"model": "tiny", "messages": messages, "max_tokens": 4}
+    assert "emergency" in said(running.ask("/v1/chat/completions", body))
+
+
+def test_doses_and_other_subjects_are_not_the_models(running):
+    assert "pharmacist" in said(running.chat("How many mg of ibuprofen should I take for my back?"))
+    assert "only answer questions about health" in said(running.chat("Who won the world cup in 2018?"))
+
+
+def test_an_ordinary_answer_says_its_limits_once_and_begins_without_a_space(running):
+    answer = said(running.chat(PLAIN, max_tokens=8))
+    assert answer.endswith(f"\n\n{LIMITS_LINE}")
+    assert answer.count(LIMITS_LINE) == 1
+    assert answer == answer.lstrip()
+    assert streamed(running, PLAIN).endswith(f"\n\n{LIMITS_LINE}")
+
+
+def test_programs_get_the_models_words_alone(running):
+    chosen = said(running.chat(STROKE, guided_choice=["yes", "no"]))
+    assert chosen in {"yes", "no"}
+    form = PromptFormat()
+    prompt = f"{form.question_cue} {STROKE}\n{form.answer_cue}"
+    assert LIMITS_LINE not in said(running.chat(prompt))
+
+
+def test_an_emergency_is_answered_while_everybody_else_waits(tmp_path):
+    settings = Settings(at_once=1, waiting=0)
+    with served(tmp_path, settings, assistant=Assistant(Saying("never said"), None)) as made:
+        made.service.admission.inside = 1
+        try:
+            assert made.chat(PLAIN).status == 429
+            assert "stroke" in said(made.chat(STROKE))
+        finally:
+            made.service.admission.inside = 0
+
+
+def test_bare_chats_are_the_models_words(tmp_path):
+    settings = Settings(bare_chat=True)
+    with served(tmp_path, settings, tiny.loaded(), assistant=Assistant(Saying("never said"), None)) as made:
+        assert LIMITS_LINE not in said(made.chat(STROKE))

@@ -1,0 +1,183 @@
+"""The files of deploy/: as far as tools that need no cluster and no network can tell, they do what they say."""
+
+import importlib.util
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+import yaml
+
+from meditune.cli import app
+from meditune.serve.metrics import Metrics
+from tests import tiny
+
+DEPLOY = Path(__file__).parents[1] / "deploy"
+BIN = Path(sys.executable).parent
+UID = 10001
+
+
+def documents(name):
+    return list(yaml.safe_load_all((DEPLOY / name).read_text(encoding="utf-8")))
+
+
+def tool(name):
+    found = shutil.which(name, path=str(BIN))
+    if not found:
+        pytest.skip(f"{name} isn't installed; make install-dev does it")
+    return found
+
+
+def served(arguments):
+    """Parse `meditune serve` with these arguments."""
+    command = typer.main.get_command(app).commands["serve"]
+    return command.make_context("serve", list(arguments)).params
+
+
+def test_hadolint_finds_nothing_in_the_container_file():
+    done = subprocess.run([tool("hadolint"), DEPLOY / "Containerfile"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_container_runs_as_nobody_and_knows_whether_it_is_well():
+    text = (DEPLOY / "Containerfile").read_text(encoding="utf-8")
+    steps = re.findall(r"^(\w+) (.*)$", text.replace("\\\n", ""), re.MULTILINE)
+    named = dict(steps)
+    assert named["USER"] == str(UID)
+    assert "/healthz" in named["HEALTHCHECK"]
+    assert json.loads(named["ENTRYPOINT"]) == ["meditune", "serve"]
+    assert served(json.loads(named["CMD"]))["model"] == "/model"
+    options = typer.main.get_command(app).commands["serve"].params
+    known = {option.envvar for option in options if option.envvar} | {"MEDITUNE_CACHE", "MEDITUNE_OFFLINE"}
+    assert set(re.findall(r"MEDITUNE_\w+(?==)", named["ENV"])) <= known
+    for source in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE):
+        assert all((DEPLOY.parent / path).exists() for path in source.split())
+
+
+def test_what_the_container_installs_is_what_meditune_needs_at_the_same_versions():
+    project = (DEPLOY.parent / "pyproject.toml").read_text(encoding="utf-8")
+    lines = (DEPLOY / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    for line in lines:
+        if line and not line.startswith("#"):
+            assert f'"{line}"' in project, f"{line} stands otherwise in pyproject.toml, or not at all"
+
+
+def test_the_manifests_hold_to_kubernetes_own_schema():
+    words = [tool("kubernetes-validate"), "--strict", "--no-warn", DEPLOY / "kubernetes.yaml"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("passed") == 4
+
+
+@pytest.mark.parametrize(("name", "kind"), [("kubernetes.yaml", "Deployment"), ("knative.yaml", "Service")])
+def test_pods_may_do_nothing_that_they_need_not(name, kind):
+    (made,) = [each for each in documents(name) if each["kind"] == kind and "template" in each["spec"]]
+    pod = made["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["runAsUser"] == UID
+    assert pod["automountServiceAccountToken"] is False
+    security = container["securityContext"]
+    assert (security["readOnlyRootFilesystem"], security["allowPrivilegeEscalation"]) == (True, False)
+    assert security["capabilities"] == {"drop": ["ALL"]}
+    assert served(container["args"])["per_minute"] == 60
+    mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    assert set(mounted) == {"/model", "/data", "/tmp"}
+    assert set(mounted.values()) == {volume["name"] for volume in pod["volumes"]}
+    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+
+
+def test_knative_scales_to_zero_and_never_to_two_pods_with_one_store():
+    (service,) = documents("knative.yaml")
+    assert service["apiVersion"] == "serving.knative.dev/v1"
+    scale = service["spec"]["template"]["metadata"]["annotations"]
+    assert scale["autoscaling.knative.dev/min-scale"] == "0"
+    assert scale["autoscaling.knative.dev/max-scale"] == "1"
+    assert service["spec"]["template"]["spec"]["containerConcurrency"] == served(["x"])["at_once"]
+
+
+def test_the_compose_file_mounts_what_is_there():
+    (made,) = documents("compose.yaml")
+    assert made["services"]["server"]["read_only"]
+    for service in made["services"].values():
+        assert service["cap_drop"] == ["ALL"]
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+        for volume in service["volumes"]:
+            source = volume.rsplit(":", 2 if volume.endswith(":ro") else 1)[0]
+            if source.startswith("./"):
+                assert (DEPLOY / source).exists(), source
+            elif not source.startswith("${"):
+                assert source in made["volumes"]
+
+
+def test_prometheus_asks_with_the_key_that_compose_hands_over():
+    (made,) = documents("compose.yaml")
+    (scrape,) = documents("prometheus.yaml")[0]["scrape_configs"]
+    (secret,) = made["services"]["prometheus"]["secrets"]
+    assert scrape["authorization"]["credentials_file"] == f"/run/secrets/{secret}"
+    assert scrape["static_configs"][0]["targets"] == ["server:8000"]
+
+
+def test_the_dashboard_asks_for_metrics_that_there_are():
+    board = json.loads((DEPLOY / "grafana" / "dashboards" / "meditune.json").read_text(encoding="utf-8"))
+    there = {f"{sample.name}" for metric in Metrics().registry.collect() for sample in metric.samples}
+    families = {metric.name for metric in Metrics().registry.collect()}
+    asked = set()
+    for panel in board["panels"]:
+        assert (
+            panel["datasource"]["uid"]
+            == documents("grafana/provisioning/datasources/prometheus.yaml")[0]["datasources"][0]["uid"]
+        )
+        for target in panel["targets"]:
+            asked |= set(re.findall(r"meditune_\w+", target["expr"]))
+    assert len(asked) > 10
+    for name in asked:
+        assert name in there or re.sub(r"_(total|bucket)$", "", name) in families, name
+
+
+def test_systemd_accepts_the_unit_and_its_command_parses(tmp_path):
+    text = (DEPLOY / "meditune.service").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^ExecStart=(.*)$", text, re.MULTILINE)
+    assert served(shlex.split(command)[2:])["proxy"] == "127.0.0.1"
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd isn't installed")
+    unit = tmp_path / "meditune.service"
+    unit.write_text(text.replace("/opt/meditune/bin/meditune", "/bin/true"), encoding="utf-8")
+    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.fixture(scope="module")
+def handler(tmp_path_factory):
+    pytest.importorskip("mangum")
+    folder = tmp_path_factory.mktemp("lambda")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDITUNE_MODEL", str(tiny.save(folder / "tiny")))
+        patch.setenv("MEDITUNE_STORE", str(folder / "store"))
+        spec = importlib.util.spec_from_file_location("aws_lambda", DEPLOY / "aws_lambda.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module.handler
+
+
+EVENTS = Path(__file__).parent / "serve" / "events"
+
+
+@pytest.mark.parametrize("name", ["function-url.json", "api-gateway-v2.json"])
+def test_lambda_answers_the_events_that_aws_documents(handler, name):
+    event = json.loads((EVENTS / name).read_text(encoding="utf-8"))
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "Does it help?"}], "max_tokens": 4}
+    event |= {"rawPath": "/v1/chat/completions", "body": json.dumps(body), "isBase64Encoded": False}
+    event["requestContext"]["http"] |= {"method": "POST", "path": "/v1/chat/completions"}
+    event["headers"] |= {"content-type": "application/json"}
+    reply = handler(event, None)
+    assert reply["statusCode"] == 200, reply
+    assert json.loads(reply["body"])["usage"]["completion_tokens"] == 4
+    assert reply["headers"]["x-content-type-options"] == "nosniff"
+    as_published = json.loads((EVENTS / name).read_text(encoding="utf-8"))
+    assert handler(as_published, None)["statusCode"] == 404
