@@ -32,10 +32,8 @@ def main() -> None:
     arguments = parser.parse_args()
     index = Index.open(arguments.index)
     folder = Path(os.environ["MEDITUNE_DATA"]).expanduser()
-    print(
-        "| questions of | style | grade of the first | of all | research | passages | found |\n"
-        "|---|---|---|---|---|---|---|"
-    )
+    print("| questions of | style | grade of the first | of all | research | passages | found |")
+    print("|---|---|---|---|---|---|---|")
     for name, reader in (("medquad", medquad), ("pubmedqa", pubmedqa)):
         held = {document for document, _ in index.texts([name])}
         asked = [each for each in reader.read(folder / name, Rejects()) if each.id in held]

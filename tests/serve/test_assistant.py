@@ -211,6 +211,18 @@ def test_every_emergency_of_the_battery_escalates_with_a_real_engine() -> None:
             assert passed(message.grade(answer.text)), message.id
 
 
+def test_restricted_passages_dont_go_to_an_engine_elsewhere(tmp_path) -> None:
+    index = index_of(tmp_path)
+    index.manifest.sources["clinic"]["restricted"] = True
+    engine = Saying("Colchicine calms an attack.")
+    remote = Assistant(engine, index, AssistantSettings(nearest=-1.0, elsewhere="api.example"))
+    with pytest.raises(DataError, match=r"may not be sent to api\.example"):
+        list(remote.ask(GOUT))
+    assert not engine.prompts
+    _, answer = asked(Assistant(engine, index, ANY), GOUT)
+    assert answer.outcome == "answered"
+
+
 def test_bad_questions_are_refused_in_words(index: Index) -> None:
     with pytest.raises(DataError, match="no question"):
         list(Assistant(Saying("x"), index, ANY).ask("   "))

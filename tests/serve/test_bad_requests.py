@@ -166,3 +166,10 @@ def test_sites_that_were_named_may_call(tmp_path):
         assert server.ask("/v1/ask", method="OPTIONS", **there, **asked).status == 200
         assert server.ask("/v1/models", Origin="https://evil.example").status == 403
         assert server.ask("/v1/models", Host="evil.example").error()["code"] == "wrong_host"
+
+
+def test_all_sites_may_call_where_somebody_wants_that(tmp_path):
+    from meditune.serve.settings import Settings
+
+    with served(tmp_path, Settings(origins=("*",))) as server:
+        assert server.ask("/v1/models", Origin="https://any.example").headers["access-control-allow-origin"] == "*"

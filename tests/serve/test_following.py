@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from prometheus_client import generate_latest
 
 from meditune.retrieve import collections
 from meditune.retrieve.build import build, update
@@ -15,6 +16,7 @@ from meditune.retrieve.place import place
 from meditune.serve.following import follow
 from meditune.serve.logs import LOGGER
 from tests.retrieve import corpus
+from tests.serve.server import service
 
 pytest.importorskip("lancedb")
 
@@ -41,6 +43,17 @@ def test_what_left_the_index_isnt_found_any_more(tmp_path: Path) -> None:
         assert index.search("gout").hits[0].passage.document == "documents:gout.md"
     finally:
         end()
+
+
+def test_answers_are_told_with_the_content_that_they_rest_on(tmp_path: Path) -> None:
+    made = service(tmp_path)
+    made.goes_over_to("0123456789abcdef")
+    assert made.served.fingerprint.endswith("_0123456789ab")
+    shown = [
+        line for line in generate_latest(made.metrics.registry).decode().splitlines() if "0123456789abcdef" in line
+    ]
+    assert [line.rpartition(" ")[2] for line in shown] == ["1.0"]
+    made.engine.close()
 
 
 class Kept(logging.Handler):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
 from meditune.files import read_json
 
@@ -57,4 +58,15 @@ def exported(folder: Path) -> Exported:
     missing = [name for name in found.files if not (folder / name).is_file()]
     if missing:
         raise ModelError(f"{folder} lacks {', '.join(missing)}, which {EXPORT} names. Export the model again.")
+    return found
+
+
+def stop_tokens(folder: Path) -> list[int]:
+    """The tokens that end an answer of the plain model in a folder. Raises ModelError where there are none."""
+    settings = folder / "generation_config.json"
+    named = read_json(settings).get("eos_token_id") if settings.is_file() else None
+    known = [PlainTokenizer(folder).eos_token_id, *(named if isinstance(named, list) else [named])]
+    found = list(dict.fromkeys(token for token in known if token is not None))
+    if not found:
+        raise ModelError(f"{folder} names no end-of-sequence token, so answers would never end.")
     return found

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from meditune.errors import ModelError
+from meditune.models.quiet import no_telemetry
 
 EXTRAS = {"openvino": ("openvino", "openvino_genai"), "llamacpp": ("xllamacpp",)}
 """By engine: the packages that its extra installs"""
@@ -19,6 +20,7 @@ def is_installed(engine: str) -> bool:
 
 def package(engine: str, name: str) -> Any:
     """A package of an engine's. Raises ModelError, with the line that installs it, where it isn't here."""
+    no_telemetry()
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -26,6 +26,8 @@ from meditune.machine import cores
 
 OTHERS = 5
 """Likeliest tokens that are told of each place in a text that is scored"""
+SCORED_AT_ONCE = 3
+"""Texts; more would push prompts out of the memory that answers need"""
 CACHE_TOKENS = 16_384
 """Keys and values of all prompts and answers together"""
 CERTAIN = 1000.0
@@ -45,6 +47,7 @@ class LlamacppEngine:
         file = folder / next(name for name in model.files if name.endswith(".gguf"))
         self._server: Any = server(file, max(CACHE_TOKENS, model.context_tokens), at_once, secrets.token_urlsafe(32))
         self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="meditune-llamacpp")
+        self._scoring = ThreadPoolExecutor(SCORED_AT_ONCE, thread_name_prefix="meditune-llamacpp-score")
         self._counting = threading.Lock()
         self._room = threading.Condition()
         self._free = max(CACHE_TOKENS, model.context_tokens)
@@ -68,7 +71,12 @@ class LlamacppEngine:
     def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[Likely]]:
         """See engine.py. Of each place the five likeliest tokens are told, too. llama.cpp is asked token by token."""
         refuse_unscorable(len(prompt), max(map(len, texts), default=0), self.context_tokens)
-        return [[self._likely([*prompt, *text[:place]], token) for place, token in enumerate(text)] for text in texts]
+
+        def scored(text: Sequence[int]) -> list[Likely]:
+            return [self._likely([*prompt, *text[:place]], token) for place, token in enumerate(text)]
+
+        # In threads of their own: llama.cpp would swallow a ctrl-C that strikes while it calls back.
+        return list(self._scoring.map(scored, texts))
 
     def load(self) -> Load:
         """See engine.py."""
@@ -82,6 +90,7 @@ class LlamacppEngine:
             for answer in self._started:
                 answer.cancel()
         self._threads.shutdown()
+        self._scoring.shutdown()
         self._server = None
 
     def _run(self, answer: Answer) -> None:

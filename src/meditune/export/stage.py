@@ -12,7 +12,7 @@ from typing import Any
 
 from meditune import __version__
 from meditune.data.trained_on import carry
-from meditune.engines.exported import EXPORT, EXPORTS
+from meditune.engines.exported import EXPORT, EXPORTS, stop_tokens
 from meditune.engines.opening import open_engine
 from meditune.errors import ModelError
 from meditune.export import card
@@ -63,11 +63,25 @@ def _gguf(source: Path, folder: Path) -> dict[str, str]:
     return write_gguf(source, folder)
 
 
+def _ollama(source: Path, folder: Path) -> dict[str, str]:
+    from meditune.export.ollama import write_ollama
+
+    return write_ollama(source, folder)
+
+
 KINDS = {
     "merged": Kind("transformers", "bfloat16", None),
     "openvino": Kind("openvino", "int8", _openvino),
     "gguf": Kind("llamacpp", "Q8_0", _gguf),
+    "ollama": Kind("llamacpp", "Q8_0", _ollama),
 }
+NOT_MADE = {
+    "onnx": "The exporter, optimum-onnx, needs an older transformers than this one, and onnxruntime-genai wrote worse "
+    "text than the weights it was given. Take openvino or gguf.",
+    "hub": "Export it as merged, read its README.md, and send that folder: hf upload OWNER/NAME FOLDER. Whether the "
+    "licences of its training data allow that, meditune data push says of the data.",
+}
+"""Forms that are asked for, and what to do instead"""
 
 
 def export(name: str, to: str, output: Path | None = None) -> dict[str, Any]:
@@ -76,6 +90,8 @@ def export(name: str, to: str, output: Path | None = None) -> dict[str, Any]:
     It goes to `output`, or `export/KIND` in the run's or model's folder. What was made from the same weights is left as
     it is. Raises ModelError where it can't be exported or drifts from the original, and then leaves nothing behind.
     """
+    if to in NOT_MADE:
+        raise ModelError(f"Meditune doesn't export to {to}. {NOT_MADE[to]}")
     if to not in KINDS:
         raise ModelError(f"There is no form {to!r} to export to. Forms: {', '.join(KINDS)}.")
     if find(name, ApiSpec()):
@@ -184,19 +200,6 @@ def _remembered(home: Path | None, asked: dict[str, Any]) -> Said | None:
 def _remember(home: Path | None, asked: dict[str, Any], said: Said) -> None:
     if home:
         write_json(home / EXPORTS / ORIGINAL, {"asked": asked, "said": asdict(said)})
-
-
-def stop_tokens(folder: Path) -> list[int]:
-    """The tokens that end an answer of the plain model in a folder. Raises ModelError where there are none."""
-    from meditune.engines.tokenizer import PlainTokenizer
-
-    settings = folder / "generation_config.json"
-    named = read_json(settings).get("eos_token_id") if settings.is_file() else None
-    known = [PlainTokenizer(folder).eos_token_id, *(named if isinstance(named, list) else [named])]
-    found = list(dict.fromkeys(token for token in known if token is not None))
-    if not found:
-        raise ModelError(f"{folder} names no end-of-sequence token, so answers would never end.")
-    return found
 
 
 def weights_digest(place: Path) -> dict[str, str]:

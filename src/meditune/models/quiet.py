@@ -19,6 +19,8 @@ def no_telemetry() -> None:
     # bitsandbytes, which peft imports wherever it is installed, would fetch compiled code from the hub through the
     # package `kernels`, complains where that isn't there, and notes each conversion of a layer's input.
     sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
+    # OpenVINO's converter and nncf report each use to Google Analytics through this package, and do without it.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 

@@ -51,7 +51,8 @@ class Hit:
     words: float | None
     """BM25; None where it wasn't among that part's candidates"""
     meaning: float | None
-    """Cosine with the question; None where only words were searched, or likewise where nothing was reranked"""
+    """Cosine with the question, or with what it asks, the higher; None where only words were searched, or
+    likewise where nothing was reranked"""
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,8 @@ def compare(
 def _reranked(there: Compared, reranker: Reranker) -> _Ranked:
     scores = reranker.score(there.message, there.passages, there.vectors)
     lowest = float(scores.min()) if len(scores) else 0.0
-    cosines = (there.vectors @ there.message.vectors[0]).tolist()
+    # A long message is far from everything; what it asks is not.
+    cosines = (there.vectors @ there.message.vectors[:2].T).max(axis=1).tolist()
     return _Ranked(
         [*(there.ids[place] for place in pipeline.ordered(scores)), *there.others],
         dict(zip(there.ids, scores.tolist(), strict=True)) | dict.fromkeys(there.others, lowest),

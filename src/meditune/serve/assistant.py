@@ -60,6 +60,8 @@ class AssistantSettings:
     """See `answering.Answerer`"""
     correction: Correction | None = None
     """Of yes, no and maybe, fitted on dev"""
+    elsewhere: str = ""
+    """Who gets to see the passages, where the engine isn't on this machine: restricted ones are refused then"""
     decides: bool = True
     """Whether questions that ask for yes or no get one, where there are passages"""
 
@@ -93,7 +95,7 @@ class Assistant:
                 f"an answer of {self.settings.max_new_tokens}."
             )
         special = tuple(engine.tokenizer.all_special_tokens)
-        self._writer = Writer(self.form, self._count, self._write, room, special)
+        self._writer = Writer(self.form, self._count, self._write, room, special, elsewhere=self.settings.elsewhere)
         self._answerer = Answerer(index, self._writer, self.settings.nearest) if index else None
         self.index = index
         content = index.manifest.content if index else ""

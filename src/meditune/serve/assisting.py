@@ -39,12 +39,12 @@ def open_assistant(
         decides=settings.decides and form is not None,
     )
     opened = Index.open(index) if index else None
-    look = None if opened else _look()
+    look = (second_look(opened.embedder) if opened else None) or _look()
     return Assistant(engine, opened, settings, form=form, versions=versions, look=look)
 
 
 def _look() -> Look | None:
-    """Triage's second look without an index; None, and said so, where its sentence model can't be had."""
+    """Triage's second look where the index doesn't bring it; None, and said so, where it can't be had."""
     try:
         return second_look(embedder(SENTENCE_MODEL_INT8.name))
     except ModelError as error:

@@ -82,7 +82,8 @@ class Guard:
         if self.settings.hosts and named not in self.settings.hosts:
             return ApiError(421, "This server doesn't answer to that name.", "wrong_host")
         origin = headers.get("origin")
-        if origin and origin not in self.settings.origins and _netloc(origin) != host:
+        known = {origin, "*"} & set(self.settings.origins)
+        if origin and not known and _netloc(origin) != host:
             return ApiError(403, "Pages of other sites may not call this server (--cors).", "wrong_origin")
         if scope["method"] not in METHODS:
             return ApiError(

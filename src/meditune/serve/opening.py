@@ -11,7 +11,7 @@ from meditune.engines.exported import EXPORTS
 from meditune.engines.opening import open_engine
 from meditune.models.catalogue import SENTENCE_MODEL_INT8
 from meditune.prompts import load_format
-from meditune.recipe import PromptFormat
+from meditune.recipe import ApiSpec, PromptFormat
 from meditune.serve.access import Access
 from meditune.serve.assistant import AssistantSettings
 from meditune.serve.assisting import open_assistant
@@ -70,9 +70,8 @@ def open_service(wanted: Wanted, settings: Settings, store: Path) -> Service:
     form = _format(place)
     prompts = Prompts(engine.tokenizer, form, engine.context_tokens)
     version = _version(place)
-    assistant = open_assistant(
-        engine, place, form, wanted.index, AssistantSettings(country=wanted.country), {"model": version}
-    )
+    asked = AssistantSettings(country=wanted.country, elsewhere=_elsewhere(wanted.url))
+    assistant = open_assistant(engine, place, form, wanted.index, asked, {"model": version})
     name = wanted.name or _name(place, wanted.model)
     served = Served(name, version, int(time.time()), assistant.versions["index"])
     service = Service(
@@ -102,6 +101,14 @@ def sentence_model() -> Embeds:
     from meditune.models import onnx_embedding
 
     return onnx_embedding.sentence_model()
+
+
+def _elsewhere(url: str | None) -> str:
+    """The server that writes the answers, where it isn't on this machine."""
+    if not url:
+        return ""
+    spec = ApiSpec(url=url, key_variable=None)
+    return "" if spec.is_local else spec.host
 
 
 def _format(place: Path) -> PromptFormat | None:

@@ -134,6 +134,14 @@ def test_each_kind_names_whom_to_call(kind) -> None:
         assert "111" in britain
 
 
+def test_what_is_like_an_emergency_gets_every_number() -> None:
+    found = triage("I'm at the end of my tether", numbers("gb"), look=lambda _: True)
+    assert found.action == "urgent"
+    assert "999" in found.text
+    assert "116 123" in found.text
+    assert "{" not in found.text
+
+
 def test_numbers_can_be_ones_own() -> None:
     assert numbers("US", {"emergency": "1234"}).emergency == "1234"
     assert "988" in numbers("us").crisis

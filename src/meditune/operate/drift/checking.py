@@ -112,7 +112,8 @@ def _checked(source: Source, monitor: Monitor, embedding: str | None) -> Checked
             "remove the state file to check it from its beginning."
         )
     # Some are read again: their ratings may have come, and places in a store are given anew after deletions.
-    after = max(0, min(start, last) - RECENT) if began else start
+    first = int(reference.about["last"]) if same else 0
+    after = max(first, min(start, last) - RECENT) if began else start
     model = model_for(reference, embedding)
     shown: list[Request] = []
     for request in _numbered(source.requests(after), monitor, model):

@@ -97,7 +97,8 @@ def _number(value: Any) -> float | None:
 
 
 def _unanswerable(request: Request) -> Value:
-    if "sources" not in request.facts:
+    # An emergency is answered without a search.
+    if "sources" not in request.facts or request.outcome in ("escalated", "declined"):
         return None
     sources = request.facts["sources"]
     found = len(sources) if isinstance(sources, list) else sources

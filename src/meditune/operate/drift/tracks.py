@@ -47,7 +47,7 @@ class Track:
         window = np.array([values for _, values in self.window], dtype=np.float64)
         return self.seat.saved() | {
             "absorbing": np.array(self.absorbing),
-            "window": window.reshape(len(self.window), -1),
+            "window": window.reshape(len(self.window), len(self.columns)),
             "window_at": np.array([count for count, _ in self.window], dtype=np.int64),
             "recent_at": np.array([count for count, _ in self.recent], dtype=np.int64),
         }

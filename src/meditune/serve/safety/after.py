@@ -15,7 +15,7 @@ REASONS: dict[Kept, str] = {
     "reassurance": "says that no help is needed, which no source does",
     "no source": "isn't borne out by any passage found",
 }
-_NUMBER = r"(?:\d+(?:[.,]\d+)?|one|two|three|four|five|six|eight|ten|half an?|a)"
+_NUMBER = r"(?:\d+(?:[.,]\d+)?|one|two|three|four|five|six|eight|ten|half an?)"
 _AMOUNT = re.compile(
     rf"\b{_NUMBER}\s*(?:-|–|to|or)?\s*{_NUMBER}?\s*"
     r"(?:mg|mcg|µg|micrograms?|milligrams?|ml|millilit(?:er|re)s?|drops?|tablets?|pills?|capsules?|teaspoons?|tablespoons?"

@@ -66,7 +66,8 @@ class Kind:
                 "symptoms."
             )
         first = (self.opening, call) if self.help == "crisis" else (call, self.opening)
-        return "\n".join((*first, *(f"- {line}" for line in self.then)))
+        then = (f"- {line.format(**numbers.model_dump())}" for line in self.then)
+        return "\n".join((*first, *then))
 
 
 class _KindText(BaseModel):

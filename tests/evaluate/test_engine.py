@@ -1,0 +1,65 @@
+"""A model measured through the engine that serves it has the figures that it has when it is measured itself."""
+
+import pytest
+
+from meditune.data.example import Example, Passage
+from meditune.engines.transformers_engine import TransformersEngine
+from meditune.errors import DataError
+from meditune.evaluate.engine import EngineMeasuring
+from meditune.evaluate.stage import Measuring
+from meditune.recipe import PromptFormat
+from meditune.recipes.loading import load_recipe
+from tests import tiny
+from tests.commands import read_rows
+
+KINDS = ("decision", "likelihood", "answer", "written", "closed")
+
+
+def examples():
+    return [
+        Example(
+            id=f"q{number}",
+            source="own",
+            question=f"Does drug {number} help?",
+            context=(Passage(text=f"Results: pain fell by {number} percent."),),
+            answer=f"The drug helps {number} adults.",
+            decision=("yes", "no", "maybe")[number % 3],
+            group=str(number),
+        )
+        for number in range(6)
+    ]
+
+
+def recipe(*settings):
+    quiet = ["safety_messages=0", "general_tokens=0", "choices=0", "closed_book=true", "written_decisions=true"]
+    named = [f"evaluate.{setting}" for setting in (*quiet, "max_new_tokens=8", "similarity=false", *settings)]
+    return load_recipe("quickstart", named).recipe
+
+
+def test_figures_are_those_of_the_model(tmp_path):
+    loaded = tiny.loaded()
+    Measuring(recipe(), examples(), tmp_path / "itself").measure(loaded, "model")
+    engine = TransformersEngine(loaded)
+    measuring = EngineMeasuring(recipe(), examples(), tmp_path / "engine")
+    assert not measuring.is_done("model")
+    measuring.measure(engine, PromptFormat.model_validate(recipe().prompt.model_dump()), "model")
+    assert measuring.is_done("model")
+    engine.close()
+    for kind in KINDS:
+        one, other = (read_rows(tmp_path / side / f"model-{kind}.jsonl") for side in ("itself", "engine"))
+        assert [row["id"] for row in one] == [row["id"] for row in other]
+        for first, second in zip(one, other, strict=True):
+            if "logits" in first:
+                apart = {label: first["logits"][label] - second["logits"][label] for label in first["logits"]}
+                # Log-probabilities are the logits but for a constant.
+                assert max(apart.values()) - min(apart.values()) < 1e-3
+            if "nll" in first:
+                assert second["nll"] == pytest.approx(first["nll"], abs=1e-3)
+                assert (second["tokens"], second["bytes"]) == (first["tokens"], first["bytes"])
+            if kind == "written":
+                assert second["prediction"] == first["prediction"]
+
+
+def test_the_harness_s_protocol_is_refused(tmp_path):
+    with pytest.raises(DataError, match="lm-eval"):
+        EngineMeasuring(recipe("protocol=lm-eval"), examples(), tmp_path)

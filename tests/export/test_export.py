@@ -1,0 +1,75 @@
+"""`meditune export` as a user meets it: what it leaves, and when it leaves nothing."""
+
+import json
+
+import pytest
+
+from meditune.errors import ModelError
+from meditune.export import checking, items, stage
+from meditune.export.checking import Drift, by_chance
+from meditune.export.ollama import modelfile
+from meditune.recipe import PromptFormat
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    """A check of few items; the synthetic sample stands in for PubMedQA."""
+    monkeypatch.setenv("MEDITUNE_DATA", "/nowhere")
+    monkeypatch.setattr(items, "COUNT", 6)
+    monkeypatch.setattr(checking, "ANSWERS", 2)
+    monkeypatch.setattr(checking, "WRITTEN_ITEMS", 2)
+
+
+def test_a_merged_export_says_what_it_is_and_is_made_once(tmp_path):
+    folder = tiny.save(tmp_path / "model")
+    facts = stage.export(str(folder), "merged")
+    place = folder / "export" / "merged"
+    stored = json.loads((place / "export.json").read_text())
+    assert stored == json.loads(json.dumps(facts))
+    assert (stored["engine"], stored["weights"], stored["stop_tokens"]) == ("transformers", "bfloat16", [1])
+    assert {"model.safetensors", "tokenizer.json", "prompt.json"} <= set(stored["sha256"])
+    assert stored["drift"]["agreement"] >= 0.9
+    assert "perplexity" in (place / "README.md").read_text()
+    before = (place / "export.json").stat().st_mtime_ns
+    stage.export(str(folder), "merged")
+    assert (place / "export.json").stat().st_mtime_ns == before
+
+
+def test_a_model_that_drifts_is_not_kept(tmp_path, monkeypatch):
+    folder = tiny.save(tmp_path / "model")
+    monkeypatch.setattr(checking, "PERPLEXITY", -0.5)
+    with pytest.raises(ModelError, match="perplexity of given answers rose"):
+        stage.export(str(folder), "merged")
+    assert [path.name for path in (folder / "export").iterdir()] == ["original.json"]
+
+
+@pytest.mark.parametrize(("to", "said"), [("onnx", "optimum-onnx"), ("hub", "hf upload"), ("pdf", "Forms: merged")])
+def test_what_is_not_made_is_said(tmp_path, to, said):
+    with pytest.raises(ModelError, match=said):
+        stage.export(str(tmp_path), to)
+
+
+def test_gpt2_has_no_gguf_here(tmp_path):
+    with pytest.raises(ModelError, match="convert_hf_to_gguf"):
+        stage.export(str(tiny.save(tmp_path / "model", "gpt2")), "gguf")
+    assert not (tmp_path / "model" / "export" / "gguf").exists()
+
+
+def test_tolerances():
+    fine = {"items": 50, "perplexity": (10.0, 10.1), "accuracy": (70.0, 66.0), "changed": (2, 0), "agreement": 0.96}
+    assert Drift(**fine, written=(2.0, 2.1)).problems() == []
+    assert "turned wrong" in Drift(**fine | {"changed": (6, 0)}, written=(2.0, 2.1)).problems()[0]
+    assert "of the decisions are the same" in Drift(**fine | {"agreement": 0.8}, written=(2.0, 2.1)).problems()[0]
+    assert "its own answers" in Drift(**fine, written=(2.0, 9.0)).problems()[0]
+    assert Drift(**fine | {"perplexity": (10.0, float("nan"))}, written=(2.0, 2.1)).problems()
+    # scipy.stats.binomtest(5, 6, alternative="greater").pvalue
+    assert by_chance(5, 1) == pytest.approx(0.109375)
+
+
+def test_a_modelfile_holds_the_prompt_format():
+    text = modelfile(PromptFormat(), ["<|im_end|>"], 8192)
+    assert 'TEMPLATE """Question: {{ .Prompt }}\nConclusion:"""' in text
+    assert 'PARAMETER stop "<|im_end|>"' in text
+    with pytest.raises(ModelError):
+        modelfile(PromptFormat(question_cue="{{ x }}"), [], 10)

@@ -1,0 +1,62 @@
+"""Questions whose answers are known, asked of a real server on this machine."""
+
+import json
+
+import pytest
+
+from meditune.errors import DataError
+from meditune.operate.drift import canaries
+from tests.commands import meditune
+from tests.operate.drift.test_alerting import listening
+
+ANSWER = {"text": "Call 911 now.", "decision": "yes", "outcome": "escalated"}
+
+
+def canary_file(tmp_path, count=12):
+    rows = [{"id": f"c{n}", "question": f"Is {n} right?", "decision": "yes"} for n in range(count)]
+    rows.append({"id": "chest", "question": "My chest hurts", "contains": ["911"], "critical": True})
+    path = tmp_path / "canaries.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def run(tmp_path, answer, monkeypatch):
+    monkeypatch.setenv("MEDITUNE_KEY", "mt-key")
+    with listening(reply=json.dumps(answer).encode()) as (url, got):
+        found = meditune("drift", "canary", canary_file(tmp_path), "-o", tmp_path / "runs.jsonl", "--url", url)
+    assert got[0][0] == "/secret-path/v1/ask"
+    assert got[0][1]["Authorization"] == "Bearer mt-key"
+    return found
+
+
+def test_a_run_that_got_worse_ends_with_code_6(tmp_path, monkeypatch):
+    first = run(tmp_path, ANSWER, monkeypatch)
+    assert first.code == 0, first.out + first.err
+    assert "13 of 13 right" in (first.out + first.err)
+    assert run(tmp_path, ANSWER, monkeypatch).code == 0
+    worse = run(tmp_path, ANSWER | {"decision": "no"}, monkeypatch)
+    assert worse.code == 6
+    assert "12 worse, 0 better" in (worse.out + worse.err)
+    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_critical_canary_counts_alone(tmp_path, monkeypatch):
+    assert run(tmp_path, ANSWER, monkeypatch).code == 0
+    found = run(tmp_path, ANSWER | {"text": "Rest a while."}, monkeypatch)
+    assert found.code == 6
+    assert "critical ones wrong: chest" in (found.out + found.err)
+
+
+def test_one_answer_that_changed_proves_nothing(tmp_path):
+    first = {"time": "t", "right": {f"c{n}": True for n in range(20)}, "critical": []}
+    canaries.keep(first, tmp_path / "runs")
+    canaries.keep(first | {"right": first["right"] | {"c3": False}}, tmp_path / "runs")
+    assert not canaries.verdict(tmp_path / "runs")["alert"]
+
+
+def test_a_server_that_is_not_there_and_canaries_without_answers_are_named(tmp_path):
+    with pytest.raises(DataError, match="didn't answer canary c0"):
+        canaries.ask(canaries.read(canary_file(tmp_path)), "http://127.0.0.1:9")
+    (tmp_path / "bad").write_text('{"question": "a"}\n')
+    with pytest.raises(DataError, match="line 1: nothing known of the answer"):
+        canaries.read(tmp_path / "bad")

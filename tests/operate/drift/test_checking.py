@@ -1,0 +1,146 @@
+"""`meditune drift` over files and stores, as a user meets it."""
+
+import json
+import sqlite3
+
+import pytest
+
+from meditune.errors import DataError, ModelError
+from meditune.operate.drift import checking, reference
+from meditune.operate.drift.alerts import Policy
+from meditune.operate.drift.reading import Source
+from meditune.store import base
+from meditune.store.answers import Answer, Answers, Feedback
+from tests.commands import meditune
+from tests.operate.drift.streams import requests, write_facts
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("good")
+    write_facts(folder / "good.jsonl", requests(600, 1))
+    reference.save(checking.fitted(Source(folder / "good.jsonl"), None, None, 17), folder / "reference")
+    return folder / "reference"
+
+
+def fill(folder, given, time=0.0):
+    answers = Answers(base.Base(folder))
+    for each in given:
+        answers.keep(Answer(each.id, "k", "ask", "m", outcome=each.outcome, facts=each.facts, time=time or 1.0))
+    return answers
+
+
+def test_a_file_like_the_reference_ends_well_and_another_with_code_6(good, tmp_path):
+    same = write_facts(tmp_path / "same.jsonl", requests(300, 2, first=1000))
+    quiet = meditune("drift", "check", same, "--reference", good)
+    assert quiet.code == 0, quiet.out + quiet.err
+    assert "ALERT" not in (quiet.out + quiet.err)
+    other = write_facts(tmp_path / "other.jsonl", requests(300, 3, first=2000, confidence=(3, 8)))
+    page = tmp_path / "page.html"
+    found = meditune("drift", "check", other, "--reference", good, "--json", "--page", page)
+    assert found.code == 6
+    assert "confidence (large)" in (found.out + found.err)
+    said = json.loads(found.out)
+    assert [alert["signal"] for alert in said["alerts"]] == ["confidence"]
+    assert said["signals"]["outcome"]["state"] == "quiet"
+    assert "less sure" in page.read_text()
+    assert 'src="data:image/png' in page.read_text()
+
+
+def test_few_requests_are_said_to_be_few(good, tmp_path):
+    found = meditune("drift", "check", write_facts(tmp_path / "few.jsonl", requests(7, 4)), "--reference", good)
+    assert found.code == 0
+    assert "Only 7 requests so far" in (found.out + found.err)
+    found = meditune("drift", "fit", tmp_path / "few.jsonl", "-o", tmp_path / "reference")
+    assert found.code == 3
+    assert "needs 200 at least" in (found.out + found.err)
+
+
+def test_a_store_is_checked_from_where_the_last_check_ended_whatever_the_clock_says(tmp_path):
+    folder = tmp_path / "store"
+    fill(folder, requests(400, 5), time=2e9)
+    made = reference.save(checking.fitted(Source(folder), None, None, 17), tmp_path / "reference")
+    # The clock jumped back by decades: what came later is later still.
+    fill(folder, requests(100, 6, first=401), time=1.0)
+    state = tmp_path / "state"
+    found = checking.check(Source(folder), made, state, Policy())
+    assert (found.new, found.monitor.count, found.monitor.last_id) == (100, 100, "r500")
+    assert checking.check(Source(folder), made, state, Policy()).new == 0
+    # The latest answers go, and their places in the file are given again.
+    answers = fill(folder, [])
+    for number in range(491, 501):
+        assert answers.delete(f"r{number}")
+    fill(folder, requests(60, 7, first=601, confidence=(3, 8)))
+    found = checking.check(Source(folder), made, state, Policy())
+    assert (found.new, found.monitor.count) == (60, 160)
+    assert [alert.signal for alert in found.monitor.alerts()] == ["confidence"]
+
+
+def test_ratings_are_waited_for(tmp_path):
+    folder = tmp_path / "store"
+    answers = fill(folder, requests(600, 8))
+    for number in range(1, 401, 2):
+        answers.say(Feedback(f"r{number}", "k", "up" if number % 10 else "down"))
+    made = checking.fitted(Source(folder), None, None, 17)
+    assert made.shares["feedback"].keys() == {"rated", "not rated"}
+    made = reference.save(made, tmp_path / "reference")
+    fill(folder, requests(300, 9, first=601))
+    found = checking.check(Source(folder), made, tmp_path / "state", Policy())
+    # Nobody has rated the latest 200 yet, which says nothing; nobody will rate the 100 before, which does.
+    assert found.monitor.outcomes == 100
+    assert [alert.signal for alert in found.monitor.alerts()] == ["feedback"]
+
+
+def test_a_locked_store_is_named(tmp_path, good, monkeypatch):
+    fill(tmp_path, requests(3, 10))
+    monkeypatch.setattr(base, "BUSY_S", 0.1)
+    with sqlite3.connect(tmp_path / base.FILE, isolation_level=None) as holder:
+        holder.execute("PRAGMA locking_mode = EXCLUSIVE")
+        holder.execute("BEGIN EXCLUSIVE")
+        found = meditune("drift", "check", tmp_path, "--reference", good)
+    assert found.code == 3
+    assert "locked" in (found.out + found.err)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "line 1: not valid JSON"),
+        ("{}", "neither question, facts nor outcome"),
+        ('{"question": 7}', "question is int, not text"),
+        ('{"question": "a", "facts": []}', None),
+        ('{"question": "a", "facts": [1]}', "facts is list"),
+        ('{"question": "a", "feedback": 3}', "feedback isn't a list"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, said):
+    (tmp_path / "a.jsonl").write_text(f"{line}\n")
+    if said is None:
+        assert next(Source(tmp_path / "a.jsonl").requests()).question == "a"
+        return
+    with pytest.raises(DataError, match=said):
+        list(Source(tmp_path / "a.jsonl").requests())
+
+
+def test_neither_store_nor_file_is_refused(good, tmp_path):
+    found = meditune("drift", "check", tmp_path / "nothing", "--reference", good)
+    assert found.code == 3
+    assert "neither a store" in (found.out + found.err)
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_file_that_was_cut_is_refused(good, tmp_path):
+    made = reference.load(good)
+    path = write_facts(tmp_path / "a.jsonl", requests(50, 11))
+    checking.check(Source(path), made, tmp_path / "state", Policy())
+    write_facts(path, requests(20, 11))
+    with pytest.raises(DataError, match="cut off or replaced"):
+        checking.check(Source(path), made, tmp_path / "state", Policy())
+
+
+@pytest.mark.model
+def test_vectors_of_another_model_are_refused():
+    identity = {"name": "all-minilm-l6-v2", "dimension": 384, "space": "of another version"}
+    made = reference.fit(requests(300, 12), identity, "test")
+    with pytest.raises(ModelError, match="can't be compared"):
+        checking.model_for(made, None)

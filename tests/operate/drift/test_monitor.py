@@ -1,0 +1,128 @@
+"""Requests that come one after the other: what opens an alert, what closes it, and where it stands after a restart."""
+
+import pytest
+
+from meditune.errors import DataError
+from meditune.operate.drift import evidence
+from meditune.operate.drift.monitor import Monitor
+from meditune.operate.drift.reference import fit, load, save
+from tests.operate.drift.streams import requests
+
+EMBEDDING = {"name": "invented", "dimension": 24, "space": "0"}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    return save(fit(requests(1200, 1), EMBEDDING, "test"), tmp_path_factory.mktemp("drift") / "reference")
+
+
+def opened(monitor):
+    return {alert.signal: alert for alert in monitor.all_alerts}
+
+
+def follow(monitor, given):
+    for each in given:
+        monitor.add(each)
+        monitor.add_outcome(each)
+    return monitor
+
+
+def test_nothing_opens_without_drift(reference):
+    assert not follow(Monitor(reference), requests(2000, 2)).all_alerts
+
+
+def test_a_new_topic_opens_the_alerts_of_meaning_and_no_others(reference):
+    monitor = follow(Monitor(reference), [*requests(300, 3), *requests(200, 4, ("vaccine",), first=301)])
+    found = opened(monitor)
+    assert {"topics", "novelty", "directions", "meaning"} & set(found)
+    assert not {"length", "confidence", "outcome", "language"} & set(found)
+    assert 280 <= found["novelty"].since <= 305
+    assert found["novelty"].opened <= 340
+    assert found["novelty"].severity == "large"
+    assert found["meaning"].opened <= 425
+    assert found["novelty"].since_id == f"r{found['novelty'].since}"
+
+
+@pytest.mark.parametrize(
+    ("signal", "changed"),
+    [
+        ("length", {"words": (10, 20)}),
+        ("confidence", {"confidence": (3, 8)}),
+        ("outcome", {"outcome": 0.6}),
+    ],
+)
+def test_each_figure_has_its_alert(reference, signal, changed):
+    monitor = follow(Monitor(reference), [*requests(200, 5), *requests(200, 6, first=201, **changed)])
+    assert opened(monitor)[signal].opened <= 400
+    assert opened(monitor)[signal].is_open
+
+
+def test_an_alert_closes_when_the_change_is_over_and_can_open_again(reference):
+    stream = [
+        *requests(200, 7),
+        *requests(150, 8, first=201, words=(12, 20)),
+        *requests(800, 9, first=351),
+        *requests(150, 10, first=1151, words=(12, 20)),
+    ]
+    monitor = follow(Monitor(reference), stream)
+    first, second = (alert for alert in monitor.all_alerts if alert.signal == "length")
+    assert first.closed is not None
+    assert 500 < first.closed < 800
+    assert 1150 < second.opened < 1200
+    assert second.is_open
+
+
+def test_a_state_goes_on_as_if_it_had_never_been_saved(reference, tmp_path):
+    stream = [*requests(230, 11), *requests(150, 12, ("vaccine", "heart"), first=231)]
+    whole = follow(Monitor(reference), stream)
+    for start in range(0, 380, 95):
+        part = Monitor.load(tmp_path / "state", reference) if start else Monitor(reference)
+        follow(part, stream[start : start + 95]).save(tmp_path / "state")
+    again = Monitor.load(tmp_path / "state", reference)
+    assert [alert.as_dict() for alert in again.all_alerts] == [alert.as_dict() for alert in whole.all_alerts]
+    assert again.all_alerts
+    assert [track.seat.statistic for track in again.tracks.values()] == [
+        track.seat.statistic for track in whole.tracks.values()
+    ]
+
+
+def test_evidence_shows_the_new_questions_masked(reference):
+    marked = [*requests(200, 13), *requests(120, 14, ("vaccine",), first=201)]
+    named = type(marked[0])(**{**marked[-1].__dict__, "question": "My name is John Miller, is a vaccine safe?"})
+    monitor = follow(Monitor(reference), [*marked[:-1], named])
+    evidence.gather(monitor, [*marked[:-1], named])
+    groups = opened(monitor)["novelty"].evidence["groups"]
+    assert any("vaccine" in group["name"] for group in groups)
+    said = str([alert.evidence for alert in monitor.all_alerts])
+    assert "vaccine" in said
+    assert "Miller" not in said
+
+
+def test_a_reference_is_whole_or_refused(reference, tmp_path):
+    path = tmp_path / "reference"
+    save(reference, path)
+    assert load(path).sha256 == reference.sha256
+    assert b"heart" not in load(path).shape.words.tobytes()
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="damaged"):
+        load(path)
+    place = whole.index(b"number/length") + 400
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    with pytest.raises(DataError, match=r"hash differs|can't be read"):
+        load(path)
+    Monitor(reference).save(path)
+    with pytest.raises(DataError, match="is a drift state"):
+        load(path)
+
+
+def test_a_state_of_another_reference_is_refused(reference, tmp_path):
+    Monitor(reference).save(tmp_path / "state")
+    other = save(fit(requests(400, 15), EMBEDDING, "test"), tmp_path / "other")
+    with pytest.raises(DataError, match="another reference"):
+        Monitor.load(tmp_path / "state", other)
+
+
+def test_too_few_requests_make_no_reference():
+    with pytest.raises(DataError, match="has 40 requests; a reference needs 200"):
+        fit(requests(40, 16), EMBEDDING, "test")
