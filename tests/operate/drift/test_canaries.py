@@ -6,10 +6,21 @@ import pytest
 
 from meditune.errors import DataError
 from meditune.operate.drift import canaries
+from meditune.operate.drift.request import Request
+from meditune.operate.drift.signals import BY_NAME
+from meditune.serve.events import Answer, Decision
+from meditune.serve.outcomes import facts_of
 from tests.commands import meditune
 from tests.operate.drift.test_alerting import listening
 
-ANSWER = {"text": "Call 911 now.", "decision": "yes", "outcome": "escalated"}
+
+def answered(decision="yes", text="Call 911 now."):
+    """An answer just as the server sends it."""
+    sure = Decision(decision, {"yes": 0.8, "no": 0.1, "maybe": 0.1}, True)
+    return Answer("Is it right?", text, "escalated", "", "plain", decision=sure, confidence=0.8).as_dict()
+
+
+ANSWER = answered()
 
 
 def canary_file(tmp_path, count=12):
@@ -34,7 +45,7 @@ def test_a_run_that_got_worse_ends_with_code_6(tmp_path, monkeypatch):
     assert first.code == 0, first.out + first.err
     assert "13 of 13 right" in (first.out + first.err)
     assert run(tmp_path, ANSWER, monkeypatch).code == 0
-    worse = run(tmp_path, ANSWER | {"decision": "no"}, monkeypatch)
+    worse = run(tmp_path, answered("no"), monkeypatch)
     assert worse.code == 6
     assert "12 worse, 0 better" in (worse.out + worse.err)
     assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 3
@@ -45,6 +56,14 @@ def test_a_critical_canary_counts_alone(tmp_path, monkeypatch):
     found = run(tmp_path, ANSWER | {"text": "Rest a while."}, monkeypatch)
     assert found.code == 6
     assert "critical ones wrong: chest" in (found.out + found.err)
+
+
+@pytest.mark.parametrize(
+    ("facts", "decision"),
+    [(facts_of(answered("no")), "no"), (facts_of(answered(None)), None), ({"decision": "maybe"}, "maybe"), ({}, None)],
+)
+def test_the_decision_is_watched_in_kept_facts_and_in_plain_rows(facts, decision):
+    assert BY_NAME["decision"].read(Request("r", facts=facts), None) == (decision,)
 
 
 def test_one_answer_that_changed_proves_nothing(tmp_path):

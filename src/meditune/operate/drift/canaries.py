@@ -16,6 +16,7 @@ from typing import Any
 
 from meditune.errors import DataError
 from meditune.files import numbered_jsonl, read_jsonl, write_jsonl
+from meditune.operate.drift.request import decision_of
 
 ALPHA = 0.05
 TIMEOUT_S = 180.0
@@ -40,7 +41,7 @@ class Canary:
         text = str(answer.get("text", "")).casefold()
         outcome = answer.get("outcome") or ("abstained" if answer.get("refused") else "answered")
         return (
-            self.decision in (None, answer.get("decision"))
+            self.decision in (None, decision_of(answer))
             and self.outcome in (None, outcome)
             and all(word.casefold() in text for word in self.contains)
         )

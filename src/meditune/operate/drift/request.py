@@ -62,6 +62,13 @@ def from_row(row: Mapping[str, Any], where: str, sequence: int = 0) -> Request:
     )
 
 
+def decision_of(said: Mapping[str, Any]) -> str | None:
+    """Yes, no or maybe in an answer of `/v1/ask` or in kept facts, where it is an object, or a row's plain word."""
+    found = said.get("decision")
+    word = found.get("answer") if isinstance(found, Mapping) else found
+    return word if isinstance(word, str) else None
+
+
 def from_file(path: Path, after: int = 0) -> Iterator[Request]:
     """The requests of a JSON Lines file in its order, without the first `after`. Raises DataError at a bad line."""
     for number, (line, row) in enumerate(numbered_jsonl(path), start=1):

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from meditune.data.quality.judging import foreign
-from meditune.operate.drift.request import Request
+from meditune.operate.drift.request import Request, decision_of
 from meditune.operate.drift.shape import Shape
 
 Kind = Literal["number", "category"]
@@ -123,8 +123,7 @@ def _grade(request: Request) -> Value:
 
 
 def _decision(request: Request) -> Value:
-    found = request.facts.get("decision")
-    return found if isinstance(found, str) else None
+    return decision_of(request.facts)
 
 
 def _support(request: Request) -> Value:
