@@ -25,11 +25,12 @@ def everything(folder):
 def test_text_is_masked_before_it_is_written(answers, tmp_path):
     question = "My name is John Miller, born 03/04/1956, SSN 123-45-6789. Does aspirin help?"
     answers.keep(Answer("a1", "k1", "ask", "m v1", question=question, answer="Aspirin, Mr. John Miller, may help."))
-    answers.say(Feedback("a1", "k1", "down", ["wrong"], "Call me: 555-867-5309", "John Miller should ask a doctor."))
+    reasons = ["wrong", "It is about John Miller, 03/04/1956"]
+    answers.say(Feedback("a1", "k1", "down", reasons, "Call me: 555-867-5309", "John Miller should ask a doctor."))
     kept = next(answers.exported())
     assert "aspirin" in kept["question"]
     assert "Aspirin" in kept["answer"]
-    assert kept["feedback"][0]["reasons"] == ["wrong"]
+    assert kept["feedback"][0]["reasons"][0] == "wrong"
     for secret in (b"123-45-6789", b"03/04/1956", b"867-5309", b"Miller"):
         assert secret not in everything(tmp_path)
 
