@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import threading
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -21,7 +21,7 @@ from meditune.serve.schema.ask import AskBody, Asked
 from meditune.serve.service import Asks, Event, Service
 from meditune.serve.streaming import EventStream, event, while_there
 from meditune.serve.trace import SCOPE_KEY, Trace
-from meditune.serve.writing import turn
+from meditune.serve.writing import Written, turn
 
 router = APIRouter(tags=["Assistant"])
 
@@ -71,7 +71,12 @@ class _Asking:
 
     async def _told(self) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
         """Kind and content of each event; the answer is kept before it is told."""
-        async with turn(self.service, self.caller, self.trace) as count, aclosing(self._from_thread()) as coming:
+        past = [each.question for each in self.body.history]
+        found = await asyncio.to_thread(self.assistant.judge, self.body.question, past)
+        # Urgent help needs no engine, so it waits for none.
+        urgent = found.action == "urgent"
+        place = nullcontext(Written()) if urgent else turn(self.service, self.caller, self.trace)
+        async with place as count, aclosing(self._from_thread()) as coming:
             async for each in coming:
                 said = each.as_dict()
                 if each.kind == "answer":
