@@ -105,3 +105,13 @@ def test_usage_is_counted_by_day(tmp_path):
     usage.add("k1", 5)
     usage.add("k2", 7)
     assert (Usage(Base(tmp_path)).today("k1"), usage.today("k2")) == (15, 7)
+
+
+def test_old_usage_is_deleted_with_its_address(tmp_path):
+    usage = Usage(Base(tmp_path))
+    usage.add("192.0.2.7", 5)
+    with usage.base.opened() as base:
+        base.execute("INSERT INTO usage VALUES ('198.51.100.9', '2020-01-01', 1, 5)")
+    usage.prune(30)
+    assert usage.today("192.0.2.7") == 5
+    assert b"198.51.100.9" not in everything(tmp_path)

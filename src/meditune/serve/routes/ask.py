@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import threading
 from collections.abc import AsyncGenerator
+from concurrent.futures import Executor
 from contextlib import aclosing, nullcontext
 from typing import Annotated, Any
 
@@ -76,13 +77,11 @@ class _Asking:
         # Urgent help needs no engine, so it waits for none.
         urgent = found.action == "urgent"
         place = nullcontext(Written()) if urgent else turn(self.service, self.caller, self.trace)
-        async with place as count, aclosing(self._from_thread()) as coming:
+        async with place as count, aclosing(self._from_thread(count, None if urgent else self.service.asks)) as coming:
             async for each in coming:
                 said = each.as_dict()
                 if each.kind == "answer":
                     said = {"id": self.id} | said
-                    used = said.get("tokens") or {}
-                    count.prompt_tokens, count.tokens = used.get("prompt", 0), used.get("completion", 0)
                     await self._keep(said)
                 yield each.kind, said
 
@@ -93,8 +92,10 @@ class _Asking:
         text = str(said.get("text", ""))
         await keep(self.service, self.caller, self.id, "ask", self.body.question, text, outcome, facts)
 
-    async def _from_thread(self) -> AsyncGenerator[Event, None]:
-        """The assistant's events; it works in a thread of its own, and is told when nobody listens any more."""
+    async def _from_thread(self, count: Written, threads: Executor | None) -> AsyncGenerator[Event, None]:
+        """The assistant's events, with its tokens in `count`; it works in one of these threads (None: the loop's), and
+        is told when nobody listens any more.
+        """
         loop = asyncio.get_running_loop()
         came: asyncio.Queue[Event | None] = asyncio.Queue()
         left = threading.Event()
@@ -109,9 +110,12 @@ class _Asking:
                 max_new_tokens=self.body.max_new_tokens,
                 cancelled=left.is_set,
             ):
+                if each.kind == "answer":
+                    used = each.as_dict().get("tokens") or {}
+                    count.prompt_tokens, count.tokens = used.get("prompt", 0), used.get("completion", 0)
                 loop.call_soon_threadsafe(came.put_nowait, each)
 
-        worker = asyncio.ensure_future(asyncio.to_thread(work))
+        worker = loop.run_in_executor(threads, work)
         worker.add_done_callback(lambda _: came.put_nowait(None))
         try:
             while (each := await came.get()) is not None:
