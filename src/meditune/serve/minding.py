@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from meditune.limits import LIMITS_LINE
+from meditune.serve.errors import ApiError
+from meditune.serve.safety.reading import MOST_CHARACTERS
 from meditune.serve.schema.chat import ChatBody
 from meditune.serve.service import Service
 
@@ -39,11 +41,22 @@ def minded(service: Service, body: ChatBody) -> bool:
 
 
 def instead(service: Service, body: ChatBody) -> Instead | None:
-    """What is said in the model's place: urgent help, a refusal, a bounded answer; None where the model may answer."""
+    """What is said in the model's place: urgent help, a refusal, a bounded answer; None where the model may answer.
+
+    Raises ApiError 400 where the last message is too long to be judged whole.
+    """
     if service.assistant is None:
         return None
     asked = [turn.text for turn in (message.turn() for message in body.messages) if turn.role == "user"]
     found = service.assistant.judge(asked[-1], asked[:-1])
+    if found.action != "urgent" and len(asked[-1]) > MOST_CHARACTERS:
+        raise ApiError(
+            400,
+            f"The last message has {len(asked[-1]):,} characters; a question may have {MOST_CHARACTERS:,}, so that it "
+            "can be judged whole. Programs that send more need a server with --bare-chat.",
+            "invalid_value",
+            "messages",
+        )
     if found.action not in OUTCOMES:
         return None
     return Instead(f"{found.text}{ENDING}", OUTCOMES[found.action])

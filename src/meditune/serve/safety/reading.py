@@ -13,7 +13,7 @@ import yaml
 
 HERE = Path(__file__).parent
 MOST_CHARACTERS = 20_000
-"""So much of a message is read"""
+"""So much of a message is read: of a longer one the beginning and the end"""
 _CONTRACTIONS = tuple(
     (re.compile(pattern), put)
     for pattern, put in (
@@ -86,7 +86,10 @@ def clauses(message: str, spelled: Callable[[str], str] = lambda word: word) -> 
 
 def plain(message: str) -> str:
     """Lower case, contractions spelled out, numbers of things in digits, nothing that nobody sees."""
-    text = unicodedata.normalize("NFKC", message[:MOST_CHARACTERS])
+    if len(message) > MOST_CHARACTERS:
+        half = MOST_CHARACTERS // 2
+        message = f"{message[:half]}\n{message[-half:]}"
+    text = unicodedata.normalize("NFKC", message)
     text = "".join(char for char in text if char in "\n\t" or unicodedata.category(char) not in {"Cf", "Cc"})
     text = text.lower().replace("’", "'").replace("‘", "'").replace("`", "'")
     for pattern, put in _CONTRACTIONS:

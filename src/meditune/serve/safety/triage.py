@@ -9,6 +9,7 @@ from typing import Literal
 
 from meditune.serve.safety import requests
 from meditune.serve.safety.emergencies import Kind, Numbers, emergency, kinds, touches
+from meditune.serve.safety.follow import with_all_it_goes_on_from
 from meditune.serve.safety.likeness import Look
 from meditune.serve.safety.signs import seen
 
@@ -60,7 +61,8 @@ class Triage:
 def triage(message: str, numbers: Numbers, before: Sequence[str] = (), look: Look | None = None) -> Triage:
     """Judge a message; `before` are earlier ones of the same person, the oldest first, `look` a second look.
 
-    A short message goes on with the one before ("it's getting worse"), so the two are judged together, too.
+    A short message goes on with the one before ("it's getting worse", "what about paracetamol?"), so they are judged
+    together, too.
     """
     kind = emergency(message) or _going_on(message, before)
     if kind:
@@ -68,7 +70,8 @@ def triage(message: str, numbers: Numbers, before: Sequence[str] = (), look: Loo
     question, orders = requests.without_orders(message)
     if not question.strip():
         return Triage("decline", "orders", "Not a question", ORDERS)
-    harm = requests.unsafe(message)
+    whole = with_all_it_goes_on_from(message, before)
+    harm = requests.unsafe(message) or requests.unsafe(whole)
     if harm and harm.name == ENDING:
         kind = next(each for each in kinds() if each.name == "self-harm")
         return Triage("urgent", kind.name, kind.title, kind.answer(numbers))
@@ -80,9 +83,10 @@ def triage(message: str, numbers: Numbers, before: Sequence[str] = (), look: Loo
         danger = next(each for each in kinds() if each.name == DANGER)
         return Triage("urgent", danger.name, danger.title, danger.answer(numbers))
     remarks = _remarks(message, orders, numbers)
-    if requests.asks_dose(question):
+    whole, _ = requests.without_orders(whole)
+    if requests.asks_dose(question) or requests.asks_dose(whole):
         return Triage("bound", "dose", "About a dose", DOSE, question, remarks, no_amounts=True)
-    if requests.asks_diagnosis(question):
+    if requests.asks_diagnosis(question) or requests.asks_diagnosis(whole):
         return Triage("bound", "diagnosis", "About a diagnosis", DIAGNOSIS, question, remarks)
     return Triage("answer", question=question, remarks=remarks)
 
