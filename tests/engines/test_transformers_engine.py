@@ -174,6 +174,7 @@ def test_a_stop_text_ends_the_answer(opened):
 
 
 def test_closing_cancels_what_runs_and_what_waits():
+    before = set(threading.enumerate())
     engine = TransformersEngine(sharpened(), at_once=1)
     running, waiting = queue.Queue(), queue.Queue()
     engine.start(Job(prompts()[0], 900), running.put)
@@ -183,7 +184,7 @@ def test_closing_cancels_what_runs_and_what_waits():
     assert collect(running)[-1].finish == collect(waiting)[-1].finish == "cancelled"
     with pytest.raises(ModelError, match="closed"):
         engine.start(Job(prompts()[0], 1), running.put)
-    assert "meditune-engine" not in {thread.name for thread in threading.enumerate()}
+    assert "meditune-engine" not in {thread.name for thread in set(threading.enumerate()) - before}
 
 
 def test_a_model_that_breaks_off_is_said_and_the_engine_goes_on():

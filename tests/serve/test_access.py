@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 
 import pytest
 
@@ -9,7 +10,9 @@ from meditune.serve.logs import LOGGER, JsonLines
 from meditune.serve.settings import Settings
 from meditune.store.base import Base
 from meditune.store.keys import Keys
-from tests.serve.server import served
+from tests.serve.asking import Plain
+from tests.serve.server import served, slowed
+from tests.serve.test_streaming import request
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +139,25 @@ def test_the_log_holds_no_question_and_no_key(tmp_path):
     first = said[0]
     assert {"request", "route", "seconds", "prompt_tokens", "completion_tokens", "first_token"} <= set(first)
     assert first["route"] == "/v1/chat/completions"
+
+
+def test_who_leaves_early_has_used_what_was_written(tmp_path):
+    settings = Settings(daily_tokens=10_000)
+    with served(tmp_path, settings, slowed(0.01)) as server:
+        server.service.assistant = Plain(server.service.engine)
+        used, before = server.service.access.usage, 0
+        chat = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 400}
+        for path, body in (
+            ("/v1/chat/completions", chat | {"stream": True}),
+            ("/v1/chat/completions", chat),
+            ("/v1/ask", {"question": "Does it help?", "max_new_tokens": 400, "stream": True}),
+        ):
+            with server.raw() as line:
+                line.sendall(request(path, body))
+                time.sleep(0.4)
+            assert server.idle()
+            until = time.monotonic() + 2
+            while used.today("127.0.0.1") <= before and time.monotonic() < until:
+                time.sleep(0.01)
+            assert used.today("127.0.0.1") > before + 5
+            before = used.today("127.0.0.1")

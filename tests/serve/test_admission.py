@@ -61,6 +61,26 @@ def test_one_who_leaves_makes_room():
     assert log == ["first", "b"]
 
 
+def test_one_who_has_just_left_is_neither_counted_nor_displaced():
+    async def race():
+        admission = Admission(1, 3, 60)
+        async with admission.place("first"):
+            waiting = [asyncio.ensure_future(admission.place("a").__aenter__()) for _ in range(3)]
+            await settled()
+            newcomers = [asyncio.ensure_future(admission.place(who).__aenter__()) for who in "bc"]
+            waiting[2].cancel()  # its task notices after the newcomers have come
+            await settled()
+            failed = [task.exception() for task in waiting + newcomers if task.done() and not task.cancelled()]
+            assert all(isinstance(each, ApiError) and each.status == 429 for each in failed)
+            assert not any(task.done() for task in newcomers)
+            for task in waiting + newcomers:
+                task.cancel()
+            await settled()
+        assert (admission.inside, admission.waiting) == (0, 0)
+
+    asyncio.run(race())
+
+
 def test_waiting_has_an_end():
     async def wait():
         admission = Admission(1, 5, 0.05)

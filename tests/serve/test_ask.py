@@ -1,7 +1,9 @@
 """`/v1/ask` and `/v1/feedback`: events, what is kept of an answer, and taking it back."""
 
 import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -168,3 +170,26 @@ def test_bad_questions(server, body, param):
     reply = server.ask("/v1/ask", body)
     assert reply.status == 400
     assert reply.error()["param"] == param
+
+
+def test_many_long_asks_leave_the_others_their_threads(tmp_path):
+    go = threading.Event()
+
+    class Slow(Plain):
+        def ask(self, *words, **named):
+            go.wait(20)
+            return super().ask(*words, **named)
+
+    with served(tmp_path, Settings(at_once=40)) as server, ThreadPoolExecutor(36) as pool:
+        server.service.assistant = Slow(server.service.engine)
+        asked = [pool.submit(server.ask, "/v1/ask", QUESTION) for _ in range(36)]
+        until = time.monotonic() + 10
+        while server.service.admission.inside < 36 and time.monotonic() < until:
+            time.sleep(0.01)
+        begun = time.monotonic()
+        reply = server.chat(guided_choice=["yes", "no"])
+        seconds = time.monotonic() - begun
+        go.set()
+        assert reply.status == 200
+        assert seconds < 5
+        assert {each.result().status for each in asked} == {200}

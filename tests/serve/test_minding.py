@@ -84,8 +84,30 @@ def test_an_emergency_is_answered_while_everybody_else_waits(tmp_path):
         try:
             assert made.chat(PLAIN).status == 429
             assert "stroke" in said(made.chat(STROKE))
+            assert made.ask("/v1/ask", {"question": PLAIN}).status == 429
+            urgent = made.ask("/v1/ask", {"question": STROKE})
+            assert (urgent.json["outcome"], "stroke" in urgent.json["text"]) == ("escalated", True)
+            assert "event: answer" in made.ask("/v1/ask", {"question": STROKE, "stream": True}).text
         finally:
             made.service.admission.inside = 0
+
+
+def test_an_emergency_gets_help_whatever_else_is_wrong_with_the_request(running):
+    refused = running.chat(PLAIN, max_tokens=4096)
+    assert refused.status == 400
+    assert "stroke" in said(running.chat(STROKE, max_tokens=4096))
+
+
+def test_an_emergency_gets_help_where_the_store_fails(tmp_path):
+    with served(tmp_path, assistant=Assistant(Saying("never said"), None)) as made:
+        base = made.service.answers.base
+        with base.changing():  # locked
+            assert "stroke" in said(made.chat(STROKE))
+            assert "stroke" in made.ask("/v1/ask", {"question": STROKE}).json["text"]
+        kept, base.path = base.path, tmp_path / "gone" / "store"
+        assert "stroke" in said(made.chat(STROKE))
+        assert "stroke" in made.ask("/v1/ask", {"question": STROKE}).json["text"]
+        base.path = kept
 
 
 def test_bare_chats_are_the_models_words(tmp_path):

@@ -26,11 +26,12 @@ def everything(folder):
 def test_text_is_masked_before_it_is_written(answers, tmp_path):
     question = "My name is John Miller, born 03/04/1956, SSN 123-45-6789. Does aspirin help?"
     answers.keep(Answer("a1", "k1", "ask", "m v1", question=question, answer="Aspirin, Mr. John Miller, may help."))
-    answers.say(Feedback("a1", "k1", "down", ["wrong"], "Call me: 555-867-5309", "John Miller should ask a doctor."))
+    reasons = ["wrong", "It is about John Miller, 03/04/1956"]
+    answers.say(Feedback("a1", "k1", "down", reasons, "Call me: 555-867-5309", "John Miller should ask a doctor."))
     kept = next(answers.exported())
     assert "aspirin" in kept["question"]
     assert "Aspirin" in kept["answer"]
-    assert kept["feedback"][0]["reasons"] == ["wrong"]
+    assert kept["feedback"][0]["reasons"][0] == "wrong"
     for secret in (b"123-45-6789", b"03/04/1956", b"867-5309", b"Miller"):
         assert secret not in everything(tmp_path)
 
@@ -122,3 +123,13 @@ def test_usage_is_counted_by_day(tmp_path):
     usage.add("k1", 5)
     usage.add("k2", 7)
     assert (Usage(Base(tmp_path)).today("k1"), usage.today("k2")) == (15, 7)
+
+
+def test_old_usage_is_deleted_with_its_address(tmp_path):
+    usage = Usage(Base(tmp_path))
+    usage.add("192.0.2.7", 5)
+    with usage.base.opened() as base:
+        base.execute("INSERT INTO usage VALUES ('198.51.100.9', '2020-01-01', 1, 5)")
+    usage.prune(30)
+    assert usage.today("192.0.2.7") == 5
+    assert b"198.51.100.9" not in everything(tmp_path)

@@ -124,7 +124,7 @@ class Folder:
                 f"{self.path}: another process is changing this index. Wait for it to end; searches go on meanwhile."
             ) from error
         try:
-            for left in self.path.glob(".*.json.*.partial"):  # by a killed process: this one has the lock
+            for left in self.path.glob(".*.partial"):  # by a killed process: this one has the lock
                 left.unlink()
             yield
         finally:

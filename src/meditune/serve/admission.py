@@ -31,7 +31,7 @@ class Admission:
     @property
     def waiting(self) -> int:
         """Requests before the door."""
-        return sum(map(len, self._queues.values()))
+        return sum(map(self._waits, self._queues))
 
     def expected_s(self) -> float:
         """Seconds until a new request would have its turn, by how long the last ones took."""
@@ -94,11 +94,17 @@ class Admission:
     def _displaced(self, who: str) -> bool:
         if not self._queues:
             return False
-        most = max(self._queues, key=lambda name: len(self._queues[name]))
-        if len(self._queues[most]) <= len(self._queues.get(who, ())) + 1:
+        most = max(self._queues, key=self._waits)
+        if self._waits(most) <= self._waits(who) + 1:
             return False
-        self._queues[most].pop().set_exception(self._full())
+        youngest = next(turn for turn in reversed(self._queues[most]) if not turn.done())
+        self._queues[most].remove(youngest)
+        youngest.set_exception(self._full())
         return True
+
+    def _waits(self, who: str) -> int:
+        """How many of a caller's requests wait; who has just left may still stand in the queue."""
+        return sum(not turn.done() for turn in self._queues.get(who, ()))
 
     def _next(self) -> None:
         """Give a free place to the caller whose turn it is."""

@@ -71,6 +71,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         with suppress(asyncio.CancelledError):
             await pruning
         await asyncio.to_thread(service.engine.close)
+        await asyncio.to_thread(service.asks.shutdown)
 
 
 async def _pruned(service: Service) -> None:

@@ -6,9 +6,14 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+from meditune.errors import MedituneError
 from meditune.serve.access import Caller
+from meditune.serve.logs import LOGGER, where
 from meditune.serve.service import Service
 from meditune.store.answers import Answer
+
+URGENT_S = 1.0
+"""So long urgent help waits for the store at most"""
 
 
 async def keep(
@@ -21,7 +26,10 @@ async def keep(
     outcome: str,
     facts: Mapping[str, Any],
 ) -> None:
-    """Keep an answer's figures, and its texts where the server was told to; on the disk when this returns."""
+    """Keep an answer's figures, and its texts where the server was told to; on the disk when this returns.
+
+    Raises MedituneError where that can't be, but for escalated answers: urgent help is told whether it was kept or not.
+    """
     service.metrics.outcomes.labels(outcome).inc()
     if service.answers is None:
         return
@@ -37,4 +45,11 @@ async def keep(
         question if with_text else None,
         answer if with_text else None,
     )
-    await asyncio.to_thread(service.answers.keep, row)
+    if outcome != "escalated":
+        await asyncio.to_thread(service.answers.keep, row)
+        return
+    try:
+        async with asyncio.timeout(URGENT_S):
+            await asyncio.to_thread(service.answers.keep, row)
+    except (MedituneError, OSError) as error:
+        LOGGER.error("an escalated answer wasn't kept in time", extra=where(error))

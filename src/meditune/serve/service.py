@@ -6,6 +6,7 @@ import asyncio
 import difflib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -107,6 +108,8 @@ class Service:
     def __post_init__(self) -> None:
         settings = self.settings
         self.admission = Admission(settings.at_once, settings.waiting, settings.wait_s)
+        # Asks last long, so they have threads of their own: the loop's are for what is short.
+        self.asks = ThreadPoolExecutor(settings.at_once, thread_name_prefix="meditune-ask")
         self.metrics.running.set_function(lambda: self.admission.inside)
         self.metrics.waiting.set_function(lambda: self.admission.waiting)
         served = self.served
@@ -136,4 +139,6 @@ class Service:
         """Delete what is older than the settings want; how many answers."""
         if not self.answers or not self.settings.keep_days:
             return 0
+        if self.access.usage:
+            await asyncio.to_thread(self.access.usage.prune, self.settings.keep_days)
         return await asyncio.to_thread(self.answers.prune, self.settings.keep_days)

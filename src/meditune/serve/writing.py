@@ -33,18 +33,23 @@ async def turn(service: Service, caller: Caller, trace: Trace) -> AsyncIterator[
 
     Raises ApiError 429 where there is no place, TimeoutError where the block takes too long.
     """
-    written = Written()
-    async with service.admission.place(caller.name) as waited:
-        service.metrics.wait.observe(waited)
-        trace.facts["waited"] = round(waited, 4)
-        try:
-            async with asyncio.timeout(service.settings.answer_s):
-                yield written
-        finally:
-            trace.facts |= {"prompt_tokens": written.prompt_tokens, "completion_tokens": written.tokens}
-            service.metrics.tokens.labels("prompt").inc(written.prompt_tokens)
-            service.metrics.tokens.labels("completion").inc(written.tokens)
-    await service.access.used(caller, written.prompt_tokens + written.tokens)
+    written, entered = Written(), False
+    try:
+        async with service.admission.place(caller.name) as waited:
+            entered = True
+            service.metrics.wait.observe(waited)
+            trace.facts["waited"] = round(waited, 4)
+            try:
+                async with asyncio.timeout(service.settings.answer_s):
+                    yield written
+            finally:
+                trace.facts |= {"prompt_tokens": written.prompt_tokens, "completion_tokens": written.tokens}
+                service.metrics.tokens.labels("prompt").inc(written.prompt_tokens)
+                service.metrics.tokens.labels("completion").inc(written.tokens)
+    finally:
+        # Who leaves early has used what was written until then; leaving again doesn't stop the counting.
+        if entered:
+            await asyncio.shield(service.access.used(caller, written.prompt_tokens + written.tokens))
 
 
 async def written_pieces(service: Service, job: Job, into: Written, trace: Trace) -> AsyncGenerator[Piece, None]:
@@ -70,9 +75,11 @@ async def written_pieces(service: Service, job: Job, into: Written, trace: Trace
 async def whole(service: Service, job: Job, into: Written, trace: Trace) -> Written:
     """The job's answer, `into` being where it is counted too; the result is this job's alone."""
     alone = Written()
-    async with aclosing(written_pieces(service, job, alone, trace)) as coming:
-        async for _ in coming:
-            pass
-    into.prompt_tokens += alone.prompt_tokens
-    into.tokens += alone.tokens
+    try:
+        async with aclosing(written_pieces(service, job, alone, trace)) as coming:
+            async for _ in coming:
+                pass
+    finally:
+        into.prompt_tokens += alone.prompt_tokens
+        into.tokens += alone.tokens
     return alone

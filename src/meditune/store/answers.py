@@ -82,13 +82,14 @@ class Answers:
 
         False where there is no such answer.
         """
+        reasons = json.dumps([_masked(each) for each in said.reasons])
         texts = (_masked(said.comment), _masked(said.correction))
         with self.base.changing() as base:
             if base.execute("SELECT 1 FROM answers WHERE id = ?", (said.answer,)).fetchone() is None:
                 return False
             base.execute(
                 "INSERT OR REPLACE INTO feedback VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (said.answer, said.who, said.time or time.time(), said.rating, json.dumps(list(said.reasons)), *texts),
+                (said.answer, said.who, said.time or time.time(), said.rating, reasons, *texts),
             )
         return True
 

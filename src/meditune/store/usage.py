@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from meditune.store.base import Base
 
@@ -28,6 +28,13 @@ class Usage:
             row = base.execute("SELECT tokens FROM usage WHERE who = ? AND day = ?", (who, _today())).fetchone()
         return row[0] if row else 0
 
+    def prune(self, days: float) -> None:
+        """Take out what was used longer ago than so many days, with the addresses that it stands by; never today's."""
+        with self.base.opened() as base:
+            gone = base.execute("DELETE FROM usage WHERE day < ?", (_today(-timedelta(days=days)),)).rowcount
+            if gone:
+                base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
-def _today() -> str:
-    return datetime.now(UTC).date().isoformat()
+
+def _today(later: timedelta = timedelta()) -> str:
+    return (datetime.now(UTC) + later).date().isoformat()

@@ -19,7 +19,7 @@ pytest.importorskip("lancedb")
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.mark.parametrize("trials", [4, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("trials", [4, pytest.param(16, marks=pytest.mark.slow)])
 def test_killed_anywhere(tmp_path: Path, trials: int) -> None:
     """Before files and transactions spread over the whole update."""
     found = subprocess.run(

@@ -6,7 +6,8 @@ import asyncio
 import secrets
 import threading
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from concurrent.futures import Executor
+from contextlib import aclosing, nullcontext
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -21,7 +22,7 @@ from meditune.serve.schema.ask import AskBody, Asked
 from meditune.serve.service import Asks, Event, Service
 from meditune.serve.streaming import EventStream, event, while_there
 from meditune.serve.trace import SCOPE_KEY, Trace
-from meditune.serve.writing import turn
+from meditune.serve.writing import Written, turn
 
 router = APIRouter(tags=["Assistant"])
 
@@ -71,13 +72,16 @@ class _Asking:
 
     async def _told(self) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
         """Kind and content of each event; the answer is kept before it is told."""
-        async with turn(self.service, self.caller, self.trace) as count, aclosing(self._from_thread()) as coming:
+        past = [each.question for each in self.body.history]
+        found = await asyncio.to_thread(self.assistant.judge, self.body.question, past)
+        # Urgent help needs no engine, so it waits for none.
+        urgent = found.action == "urgent"
+        place = nullcontext(Written()) if urgent else turn(self.service, self.caller, self.trace)
+        async with place as count, aclosing(self._from_thread(count, None if urgent else self.service.asks)) as coming:
             async for each in coming:
                 said = each.as_dict()
                 if each.kind == "answer":
                     said = {"id": self.id} | said
-                    used = said.get("tokens") or {}
-                    count.prompt_tokens, count.tokens = used.get("prompt", 0), used.get("completion", 0)
                     await self._keep(said)
                 yield each.kind, said
 
@@ -88,8 +92,10 @@ class _Asking:
         text = str(said.get("text", ""))
         await keep(self.service, self.caller, self.id, "ask", self.body.question, text, outcome, facts)
 
-    async def _from_thread(self) -> AsyncGenerator[Event, None]:
-        """The assistant's events; it works in a thread of its own, and is told when nobody listens any more."""
+    async def _from_thread(self, count: Written, threads: Executor | None) -> AsyncGenerator[Event, None]:
+        """The assistant's events, with its tokens in `count`; it works in one of these threads (None: the loop's), and
+        is told when nobody listens any more.
+        """
         loop = asyncio.get_running_loop()
         came: asyncio.Queue[Event | None] = asyncio.Queue()
         left = threading.Event()
@@ -104,9 +110,12 @@ class _Asking:
                 max_new_tokens=self.body.max_new_tokens,
                 cancelled=left.is_set,
             ):
+                if each.kind == "answer":
+                    used = each.as_dict().get("tokens") or {}
+                    count.prompt_tokens, count.tokens = used.get("prompt", 0), used.get("completion", 0)
                 loop.call_soon_threadsafe(came.put_nowait, each)
 
-        worker = asyncio.ensure_future(asyncio.to_thread(work))
+        worker = loop.run_in_executor(threads, work)
         worker.add_done_callback(lambda _: came.put_nowait(None))
         try:
             while (each := await came.get()) is not None:

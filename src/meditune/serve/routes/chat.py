@@ -42,9 +42,10 @@ async def chat(
     """The model's answer to a chat, as OpenAI's clients expect it."""
     service: Service = request.app.state.service
     service.must_serve(body.model)
-    job = await asyncio.to_thread(_job, service, body)
     minded = minding.minded(service, body)
+    # Triage comes first: nothing else that is wrong with a request may stand before urgent help.
     instead = await asyncio.to_thread(minding.instead, service, body) if minded else None
+    job = None if instead else await asyncio.to_thread(_job, service, body)
     ending = minding.ENDING if minded else ""
     answer = _Answer(service, body, job, caller, request.scope[SCOPE_KEY], instead, ending)
     if body.stream:
@@ -77,13 +78,13 @@ class _Answer:
         self,
         service: Service,
         body: ChatBody,
-        job: Job,
+        job: Job | None,
         caller: Caller,
         trace: Trace,
         instead: Instead | None,
         ending: str,
     ) -> None:
-        """`instead` is said in the model's place, `ending` after what the model says."""
+        """`instead` is said in the model's place, where there is no `job`; `ending` after what the model says."""
         self.service, self.body, self.job, self.caller, self.trace = service, body, job, caller, trace
         self.instead, self.ending = instead, ending
         self.id, self.created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
@@ -93,6 +94,7 @@ class _Answer:
         if self.instead:
             written, text = Written(), self.instead.text
         else:
+            assert self.job is not None, "what isn't said in the model's place is the model's"
             async with turn(self.service, self.caller, self.trace) as count:
                 written = await whole(self.service, self.job, count, self.trace)
             text = written.text.lstrip() + self.ending
@@ -133,6 +135,7 @@ class _Answer:
 
     async def _pieces(self, into: Written) -> AsyncGenerator[bytes, None]:
         """What the model writes; the space that its first token begins with is no part of the answer."""
+        assert self.job is not None, "what isn't said in the model's place is the model's"
         opened = begun = False
         async with aclosing(written_pieces(self.service, self.job, into, self.trace)) as coming:
             async for piece in coming:
