@@ -28,6 +28,17 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     assert [item.name for item in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_folder_that_can_not_be_replaced_stays(tmp_path):
+    folder = tmp_path / "model"
+    with replacing_folder(folder) as partial:
+        (partial / "a").write_text("1")
+    # Someone's clearing up takes the new folder away before it is renamed.
+    with pytest.raises(FileNotFoundError), replacing_folder(folder) as partial:
+        partial.rmdir()
+    assert [item.name for item in folder.iterdir()] == ["a"]
+    assert [item.name for item in tmp_path.iterdir()] == ["model"]
+
+
 def test_a_full_disk_is_said_with_the_file_and_the_space_left(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -41,7 +41,10 @@ def replacing(path: Path) -> Iterator[TextIO]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """An empty folder to fill, which takes `path`'s place when the block ends well, and vanishes otherwise."""
+    """An empty folder to fill, which takes `path`'s place when the block ends well, and vanishes otherwise.
+
+    Where it can't take the place, what was there stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
@@ -51,7 +54,12 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         yield partial
         if path.exists():
             path.rename(old)
-        partial.rename(path)
+        try:
+            partial.rename(path)
+        except BaseException:
+            if old.exists():
+                old.rename(path)
+            raise
     except DiskFullError as error:
         # The folder that was to be, not a file in its temporary one.
         raise disk_full(path) from error

@@ -103,6 +103,15 @@ def test_an_answer_is_one_of_the_texts_it_may_be(engine):
         assert (text(pieces) in words, pieces[-1].finish) == (True, "stop")
 
 
+def test_a_text_that_is_longer_than_the_answer_may_be_is_cut_and_ends_once(engine):
+    pieces: queue.Queue = queue.Queue()
+    engine.start(Job(prompts()[1], 1, choices=(" not at all", " not ever so")), pieces.put)
+    collected = collect(pieces)
+    ask(engine, Job(prompts()[1], 2))
+    assert (len(tokens(collected)), collected[-1].finish) == (1, "length")
+    assert pieces.empty()
+
+
 def test_an_answer_is_json_of_its_schema(engine):
     schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
     for prompt in prompts()[1:4]:

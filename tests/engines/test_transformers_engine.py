@@ -220,3 +220,38 @@ def test_scoring_needs_a_prompt_and_room(opened):
         opened.score([], [[5]])
     with pytest.raises(ModelError, match="77 more"):
         opened.score([5] * 1001, [[5] * 100])
+
+
+def test_an_engine_that_can_not_go_on_says_so_to_all_and_is_not_waited_for(opened, monkeypatch):
+    batch, going = opened._worker.batch, threading.Event()
+
+    def fails(*_):
+        going.wait(60)
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(batch.decoder, "step", fails)
+    monkeypatch.setattr(batch, "_decoder", fails)
+    running = [queue.Queue() for _ in range(6)]
+    for prompt, pieces in zip(prompts(), running, strict=False):
+        opened.start(Job(prompt, MORE), pieces.put)
+    scored: queue.Queue = queue.Queue()
+
+    def score():
+        try:
+            opened.score([5, 6], [[7]])
+        except ModelError as error:
+            scored.put(error)
+
+    threading.Thread(target=score, daemon=True).start()
+    until(lambda: opened._worker._calls)
+    going.set()
+    errors = [collect(pieces)[-1].error for pieces in running]
+    assert "no memory" in str(errors[0])
+    assert isinstance(errors[-1], ModelError)
+    assert "broke down" in str(errors[-1])
+    assert "broke down" in str(scored.get(timeout=60))
+    assert opened.load() == Load(0, 0)
+    with pytest.raises(ModelError, match="broke down"):
+        opened.start(Job([5], 5), print)
+    with pytest.raises(ModelError, match="broke down"):
+        opened.score([5], [[6]])

@@ -8,6 +8,7 @@ from meditune.errors import ModelError
 from meditune.export import checking, items, stage
 from meditune.export.checking import Drift, by_chance
 from meditune.export.ollama import modelfile
+from meditune.prompts import save_format
 from meditune.recipe import PromptFormat
 from tests import tiny
 
@@ -34,6 +35,16 @@ def test_a_merged_export_says_what_it_is_and_is_made_once(tmp_path):
     before = (place / "export.json").stat().st_mtime_ns
     stage.export(str(folder), "merged")
     assert (place / "export.json").stat().st_mtime_ns == before
+
+
+def test_the_original_is_asked_again_where_its_prompts_have_changed(tmp_path):
+    folder = tiny.save(tmp_path / "model")
+    said = []
+    for cue in ("Answer:", "What the doctors of this house would say, in short:"):
+        save_format(PromptFormat(answer_cue=cue, decision_cue=cue), folder)
+        stage.export(str(folder), "merged", tmp_path / str(len(said)))
+        said.append(json.loads((folder / "export" / "original.json").read_text())["said"])
+    assert said[0] != said[1]
 
 
 def test_a_model_that_drifts_is_not_kept(tmp_path, monkeypatch):

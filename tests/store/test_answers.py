@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from meditune.store import base
 from meditune.store.answers import Answer, Answers, Feedback
 from meditune.store.base import Base
 from meditune.store.usage import Usage
@@ -63,6 +64,22 @@ def test_what_is_deleted_is_gone_from_the_file(answers, tmp_path):
     assert b"remarkable a2" in everything(tmp_path)
 
 
+def test_what_stays_in_the_log_for_a_reader_is_said_and_gone_with_the_next_pruning(
+    answers, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(base, "BUSY_S", 0.2)
+    answers.keep(Answer("a1", "k1", "ask", "m v1", question="unmistakable words"))
+    with answers.base.opened() as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM answers").fetchone()
+        assert answers.delete("a1")
+        assert "still in" in caplog.text
+        assert b"unmistakable" in everything(tmp_path)
+        reader.execute("COMMIT")
+        assert answers.prune(30) == 0
+        assert b"unmistakable" not in everything(tmp_path)
+
+
 def test_what_is_old_is_deleted_with_its_feedback(answers):
     answers.keep(Answer("old", "k1", "ask", "m v1", time=time.time() - 31 * 86_400))
     answers.keep(Answer("new", "k1", "ask", "m v1"))
@@ -75,6 +92,7 @@ def test_what_is_old_is_deleted_with_its_feedback(answers):
 WRITER = """
 import sys
 from pathlib import Path
+from meditune.store import base
 from meditune.store.answers import Answer, Answers, Feedback
 from meditune.store.base import Base
 answers = Answers(Base(Path(sys.argv[1])))

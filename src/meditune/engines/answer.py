@@ -54,6 +54,8 @@ class Answer:
             self._tell("", None, error)
 
     def _tell(self, text: str, finish: Finish | None = None, error: Exception | None = None) -> None:
+        if self.ended:
+            return
         piece = Piece(text, tuple(self._untold), tuple(self._likely), finish, error)
         self._untold, self._likely = [], []
         self.ended = finish is not None or error is not None

@@ -83,7 +83,8 @@ class Engine(Protocol):
     def start(self, job: Job, deliver: Callable[[Piece], None]) -> Running:
         """Begin a job; its pieces are delivered in order from a thread of the engine's.
 
-        Raises ModelError where the engine can't do what the job asks (constraints, log-probabilities).
+        Raises ModelError where the engine can't do what the job asks (constraints, log-probabilities), was closed or
+        broke down.
         """
 
     def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[Likely]]:

@@ -162,6 +162,8 @@ class LlamacppEngine:
         scored = self.score(answer.job.prompt, [[*text, end] for text in texts])
         for likely in chosen_by(scored, answer.job):
             answer.take(likely.token, likely if answer.job.logprobs else None)
+            if answer.ended:
+                break
         answer.end()
 
     def _likely(self, before: list[int], token: int) -> Likely:

@@ -134,6 +134,8 @@ class OpenvinoBatch:
         scored = self.scorer.score(answer.job.prompt, [[*text, end] for text in texts])
         for likely in chosen_by(scored, answer.job):
             answer.take(likely.token, likely if answer.job.logprobs else None)
+            if answer.ended:
+                break
         answer.end()
 
     def _settings(self, job: Job) -> Any:

@@ -7,9 +7,11 @@ an answer is held to goes in vLLM's words. Servers leave out what they don't kno
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from meditune.engines.checks import refuse_unfit, refuse_unscorable
@@ -30,10 +32,26 @@ class Passed:
 
     def __init__(self) -> None:
         self.cancelled = False
+        self._lock = threading.Lock()
+        self._socket: Any = None
 
     def cancel(self) -> None:
-        """End it now; its last piece says so."""
-        self.cancelled = True
+        """End it now; its last piece says so. The server notices by its connection."""
+        with self._lock:
+            self.cancelled = True
+            self._cut()
+
+    def answered_by(self, response: Any) -> None:
+        """From now on `cancel` cuts this response off, also for a thread that waits for more of it."""
+        with self._lock:
+            self._socket = response.extensions["network_stream"].get_extra_info("socket")
+            if self.cancelled:
+                self._cut()
+
+    def _cut(self) -> None:
+        if self._socket is not None:
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
 
 
 class ServerEngine:
@@ -45,7 +63,9 @@ class ServerEngine:
 
         self.url, self.tokenizer = url.rstrip("/"), tokenizer
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx2.Client(headers=headers, timeout=SECONDS)
+        # Each job has a connection of its own: to cancel it is to cut that.
+        limits = httpx2.Limits(max_keepalive_connections=0)
+        self._http = httpx2.Client(headers=headers, timeout=SECONDS, limits=limits)
         served = self._json("GET", "/models")["data"]
         if not served:
             raise ModelError(f"{self.url} serves no model.")
@@ -92,10 +112,11 @@ class ServerEngine:
         with self._counting:
             self._running += 1
         try:
-            for piece in self._pieces(job, passed):
+            pieces = iter([Piece("", finish="cancelled")]) if passed.cancelled else self._pieces(job, passed)
+            for piece in pieces:
                 deliver(piece)
         except Exception as error:  # noqa: BLE001 - it is handed on, as the job's last piece
-            deliver(Piece("", error=error))
+            deliver(Piece("", finish="cancelled") if passed.cancelled else Piece("", error=error))
         finally:
             with self._counting:
                 self._running -= 1
@@ -103,8 +124,9 @@ class ServerEngine:
 
     def _pieces(self, job: Job, passed: Passed) -> Iterator[Piece]:
         said = ""
-        finish: Finish = "stop"
+        finish: Finish | None = None
         with self._http.stream("POST", f"{self.url}/completions", json=self._request(job)) as response:
+            passed.answered_by(response)
             if response.status_code >= 400:
                 response.read()
                 raise self._refused(response)
@@ -114,10 +136,13 @@ class ServerEngine:
                     return
                 text = choice.get("text") or ""
                 said += text
-                finish = "length" if choice.get("finish_reason") == "length" else finish
+                if reason := choice.get("finish_reason"):
+                    finish = finish or ("length" if reason == "length" else "stop")
                 tokens, likely = self._tokens(choice, text)
                 if text or tokens:
                     yield Piece(text, tokens, likely if job.logprobs else ())
+        if finish is None:
+            raise ModelError(f"{self.url} broke an answer off without an end. Look at that server's log.")
         _refuse_unheld(job, said, finish, self.url)
         yield Piece("", finish=finish)
 
@@ -192,9 +217,11 @@ class ServerEngine:
 
 
 def _choices(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-    """The choices in a stream of server-sent events."""
+    """The choices in a stream of server-sent events; the mark of its end is one that says no more than that."""
     for line in lines:
-        if line.startswith("data:") and line[5:].strip() != "[DONE]":
+        if line.startswith("data:") and line[5:].strip() == "[DONE]":
+            yield {"finish_reason": "stop"}
+        elif line.startswith("data:"):
             said = json.loads(line[5:])
             if "error" in said:
                 raise ModelError("The server broke an answer off with an error.")

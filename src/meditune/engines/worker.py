@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from meditune.engines.answer import Answer
 from meditune.engines.engine import Load
@@ -49,22 +49,26 @@ class Worker:
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self._waiting: deque[Answer] = deque()
-        self._calls: deque[Callable[[], None]] = deque()
+        self._calls: deque[tuple[Future[Any], Callable[[], None]]] = deque()
         self._joining: list[Answer] = []
         self._wake = threading.Condition()
         self._closing = False
+        self._broken: ModelError | None = None
         self._thread = threading.Thread(target=self._run, name="meditune-engine", daemon=True)
         self._thread.start()
 
     def start(self, answer: Answer) -> None:
-        """Put a job at the end of those that wait. Raises ModelError where the engine was closed."""
+        """Put a job at the end of those that wait. Raises ModelError where the engine was closed or is broken."""
         with self._wake:
             self._refuse_closed()
             self._waiting.append(answer)
             self._wake.notify()
 
     def call(self, work: Callable[[], Result]) -> Result:
-        """Do something with the model between two steps, and give what it returns or raise what it raises."""
+        """Do something with the model between two steps, and give what it returns or raise what it raises.
+
+        Raises ModelError where the engine was closed or is broken.
+        """
         future: Future[Result] = Future()
 
         def do() -> None:
@@ -77,7 +81,7 @@ class Worker:
 
         with self._wake:
             self._refuse_closed()
-            self._calls.append(do)
+            self._calls.append((future, do))
             self._wake.notify()
         return future.result()
 
@@ -95,30 +99,57 @@ class Worker:
             self._thread.join()
 
     def _refuse_closed(self) -> None:
+        if self._broken:
+            raise self._broken
         if self._closing:
             raise ModelError("The engine was closed.")
 
     def _run(self) -> None:
-        with self.batch.inside():
-            while self._has_work():
-                try:
-                    self._once()
-                except Exception as error:
-                    log.exception("An engine's step failed; what ran is broken off")
-                    for answer in [*self.batch.running, *self._joining]:
-                        answer.fail(error)
-                    self._joining = []
-                    self.batch.clear()
-            with self._wake:
-                left = [*self.batch.running, *self._waiting]
-                calls = [*self._calls]
-                self._waiting.clear()
-                self._calls.clear()
-            for call in calls:
-                call()
-            for answer in left:
-                answer.end("cancelled")
+        try:
+            with self.batch.inside():
+                while self._has_work():
+                    self._try_once()
+                self._end_all()
+        except BaseException as error:
+            log.critical("An engine broke down; it takes no more work", exc_info=True)
+            self._break_down(error)
+
+    def _try_once(self) -> None:
+        try:
+            self._once()
+        except Exception as error:
+            log.exception("An engine's step failed; what ran is broken off")
+            for answer in [*self.batch.running, *self._joining]:
+                answer.fail(error)
+            self._joining = []
             self.batch.clear()
+
+    def _end_all(self) -> None:
+        with self._wake:
+            left = [*self.batch.running, *self._waiting]
+            calls = [call for _, call in self._calls]
+            self._waiting.clear()
+            self._calls.clear()
+        for call in calls:
+            call()
+        for answer in left:
+            answer.end("cancelled")
+        self.batch.clear()
+
+    def _break_down(self, error: BaseException) -> None:
+        """Tell everyone who waits, and refuse who comes: this thread ends."""
+        broken = ModelError(f"The engine broke down ({type(error).__name__}); the log says where. Start it again.")
+        broken.__cause__ = error
+        with self._wake:
+            self._broken = broken
+            left, calls = [*self.batch.running, *self._joining, *self._waiting], [*self._calls]
+            self.batch.running, self._joining = [], []
+            self._waiting.clear()
+            self._calls.clear()
+        for answer in left:
+            answer.fail(broken)
+        for future, _ in calls:
+            future.set_exception(broken)
 
     def _has_work(self) -> bool:
         """Wait for something to do; False where the engine is to close."""
@@ -129,7 +160,7 @@ class Worker:
 
     def _once(self) -> None:
         with self._wake:
-            call = self._calls.popleft() if self._calls else None
+            call = self._calls.popleft()[1] if self._calls else None
             gone = [answer for answer in self._waiting if answer.cancelled]
             for answer in gone:
                 self._waiting.remove(answer)

@@ -175,7 +175,11 @@ def _checked(name: str, folder: Path, home: Path | None, form: PromptFormat) -> 
     check = Check(examples, form)
     with closing(open_engine(str(folder))) as exported:
         after = check.said(exported)
-    asked = {"model": weights_digest(Path(locate(name))), "items": [example.id for example in examples]}
+    asked = {
+        "model": weights_digest(Path(locate(name))),
+        "items": [example.id for example in examples],
+        "form": form.model_dump(mode="json"),
+    }
     with closing(open_engine(name, "transformers")) as original:
         before = _remembered(home, asked) or check.said(original)
         _remember(home, asked, before)

@@ -7,6 +7,7 @@ written (`meditune.phi`).
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any, Literal
 from meditune.phi.masking import mask
 from meditune.store.base import Base
 
+log = logging.getLogger(__name__)
 Rating = Literal["up", "down"]
 
 
@@ -102,8 +104,8 @@ class Answers:
         """Take out what is older than so many days, with its feedback; returns how many answers."""
         with self.base.changing() as base:
             gone = base.execute("DELETE FROM answers WHERE time < ?", (time.time() - days * 86_400,)).rowcount
-        if gone:
-            self._forget()
+        # Also where nothing is old: something may have stayed when it was deleted.
+        self._forget()
         return int(gone)
 
     def exported(self) -> Iterator[dict[str, Any]]:
@@ -138,9 +140,16 @@ class Answers:
         return found or 0
 
     def _forget(self) -> None:
-        """Let nothing of a deleted row stay in the write-ahead log."""
+        """Let nothing of a deleted row stay in the write-ahead log, or say that it does: a reader's view needs it."""
         with self.base.opened() as base:
-            base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            # This waits for readers as long as any statement does.
+            (busy, _, _) = base.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            log.warning(
+                "What was deleted is still in %s-wal, as another program reads the store. The next deletion or pruning "
+                "clears it: end that program and run meditune answers prune --days N.",
+                self.base.path,
+            )
 
 
 def _masked(text: str) -> str:
