@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 
 from meditune.engines.answer import Answer
 from meditune.engines.engine import Load
-from meditune.errors import ModelError
+from meditune.errors import EngineError
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -57,7 +57,7 @@ class Worker:
         self._thread.start()
 
     def start(self, answer: Answer) -> None:
-        """Put a job at the end of those that wait. Raises ModelError where the engine was closed."""
+        """Put a job at the end of those that wait. Raises EngineError where the engine was closed."""
         with self._wake:
             self._refuse_closed()
             self._waiting.append(answer)
@@ -96,7 +96,7 @@ class Worker:
 
     def _refuse_closed(self) -> None:
         if self._closing:
-            raise ModelError("The engine was closed.")
+            raise EngineError("The engine was closed.")
 
     def _run(self) -> None:
         with self.batch.inside():
