@@ -33,6 +33,14 @@ class ModelError(MedituneError):
     exit_code = 4
 
 
+class StoreError(DataError):
+    """What a server keeps can't be read or written: no fault of who asks it."""
+
+
+class EngineError(ModelError):
+    """An engine that fails, closes, or can't be reached while it answers: no fault of who asks it."""
+
+
 class GateError(MedituneError):
     """A model that doesn't meet the policy it was held to."""
 

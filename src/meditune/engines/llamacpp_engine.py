@@ -21,7 +21,7 @@ from meditune.engines.engine import Job, Likely, Load, Piece, Running
 from meditune.engines.exported import exported
 from meditune.engines.installed import package
 from meditune.engines.tokenizer import PlainTokenizer
-from meditune.errors import ModelError
+from meditune.errors import EngineError, ModelError
 from meditune.machine import cores
 
 OTHERS = 5
@@ -63,7 +63,7 @@ class LlamacppEngine:
         answer = Answer(job, deliver, self.tokenizer)
         with self._counting:
             if self._closing:
-                raise ModelError("The engine was closed.")
+                raise EngineError("The engine was closed.")
             self._started.add(answer)
             self._threads.submit(self._run, answer)
         return answer
@@ -114,7 +114,7 @@ class LlamacppEngine:
         def take(chunk: dict[str, Any]) -> bool:
             """True ends it."""
             if "error" in chunk:
-                raise ModelError(f"llama.cpp: {chunk['error'].get('message', chunk['error'])}")
+                raise EngineError(f"llama.cpp: {chunk['error'].get('message', chunk['error'])}")
             choice = chunk["choices"][0]
             for said in (choice.get("logprobs") or {}).get("content", []):
                 for token in self._tokens(choice["text"], said["id"]):
@@ -171,14 +171,14 @@ class LlamacppEngine:
 
         def take(chunk: dict[str, Any]) -> bool:
             if "error" in chunk:
-                raise ModelError(f"llama.cpp: {chunk['error'].get('message', chunk['error'])}")
+                raise EngineError(f"llama.cpp: {chunk['error'].get('message', chunk['error'])}")
             found.extend(_told(said) for said in (chunk["choices"][0].get("logprobs") or {}).get("content", []))
             return False
 
         request = _request(Job(before, 1, logprobs=OTHERS))
         self._asked(request | {"logit_bias": [[token, CERTAIN]], "ignore_eos": False}, take)
         if not found or found[0].token != token:
-            raise ModelError(f"llama.cpp didn't tell how likely token {token} is.")
+            raise EngineError(f"llama.cpp didn't tell how likely token {token} is.")
         return found[0]
 
     def _asked(self, request: dict[str, Any], take: Callable[[dict[str, Any]], bool]) -> None:

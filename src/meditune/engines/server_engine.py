@@ -16,7 +16,7 @@ from typing import Any
 
 from meditune.engines.checks import refuse_unfit, refuse_unscorable
 from meditune.engines.engine import Finish, Job, Likely, Load, Piece, Running
-from meditune.errors import ModelError
+from meditune.errors import EngineError
 
 SECONDS = 300.0
 """So long a server may be silent"""
@@ -58,7 +58,7 @@ class ServerEngine:
     """A model behind an address."""
 
     def __init__(self, url: str, tokenizer: Any, key: str | None = None, at_once: int = 32) -> None:
-        """Raises ModelError where there is no such server at the address, or it serves no model."""
+        """Raises EngineError where there is no such server at the address, or it serves no model."""
         import httpx2
 
         self.url, self.tokenizer = url.rstrip("/"), tokenizer
@@ -68,7 +68,7 @@ class ServerEngine:
         self._http = httpx2.Client(headers=headers, timeout=SECONDS, limits=limits)
         served = self._json("GET", "/models")["data"]
         if not served:
-            raise ModelError(f"{self.url} serves no model.")
+            raise EngineError(f"{self.url} serves no model.")
         self._model = served[0]["id"]
         self.name = f"server {self._model}"
         self.context_tokens = int(served[0].get("max_model_len") or UNKNOWN_CONTEXT)
@@ -84,13 +84,13 @@ class ServerEngine:
         passed = Passed()
         with self._counting:
             if self._closing:
-                raise ModelError("The engine was closed.")
+                raise EngineError("The engine was closed.")
             self._started.add(passed)
             self._threads.submit(self._run, job, deliver, passed)
         return passed
 
     def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[Likely]]:
-        """See engine.py. Raises ModelError where the server doesn't tell how likely given texts are."""
+        """See engine.py. Raises EngineError where the server doesn't tell how likely given texts are."""
         refuse_unscorable(len(prompt), max(map(len, texts), default=0), self.context_tokens)
         return [self._scored(prompt, text) if text else [] for text in texts]
 
@@ -191,7 +191,7 @@ class ServerEngine:
         told = self._json("POST", "/completions", request)["choices"][0].get("logprobs") or {}
         places = range(len(prompt), len(prompt) + len(text))
         if len(told.get("tokens") or []) < places.stop or _number(told["tokens"][places.start]) is None:
-            raise ModelError(
+            raise EngineError(
                 f"{self.url} doesn't tell how likely the tokens of a given text are (echo with logprobs, as vLLM "
                 "does). Measure the model in this process instead: --engine transformers."
             )
@@ -203,7 +203,7 @@ class ServerEngine:
         try:
             response = self._http.request(method, f"{self.url}{path}", json=body)
         except httpx2.HTTPError as error:
-            raise ModelError(
+            raise EngineError(
                 f"No server answers at {self.url} ({error}). Start it, for example vllm serve FOLDER, and name its "
                 "address up to /v1."
             ) from error
@@ -211,9 +211,9 @@ class ServerEngine:
             raise self._refused(response)
         return response.json()
 
-    def _refused(self, response: Any) -> ModelError:
+    def _refused(self, response: Any) -> EngineError:
         hint = " Check the key." if response.status_code in {401, 403} else ""
-        return ModelError(f"{self.url} answered {response.status_code} to {response.request.url.path}.{hint}")
+        return EngineError(f"{self.url} answered {response.status_code} to {response.request.url.path}.{hint}")
 
 
 def _choices(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
@@ -224,7 +224,7 @@ def _choices(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
         elif line.startswith("data:"):
             said = json.loads(line[5:])
             if "error" in said:
-                raise ModelError("The server broke an answer off with an error.")
+                raise EngineError("The server broke an answer off with an error.")
             yield from said.get("choices", [])
 
 
@@ -243,11 +243,11 @@ def _likely(told: dict[str, Any], places: range) -> list[Likely]:
 
 
 def _refuse_unheld(job: Job, said: str, finish: Finish, url: str) -> None:
-    """Raise ModelError where a whole answer isn't what it was to be."""
+    """Raise EngineError where a whole answer isn't what it was to be."""
     if job.choices and said not in job.choices:
-        raise ModelError(f"{url} doesn't hold answers to given texts, as vLLM does.")
+        raise EngineError(f"{url} doesn't hold answers to given texts, as vLLM does.")
     if job.json_schema is not None and finish == "stop":
         try:
             json.loads(said)
         except ValueError as error:
-            raise ModelError(f"{url} doesn't hold answers to a JSON schema, as vLLM does.") from error
+            raise EngineError(f"{url} doesn't hold answers to a JSON schema, as vLLM does.") from error

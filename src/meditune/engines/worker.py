@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 from meditune.engines.answer import Answer
 from meditune.engines.engine import Load
-from meditune.errors import ModelError
+from meditune.errors import EngineError
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -58,7 +58,7 @@ class Worker:
         self._thread.start()
 
     def start(self, answer: Answer) -> None:
-        """Put a job at the end of those that wait. Raises ModelError where the engine was closed or is broken."""
+        """Put a job at the end of those that wait. Raises EngineError where the engine was closed or is broken."""
         with self._wake:
             self._refuse_closed()
             self._waiting.append(answer)
@@ -102,7 +102,7 @@ class Worker:
         if self._broken:
             raise self._broken
         if self._closing:
-            raise ModelError("The engine was closed.")
+            raise EngineError("The engine was closed.")
 
     def _run(self) -> None:
         try:
@@ -138,7 +138,7 @@ class Worker:
 
     def _break_down(self, error: BaseException) -> None:
         """Tell everyone who waits, and refuse who comes: this thread ends."""
-        broken = ModelError(f"The engine broke down ({type(error).__name__}); the log says where. Start it again.")
+        broken = EngineError(f"The engine broke down ({type(error).__name__}); the log says where. Start it again.")
         broken.__cause__ = error
         with self._wake:
             self._broken = broken

@@ -14,7 +14,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from meditune.errors import DataError, MedituneError, ModelError
+from meditune.errors import DataError, EngineError, MedituneError, ModelError, StoreError
+from meditune.serve.logs import LOGGER, where
 
 TYPES = {
     400: "invalid_request_error",
@@ -62,10 +63,14 @@ def busy(message: str, after_s: float, code: str) -> ApiError:
 
 
 def refused(error: MedituneError) -> ApiError:
-    """What the client is told of an error of ours: data and models refuse requests, all else is the server's fault."""
-    if isinstance(error, DataError | ModelError):
+    """What the client is told of an error of ours: data and models refuse requests; all else, as a store or an engine
+    that fails, is the server's fault, of which the log alone tells more.
+    """
+    if isinstance(error, DataError | ModelError) and not isinstance(error, StoreError | EngineError):
         return ApiError(400, str(error), "invalid_request")
-    return ApiError(500, str(error), "server_error")
+    # Messages of ours name folders and addresses, which are nobody's business outside.
+    LOGGER.error("A request failed", extra=where(error))
+    return ApiError(503, "The server can't answer this now. Try again later; its log says where it failed.", "failed")
 
 
 def invalid(error: RequestValidationError) -> ApiError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import traceback
 from datetime import UTC, datetime
 from typing import Any
@@ -42,10 +43,16 @@ def where(error: BaseException) -> dict[str, Any]:
 
 
 def set_up(level: int = logging.INFO) -> None:
-    """Let the server and uvicorn write JSON lines, and nobody else's handlers repeat them."""
+    """Let Meditune, its threads and uvicorn write JSON lines, and nobody else's handlers repeat them."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name, least in (("meditune.serve", level), ("uvicorn.error", logging.WARNING), ("asyncio", logging.ERROR)):
+    for name, least in (("meditune", level), ("uvicorn.error", logging.WARNING), ("asyncio", logging.ERROR)):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(least)
+    threading.excepthook = _thread_failed
+
+
+def _thread_failed(failed: threading.ExceptHookArgs) -> None:
+    if failed.exc_value is not None and not isinstance(failed.exc_value, SystemExit):
+        LOGGER.error("A thread failed", extra=where(failed.exc_value))

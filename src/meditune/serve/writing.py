@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from meditune.engines.engine import Finish, Job, Likely, Piece
 from meditune.serve.access import Caller
+from meditune.serve.errors import ApiError
 from meditune.serve.service import Service
 from meditune.serve.streaming import pieces
 from meditune.serve.trace import Trace
@@ -53,7 +54,7 @@ async def turn(service: Service, caller: Caller, trace: Trace) -> AsyncIterator[
 
 
 async def written_pieces(service: Service, job: Job, into: Written, trace: Trace) -> AsyncGenerator[Piece, None]:
-    """A job's pieces, which are added up in `into`."""
+    """A job's pieces, which are added up in `into`. Raises ApiError 503 where the engine broke the job off."""
     begun = time.monotonic()
     into.prompt_tokens += len(job.prompt)
     first = True
@@ -70,6 +71,8 @@ async def written_pieces(service: Service, job: Job, into: Written, trace: Trace
             into.likely += piece.likely
             into.finish = piece.finish or into.finish
             yield piece
+            if piece.finish == "cancelled":
+                raise ApiError(503, "The server broke the answer off. Ask again.", "broken_off")
 
 
 async def whole(service: Service, job: Job, into: Written, trace: Trace) -> Written:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from meditune.errors import DataError
+from meditune.errors import StoreError
 
 FILE = "meditune.sqlite"
 BUSY_S = 20.0
@@ -44,20 +44,20 @@ class Base:
     """The file in a folder. Every call opens it for itself, so any thread or process may make it."""
 
     def __init__(self, folder: Path) -> None:
-        """Makes folder and file, for this user alone, where there are none. Raises DataError where that can't be."""
+        """Makes folder and file, for this user alone, where there are none. Raises StoreError where that can't be."""
         self.path = folder / FILE
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.path.touch(mode=0o600, exist_ok=True)
         except OSError as error:
-            raise DataError(
+            raise StoreError(
                 f"{self.path} can't be made ({error.strerror}). Name another folder with --store or MEDITUNE_STORE."
             ) from error
         with self.opened() as base:
             base.execute("PRAGMA journal_mode = WAL")
             (found,) = base.execute("PRAGMA user_version").fetchone()
             if found > VERSION:
-                raise DataError(f"{self.path} was made by a later version of Meditune. Update this one.")
+                raise StoreError(f"{self.path} was made by a later version of Meditune. Update this one.")
             base.executescript(_TABLES)
             base.execute(f"PRAGMA user_version = {VERSION}")
 
@@ -65,7 +65,7 @@ class Base:
     def opened(self) -> Iterator[sqlite3.Connection]:
         """A connection outside any transaction; each statement is on the disk when it returns.
 
-        Raises DataError where the file can't be used.
+        Raises StoreError where the file can't be used.
         """
         try:
             with closing(sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)) as base:
@@ -76,7 +76,7 @@ class Base:
                 base.execute("PRAGMA secure_delete = ON")
                 yield base
         except sqlite3.DatabaseError as error:
-            raise DataError(
+            raise StoreError(
                 f"{self.path} can't be used ({error}). Check the disk's space and the file's permissions; where it is "
                 "damaged, put a copy in its place."
             ) from error
