@@ -11,8 +11,9 @@ from meditune.evaluate.safety.rules import passed
 from meditune.retrieve.index import Index
 from meditune.retrieve.passages.passage import IndexedPassage
 from meditune.retrieve.search import Hit
-from meditune.serve.assistant import Assistant, AssistantSettings, with_what_it_goes_on_from
+from meditune.serve.assistant import Assistant, AssistantSettings
 from meditune.serve.deciding import Correction, asks_yes_or_no
+from meditune.serve.safety.going_on import with_what_it_goes_on_from
 from meditune.serve.styles import chosen
 from tests import tiny
 from tests.retrieve import corpus

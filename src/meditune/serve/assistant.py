@@ -7,7 +7,6 @@ question -> triage -> search -> pack -> engine, sentence by sentence -> judged b
 from __future__ import annotations
 
 import queue
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -37,12 +36,6 @@ FROM_MEMORY = (
     "This answer comes from the model's memory alone: no sources were searched, so none of it can be checked here."
 )
 NO_ANSWER = "The model wrote nothing that can be shown."
-_GOES_ON = re.compile(
-    r"\b(?:it|its|that|this|they|them|those|these|he|she|one|there)\b|^(?:and|or|what about|how about|why)\b",
-    re.IGNORECASE,
-)
-SHORT = 9
-"""Words of a question that may go on with the one before"""
 
 
 @dataclass(frozen=True)
@@ -126,8 +119,7 @@ class Assistant:
         if found.action in ("urgent", "decline"):
             yield from asking.at_once(found)
         else:
-            whole = with_what_it_goes_on_from(found.question, before)
-            yield from self._answered(asking, found, whole, k, sources, max_new_tokens, cancelled)
+            yield from self._answered(asking, found, found.question, k, sources, max_new_tokens, cancelled)
         yield asking.answer(self.versions)
 
     def judge(self, question: str, before: Sequence[str] = ()) -> Triage:
@@ -223,13 +215,6 @@ class Assistant:
 
     def _count(self, question: str, texts: Sequence[str]) -> int:
         return len(self._prompt(prompt_text(self.form, question, _context(texts), "answer")))
-
-
-def with_what_it_goes_on_from(question: str, before: Sequence[str]) -> str:
-    """A short question that leans on the one before ("Is it contagious?"), with that one put ahead of it."""
-    if before and len(question.split()) < SHORT and _GOES_ON.search(question):
-        return f"{before[-1].strip()} {question.strip()}"
-    return question
 
 
 def _context(texts: Sequence[str]) -> tuple[Passage, ...]:
