@@ -13,7 +13,7 @@ from meditune.retrieve.passages.passage import IndexedPassage
 from meditune.retrieve.search import Hit
 from meditune.serve.assistant import Assistant, AssistantSettings
 from meditune.serve.deciding import Correction, asks_yes_or_no
-from meditune.serve.safety.follow import with_what_it_goes_on_from
+from meditune.serve.safety.going_on import with_what_it_goes_on_from
 from meditune.serve.styles import chosen
 from tests import tiny
 from tests.retrieve import corpus

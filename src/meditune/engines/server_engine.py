@@ -142,7 +142,7 @@ class ServerEngine:
                 if text or tokens:
                     yield Piece(text, tokens, likely if job.logprobs else ())
         if finish is None:
-            raise ModelError(f"{self.url} broke an answer off without an end. Look at that server's log.")
+            raise EngineError(f"{self.url} broke an answer off without an end. Look at that server's log.")
         _refuse_unheld(job, said, finish, self.url)
         yield Piece("", finish=finish)
 

@@ -53,7 +53,7 @@ class Worker:
         self._joining: list[Answer] = []
         self._wake = threading.Condition()
         self._closing = False
-        self._broken: ModelError | None = None
+        self._broken: EngineError | None = None
         self._thread = threading.Thread(target=self._run, name="meditune-engine", daemon=True)
         self._thread.start()
 
@@ -67,7 +67,7 @@ class Worker:
     def call(self, work: Callable[[], Result]) -> Result:
         """Do something with the model between two steps, and give what it returns or raise what it raises.
 
-        Raises ModelError where the engine was closed or is broken.
+        Raises EngineError where the engine was closed or is broken.
         """
         future: Future[Result] = Future()
 

@@ -24,7 +24,6 @@ from meditune.serve.deciding import Correction, asks_yes_or_no, decide
 from meditune.serve.events import Decision, Event, Notice, Sources
 from meditune.serve.judging import Judging
 from meditune.serve.safety.emergencies import numbers
-from meditune.serve.safety.follow import with_what_it_goes_on_from
 from meditune.serve.safety.likeness import Look, second_look
 from meditune.serve.safety.triage import Triage, triage
 from meditune.serve.styles import Style, chooser
@@ -120,8 +119,7 @@ class Assistant:
         if found.action in ("urgent", "decline"):
             yield from asking.at_once(found)
         else:
-            whole = with_what_it_goes_on_from(found.question, before)
-            yield from self._answered(asking, found, whole, k, sources, max_new_tokens, cancelled)
+            yield from self._answered(asking, found, found.question, k, sources, max_new_tokens, cancelled)
         yield asking.answer(self.versions)
 
     def judge(self, question: str, before: Sequence[str] = ()) -> Triage:

@@ -13,7 +13,9 @@ import yaml
 
 HERE = Path(__file__).parent
 MOST_CHARACTERS = 20_000
-"""So much of a message is read: of a longer one the beginning and the end"""
+"""So much of a message is read from its beginning"""
+LAST_CHARACTERS = 10_000
+"""And so much of its end, where it is longer"""
 _CONTRACTIONS = tuple(
     (re.compile(pattern), put)
     for pattern, put in (
@@ -86,16 +88,22 @@ def clauses(message: str, spelled: Callable[[str], str] = lambda word: word) -> 
 
 def plain(message: str) -> str:
     """Lower case, contractions spelled out, numbers of things in digits, nothing that nobody sees."""
-    if len(message) > MOST_CHARACTERS:
-        half = MOST_CHARACTERS // 2
-        message = f"{message[:half]}\n{message[-half:]}"
-    text = unicodedata.normalize("NFKC", message)
+    text = unicodedata.normalize("NFKC", _read(message))
     text = "".join(char for char in text if char in "\n\t" or unicodedata.category(char) not in {"Cf", "Cc"})
     text = text.lower().replace("’", "'").replace("‘", "'").replace("`", "'")
     for pattern, put in _CONTRACTIONS:
         text = pattern.sub(put, text)
     text = _COUNTED.sub(lambda match: str(_NUMBERS[match[1]]), text)
     return re.sub(r"(?<=[a-z0-9])-(?=[a-z0-9])", " ", text)
+
+
+def is_cut(message: str) -> bool:
+    """Whether a message is so long that its middle isn't read."""
+    return len(message) > MOST_CHARACTERS + LAST_CHARACTERS
+
+
+def _read(message: str) -> str:
+    return f"{message[:MOST_CHARACTERS]}\n{message[-LAST_CHARACTERS:]}" if is_cut(message) else message
 
 
 def windows(found: list[Clause], words: int) -> Iterator[list[Clause]]:

@@ -9,8 +9,9 @@ from typing import Literal
 
 from meditune.serve.safety import requests
 from meditune.serve.safety.emergencies import Kind, Numbers, emergency, kinds, touches
-from meditune.serve.safety.follow import with_all_it_goes_on_from
+from meditune.serve.safety.going_on import with_what_it_goes_on_from
 from meditune.serve.safety.likeness import Look
+from meditune.serve.safety.reading import LAST_CHARACTERS, MOST_CHARACTERS, is_cut
 from meditune.serve.safety.signs import seen
 
 Action = Literal["urgent", "decline", "bound", "answer"]
@@ -38,6 +39,10 @@ SHORT = 12
 DANGER = "danger"
 """The kind of what is like an emergency, of whatever kind"""
 _WORSE = re.compile(r"\b(?:worse|worsening|still|not better|spreading|same)\b", re.IGNORECASE)
+CUT = (
+    f"The message is very long: only its first {MOST_CHARACTERS:,} and last {LAST_CHARACTERS:,} characters were looked "
+    "at for emergencies and for what isn't safe."
+)
 IF_NOW = "If this is happening right now: call {emergency} at once."
 
 
@@ -52,7 +57,7 @@ class Triage:
     text: str = ""
     """The answer where no model is asked, else what stands before the answer"""
     question: str = ""
-    """What a model may be asked: the message without orders to it"""
+    """What a model may be asked: the message without orders to it, with the earlier ones that it leans on"""
     remarks: tuple[str, ...] = ()
     no_amounts: bool = False
     """Amounts of medicines are left out of the answer"""
@@ -61,8 +66,8 @@ class Triage:
 def triage(message: str, numbers: Numbers, before: Sequence[str] = (), look: Look | None = None) -> Triage:
     """Judge a message; `before` are earlier ones of the same person, the oldest first, `look` a second look.
 
-    A short message goes on with the one before ("it's getting worse", "what about paracetamol?"), so they are judged
-    together, too.
+    A short message goes on with the one before ("it's getting worse"), so the two are judged together, too;
+    what a question leans on ("What about paracetamol?") counts for what it asks.
     """
     kind = emergency(message) or _going_on(message, before)
     if kind:
@@ -70,7 +75,7 @@ def triage(message: str, numbers: Numbers, before: Sequence[str] = (), look: Loo
     question, orders = requests.without_orders(message)
     if not question.strip():
         return Triage("decline", "orders", "Not a question", ORDERS)
-    whole = with_all_it_goes_on_from(message, before)
+    whole = with_what_it_goes_on_from(question, before)
     harm = requests.unsafe(message) or requests.unsafe(whole)
     if harm and harm.name == ENDING:
         kind = next(each for each in kinds() if each.name == "self-harm")
@@ -83,12 +88,11 @@ def triage(message: str, numbers: Numbers, before: Sequence[str] = (), look: Loo
         danger = next(each for each in kinds() if each.name == DANGER)
         return Triage("urgent", danger.name, danger.title, danger.answer(numbers))
     remarks = _remarks(message, orders, numbers)
-    whole, _ = requests.without_orders(whole)
-    if requests.asks_dose(question) or requests.asks_dose(whole):
-        return Triage("bound", "dose", "About a dose", DOSE, question, remarks, no_amounts=True)
-    if requests.asks_diagnosis(question) or requests.asks_diagnosis(whole):
-        return Triage("bound", "diagnosis", "About a diagnosis", DIAGNOSIS, question, remarks)
-    return Triage("answer", question=question, remarks=remarks)
+    if requests.asks_dose(whole):
+        return Triage("bound", "dose", "About a dose", DOSE, whole, remarks, no_amounts=True)
+    if requests.asks_diagnosis(whole):
+        return Triage("bound", "diagnosis", "About a diagnosis", DIAGNOSIS, whole, remarks)
+    return Triage("answer", question=whole, remarks=remarks)
 
 
 def _going_on(message: str, before: Sequence[str]) -> Kind | None:
@@ -103,6 +107,8 @@ def _remarks(message: str, orders: int, numbers: Numbers) -> tuple[str, ...]:
     said = []
     if orders:
         said.append("What the message told the assistant to do was left out; the question was answered as usual.")
+    if is_cut(message):
+        said.append(CUT)
     if touches(message):
         said.append(IF_NOW.format(emergency=numbers.emergency))
     return tuple(said)
