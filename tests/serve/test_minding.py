@@ -134,3 +134,8 @@ def test_danger_at_the_end_of_a_long_message_is_seen_and_others_are_told_what_is
     refused = running.chat(filler)
     assert refused.status == 400
     assert "28,000 characters" in refused.error()["message"]
+
+
+def test_a_chat_without_a_question_is_refused_as_such(running):
+    body = {"model": "tiny", "messages": [{"role": "assistant", "content": ""}]}
+    assert "user" in running.ask("/v1/chat/completions", body).error()["message"]

@@ -48,6 +48,8 @@ def instead(service: Service, body: ChatBody) -> Instead | None:
     if service.assistant is None:
         return None
     asked = [turn.text for turn in (message.turn() for message in body.messages) if turn.role == "user"]
+    if not asked:
+        return None  # no chat: what makes a prompt of it says why
     found = service.assistant.judge(asked[-1], asked[:-1])
     if found.action != "urgent" and len(asked[-1]) > MOST_CHARACTERS:
         raise ApiError(
