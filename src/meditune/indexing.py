@@ -156,7 +156,9 @@ def _collections(sources: list[str] | None, documents: list[str] | None, pubmed:
 def _print_changes(made: Manifest, changes: Changes, index: str) -> None:
     for source, reasons in changes.left_out.items():
         for reason, count in reasons.items():
-            typer.echo(f"Left out of {source}: {count:,} {reason}")
+            some = changes.where.get((source, reason), [])
+            more = ", ..." if count > len(some) else ""
+            typer.echo(f"Left out of {source}: {count:,} {reason}" + (f" ({', '.join(some)}{more})" if some else ""))
     for name in made.restricted:
         typer.echo(f"{name} is restricted: its licence forbids passing this index, or passages of it, to others.")
     typer.echo(

@@ -66,6 +66,15 @@ class Rejects:
         for line in self._spool:
             yield json.loads(line)
 
+    def places(self, most: int = 3) -> dict[tuple[str, str], list[str]]:
+        """Where the first rows were that a source's reason was given for, by source and reason."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for row in self.rows():
+            some = found.setdefault((row["source"], row["reason"]), [])
+            if len(some) < most and row["where"] not in some:
+                some.append(row["where"])
+        return found
+
     def taken(self) -> list[dict[str, str]]:
         """The rows that were added since they were last taken, which are kept elsewhere from now on."""
         rows = list(self.rows())

@@ -41,6 +41,8 @@ class Changes:
     removed: int = 0
     kept: int = 0
     left_out: dict[str, dict[str, int]] = field(default_factory=dict)
+    where: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    """Of what was left out, the first places, by source and reason"""
     resumed: bool = False
     """Whether it went on with what a stopped process left"""
 
@@ -167,7 +169,7 @@ def _fill(table: Any, reading: Reading, embedder: Embedder, everything: bool, re
     withdrawn = [f"{name}#{number}" for name in reading.withdrawn for number in range(lengths.get(name, 0))]
     tables.delete(table, gone + withdrawn)
     changes.removed += len(gone) + len(withdrawn)
-    changes.left_out = reading.rejects.counts()
+    changes.left_out, changes.where = reading.rejects.counts(), reading.rejects.places()
     return changes
 
 
