@@ -23,13 +23,19 @@ def replacing(path: Path) -> Iterator[TextIO]:
 
     Raises MedituneError, naming the disk, where there is no space left.
     """
+    with _partial(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+@contextmanager
+def _partial(path: Path) -> Iterator[Path]:
+    """A name to write to, whose file takes `path`'s place when the block ends well, and vanishes otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("w", encoding="utf-8", newline="\n") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield partial
         partial.replace(path)
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -106,22 +112,14 @@ def disk_full(path: Path) -> MedituneError:
     )
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data`, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise disk_full(path) from error
-        raise
-    finally:
-        partial.unlink(missing_ok=True)
+def write_bytes(path: Path, data: bytes | memoryview, private: bool = False) -> None:
+    """Write `data`, whole or not at all; a private file is for its owner alone."""
+    with _partial(path) as partial, partial.open("wb") as stream:
+        if private:
+            partial.chmod(0o600)
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meditune.errors import DataError
-from meditune.files import disk_full
+from meditune.files import write_bytes
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -30,21 +28,7 @@ def write(path: Path, kind: str, about: Mapping[str, Any], arrays: Arrays) -> st
     digest = _digest(said, arrays)
     stream = io.BytesIO()
     np.savez(stream, allow_pickle=False, about=np.array([said, digest]), **arrays)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            partial.chmod(0o600)
-            file.write(stream.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise disk_full(path) from error
-        raise
-    finally:
-        partial.unlink(missing_ok=True)
+    write_bytes(path, stream.getbuffer(), private=True)
     return digest
 
 
