@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from meditune.errors import DataError
+from meditune.operate.literature.update_files import Folder
 from tests.commands import meditune
 from tests.operate.literature.medline import Paper, deletes, document, update_file
 from tests.operate.literature.pubmed_server import PubMed
@@ -107,3 +109,9 @@ def test_update_files_come_from_a_server_and_go_on_where_they_broke_off(served: 
     update_file(served.folder, 1341, Paper(140))
     served.fail("file", "cut", "no-range")
     assert "1 new" in meditune(*words).out
+
+
+def test_a_folder_without_update_files_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty: no file like pubmed26n1340\.xml\.gz in it"):
+        Folder(tmp_path / "empty").names()

@@ -57,7 +57,12 @@ class Folder:
         """The names of all files there."""
         if not self.path.is_dir():
             raise DataError(f"{self.path}: no such folder. Name the one with PubMed's update files, or a server's.")
-        return [each.name for each in self.path.iterdir()]
+        names = [each.name for each in self.path.iterdir()]
+        if not any(map(_NAME.fullmatch, names)):
+            raise DataError(
+                f"{self.path}: no file like pubmed26n1340.xml.gz in it. Is it the right folder, and mounted?"
+            )
+        return names
 
     def md5(self, name: str) -> str:
         """What is published as a file's MD5."""
