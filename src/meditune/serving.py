@@ -153,7 +153,10 @@ def create(
 @keys_app.command("list")
 def show(store: Store = None) -> None:
     """All keys, without their secrets."""
-    for key in _keys(store).all():
+    keys = _keys(store).all()
+    if not keys:
+        typer.echo("There are no keys. Make one: meditune keys create NAME", err=True)
+    for key in keys:
         limits = [
             f"{key.per_minute} a minute" if key.per_minute else "",
             f"{key.daily_tokens:,} tokens a day" if key.daily_tokens else "",

@@ -122,6 +122,7 @@ def service(
     settings: Settings | None = None,
     loaded: LoadedModel | None = None,
     form: PromptFormat | None = None,
+    index: str = "",
     **more: Any,
 ) -> Service:
     """A service around a tiny model."""
@@ -129,7 +130,7 @@ def service(
     engine = TransformersEngine(loaded or tiny.loaded())
     base = Base(store)
     return Service(
-        Served(MODEL, "v1", 1_700_000_000),
+        Served(MODEL, "v1", 1_700_000_000, index),
         engine,
         Prompts(engine.tokenizer, form, engine.context_tokens),
         settings,
