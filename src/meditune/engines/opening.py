@@ -23,13 +23,19 @@ FASTEST_FIRST = {"openvino": "openvino", "llamacpp": "gguf"}
 
 
 def open_engine(
-    model: str, engine: str = "auto", at_once: int = 32, url: str | None = None, key: str | None = None
+    model: str,
+    engine: str = "auto",
+    at_once: int = 32,
+    url: str | None = None,
+    key: str | None = None,
+    apart: bool = False,
 ) -> Engine:
     """A model ready to answer: by catalogue name, hub id, or folder of a run, a model or an exported model.
 
     `engine` is one of `NAMES`; auto takes what is fastest for what the folder holds. `at_once` bounds the answers that
     are written together. With vllm the model runs at a server, `url` up to /v1 and perhaps a `key`
     (else MEDITUNE_ENGINE_KEY holds it), and `model` is the folder of the same model here, for its tokenizer.
+    `apart`, for servers, gives an engine that would hold up its process one of its own (apart.py).
 
     Raises ModelError where the model can't be had or the engine can't open it.
     """
@@ -52,6 +58,10 @@ def open_engine(
     found = exported(place)
     if engine not in {"auto", found.engine}:
         raise ModelError(f"{place} was exported for the {found.engine} engine, and {engine} can't open it.")
+    if found.engine == "openvino" and apart and os.name == "posix":
+        from meditune.engines.apart import ApartEngine
+
+        return ApartEngine(place, at_once)
     if found.engine == "openvino":
         from meditune.engines.openvino_engine import OpenvinoEngine
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from meditune.engines.apart import ApartEngine
 from meditune.engines.exported import EXPORTS
 from meditune.engines.opening import open_engine
 from meditune.models.catalogue import SENTENCE_MODEL_INT8
@@ -66,12 +67,14 @@ def open_service(wanted: Wanted, settings: Settings, store: Path) -> Service:
     """Load everything. Raises DataError and ModelError where something can't be had."""
     base = Base(store)
     place = Path(wanted.model).expanduser()
-    engine = open_engine(wanted.model, wanted.engine, settings.at_once, wanted.url)
+    engine = open_engine(wanted.model, wanted.engine, settings.at_once, wanted.url, apart=True)
     form = _format(place)
     prompts = Prompts(engine.tokenizer, form, engine.context_tokens)
     version = _version(place)
     asked = AssistantSettings(country=wanted.country, elsewhere=_elsewhere(wanted.url))
     assistant = open_assistant(engine, place, form, wanted.index, asked, {"model": version})
+    if isinstance(engine, ApartEngine):
+        engine.opened()
     name = wanted.name or _name(place, wanted.model)
     served = Served(name, version, int(time.time()), assistant.versions["index"])
     service = Service(
