@@ -1,20 +1,23 @@
 """Which engine opens a model, and opening it.
 
 An exported model's folder says which engine it is for. Of a run, that one of its exports is taken whose engine was
-measured to be the fastest among those that are installed; without any, transformers opens the run's own model.
+measured to be the fastest among those that are installed; without any, transformers opens the run's own model. An
+export of what the run was before isn't opened.
 """
 
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 from pathlib import Path
 
 from meditune.engines.engine import Engine
-from meditune.engines.exported import EXPORT, EXPORTS, exported
+from meditune.engines.exported import EXPORT, EXPORTS, exported, outdated
 from meditune.engines.installed import is_installed
 from meditune.errors import ModelError
 
+log = logging.getLogger(__name__)
 NAMES = ("auto", "openvino", "llamacpp", "transformers", "vllm")
 KEY_VARIABLE = "MEDITUNE_ENGINE_KEY"
 """Holds the key of a server that runs the model"""
@@ -98,6 +101,16 @@ def _exported_at(place: Path, engine: str) -> Path | None:
     if engine != "transformers":
         for name, kind in FASTEST_FIRST.items():
             folder = place / EXPORTS / kind
-            if (folder / EXPORT).is_file() and (engine == name or (engine == "auto" and is_installed(name))):
+            if not (folder / EXPORT).is_file() or not (engine == name or (engine == "auto" and is_installed(name))):
+                continue
+            changed = outdated(folder, place / "model" if (place / "model").is_dir() else place)
+            if not changed:
                 return folder
+            said = (
+                f"{folder} was made from {changed} than {place} has now. Make it again: meditune export {place} "
+                f"--to {kind}"
+            )
+            if engine == name:
+                raise ModelError(said)
+            log.warning("%s; until then another engine answers", said)
     return None
