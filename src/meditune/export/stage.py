@@ -76,8 +76,6 @@ KINDS = {
 NOT_MADE = {
     "onnx": "The exporter, optimum-onnx, needs an older transformers than this one, and onnxruntime-genai wrote worse "
     "text than the weights it was given. Take openvino or gguf.",
-    "hub": "Export it as merged, read its README.md, and send that folder: hf upload OWNER/NAME FOLDER. Whether the "
-    "licences of its training data allow that, meditune data push says of the data.",
 }
 """Forms that are asked for, and what to do instead"""
 
