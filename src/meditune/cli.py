@@ -20,6 +20,7 @@ from meditune import (
     indexing,
     model_commands,
     ranks,
+    releasing,
     reviewing,
     serving,
     updating,
@@ -43,6 +44,7 @@ app.add_typer(reviewing.app, name="review")
 app.add_typer(annotating.app, name="annotate")
 app.add_typer(indexing.app, name="index")
 app.add_typer(drifting.app, name="drift")
+app.add_typer(releasing.registry_app, name="registry")
 app.add_typer(serving.keys_app, name="keys")
 app.add_typer(serving.answers_app, name="answers")
 
@@ -228,6 +230,7 @@ for command in (
     exporting.export,
     serving.serve,
     updating.update,
+    releasing.retrain,
     model_commands.models,
 ):
     app.command()(command)

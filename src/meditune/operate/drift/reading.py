@@ -10,6 +10,9 @@ from meditune.operate.drift.request import Request, from_file
 from meditune.store.answers import Answers
 from meditune.store.base import FILE, Base
 
+SHADOW = "shadow"
+"""The route of answers that nobody was shown: their questions are there already"""
+
 
 class Source:
     """A store or a file of requests."""
@@ -40,6 +43,8 @@ class Source:
             yield from from_file(self.path, after)
             return
         for place, answer, ratings in self._answers.in_order(after):
+            if answer.route == SHADOW:
+                continue
             yield Request(
                 answer.id,
                 answer.question,
