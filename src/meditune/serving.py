@@ -33,7 +33,10 @@ Quota = Annotated[int | None, typer.Option(min=1, help="Tokens a day; else the s
 
 def serve(
     model: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run's folder, a model's folder, a catalogue name, or a hub id.")
+        str,
+        typer.Argument(
+            metavar="RUN|REGISTRY", help="A run's folder, a registry, a model's folder, a catalogue name, a hub id."
+        ),
     ],
     index: Annotated[
         str | None, typer.Option(metavar="INDEX", help="Answers rest on what it holds, and cite it.")

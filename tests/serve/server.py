@@ -149,7 +149,13 @@ def served(
     **more: Any,
 ) -> Iterator[Running]:
     """A server for the block; at its end it is told to end, and must."""
-    made = service(store, settings, loaded, form, **more)
+    with started(service(store, settings, loaded, form, **more)) as running:
+        yield running
+
+
+@contextmanager
+def started(made: Service) -> Iterator[Running]:
+    """The same around a service that is there already."""
     place = Place(port=0)
     sock = listening(place)
     server = server_of(made, place)

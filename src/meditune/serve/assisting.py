@@ -23,7 +23,7 @@ def open_assistant(
     engine: Engine,
     model: Path,
     form: PromptFormat | None,
-    index: str | None,
+    index: Index | str | None,
     settings: AssistantSettings | None = None,
     versions: Mapping[str, str] | None = None,
 ) -> Assistant:
@@ -38,7 +38,7 @@ def open_assistant(
         correction=settings.correction or correction_of(model),
         decides=settings.decides and form is not None,
     )
-    opened = Index.open(index) if index else None
+    opened = Index.open(index) if isinstance(index, str) and index else index or None
     look = (second_look(opened.embedder) if opened else None) or _look()
     return Assistant(engine, opened, settings, form=form, versions=versions, look=look)
 
