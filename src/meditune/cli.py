@@ -231,6 +231,7 @@ for command in (
     serving.serve,
     updating.update,
     releasing.retrain,
+    releasing.loop,
     model_commands.models,
 ):
     app.command()(command)

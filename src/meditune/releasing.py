@@ -1,4 +1,4 @@
-"""`meditune registry` and `meditune retrain`: parsing and printing. Heavy libraries are imported by what they call."""
+"""`meditune registry`, `retrain` and `loop`: parsing and printing. Heavy libraries are imported by what they call."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from meditune.errors import DataError, DriftError, GateError
+from meditune.errors import DataError, DriftError, GateError, MedituneError
 from meditune.options import Overrides
 
 if TYPE_CHECKING:
@@ -171,7 +171,9 @@ def retrain(
     from meditune.operate.release.gathering import Wanted
     from meditune.operate.release.splitting import Shares
 
-    wanted = Wanted(store, tuple(trust or ()), tuple(labels or ()), tuple(literature or ()), index)
+    # An empty name would be that of callers without a key.
+    trusted = tuple(key for key in trust or () if key)
+    wanted = Wanted(store, trusted, tuple(labels or ()), tuple(literature or ()), index)
     if wanted.is_empty:
         raise DataError("There is nothing to learn from. Give --store, --labels or --literature.")
     options = retraining.Options(
@@ -192,6 +194,25 @@ def retrain(
         typer.echo(line)
     if outcome.version is not None and not outcome.version.passed:
         raise GateError(f"{outcome.version.id} is not better, or worse somewhere, so it isn't served.")
+
+
+def loop(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file: docs/release.md#the-loop.")],
+    once: Annotated[bool, typer.Option("--once", help="Do what is due and end; code 1 where a stage failed.")] = False,
+    status: Annotated[bool, typer.Option("--status", help="Say how far it got, and end.")] = False,
+) -> None:
+    """Run the cycle in one process: new research, drift, canaries, taking back, retraining; until ctrl-C."""
+    from meditune.operate.loop import running
+    from meditune.operate.loop import state as states
+    from meditune.operate.loop.config import load
+
+    found = load(config)
+    if status:
+        for line in states.lines(states.load(found.registry / running.FILE)):
+            typer.echo(line)
+        return
+    if failed := running.loop(found, typer.echo, once):
+        raise MedituneError(f"{failed} of the stages failed; they are tried again by the next call.")
 
 
 def _registry(folder: Path) -> Registry:
