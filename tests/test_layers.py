@@ -19,6 +19,7 @@ LAYERS = (
         "updating",
         "serving",
         "drifting",
+        "learning",
         "releasing",
         "exporting",
         "surveying",
