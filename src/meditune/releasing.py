@@ -134,6 +134,9 @@ def retrain(
         list[Path] | None,
         typer.Option(metavar="FILE", help="Questions with experts' answers or decisions, as any own file. Repeatable."),
     ] = None,
+    queue: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="A queue that experts judged (meditune learn queue).")
+    ] = None,
     literature: Annotated[
         list[Path] | None, typer.Option(metavar="LIBRARY|FILE", help="Pairs that `meditune update` made. Repeatable.")
     ] = None,
@@ -173,9 +176,9 @@ def retrain(
 
     # An empty name would be that of callers without a key.
     trusted = tuple(key for key in trust or () if key)
-    wanted = Wanted(store, trusted, tuple(labels or ()), tuple(literature or ()), index)
+    wanted = Wanted(store, trusted, tuple(labels or ()), tuple(queue or ()), tuple(literature or ()), index)
     if wanted.is_empty:
-        raise DataError("There is nothing to learn from. Give --store, --labels or --literature.")
+        raise DataError("There is nothing to learn from. Give --store, --labels, --queue or --literature.")
     options = retraining.Options(
         wanted,
         Shares(held_out, replay=replay),

@@ -15,6 +15,7 @@ from meditune.data.records import NO_CONTEXT, cell, group_of, passages, records
 from meditune.data.rejects import Rejects
 from meditune.data.tables import rows
 from meditune.errors import DataError
+from meditune.operate.drift.reading import SHADOW
 from meditune.operate.learn.candidate import Candidate, Word
 from meditune.phi.masking import mask
 from meditune.store.answers import Answers
@@ -58,7 +59,7 @@ def _stored(folder: Path, passage: Find) -> Read:
     given, without = [], 0
     for row in Answers(Base(folder)).exported():
         # What isn't about health, and urgent help, is answered by rules: nothing of it is there to learn.
-        if row["outcome"] in ("escalated", "declined"):
+        if row["outcome"] in ("escalated", "declined") or row["route"] == SHADOW:
             continue
         if not row["question"]:
             without += 1

@@ -69,6 +69,17 @@ class GuardStage(Spec):
     every: Seconds = Field("10m", validate_default=True, description="10m, 6h, 7d.")
 
 
+class QueueStage(Spec):
+    """What experts are asked next."""
+
+    folder: Place = Field(description="Each queue becomes a folder in it, for `meditune annotate serve`.")
+    budget: int = Field(50, ge=1, description="So many are asked at most.")
+    strategy: str = Field("mix", description="mix, random, uncertainty, disagreement, diversity, feedback or novelty.")
+    embedding: str | None = Field(None, description="The embedding model.")
+    every: Seconds = Field("7d", validate_default=True, description="10m, 6h, 7d.")
+    on_alert: bool = Field(True, description="Also as soon as a drift alert opens.")
+
+
 class RetrainStage(Spec):
     """The next version."""
 
@@ -107,17 +118,19 @@ class Config(Spec):
     drift: DriftStage | None = None
     canary: CanaryStage | None = None
     guard: GuardStage | None = None
+    queue: QueueStage | None = None
     retrain: RetrainStage | None = None
     promote: PromoteStage | None = None
 
 
-STAGES = ("update", "drift", "canary", "guard", "retrain", "promote")
+STAGES = ("update", "drift", "canary", "guard", "queue", "retrain", "promote")
 """In the order in which they run where several are due"""
 PLACES = {
     "": ("registry", "store"),
     "update": ("library", "tests"),
     "drift": ("reference",),
     "canary": ("questions", "results"),
+    "queue": ("folder",),
     "retrain": ("labels", "literature", "gate", "gate_new"),
 }
 """Keys whose values are places beside the configuration's file"""

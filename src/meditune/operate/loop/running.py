@@ -32,16 +32,12 @@ def loop(config: Config, told: Told, once: bool = False) -> int:
         place = config.registry / FILE
         while True:
             state = states.load(place)
-            for name in due(config, state):
-                _do(name, config, state, place, told)
+            for name, every in _named(config):
+                if _is_due(name, every, state):  # also by what a stage before it has just found
+                    _do(name, config, state, place, told)
             if once:
                 return sum(stage.outcome == "failed" for stage in state.stages.values())
             time.sleep(min(LONGEST_NAP_S, max(1.0, next_in(config, state))))
-
-
-def due(config: Config, state: State) -> list[str]:
-    """The stages to be done now, in their order; looked at before any of them."""
-    return [name for name, every in _named(config) if _is_due(name, every, state)]
 
 
 def next_in(config: Config, state: State) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from meditune.errors import DataError
@@ -58,8 +58,9 @@ def drift(config: Config, state: State) -> Done:
         sent.send(news, channels.from_environment())
     alerts = found.monitor.alerts()
     ids = [alert.id for alert in alerts]
-    if set(ids) - set(state.alerts) and config.retrain and config.retrain.on_alert:
-        state.waiting = sorted({*state.waiting, "retrain"})
+    if set(ids) - set(state.alerts):
+        hurried = {name for name in ("queue", "retrain") if (each := getattr(config, name)) and each.on_alert}
+        state.waiting = sorted({*state.waiting, *hurried})
     state.alerts = ids
     if alerts:
         return "alert", "; ".join(f"{alert.signal} ({alert.severity}): {alert.said}" for alert in alerts)
@@ -94,6 +95,33 @@ def guard(config: Config, _: State) -> Done:
     return "done", "; ".join(found.why)
 
 
+def queue(config: Config, state: State) -> Done:
+    """What experts are asked next, without what the current version learnt and what they were asked before."""
+    from meditune.operate.learn import gather
+
+    spec = config.queue
+    assert spec is not None, "only what is named is run"
+    if config.store is None:
+        raise DataError("The queue stage needs `store`: where the server keeps its answers.")
+    registry = Registry(config.registry)
+    current = registry.state().current
+    known = (registry.place(current),) if current else ()
+    done = tuple(queues(spec.folder))
+    wanted = gather.Wanted(spec.budget, spec.strategy, known, done, index=config.index, embedding=spec.embedding)
+    folder = spec.folder / datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    state.waiting = [name for name in state.waiting if name != "queue"]
+    try:
+        found = gather.queue([Path(config.store)], folder, wanted)
+    except DataError as error:
+        return "done", f"nothing to ask experts: {error}"
+    return "done", f"{len(found.chosen):,} for experts: meditune annotate serve {folder}"
+
+
+def queues(folder: Path) -> list[Path]:
+    """The queues that were made there, the oldest first."""
+    return sorted(path for path in folder.glob("*") if path.is_dir() and not path.name.startswith("."))
+
+
 def retrain(config: Config, state: State) -> Done:
     """The next version, where there is enough to learn from."""
     from meditune.operate.release import retrain as retraining
@@ -106,7 +134,9 @@ def retrain(config: Config, state: State) -> Done:
         return "done", "a version is being tried, so the next one waits"
     store = Path(config.store) if config.store and spec.trust else None
     labels = tuple(path for path in spec.labels if path.is_file())
-    wanted = Wanted(store, tuple(spec.trust), labels, tuple(spec.literature), config.index)
+    asked = tuple(queues(config.queue.folder)) if config.queue else ()
+    literature = tuple(path for path in spec.literature if path.exists())
+    wanted = Wanted(store, tuple(spec.trust), labels, asked, literature, config.index)
     if wanted.is_empty:
         return "done", "there is nothing to learn from yet"
     options = retraining.Options(
@@ -161,6 +191,7 @@ BY_NAME = {
     "drift": drift,
     "canary": canary,
     "guard": guard,
+    "queue": queue,
     "retrain": retrain,
     "promote": promote,
 }

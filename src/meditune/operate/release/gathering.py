@@ -17,6 +17,7 @@ from meditune.data.rejects import Rejects
 from meditune.errors import DataError
 from meditune.files import read_jsonl, sha256, write_jsonl
 from meditune.operate.drift.reading import SHADOW
+from meditune.operate.learn import labelled, reading
 from meditune.operate.literature import pairs
 from meditune.prompts import decision_in
 from meditune.retrieve.index import Index
@@ -39,6 +40,8 @@ class Wanted:
     labels: tuple[Path, ...] = ()
     """Files of questions with answers or decisions, as experts gave them. A row that names an `answer_id` is about an
     answer in the store"""
+    queues: tuple[Path, ...] = ()
+    """What experts judged: folders of `meditune learn queue`"""
     literature: tuple[Path, ...] = ()
     """Libraries of `meditune update`, or files of pairs"""
     index: str | None = None
@@ -47,7 +50,7 @@ class Wanted:
     @property
     def is_empty(self) -> bool:
         """Whether there is nowhere to look."""
-        return not (self.store or self.labels or self.literature)
+        return not (self.store or self.labels or self.queues or self.literature)
 
 
 @dataclass
@@ -77,6 +80,8 @@ def gather(wanted: Wanted, folder: Path) -> Gathered:
         _keep(found, folder, "feedback", _corrections(answers, wanted.trust, index, found.left_out))
     if wanted.labels:
         _keep(found, folder, "labels", _labelled(wanted.labels, answers, found.left_out))
+    if wanted.queues:
+        _keep(found, folder, "experts", _judged(wanted.queues, answers, found.left_out))
     if wanted.literature:
         _keep(found, folder, "literature", _literature(wanted.literature))
     return found
@@ -154,6 +159,22 @@ def _labelled(paths: Sequence[Path], answers: Answers | None, left_out: Counter[
             yield _row(example, "labels", f"{path.stem}-{example.id.partition(':')[2]}")
         for reason, count in rejects.counts().get("own", {}).items():
             left_out[f"rows of {path.name}: {reason}"] += count
+
+
+def _judged(folders: Sequence[Path], answers: Answers | None, left_out: Counter[str]) -> Iterator[dict[str, Any]]:
+    """What experts taught of queues; a row of an earlier one that came again is taken from the later."""
+    found: dict[str, dict[str, Any]] = {}
+    for folder in folders:
+        said = labelled.rows(folder)
+        for why, count in said.left_out.items():
+            left_out[f"items of {folder.name}: {why}"] += count
+        for row in said.rows:
+            source, _, about = str(row["id"]).partition(":")
+            if source == reading.ANSWERS and answers is not None and answers.get(about) is None:
+                left_out["labels of answers that the store doesn't have (deleted, or another store's)"] += 1
+                continue
+            found[row["id"]] = row | {"id": f"experts-{row['id']}", "meta": row["meta"] | {"kind": "experts"}}
+    yield from found.values()
 
 
 def _literature(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
