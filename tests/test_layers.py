@@ -19,6 +19,7 @@ LAYERS = (
         "updating",
         "serving",
         "drifting",
+        "learning",
         "exporting",
         "surveying",
         "options",

@@ -18,6 +18,7 @@ from meditune import (
     drifting,
     exporting,
     indexing,
+    learning,
     model_commands,
     ranks,
     reviewing,
@@ -43,6 +44,7 @@ app.add_typer(reviewing.app, name="review")
 app.add_typer(annotating.app, name="annotate")
 app.add_typer(indexing.app, name="index")
 app.add_typer(drifting.app, name="drift")
+app.add_typer(learning.app, name="learn")
 app.add_typer(serving.keys_app, name="keys")
 app.add_typer(serving.answers_app, name="answers")
 
