@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meditune.retrieve import fusion
+from meditune.retrieve.near import Vectors
 from meditune.retrieve.rerank import Asked, Reranker
 from meditune.retrieve.rows import Rows
-from meditune.retrieve.title_vectors import Vectors
 
 CANDIDATES = 100
 """Passages, or titles, that each ranking gives"""

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from meditune.retrieve import titles
 from meditune.retrieve.focus import Focused, focus
 from meditune.retrieve.lexical import LETTERS, counted, overlap
+from meditune.retrieve.near import Vectors
 from meditune.retrieve.rerank_weights import SIBLINGS, WEIGHTS
 from meditune.retrieve.synonyms import Synonyms, key, says, words
-from meditune.retrieve.title_vectors import Embed, TitleVectors, Vectors
+from meditune.retrieve.title_vectors import Embed, TitleVectors
 from meditune.text import sentences
 
 FEWEST_WORDS = 3
