@@ -7,8 +7,6 @@ full, 99.9 % of the hundred nearest are found, in a third of the time that readi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,7 +25,7 @@ TELLING = 0.85
 
 
 class Near:
-    """Vectors of length 1 that others are compared with."""
+    """Vectors of length 1 that one is compared with at a time: BLAS takes longer for a few, which it lays out anew."""
 
     def __init__(self, vectors: Vectors) -> None:
         """`vectors` (n, size)."""
@@ -42,20 +40,15 @@ class Near:
                 self._first = vectors @ self._turn
 
     def nearest(
-        self, asked: Vectors, most: int, allowed: NDArray[np.bool_] | None = None
-    ) -> Iterator[tuple[NDArray[np.int64], Vectors]]:
-        """For each of `asked` (m, size) the places of so many vectors, and their cosines, the nearest first.
+        self, vector: Vectors, most: int, allowed: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.int64], Vectors]:
+        """The places of so many vectors nearest to one, and their cosines, the nearest first.
 
         `allowed` (n,) says which may be among them.
         """
-        for vector in asked:
-            yield self._of(vector, most, allowed)
-
-    def _of(self, vector: Vectors, most: int, allowed: NDArray[np.bool_] | None) -> tuple[NDArray[np.int64], Vectors]:
         if self._turn is None:
             places, cosines = np.arange(len(self.vectors)), self.vectors @ vector
         else:
-            # One vector at a time: BLAS takes longer for a few at once, which it lays out anew.
             rough = self._first @ (vector @ self._turn)
             if allowed is not None:
                 rough[~allowed] = -np.inf

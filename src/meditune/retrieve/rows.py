@@ -74,14 +74,11 @@ class Rows:
         found = self.postings.best(text, most, self.allowed(where) if where else None)
         return dict(zip(self.ids[list(found)].tolist(), found.values(), strict=True)) if found else {}
 
-    def by_meaning(self, vectors: Vectors, most: int, where: str | None) -> list[dict[int, float]]:
-        """For each of the vectors (n, size) ids and cosines of the rows nearest to it, the nearest first.
-
-        Vectors must be kept.
-        """
+    def by_meaning(self, vector: Vectors, most: int, where: str | None) -> dict[int, float]:
+        """Ids and cosines of the rows nearest to a vector, the nearest first. Vectors must be kept."""
         assert self.near is not None, "vectors aren't kept"
-        found = self.near.nearest(vectors, most, self.allowed(where) if where else None)
-        return [dict(zip(self.ids[places].tolist(), cosines.tolist(), strict=True)) for places, cosines in found]
+        places, cosines = self.near.nearest(vector, most, self.allowed(where) if where else None)
+        return dict(zip(self.ids[places].tolist(), cosines.tolist(), strict=True))
 
     def _allowed(self, table: Any, where: str) -> NDArray[np.bool_]:
         """For each row whether it meets a condition."""

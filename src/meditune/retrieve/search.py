@@ -8,8 +8,10 @@ words, meaning  one of these
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -168,7 +170,8 @@ def compare(
         search = pipeline.Search(
             opened.rows,
             lambda text, most: _by_words(opened, text, where, most),
-            lambda vectors, most: _by_meaning(opened, vectors, where, most),
+            lambda vector, most: _by_meaning(opened, vector, where, most),
+            lambda jobs: _together(opened, jobs),
             where,
         )
         found = pipeline.candidates(message, search, reranker, most, asked.words if asked.reworded else None)
@@ -202,13 +205,13 @@ def _fused(
     most: int,
 ) -> _Ranked:
     """By one part, or by both joined."""
-    vectors = embedder.embed([asked.meaning]) if mode != "words" else None
-    parts: dict[str, dict[int, float]] = {}
+    jobs: dict[str, Callable[[], dict[int, float]]] = {}
+    if mode != "meaning":
+        jobs["words"] = partial(_by_words, opened, asked.words, where, most)
+    if mode != "words":
+        jobs["meaning"] = partial(_by_meaning, opened, embedder.embed([asked.meaning])[0], where, most)
     with tables.readable(opened.place):
-        if mode != "meaning":
-            parts["words"] = _by_words(opened, asked.words, where, most)
-        if vectors is not None:
-            parts["meaning"] = _by_meaning(opened, vectors, where, most)[0]
+        parts = dict(zip(jobs, _together(opened, list(jobs.values())), strict=True))
     if len(parts) == 1:
         scores = next(iter(parts.values()))
     else:
@@ -237,18 +240,22 @@ def _by_words(opened: Opened, text: str, where: str | None, most: int) -> dict[i
     return _ranked(found["_rowid"].to_pylist(), found["_score"].to_pylist())
 
 
-def _by_meaning(opened: Opened, vectors: Vectors, where: str | None, most: int) -> list[dict[int, float]]:
-    """For each vector row and cosine of the nearest passages, the nearest first."""
+def _by_meaning(opened: Opened, vector: Vectors, where: str | None, most: int) -> dict[int, float]:
+    """Row and cosine of the nearest passages, the nearest first."""
     if opened.rows.near is not None:
-        return opened.rows.by_meaning(vectors, most, where)
-    return [_approximately(opened.table, vector, where, most) for vector in vectors]
-
-
-def _approximately(table: Any, vector: Vectors, where: str | None, most: int) -> dict[int, float]:
-    asked = table.search(vector).distance_type("dot").select(["_distance"]).with_row_id(True)
+        return opened.rows.by_meaning(vector, most, where)
+    asked = opened.table.search(vector).distance_type("dot").select(["_distance"]).with_row_id(True)
     asked = asked.nprobes(PROBES).refine_factor(REFINE)
     found = (asked.where(where, prefilter=True) if where else asked).limit(most).to_arrow()
     return _ranked(found["_rowid"].to_pylist(), [1.0 - distance for distance in found["_distance"].to_pylist()])
+
+
+def _together(opened: Opened, jobs: Sequence[Callable[[], Any]]) -> list[Any]:
+    """What each job gives; at the same time where LanceDB does them, which leaves Python free meanwhile."""
+    if opened.rows.near is not None:
+        return [job() for job in jobs]
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        return list(pool.map(lambda job: job(), jobs))
 
 
 def _ranked(rows: Sequence[int], scores: Sequence[float]) -> dict[int, float]:

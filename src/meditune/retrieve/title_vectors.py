@@ -53,4 +53,4 @@ class TitleVectors:
         """For each of the vectors (n, size) the places of the titles that come nearest to it, the nearest first."""
         if not len(self):
             return [[] for _ in vectors]
-        return [places.tolist() for places, _ in self._near.nearest(vectors, count)]
+        return [self._near.nearest(vector, count)[0].tolist() for vector in vectors]
