@@ -21,6 +21,7 @@ import re
 import unicodedata
 import zipfile
 from array import array
+from collections import Counter
 from collections.abc import Iterable
 from functools import cache, lru_cache
 from typing import Any
@@ -53,14 +54,16 @@ class Postings:
     def best(self, text: str, most: int, allowed: NDArray[np.bool_] | None = None) -> dict[int, float]:
         """Places and BM25 of so many passages that meet the text's words best, the best first; none that meets none.
 
+        A word counts as often as it stands in the text: a message comes back to what it is about.
+
         `allowed` (count,) says which passages may be among them.
         """
         totals = np.zeros(self.count, dtype=np.float32)
-        for word in dict.fromkeys(_stems(text)):
+        for word, often in Counter(_stems(text)).items():
             number = self._number.get(word)
             if number is not None:
                 some = slice(self.starts[number], self.starts[number + 1])
-                totals[self.places[some]] += self.scores[some]
+                totals[self.places[some]] += often * self.scores[some]
         if allowed is not None:
             totals[~allowed] = 0.0
         few = min(most, self.count)
@@ -133,10 +136,10 @@ def _stem(word: str) -> str:
 
 @cache
 def _english() -> tuple[frozenset[str], Any]:
-    from bm25s.stopwords import STOPWORDS_EN
+    from bm25s.stopwords import STOPWORDS_EN_PLUS
 
     try:
         from Stemmer import Stemmer
     except ImportError as error:
         raise ModelError("An index needs PyStemmer. Install it with: pip install 'meditune[retrieve]'") from error
-    return frozenset(STOPWORDS_EN), Stemmer("english")
+    return frozenset(STOPWORDS_EN_PLUS), Stemmer("english")
