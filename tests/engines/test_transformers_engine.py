@@ -223,9 +223,10 @@ def test_scoring_needs_a_prompt_and_room(opened):
 
 
 def test_an_engine_that_can_not_go_on_says_so_to_all_and_is_not_waited_for(opened, monkeypatch):
-    batch, going = opened._worker.batch, threading.Event()
+    batch, going, stuck = opened._worker.batch, threading.Event(), threading.Event()
 
     def fails(*_):
+        stuck.set()
         going.wait(60)
         raise RuntimeError("no memory")
 
@@ -234,6 +235,7 @@ def test_an_engine_that_can_not_go_on_says_so_to_all_and_is_not_waited_for(opene
     running = [queue.Queue() for _ in range(6)]
     for prompt, pieces in zip(prompts(), running, strict=False):
         opened.start(Job(prompt, MORE), pieces.put)
+    assert stuck.wait(60)
     scored: queue.Queue = queue.Queue()
 
     def score():

@@ -33,13 +33,17 @@ router = APIRouter(tags=["Assistant"])
     responses={**streams("The answer, or events on the way to it."), **errors(404, 504)},
     summary="Ask a question about health",
 )
-async def ask(
-    body: AskBody, request: Request, caller: Annotated[Caller, Depends(allowed("generate", paying=True))]
-) -> Any:
+async def ask(body: AskBody, request: Request, caller: Annotated[Caller, Depends(allowed("generate"))]) -> Any:
     """An answer that rests on sources and names them, or an honest refusal."""
     service: Service = request.app.state.service
     if service.assistant is None:
         raise ApiError(404, "This server answers chats only: it was started without an assistant.", "not_found")
+    judge, past = service.assistant.judge, [each.question for each in body.history]
+
+    async def urgent() -> bool:
+        return (await asyncio.to_thread(judge, body.question, past)).action == "urgent"
+
+    await service.access.pays_unless(urgent, request, caller)
     asking = _Asking(service, service.assistant, body, caller, request.scope[SCOPE_KEY])
     if body.stream:
         return EventStream(asking.events, kind="error")

@@ -36,13 +36,16 @@ BEGINNING = {"role": "assistant", "content": ""}
     responses={**streams("The answer, or its pieces as server-sent events."), **errors(404, 504)},
     summary="Go on with a chat",
 )
-async def chat(
-    body: ChatBody, request: Request, caller: Annotated[Caller, Depends(allowed("generate", paying=True))]
-) -> Any:
+async def chat(body: ChatBody, request: Request, caller: Annotated[Caller, Depends(allowed("generate"))]) -> Any:
     """The model's answer to a chat, as OpenAI's clients expect it."""
     service: Service = request.app.state.service
     service.must_serve(body.model)
     minded = minding.minded(service, body)
+
+    async def urgent() -> bool:
+        return minded and await asyncio.to_thread(minding.urgent, service, body)
+
+    await service.access.pays_unless(urgent, request, caller)
     # Triage comes first: nothing else that is wrong with a request may stand before urgent help.
     instead = await asyncio.to_thread(minding.instead, service, body) if minded else None
     job = None if instead else await asyncio.to_thread(_job, service, body)

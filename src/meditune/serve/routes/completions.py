@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -86,7 +87,9 @@ class _Completing:
     async def at_once(self) -> Response:
         """All texts."""
         async with turn(self.service, self.caller, self.trace) as count:
-            choices = await _together([self._choice(n, job, count) for n, job in enumerate(self.jobs)])
+            with self.service.admission.spare(len(self.jobs) - 1) as more:
+                works = [partial(self._choice, number, job, count) for number, job in enumerate(self.jobs)]
+                choices = await _together(works, 1 + more)
         usage = Usage(
             prompt_tokens=count.prompt_tokens,
             completion_tokens=count.tokens,
@@ -193,9 +196,15 @@ def joined(first: CompletionLogprobs, then: CompletionLogprobs, offset: int) -> 
     )
 
 
-async def _together(works: Sequence[Awaitable[CompletionChoice]]) -> list[CompletionChoice]:
-    """All results; where one fails, the others are ended."""
-    tasks = [asyncio.ensure_future(work) for work in works]
+async def _together(works: Sequence[Callable[[], Awaitable[CompletionChoice]]], at_once: int) -> list[CompletionChoice]:
+    """All results, so many of them worked for at once; where one fails, the others are ended."""
+    places = asyncio.Semaphore(at_once)
+
+    async def placed(work: Callable[[], Awaitable[CompletionChoice]]) -> CompletionChoice:
+        async with places:
+            return await work()
+
+    tasks = [asyncio.ensure_future(placed(work)) for work in works]
     try:
         return await asyncio.gather(*tasks)
     finally:
