@@ -22,8 +22,9 @@ from meditune.serve.running import LOCAL, Place
 from meditune.serve.service import Embeds, Served, Service
 from meditune.serve.settings import Settings
 from meditune.store.answers import Answers
-from meditune.store.base import Base
 from meditune.store.keys import Keys
+from meditune.store.opening import Place as StorePlace
+from meditune.store.opening import open_store
 from meditune.store.usage import Usage
 
 
@@ -59,12 +60,12 @@ def lockout(settings: Settings, keys: Keys) -> str:
     """What to do where nobody can get in yet; empty where somebody can."""
     if not settings.keys_needed or any(key.state == "usable" for key in keys.all()):
         return ""
-    return f"Nobody gets in yet: there is no usable key in {keys.base.path.parent}. Make one: meditune keys create NAME"
+    return f"Nobody gets in yet: there is no usable key in {keys.base.place}. Make one: meditune keys create NAME"
 
 
-def open_service(wanted: Wanted, settings: Settings, store: Path) -> Service:
+def open_service(wanted: Wanted, settings: Settings, store: StorePlace) -> Service:
     """Load everything. Raises DataError and ModelError where something can't be had."""
-    base = Base(store)
+    base = open_store(store)
     place = Path(wanted.model).expanduser()
     engine = open_engine(wanted.model, wanted.engine, settings.at_once, wanted.url)
     form = _format(place)
