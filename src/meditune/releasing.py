@@ -100,8 +100,8 @@ def rollback(registry: Where, why: Why = "by hand") -> None:
 def guard(
     registry: Where,
     store: Annotated[
-        Path | None,
-        typer.Option("--store", metavar="DIR", envvar="MEDITUNE_STORE", help="A server's, with answers and ratings."),
+        str | None,
+        typer.Option("--store", metavar="DIR|URL", envvar="MEDITUNE_STORE", help="A server's, with its answers."),
     ] = None,
     reference: Annotated[
         Path | None, typer.Option(metavar="REFERENCE", help="Of `meditune drift check`, whose alerts count.")
@@ -121,9 +121,9 @@ def guard(
 def retrain(
     registry: Where,
     store: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            "--store", metavar="DIR", envvar="MEDITUNE_STORE", help="A server's: corrections are learnt from."
+            "--store", metavar="DIR|URL", envvar="MEDITUNE_STORE", help="A server's: corrections are learnt from."
         ),
     ] = None,
     trust: Annotated[

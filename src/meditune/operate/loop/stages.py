@@ -27,7 +27,7 @@ def update(config: Config, _: State) -> Done:
         index=config.index,
         email=spec.email,
         eutils=eutils.URL,
-        store=Path(config.store) if config.store else None,
+        store=config.store,
         tests=tuple(spec.tests),
     )
     report = updating.update(spec.library, wanted)
@@ -50,7 +50,7 @@ def drift(config: Config, state: State) -> Done:
     if config.store is None:
         raise DataError("The drift stage needs `store`: where the server keeps its answers.")
     place = drift_state(spec.reference)
-    source, policy = Source(Path(config.store)), Policy(least=spec.least)
+    source, policy = Source(config.store), Policy(least=spec.least)
     found = check(source, load(spec.reference), place, policy, None, evidence.gather)
     if spec.notify:
         news = outbox.messages(found.monitor.all_alerts, None, "")
@@ -85,7 +85,7 @@ def guard(config: Config, _: State) -> Done:
     results = config.canary.results if config.canary else None
     found = look(
         config.registry,
-        Path(config.store) if config.store else None,
+        config.store,
         config.drift.reference if config.drift else None,
         None,
         results if results and results.is_file() else None,
@@ -132,7 +132,7 @@ def retrain(config: Config, state: State) -> Done:
     assert spec is not None, "only what is named is run"
     if Registry(config.registry).state().trial:
         return "done", "a version is being tried, so the next one waits"
-    store = Path(config.store) if config.store and spec.trust else None
+    store = config.store if spec.trust else None
     labels = tuple(path for path in spec.labels if path.is_file())
     asked = tuple(queues(config.queue.folder)) if config.queue else ()
     literature = tuple(path for path in spec.literature if path.exists())
@@ -162,7 +162,7 @@ def promote(config: Config, _: State) -> Done:
     """A canary that stood its time becomes the version that is served."""
     from meditune.operate.release.guarding import counted
     from meditune.store.answers import Answers
-    from meditune.store.base import Base
+    from meditune.store.opening import open_store
 
     spec = config.promote
     assert spec is not None, "only what is named is run"
@@ -173,7 +173,7 @@ def promote(config: Config, _: State) -> Done:
     if config.store is None:
         raise DataError("The promote stage needs `store`, where the canary's answers are counted.")
     stood = time.time() - datetime.fromisoformat(trial.since).timestamp()
-    given = counted(Answers(Base(Path(config.store)))).get(trial.version, {})
+    given = counted(Answers(open_store(config.store))).get(trial.version, {})
     answers = given["abstained"].all if given else 0
     if stood < spec.after or answers < spec.answers:
         return "done", f"{trial.version} has stood for {stood / 3600:.1f} hours and given {answers:,} answers"

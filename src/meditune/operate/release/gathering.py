@@ -22,7 +22,8 @@ from meditune.operate.literature import pairs
 from meditune.prompts import decision_in
 from meditune.retrieve.index import Index
 from meditune.store.answers import Answers
-from meditune.store.base import FILE, Base
+from meditune.store.base import FILE
+from meditune.store.opening import exists, open_store
 
 EVERYBODY = "all"
 PASSAGES = 3
@@ -33,8 +34,8 @@ PASSAGES = 3
 class Wanted:
     """Where it comes from."""
 
-    store: Path | None = None
-    """A server's"""
+    store: str | None = None
+    """A server's: a folder, or a PostgreSQL database's URL"""
     trust: tuple[str, ...] = ()
     """Ids of keys whose corrections are learnt from; `all` is everybody"""
     labels: tuple[Path, ...] = ()
@@ -96,12 +97,12 @@ def _keep(found: Gathered, folder: Path, kind: str, rows: Iterable[dict[str, Any
         path.unlink()
 
 
-def _answers(store: Path | None) -> Answers | None:
+def _answers(store: str | None) -> Answers | None:
     if store is None:
         return None
-    if "://" not in str(store) and not (store / FILE).is_file():
+    if not exists(store):
         raise DataError(f"{store} is no store of a server: {FILE} is missing. Give its --store.")
-    return Answers(Base(store))
+    return Answers(open_store(store))
 
 
 def _corrections(

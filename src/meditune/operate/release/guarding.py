@@ -20,7 +20,7 @@ from meditune.registry.failing import Counts, is_failing
 from meditune.registry.registry import Registry
 from meditune.registry.state import State
 from meditune.store.answers import Answer, Answers
-from meditune.store.base import Base
+from meditune.store.opening import Place, open_store
 
 LESS_IS_WORSE = {"support", "ratings", "calibration", "confidence"}
 """Signals of numbers that mustn't fall"""
@@ -41,7 +41,7 @@ class Looked:
 
 def guard(
     folder: Path,
-    store: Path | None = None,
+    store: Place | None = None,
     reference: Path | None = None,
     drift_state: Path | None = None,
     canary: Path | None = None,
@@ -55,7 +55,7 @@ def guard(
     state = registry.state()
     if state.current is None:
         raise DataError(f"Nothing in {folder} was promoted yet, so there is nothing to guard.")
-    answers = Answers(Base(store)) if store else None
+    answers = Answers(open_store(store)) if store else None
     by_version = counted(answers) if answers else {}
     if state.trial and (why := list(_beside(by_version, state.trial.version, state.current))):
         registry.end_trial("; ".join(why), of=state.trial.version, withdraw=True)
