@@ -18,8 +18,10 @@ from meditune import (
     drifting,
     exporting,
     indexing,
+    learning,
     model_commands,
     ranks,
+    releasing,
     reviewing,
     serving,
     updating,
@@ -43,6 +45,8 @@ app.add_typer(reviewing.app, name="review")
 app.add_typer(annotating.app, name="annotate")
 app.add_typer(indexing.app, name="index")
 app.add_typer(drifting.app, name="drift")
+app.add_typer(learning.app, name="learn")
+app.add_typer(releasing.registry_app, name="registry")
 app.add_typer(serving.keys_app, name="keys")
 app.add_typer(serving.answers_app, name="answers")
 
@@ -235,6 +239,8 @@ for command in (
     exporting.export,
     serving.serve,
     updating.update,
+    releasing.retrain,
+    releasing.loop,
     model_commands.models,
 ):
     app.command()(command)

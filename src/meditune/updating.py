@@ -45,9 +45,9 @@ def update(
         ),
     ] = None,
     store: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="DIR", envvar="MEDITUNE_STORE", help="Flag the server's answers that cite what is retracted."
+            metavar="DIR|URL", envvar="MEDITUNE_STORE", help="Flag the server's answers that cite what is retracted."
         ),
     ] = None,
     tests: Annotated[

@@ -27,7 +27,7 @@ def open_assistant(
     engine: Engine,
     model: Path,
     form: PromptFormat | None,
-    index: str | None,
+    index: Index | str | None,
     settings: AssistantSettings | None = None,
     versions: Mapping[str, str] | None = None,
 ) -> Assistant:
@@ -42,9 +42,17 @@ def open_assistant(
         correction=settings.correction or correction_of(model),
         decides=settings.decides and form is not None,
     )
-    opened = Index.open(index, _light(index)) if index else None
+    opened = open_index(index) if isinstance(index, str) else index
     look = (second_look(opened.embedder) if opened else None) or _look()
     return Assistant(engine, opened, settings, form=form, versions=versions, look=look)
+
+
+def open_index(index: str) -> Index:
+    """An index with its embedding model, or that model's form without torch where this process has no torch.
+
+    Raises DataError where it can't be opened.
+    """
+    return Index.open(index, _light(index))
 
 
 def _light(index: str) -> str | None:
