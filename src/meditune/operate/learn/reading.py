@@ -89,7 +89,8 @@ def _answer(row: Mapping[str, Any], passage: Find) -> Candidate:
             source=ANSWERS,
             question=mask(row["question"]),
             context=tuple(found),
-            answer=mask(row["answer"] or ""),
+            # What an abstention says is ours: nothing of it is to be learnt.
+            answer=mask(row["answer"] or "") if row["outcome"] == "answered" else "",
             decision=decision,
             group=group_of("", row["question"]),
             meta={"model": row["model"], "index": row["index_content"], "when": when},
