@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from active_learning_tasks import TASKS, Fold, Task
+from meditune.errors import DataError
 from meditune.operate.learn.candidate import Candidate
 from meditune.operate.learn.queue import choose
 
@@ -76,15 +78,14 @@ def ask(strategy: str, task: Task, fold: Fold, known: Array, rng: np.random.Gene
         for n, row in enumerate(pool)
     ]
     places = {task.examples[row].id: row for row in pool}
-    chosen = choose(
-        candidates,
-        BATCH,
-        strategy,
-        vectors=task.vectors[pool],
-        known_vectors=task.vectors[known],
-        seed=int(rng.integers(2**31)),
-    )
-    return np.array([places[each.candidate.id] for each in chosen])
+    chosen: list[int] = []
+    # The last ones may have nothing that a strategy looks for.
+    with suppress(DataError):
+        vectors = {"vectors": task.vectors[pool], "known_vectors": task.vectors[known]}
+        found = choose(candidates, BATCH, strategy, **vectors, seed=int(rng.integers(2**31)))
+        chosen = [places[each.candidate.id] for each in found]
+    rest = rng.permutation(np.setdiff1d(pool, chosen))[: BATCH - len(chosen)]
+    return np.concatenate([np.array(chosen, dtype=int), rest])
 
 
 def curve(strategy: str, task: Task, fold: Fold, seed: Sequence[int]) -> Iterator[tuple[int, Array]]:

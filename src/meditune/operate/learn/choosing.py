@@ -25,7 +25,7 @@ _NEEDS: Mapping[Family, str] = {
     "disagreement": "no candidate has two decisions or sampled answers. Let two models decide (--ask MODEL, twice), or "
     "give --predictions or --samples",
     "feedback": "nobody has rated an answer down or corrected one yet",
-    "novelty": "there is nothing to be new against. Name the training data: --known FILE",
+    "novelty": "no question is farther from what is known (--known FILE) than that is from itself",
 }
 
 

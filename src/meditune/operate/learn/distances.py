@@ -42,6 +42,8 @@ def novelty(vectors: Vectors, known: Vectors) -> tuple[Array, Array]:
 def gaps(vectors: Vectors, known: Vectors | None) -> Array:
     """(n,) one less the cosine to the nearest known one; 1, as of questions without anything in common, without any."""
     found = np.ones(len(vectors))
-    for start in range(0, 0 if known is None else len(known), PIECE):
+    if known is None:
+        return found
+    for start in range(0, len(known), PIECE):
         found = np.minimum(found, 1 - (vectors @ known[start : start + PIECE].T).max(axis=1))
     return found
