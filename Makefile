@@ -26,8 +26,9 @@ help:
 run: $(INSTALLED)
 	$(BIN)/meditune run $(RECIPE) --output $(OUTPUT)
 
+# In two processes, each with whole files: one that dies names the test that it died in.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .

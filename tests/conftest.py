@@ -1,9 +1,12 @@
 """Fixtures that every test folder may use."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.store.databases import Cluster, cluster
 
 # Tiny models gain nothing from a second thread, and two test processes whose threads wait for each other crawl.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,3 +19,10 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("MEDITUNE_DATA doesn't name a folder with the publishers' data")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Cluster]:
+    """A PostgreSQL server; the test is skipped, with the reason, where there is none."""
+    with cluster() as made:
+        yield made

@@ -17,7 +17,7 @@ app = typer.Typer(
 )
 
 Where = Annotated[
-    Path,
+    str,
     typer.Argument(metavar="STORE|FILE", help="A server's --store, or a JSON Lines file with a question on each line."),
 ]
 ReferenceFile = Annotated[Path, typer.Option("--reference", help="What `meditune drift fit` wrote.")]

@@ -23,8 +23,13 @@ answers_app = typer.Typer(
 )
 
 Store = Annotated[
-    Path | None,
-    typer.Option("--store", metavar="DIR", envvar="MEDITUNE_STORE", help="Where keys, answers and feedback are kept."),
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="DIR|URL",
+        envvar="MEDITUNE_STORE",
+        help="Where keys, answers and feedback are kept: a folder, or postgresql://HOST/DATABASE.",
+    ),
 ]
 KeyId = Annotated[str, typer.Argument(metavar="ID", help="A key's id, as `meditune keys list` shows it.")]
 PerMinute = Annotated[int | None, typer.Option(min=1, help="Requests a minute; else the server's own limit.")]
@@ -33,7 +38,10 @@ Quota = Annotated[int | None, typer.Option(min=1, help="Tokens a day; else the s
 
 def serve(
     model: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run's folder, a model's folder, a catalogue name, or a hub id.")
+        str,
+        typer.Argument(
+            metavar="RUN|REGISTRY", help="A run's folder, a registry, a model's folder, a catalogue name, a hub id."
+        ),
     ],
     index: Annotated[
         str | None, typer.Option(metavar="INDEX", help="Answers rest on what it holds, and cite it.")
@@ -94,9 +102,9 @@ def serve(
     from meditune.serve import running
     from meditune.serve.logs import set_up
     from meditune.serve.settings import Settings
-    from meditune.store.base import default_folder
+    from meditune.store.opening import default_place
 
-    folder = store or default_folder()
+    kept = store or default_place()
     place = running.Place(host, port, certificate, private_key, proxy)
     settings = Settings(
         answer_s=answer_seconds,
@@ -113,19 +121,19 @@ def serve(
         keep_days=keep_days,
     )
     if check:
-        _print_check(settings, place, folder, open_to_all)
+        _print_check(settings, place, kept, open_to_all)
         return
     running.refuse_uninstalled()
     from meditune.serve import opening
 
-    known = _keys(folder)
+    known = _keys(kept)
     settings = opening.safe(settings, place, known, open_to_all)
     # The port is taken first: loading a model only to find it in use would waste minutes.
     sock = running.listening(place)
     set_up()
     if said := opening.lockout(settings, known):
         typer.secho(said, fg="yellow", err=True)
-    service = opening.open_service(opening.Wanted(model, index, engine, name, country, url), settings, folder)
+    service = opening.open_service(opening.Wanted(model, index, engine, name, country, url), settings, kept)
     running.run(service, place, sock, lambda address: _print_ready(service.served.name, service.engine.name, address))
     typer.echo("Ended: every answer that was begun is finished.")
 
@@ -135,7 +143,7 @@ def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is; for people, not checked.")],
     scope: Annotated[
         list[str] | None,
-        typer.Option(help="generate, embed, feedback (these three unless given), metrics, admin. Repeatable."),
+        typer.Option(help="generate, embed, feedback (these three unless given), expert, metrics, admin. Repeatable."),
     ] = None,
     per_minute: PerMinute = None,
     daily_tokens: Quota = None,
@@ -153,7 +161,10 @@ def create(
 @keys_app.command("list")
 def show(store: Store = None) -> None:
     """All keys, without their secrets."""
-    for key in _keys(store).all():
+    keys = _keys(store).all()
+    if not keys:
+        typer.echo("There are no keys. Make one: meditune keys create NAME", err=True)
+    for key in keys:
         limits = [
             f"{key.per_minute} a minute" if key.per_minute else "",
             f"{key.daily_tokens:,} tokens a day" if key.daily_tokens else "",
@@ -186,11 +197,19 @@ def revoke(id: KeyId, store: Store = None) -> None:
 
 @answers_app.command()
 def delete(
-    id: Annotated[str, typer.Argument(metavar="ID", help="An answer's id: ask-... or chatcmpl-...")],
+    id: Annotated[str | None, typer.Argument(metavar="[ID]", help="An answer's id: ask-... or chatcmpl-...")] = None,
+    key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Everything that was asked with this key, by the key's id.")
+    ] = None,
     store: Store = None,
 ) -> None:
-    """Delete what is kept of an answer, with its feedback."""
-    if not _answers(store).delete(id):
+    """Delete what is kept of an answer, or of all answers to a key's questions, with the feedback."""
+    if (id is None) == (key is None):
+        raise DataError("Name either an answer's ID or a key: meditune answers delete --key KEY.")
+    if key:
+        typer.echo(f"{_answers(store).delete_all_of(key)} answers to questions of {key} are deleted.")
+        return
+    if not _answers(store).delete(id or ""):
         raise DataError(f"There is no answer {id!r}: it was never kept, or is deleted already.")
     typer.echo(f"{id} is deleted.")
 
@@ -213,33 +232,33 @@ def export(
     typer.echo(f"{write_jsonl(output, _answers(store).exported())} answers: {output.resolve()}")
 
 
-def _keys(store: Path | None) -> Keys:
-    from meditune.store.base import Base, default_folder
+def _keys(store: str | None) -> Keys:
     from meditune.store.keys import Keys
+    from meditune.store.opening import default_place, open_store
 
-    return Keys(Base(store or default_folder()))
+    return Keys(open_store(store or default_place()))
 
 
-def _answers(store: Path | None) -> Answers:
+def _answers(store: str | None) -> Answers:
     from meditune.store.answers import Answers
-    from meditune.store.base import Base, default_folder
+    from meditune.store.opening import default_place, open_store
 
-    return Answers(Base(store or default_folder()))
+    return Answers(open_store(store or default_place()))
 
 
-def _print_check(settings: Settings, place: Place, folder: Path, open_to_all: bool) -> None:
+def _print_check(settings: Settings, place: Place, store: str, open_to_all: bool) -> None:
     from tempfile import TemporaryDirectory
 
     from meditune.serve.check import findings
     from meditune.serve.opening import safe
-    from meditune.store.base import FILE
+    from meditune.store.opening import exists
 
     # Looking leaves no trace: without a store there are no keys.
     with TemporaryDirectory() as nowhere:
-        known = _keys(folder if (folder / FILE).is_file() else Path(nowhere))
+        known = _keys(store if exists(store) else nowhere)
         settings = safe(settings, place, known, open_to_all)
         made = known.all()
-    found = findings(settings, place, made, folder, time.time())
+    found = findings(settings, place, made, store, time.time())
     for finding in found:
         typer.echo(f"{finding.verdict:6}  {finding.sentence}")
     unsafe = sum(finding.verdict == "unsafe" for finding in found)

@@ -161,6 +161,22 @@ def test_it_needs_no_torch(folder):
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "open"])
+def test_ctrl_c_is_heard_whatever_became_of_the_engine(folder, closed):
+    program = (
+        "import gc, os, signal; from meditune.engines.opening import open_engine\n"
+        f"engine = open_engine({str(folder)!r})\n"
+        f"closed = {closed}\n"
+        "if closed: engine.close(); del engine; gc.collect()\n"
+        "else: engine.score([5, 6], [[7]])\n"
+        "try: os.kill(os.getpid(), signal.SIGINT); signal.sigtimedwait([], 10)\n"
+        "except KeyboardInterrupt: print('heard', flush=True)\n"
+        "if not closed: engine.close()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
+
+
 def test_its_tokenizer_reads_as_transformers_does(folder):
     ours, theirs = PlainTokenizer(folder / "export" / "merged"), tiny.tokenizer(bos="gemma3" in str(folder))
     for said in ("Does it help? β-Blocker 😀", "</s> is text", "<s>a"):

@@ -11,7 +11,6 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from meditune.engines.transformers_engine import TransformersEngine
@@ -23,8 +22,9 @@ from meditune.serve.running import Place, listening, server_of
 from meditune.serve.service import Served, Service
 from meditune.serve.settings import Settings
 from meditune.store.answers import Answers
-from meditune.store.base import Base
 from meditune.store.keys import Keys
+from meditune.store.opening import Place as StorePlace
+from meditune.store.opening import open_store
 from meditune.store.usage import Usage
 from tests import tiny
 
@@ -118,18 +118,19 @@ def slowed(seconds: float = 0.005) -> LoadedModel:
 
 
 def service(
-    store: Path,
+    store: StorePlace,
     settings: Settings | None = None,
     loaded: LoadedModel | None = None,
     form: PromptFormat | None = None,
+    index: str = "",
     **more: Any,
 ) -> Service:
     """A service around a tiny model."""
     settings = settings or Settings()
     engine = TransformersEngine(loaded or tiny.loaded())
-    base = Base(store)
+    base = open_store(store)
     return Service(
-        Served(MODEL, "v1", 1_700_000_000),
+        Served(MODEL, "v1", 1_700_000_000, index),
         engine,
         Prompts(engine.tokenizer, form, engine.context_tokens),
         settings,
@@ -141,14 +142,20 @@ def service(
 
 @contextmanager
 def served(
-    store: Path,
+    store: StorePlace,
     settings: Settings | None = None,
     loaded: LoadedModel | None = None,
     form: PromptFormat | None = None,
     **more: Any,
 ) -> Iterator[Running]:
     """A server for the block; at its end it is told to end, and must."""
-    made = service(store, settings, loaded, form, **more)
+    with started(service(store, settings, loaded, form, **more)) as running:
+        yield running
+
+
+@contextmanager
+def started(made: Service) -> Iterator[Running]:
+    """The same around a service that is there already."""
     place = Place(port=0)
     sock = listening(place)
     server = server_of(made, place)

@@ -143,3 +143,25 @@ def test_overload_is_answered_at_once_with_429(tmp_path):
         assert server.ask("/readyz").status == 200
         assert server.figure('meditune_refused_total{reason="overloaded"}') == statuses.count(429)
         assert server.figure("meditune_running") == 0
+
+
+def test_spare_places_are_those_that_nobody_uses_or_waits_for():
+    async def counted():
+        admission = Admission(3, 2, 60)
+        async with admission.place("a"):
+            with admission.spare(5) as more:
+                assert (more, admission.inside) == (2, 3)
+                waits = asyncio.ensure_future(_inside(admission))
+                await settled()
+                with admission.spare(1) as none:
+                    assert none == 0
+                assert not waits.done()
+            await settled()
+            assert waits.done()
+        assert admission.inside == 0
+
+    async def _inside(admission):
+        async with admission.place("b"):
+            return
+
+    asyncio.run(counted())

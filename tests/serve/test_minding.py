@@ -56,6 +56,19 @@ def test_an_emergency_that_was_told_in_two_messages(running):
     assert "emergency" in said(running.ask("/v1/chat/completions", body))
 
 
+def test_an_emergency_is_told_beyond_the_rate_and_not_without_end(tmp_path):
+    assistant = Assistant(Saying("never said"), None)
+    with served(tmp_path, Settings(per_minute=3), assistant=assistant, form=PromptFormat()) as few:
+        statuses = [few.chat(PLAIN).status for _ in range(4)]
+        assert statuses == [200, 200, 200, 429]
+        assert "stroke" in said(few.chat(STROKE))
+        asked = few.ask("/v1/ask", {"question": STROKE})
+        assert asked.status == 200
+        assert "stroke" in asked.json["text"]
+        assert few.chat(STROKE).status == 429
+        assert few.figure('meditune_refused_total{reason="rate"}') == 2
+
+
 def test_doses_and_other_subjects_are_not_the_models(running):
     assert "pharmacist" in said(running.chat("How many mg of ibuprofen should I take for my back?"))
     assert "only answer questions about health" in said(running.chat("Who won the world cup in 2018?"))

@@ -5,17 +5,24 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from meditune.store import base
 from meditune.store.answers import Answer, Answers, Feedback
 from meditune.store.base import Base
+from meditune.store.opening import open_store
 from meditune.store.usage import Usage
 
 
 @pytest.fixture
-def answers(tmp_path):
+def answers(store):
+    return Answers(open_store(store))
+
+
+@pytest.fixture
+def in_file(tmp_path):
     return Answers(Base(tmp_path))
 
 
@@ -32,8 +39,9 @@ def test_text_is_masked_before_it_is_written(answers, tmp_path):
     assert "aspirin" in kept["question"]
     assert "Aspirin" in kept["answer"]
     assert kept["feedback"][0]["reasons"][0] == "wrong"
-    for secret in (b"123-45-6789", b"03/04/1956", b"867-5309", b"Miller"):
-        assert secret not in everything(tmp_path)
+    for secret in ("123-45-6789", "03/04/1956", "867-5309", "Miller"):
+        assert secret not in str(list(answers.exported()))
+        assert secret.encode() not in everything(tmp_path)
 
 
 def test_without_text_only_figures_are_kept(answers):
@@ -52,7 +60,8 @@ def test_feedback_replaces_the_same_persons_and_needs_an_answer(answers):
     assert {each["who"]: each["rating"] for each in next(answers.exported())["feedback"]} == {"k1": "down", "k2": "up"}
 
 
-def test_what_is_deleted_is_gone_from_the_file(answers, tmp_path):
+def test_what_is_deleted_is_gone_from_the_file(in_file, tmp_path):
+    answers = in_file
     for name in ("a1", "a2"):
         answers.keep(Answer(name, "k1", "ask", "m v1", question=f"unmistakable {name} words"))
         answers.say(Feedback(name, "k1", "up", (), f"remarkable {name} comment"))
@@ -65,8 +74,9 @@ def test_what_is_deleted_is_gone_from_the_file(answers, tmp_path):
 
 
 def test_what_stays_in_the_log_for_a_reader_is_said_and_gone_with_the_next_pruning(
-    answers, tmp_path, monkeypatch, caplog
+    in_file, tmp_path, monkeypatch, caplog
 ):
+    answers = in_file
     monkeypatch.setattr(base, "BUSY_S", 0.2)
     answers.keep(Answer("a1", "k1", "ask", "m v1", question="unmistakable words"))
     with answers.base.opened() as reader:
@@ -87,6 +97,64 @@ def test_what_is_old_is_deleted_with_its_feedback(answers):
     assert answers.prune(30) == 1
     assert [each["id"] for each in answers.exported()] == ["new"]
     assert answers.prune(30) == 0
+
+
+def test_all_of_a_key_is_deleted_on_request(answers):
+    for id, who in (("a1", "k1"), ("a2", "k2"), ("a3", "k1")):
+        answers.keep(Answer(id, who, "ask", "m v1", question="What helps?"))
+    answers.say(Feedback("a2", "k1", "down", comment="k1 said this"))
+    answers.say(Feedback("a2", "k2", "up"))
+    assert answers.delete_all_of("k1") == 2
+    (left,) = answers.exported()
+    assert (left["id"], [each["who"] for each in left["feedback"]]) == ("a2", ["k2"])
+
+
+def test_an_experts_word_is_kept_as_such(answers):
+    answers.keep(Answer("a1", "k1", "ask", "m v1"))
+    answers.say(Feedback("a1", "k2", "down", (), "", "It doesn't help.", "no", True))
+    (said,) = next(answers.exported())["feedback"]
+    assert (said["decision"], said["expert"], said["correction"]) == ("no", True, "It doesn't help.")
+
+
+def test_answers_come_in_the_order_of_writing_by_pages_with_their_feedback(answers, monkeypatch):
+    monkeypatch.setattr("meditune.store.answers.PAGE", 3)
+    for number in range(8):
+        answers.keep(Answer(f"a{number}", "k1", "ask", "m", time=1e9 - number))
+        answers.say(Feedback(f"a{number}", "k1", "up" if number % 2 else "down"))
+    told = list(answers.in_order())
+    assert [each.id for _, each, _ in told] == [f"a{number}" for number in range(8)]
+    assert [said for _, _, said in told] == [("down",), ("up",)] * 4
+    places = [place for place, _, _ in told]
+    assert places == sorted(set(places))
+    assert [each.id for _, each, _ in answers.in_order(places[5])] == ["a6", "a7"]
+    # The last place isn't given again.
+    answers.delete("a7")
+    answers.keep(Answer("a8", "k1", "ask", "m"))
+    assert answers.last_place() > places[-1]
+
+
+def test_many_writers_lose_nothing_and_are_read_in_order(store):
+    def write(writer):
+        mine = Answers(open_store(store))
+        for number in range(15):
+            mine.keep(Answer(f"w{writer}-{number}", "k", "ask", "m"))
+
+    with ThreadPoolExecutor(4) as pool:
+        done = [pool.submit(write, writer) for writer in range(4)]
+        seen, after, reader = [], 0, Answers(open_store(store))
+        while len(seen) < 60:
+            for place, answer, _ in reader.in_order(after):
+                after = place
+                seen.append(answer.id)
+            assert not any(each.done() and each.exception() for each in done)
+    assert len(set(seen)) == 60
+
+
+def test_signs_that_a_database_cant_hold_stop_nobody(answers):
+    answers.keep(Answer("a1", "k1", "ask", "m", question="Does it\0 help?", answer="?%s ?"))
+    kept = answers.get("a1")
+    assert kept.question.startswith("Does it")
+    assert kept.answer == "?%s ?"
 
 
 WRITER = """
@@ -116,13 +184,13 @@ def test_nothing_that_was_reported_is_lost_by_a_kill(tmp_path):
         assert kept[f"a{int(line)}"][0]["comment"] == f"comment {int(line)}"
 
 
-def test_usage_is_counted_by_day(tmp_path):
-    usage = Usage(Base(tmp_path))
+def test_usage_is_counted_by_day(store):
+    usage = Usage(open_store(store))
     assert usage.today("k1") == 0
     usage.add("k1", 10)
     usage.add("k1", 5)
     usage.add("k2", 7)
-    assert (Usage(Base(tmp_path)).today("k1"), usage.today("k2")) == (15, 7)
+    assert (Usage(open_store(store)).today("k1"), usage.today("k2")) == (15, 7)
 
 
 def test_old_usage_is_deleted_with_its_address(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from meditune.errors import DataError
 from meditune.store.base import FILE, Base
 from meditune.store.keys import USUAL, Keys
+from meditune.store.opening import open_store
 
 
 def test_a_key_is_known_again_and_nowhere_written(tmp_path):
@@ -21,6 +22,18 @@ def test_a_key_is_known_again_and_nowhere_written(tmp_path):
     files = list((tmp_path / "new").iterdir())
     assert not any(secret.encode() in file.read_bytes() for file in files)
     assert stat.S_IMODE((tmp_path / "new" / FILE).stat().st_mode) == 0o600
+
+
+def test_a_key_lives_in_every_store(store):
+    keys = Keys(open_store(store))
+    assert not keys.any()
+    made, text = keys.create("Ann", per_minute=5, daily_tokens=10**10)
+    assert keys.who(text) == made == keys.all()[0]
+    later = keys.rotate(made.id, grace_hours=0)
+    assert (keys.who(text), keys.who(later)) == (None, keys.get(made.id))
+    keys.revoke(made.id)
+    assert keys.who(later) is None
+    assert Keys(open_store(store)).get(made.id).state == "revoked"
 
 
 def test_what_is_no_key(tmp_path):

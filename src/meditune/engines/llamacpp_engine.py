@@ -91,6 +91,9 @@ class LlamacppEngine:
                 answer.cancel()
         self._threads.shutdown()
         self._scoring.shutdown()
+        if self._server is not None:
+            # A server that is let go of before its loop runs waits for that loop forever.
+            self._server.handle_completions(_request(Job([0], 1)), lambda _: True)
         self._server = None
 
     def _run(self, answer: Answer) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,7 +47,9 @@ class OpenvinoBatch:
         settings.max_num_batched_tokens = READ_TOKENS
         settings.max_num_seqs = at_once
         try:
-            self._pipeline = self._genai.ContinuousBatchingPipeline(str(model.folder), settings, "CPU")
+            self._pipeline: Any = _in_a_thread(
+                lambda: self._genai.ContinuousBatchingPipeline(str(model.folder), settings, "CPU")
+            )
         except RuntimeError as error:
             raise ModelError(
                 f"OpenVINO can't open {model.folder}: {_first_line(error)}. Export the model again, with the OpenVINO "
@@ -55,8 +58,12 @@ class OpenvinoBatch:
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """Nothing must be around OpenVINO's work."""
-        yield
+        """The thread that works with the model lets go of it, for the reason that `_in_a_thread` gives."""
+        try:
+            yield
+        finally:
+            self._handles.clear()
+            self._pipeline = self._scorer = None
 
     @property
     def scorer(self) -> Scorer:
@@ -158,6 +165,16 @@ class OpenvinoBatch:
         if not job.logprobs:
             return None
         return Likely(token, logprob, {token: logprob} if job.temperature == 0 else {})
+
+
+def _in_a_thread(work: Callable[[], Any]) -> Any:
+    """What `work` returns or raises.
+
+    A thread in which OpenVINO compiles a model or lets go of one is left with a stack for signals that is soon freed
+    (sigaltstack(2)). In the main thread, which hears signals, the next ctrl-C would end in a segmentation fault.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="meditune-openvino") as threads:
+        return threads.submit(work).result()
 
 
 def _blocks(model: Exported) -> int:

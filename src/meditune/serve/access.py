@@ -17,6 +17,8 @@ from meditune.store.keys import SCOPES, Keys, Scope
 from meditune.store.usage import Usage
 
 WRONG_KEYS_PER_MINUTE = 20
+URGENT_PER_MINUTE = 60
+"""Requests beyond a quota that are looked at for signs of an emergency, where there is no rate"""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Access:
 
     def __init__(self, settings: Settings, keys: Keys | None, usage: Usage | None) -> None:
         self.settings, self.keys, self.usage = settings, keys, usage
-        self.rates, self.wrong = Rates(), Rates()
+        self.rates, self.wrong, self.heard = Rates(), Rates(), Rates()
 
     async def caller(self, request: Request, scope: Scope) -> Caller:
         """Who asks. Raises ApiError 401, 403 or 429."""
@@ -68,6 +70,19 @@ class Access:
                     "insufficient_quota",
                 )
 
+    async def pays_unless(self, urgent: Callable[[], Awaitable[bool]], request: Request, caller: Caller) -> None:
+        """As `pays`, but whoever needs urgent help is told so although rate or quota are used up.
+
+        As many refused requests a minute are looked at as are allowed.
+        """
+        try:
+            await self.pays(request, caller)
+        except ApiError:
+            looked_at = self.heard.take(caller.name, caller.per_minute or URGENT_PER_MINUTE).allowed
+            if not looked_at or not await urgent():
+                raise
+            request.scope[SCOPE_KEY].facts.pop("refused", None)
+
     async def used(self, caller: Caller, tokens: int) -> None:
         """Count a finished request."""
         if self.usage and (caller.daily_tokens or caller.key):
@@ -91,6 +106,7 @@ class Access:
         if key is None:
             rate = self.wrong.take(address, WRONG_KEYS_PER_MINUTE)
             if not rate.allowed:
+                request.scope[SCOPE_KEY].facts["refused"] = "wrong_keys"
                 raise busy("Too many wrong keys from this address.", rate.reset_s, "too_many_wrong_keys")
             raise ApiError(
                 401,

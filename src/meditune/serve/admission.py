@@ -6,8 +6,8 @@ import asyncio
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from meditune.serve.errors import ApiError, busy
 
@@ -55,6 +55,17 @@ class Admission:
         finally:
             self._mean_s += 0.2 * (time.monotonic() - begun - self._mean_s)
             self.inside -= 1
+            self._next()
+
+    @contextmanager
+    def spare(self, wanted: int) -> Iterator[int]:
+        """Up to so many further places inside for the block, as many as are free and nobody waits for."""
+        taken = 0 if self._queues else max(0, min(wanted, self.at_once - self.inside))
+        self.inside += taken
+        try:
+            yield taken
+        finally:
+            self.inside -= taken
             self._next()
 
     async def _enter(self, who: str) -> None:

@@ -70,7 +70,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         pruning.cancel()
         with suppress(asyncio.CancelledError):
             await pruning
-        await asyncio.to_thread(service.engine.close)
+        await asyncio.to_thread(service.close)
         await asyncio.to_thread(service.asks.shutdown)
 
 

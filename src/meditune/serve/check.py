@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
+from urllib.parse import parse_qs, urlsplit
 
-from meditune.serve.running import Place
+from meditune.serve.running import LOCAL, Place
 from meditune.serve.settings import Settings
 from meditune.store.base import FILE
 from meditune.store.keys import Key
+from meditune.store.opening import Place as StorePlace
+from meditune.store.opening import folder_of, is_url
 
 Verdict = Literal["unsafe", "note", "good"]
 LONG_KEPT_DAYS = 365
@@ -27,7 +30,7 @@ class Finding:
     sentence: str
 
 
-def findings(settings: Settings, place: Place, keys: Sequence[Key], store: Path, now: float) -> list[Finding]:
+def findings(settings: Settings, place: Place, keys: Sequence[Key], store: StorePlace, now: float) -> list[Finding]:
     """Everything that can be told of a configuration, what is unsafe first."""
     order = {"unsafe": 0, "note": 1, "good": 2}
     every = [
@@ -104,12 +107,34 @@ def _text(settings: Settings) -> Iterator[Finding]:
         yield Finding("note", f"What is kept is deleted only after {settings.keep_days:g} days.")
 
 
-def _files(store: Path, place: Place) -> Iterator[Finding]:
-    for path in (store, store / FILE, place.private_key):
+def _files(store: StorePlace, place: Place) -> Iterator[Finding]:
+    if is_url(store):
+        yield from _database(str(store))
+    folder = [] if is_url(store) else [folder_of(store), folder_of(store) / FILE]
+    for path in (*folder, place.private_key):
         if path is not None and path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077:
             yield Finding("unsafe", f"Others on this machine may read {path}: chmod go= {path}")
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         yield Finding("unsafe", "The server runs as root: let it run as a user of its own (deploy/ shows how).")
+
+
+def _database(url: str) -> Iterator[Finding]:
+    parts = urlsplit(url)
+    mode = (parse_qs(parts.query).get("sslmode") or [os.environ.get("PGSSLMODE", "")])[0]
+    if parts.hostname in (None, "", *LOCAL):
+        yield Finding("note", "The store is a database on this machine.")
+    elif mode in {"verify-full", "verify-ca"}:
+        yield Finding("good", "The store is reached over TLS.")
+    else:
+        yield Finding(
+            "unsafe", "Nothing makes sure that the store's database is reached over TLS: add ?sslmode=verify-full."
+        )
+    if parts.password and any(parts.password in word for word in sys.argv):
+        yield Finding(
+            "unsafe",
+            "The database's password stands on the command line, where others on this machine see it: give the URL as "
+            "MEDITUNE_STORE, or the password as PGPASSWORD or in ~/.pgpass.",
+        )
 
 
 def _keys(keys: Sequence[Key], now: float) -> Iterator[Finding]:

@@ -45,11 +45,9 @@ def instead(service: Service, body: ChatBody) -> Instead | None:
 
     Raises ApiError 400 where the last message is too long to be judged whole.
     """
-    if service.assistant is None:
-        return None
-    asked = [turn.text for turn in (message.turn() for message in body.messages) if turn.role == "user"]
-    if not asked:
-        return None  # no chat: what makes a prompt of it says why
+    asked = _asked(body)
+    if service.assistant is None or not asked:
+        return None  # without a question it is no chat: what makes a prompt of it says why
     found = service.assistant.judge(asked[-1], asked[:-1])
     if found.action != "urgent" and len(asked[-1]) > MOST_CHARACTERS:
         raise ApiError(
@@ -62,3 +60,16 @@ def instead(service: Service, body: ChatBody) -> Instead | None:
     if found.action not in OUTCOMES:
         return None
     return Instead(f"{found.text}{ENDING}", OUTCOMES[found.action])
+
+
+def urgent(service: Service, body: ChatBody) -> bool:
+    """Whether the last message tells of an emergency."""
+    asked = _asked(body)
+    if service.assistant is None or not asked:
+        return False
+    return service.assistant.judge(asked[-1], asked[:-1]).action == "urgent"
+
+
+def _asked(body: ChatBody) -> list[str]:
+    """What the person has said, oldest first."""
+    return [turn.text for turn in (message.turn() for message in body.messages) if turn.role == "user"]

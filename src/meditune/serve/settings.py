@@ -48,6 +48,8 @@ class Settings:
     """Whether questions and answers are kept, masked"""
     keep_days: float = 30.0
     """Answers and feedback are deleted after so many days; 0: never"""
+    follow_s: float = 10.0
+    """So often a registry is looked at for another version"""
     grace_s: float = 60.0
     """At the end, running answers have so long to finish"""
     headers: dict[str, str] = field(

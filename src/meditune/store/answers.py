@@ -7,18 +7,17 @@ written (`meditune.phi`).
 from __future__ import annotations
 
 import json
-import logging
-import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from meditune.phi.masking import mask
-from meditune.store.base import Base
+from meditune.store.database import Database, Row
 
-log = logging.getLogger(__name__)
 Rating = Literal["up", "down"]
+PAGE = 1000
+"""Answers that are read at once"""
 
 
 @dataclass(frozen=True)
@@ -52,13 +51,17 @@ class Feedback:
     reasons: Sequence[str] = ()
     comment: str = ""
     correction: str = ""
+    decision: str = ""
+    """yes, no or maybe, where the answer should have decided so"""
+    expert: bool = False
+    """Whether an expert's key said it: it overrides what others say"""
     time: float = 0.0
 
 
 class Answers:
     """The answers in a store, with their feedback."""
 
-    def __init__(self, base: Base) -> None:
+    def __init__(self, base: Database) -> None:
         self.base = base
 
     def keep(self, given: Answer) -> None:
@@ -66,8 +69,10 @@ class Answers:
         question, answer = (None if text is None else _masked(text) for text in (given.question, given.answer))
         row = (given.id, given.time or time.time(), given.who, given.route, given.model, given.index_content)
         with self.base.changing() as base:
+            self.base.in_turn(base)
             base.execute(
-                "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO answers (id, time, who, route, model, index_content, outcome, facts, question, answer) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (*row, given.outcome, json.dumps(dict(given.facts)), question, answer),
             )
 
@@ -83,80 +88,91 @@ class Answers:
         False where there is no such answer.
         """
         reasons = json.dumps([_masked(each) for each in said.reasons])
-        texts = (_masked(said.comment), _masked(said.correction))
+        texts, rest = (_masked(said.comment), _masked(said.correction)), (said.decision, int(said.expert))
         with self.base.changing() as base:
             if base.execute("SELECT 1 FROM answers WHERE id = ?", (said.answer,)).fetchone() is None:
                 return False
             base.execute(
-                "INSERT OR REPLACE INTO feedback VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (said.answer, said.who, said.time or time.time(), said.rating, reasons, *texts),
+                "INSERT INTO feedback (answer, who, time, rating, reasons, comment, correction, decision, expert) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (answer, who) DO UPDATE SET time = excluded.time, "
+                "rating = excluded.rating, reasons = excluded.reasons, comment = excluded.comment, "
+                "correction = excluded.correction, decision = excluded.decision, expert = excluded.expert",
+                (said.answer, said.who, said.time or time.time(), said.rating, reasons, *texts, *rest),
             )
         return True
 
     def delete(self, id: str) -> bool:
-        """Take an answer and all that was said of it out of the file; whether there was one."""
+        """Take an answer and all that was said of it out of the store; whether there was one."""
+        return bool(self._delete("DELETE FROM answers WHERE id = ?", id))
+
+    def delete_all_of(self, who: str) -> int:
+        """Take out every answer to a key's questions, and what this key said of others; returns how many answers."""
         with self.base.changing() as base:
-            gone = base.execute("DELETE FROM answers WHERE id = ?", (id,)).rowcount
-        self._forget()
-        return bool(gone)
+            base.execute("DELETE FROM feedback WHERE who = ?", (who,))
+        return self._delete("DELETE FROM answers WHERE who = ?", who)
 
     def prune(self, days: float) -> int:
         """Take out what is older than so many days, with its feedback; returns how many answers."""
-        with self.base.changing() as base:
-            gone = base.execute("DELETE FROM answers WHERE time < ?", (time.time() - days * 86_400,)).rowcount
-        # Also where nothing is old: something may have stayed when it was deleted.
-        self._forget()
-        return int(gone)
+        # The store is tidied also where nothing is old: something may have stayed when it was deleted.
+        return self._delete("DELETE FROM answers WHERE time < ?", time.time() - days * 86_400)
+
+    def latest(self) -> float:
+        """When the latest answer was given, in seconds since 1970; 0 where there is none."""
+        with self.base.opened() as base:
+            (found,) = base.execute("SELECT max(time) FROM answers").fetchone()
+        return float(found or 0)
 
     def exported(self) -> Iterator[dict[str, Any]]:
         """Every answer with its feedback, oldest first."""
-        with self.base.opened() as base:
-            said: dict[str, list[dict[str, Any]]] = {}
-            for row in base.execute("SELECT * FROM feedback ORDER BY time"):
-                said.setdefault(row["answer"], []).append(
-                    {name: row[name] for name in ("who", "time", "rating", "comment", "correction")}
-                    | {"reasons": json.loads(row["reasons"])}
-                )
-            for row in base.execute("SELECT * FROM answers ORDER BY time"):
-                yield asdict(_answer(row)) | {"feedback": said.get(row["id"], [])}
+        for _, answer, said in self._pages(0):
+            yield asdict(answer) | {"feedback": [_feedback(row) for row in said]}
 
     def in_order(self, after: int = 0) -> Iterator[tuple[int, Answer, tuple[str, ...]]]:
         """Place, answer and ratings of each answer whose place is later, in the order in which they were kept.
 
-        The order is that of writing, whatever the clock said. The latest answer's place is given again once that answer
-        is deleted.
+        The order is that of writing, whatever the clock said. No place is given twice.
         """
-        with self.base.opened() as base:
-            said: dict[str, list[str]] = {}
-            for row in base.execute("SELECT answer, rating FROM feedback"):
-                said.setdefault(row["answer"], []).append(row["rating"])
-            for row in base.execute("SELECT rowid AS place, * FROM answers WHERE rowid > ? ORDER BY rowid", (after,)):
-                yield row["place"], _answer(row), tuple(said.get(row["id"], ()))
+        for place, answer, said in self._pages(after):
+            yield place, answer, tuple(row["rating"] for row in said)
 
     def last_place(self) -> int:
         """The latest answer's place; 0 where there are none."""
         with self.base.opened() as base:
-            (found,) = base.execute("SELECT max(rowid) FROM answers").fetchone()
+            (found,) = base.execute("SELECT max(place) FROM answers").fetchone()
         return found or 0
 
-    def _forget(self) -> None:
-        """Let nothing of a deleted row stay in the write-ahead log, or say that it does: a reader's view needs it."""
-        with self.base.opened() as base:
-            # This waits for readers as long as any statement does.
-            (busy, _, _) = base.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if busy:
-            log.warning(
-                "What was deleted is still in %s-wal, as another program reads the store. The next deletion or pruning "
-                "clears it: end that program and run meditune answers prune --days N.",
-                self.base.path,
-            )
+    def _delete(self, statement: str, value: str | float) -> int:
+        with self.base.changing() as base:
+            gone = base.execute(statement, (value,)).rowcount
+        self.base.forget()
+        return int(gone)
+
+    def _pages(self, after: int) -> Iterator[tuple[int, Answer, list[Row]]]:
+        """Answers with what was said of them; the store isn't held while they are looked at."""
+        while True:
+            with self.base.opened() as base:
+                rows = base.execute(
+                    "SELECT * FROM answers WHERE place > ? ORDER BY place LIMIT ?", (after, PAGE)
+                ).fetchall()
+                if not rows:
+                    return
+                first, after = after, rows[-1]["place"]
+                said: dict[str, list[Row]] = {}
+                for row in base.execute(
+                    "SELECT feedback.* FROM feedback JOIN answers ON answers.id = feedback.answer "
+                    "WHERE answers.place > ? AND answers.place <= ? ORDER BY feedback.time",
+                    (first, after),
+                ):
+                    said.setdefault(row["answer"], []).append(row)
+            for row in rows:
+                yield row["place"], _answer(row), said.get(row["id"], [])
 
 
 def _masked(text: str) -> str:
     return mask(text) if text else text
 
 
-def _answer(row: sqlite3.Row) -> Answer:
+def _answer(row: Row) -> Answer:
     return Answer(
         row["id"],
         row["who"],
@@ -169,3 +185,8 @@ def _answer(row: sqlite3.Row) -> Answer:
         row["answer"],
         row["time"],
     )
+
+
+def _feedback(row: Row) -> dict[str, Any]:
+    named = ("who", "time", "rating", "comment", "correction", "decision")
+    return {name: row[name] for name in named} | {"expert": bool(row["expert"]), "reasons": json.loads(row["reasons"])}

@@ -2,49 +2,29 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 from meditune.errors import StoreError
+from meditune.store.database import Connection
+from meditune.store.migrations import LATEST, bring_up, refuse_later
 
+log = logging.getLogger(__name__)
 FILE = "meditune.sqlite"
 BUSY_S = 20.0
-VERSION = 1
-_TABLES = """
-CREATE TABLE IF NOT EXISTS keys (
-    id TEXT PRIMARY KEY, name TEXT NOT NULL, hash TEXT NOT NULL, old_hash TEXT, old_until REAL,
-    scopes TEXT NOT NULL, per_minute INTEGER, daily_tokens INTEGER, created REAL NOT NULL, expires REAL, revoked REAL
-);
-CREATE TABLE IF NOT EXISTS usage (
-    who TEXT NOT NULL, day TEXT NOT NULL, requests INTEGER NOT NULL, tokens INTEGER NOT NULL, PRIMARY KEY (who, day)
-);
-CREATE TABLE IF NOT EXISTS answers (
-    id TEXT PRIMARY KEY, time REAL NOT NULL, who TEXT NOT NULL, route TEXT NOT NULL, model TEXT NOT NULL,
-    index_content TEXT NOT NULL, outcome TEXT NOT NULL, facts TEXT NOT NULL, question TEXT, answer TEXT
-);
-CREATE INDEX IF NOT EXISTS answers_time ON answers (time);
-CREATE TABLE IF NOT EXISTS feedback (
-    answer TEXT NOT NULL REFERENCES answers (id) ON DELETE CASCADE, who TEXT NOT NULL, time REAL NOT NULL,
-    rating TEXT NOT NULL, reasons TEXT NOT NULL, comment TEXT NOT NULL, correction TEXT NOT NULL,
-    PRIMARY KEY (answer, who)
-);
-"""
-
-
-def default_folder() -> Path:
-    """`$MEDITUNE_STORE`, or a folder of this user's."""
-    given = os.environ.get("MEDITUNE_STORE")
-    return Path(given).expanduser() if given else Path.home() / ".local" / "share" / "meditune"
 
 
 class Base:
-    """The file in a folder. Every call opens it for itself, so any thread or process may make it."""
+    """The file in a folder (`database.Database`). Every call opens it for itself."""
 
     def __init__(self, folder: Path) -> None:
-        """Makes folder and file, for this user alone, where there are none. Raises StoreError where that can't be."""
+        """Makes folder and file, for this user alone, where there are none, and brings tables up to date.
+
+        Raises StoreError where that can't be.
+        """
         self.path = folder / FILE
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -55,11 +35,15 @@ class Base:
             ) from error
         with self.opened() as base:
             base.execute("PRAGMA journal_mode = WAL")
-            (found,) = base.execute("PRAGMA user_version").fetchone()
-            if found > VERSION:
-                raise StoreError(f"{self.path} was made by a later version of Meditune. Update this one.")
-            base.executescript(_TABLES)
-            base.execute(f"PRAGMA user_version = {VERSION}")
+            found = self._version(base)
+        refuse_later(found, self.place)
+        if found < LATEST:
+            self._bring_up()
+
+    @property
+    def place(self) -> str:
+        """The file."""
+        return str(self.path)
 
     @contextmanager
     def opened(self) -> Iterator[sqlite3.Connection]:
@@ -84,11 +68,48 @@ class Base:
     @contextmanager
     def changing(self) -> Iterator[sqlite3.Connection]:
         """A connection in a transaction, which is on the disk when the block ends well, and undone otherwise."""
+        with self.opened() as base, _transaction(base):
+            yield base
+
+    def in_turn(self, connection: Connection) -> None:
+        """Nothing: SQLite has one writer at a time."""
+
+    def forget(self) -> None:
+        """Let nothing of a deleted row stay in the write-ahead log, or say that it does: a reader's view needs it."""
         with self.opened() as base:
-            base.execute("BEGIN IMMEDIATE")
-            try:
-                yield base
-            except BaseException:
-                base.execute("ROLLBACK")
-                raise
-            base.execute("COMMIT")
+            # This waits for readers as long as any statement does.
+            (busy, _, _) = base.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            log.warning(
+                "What was deleted is still in %s-wal, as another program reads the store. The next deletion or pruning "
+                "clears it: end that program and run meditune answers prune --days N.",
+                self.path,
+            )
+
+    def _bring_up(self) -> None:
+        with self.opened() as base:
+            # A table that is made anew must not take the rows that refer to it along.
+            base.execute("PRAGMA foreign_keys = OFF")
+            with _transaction(base):
+                (old,) = base.execute("PRAGMA user_version").fetchone()
+                bring_up(base, old, self.place, postgres=False)
+                # Versions of Meditune that know no table of versions look here.
+                base.execute(f"PRAGMA user_version = {LATEST}")
+
+    @staticmethod
+    def _version(base: sqlite3.Connection) -> int:
+        (found,) = base.execute("PRAGMA user_version").fetchone()
+        return int(found)
+
+
+@contextmanager
+def _transaction(base: sqlite3.Connection) -> Iterator[None]:
+    base.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        # A full disk has SQLite undo it by itself.
+        if base.in_transaction:
+            base.execute("ROLLBACK")
+        raise
+    base.execute("COMMIT")

@@ -9,16 +9,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-import sqlite3
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from meditune.errors import DataError
-from meditune.store.base import Base
+from meditune.store.database import Database, Row
 
-Scope = Literal["generate", "embed", "feedback", "metrics", "admin"]
+Scope = Literal["generate", "embed", "feedback", "expert", "metrics", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 USUAL: tuple[Scope, ...] = ("generate", "embed", "feedback")
 _NOBODY = hashlib.sha256(b"nobody").hexdigest()
@@ -50,7 +49,7 @@ class Key:
 class Keys:
     """The keys in a store."""
 
-    def __init__(self, base: Base) -> None:
+    def __init__(self, base: Database) -> None:
         self.base = base
 
     def create(
@@ -97,7 +96,7 @@ class Keys:
         with self.base.opened() as base:
             row = base.execute("SELECT * FROM keys WHERE id = ?", (id,)).fetchone()
         if row is None:
-            raise DataError(f"There is no key {id!r} in {self.base.path}. `meditune keys list` shows those there are.")
+            raise DataError(f"There is no key {id!r} in {self.base.place}. `meditune keys list` shows those there are.")
         return _key(row)
 
     def all(self) -> list[Key]:
@@ -133,7 +132,7 @@ def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _key(row: sqlite3.Row) -> Key:
+def _key(row: Row) -> Key:
     return Key(
         row["id"],
         row["name"],

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from meditune.store.base import Base
+from meditune.store.database import Database
 
 
 class Usage:
     """Requests and tokens in a store."""
 
-    def __init__(self, base: Base) -> None:
+    def __init__(self, base: Database) -> None:
         self.base = base
 
     def add(self, who: str, tokens: int) -> None:
         """Count one request with its tokens for today (UTC)."""
         with self.base.opened() as base:
             base.execute(
-                "INSERT INTO usage VALUES (?, ?, 1, ?) ON CONFLICT DO UPDATE SET requests = requests + 1, "
-                "tokens = tokens + excluded.tokens",
+                "INSERT INTO usage VALUES (?, ?, 1, ?) ON CONFLICT (who, day) DO UPDATE "
+                "SET requests = usage.requests + 1, tokens = usage.tokens + excluded.tokens",
                 (who, _today(), tokens),
             )
 
@@ -32,8 +32,8 @@ class Usage:
         """Take out what was used longer ago than so many days, with the addresses that it stands by; never today's."""
         with self.base.opened() as base:
             gone = base.execute("DELETE FROM usage WHERE day < ?", (_today(-timedelta(days=days)),)).rowcount
-            if gone:
-                base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        if gone:
+            self.base.forget()
 
 
 def _today(later: timedelta = timedelta()) -> str:

@@ -48,9 +48,9 @@ def fitted(source: Source, last: int | None, embedding: str | None, seed: int) -
     requests = [replace(each, ratings=None) if each.id in recent else each for each in requests]
     chosen = requests[-last:] if last else requests
     if not any(each.question for each in chosen):
-        return fit(chosen, None, str(source.path), seed)
+        return fit(chosen, None, source.named, seed)
     model = embedder(embedding or DEFAULT)
-    return fit(list(with_vectors(chosen, model)), model.identity.as_dict(), str(source.path), seed)
+    return fit(list(with_vectors(chosen, model)), model.identity.as_dict(), source.named, seed)
 
 
 def model_for(reference: Reference, name: str | None) -> Embedder | None:
@@ -103,12 +103,12 @@ def check(
 
 def _checked(source: Source, monitor: Monitor, embedding: str | None) -> Checked:
     reference, began = monitor.reference, monitor.count
-    same = reference.about["of"] == str(source.path)
+    same = reference.about["of"] == source.named
     start = monitor.last if began or same else 0
     last = source.last()
     if last < start and not source.is_store:
         raise DataError(
-            f"{source.path} has {last:,} requests, but {start:,} were checked before. It was cut off or replaced: "
+            f"{source.named} has {last:,} requests, but {start:,} were checked before. It was cut off or replaced: "
             "remove the state file to check it from its beginning."
         )
     # Some are read again: their ratings may have come, and places in a store are given anew after deletions.

@@ -8,26 +8,30 @@ from pathlib import Path
 from meditune.errors import DataError
 from meditune.operate.drift.request import Request, from_file
 from meditune.store.answers import Answers
-from meditune.store.base import FILE, Base
+from meditune.store.base import FILE
+from meditune.store.opening import Place, exists, folder_of, is_url, open_store
+
+SHADOW = "shadow"
+"""The route of answers that nobody was shown: their questions are there already"""
 
 
 class Source:
     """A store or a file of requests."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, place: Place) -> None:
         """Raises DataError where there is neither."""
-        self.path = path.resolve()
-        if path.is_file() and path.name != FILE:
-            self._answers = None
+        self._answers = None
+        if not is_url(place) and Path(place).is_file() and Path(place).name != FILE:
+            self.named = str(Path(place).resolve())
             return
-        folder = path.parent if path.name == FILE else path
-        if not (folder / FILE).is_file():
+        if not exists(place):
             raise DataError(
-                f"{path}: neither a store (a folder with {FILE}) nor a file of requests. Give the --store of "
-                "`meditune serve`, or a JSON Lines file with a question on each line."
+                f"{place}: neither a store (a folder with {FILE}, a postgresql:// URL) nor a file of requests. Give "
+                "the --store of `meditune serve`, or a JSON Lines file with a question on each line."
             )
-        self.path = folder.resolve()
-        self._answers = Answers(Base(folder))
+        base = open_store(place)
+        self._answers = Answers(base)
+        self.named = base.place if is_url(place) else str(folder_of(place).resolve())
 
     @property
     def is_store(self) -> bool:
@@ -37,9 +41,11 @@ class Source:
     def requests(self, after: int = 0) -> Iterator[Request]:
         """Those at a later place than `after`. Raises DataError where the source can't be read."""
         if self._answers is None:
-            yield from from_file(self.path, after)
+            yield from from_file(Path(self.named), after)
             return
         for place, answer, ratings in self._answers.in_order(after):
+            if answer.route == SHADOW:
+                continue
             yield Request(
                 answer.id,
                 answer.question,
@@ -54,4 +60,4 @@ class Source:
         """The last place."""
         if self._answers is not None:
             return self._answers.last_place()
-        return sum(1 for _ in from_file(self.path))
+        return sum(1 for _ in from_file(Path(self.named)))

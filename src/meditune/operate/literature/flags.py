@@ -9,8 +9,8 @@ from pathlib import Path
 from meditune.data import pubmedqa
 from meditune.files import numbered_jsonl
 from meditune.retrieve.passages.articles import SOURCE
-from meditune.store import base
 from meditune.store.answers import Answers
+from meditune.store.opening import Place, exists, open_store
 
 FILE = "retracted.jsonl"
 FLAGGED = "flagged.jsonl"
@@ -51,14 +51,14 @@ def flag(answers: Iterable[tuple[str, Sequence[str]]], retracted: Mapping[str, M
                 yield Flag(answer, passage, found["pmid"], found["when"], found["notice"])
 
 
-def of_store(folder: Path) -> Iterator[tuple[str, Sequence[str]]]:
+def of_store(store: Place) -> Iterator[tuple[str, Sequence[str]]]:
     """The answers that a server keeps, with the passages that they were given; none where it has kept none yet.
 
     Raises DataError where the store can't be used.
     """
-    if not (folder / base.FILE).is_file():
+    if not exists(store):
         return
-    for row in Answers(base.Base(folder)).exported():
+    for row in Answers(open_store(store)).exported():
         yield str(row["id"]), row["facts"].get("passages") or []
 
 

@@ -31,6 +31,8 @@ from meditune.retrieve.collections import Collection
 from meditune.retrieve.manifest import Manifest
 from meditune.retrieve.passages.library import FILE
 from meditune.retrieve.place import place
+from meditune.store.notes import Notes
+from meditune.store.opening import exists, open_store
 
 REJECTS_FILE = "rejects.jsonl"
 REPORT_FILE = "update.json"
@@ -51,8 +53,8 @@ class Wanted:
     embedding: str | None = None
     email: str | None = None
     eutils: str = URL
-    store: Path | None = None
-    """Where a server keeps its answers"""
+    store: str | None = None
+    """Where a server keeps its answers: a folder, or a database's URL"""
     tests: tuple[Path, ...] = ()
     """Files of items that are measured on, beside PubMedQA's"""
 
@@ -101,6 +103,8 @@ def update(folder: Path, wanted: Wanted) -> Report:
         if wanted.index:
             _attempt(report, lambda: _index(here, wanted, report))
         _attempt(report, lambda: _pairs(here, wanted, report))
+        if wanted.store:
+            _attempt(report, lambda: _note(folder, wanted, report))
         write_json(folder / REPORT_FILE, facts(report))
     return report
 
@@ -185,8 +189,18 @@ def _lists(here: Library) -> None:
 def _flags(here: Library, wanted: Wanted, report: Report) -> None:
     """Find and write down the answers that cite what is retracted."""
     known = {row["pmid"]: row for row in here.retracted()}
-    report.flagged = list(flags.flag(flags.of_store(Path(str(wanted.store))), known))
+    report.flagged = list(flags.flag(flags.of_store(str(wanted.store)), known))
     write_jsonl(here.folder / flags.FLAGGED, map(asdict, report.flagged))
+
+
+def _note(folder: Path, wanted: Wanted, report: Report) -> None:
+    """Let those who watch the server know what was taken in."""
+    if exists(str(wanted.store)):
+        counted = {"library": report.library, "retracted": len(report.retracted), "flagged": len(report.flagged)}
+        failures = [str(failure) for failure in report.failures]
+        made = report.index[0].content if report.index else ""
+        told = {"folder": str(folder.resolve()), "index": made, "failures": failures} | counted
+        Notes(open_store(str(wanted.store))).put(f"update/{folder.resolve()}", told)
 
 
 def _index(here: Library, wanted: Wanted, report: Report) -> None:

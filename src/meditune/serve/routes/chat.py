@@ -7,14 +7,16 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from meditune.engines.engine import Job, Likely
-from meditune.serve import minding, tokens
+from meditune.serve import minding, shadowing, tokens
 from meditune.serve.access import Caller, allowed
+from meditune.serve.chosen import chosen, conversation_of
 from meditune.serve.kept import keep
 from meditune.serve.minding import Instead
 from meditune.serve.routes.documented import errors, streams
@@ -36,18 +38,23 @@ BEGINNING = {"role": "assistant", "content": ""}
     responses={**streams("The answer, or its pieces as server-sent events."), **errors(404, 504)},
     summary="Go on with a chat",
 )
-async def chat(
-    body: ChatBody, request: Request, caller: Annotated[Caller, Depends(allowed("generate", paying=True))]
-) -> Any:
+async def chat(body: ChatBody, request: Request, caller: Annotated[Caller, Depends(allowed("generate"))]) -> Any:
     """The model's answer to a chat, as OpenAI's clients expect it."""
-    service: Service = request.app.state.service
+    first = next((message.turn().text for message in body.messages if message.role == "user"), "")
+    conversation = conversation_of(caller, first)
+    service = chosen(request, conversation)
     service.must_serve(body.model)
     minded = minding.minded(service, body)
+
+    async def urgent() -> bool:
+        return minded and await asyncio.to_thread(minding.urgent, service, body)
+
+    await service.access.pays_unless(urgent, request, caller)
     # Triage comes first: nothing else that is wrong with a request may stand before urgent help.
     instead = await asyncio.to_thread(minding.instead, service, body) if minded else None
     job = None if instead else await asyncio.to_thread(_job, service, body)
     ending = minding.ENDING if minded else ""
-    answer = _Answer(service, body, job, caller, request.scope[SCOPE_KEY], instead, ending)
+    answer = _Answer(service, body, job, caller, request.scope[SCOPE_KEY], conversation, instead, ending)
     if body.stream:
         return EventStream(answer.events)
     return await while_there(request, answer.at_once())
@@ -81,12 +88,13 @@ class _Answer:
         job: Job | None,
         caller: Caller,
         trace: Trace,
+        conversation: str,
         instead: Instead | None,
         ending: str,
     ) -> None:
         """`instead` is said in the model's place, where there is no `job`; `ending` after what the model says."""
         self.service, self.body, self.job, self.caller, self.trace = service, body, job, caller, trace
-        self.instead, self.ending = instead, ending
+        self.conversation, self.instead, self.ending = conversation, instead, ending
         self.id, self.created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
 
     async def at_once(self) -> Response:
@@ -173,6 +181,9 @@ class _Answer:
         facts = {"prompt_tokens": written.prompt_tokens, "completion_tokens": written.tokens, "finish": written.finish}
         outcome = self.instead.outcome if self.instead else "answered"
         await keep(self.service, self.caller, self.id, "chat", question, text, outcome, facts)
+        if not self.instead:
+            job = partial(_job, body=self.body)
+            shadowing.chat(self.service, self.conversation, self.caller, self.id, question, job)
 
 
 def _usage(written: Written) -> Usage:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -15,6 +16,7 @@ from starlette.responses import Response
 from meditune.engines.engine import Job, Likely
 from meditune.serve import tokens
 from meditune.serve.access import Caller, allowed
+from meditune.serve.chosen import chosen, conversation_of
 from meditune.serve.errors import ApiError
 from meditune.serve.routes.documented import errors, streams
 from meditune.serve.schema.body import Usage
@@ -37,7 +39,7 @@ async def complete(
     body: CompletionBody, request: Request, caller: Annotated[Caller, Depends(allowed("generate", paying=True))]
 ) -> Any:
     """What the model writes after each prompt; with `echo` and `logprobs`, how likely it finds the prompt itself."""
-    service: Service = request.app.state.service
+    service = chosen(request, conversation_of(caller, str(body.prompts()[0])))
     service.must_serve(body.model)
     jobs = await asyncio.to_thread(_jobs, service, body)
     answer = _Completing(service, body, jobs, caller, request.scope[SCOPE_KEY])
@@ -86,7 +88,9 @@ class _Completing:
     async def at_once(self) -> Response:
         """All texts."""
         async with turn(self.service, self.caller, self.trace) as count:
-            choices = await _together([self._choice(n, job, count) for n, job in enumerate(self.jobs)])
+            with self.service.admission.spare(len(self.jobs) - 1) as more:
+                works = [partial(self._choice, number, job, count) for number, job in enumerate(self.jobs)]
+                choices = await _together(works, 1 + more)
         usage = Usage(
             prompt_tokens=count.prompt_tokens,
             completion_tokens=count.tokens,
@@ -193,9 +197,15 @@ def joined(first: CompletionLogprobs, then: CompletionLogprobs, offset: int) -> 
     )
 
 
-async def _together(works: Sequence[Awaitable[CompletionChoice]]) -> list[CompletionChoice]:
-    """All results; where one fails, the others are ended."""
-    tasks = [asyncio.ensure_future(work) for work in works]
+async def _together(works: Sequence[Callable[[], Awaitable[CompletionChoice]]], at_once: int) -> list[CompletionChoice]:
+    """All results, so many of them worked for at once; where one fails, the others are ended."""
+    places = asyncio.Semaphore(at_once)
+
+    async def placed(work: Callable[[], Awaitable[CompletionChoice]]) -> CompletionChoice:
+        async with places:
+            return await work()
+
+    tasks = [asyncio.ensure_future(placed(work)) for work in works]
     try:
         return await asyncio.gather(*tasks)
     finally:

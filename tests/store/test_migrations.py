@@ -1,0 +1,144 @@
+"""Stores of earlier versions are brought up to date, with all that is in them; those of later ones are left alone."""
+
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from meditune.errors import StoreError
+from meditune.store.answers import Answer, Answers, Feedback
+from meditune.store.base import FILE, Base
+from meditune.store.keys import Keys
+from meditune.store.migrations import LATEST
+from meditune.store.notes import Notes
+from meditune.store.opening import open_store
+from meditune.store.postgres import Postgres
+
+OLD = """
+CREATE TABLE keys (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL, hash TEXT NOT NULL, old_hash TEXT, old_until REAL,
+    scopes TEXT NOT NULL, per_minute INTEGER, daily_tokens INTEGER, created REAL NOT NULL, expires REAL, revoked REAL
+);
+CREATE TABLE usage (
+    who TEXT NOT NULL, day TEXT NOT NULL, requests INTEGER NOT NULL, tokens INTEGER NOT NULL, PRIMARY KEY (who, day)
+);
+CREATE TABLE answers (
+    id TEXT PRIMARY KEY, time REAL NOT NULL, who TEXT NOT NULL, route TEXT NOT NULL, model TEXT NOT NULL,
+    index_content TEXT NOT NULL, outcome TEXT NOT NULL, facts TEXT NOT NULL, question TEXT, answer TEXT
+);
+CREATE INDEX answers_time ON answers (time);
+CREATE TABLE feedback (
+    answer TEXT NOT NULL REFERENCES answers (id) ON DELETE CASCADE, who TEXT NOT NULL, time REAL NOT NULL,
+    rating TEXT NOT NULL, reasons TEXT NOT NULL, comment TEXT NOT NULL, correction TEXT NOT NULL,
+    PRIMARY KEY (answer, who)
+);
+INSERT INTO keys VALUES ('1a2b', 'Ann', 'x', NULL, NULL, 'generate', NULL, NULL, 1.0, NULL, NULL);
+INSERT INTO answers VALUES ('a1', 5.0, '1a2b', 'ask', 'm v1', 'i1', 'answered', '{"sources": 1}', 'Why?', 'So.');
+INSERT INTO answers VALUES ('gone', 6.0, '1a2b', 'ask', 'm v1', '', 'answered', '{}', NULL, NULL);
+INSERT INTO answers VALUES ('a2', 4.0, '1a2b', 'ask', 'm v1', '', 'abstained', '{}', NULL, NULL);
+DELETE FROM answers WHERE id = 'gone';
+INSERT INTO feedback VALUES ('a1', '1a2b', 7.0, 'down', '["unclear"]', 'hm', 'Because.');
+PRAGMA user_version = 1;
+"""
+
+
+def old(folder):
+    with sqlite3.connect(folder / FILE) as base:
+        base.executescript(OLD)
+    return folder
+
+
+def versions(store):
+    with open_store(store).opened() as base:
+        return [row["version"] for row in base.execute("SELECT version FROM versions ORDER BY version")]
+
+
+def test_a_file_of_the_first_version_keeps_everything(tmp_path):
+    answers = Answers(Base(old(tmp_path)))
+    assert versions(str(tmp_path)) == list(range(1, LATEST + 1))
+    told = list(answers.in_order())
+    # Places stay, gaps included: a drift check goes on from one.
+    assert [(place, each.id, said) for place, each, said in told] == [(1, "a1", ("down",)), (3, "a2", ())]
+    (said,) = next(answers.exported())["feedback"]
+    assert (said["correction"], said["decision"], said["expert"]) == ("Because.", "", False)
+    assert Keys(answers.base).get("1a2b").name == "Ann"
+    answers.say(Feedback("a1", "other", "up"))
+    assert answers.delete("a1")
+    with answers.base.opened() as base:
+        assert base.execute("SELECT count(*) FROM feedback").fetchone()[0] == 0
+        assert base.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+
+
+def test_servers_that_start_at_once_make_the_tables_once(store, tmp_path):
+    if store == str(tmp_path):
+        old(tmp_path)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(open_store, [store] * 4))
+    assert versions(store) == list(range(1, LATEST + 1))
+    open_store(store)
+
+
+def test_a_step_that_fails_is_undone_whole(tmp_path, monkeypatch):
+    old(tmp_path)
+    from meditune.store import migrations
+
+    broken = migrations.Step(2, migrations.STEPS[1].sqlite + "CREATE TABLE broken (;", "")
+    monkeypatch.setattr(migrations, "STEPS", (migrations.STEPS[0], broken))
+    with pytest.raises(StoreError):
+        Base(tmp_path)
+    monkeypatch.undo()
+    assert [each.id for _, each, _ in Answers(Base(tmp_path)).in_order()] == ["a1", "a2"]
+
+
+def test_a_later_version_is_left_alone(store):
+    with open_store(store).opened() as base:
+        base.execute("INSERT INTO versions VALUES (99, 0, 'later')")
+        if store.startswith("/"):
+            base.execute("PRAGMA user_version = 99")
+    with pytest.raises(StoreError, match="later version"):
+        open_store(store)
+
+
+def test_notes_replace_each_other(store):
+    notes = Notes(open_store(store))
+    notes.put("server/a", {"model": "m"})
+    notes.put("server/b", {"model": "n"})
+    notes.put("update/a", {})
+    notes.put("server/a", {"model": "o"})
+    assert [(each.name, each.facts["model"]) for each in notes.all("server")] == [("server/a", "o"), ("server/b", "n")]
+    notes.remove("server/a")
+    assert [each.name for each in notes.all("server")] == ["server/b"]
+
+
+def test_what_is_wrong_with_a_database_is_said_without_its_password(postgres):
+    with pytest.raises(StoreError, match=r"postgresql://u@127\.0\.0\.1:1/d can't be used \(.*refused") as error:
+        Postgres("postgresql://u:s3cret@127.0.0.1:1/d")
+    assert "s3cret" not in str(error.value)
+    with pytest.raises(StoreError, match="%40") as error:
+        Postgres("postgresql://u:s3c/ret@localhost/d")
+    assert "s3c" not in str(error.value)
+    with pytest.raises(StoreError, match=r"database .*nowhere.* does not exist"):
+        Postgres(postgres.url("nowhere"))
+
+
+def test_a_database_that_was_started_anew_is_found_again(postgres):
+    answers = Answers(Postgres(postgres.new()))
+    answers.keep(Answer("a1", "k", "ask", "m"))
+    postgres.stop()
+    try:
+        with pytest.raises(StoreError, match="can't be used"):
+            answers.get("a1")
+    finally:
+        postgres.start()
+    assert answers.get("a1").who == "k"
+    answers.keep(Answer("a2", "k", "ask", "m"))
+
+
+def test_another_programs_lock_is_waited_for_and_then_named(postgres, monkeypatch):
+    monkeypatch.setattr("meditune.store.postgres.LOCK_S", 0.3)
+    base = Postgres(postgres.new())
+    with base.changing() as other:
+        other.execute("LOCK TABLE answers")
+        with pytest.raises(StoreError, match="lock timeout"):
+            Answers(base).keep(Answer("a1", "k", "ask", "m"))
+    Answers(base).keep(Answer("a1", "k", "ask", "m"))
