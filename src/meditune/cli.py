@@ -23,6 +23,7 @@ from meditune import (
     reviewing,
     serving,
     updating,
+    watching,
 )
 from meditune.errors import MedituneError, Stopped
 from meditune.options import Output, Overrides, RecipeName, Run, Yes, resolve
@@ -228,6 +229,7 @@ for command in (
     exporting.export,
     serving.serve,
     updating.update,
+    watching.status,
     model_commands.models,
 ):
     app.command()(command)

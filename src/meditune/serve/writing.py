@@ -45,8 +45,7 @@ async def turn(service: Service, caller: Caller, trace: Trace) -> AsyncIterator[
                     yield written
             finally:
                 trace.facts |= {"prompt_tokens": written.prompt_tokens, "completion_tokens": written.tokens}
-                service.metrics.tokens.labels("prompt").inc(written.prompt_tokens)
-                service.metrics.tokens.labels("completion").inc(written.tokens)
+                service.metrics.count_tokens(written.prompt_tokens, written.tokens)
     finally:
         # Who leaves early has used what was written until then; leaving again doesn't stop the counting.
         if entered:
