@@ -1,240 +1,227 @@
-"""Engines side by side on a run's exports: first token and tokens a second at several users, memory, start, CPU time.
+"""Servers side by side on a run's exports: first token and tokens a second at several users, CPU time, start, memory.
 
-    python benchmarks/engines.py RUN [--users 1 8 32] [--tokens 64] [--sides openvino llamacpp ...]
+    python benchmarks/engines.py RUN [--users 1 8 32] [--tokens 64] [--sides openvino llama-server ...]
 
-Each side runs in a process of its own, one after the other in one call. Every user asks one question about sources of
-its own (a prompt of 450 tokens) at the same time; then, for one user, another question about the same sources. `naive`
-is what a plain transformers server does: `generate` behind a lock. `llama-server` is llama.cpp's own HTTP server on the
-same GGUF file. CPU seconds are those of the whole process, so they hold beside other work; clock times don't.
+Each side is an HTTP server in a process of its own, one after the other in one call, and each is asked the same by
+the same client through /v1/completions: prompts of 450 tokens, each about sources of its own. So many users ask at the
+same time, and the next question when the last is answered. Then one user asks about new sources, and other questions
+about the same ones. CPU seconds are those of the server, so they hold beside other work; clock times don't.
+
+`openvino`, `llamacpp` and `transformers` are `meditune serve` with that engine. `llama-server` is llama.cpp's own
+server on the same GGUF file, `transformers-serve` transformers' own server on the merged model, `-batching` with its
+continuous batching, `-fp32` with 32-bit weights. RUN needs the exports; `--texts` takes the sources from another run's
+data.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import itertools
 import json
-import os
-import queue
 import statistics
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
+import httpx2
 
-SIDES = ("openvino", "llamacpp", "transformers", "naive", "llama-server")
+import servers
+from servers import Served, streamed
+
+OURS = ("openvino", "llamacpp", "transformers")
+PEERS = ("llama-server", "transformers-serve", "transformers-serve-batching", "transformers-serve-fp32")
 PROMPT_TOKENS = 450
 SHARED_TOKENS = 400
-"""Of those that are the sources', which the repeated prompt has, too"""
-Started = Callable[[Sequence[int], int, Callable[[int, bool], None]], None]
-"""Begins an answer of so many tokens; told of each piece how many tokens came, and whether it was the last"""
+"""Of those that are the sources', which a repeated prompt has, too"""
+REPEATED = 4
+"""Questions about the same sources, and as many about new ones"""
 
 
-def texts(run: Path, count: int) -> list[str]:
-    """Running text of the run's training examples, one for each user."""
-    from meditune.data.prepare import stored
+@dataclass
+class Answer:
+    """What came of one question."""
 
-    train = stored(run / "data").splits.train
-    joined = [" ".join(passage.text for passage in example.context) for example in train]
-    return [" ".join(joined[3 * number : 3 * number + 3]) for number in range(count)]
-
-
-def prompts(tokenizer: Any, run: Path, count: int) -> list[list[int]]:
-    """`count` prompts of PROMPT_TOKENS tokens that begin differently, and one more that begins as the first."""
-    cue = tokenizer("\nQuestion: What do these results say?\nConclusion:", add_special_tokens=False)["input_ids"]
-    sources = [tokenizer(text)["input_ids"] for text in texts(run, count)]
-    made = [ids[: PROMPT_TOKENS - len(cue)] + cue for ids in sources]
-    other = tokenizer("\nQuestion: Who was asked, and when was it?", add_special_tokens=False)["input_ids"]
-    first = sources[0][:SHARED_TOKENS] + other + other + cue
-    return [*made, first[:PROMPT_TOKENS]]
+    first_s: float
+    seconds: float
+    text: str
 
 
-def of_engine(engine: Any) -> Started:
-    from meditune.engines.engine import Job
+class Prompts:
+    """Prompts of PROMPT_TOKENS tokens, each about sources that no other one has."""
 
-    def start(prompt: Sequence[int], more: int, told: Callable[[int, bool], None]) -> None:
-        engine.start(Job(prompt, more), lambda piece: told(len(piece.tokens), bool(piece.finish or piece.error)))
+    def __init__(self, tokenizer: Any, run: Path) -> None:
+        from meditune.data.prepare import stored
 
-    return start
+        self.tokenizer = tokenizer
+        train = stored(run / "data").splits.train
+        joined = [" ".join(passage.text for passage in example.context) for example in train]
+        self._sources = itertools.cycle(" ".join(joined[at : at + 3]) for at in range(0, len(joined) - 3, 3))
 
+    def new(self) -> str:
+        """One about new sources."""
+        return self.about(next(self._sources), "What do these results say?")
 
-def naive(run: Path) -> tuple[Any, Started]:
-    """transformers' generate, one request after the other."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    def about(self, source: str, question: str) -> str:
+        """One about this source, of which its first tokens are taken."""
+        cue = self._ids(f"\nQuestion: {question}\nConclusion:")
+        ids = self._ids(source)[: PROMPT_TOKENS - len(cue) if len(cue) < PROMPT_TOKENS - SHARED_TOKENS else None]
+        text: str = self.tokenizer.decode([*ids, *cue])
+        return text
 
-    folder = run / "export" / "merged"
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
-    lock = threading.Lock()
+    def repeated(self) -> list[str]:
+        """Several about the same new sources."""
+        source = self.tokenizer.decode(self._ids(next(self._sources))[:SHARED_TOKENS])
+        asked = ("Who was asked?", "When was it?", "What was measured?", "Where was it done?", "Is it certain?")
+        return [self.about(source, question) for question in asked[: REPEATED + 1]]
 
-    class Streamer:
-        def __init__(self, told: Callable[[int, bool], None]) -> None:
-            self.told, self.prompt = told, True
+    def count(self, text: str) -> int:
+        """Tokens of a text."""
+        return len(self._ids(text))
 
-        def put(self, value: Any) -> None:
-            if not self.prompt:
-                self.told(value.numel(), False)
-            self.prompt = False
-
-        def end(self) -> None:
-            self.told(0, True)
-
-    def start(prompt: Sequence[int], more: int, told: Callable[[int, bool], None]) -> None:
-        def work() -> None:
-            ids = torch.tensor([list(prompt)])
-            with lock, torch.inference_mode():
-                model.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    max_new_tokens=more,
-                    do_sample=False,
-                    streamer=Streamer(told),
-                )
-
-        threading.Thread(target=work).start()
-
-    return AutoTokenizer.from_pretrained(folder), start
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
 
-def llama_server(run: Path, at_once: int) -> tuple[Any, Started]:
-    """llama.cpp's server over HTTP, with as many slots as there are users."""
-    import httpx2
-
-    from meditune.engines.llamacpp_engine import server
-    from meditune.engines.tokenizer import PlainTokenizer
-    from meditune.export.gguf import NAME
-
-    folder = run / "export" / "gguf"
-    started = server(folder / NAME, 32 * 1024, at_once, "key")
-    client = httpx2.Client(timeout=600, headers={"Authorization": "Bearer key"})
-
-    def start(prompt: Sequence[int], more: int, told: Callable[[int, bool], None]) -> None:
-        def work() -> None:
-            body = {"prompt": list(prompt), "n_predict": more, "stream": True, "temperature": 0, "cache_prompt": True}
-            with client.stream("POST", f"{started.listening_address}/completion", json=body) as response:
-                for line in response.iter_lines():
-                    if line.startswith("data:"):
-                        said = json.loads(line[5:])
-                        told(0 if said.get("stop") else 1, bool(said.get("stop")))
-
-        threading.Thread(target=work).start()
-
-    return PlainTokenizer(folder), start
+def served(side: str, run: Path, users: int) -> AbstractContextManager[Served]:
+    """The server of one side."""
+    if side in OURS:
+        folder = run / "export" / {"openvino": "openvino", "llamacpp": "gguf", "transformers": "merged"}[side]
+        words = ["--engine", side, "--at-once", users, "--waiting", 2 * users, "--answer-seconds", 600]
+        return servers.meditune(str(folder), *words)
+    if side == "llama-server":
+        return servers.llama_cpp(next((run / "export" / "gguf").glob("*.gguf")), max(16, users) * 1024, users)
+    words = {"batching": ["--continuous-batching"], "fp32": ["--dtype", "float32"]}.get(side.rpartition("-")[2], [])
+    return servers.transformers(run / "export" / "merged", *words)
 
 
-def asked(start: Started, chosen: Sequence[Sequence[int]], more: int) -> dict[str, float]:
-    """All prompts at once: seconds to the first token (median, longest), tokens a second together, CPU seconds."""
-    pieces: queue.SimpleQueue[tuple[int, int, bool, float]] = queue.SimpleQueue()
-    process = psutil.Process()
-    begun, cpu = time.perf_counter(), sum(process.cpu_times()[:2])
-    for number, prompt in enumerate(chosen):
-        start(prompt, more, lambda count, last, number=number: pieces.put((number, count, last, time.perf_counter())))
-    first: dict[int, float] = {}
-    tokens = left = 0
-    left = len(chosen)
-    while left:
-        number, count, last, now = pieces.get(timeout=600)
-        tokens += count
-        left -= last
-        if count:
-            first.setdefault(number, now - begun)
-    seconds = time.perf_counter() - begun
-    waited = sorted(first.values())
+async def asked(client: httpx2.AsyncClient, server: Served, prompt: str, more: int) -> Answer:
+    """One question, streamed."""
+    body = {"model": server.model, "prompt": prompt, "max_tokens": more, "temperature": 0, "stream": True}
+    begun, first, texts = time.perf_counter(), 0.0, []
+    async with client.stream("POST", f"{server.address}v1/completions", json=body) as reply:
+        reply.raise_for_status()
+        async for line in reply.aiter_lines():
+            said = streamed(line)
+            for choice in (said or {}).get("choices", []):
+                if choice.get("text"):
+                    first = first or time.perf_counter() - begun
+                    texts.append(choice["text"])
+    return Answer(first, time.perf_counter() - begun, "".join(texts))
+
+
+async def together(
+    client: httpx2.AsyncClient, server: Served, prompts: Prompts, users: int, answers: int, more: int
+) -> dict[str, float]:
+    """So many answers to so many users who each ask again when they are answered."""
+    wanted = iter([prompts.new() for _ in range(answers)])
+    found: list[Answer] = []
+
+    async def user() -> None:
+        for prompt in wanted:
+            found.append(await asked(client, server, prompt, more))
+
+    begun, used = time.perf_counter(), server.cpu()
+    await asyncio.gather(*(user() for _ in range(users)))
+    seconds, used = time.perf_counter() - begun, server.cpu() - used
+    # Whatever a server says of its tokens, they are counted in one way.
+    tokens = sum(prompts.count(answer.text) for answer in found)
+    first = sorted(answer.first_s for answer in found if answer.first_s)
     return {
-        "users": len(chosen),
-        "first_token_s": statistics.median(waited),
-        "first_token_last_s": waited[-1],
+        "users": users,
+        "answers": answers,
+        "first_token_s": statistics.median(first),
+        "first_token_last_s": first[-1],
         "tokens": tokens,
         "tokens_per_s": tokens / seconds,
-        "cpu_s": sum(process.cpu_times()[:2]) - cpu,
-        "cpu_s_per_answer": (sum(process.cpu_times()[:2]) - cpu) / len(chosen),
+        "cpu_s_per_answer": used / answers,
+        "cpu_ms_per_token": 1000 * used / tokens,
     }
 
 
-def side(name: str, run: Path, users: Sequence[int], more: int) -> dict[str, Any]:
-    """Everything measured of one side, in this process."""
-    begun = time.perf_counter()
-    if name == "naive":
-        tokenizer, start = naive(run)
-    elif name == "llama-server":
-        tokenizer, start = llama_server(run, max(users))
-    else:
-        from meditune.engines.opening import open_engine
-
-        engine = open_engine(str(run), name, at_once=max(users))
-        tokenizer, start = engine.tokenizer, of_engine(engine)
-    short = tokenizer("Question: What is asthma?\nConclusion:")["input_ids"]
-    asked(start, [short], 1)
-    cold = time.perf_counter() - begun
-    made = prompts(tokenizer, run, sum(users))
-    rows, taken = [], 0
-    for count in users:
-        rows.append(asked(start, made[taken : taken + count], more))
-        taken += count
-    # What is shared with the first prompt may have left the memory since.
-    fresh = asked(start, [made[0][:1] + made[0][50:] + made[0][1:50]], more)
-    asked(start, [made[0]], 1)
-    again = asked(start, [made[-1]], more)
-    return {
-        "side": name,
-        "cold_start_s": cold,
-        "rows": rows,
-        "first_token_fresh_s": fresh["first_token_s"],
-        "first_token_same_sources_s": again["first_token_s"],
-        "rss_mb": psutil.Process().memory_info().rss / 1e6,
-    }
+async def measured(side: str, run: Path, prompts: Prompts, given: argparse.Namespace) -> dict[str, Any]:
+    """Everything measured of one side."""
+    async with httpx2.AsyncClient(timeout=600) as client:
+        begun = time.perf_counter()
+        with served(side, run, max(given.users)) as server:
+            client.headers["Authorization"] = f"Bearer {server.key or 'none'}"
+            await asked(client, server, "Question: What is asthma?\nConclusion:", 1)
+            cold, cold_cpu = time.perf_counter() - begun, server.cpu()
+            rows = []
+            for users in given.users:
+                answers = max(users, given.answers)
+                rows.append(await together(client, server, prompts, users, answers, given.tokens))
+                print(side, json.dumps(rows[-1]), file=sys.stderr, flush=True)
+            fresh = [(await asked(client, server, prompts.new(), 8)).first_s for _ in range(REPEATED)]
+            same = [(await asked(client, server, prompt, 8)).first_s for prompt in prompts.repeated()][1:]
+            return {
+                "side": side,
+                "cold_start_s": cold,
+                "cold_start_cpu_s": cold_cpu,
+                "rows": rows,
+                "first_token_fresh_s": statistics.median(fresh),
+                "first_token_same_sources_s": statistics.median(same),
+                "rss_mb": server.memory(),
+            }
 
 
-def table(found: Sequence[dict[str, Any]]) -> str:
+def table(found: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Markdown."""
-    users = [row["users"] for row in found[0]["rows"]]
+    users = [str(row["users"]) for row in found[0]["rows"]]
+    many = ", ".join(users)
     heads = [
-        "engine",
-        "cold start s",
-        *(f"first token s, {n} users" for n in users),
-        *(f"tokens/s, {n}" for n in users),
+        "server",
+        f"first token s, {many} users",
+        f"tokens/s, {many} users",
+        f"CPU seconds an answer, {many} users",
+        "first token s: new, same sources",
+        f"CPU-hours per 1,000 answers, {users[-1]} users",
+        "start to first answer s",
+        "MB",
     ]
-    heads += ["first token s: new, same sources", "CPU-hours per 1,000 answers", "MB"]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    yield "| " + " | ".join(heads) + " |"
+    yield "|" + "---|" * len(heads)
     for one in found:
-        hours = one["rows"][-1]["cpu_s_per_answer"] * 1000 / 3600
-        cells = [one["side"], f"{one['cold_start_s']:.1f}"]
-        cells += [f"{row['first_token_s']:.2f}" for row in one["rows"]]
-        cells += [f"{row['tokens_per_s']:.0f}" for row in one["rows"]]
-        cells += [f"{one['first_token_fresh_s']:.2f}, {one['first_token_same_sources_s']:.2f}", f"{hours:.2f}"]
-        lines.append("| " + " | ".join([*cells, f"{one['rss_mb']:.0f}"]) + " |")
-    return "\n".join(lines)
+        rows = one["rows"]
+        cells = [
+            one["side"],
+            ", ".join(f"{row['first_token_s']:.2f}" for row in rows),
+            ", ".join(f"{row['tokens_per_s']:.0f}" for row in rows),
+            ", ".join(f"{row['cpu_s_per_answer']:.2f}" for row in rows),
+            f"{one['first_token_fresh_s']:.2f}, {one['first_token_same_sources_s']:.2f}",
+            f"{rows[-1]['cpu_s_per_answer'] * 1000 / 3600:.2f}",
+            f"{one['cold_start_s']:.1f}",
+            f"{one['rss_mb']:.0f}",
+        ]
+        yield "| " + " | ".join(cells) + " |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--users", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--answers", type=int, default=16, help="the fewest in a cell")
     parser.add_argument("--tokens", type=int, default=64, help="tokens that each answer may have")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
+    parser.add_argument("--sides", nargs="+", choices=OURS + PEERS, default=OURS + PEERS)
+    parser.add_argument("--texts", type=Path, help="the run whose data are asked about")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--one", choices=SIDES, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.one:
-        print(json.dumps(side(given.one, given.run, given.users, given.tokens)), flush=True)
-        os._exit(0)
+    from meditune.engines.tokenizer import PlainTokenizer
+
+    tokenizer = PlainTokenizer(given.run / "export" / "merged")
     found = []
-    for name in given.sides:
-        words = [sys.executable, __file__, str(given.run), "--one", name, "--tokens", str(given.tokens)]
-        done = subprocess.run(
-            [*words, "--users", *map(str, given.users)], stdout=subprocess.PIPE, text=True, check=False
-        )
-        if done.returncode:
-            print(f"{name} failed", file=sys.stderr)
-            continue
-        found.append(json.loads(done.stdout.strip().splitlines()[-1]))
-        print(json.dumps(found[-1]), file=sys.stderr)
-    print(table(found))
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=2), encoding="utf-8")
+    for side in given.sides:
+        prompts = Prompts(tokenizer, given.texts or given.run)
+        found.append(asyncio.run(measured(side, given.run, prompts, given)))
+        print(json.dumps(found[-1]), file=sys.stderr, flush=True)
+        if given.json:
+            given.json.write_text(json.dumps(found, indent=2), encoding="utf-8")
+    print("\n".join(table(found)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How fast passages are indexed and found: Meditune beside bm25s alone and LanceDB as its guide sets it up.
 
     python benchmarks/search_speed.py --passages 18000
-    python benchmarks/search_speed.py --passages 1000000 --queries 200
+    python benchmarks/search_speed.py --passages 1000000 --queries 200 --at FOLDER     indices are kept there, and found
     python benchmarks/search_speed.py --index DIR            an index of yours, with its own embedding model
     python benchmarks/search_speed.py --embed 200            how fast the embedding model reads, in each form
 
@@ -23,7 +23,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,7 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=18_000)
     parser.add_argument("--queries", type=int, default=300)
     parser.add_argument("--sides", nargs="*", default=list(SIDES), choices=SIDES)
+    parser.add_argument("--at", type=Path, help="where Meditune's and LanceDB's tables are kept")
     parser.add_argument("--index", help="an index that is there already")
     parser.add_argument("--embed", type=int, help="so many passages, by each form of the embedding model")
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
@@ -89,23 +92,57 @@ def vectors(count: int, seed: int = 1) -> Iterator[np.ndarray[Any, np.dtype[np.f
         yield made / np.linalg.norm(made, axis=1, keepdims=True)
 
 
+@contextmanager
+def kept(options: argparse.Namespace, name: str) -> Iterator[Path]:
+    """A side's folder: under `--at`, or one that goes afterwards."""
+    if options.at:
+        yield options.at / name
+    else:
+        with tempfile.TemporaryDirectory(prefix="search-speed-") as path:
+            yield Path(path)
+
+
 def meditune_hybrid(options: argparse.Namespace) -> dict[str, Any]:
     """Our table, indices and search."""
-    from meditune.retrieve import learning, manifest, tables
-    from meditune.retrieve.build import APPROXIMATE_FROM, KEEP_VERSIONS
     from meditune.retrieve.embedders import Embedder, Identity
     from meditune.retrieve.index import Index
-    from meditune.retrieve.passages.passage import IndexedPassage
-    from meditune.retrieve.place import place
 
     asked = queries(options.queries)
     titles = Embedder(
         Identity("random", DIMENSION, "random"), lambda some: np.concatenate(list(vectors(len(some), seed=13)))
     )
-    with tempfile.TemporaryDirectory(prefix="search-speed-") as path:
-        table = tables.connect(place(path)).create_table("passages-1", schema=tables.schema(DIMENSION))
-        started, number = time.perf_counter(), 0
-        for chunk, numbers in zip(texts(options.passages), vectors(options.passages), strict=True):
+    with kept(options, "meditune") as path:
+        built = {} if (path / "index.json").exists() else build(path, options.passages, titles)
+        opening = time.perf_counter()
+        index = Index.open(path, titles)
+        opened = time.perf_counter() - opening
+        fused = with_vectors(index, asked[1])
+        said = timed(lambda n: fused.search(asked[0][n], 10, mode="fused"), options.queries)
+        hybrid = with_vectors(index, asked[1])
+        return {
+            **built,
+            "open_s": round(opened, 1),
+            "fused": said,
+            "hybrid": timed(lambda n: hybrid.search(asked[0][n], 10), options.queries),
+            "recall": recall(index, asked[1], options.passages),
+        }
+
+
+def build(path: Path, passages: int, titles: Any) -> dict[str, float]:
+    """Seconds that an index of given texts and vectors takes: `add_s` until they are stored, `index_s` after that.
+
+    A table that was begun is filled up.
+    """
+    from meditune.retrieve import learning, manifest, tables
+    from meditune.retrieve.build import APPROXIMATE_FROM, KEEP_VERSIONS
+    from meditune.retrieve.passages.passage import IndexedPassage
+    from meditune.retrieve.place import place
+
+    started, number = time.perf_counter(), 0
+    table = tables.connect(place(path)).create_table("passages-1", schema=tables.schema(DIMENSION), exist_ok=True)
+    there = table.count_rows()
+    for chunk, given in zip(texts(passages), vectors(passages), strict=True):
+        if number >= there:
             rows = [
                 IndexedPassage(
                     id=f"made:{number + n}#0",
@@ -116,28 +153,15 @@ def meditune_hybrid(options: argparse.Namespace) -> dict[str, Any]:
                 )
                 for n, text in enumerate(chunk)
             ]
-            table.add(tables.rows(rows, numbers))
-            number += len(chunk)
-        added = time.perf_counter() - started
-        tables.make_searchable(table, options.passages >= APPROXIMATE_FROM, KEEP_VERSIONS)
-        made = manifest.describe(table, "passages-1", [], titles.identity, None)
-        known = learning.learn(place(path), table, [], [], titles, None)
-        replace(made, knowledge=known).write(place(path))
-        indexed = time.perf_counter() - started - added
-        opening = time.perf_counter()
-        index = Index.open(path, titles)
-        opened = time.perf_counter() - opening
-        fused = with_vectors(index, asked[1])
-        said = timed(lambda n: fused.search(asked[0][n], 10, mode="fused"), options.queries)
-        hybrid = with_vectors(index, asked[1])
-        return {
-            "add_s": round(added, 1),
-            "index_s": round(indexed, 1),
-            "open_s": round(opened, 1),
-            "fused": said,
-            "hybrid": timed(lambda n: hybrid.search(asked[0][n], 10), options.queries),
-            "recall": recall(index, asked[1], options.passages),
-        }
+            table.add(tables.rows(rows, given))
+        number += len(chunk)
+    added = time.perf_counter() - started
+    tables.make_searchable(table, passages >= APPROXIMATE_FROM, KEEP_VERSIONS)
+    made = manifest.describe(table, "passages-1", [], titles.identity, None)
+    known = learning.learn(place(path), table, [], [], titles, None)
+    replace(made, knowledge=known, words=learning.learn_words(place(path), table)).write(place(path))
+    indexed = time.perf_counter() - started - added
+    return {"add_s": round(added, 1), "index_s": round(indexed, 1), "built_peak_gb": peak()}
 
 
 def with_vectors(index: Any, given: np.ndarray[Any, np.dtype[np.float32]]) -> Any:
@@ -193,18 +217,15 @@ def lancedb_default(options: argparse.Namespace) -> dict[str, Any]:
     from lancedb.index import FTS
 
     asked = queries(options.queries)
-    with tempfile.TemporaryDirectory(prefix="search-speed-") as path:
+    schema = pa.schema([("text", pa.string()), ("vector", pa.list_(pa.float32(), DIMENSION))])
+    with kept(options, "lancedb") as path:
         started = time.perf_counter()
-        table = None
-        for chunk, numbers in zip(texts(options.passages), vectors(options.passages), strict=True):
-            vector = pa.FixedSizeListArray.from_arrays(pa.array(numbers.reshape(-1)), DIMENSION)
-            rows = pa.table({"text": chunk, "vector": vector})
-            if table is None:
-                table = lancedb.connect(path).create_table("t", rows)
-            else:
-                table.add(rows)
-        assert table is not None
-        table.create_index("text", config=FTS())
+        table = lancedb.connect(path).create_table("t", schema=schema, exist_ok=True)
+        if not table.list_indices():
+            for chunk, given in zip(texts(options.passages), vectors(options.passages), strict=True):
+                vector = pa.FixedSizeListArray.from_arrays(pa.array(given.reshape(-1)), DIMENSION)
+                table.add(pa.table({"text": chunk, "vector": vector}, schema=schema))
+            table.create_index("text", config=FTS())
         indexed = time.perf_counter() - started
 
         def search(number: int) -> None:
@@ -277,8 +298,12 @@ def timed(search: Callable[[int], object], count: int) -> dict[str, Any]:
         seconds.append(time.perf_counter() - started)
     cpu = (time.process_time() - cpu) / len(seconds)
     p50, p99 = np.percentile(seconds, [50, 99]) * 1000
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    return {"p50_ms": round(p50, 1), "p99_ms": round(p99, 1), "cpu_ms": round(cpu * 1000, 1), "peak_gb": round(peak, 2)}
+    return {"p50_ms": round(p50, 1), "p99_ms": round(p99, 1), "cpu_ms": round(cpu * 1000, 1), "peak_gb": peak()}
+
+
+def peak() -> float:
+    """The most memory of this process so far, in GB."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
 
 
 WORK = {"meditune": meditune_hybrid, "bm25s": bm25s_alone, "lancedb": lancedb_default}

@@ -196,10 +196,10 @@ async def overload(ask: Asking, server: psutil.Process, rate: float, seconds: fl
     print(f"  admitted: {spread(seen.seconds)}; first token {spread(seen.first)}")
     if seen.refused_s:
         print(f"  refused: {spread(seen.refused_s)}; Retry-After {min(seen.retry_after)} to {max(seen.retry_after)} s")
-    third = max(1, len(sizes) // 3)
-    for title, part in (("first", sizes[:third]), ("last", sizes[-third:])):
+    each = max(1, round(60 / SAMPLE_S))
+    for minute, part in enumerate(sizes[start : start + each] for start in range(0, len(sizes), each)):
         mb, threads, files = (statistics.mean(column) for column in zip(*part, strict=True))
-        print(f"  {title} third: memory {mb:.0f} MB, {threads:.0f} threads, {files:.0f} open files")
+        print(f"  minute {minute + 1}: memory {mb:.0f} MB, {threads:.0f} threads, {files:.0f} open files")
     print(f"  most memory {max(size for size, _, _ in sizes):.0f} MB")
 
 

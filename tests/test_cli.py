@@ -493,7 +493,7 @@ def test_the_command_of_a_run_can_be_pasted_into_a_shell(place):
 
 
 def test_what_got_worse_is_red_in_a_terminal(monkeypatch, capsys):
-    from meditune.terminal import print_worse
+    from meditune.terminal.figures import print_worse
 
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")

@@ -1,6 +1,6 @@
 import pytest
 
-from meditune.text import sentences
+from meditune.text import counted, sentences
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,12 @@ def test_sentences(text, expected):
 def test_no_word_is_lost():
     text = "A 'quoted end.' Then (bracketed.) More? Yes! 3 of 4 did. E. coli grew."
     assert " ".join(sentences(text)).split() == text.split()
+
+
+def test_numbers_of_things():
+    assert [counted(count, "document") for count in (0, 1, 2, 5122)] == [
+        "0 documents",
+        "1 document",
+        "2 documents",
+        "5,122 documents",
+    ]

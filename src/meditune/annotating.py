@@ -91,7 +91,7 @@ def results(folder: Set, without: Without = None, without_careless: Careless = F
     """Verdicts, agreement, careless raters, and what is disputed."""
     from meditune.review.annotate.results import write_results
     from meditune.review.annotate.table import print_results
-    from meditune.terminal import console
+    from meditune.terminal.console import console
 
     print_results(write_results(folder, without or (), without_careless), console())
     typer.echo(f"Results: {(folder / 'results.json').resolve()}")

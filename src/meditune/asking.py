@@ -35,9 +35,9 @@ def ask(
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Ask a model one question."""
-    from meditune import terminal
     from meditune.ask import ask as answer
     from meditune.files import read_text
+    from meditune.terminal.answers import print_answer, print_cited
 
     named = resolve("quickstart", [f"model.api.{item}" for item in settings]) if settings else None
     api = named.recipe.model.api if named else None
@@ -47,9 +47,9 @@ def ask(
         if source:
             raise DataError("--source and --index don't go together: put the file into the index (--documents FOLDER).")
         answerer = open_answerer(model, index, source_filter, max_new_tokens, api)
-        terminal.print_cited(answerer.answer(question, k or PASSAGES, source_filter), json)
+        print_cited(answerer.answer(question, k or PASSAGES, source_filter), json)
         return
     if k or source_filter:
         raise DataError("-k and --source-filter choose among an index's passages: name the index with --index.")
     sources = [read_text(path) for path in source or []]
-    terminal.print_answer(answer(model, question, sources, max_new_tokens, api), bool(sources), json)
+    print_answer(answer(model, question, sources, max_new_tokens, api), bool(sources), json)

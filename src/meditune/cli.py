@@ -18,8 +18,10 @@ from meditune import (
     drifting,
     exporting,
     indexing,
+    learning,
     model_commands,
     ranks,
+    releasing,
     reviewing,
     serving,
     updating,
@@ -44,6 +46,8 @@ app.add_typer(reviewing.app, name="review")
 app.add_typer(annotating.app, name="annotate")
 app.add_typer(indexing.app, name="index")
 app.add_typer(drifting.app, name="drift")
+app.add_typer(learning.app, name="learn")
+app.add_typer(releasing.registry_app, name="registry")
 app.add_typer(serving.keys_app, name="keys")
 app.add_typer(serving.answers_app, name="answers")
 
@@ -52,29 +56,31 @@ app.add_typer(serving.answers_app, name="answers")
 def run(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: Yes = False) -> None:
     """The whole journey: data, base model measured, training, tuned model measured, report."""
     from meditune import run as journey
-    from meditune import terminal
+    from meditune.terminal.console import approval
+    from meditune.terminal.data import print_leakage, print_synthetic
+    from meditune.terminal.figures import print_comparison, print_conditions, print_remarks, print_worse
 
     resolved = resolve(recipe, overrides)
     settings = [word for item in overrides or [] for word in ("--set", item)]
     command = shlex.join(["meditune", "run", recipe, "--output", str(output), *settings])
-    report = journey.run(resolved.recipe, output, command, terminal.approval(yes))
-    terminal.print_comparison(report)
-    terminal.print_conditions(report)
-    terminal.print_synthetic(report["data"]["synthetic"])
-    terminal.print_remarks(report["remarks"])
-    terminal.print_leakage(report["leakage"])
+    report = journey.run(resolved.recipe, output, command, approval(yes))
+    print_comparison(report)
+    print_conditions(report)
+    print_synthetic(report["data"]["synthetic"])
+    print_remarks(report["remarks"])
+    print_leakage(report["leakage"])
     typer.echo(f"Report: {(output / 'report.html').resolve()}")
-    terminal.print_worse(report)
+    print_worse(report)
 
 
 @app.command()
 def train(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: Yes = False) -> None:
     """Prepare the data if need be and fine-tune, without measuring anything."""
     from meditune import run as journey
-    from meditune import terminal
+    from meditune.terminal.console import approval
 
     resolved = resolve(recipe, overrides)
-    journey.train(resolved.recipe, output, terminal.approval(yes))
+    journey.train(resolved.recipe, output, approval(yes))
     typer.echo(f"Model: {(output / 'model').resolve()}")
 
 
@@ -97,15 +103,17 @@ def evaluate(
 ) -> None:
     """Measure one model on a recipe's test items."""
     from meditune import run as journey
-    from meditune import terminal
+    from meditune.terminal.console import approval
+    from meditune.terminal.data import print_leakage
+    from meditune.terminal.figures import print_conditions, print_figures, print_remarks
 
     chosen = [f"evaluate.protocol={protocol}"] if protocol else []
     resolved = resolve(recipe, [*(overrides or []), *chosen])
-    result = journey.evaluate(model, resolved.recipe, output, terminal.approval(yes))
-    terminal.print_figures(result)
-    terminal.print_conditions(result)
-    terminal.print_remarks(result["remarks"])
-    terminal.print_leakage(result["leakage"])
+    result = journey.evaluate(model, resolved.recipe, output, approval(yes))
+    print_figures(result)
+    print_conditions(result)
+    print_remarks(result["remarks"])
+    print_leakage(result["leakage"])
     typer.echo(f"Predictions: {(output / 'predictions').resolve()}")
 
 
@@ -131,12 +139,13 @@ def compare(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the comparison to this file.")] = None,
 ) -> None:
     """Are the others better than A? Paired statistics on stored predictions; no model is needed."""
-    from meditune import comparing, terminal
+    from meditune import comparing
+    from meditune.terminal.figures import print_side_by_side
 
     policy = comparing.policy(gate)
     result = comparing.compare(models, resamples, seed, policy)
     comparing.write(result, json_file, changes_file)
-    terminal.print_side_by_side(result, changed)
+    print_side_by_side(result, changed)
     comparing.refuse_failed(result)
 
 
@@ -146,14 +155,14 @@ def seeds(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
 ) -> None:
     """Does tuning help whatever the seed? Base against tuned over runs that differ in their seeds only."""
-    from meditune import terminal
     from meditune.evaluate.seeds import over_seeds
     from meditune.files import write_json
+    from meditune.terminal.figures import print_seeds
 
     result = over_seeds(runs)
     if json_file:
         write_json(json_file, result)
-    terminal.print_seeds(result)
+    print_seeds(result)
 
 
 @app.command()
@@ -168,7 +177,8 @@ def crossval(
 ) -> None:
     """Cross-validate on PubMedQA's training items: a run for each of the publisher's ten folds, then all together."""
     from meditune import crossval as validation
-    from meditune import terminal
+    from meditune.terminal.console import approval
+    from meditune.terminal.figures import print_crossval, print_crossval_worse
 
     recipes, commands = {}, {}
     for fold in sorted(set(folds or range(10))):
@@ -176,26 +186,27 @@ def crossval(
         recipes[fold] = resolve(recipe, given).recipe
         words = [word for item in given for word in ("--set", item)]
         commands[fold] = shlex.join(["meditune", "run", recipe, "--output", str(output / f"fold-{fold}"), *words])
-    result = validation.crossval(recipes, output, commands, terminal.approval(yes))
-    terminal.print_crossval(result)
+    result = validation.crossval(recipes, output, commands, approval(yes))
+    print_crossval(result)
     typer.echo(f"Figures: {(output / validation.RESULT).resolve()}")
-    terminal.print_crossval_worse(result)
+    print_crossval_worse(result)
 
 
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A finished run.")]) -> None:
     """Compute a run's report again from its stored predictions."""
     from meditune import run as journey
-    from meditune import terminal
+    from meditune.terminal.data import print_leakage, print_synthetic
+    from meditune.terminal.figures import print_comparison, print_conditions, print_remarks, print_worse
 
     result = journey.report(folder)
-    terminal.print_comparison(result)
-    terminal.print_conditions(result)
-    terminal.print_synthetic(result["data"]["synthetic"])
-    terminal.print_remarks(result["remarks"])
-    terminal.print_leakage(result["leakage"])
+    print_comparison(result)
+    print_conditions(result)
+    print_synthetic(result["data"]["synthetic"])
+    print_remarks(result["remarks"])
+    print_leakage(result["leakage"])
     typer.echo(f"Report: {(folder / 'report.html').resolve()}")
-    terminal.print_worse(result)
+    print_worse(result)
 
 
 @app.command()
@@ -211,11 +222,11 @@ def ratings(
     ] = False,
 ) -> None:
     """Raters' scores as LiveQA's figures: average score, succ@i+, prec@i+."""
-    from meditune import terminal
     from meditune.evaluate import ratings as rated
+    from meditune.terminal.figures import print_ratings
 
     found = rated.read_ratings(file, best)
-    terminal.print_ratings(found)
+    print_ratings(found)
     if folder:
         stored = rated.store(found, folder / "predictions")
         typer.echo(f"Kept for {' and '.join(stored)}. Into the report: meditune report {folder}")
@@ -230,6 +241,8 @@ for command in (
     serving.serve,
     updating.update,
     watching.status,
+    releasing.retrain,
+    releasing.loop,
     model_commands.models,
 ):
     app.command()(command)

@@ -43,11 +43,11 @@ def push(
     yes: Annotated[bool, typer.Option("--yes", help="Send it without asking.")] = False,
 ) -> None:
     """Send a prepared set with its card to the hub; restricted sets are refused."""
-    from meditune import terminal
     from meditune.data import pushing
+    from meditune.terminal.console import approval, refuse_upload
 
     upload = pushing.planned(folder, repository, private=not public)
-    terminal.approval(yes, terminal.refuse_upload)(upload.text())
+    approval(yes, refuse_upload)(upload.text())
     typer.echo(f"Sent: {pushing.push(upload)}")
 
 
@@ -75,11 +75,11 @@ def prepare(
 ) -> None:
     """Read, audit and split the recipe's data into OUTPUT/data."""
     from meditune import run as journey
-    from meditune import terminal
     from meditune.recipes.loading import load_recipe
+    from meditune.terminal.data import print_data
 
     resolved = load_recipe(recipe, overrides or [])
-    terminal.print_data(journey.prepare_only(resolved.recipe, output), output / "data")
+    print_data(journey.prepare_only(resolved.recipe, output), output / "data")
 
 
 @app.command()
@@ -104,7 +104,7 @@ def audit(
     from meditune.data.quality.folder import audit_folder, recipe_for
     from meditune.data.quality.table import print_audit
     from meditune.evaluate.report.quality import render_quality
-    from meditune.terminal import console
+    from meditune.terminal.console import console
 
     quality = audit_folder(recipe_for(what, overrides or []), output, stream, engine.value, workers)
     page = render_quality(output)

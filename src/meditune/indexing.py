@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from meditune.text import counted
+
 if TYPE_CHECKING:
     from meditune.retrieve.build import Changes
     from meditune.retrieve.collections import Collection
@@ -90,10 +92,10 @@ def stats(index: Where) -> None:
         licences = source["licences"]
         more = f" and {len(licences) - 3} more" if len(licences) > 3 else ""
         typer.echo(
-            f"{name}: {source['passages']:,} passages of {source['documents']:,} documents "
+            f"{name}: {counted(source['passages'], 'passage')} of {counted(source['documents'], 'document')} "
             f"({'; '.join(licences[:3])}{more}){marks}"
         )
-    typer.echo(f"Together: {said.passages:,} passages of {said.documents:,} documents")
+    typer.echo(f"Together: {counted(said.passages, 'passage')} of {counted(said.documents, 'document')}")
     typer.echo(f"Embedding: {said.embedding['name']}, {said.embedding['dimension']} numbers a vector")
     typer.echo(f"Created: {said.created}, updated: {said.updated}")
     typer.echo(f"Content: {said.content}")
@@ -162,8 +164,9 @@ def _print_changes(made: Manifest, changes: Changes, index: str) -> None:
     for name in made.restricted:
         typer.echo(f"{name} is restricted: its licence forbids passing this index, or passages of it, to others.")
     typer.echo(
-        f"{made.passages:,} passages of {made.documents:,} documents: {changes.added:,} new, {changes.changed:,} "
-        f"changed, {changes.removed:,} removed, {changes.kept:,} as they were."
+        f"{counted(made.passages, 'passage')} of {counted(made.documents, 'document')}: "
+        f"{changes.added:,} new, {changes.changed:,} changed, {changes.removed:,} removed, "
+        f"{changes.kept:,} as they were."
     )
     where = index if "://" in index else Path(index).resolve()
     typer.echo(f'Index: {where}. Search it: meditune index search {index} "QUESTION"')

@@ -39,7 +39,7 @@ def prune(
 ) -> None:
     """Prune a model, and measure what that costs and gains."""
     from meditune import prune as pruning
-    from meditune import terminal
+    from meditune.terminal.models import print_pruning
 
     method = method or ("layers" if layers else None)
     given = {"method": method, "sparsity": sparsity, "pattern": pattern, "layers": layers}
@@ -49,7 +49,7 @@ def prune(
         facts = pruning.prune_with_text_of(resolved, model, output)
     else:
         facts = pruning.prune(model, resolved, output, None)
-    terminal.print_pruning(facts)
+    print_pruning(facts)
     typer.echo(f"Model: {output.resolve()}")
 
 
@@ -62,11 +62,11 @@ def plan(
     examples: Annotated[int, typer.Option(min=1, help="Training examples that the time is predicted for.")] = 1000,
 ) -> None:
     """Predict memory, speed and time of training for each strategy, and what fits; nothing is fetched or trained."""
-    from meditune import terminal
     from meditune.planning import plan as planning
+    from meditune.terminal.models import print_plan
 
     resolved = resolve(recipe, overrides).recipe
-    terminal.print_plan(planning.plan(resolved, gpu), resolved, examples)
+    print_plan(planning.plan(resolved, gpu), resolved, examples)
 
 
 def models() -> None:

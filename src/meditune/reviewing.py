@@ -59,7 +59,7 @@ def results(folder: Set) -> None:
     """What the ratings say: scores with intervals, tuned against base, agreement, disputed answers."""
     from meditune.review.results import write_results
     from meditune.review.table import print_results
-    from meditune.terminal import console
+    from meditune.terminal.console import console
 
     print_results(write_results(folder), console())
     typer.echo(f"Results: {(folder / 'results.html').resolve()}")

@@ -40,7 +40,10 @@ Quota = Annotated[int | None, typer.Option(min=1, help="Tokens a day; else the s
 
 def serve(
     model: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run's folder, a model's folder, a catalogue name, or a hub id.")
+        str,
+        typer.Argument(
+            metavar="RUN|REGISTRY", help="A run's folder, a registry, a model's folder, a catalogue name, a hub id."
+        ),
     ],
     index: Annotated[
         str | None, typer.Option(metavar="INDEX", help="Answers rest on what it holds, and cite it.")
@@ -186,7 +189,10 @@ def create(
 @keys_app.command("list")
 def show(store: Store = None) -> None:
     """All keys, without their secrets."""
-    for key in _keys(store).all():
+    keys = _keys(store).all()
+    if not keys:
+        typer.echo("There are no keys. Make one: meditune keys create NAME", err=True)
+    for key in keys:
         limits = [
             f"{key.per_minute} a minute" if key.per_minute else "",
             f"{key.daily_tokens:,} tokens a day" if key.daily_tokens else "",

@@ -19,3 +19,8 @@ def sentences(text: str) -> list[str]:
         start = match.end()
     found.append(text[start:].strip())
     return [sentence for sentence in found if sentence]
+
+
+def counted(count: int, thing: str) -> str:
+    """A number of things in words: 1 document, 5,122 documents."""
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"

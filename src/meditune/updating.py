@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from meditune.errors import DataError
+from meditune.text import counted
 
 if TYPE_CHECKING:
     from meditune.operate.literature.update import Report
@@ -98,7 +99,7 @@ def lines(report: Report, library: Path) -> list[str]:
 
 
 def _taken(report: Report) -> list[str]:
-    said = [f"PubMed, {term}: {count:,} articles added or revised." for term, count in report.read.items()]
+    said = [f"PubMed, {term}: {counted(count, 'article')} added or revised." for term, count in report.read.items()]
     if report.files:
         span = report.files[0] if len(report.files) == 1 else f"{report.files[0]} to {report.files[-1]}"
         said.append(f"Update files applied: {len(report.files):,} ({span}).")
@@ -123,7 +124,7 @@ def _retracted(report: Report) -> list[str]:
     said += [f"... and {more:,} more"] if more > 0 else []
     if report.flagged:
         answers = len({flag.answer for flag in report.flagged})
-        said.append(f"FLAGGED: {answers:,} kept answers cite retracted articles; they are in flagged.jsonl.")
+        said.append(f"FLAGGED: {counted(answers, 'kept answer')} cited retracted articles; see flagged.jsonl.")
         said += [flag.sentence for flag in report.flagged[:SHOWN]]
     return said
 
@@ -131,7 +132,8 @@ def _retracted(report: Report) -> list[str]:
 def _library(report: Report, library: Path) -> list[str]:
     counts = report.library
     return [
-        f"Library: {library.resolve()}, {counts['there']:,} articles that stand, {counts['retracted']:,} retracted."
+        f"Library: {library.resolve()}, {counted(counts['there'], 'article')} in force, "
+        f"{counts['retracted']:,} retracted."
     ]
 
 
@@ -141,7 +143,7 @@ def _index(report: Report) -> list[str]:
     made, changes = report.index
     return [
         *(f"Not indexed of {name}: {n:,} {why}" for name, some in changes.left_out.items() for why, n in some.items()),
-        f"Index: {made.passages:,} passages of {made.documents:,} documents; {changes.added:,} new, "
+        f"Index: {counted(made.passages, 'passage')} of {counted(made.documents, 'document')}; {changes.added:,} new, "
         f"{changes.changed:,} changed, {changes.removed:,} removed.",
     ]
 

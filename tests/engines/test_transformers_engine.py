@@ -1,5 +1,6 @@
 """The plain engine: what is answered doesn't depend on what else runs, and everything a job asks for is done."""
 
+import json
 import queue
 import threading
 import time
@@ -198,13 +199,43 @@ def test_a_model_that_breaks_off_is_said_and_the_engine_goes_on():
     assert len(tokens(sound)) == 3
 
 
+def test_an_answer_is_json_of_its_schema_whatever_runs_beside_it(opened):
+    schema = {
+        "type": "object",
+        "properties": {"a": {"enum": [1, 2]}, "b": {"type": "array", "items": {"type": "boolean"}, "maxItems": 2}},
+        "required": ["a", "b"],
+        "additionalProperties": False,
+    }
+    held = [
+        Job(prompt, 60, json_schema=schema, temperature=1.5 * (number % 2), seed=4)
+        for number, prompt in enumerate(prompts())
+    ]
+    free = Job(prompts()[5], MORE)
+    found = together(opened, [*held, free])
+    for pieces in found[:-1]:
+        said = json.loads(text(pieces))
+        assert pieces[-1].finish == "stop"
+        assert said["a"] in (1, 2)
+        assert len(said["b"]) <= 2
+        assert text(pieces) == json.dumps(said)
+    assert tokens(found[-1]) == tokens(ask(opened, free))
+
+
+def test_json_may_be_cut_by_the_length_that_was_asked_for(opened):
+    schema = {"type": "array", "items": {"enum": [1]}, "minItems": 20}
+    pieces = ask(opened, Job(prompts()[2], 3, json_schema=schema))
+    assert (len(tokens(pieces)), pieces[-1].finish) == (3, "length")
+    assert text(pieces).startswith("[")
+
+
 @pytest.mark.parametrize(
     ("job", "said"),
     [
         (Job([], 5), "no prompt"),
         (Job([5] * 1000, 40), "16 more than the 1,024"),
         (Job([5], 0), "at least 1 token"),
-        (Job([5], 5, json_schema={}), "JSON schema"),
+        (Job([5], 5, json_schema={"type": "odd"}), "can't be held to this JSON schema"),
+        (Job([5], 5, json_schema={"type": "array", "uniqueItems": True}), "uniqueItems"),
         (Job([5], 5, choices=("",)), "empty"),
         (Job([5], 5, top_p=0.0), "top_p"),
         (Job([5], 5, temperature=-1), "temperature"),

@@ -1,11 +1,10 @@
-"""The same index in object storage, on a local server of S3's interface: moto's, where `moto_server` is on the path."""
+"""The same index in object storage, on a local server of S3's interface: moto's."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -27,14 +26,14 @@ pytest.importorskip("lancedb")
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    server = os.environ.get("MEDITUNE_MOTO") or shutil.which("moto_server")
-    if not server:
-        pytest.skip("moto_server isn't installed (pip install 'moto[server]')")
+    pytest.importorskip("moto.server")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     endpoint = f"http://127.0.0.1:{port}"
-    process = subprocess.Popen([server, "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in {

@@ -122,6 +122,7 @@ def service(
     settings: Settings | None = None,
     loaded: LoadedModel | None = None,
     form: PromptFormat | None = None,
+    index: str = "",
     **more: Any,
 ) -> Service:
     """A service around a tiny model."""
@@ -129,7 +130,7 @@ def service(
     engine = TransformersEngine(loaded or tiny.loaded())
     base = open_store(store)
     return Service(
-        Served(MODEL, "v1", 1_700_000_000),
+        Served(MODEL, "v1", 1_700_000_000, index),
         engine,
         Prompts(engine.tokenizer, form, engine.context_tokens),
         settings,
@@ -148,7 +149,13 @@ def served(
     **more: Any,
 ) -> Iterator[Running]:
     """A server for the block; at its end it is told to end, and must."""
-    made = service(store, settings, loaded, form, **more)
+    with started(service(store, settings, loaded, form, **more)) as running:
+        yield running
+
+
+@contextmanager
+def started(made: Service) -> Iterator[Running]:
+    """The same around a service that is there already."""
     place = Place(port=0)
     sock = listening(place)
     server = server_of(made, place)

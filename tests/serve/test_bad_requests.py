@@ -32,10 +32,10 @@ ASKED = {"model": MODEL, "messages": [{"role": "user", "content": "Does it help?
         ({"messages": [{"role": "user", "content": 5}]}, "invalid_value", "messages.0.content", "none of the forms"),
         ({"response_format": {"type": "json_schema"}}, "invalid_value", "response_format", "json_schema is missing"),
         (
-            {"response_format": {"type": "json_object"}},
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "odd"}}}},
             "invalid_request",
             None,
-            "doesn't hold answers to a JSON schema",
+            "can't be held to this JSON schema",
         ),
     ],
 )

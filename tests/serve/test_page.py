@@ -43,7 +43,7 @@ def index(tmp_path_factory) -> Index:
 def chat(tmp_path, index, said=SAID, settings=None, delay=0.0, likeliest="yes"):
     engine = Saying(said, delay, likeliest)
     assistant = Assistant(engine, index, AssistantSettings(nearest=-1.0))
-    with served(tmp_path / "store", settings, assistant=assistant) as server:
+    with served(tmp_path / "store", settings, assistant=assistant, index="some" if index else "") as server:
         server.saying = engine
         yield server
 
@@ -127,6 +127,14 @@ def test_a_refusal_shows_what_the_sources_say(browser, tmp_path, index):
         page.get_by_role("button", name="Asthma Inhaled steroids").click()
         assert "Inhaled steroids help most people." in page.locator("#source-text").inner_text()
         clean(page)
+
+
+def test_without_an_index_nothing_is_promised_of_sources(browser, tmp_path):
+    with chat(tmp_path, None) as server:
+        page = opened(browser, server)
+        assert page.locator("text=Answers are what a small model remembers").is_visible()
+        assert not page.locator("text=Answers rest on sources").is_visible()
+        assert not page.locator("text=It explains, with sources").is_visible()
 
 
 def test_a_dose_is_bounded_and_yes_or_no_says_how_sure(browser, tmp_path, index):

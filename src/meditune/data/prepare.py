@@ -70,27 +70,58 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
             raise
         rejects.write(beside)
         raise DataError(f"{error} Rows that were refused, and why: {beside}.") from error
-    quality = {
-        "synthetic": synthetic,
-        **facts(splits, read, audit.dropped()),
-        "audit": audit.facts(),
+    done = {
         **({"decisions": decided.facts} if decided.facts else {}),
         **({"rebalanced": counted(before, len(splits.train), entries)} if entries else {}),
+    }
+    made = keep(recipe, folder, splits, Looked(read, audit, rejects, phi), checked, done, synthetic)
+    beside.unlink(missing_ok=True)
+    return made
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was noted while rows were read and checked."""
+
+    read: dict[str, dict[str, Any]]
+    """`sources` of quality.json"""
+    audit: Audit
+    rejects: Rejects
+    phi: Findings
+
+
+def keep(
+    recipe: Recipe,
+    folder: Path,
+    splits: Splits,
+    looked: Looked,
+    checked: dict[str, Any],
+    done: dict[str, Any],
+    synthetic: bool,
+) -> Prepared:
+    """Leave the splits in `folder` as a run's prepared data, whole or not at all.
+
+    `checked` is what the leakage check found, `done` what else quality.json is to hold.
+    """
+    quality = {
+        "synthetic": synthetic,
+        **facts(splits, looked.read, looked.audit.dropped()),
+        "audit": looked.audit.facts(),
+        **done,
         "terms": terms_of(example for examples in splits.named().values() for example in examples),
         "leakage": checked,
-        "phi": phi.facts(),
+        "phi": looked.phi.facts(),
     }
     with replacing_folder(folder) as partial:
-        rejects.write(partial / "rejected.jsonl")
-        audit.ledger.write(partial / LEDGER)
-        phi.write(partial)
+        looked.rejects.write(partial / "rejected.jsonl")
+        looked.audit.ledger.write(partial / LEDGER)
+        looked.phi.write(partial)
         for name, examples in splits.named().items():
             write_examples(partial / f"{name}.jsonl", examples)
         quality["sha256"] = _digest([partial / f"{name}.jsonl" for name in splits.named()])
         write_json(partial / "quality.json", quality)
         with replacing(partial / "README.md") as stream:
             stream.write(data_card(recipe, quality))
-    beside.unlink(missing_ok=True)
     return Prepared(splits, quality)
 
 

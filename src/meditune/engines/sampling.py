@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from meditune.engines.engine import Job, Likely
 
@@ -17,7 +19,7 @@ class Wish:
     job: Job
     generator: torch.Generator | None
     """Decides where the job's temperature isn't 0"""
-    allowed: Sequence[int] | None = None
+    allowed: Sequence[int] | NDArray[np.int64] | None = None
     """The only tokens that may come; None: any"""
 
 
@@ -61,7 +63,7 @@ def _chosen(row: torch.Tensor, wish: Wish) -> int:
     """A token by (vocabulary,) FP32 logits."""
     ids = None
     if wish.allowed is not None:
-        ids = torch.tensor(wish.allowed, device=row.device)
+        ids = torch.as_tensor(wish.allowed, device=row.device)
         row = row[ids]
     if wish.generator is None:
         place = int(row.argmax())

@@ -12,6 +12,7 @@ import torch
 from meditune.engines.answer import Answer
 from meditune.engines.choices import Choices
 from meditune.engines.engine import Job
+from meditune.engines.json_answers import JsonAnswer, Schemas
 from meditune.engines.sampling import Wish, generator_of, next_tokens
 from meditune.errors import ModelError
 from meditune.models.continuing import BATCH_TOKENS
@@ -27,7 +28,8 @@ class TransformersBatch:
     def __init__(self, loaded: LoadedModel, ends: Sequence[int], at_once: int) -> None:
         self.loaded, self.ends, self.at_once = loaded, frozenset(ends), at_once
         self.running: list[Answer] = []
-        self._wishes: list[tuple[torch.Generator | None, Choices | None]] = []
+        self._wishes: list[tuple[torch.Generator | None, Choices | JsonAnswer | None]] = []
+        self.schemas = Schemas(loaded.tokenizer, ends)
         self.prefixes = Prefixes()
         self.decoder = self._decoder()
 
@@ -63,8 +65,7 @@ class TransformersBatch:
         logits = self.decoder.read([answer.job.prompt for answer in answers])
         self.running += answers
         for answer in answers:
-            choices = Choices(self.loaded.tokenizer, answer.job.choices, min(self.ends)) if answer.job.choices else None
-            self._wishes.append((generator_of(answer.job), choices))
+            self._wishes.append((generator_of(answer.job), self._held_to(answer.job)))
         self._add(logits, first)
 
     def step(self) -> None:
@@ -82,13 +83,18 @@ class TransformersBatch:
     def _decoder(self) -> Decoder:
         return Decoder(self.loaded.model, self.loaded.pad_id, 1, self.prefixes)
 
+    def _held_to(self, job: Job) -> Choices | JsonAnswer | None:
+        if job.json_schema is not None:
+            return self.schemas.answer(job.json_schema)
+        return Choices(self.loaded.tokenizer, job.choices, min(self.ends)) if job.choices else None
+
     def _add(self, logits: torch.Tensor, first: int) -> None:
         wishes = [
-            Wish(answer.job, generator, choices.allowed() if choices else None)
-            for answer, (generator, choices) in zip(self.running[first:], self._wishes[first:], strict=True)
+            Wish(answer.job, generator, held.allowed() if held else None)
+            for answer, (generator, held) in zip(self.running[first:], self._wishes[first:], strict=True)
         ]
         for number, found in enumerate(next_tokens(logits, wishes), first):
-            answer, choices = self.running[number], self._wishes[number][1]
+            answer, held = self.running[number], self._wishes[number][1]
             if found is None:
                 answer.fail(ModelError(f"{self.loaded.name} gives numbers that aren't finite on this prompt."))
                 continue
@@ -97,9 +103,9 @@ class TransformersBatch:
                 answer.end()
                 continue
             answer.take(token, likely)
-            if choices:
-                choices.take(token)
-                if choices.complete:
+            if held:
+                held.take(token)
+                if held.complete:
                     answer.end()
 
     def _leave(self) -> None:

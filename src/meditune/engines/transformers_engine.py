@@ -42,16 +42,14 @@ class TransformersEngine:
         self.name = f"transformers {dtype}"
         most = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None) or UNKNOWN_CONTEXT
         self.context_tokens = int(most) - virtual_tokens(loaded.model)
-        self._worker = Worker(TransformersBatch(loaded, end_tokens(loaded), at_once))
+        self._batch = TransformersBatch(loaded, end_tokens(loaded), at_once)
+        self._worker = Worker(self._batch)
 
     def start(self, job: Job, deliver: Callable[[Piece], None]) -> Running:
         """See engine.py."""
         refuse_unfit(job, self.context_tokens)
         if job.json_schema is not None:
-            raise ModelError(
-                "The transformers engine doesn't hold answers to a JSON schema. Export the model and serve that: "
-                "meditune export RUN --to openvino, or --to gguf."
-            )
+            self._batch.schemas.answer(job.json_schema)
         if job.choices:
             Choices(self.tokenizer, job.choices, 0)
         answer = Answer(job, deliver, self.tokenizer)

@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,8 @@ Vectors = NDArray[np.float32]
 
 MOST_TOKENS = 256
 BATCH_TOKENS = 1024
+FEWEST_TOKENS = 48
+"""Fewer aren't shared out between threads"""
 HEADROOM = 1.05
 """How far beyond what the calibration's texts reach the range of 8 bits goes"""
 SMOOTHING = 0.7
@@ -115,6 +119,7 @@ class EightBitBert:
         self.size = int(bert.config.hidden_size)
         self.heads = int(bert.config.num_attention_heads)
         self.embeddings = bert.embeddings
+        self.threads = torch.get_num_threads()
         self.layers = [_watched(layer) for layer in bert.encoder.layer]
         rows = self._rows(CALIBRATION)
         with torch.inference_mode():
@@ -125,20 +130,35 @@ class EightBitBert:
         """(n, size)"""
         found = np.empty((len(texts), self.size), dtype=np.float32)
         rows = self._rows(texts)
-        batches = list(_batches(rows))
-        threads = min(torch.get_num_threads(), len(batches))
 
         def read(batch: list[int]) -> int:
             found[batch] = self._vectors([rows[index] for index in batch])
             return sum(len(rows[index]) for index in batch)
 
         shown = Progress(label, sum(map(len, rows)), "tokens") if label else None
-        for tokens in map(read, batches) if threads < 2 else _side_by_side(read, batches, threads):
+        readers = self._readers
+        for tokens in (readers.map if readers else map)(read, _batches(rows, self.threads)):
             if shown:
                 shown.advance(tokens)
         if shown:
             shown.__exit__(None, None, None)
         return found
+
+    @cached_property
+    def _readers(self) -> ThreadPoolExecutor | None:
+        """Threads that each work alone: faster than several at every small product, above all beside other programs."""
+        if self.threads < 2:
+            return None
+        before, all_there = torch.get_num_threads(), Barrier(self.threads)
+
+        def begin() -> None:
+            torch.set_num_threads(1)
+            all_there.wait()
+
+        pool = ThreadPoolExecutor(self.threads, "embedding", initializer=begin)
+        list(pool.map(lambda _: None, range(self.threads)))
+        torch.set_num_threads(before)
+        return pool
 
     def _rows(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
@@ -246,11 +266,16 @@ def _small(layer: Any) -> Layer:
     )
 
 
-def _batches(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Indices of rows, of like length together, each time so many that they have about `BATCH_TOKENS` tokens."""
+def _batches(rows: Sequence[Sequence[int]], threads: int) -> Iterator[list[int]]:
+    """Indices of rows: a share for each thread where they are few, else those of like length together."""
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    tokens = sum(map(len, rows))
+    if tokens <= threads * BATCH_TOKENS:
+        yield from _shares(rows, order[::-1], min(threads, tokens // FEWEST_TOKENS))
+        return
     batch: list[int] = []
     tokens = 0
-    for index in sorted(range(len(rows)), key=lambda index: len(rows[index])):
+    for index in order:
         if batch and tokens + len(rows[index]) > BATCH_TOKENS:
             yield batch
             batch, tokens = [], 0
@@ -260,11 +285,12 @@ def _batches(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
         yield batch
 
 
-def _side_by_side(read: Callable[[list[int]], int], batches: Sequence[list[int]], threads: int) -> Iterator[int]:
-    """Each batch by one thread, which works alone: faster than several threads at every small product."""
-    before = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield from pool.map(read, batches)
-    finally:
-        torch.set_num_threads(before)
+def _shares(rows: Sequence[Sequence[int]], longest_first: Sequence[int], count: int) -> Iterator[list[int]]:
+    """So many shares (at least one) of about as many tokens each, rows of one length together."""
+    shares: list[list[int]] = [[] for _ in range(max(count, 1))]
+    tokens = [0] * len(shares)
+    for index in longest_first:
+        fewest = tokens.index(min(tokens))
+        shares[fewest].append(index)
+        tokens[fewest] += len(rows[index])
+    yield from filter(None, shares)

@@ -218,17 +218,15 @@ def has_tokenizer(folder: Path) -> bool:
 def base_of(adapter: Path) -> str:
     """What the adapter in that folder says its base model is. Raises ModelError where it says nothing.
 
-    A pruned base lies in the run's folder, and moves with it.
+    A pruned base, or the model that a run started from, lies in the run's folder and moves with it.
     """
     from meditune.files import read_json
 
     base = read_json(adapter / ADAPTER_FILE).get("base_model_name_or_path")
     if not base:
         raise ModelError(f"{adapter / ADAPTER_FILE} doesn't name its base model (base_model_name_or_path).")
-    if not Path(base).is_dir():
-        # A base that lies in the run's own folder moves with it.
-        for own in (PRUNED, START):
-            beside = adapter.resolve().parent / own
-            if Path(base).name == own and beside.is_dir():
-                return str(beside)
+    for own in (PRUNED, START):
+        beside = adapter.resolve().parent / own
+        if Path(base).name == own and beside.is_dir():
+            return str(beside)
     return str(base)

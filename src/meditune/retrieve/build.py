@@ -237,7 +237,11 @@ def _finish(
         tables.make_searchable(table, approximate=table.count_rows() >= APPROXIMATE_FROM, keep=KEEP_VERSIONS)
         made = manifest.describe(table, name, together, embedder.identity, before)
         tables.verify(table, made.passages)
-    made = dataclasses.replace(made, knowledge=learning.learn(place, table, read, together, embedder, before))
+    made = dataclasses.replace(
+        made,
+        knowledge=learning.learn(place, table, read, together, embedder, before),
+        words=learning.learn_words(place, table),
+    )
     made.write(place)
     learning.tidy(place, made, before.table if before else old)
     return made

@@ -79,8 +79,9 @@ class Index:
             table.checkout(self.manifest.version)
             tables.verify(table, self.manifest.passages)
         known = learning.load(self.place, self.manifest, self.embedder.identity.space)
+        words = learning.load_words(self.place, self.manifest)
         with tables.readable(self.place):
-            rows = Rows(table, known.titles if known else (), with_vectors=not tables.is_approximate(table))
+            rows = Rows(table, known.titles if known else (), not tables.is_approximate(table), words)
         return Opened(
             self.place,
             table,

@@ -21,9 +21,10 @@ import numpy as np
 
 from meditune.errors import DataError, ModelError
 from meditune.retrieve import titles
+from meditune.retrieve.near import Vectors
 from meditune.retrieve.rerank import Reranker
 from meditune.retrieve.synonyms import Synonyms
-from meditune.retrieve.title_vectors import Embed, TitleVectors, Vectors
+from meditune.retrieve.title_vectors import Embed, TitleVectors
 
 MOST_TITLES = 100_000
 """More different titles than these get neither names nor vectors: passages then count by their own vectors"""

@@ -44,6 +44,8 @@ class Manifest:
     versions: dict[str, str]
     knowledge: str = ""
     """The file of what the reranker knows; empty in an index of before"""
+    words: str = ""
+    """The file of what BM25 is searched by; empty in a large index, and in one of before, where LanceDB is asked"""
 
     @property
     def restricted(self) -> list[str]:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from meditune.retrieve import fusion
+from meditune.retrieve.near import Vectors
 from meditune.retrieve.rerank import Asked, Reranker
 from meditune.retrieve.rows import Rows
-from meditune.retrieve.title_vectors import Vectors
 
 CANDIDATES = 100
 """Passages, or titles, that each ranking gives"""
@@ -36,8 +37,10 @@ class Search:
     rows: Rows
     words: Callable[[str, int], Ranking]
     """BM25 of so many best passages"""
-    meaning: Callable[[Vectors, int], Sequence[Ranking]]
-    """Cosine of so many nearest passages, for each of some vectors"""
+    meaning: Callable[[Vectors, int], Ranking]
+    """Cosine of so many passages nearest to a vector"""
+    together: Callable[[Sequence[Callable[[], Ranking]]], Sequence[Ranking]]
+    """Does some of these; what each gives, in their order"""
     where: str | None = None
     """What the search is narrowed by"""
 
@@ -58,16 +61,20 @@ def candidates(
 ) -> Candidates:
     """What all rankings find; `words` are searched for instead of the message's own, where they are given."""
     wordings = asked.vectors[: 1 if asked.focused.query == asked.corrected else 2]
-    by_words = search.words(words or asked.corrected, most)
-    rankings: dict[str, Sequence[Sequence[int]]] = {"words": [[each] for each in by_words]}
+    texts = [words or asked.corrected]
     if not words and asked.expanded != asked.corrected:
-        rankings["names"] = [[each] for each in search.words(asked.expanded, most)]
-    near = search.meaning(wordings, most)
+        texts.append(asked.expanded)
+    worded = [partial(search.words, text, most) for text in texts]
+    found = search.together([*worded, *(partial(search.meaning, vector, most) for vector in wordings)])
+    by_words, near = found[: len(texts)], found[len(texts) :]
+    rankings: dict[str, Sequence[Sequence[int]]] = {
+        name: [[each] for each in ranking] for name, ranking in zip(("words", "names"), by_words, strict=False)
+    }
     titled = reranker.title_vectors.nearest(wordings, most)
     for name, passages, titles in zip(WORDINGS, near, titled, strict=False):
         rankings[f"meaning{name}"] = [[each] for each in passages]
         rankings[f"titles{name}"] = _of_titles(titles, search)
-    return Candidates(list(fusion.reciprocal_ranks(rankings)), by_words, near[0])
+    return Candidates(list(fusion.reciprocal_ranks(rankings)), by_words[0], near[0])
 
 
 def _of_titles(numbers: Sequence[int], search: Search) -> list[list[int]]:

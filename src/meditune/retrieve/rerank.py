@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -17,9 +18,10 @@ from numpy.typing import NDArray
 from meditune.retrieve import titles
 from meditune.retrieve.focus import Focused, focus
 from meditune.retrieve.lexical import LETTERS, counted, overlap
+from meditune.retrieve.near import Vectors
 from meditune.retrieve.rerank_weights import SIBLINGS, WEIGHTS
 from meditune.retrieve.synonyms import Synonyms, key, says, words
-from meditune.retrieve.title_vectors import Embed, TitleVectors, Vectors
+from meditune.retrieve.title_vectors import Embed, TitleVectors
 from meditune.text import sentences
 
 FEWEST_WORDS = 3
@@ -161,6 +163,12 @@ class Reranker:
 
 def _share(said: set[str], text: str) -> float:
     """How much of a text is among the words, each word counting by how much it says."""
-    weights = {word: says(word) for word in words(text)}
+    weights = _weights(text)
     total = sum(weights.values())
     return sum(weight for word, weight in weights.items() if word in said) / total if total else 0.0
+
+
+@lru_cache(maxsize=65536)
+def _weights(topic: str) -> dict[str, float]:
+    """The words of a topic with how much each says."""
+    return {word: says(word) for word in words(topic)}

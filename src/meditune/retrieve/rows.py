@@ -1,7 +1,7 @@
 """What is kept in memory of each of a table's rows, so that hits are compared and collapsed without reading it.
 
-For each row its document and its title as numbers (16 bytes a passage with the row's id), and its vector where there
-are few enough passages to compare all of them (1.5 kB each).
+For each row its document and its title as numbers (16 bytes a passage with the row's id). Where there are few enough
+passages to compare all of them: the whole passage (1 kB), its vector (2 kB with what is compared first), and its words.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meditune.retrieve import tables
-from meditune.retrieve.title_vectors import Vectors
+from meditune.retrieve.near import Near, Vectors
+from meditune.retrieve.postings import Postings
 
 Places = NDArray[np.int64]
 """Numbers of rows, from 0 in order of their ids"""
@@ -25,9 +26,9 @@ FILTERS = 8
 class Rows:
     """The rows of one version of a table."""
 
-    def __init__(self, table: Any, titles: Sequence[str], with_vectors: bool) -> None:
-        """`titles` are those that get numbers, by their place; `with_vectors` keeps all vectors."""
-        columns = ["document", *(["title"] if titles else []), *([tables.VECTOR] if with_vectors else [])]
+    def __init__(self, table: Any, titles: Sequence[str], whole: bool, postings: Postings | None = None) -> None:
+        """`titles` are those that get numbers, by their place; `whole` keeps passages with their vectors."""
+        columns = [*tables.COLUMNS, tables.VECTOR] if whole else ["document", *(["title"] if titles else [])]
         found = table.search().select(columns).with_row_id(True).limit(max(table.count_rows(), 1)).to_arrow()
         ids = found["_rowid"].to_numpy()
         order = np.argsort(ids)
@@ -37,10 +38,13 @@ class Rows:
         self.titles = _numbers(found["title"], titles)[order] if titles else np.full(len(ids), -1, dtype=np.int32)
         self._by_title = np.argsort(self.titles, kind="stable").astype(np.int64)
         self._starts = np.searchsorted(self.titles[self._by_title], np.arange(len(titles) + 1))
-        self.vectors: Vectors | None = None
-        if with_vectors:
+        self.near: Near | None = None
+        self.postings = postings
+        self._passages: Any = None
+        if whole and len(ids):
             flat = _chunk(found[tables.VECTOR].combine_chunks()).flatten().to_numpy()
-            self.vectors = flat.reshape(len(ids), -1)[order] if len(ids) else None
+            self.near = Near(flat.reshape(len(ids), -1)[order])
+            self._passages = found.select(tables.COLUMNS).take(order).combine_chunks()
         self.allowed = lru_cache(FILTERS)(lambda where: self._allowed(table, where))
 
     def places(self, ids: Sequence[int]) -> Places:
@@ -52,24 +56,29 @@ class Rows:
         made: Places = self._by_title[self._starts[number] : self._starts[number + 1]]
         return made
 
-    def nearest(self, vectors: Vectors, most: int, where: str | None) -> list[dict[int, float]]:
-        """For each of the vectors (n, size) ids and cosines of the rows nearest to it, the nearest first.
+    def vectors(self, ids: Sequence[int]) -> Vectors:
+        """(n, size) of these rows. They must be kept."""
+        assert self.near is not None, "vectors aren't kept"
+        made: Vectors = self.near.vectors[self.places(ids)]
+        return made
 
-        Vectors must be kept.
-        """
-        assert self.vectors is not None, "vectors aren't kept"
-        # One by one: BLAS takes longer for a few vectors at once, which it lays out anew.
-        return [self._best(self.vectors @ vector, most, where) for vector in vectors]
+    def columns(self, ids: Sequence[int], names: Sequence[str]) -> list[dict[str, Any]]:
+        """These columns of these rows. They must be kept."""
+        assert self._passages is not None, "passages aren't kept"
+        rows: list[dict[str, Any]] = self._passages.select(list(names)).take(self.places(ids)).to_pylist()
+        return rows
 
-    def _best(self, cosines: Vectors, most: int, where: str | None) -> dict[int, float]:
-        if where:
-            cosines = np.where(self.allowed(where), cosines, -np.inf)
-        few = min(most, len(cosines))
-        best = np.argpartition(-cosines, few - 1)[:few]
-        # Equal ones in the order of their ids, so that the same question always gives the same hits.
-        ordered = best[np.lexsort((best, -cosines[best]))]
-        pairs = zip(self.ids[ordered].tolist(), cosines[ordered].tolist(), strict=True)
-        return {row: cosine for row, cosine in pairs if cosine > -np.inf}
+    def by_words(self, text: str, most: int, where: str | None) -> dict[int, float]:
+        """Ids and BM25 of so many rows that meet the text's words best, the best first. Words must be kept."""
+        assert self.postings is not None, "words aren't kept"
+        found = self.postings.best(text, most, self.allowed(where) if where else None)
+        return dict(zip(self.ids[list(found)].tolist(), found.values(), strict=True)) if found else {}
+
+    def by_meaning(self, vector: Vectors, most: int, where: str | None) -> dict[int, float]:
+        """Ids and cosines of the rows nearest to a vector, the nearest first. Vectors must be kept."""
+        assert self.near is not None, "vectors aren't kept"
+        places, cosines = self.near.nearest(vector, most, self.allowed(where) if where else None)
+        return dict(zip(self.ids[places].tolist(), cosines.tolist(), strict=True))
 
     def _allowed(self, table: Any, where: str) -> NDArray[np.bool_]:
         """For each row whether it meets a condition."""

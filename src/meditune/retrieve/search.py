@@ -8,8 +8,10 @@ words, meaning  one of these
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -167,8 +169,9 @@ def compare(
     with tables.readable(opened.place):
         search = pipeline.Search(
             opened.rows,
-            lambda text, most: _by_words(opened.table, text, where, most),
-            lambda vectors, most: _by_meaning(opened, vectors, where, most),
+            lambda text, most: _by_words(opened, text, where, most),
+            lambda vector, most: _by_meaning(opened, vector, where, most),
+            lambda jobs: _together(opened, jobs),
             where,
         )
         found = pipeline.candidates(message, search, reranker, most, asked.words if asked.reworded else None)
@@ -202,13 +205,13 @@ def _fused(
     most: int,
 ) -> _Ranked:
     """By one part, or by both joined."""
-    vectors = embedder.embed([asked.meaning]) if mode != "words" else None
-    parts: dict[str, dict[int, float]] = {}
+    jobs: dict[str, Callable[[], dict[int, float]]] = {}
+    if mode != "meaning":
+        jobs["words"] = partial(_by_words, opened, asked.words, where, most)
+    if mode != "words":
+        jobs["meaning"] = partial(_by_meaning, opened, embedder.embed([asked.meaning])[0], where, most)
     with tables.readable(opened.place):
-        if mode != "meaning":
-            parts["words"] = _by_words(opened.table, asked.words, where, most)
-        if vectors is not None:
-            parts["meaning"] = _by_meaning(opened, vectors, where, most)[0]
+        parts = dict(zip(jobs, _together(opened, list(jobs.values())), strict=True))
     if len(parts) == 1:
         scores = next(iter(parts.values()))
     else:
@@ -226,25 +229,33 @@ def _hits(opened: Opened, ranked: _Ranked, k: int, diversity: float) -> tuple[Hi
     return tuple(Hit(passages[row], ranked.scores[row], ranked.words.get(row), ranked.meaning.get(row)) for row in ids)
 
 
-def _by_words(table: Any, text: str, where: str | None, most: int) -> dict[int, float]:
+def _by_words(opened: Opened, text: str, where: str | None, most: int) -> dict[int, float]:
     """Row and BM25 of the best passages, the best first."""
-    asked = table.search(text, query_type="fts", fts_columns=tables.SEARCHED).select(["_score"]).with_row_id(True)
+    if opened.rows.postings is not None:
+        return opened.rows.by_words(text, most, where)
+    asked = (
+        opened.table.search(text, query_type="fts", fts_columns=tables.SEARCHED).select(["_score"]).with_row_id(True)
+    )
     found = (asked.where(where, prefilter=True) if where else asked).limit(most).to_arrow()
     return _ranked(found["_rowid"].to_pylist(), found["_score"].to_pylist())
 
 
-def _by_meaning(opened: Opened, vectors: Vectors, where: str | None, most: int) -> list[dict[int, float]]:
-    """For each vector row and cosine of the nearest passages, the nearest first."""
-    if opened.rows.vectors is not None:
-        return opened.rows.nearest(vectors, most, where)
-    return [_approximately(opened.table, vector, where, most) for vector in vectors]
-
-
-def _approximately(table: Any, vector: Vectors, where: str | None, most: int) -> dict[int, float]:
-    asked = table.search(vector).distance_type("dot").select(["_distance"]).with_row_id(True)
+def _by_meaning(opened: Opened, vector: Vectors, where: str | None, most: int) -> dict[int, float]:
+    """Row and cosine of the nearest passages, the nearest first."""
+    if opened.rows.near is not None:
+        return opened.rows.by_meaning(vector, most, where)
+    asked = opened.table.search(vector).distance_type("dot").select(["_distance"]).with_row_id(True)
     asked = asked.nprobes(PROBES).refine_factor(REFINE)
     found = (asked.where(where, prefilter=True) if where else asked).limit(most).to_arrow()
     return _ranked(found["_rowid"].to_pylist(), [1.0 - distance for distance in found["_distance"].to_pylist()])
+
+
+def _together(opened: Opened, jobs: Sequence[Callable[[], Any]]) -> list[Any]:
+    """What each job gives; at the same time where LanceDB does them, which leaves Python free meanwhile."""
+    if opened.rows.near is not None:
+        return [job() for job in jobs]
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        return list(pool.map(lambda job: job(), jobs))
 
 
 def _ranked(rows: Sequence[int], scores: Sequence[float]) -> dict[int, float]:
@@ -266,7 +277,7 @@ def _apart(opened: Opened, rows: Sequence[int], scores: Mapping[int, float], k: 
     best = list(rows[: max(4 * k, 20)])
     if not best:
         return []
-    vectors = _briefly(opened, best)[1] if opened.rows.vectors is None else _kept(opened.rows, best)
+    vectors = _briefly(opened, best)[1] if opened.rows.near is None else opened.rows.vectors(best)
     return [best[n] for n in fusion.marginal_relevance([scores[row] for row in best], vectors, k, diversity)]
 
 
@@ -274,28 +285,25 @@ def _briefly(opened: Opened, ids: Sequence[int]) -> tuple[list[Brief], Vectors]:
     """What is compared of these rows' passages, and (n, size) their vectors, both in the order of `ids`."""
     if not ids:
         return [], np.zeros((0, opened.dimension), dtype=np.float32)
-    kept = opened.rows.vectors is not None
-    found = opened.table.take_row_ids(list(ids)).select(["title", "text", *([] if kept else [tables.VECTOR])])
-    there = found.with_row_id().to_arrow()
-    place = {row: number for number, row in enumerate(there["_rowid"].to_pylist())}
+    if opened.rows.near is not None:
+        return [Brief(**row) for row in opened.rows.columns(ids, ("title", "text"))], opened.rows.vectors(ids)
+    found = opened.table.take_row_ids(list(ids)).select(["title", "text", tables.VECTOR]).with_row_id().to_arrow()
+    place = {row: number for number, row in enumerate(found["_rowid"].to_pylist())}
     order = [place[row] for row in ids]
-    briefs = list(map(Brief, there["title"].to_pylist(), there["text"].to_pylist()))
-    own = _kept(opened.rows, ids) if kept else np.stack(there[tables.VECTOR].to_numpy(zero_copy_only=False))[order]
-    return [briefs[number] for number in order], own
+    briefs = list(map(Brief, found["title"].to_pylist(), found["text"].to_pylist()))
+    vectors = np.stack(found[tables.VECTOR].to_numpy(zero_copy_only=False))[order]
+    return [briefs[number] for number in order], vectors
 
 
 def read(opened: Opened, ids: Sequence[int]) -> dict[int, IndexedPassage]:
     """The passages of these rows."""
     if not ids:
         return {}
+    if opened.rows.near is not None:
+        kept = opened.rows.columns(ids, tables.COLUMNS)
+        return {row: IndexedPassage(**columns) for row, columns in zip(ids, kept, strict=True)}
     found = opened.table.take_row_ids(list(ids)).select(list(tables.COLUMNS)).with_row_id().to_arrow().to_pylist()
     return {row.pop("_rowid"): IndexedPassage(**row) for row in found}
-
-
-def _kept(rows: Rows, ids: Sequence[int]) -> Vectors:
-    assert rows.vectors is not None, "vectors aren't kept"
-    kept: Vectors = rows.vectors[rows.places(ids)]
-    return kept
 
 
 def _check(

@@ -7,12 +7,13 @@ the questions these entail. Titles are short: they cost a fifteenth of what pass
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Vectors = NDArray[np.float32]
+from meditune.retrieve.near import Near, Vectors
+
 Embed = Callable[[Sequence[str]], Vectors]
 """Texts to vectors of length 1, (n, size)"""
 
@@ -27,6 +28,10 @@ class TitleVectors:
 
     def __len__(self) -> int:
         return len(self._place)
+
+    @cached_property
+    def _near(self) -> Near:
+        return Near(self.vectors)
 
     def place(self, title: str) -> int | None:
         """Where a title's vector is; None where the title isn't known."""
@@ -48,10 +53,4 @@ class TitleVectors:
         """For each of the vectors (n, size) the places of the titles that come nearest to it, the nearest first."""
         if not len(self):
             return [[] for _ in vectors]
-        count = min(count, len(self))
-        found: list[list[int]] = []
-        for vector in vectors:
-            cosines = self.vectors @ vector
-            best = np.argpartition(-cosines, count - 1)[:count]
-            found.append(best[np.argsort(-cosines[best], kind="stable")].tolist())
-        return found
+        return [self._near.nearest(vector, count)[0].tolist() for vector in vectors]

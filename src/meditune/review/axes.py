@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from meditune.data.decisions import VERDICTS, Verdict
+from meditune.data.example import DECISIONS
 
 Level = Literal["nominal", "ordinal"]
 CANNOT = "Can't judge"
@@ -182,3 +183,14 @@ VERDICT = Axis(
     "nominal",
     tuple(Option(verdict.capitalize(), *_VERDICTS[verdict]) for verdict in VERDICTS),
 )
+DECISION = Axis(
+    "decision",
+    "Decision",
+    "What is right: yes, no or maybe?",
+    "nominal",
+    (
+        *(Option(decision.capitalize(), None) for decision in DECISIONS),
+        Option("Neither", None, "the question can't be answered with one of these words"),
+    ),
+)
+"""Given by experts, where rows come without one or a model's isn't trusted; the options begin as DECISIONS do."""

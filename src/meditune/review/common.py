@@ -88,7 +88,7 @@ def unfinished(rated: Rated[Key]) -> list[str]:
     remarks = []
     for id in dict.fromkeys(rating.rater for rating in rated.first):
         rater = rated.raters[id]
-        asked = {(item, axis.name) for item in rated.set.work(rater.place or 0) for axis in rated.set.axes}
+        asked = {(item, axis) for item in rated.set.work(rater.place or 0) for axis in rated.set.asked(item)}
         done = len({(rating.item, rating.axis) for rating in rated.first if rating.rater == id} & asked)
         if done < len(asked):
             remarks.append(f"{rater.code} gave {done} of {len(asked)} ratings.")

@@ -48,6 +48,8 @@ class Item:
     """Where the answer comes from, in words; empty where raters mustn't know"""
     link: str = ""
     """Its page there"""
+    axes: tuple[str, ...] = ()
+    """Those that it is judged on; all of the set's where none is named"""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,10 @@ class RatingSet:
     def axis(self, name: str) -> Axis | None:
         """The axis of that name, if the set has it."""
         return next((axis for axis in self.axes if axis.name == name), None)
+
+    def asked(self, item: str) -> list[str]:
+        """The names of the axes on which an item is judged."""
+        return list(self.items[item].axes) or [axis.name for axis in self.axes]
 
     def unchanged(self, item: str, text: str) -> bool:
         """Whether a better text is just the one that the rater was shown to change."""
@@ -136,7 +142,7 @@ def read_set(folder: Path, task: Task | None = None) -> RatingSet:
     for number, row in numbered_jsonl(folder / ITEMS):
         try:
             context = tuple(Passage.model_validate(passage) for passage in row.pop("context"))
-            item = Item(**row, context=context)
+            item = Item(**row | {"axes": tuple(row.get("axes", ()))}, context=context)
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{folder / ITEMS}, line {number}: not an item of a rating set ({error}).") from error
         items[item.id] = item

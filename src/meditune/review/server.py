@@ -68,8 +68,7 @@ class Reviewing:
         """What the rater is asked, in order: `id`, `axes`, and how many of those are rated (`done`)."""
         asked = {each.item: list(each.said) for each in self.disputes.values()}
         if self.round == RATING:
-            names = [axis.name for axis in self.set.axes]
-            asked = dict.fromkeys(self.set.work(rater.place or 0), names)
+            asked = {item: self.set.asked(item) for item in self.set.work(rater.place or 0)}
         done: dict[str, int] = {}
         for rating in self.store.ratings(rater=rater.id):
             if rating.round == self.round and rating.axis in asked.get(rating.item, ()):

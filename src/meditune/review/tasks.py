@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from meditune.errors import DataError
-from meditune.review.axes import EXPERT, LAY, VERDICT, Axis
+from meditune.review.axes import DECISION, EXPERT, LAY, VERDICT, Axis
 
 
 @dataclass(frozen=True)
@@ -77,15 +77,15 @@ RATE = Task(
 )
 VALIDATE = Task(
     name="validate",
-    axes={"verdict": (VERDICT,)},
+    axes={"verdict": (VERDICT,), "label": (DECISION, VERDICT)},
     made_by="meditune annotate create SOURCE --output",
     words=Words(
         title="Checking data",
-        purpose="You will read questions with the answer that a data set gives. A model is to learn from them. Say "
-        "whether each answer is right, and put right what you can.",
+        purpose="You will read questions with the answer that a data set or a model gives. A model is to learn from "
+        "them. Say whether each answer is right, and put right what you can.",
         settling="You will see the rows on which raters disagreed, with what they chose and wrote, but not who did. "
         "Your word settles it.",
-        text="Answer in the data",
+        text="Answer to check",
         better="Explanation",
         better_hint="change it where it should say something else",
         keys="correct, incomplete, wrong, unsafe, off-topic",

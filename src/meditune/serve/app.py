@@ -71,7 +71,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         for work in beside:
             work.cancel()
         await asyncio.gather(*beside, return_exceptions=True)
-        await asyncio.to_thread(service.engine.close)
+        await asyncio.to_thread(service.close)
         await asyncio.to_thread(service.asks.shutdown)
 
 

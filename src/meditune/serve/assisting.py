@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from meditune.engines.engine import Engine
@@ -11,8 +13,10 @@ from meditune.errors import ModelError
 from meditune.files import read_jsonl
 from meditune.models.catalogue import SENTENCE_MODEL_INT8
 from meditune.recipe import PromptFormat
-from meditune.retrieve.embedders import embedder
+from meditune.retrieve import manifest
+from meditune.retrieve.embedders import DEFAULT, INT8, embedder
 from meditune.retrieve.index import Index
+from meditune.retrieve.place import place
 from meditune.serve.assistant import Assistant, AssistantSettings
 from meditune.serve.deciding import Correction
 from meditune.serve.logs import LOGGER
@@ -23,7 +27,7 @@ def open_assistant(
     engine: Engine,
     model: Path,
     form: PromptFormat | None,
-    index: str | None,
+    index: Index | str | None,
     settings: AssistantSettings | None = None,
     versions: Mapping[str, str] | None = None,
 ) -> Assistant:
@@ -38,9 +42,26 @@ def open_assistant(
         correction=settings.correction or correction_of(model),
         decides=settings.decides and form is not None,
     )
-    opened = Index.open(index) if index else None
+    opened = open_index(index) if isinstance(index, str) else index
     look = (second_look(opened.embedder) if opened else None) or _look()
     return Assistant(engine, opened, settings, form=form, versions=versions, look=look)
+
+
+def open_index(index: str) -> Index:
+    """An index with its embedding model, or that model's form without torch where this process has no torch.
+
+    Raises DataError where it can't be opened.
+    """
+    return Index.open(index, _light(index))
+
+
+def _light(index: str) -> str | None:
+    """The sentence model's form without torch for an index whose vectors it may be compared with.
+
+    Torch takes seconds to start and half a gigabyte; a process that has it anyway takes the index's own form.
+    """
+    own = manifest.read(place(index)).embedding["name"]
+    return INT8 if own == DEFAULT and "torch" not in sys.modules and find_spec("onnxruntime") else None
 
 
 def _look() -> Look | None:

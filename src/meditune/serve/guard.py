@@ -73,6 +73,8 @@ class Guard:
                 raise
             await told.response()(scope, receive, out)
         finally:
+            for each in trace.ended:
+                each(trace.broken or status)
             self._note(scope, trace, status, time.monotonic() - begun)
 
     def _refusal(self, scope: Scope, headers: Headers) -> ApiError | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -12,12 +13,16 @@ from meditune.engines.opening import open_engine
 from meditune.models.catalogue import SENTENCE_MODEL_INT8
 from meditune.prompts import load_format
 from meditune.recipe import ApiSpec, PromptFormat
+from meditune.registry.registry import Registry, is_registry
+from meditune.registry.version import Version
+from meditune.retrieve.index import Index
 from meditune.serve.access import Access
 from meditune.serve.assistant import AssistantSettings
-from meditune.serve.assisting import open_assistant
+from meditune.serve.assisting import open_assistant, open_index
 from meditune.serve.fingerprint import fingerprint
 from meditune.serve.following import follow
 from meditune.serve.prompting import Prompts
+from meditune.serve.releases import Parts, Releases
 from meditune.serve.running import LOCAL, Place
 from meditune.serve.service import Embeds, Served, Service
 from meditune.serve.settings import Settings
@@ -67,33 +72,53 @@ def open_service(wanted: Wanted, settings: Settings, store: StorePlace) -> Servi
     """Load everything. Raises DataError and ModelError where something can't be had."""
     base = open_store(store)
     place = Path(wanted.model).expanduser()
+
+    @cache
+    def index() -> Index | None:
+        """Opened once, after the first engine, which says whether torch is here."""
+        return open_index(wanted.index) if wanted.index else None
+
+    def made(parts: Parts) -> Service:
+        return Service(
+            parts.served,
+            parts.engine,
+            parts.prompts,
+            settings,
+            Access(settings, Keys(base), Usage(base)),
+            Answers(base),
+            parts.assistant,
+            embeds=sentence_model,
+            embedding=SENTENCE_MODEL_INT8.name,
+        )
+
+    if is_registry(place):
+        registry = Registry(place)
+
+        def load(found: Version) -> Parts:
+            known = replace(wanted, model=str(registry.place(found.id)), name=wanted.name or place.resolve().name)
+            return _parts(known, settings, index, f"{found.id}-{found.weights}")
+
+        releases = Releases(registry, load, settings.follow_s)
+        service, changed = releases.begin(made), releases.goes_over_to
+    else:
+        service = made(_parts(wanted, settings, index, _version(place)))
+        changed = service.goes_over_to
+    if (opened := index()) is not None:
+        follow(opened, changed)
+    return service
+
+
+def _parts(wanted: Wanted, settings: Settings, index: Callable[[], Index | None], version: str) -> Parts:
+    """The model with its engine and assistant."""
+    place = Path(wanted.model).expanduser()
     engine = open_engine(wanted.model, wanted.engine, settings.at_once, wanted.url)
     form = _format(place)
     prompts = Prompts(engine.tokenizer, form, engine.context_tokens)
-    version = _version(place)
     asked = AssistantSettings(country=wanted.country, elsewhere=_elsewhere(wanted.url))
-    assistant = open_assistant(engine, place, form, wanted.index, asked, {"model": version})
+    assistant = open_assistant(engine, place, form, index(), asked, {"model": version})
     name = wanted.name or _name(place, wanted.model)
     served = Served(name, version, int(time.time()), assistant.versions["index"])
-    service = Service(
-        served,
-        engine,
-        prompts,
-        settings,
-        Access(settings, Keys(base), Usage(base)),
-        Answers(base),
-        assistant,
-        embeds=sentence_model,
-        embedding=SENTENCE_MODEL_INT8.name,
-    )
-
-    def changed(content: str) -> None:
-        assistant.versions["index"] = content
-        service.goes_over_to(content)
-
-    if assistant.index is not None:
-        follow(assistant.index, changed)
-    return service
+    return Parts(served, engine, prompts, assistant)
 
 
 @cache

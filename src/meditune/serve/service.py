@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from meditune.engines.engine import Engine
 from meditune.serve.access import Access
@@ -22,6 +22,9 @@ from meditune.serve.safety.triage import Triage
 from meditune.serve.settings import Settings
 from meditune.store.answers import Answers
 from meditune.store.notes import Notes
+
+if TYPE_CHECKING:
+    from meditune.serve.releases import Releases
 
 
 class Event(Protocol):
@@ -50,6 +53,9 @@ class Asks(Protocol):
         cancelled: Callable[[], bool],
     ) -> Iterator[Event]:
         """Events, the last of which is the answer."""
+
+    versions: dict[str, str]
+    """What answers are told with: `model`, `index` ..."""
 
     def judge(self, question: str, before: Sequence[str] = ()) -> Triage:
         """What is done with a message before any model sees it."""
@@ -105,6 +111,8 @@ class Service:
     embedding: str = ""
     """Its name"""
     metrics: Metrics = field(default_factory=Metrics)
+    releases: Releases | None = None
+    """The registry whose versions are served, where it is one"""
     ready: bool = True
     started: float = field(default_factory=time.time)
     address: str = ""
@@ -120,15 +128,27 @@ class Service:
         self.asks = ThreadPoolExecutor(settings.at_once, thread_name_prefix="meditune-ask")
         self.metrics.running.set_function(lambda: self.admission.inside)
         self.metrics.waiting.set_function(lambda: self.admission.waiting)
-        served = self.served
-        self.metrics.model.labels(served.name, served.version, self.engine.name, served.index).set(1)
+        self.tell_model(1)
 
     def goes_over_to(self, content: str) -> None:
         """Note that the index has another content from now on."""
-        served, self.served = self.served, replace(self.served, index=content)
-        gauge = self.metrics.model
-        gauge.labels(served.name, served.version, self.engine.name, served.index).set(0)
-        gauge.labels(served.name, served.version, self.engine.name, content).set(1)
+        self.tell_model(0)
+        self.served = replace(self.served, index=content)
+        if self.assistant is not None:
+            self.assistant.versions["index"] = content
+        self.tell_model(1)
+
+    def tell_model(self, is_served: int) -> None:
+        """Let the metrics say whether this model is served."""
+        served = self.served
+        self.metrics.model.labels(served.name, served.version, self.engine.name, served.index).set(is_served)
+
+    def close(self) -> None:
+        """Free the model, or every version of it that is loaded."""
+        if self.releases is not None:
+            self.releases.close()
+        else:
+            self.engine.close()
 
     def models(self) -> list[str]:
         """Names that requests may use."""

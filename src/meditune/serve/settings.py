@@ -52,6 +52,8 @@ class Settings:
     """Of a million tokens read, and written, for the metrics"""
     hourly: float = 0.0
     """What the machine costs an hour"""
+    follow_s: float = 10.0
+    """So often a registry is looked at for another version"""
     grace_s: float = 60.0
     """At the end, running answers have so long to finish"""
     headers: dict[str, str] = field(

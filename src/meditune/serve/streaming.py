@@ -16,6 +16,7 @@ from meditune.engines.engine import Engine, Job, Piece
 from meditune.errors import MedituneError
 from meditune.serve.errors import ApiError, ClientGone, refused
 from meditune.serve.logs import LOGGER
+from meditune.serve.trace import SCOPE_KEY
 
 Result = TypeVar("Result")
 HEARTBEAT_S = 15.0
@@ -130,6 +131,7 @@ class EventStream(Response):
             if not begun:
                 await told.response()(scope, receive, send)
                 return
+            scope[SCOPE_KEY].broken = told.status
             await out(event(told.as_dict(), self._kind))
         finally:
             making.cancel()

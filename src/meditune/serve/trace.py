@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,10 @@ class Trace:
     headers: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     """Figures and names, never what was asked"""
+    broken: int = 0
+    """Status of an error that had to be told inside a stream"""
+    ended: list[Callable[[int], None]] = field(default_factory=list)
+    """Called with the status when the request has ended"""
 
     def __post_init__(self) -> None:
         self.id = self.given or secrets.token_hex(12)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from meditune.store.answers import SHADOW
 from meditune.store.database import Database
 from meditune.store.notes import Note, Notes
 
@@ -79,8 +80,9 @@ def number(value: Any) -> float | None:
 def _answers(base: Database, since: float) -> list[_Seen]:
     with base.opened() as connection:
         rows = connection.execute(
-            "SELECT time, model, index_content, outcome, facts FROM answers WHERE time >= ? ORDER BY time DESC LIMIT ?",
-            (since, MOST),
+            "SELECT time, model, index_content, outcome, facts FROM answers "
+            "WHERE time >= ? AND route <> ? ORDER BY time DESC LIMIT ?",
+            (since, SHADOW, MOST),
         ).fetchall()
     return [
         _Seen(row["time"], (row["model"], row["index_content"]), row["outcome"], json.loads(row["facts"]))

@@ -76,7 +76,7 @@ def test_answers_that_cite_a_retracted_article_are_flagged(served: PubMed, tmp_p
     served.add(Paper(101), Paper(102, types=("Retracted Publication",)))
     result = ask(served, tmp_path, "--store", tmp_path / "store")
     assert result.code == 0, result
-    assert "FLAGGED: 1 kept answers" in result.out
+    assert "FLAGGED: 1 kept answer cited" in result.out
     assert "Answer two cites PMID 102" in result.out
     assert [each["answer"] for each in row(tmp_path, "flagged.jsonl")] == ["two"]
     assert ask(served, tmp_path, "--store", tmp_path / "nothing").code == 0

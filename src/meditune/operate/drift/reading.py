@@ -7,7 +7,7 @@ from pathlib import Path
 
 from meditune.errors import DataError
 from meditune.operate.drift.request import Request, from_file
-from meditune.store.answers import Answers
+from meditune.store.answers import SHADOW, Answers
 from meditune.store.base import FILE
 from meditune.store.opening import Place, exists, folder_of, is_url, open_store
 
@@ -41,6 +41,8 @@ class Source:
             yield from from_file(Path(self.named), after)
             return
         for place, answer, ratings in self._answers.in_order(after):
+            if answer.route == SHADOW:
+                continue
             yield Request(
                 answer.id,
                 answer.question,

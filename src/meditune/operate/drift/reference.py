@@ -25,7 +25,7 @@ LEAST = 200
 LEAST_VALUES = 50
 """Values of a signal in the half that is ranked; with fewer it isn't watched"""
 MOST_CATEGORIES = 24
-_REFIT = "Fit it again: meditune drift fit STORE -o REFERENCE"
+_REFIT = "Fit one: meditune drift fit STORE -o REFERENCE"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from meditune.data.decisions import VERDICTS
 from meditune.errors import DataError
 from meditune.review.annotate.key import Row, row_of
+from meditune.review.axes import VERDICT
 from meditune.review.common import in_dispute
 from meditune.review.disputes import Dispute
 from meditune.review.rated import Rated, read_rated_as
@@ -76,6 +77,7 @@ def _careful(rated: Rated[Row], rater: Rater) -> Careful:
     known = [
         VERDICTS[rating.option - 1] in rated.key[rating.item].expected
         for rating in rated.first
-        if rating.rater == rater.id and rating.option is not None and rated.key[rating.item].known
+        if rating.rater == rater.id and rating.axis == VERDICT.name
+        if rating.option is not None and rated.key[rating.item].known
     ]
     return Careful(rater, len(known), sum(known))

@@ -9,11 +9,14 @@ from typing import Any
 
 import meditune
 from meditune.data.decisions import VERDICTS
+from meditune.data.example import DECISIONS
 from meditune.files import write_json
 from meditune.review.annotate.checked import ENOUGH, LEAST, Careful, Checked, read_checked
 from meditune.review.annotate.key import Row
-from meditune.review.annotate.resolve import Resolved, resolve
+from meditune.review.annotate.resolve import Resolved, resolve, resolve_decisions
+from meditune.review.axes import DECISION, VERDICT
 from meditune.review.common import agreement, disputes, seconds, unfinished
+from meditune.review.rated import Rated
 from meditune.shares import wilson
 
 NAME = "results.json"
@@ -32,8 +35,8 @@ def results(checked: Checked) -> dict[str, Any]:
     decided, undecided = resolve(rated)
     rows = {id: row for id, row in rated.key.items() if not row.known}
     of_rows = {id: each for id, each in decided.items() if id in rows}
-    (axis,) = rated.set.axes
-    said = [rating for rating in rated.first if rating.item in rows]
+    axis = VERDICT
+    said = [rating for rating in rated.first if rating.item in rows and rating.axis == axis.name]
     settled = {rating.item for rating in rated.settled}
     return {
         "meditune": meditune.__version__,
@@ -57,6 +60,7 @@ def results(checked: Checked) -> dict[str, Any]:
         "suspicions": _suspicions(of_rows, rows),
         "seconds_per_row": seconds(said),
         "agreement": agreement(axis, said, rated),
+        **_decisions(rated, rows),
         "raters": [_rater(each, checked) for each in checked.careful],
         "undecided": [
             {"example": rows[id].example, "item": id, "why": why} for id, why in undecided.items() if id in rows
@@ -67,6 +71,21 @@ def results(checked: Checked) -> dict[str, Any]:
             if row["item"] in rows
         ],
         "remarks": _remarks(checked),
+    }
+
+
+def _decisions(rated: Rated[Row], rows: Mapping[str, Row]) -> dict[str, Any]:
+    """Of sets that ask for decisions: how many rows got which, and the agreement on them."""
+    if rated.set.axis(DECISION.name) is None:
+        return {}
+    labelled, undecided = resolve_decisions(rated)
+    given: Counter[str] = Counter(each.decision or "neither" for id, each in labelled.items() if id in rows)
+    said = [rating for rating in rated.first if rating.item in rows and rating.axis == DECISION.name]
+    names: tuple[str, ...] = (*DECISIONS, "neither")
+    named = {each: given[each] for each in names}
+    return {
+        "decisions": named | {"undecided": sum(id in rows for id in undecided)},
+        "agreement_on_decisions": agreement(DECISION, said, rated),
     }
 
 

@@ -29,6 +29,9 @@ def print_results(found: dict[str, Any], out: Console) -> None:
                 f"(95 % interval {low:.0f} to {high:.0f}).",
                 highlight=False,
             )
+    if "decisions" in found:
+        given = ", ".join(f"{name} {count}" for name, count in found["decisions"].items())
+        out.print(f"Decisions: {given}.", highlight=False)
     alpha = found["agreement"]["alpha"]
     if alpha["value"] is not None:
         out.print(f"Agreement: Krippendorff's alpha {alpha['value']:.2f} on {alpha['items']} rows.")

@@ -14,7 +14,7 @@ export class Turn {
     this.sentences = [];
     this.notices = el("div", {});
     this.prose = el("p", { class: "prose" });
-    this.wait = el("p", { class: "waiting" }, "Looking for sources …");
+    this.wait = el("p", { class: "waiting" }, document.body.dataset.sources === "yes" ? "Looking for sources …" : "Writing …");
     this.after = el("div", {});
     this.reply = el("div", { class: "reply", "aria-busy": "true" }, this.notices, this.prose, this.wait, this.after);
     this.node = el("article", { class: "turn", "aria-label": "Question and answer" }, el("h2", { class: "asked", tabindex: "-1" }, question), this.reply);

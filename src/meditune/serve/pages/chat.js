@@ -29,7 +29,7 @@ async function put(question) {
   const turn = new Turn(question, announce);
   $("turns").append(turn.node);
   turn.node.scrollIntoView({ block: "start" });
-  announce("Looking for sources.");
+  announce(document.body.dataset.sources === "yes" ? "Looking for sources." : "Writing.");
   const controller = new AbortController();
   running = controller;
   busy(true);

@@ -13,7 +13,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 
 from meditune.phi.masking import mask
+from meditune.serve import shadowing
 from meditune.serve.access import Caller, allowed
+from meditune.serve.chosen import chosen, conversation_of
 from meditune.serve.errors import ApiError
 from meditune.serve.kept import keep
 from meditune.serve.outcomes import count_answer, facts_of, outcome_of
@@ -35,7 +37,8 @@ router = APIRouter(tags=["Assistant"])
 )
 async def ask(body: AskBody, request: Request, caller: Annotated[Caller, Depends(allowed("generate"))]) -> Any:
     """An answer that rests on sources and names them, or an honest refusal."""
-    service: Service = request.app.state.service
+    conversation = conversation_of(caller, body.history[0].question if body.history else body.question)
+    service = chosen(request, conversation)
     if service.assistant is None:
         raise ApiError(404, "This server answers chats only: it was started without an assistant.", "not_found")
     judge, past = service.assistant.judge, [each.question for each in body.history]
@@ -44,7 +47,7 @@ async def ask(body: AskBody, request: Request, caller: Annotated[Caller, Depends
         return (await asyncio.to_thread(judge, body.question, past)).action == "urgent"
 
     await service.access.pays_unless(urgent, request, caller)
-    asking = _Asking(service, service.assistant, body, caller, request.scope[SCOPE_KEY])
+    asking = _Asking(service, service.assistant, body, caller, request.scope[SCOPE_KEY], conversation)
     if body.stream:
         return EventStream(asking.events, kind="error")
     return await while_there(request, asking.at_once())
@@ -53,8 +56,11 @@ async def ask(body: AskBody, request: Request, caller: Annotated[Caller, Depends
 class _Asking:
     """One question on its way."""
 
-    def __init__(self, service: Service, assistant: Asks, body: AskBody, caller: Caller, trace: Trace) -> None:
+    def __init__(
+        self, service: Service, assistant: Asks, body: AskBody, caller: Caller, trace: Trace, conversation: str
+    ) -> None:
         self.service, self.assistant, self.body, self.caller, self.trace = service, assistant, body, caller, trace
+        self.conversation = conversation
         self.id = f"ask-{secrets.token_hex(12)}"
         if service.settings.log_text:
             trace.facts["question"] = mask(body.question)
@@ -95,6 +101,8 @@ class _Asking:
         self.trace.facts["outcome"] = outcome
         text = str(said.get("text", ""))
         await keep(self.service, self.caller, self.id, "ask", self.body.question, text, outcome, facts)
+        if outcome in ("answered", "abstained"):
+            shadowing.ask(self.service, self.conversation, self.caller, self.id, self.body)
 
     async def _from_thread(self, count: Written, threads: Executor | None) -> AsyncGenerator[Event, None]:
         """The assistant's events, with its tokens in `count`; it works in one of these threads (None: the loop's), and

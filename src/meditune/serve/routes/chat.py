@@ -7,14 +7,16 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from meditune.engines.engine import Job, Likely
-from meditune.serve import minding, tokens
+from meditune.serve import minding, shadowing, tokens
 from meditune.serve.access import Caller, allowed
+from meditune.serve.chosen import chosen, conversation_of
 from meditune.serve.kept import keep
 from meditune.serve.minding import Instead
 from meditune.serve.routes.documented import errors, streams
@@ -38,7 +40,9 @@ BEGINNING = {"role": "assistant", "content": ""}
 )
 async def chat(body: ChatBody, request: Request, caller: Annotated[Caller, Depends(allowed("generate"))]) -> Any:
     """The model's answer to a chat, as OpenAI's clients expect it."""
-    service: Service = request.app.state.service
+    first = next((message.turn().text for message in body.messages if message.role == "user"), "")
+    conversation = conversation_of(caller, first)
+    service = chosen(request, conversation)
     service.must_serve(body.model)
     minded = minding.minded(service, body)
 
@@ -50,7 +54,7 @@ async def chat(body: ChatBody, request: Request, caller: Annotated[Caller, Depen
     instead = await asyncio.to_thread(minding.instead, service, body) if minded else None
     job = None if instead else await asyncio.to_thread(_job, service, body)
     ending = minding.ENDING if minded else ""
-    answer = _Answer(service, body, job, caller, request.scope[SCOPE_KEY], instead, ending)
+    answer = _Answer(service, body, job, caller, request.scope[SCOPE_KEY], conversation, instead, ending)
     if body.stream:
         return EventStream(answer.events)
     return await while_there(request, answer.at_once())
@@ -84,12 +88,13 @@ class _Answer:
         job: Job | None,
         caller: Caller,
         trace: Trace,
+        conversation: str,
         instead: Instead | None,
         ending: str,
     ) -> None:
         """`instead` is said in the model's place, where there is no `job`; `ending` after what the model says."""
         self.service, self.body, self.job, self.caller, self.trace = service, body, job, caller, trace
-        self.instead, self.ending = instead, ending
+        self.conversation, self.instead, self.ending = conversation, instead, ending
         self.id, self.created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
         self.begun = time.monotonic()
 
@@ -184,6 +189,9 @@ class _Answer:
         }
         outcome = self.instead.outcome if self.instead else "answered"
         await keep(self.service, self.caller, self.id, "chat", question, text, outcome, facts)
+        if not self.instead:
+            job = partial(_job, body=self.body)
+            shadowing.chat(self.service, self.conversation, self.caller, self.id, question, job)
 
 
 def _usage(written: Written) -> Usage:

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from meditune.engines.engine import Job, Likely
 from meditune.serve import tokens
 from meditune.serve.access import Caller, allowed
+from meditune.serve.chosen import chosen, conversation_of
 from meditune.serve.errors import ApiError
 from meditune.serve.routes.documented import errors, streams
 from meditune.serve.schema.body import Usage
@@ -38,7 +39,7 @@ async def complete(
     body: CompletionBody, request: Request, caller: Annotated[Caller, Depends(allowed("generate", paying=True))]
 ) -> Any:
     """What the model writes after each prompt; with `echo` and `logprobs`, how likely it finds the prompt itself."""
-    service: Service = request.app.state.service
+    service = chosen(request, conversation_of(caller, str(body.prompts()[0])))
     service.must_serve(body.model)
     jobs = await asyncio.to_thread(_jobs, service, body)
     answer = _Completing(service, body, jobs, caller, request.scope[SCOPE_KEY])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastapi import APIRouter
-from fastapi.responses import FileResponse
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse, HTMLResponse
 
 from meditune.serve.errors import ApiError
 
@@ -16,9 +16,12 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.get("/")
-def page() -> FileResponse:
-    """The page itself."""
-    return FileResponse(PAGES / "index.html", media_type="text/html")
+def page(request: Request) -> HTMLResponse:
+    """The page itself, which speaks of sources where there are any."""
+    html = (PAGES / "index.html").read_text(encoding="utf-8")
+    if not request.app.state.service.served.index:
+        html = html.replace('data-sources="yes"', 'data-sources="no"', 1)
+    return HTMLResponse(html)
 
 
 @router.get("/page/{name}")

@@ -1,0 +1,140 @@
+"""Servers as processes of their own: Meditune's, llama.cpp's and transformers' own, for the benchmarks beside it."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+
+READY_S = 120.0
+LLAMA = """
+import sys, time
+from pathlib import Path
+from meditune.engines.llamacpp_engine import server
+started = server(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), "key")
+print(started.listening_address + "/", flush=True)
+time.sleep(1e9)
+"""
+"""llama.cpp's own HTTP server, as the package xllamacpp carries it"""
+
+
+@dataclass
+class Served:
+    """A server that answers."""
+
+    process: psutil.Process
+    address: str
+    """Up to and with the last slash"""
+    model: str
+    ready_s: float
+    key: str = ""
+
+    def cpu(self) -> float:
+        """Seconds of the processor so far, of the process and those that it started."""
+        times = [each.cpu_times() for each in self._all()]
+        return float(sum(one.user + one.system for one in times))
+
+    def memory(self) -> float:
+        """Resident, MB."""
+        return float(sum(each.memory_info().rss for each in self._all())) / 1e6
+
+    def _all(self) -> list[psutil.Process]:
+        return [self.process, *self.process.children(recursive=True)]
+
+
+@contextmanager
+def meditune(model: str, *words: Any, store: Path | None = None) -> Iterator[Served]:
+    """`meditune serve` with these options, on a free port."""
+    with tempfile.TemporaryDirectory() as folder:
+        kept = str(store or folder)
+        command = [sys.executable, "-m", "meditune", "serve", model, "--port", "0", "--store", kept]
+        with _started([*command, *map(str, words)]) as (process, begun):
+            address = _told(process)
+            ready = time.monotonic() - begun
+            names = httpx2.get(f"{address}v1/models").json()["data"]
+            yield Served(psutil.Process(process.pid), address, names[0]["id"], ready)
+
+
+@contextmanager
+def llama_cpp(file: Path, tokens: int, at_once: int) -> Iterator[Served]:
+    """llama.cpp's server with room for so many tokens in so many slots."""
+    with _started([sys.executable, "-c", LLAMA, str(file), str(tokens), str(at_once)]) as (process, begun):
+        address = _told(process)
+        yield Served(psutil.Process(process.pid), address, "model", time.monotonic() - begun, "key")
+
+
+@contextmanager
+def transformers(folder: Path, *words: str) -> Iterator[Served]:
+    """`transformers serve` of a plain folder."""
+    port = _free_port()
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(folder), "--port", str(port), *words]
+    with _started(command) as (process, begun):
+        address = f"http://localhost:{port}/"
+        while not _healthy(f"{address}health"):
+            if process.poll() is not None or time.monotonic() - begun > READY_S:
+                raise RuntimeError("transformers serve didn't start")
+            time.sleep(0.2)
+        yield Served(psutil.Process(process.pid), address, str(folder), time.monotonic() - begun)
+
+
+def streamed(line: str) -> dict[str, Any] | None:
+    """What a line of a stream of server-sent events holds; None where it is none, or the end."""
+    if not line.startswith("data:") or line[5:].strip() in {"", "[DONE]"}:
+        return None
+    said: dict[str, Any] = json.loads(line[5:])
+    return said
+
+
+@contextmanager
+def _started(command: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str], float]]:
+    with tempfile.TemporaryFile("w+") as log:
+        begun = time.monotonic()
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        try:
+            yield process, begun
+        except BaseException:
+            log.seek(0)
+            print(log.read()[-2000:], file=sys.stderr)
+            raise
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _told(process: subprocess.Popen[str]) -> str:
+    """The address in what a server says when it is ready."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if found := re.search(r"http://\S+/", line):
+            return found[0]
+    raise RuntimeError("the server didn't start")
+
+
+def _healthy(address: str) -> bool:
+    try:
+        return httpx2.get(address, timeout=2).status_code == 200
+    except httpx2.HTTPError:
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        return port

@@ -1,0 +1,83 @@
+"""Answers that are JSON of a schema, for an engine that chooses each token itself: llguidance says which may come next.
+
+Between the parts stands what `json.dumps` writes and no more: where any white space is allowed, a small model may write
+nothing else. Source: github.com/guidance-ai/llguidance, docs/json_schema.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meditune.errors import ModelError
+
+WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+class Schemas:
+    """What a tokenizer's tokens mean to schemas."""
+
+    def __init__(self, tokenizer: Any, ends: Sequence[int]) -> None:
+        """`ends` are the tokens that end an answer."""
+        self._tokenizer, self._ends = tokenizer, list(ends)
+
+    def answer(self, schema: Mapping[str, Any]) -> JsonAnswer:
+        """A new answer. Raises ModelError where llguidance isn't installed or can't hold an answer to the schema."""
+        guidance = _package()
+        try:
+            grammar = guidance.LLMatcher.grammar_from_json_schema(dict(schema), overrides=WRITTEN)
+        except ValueError as error:
+            raise ModelError(f"That is no JSON schema: {error}") from error
+        matcher = guidance.LLMatcher(self._tokens, grammar, log_level=0)
+        if matcher.is_error():
+            raise ModelError(f"An answer can't be held to this JSON schema: {_first_line(matcher.get_error())}")
+        return JsonAnswer(matcher, self._tokens.vocab_size)
+
+    @cached_property
+    def _tokens(self) -> Any:
+        _package()
+        from llguidance.hf import from_tokenizer
+
+        return from_tokenizer(self._tokenizer, eos_token=self._ends)
+
+
+class JsonAnswer:
+    """How far one answer has gone along its schema."""
+
+    def __init__(self, matcher: Any, vocabulary: int) -> None:
+        self._matcher = matcher
+        self._mask = np.zeros((vocabulary + 31) // 32, dtype=np.uint32)
+
+    def allowed(self) -> NDArray[np.int64]:
+        """Tokens that may come next, those that end it among them where it may end."""
+        self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        return np.flatnonzero(np.unpackbits(self._mask.view(np.uint8), bitorder="little"))
+
+    def take(self, token: int) -> None:
+        """The answer goes on with one of the tokens that are allowed. Raises ModelError for any other."""
+        if not self._matcher.consume_token(token):
+            raise ModelError(f"The answer left its JSON schema: {_first_line(self._matcher.get_error())}")
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing but the end can follow."""
+        return bool(self._matcher.is_stopped())
+
+
+def _package() -> Any:
+    try:
+        import llguidance
+    except ImportError as error:
+        raise ModelError(
+            f"To hold answers to a JSON schema the transformers engine needs llguidance ({error}). Install it: "
+            "pip install 'meditune[serve]'"
+        ) from error
+    return llguidance
+
+
+def _first_line(said: str) -> str:
+    return next(iter(said.splitlines()), "no reason was given")

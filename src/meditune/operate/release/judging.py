@@ -1,0 +1,105 @@
+"""A new version beside the one that it came from, on the old items and on the new ones, held to a policy for each."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from meditune.data.example import Example
+from meditune.evaluate.gate import Policy, check
+from meditune.evaluate.measured import Measured, measured
+from meditune.evaluate.metrics import METRICS
+from meditune.evaluate.predictions import Predictions
+from meditune.evaluate.side_by_side import side_by_side
+
+OLD, NEW = "old", "new"
+LOSS = 0.05
+"""Share of a perplexity that may be lost on what was known before"""
+WATCHED = ("accuracy", "macro_f1", "rougeL", "faithfulness", "general_choice")
+"""Mustn't get worse, where they are measured"""
+LIKELIHOODS = ("perplexity", "general_perplexity")
+"""Of so many tokens that the smallest change is a sure one: they have a margin instead"""
+WITHOUT_ITEMS = ("general", "technical", "choice", "safety")
+"""Predictions that belong to no test item"""
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Policies of the user's own; None: by `usual`."""
+
+    old: Policy | None = None
+    new: Policy | None = None
+
+
+def judge(run: Path, new: Collection[str], gates: Gates, resamples: int, seed: int) -> dict[str, Any]:
+    """Base and tuned model of a finished run compared on its old and its new test items.
+
+    Returns `passed`, and `on`: for old and new items how many there are, `figures` of both, `comparison` and `checks`.
+    """
+    sides = [measured(f"{run}:{side}") for side in ("base", "tuned")]
+    on: dict[str, Any] = {}
+    for name, policy in ((OLD, gates.old), (NEW, gates.new)):
+        first, second = (_part(side, new, name == NEW) for side in sides)
+        result = side_by_side([first, second], resamples, seed)
+        held = policy or usual(name, result["comparison"], result["base"])
+        checks = check(held, result["comparison"], result["tuned"])
+        on[name] = {
+            "items": len(first.examples),
+            "figures": {"before": result["base"], "after": result["tuned"]},
+            "comparison": result["comparison"],
+            "policy": held.model_dump(exclude_defaults=True),
+            "checks": [asdict(each) for each in checks],
+        }
+    return {"passed": all(each["passed"] for judged in on.values() for each in judged["checks"]), "on": on}
+
+
+def usual(items: str, comparison: Mapping[str, Any], before: Mapping[str, float]) -> Policy:
+    """What a new version must be where the user says nothing: no worse anywhere, and better at what is new.
+
+    A rule names only what was measured. On new items the answers that experts gave must have become likelier.
+    """
+    said: dict[str, Any] = {"not_worse": [name for name in WATCHED if name in comparison]}
+    likely = [name for name in LIKELIHOODS if name in comparison]
+    if items == OLD:
+        said["within"] = {name: round(LOSS * before[name], 3) for name in likely}
+    elif likely:
+        said["better"] = ["perplexity"]
+    return Policy.model_validate(said)
+
+
+def lines(judged: Mapping[str, Any]) -> list[str]:
+    """The figures that decided, in words."""
+    said = []
+    for items, row in judged["on"].items():
+        said.append(f"On {row['items']:,} {items} items:")
+        for each in row["checks"]:
+            name = each["metric"]
+            before, after = (row["figures"][side].get(name) for side in ("before", "after"))
+            digits = METRICS[name].digits
+            figures = "" if before is None or after is None else f"{before:.{digits}f} -> {after:.{digits}f}, "
+            mark = "ok    " if each["passed"] else "FAILED"
+            said.append(f"  {mark} {name}: {figures}{each['rule'].replace('_', ' ')}: {each['why']}")
+    return said
+
+
+def _part(side: Measured, new: Collection[str], is_new: bool) -> Measured:
+    """What was measured on the new items, or on all others."""
+
+    def wanted(id: str) -> bool:
+        return (id in new) == is_new
+
+    examples: dict[str, Example] = {id: each for id, each in side.examples.items() if wanted(id)}
+    kept: dict[str, Any] = {}
+    for field in fields(Predictions):
+        rows = getattr(side.predictions, field.name)
+        if field.name in WITHOUT_ITEMS:
+            kept[field.name] = [] if is_new else rows
+        elif field.name == "no_reference":
+            kept[field.name] = [id for id in rows if wanted(id)]
+        elif field.name in ("calibration", "dev_decision", "preference"):
+            kept[field.name] = []
+        else:
+            kept[field.name] = [row for row in rows if wanted(row["id"])]
+    return replace(side, examples=examples, predictions=Predictions(**kept))

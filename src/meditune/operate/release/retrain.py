@@ -1,0 +1,281 @@
+"""One retraining: gather, deal, train from the current version, judge against it, keep, promote.
+
+What isn't finished lies in the registry's `work/`, so the same command goes on where it was stopped. What was gathered
+is kept in `rows/`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from meditune import run as journey
+from meditune.data import leakage
+from meditune.data.deidentify import Findings, cleaner, deidentify
+from meditune.data.example import Example
+from meditune.data.own import read
+from meditune.data.prepare import Looked, keep, stored
+from meditune.data.quality.audit import Audit
+from meditune.data.rejects import Rejects
+from meditune.engines.exported import EXPORT, EXPORTS
+from meditune.errors import DataError, MedituneError
+from meditune.evaluate.gate import load_policy
+from meditune.files import read_json, sha256, write_json
+from meditune.folder import RECIPE, announce, note_data
+from meditune.operate.release import deriving, gathering, judging, splitting
+from meditune.operate.release.gathering import Gathered, Wanted
+from meditune.operate.release.splitting import Dealt, Shares, TooFewError
+from meditune.recipe import Recipe
+from meditune.recipes.loading import load_recipe
+from meditune.recipes.writing import save
+from meditune.registry import state as states
+from meditune.registry.registry import Registry
+from meditune.registry.version import Version
+
+WORK, ROWS = "work", "rows"
+BEGUN = "retrain.json"
+"""In `work/`: what the retraining that isn't finished was asked for"""
+LOCK = ".retrain.lock"
+Then = Literal["promote", "canary", "shadow", "keep"]
+THENS: tuple[Then, ...] = get_args(Then)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked for."""
+
+    wanted: Wanted
+    shares: Shares = field(default_factory=Shares)
+    settings: tuple[str, ...] = ()
+    """`--set` options over the derived recipe"""
+    decisions: Path | None = None
+    """What people decided about old rows"""
+    gate_old: Path | None = None
+    gate_new: Path | None = None
+    least: int = 20
+    """Fewer new rows aren't worth a training"""
+    exports: tuple[str, ...] | None = None
+    """Forms to export to; None: those that the current version has"""
+    then: Then = "promote"
+    """What becomes of a version that passed"""
+    percent: float = 10.0
+    """Of the conversations, for a canary or shadow"""
+    afresh: bool = False
+    """Drop what an earlier retraining left unfinished"""
+
+    def asked(self) -> dict[str, Any]:
+        """What decides how the version turns out, for JSON."""
+        kept = asdict(self) | {"then": None, "percent": None, "afresh": None}
+        found: dict[str, Any] = json.loads(json.dumps(kept, default=str))
+        return found
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it."""
+
+    version: Version | None
+    """None where there was too little to learn from"""
+    said: list[str]
+    """In words"""
+    promoted: bool = False
+
+
+def retrain(folder: Path, options: Options, command: str) -> Outcome:
+    """Make the next version, or finish making it.
+
+    Raises MedituneError where another retraining is at work in the registry, or one with other options isn't finished;
+    DataError, ModelError and RecipeError as a run does.
+    """
+    registry = Registry(folder)
+    current = registry.checked(_current(registry))
+    with _alone(folder):
+        work = folder / WORK
+        if options.afresh:
+            shutil.rmtree(work, ignore_errors=True)
+        _claim(work, folder / ROWS, current.id, options)
+        try:
+            recipe, new, fed = _laid_out(registry, current.id, work, options)
+        except TooFewError as error:
+            shutil.rmtree(_rows_of(work), ignore_errors=True)
+            shutil.rmtree(work)
+            return Outcome(None, [f"{error} Nothing was trained; {current.id} stays."])
+        run = work / "run"
+        journey.run(recipe, run, command)
+        _export(run, registry.place(current.id), options.exports)
+        announce("judge")
+        gates = judging.Gates(*(load_policy(path) if path else None for path in (options.gate_old, options.gate_new)))
+        judged = judging.judge(run, new, gates, recipe.evaluate.resamples, recipe.seed)
+        made = _kept(registry, run, current, fed, judged)
+        said = [*judging.lines(judged), f"{made.id}: {registry.place(made.id).resolve()}"]
+        said += _followed(registry, made, current.id, options)
+        shutil.rmtree(work)
+        return Outcome(made, said, registry.state().current == made.id)
+
+
+def then_of(name: str) -> Then:
+    """What is to become of a version, by its name. Raises DataError for another."""
+    for each in THENS:
+        if each == name:
+            return each
+    raise DataError(f"--then {name}: one of {', '.join(THENS)}.")
+
+
+def _current(registry: Registry) -> str:
+    current = registry.state().current
+    if current is None:
+        raise MedituneError(f"Nothing in {registry.folder} is served yet, so there is nothing to go on from.")
+    return current
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise MedituneError(
+            f"Another retraining is at work in {folder}. Wait until it is done; the next one then goes on from what it "
+            "made."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _claim(work: Path, registry_rows: Path, current: str, options: Options) -> None:
+    """Make `work` this retraining's, or check that it is."""
+    asked = options.asked() | {"parent": current}
+    path = work / BEGUN
+    if not path.is_file():
+        shutil.rmtree(work, ignore_errors=True)
+        begun = states.now()
+        rows = registry_rows / begun.partition("+")[0].replace(":", "")
+        write_json(path, {"begun": begun, "rows": str(rows.resolve()), "asked": asked})
+        return
+    before = read_json(path)
+    differing = [name for name in asked if before["asked"].get(name) != asked[name]]
+    if differing:
+        raise MedituneError(
+            f"A retraining that was begun at {before['begun']} isn't finished, and was asked for something else "
+            f"({', '.join(differing)}). Give its options again to go on with it, or --afresh to drop it."
+        )
+    print(f"Going on with the retraining that was begun at {before['begun']}.", file=sys.stderr)
+
+
+def _laid_out(
+    registry: Registry, current: str, work: Path, options: Options
+) -> tuple[Recipe, set[str], dict[str, Any]]:
+    """The run's recipe, its data laid out, the ids of new items that it measures, and what is new by kind."""
+    run, facts = work / "run", work / "gathered.json"
+    if facts.is_file() and (run / "data" / "quality.json").is_file():
+        said = read_json(facts)
+        print(f"What was gathered then: {', '.join(_counted(said['fed']))}.", file=sys.stderr)
+        return load_recipe(str(run / RECIPE)).recipe, set(said["new"]), said["fed"]
+    announce("gather")
+    gathered = gathering.gather(options.wanted, _rows_of(work))
+    for why, count in gathered.left_out.items():
+        print(f"Left out: {count:,} {why}.", file=sys.stderr)
+    parent = registry.place(current)
+    before = stored(parent / "data")
+    known = load_recipe(str(parent / RECIPE)).recipe
+    rows, looked = _rows(gathered, known)
+    pool = splitting.known_rows(registry, current)
+    dealt = splitting.deal(
+        rows, before.splits, pool, options.shares, known.seed, options.decisions, known.data.incomplete, options.least
+    )
+    for why, count in dealt.left_out.items():
+        print(f"Left out: {count:,} {why}.", file=sys.stderr)
+    files = [path.resolve() for path in gathered.files.values()]
+    recipe = deriving.derived(parent, before.splits, dealt.splits, files, before.synthetic)
+    recipe = deriving.with_settings(recipe, work / RECIPE, options.settings)
+    fed = gathered.facts() | {"replay": {"rows": dealt.replayed, "sha256": before.sha256}}
+    if options.decisions:
+        fed["decisions"] = {"rows": len(dealt.decided.get("actions", {})), "sha256": sha256(options.decisions)}
+    measured = dealt.splits.measured(recipe.evaluate.split)
+    new = [example.id for example in measured if example.id in dealt.new]
+    checked = leakage.check(dealt.splits, recipe.evaluate.split, recipe.model.base)
+    save(recipe, run / RECIPE)
+    done = {"decisions": dealt.decided} if dealt.decided else {}
+    data = keep(recipe, run / "data", dealt.splits, looked, checked, done, before.synthetic)
+    note_data(recipe, run, data.sha256)
+    write_json(facts, {"new": new, "fed": fed, "index": gathered.index})
+    print(_dealt(dealt), file=sys.stderr)
+    return recipe, set(new), fed
+
+
+def _rows_of(work: Path) -> Path:
+    """Where what this retraining gathered is kept for good: the version's recipe names it."""
+    return Path(read_json(work / BEGUN)["rows"])
+
+
+def _rows(gathered: Gathered, recipe: Recipe) -> tuple[list[Example], Looked]:
+    """The gathered rows after the checks that any training data go through."""
+    spec = recipe.data
+    rejects, phi = Rejects(cleaner(spec.phi)), Findings(spec.phi)
+    by_kind = {
+        kind: list(deidentify(list(read(path, rejects)), spec.phi, phi)) for kind, path in gathered.files.items()
+    }
+    audit = Audit(spec.quality, (), hidden=phi.left_in)
+    audit.rows(by_kind)
+    said = {kind: {"read": len(rows), "licence": "yours", "rejected": {}} for kind, rows in by_kind.items()}
+    rows = [example for examples in audit.left.values() for example in examples]
+    return rows, Looked(said, audit, rejects, phi)
+
+
+def _export(run: Path, parent: Path, exports: tuple[str, ...] | None) -> None:
+    """In the forms asked for, or those that the version before is served in."""
+    from meditune.export.stage import export
+
+    there = sorted(path.parent.name for path in (parent / EXPORTS).glob(f"*/{EXPORT}"))
+    for kind in there if exports is None else exports:
+        announce(f"export to {kind}")
+        export(str(run), kind)
+
+
+def _kept(registry: Registry, run: Path, current: Version, fed: dict[str, Any], judged: dict[str, Any]) -> Version:
+    """The run as a version; the one that was made of it already, where the command was stopped right after that."""
+    sha = stored(run / "data").sha256
+    for id in registry.state().versions:
+        there = registry.get(id)
+        if there.data["sha256"] == sha and there.parents == (current.id,) and there.came_from == str(run.resolve()):
+            return there
+    index = str(read_json(run.parent / "gathered.json")["index"])
+    return registry.add(run, (current.id,), fed, {"against": current.id, **judged}, index)
+
+
+def _followed(registry: Registry, made: Version, before: str, options: Options) -> list[str]:
+    """What becomes of the new version, and that in words."""
+    if registry.state().current == made.id:
+        return [f"{made.id} is served already."]
+    if not made.passed:
+        return [f"{made.id} did not pass its gate: {before} stays."]
+    why = f"passed its gate against {before}"
+    if options.then == "keep":
+        return [f"{made.id} {why}. Serve it with: meditune registry promote {registry.folder} {made.id}"]
+    if options.then == "promote":
+        registry.promote(made.id, why)
+        return [f"{made.id} {why} and is served from now on."]
+    registry.try_out(made.id, options.then, options.percent, why)
+    return [f"{made.id} {why} and is tried as a {options.then} in {options.percent:g} % of the conversations."]
+
+
+def _counted(fed: dict[str, Any]) -> list[str]:
+    return [f"{row['rows']:,} rows of {kind}" for kind, row in fed.items()]
+
+
+def _dealt(dealt: Dealt) -> str:
+    splits = dealt.splits
+    return (
+        f"{dealt.learnt:,} new rows to learn, {dealt.replayed:,} old ones rehearsed; held out: {len(splits.test):,} "
+        f"to measure and {len(splits.dev):,} for development, {len(dealt.new):,} of them new."
+    )

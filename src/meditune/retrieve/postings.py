@@ -1,0 +1,145 @@
+"""BM25 over all passages of an index, in memory: for each word the passages that hold it, with what each scores.
+
+Robertson and Zaragoza 2009 (https://doi.org/10.1561/1500000019), scored when the index is made (Lù 2024, "BM25S",
+arXiv:2407.03618), so that a search only adds up: LanceDB's full-text index, by which a large index is searched, takes
+ten times as long. As there, words are in small letters without accents, English stems, and no stop words.
+
+One numpy archive, beside the table:
+
+words     the stems
+starts    where the postings of each begin, and where the last ones end: (stems + 1,)
+places    passages, as numbers of the table's rows in order of their ids
+scores    what the word gives each of them
+count     passages in all
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import unicodedata
+import zipfile
+from array import array
+from collections import Counter
+from collections.abc import Iterable
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meditune.errors import DataError, ModelError
+
+SATURATION, LENGTH = 1.2, 0.75
+"""BM25's k1 and b, those of LanceDB"""
+_WORD = re.compile(r"[^\W_]+")
+
+
+class Postings:
+    """The passages of each word."""
+
+    def __init__(
+        self,
+        words: Iterable[str],
+        starts: NDArray[np.int64],
+        places: NDArray[np.int32],
+        scores: NDArray[np.float32],
+        count: int,
+    ) -> None:
+        self.words = tuple(words)
+        self.starts, self.places, self.scores, self.count = starts, places, scores, count
+        self._number = {word: number for number, word in enumerate(self.words)}
+
+    def best(self, text: str, most: int, allowed: NDArray[np.bool_] | None = None) -> dict[int, float]:
+        """Places and BM25 of so many passages that meet the text's words best, the best first; none that meets none.
+
+        A word counts as often as it stands in the text: a message comes back to what it is about.
+
+        `allowed` (count,) says which passages may be among them.
+        """
+        totals = np.zeros(self.count, dtype=np.float32)
+        for word, often in Counter(_stems(text)).items():
+            number = self._number.get(word)
+            if number is not None:
+                some = slice(self.starts[number], self.starts[number + 1])
+                totals[self.places[some]] += often * self.scores[some]
+        if allowed is not None:
+            totals[~allowed] = 0.0
+        few = min(most, self.count)
+        best = np.argpartition(-totals, few - 1)[:few]
+        # Equal ones in the order of their ids, so that the same question always gives the same hits.
+        ordered = best[np.lexsort((best, -totals[best]))]
+        return {place: score for place, score in zip(ordered.tolist(), totals[ordered].tolist(), strict=True) if score}
+
+
+def made(texts: Iterable[str]) -> Postings:
+    """Those of the passages' texts, which come in the order of their rows."""
+    number: dict[str, int] = {}
+    said, lengths = array("q"), array("q")
+    for text in texts:
+        stems = _stems(text)
+        said.extend([number.setdefault(stem, len(number)) for stem in stems])
+        lengths.append(len(stems))
+    count = len(lengths)
+    owners = np.repeat(np.arange(count), lengths)
+    pairs, often = np.unique(np.frombuffer(said, dtype=np.int64) * count + owners, return_counts=True)
+    terms, places = np.divmod(pairs, max(count, 1))
+    starts = np.searchsorted(terms, np.arange(len(number) + 1))
+    holding = np.diff(starts)
+    rarity = np.log1p((count - holding + 0.5) / (holding + 0.5))
+    longer = 1 - LENGTH + LENGTH * np.array(lengths) / max(len(said) / max(count, 1), 1.0)
+    scores = rarity[terms] * often * (SATURATION + 1) / (often + SATURATION * longer[places])
+    return Postings(number, starts, places.astype(np.int32), scores.astype(np.float32), count)
+
+
+def as_bytes(postings: Postings) -> bytes:
+    """The archive."""
+    stream = io.BytesIO()
+    words = np.frombuffer(json.dumps(postings.words).encode(), dtype=np.uint8)
+    arrays = {name: getattr(postings, name) for name in ("starts", "places", "scores", "count")}
+    np.savez(stream, allow_pickle=False, words=words, **arrays)
+    return stream.getvalue()
+
+
+def read(data: bytes | None, name: str, count: int) -> Postings:
+    """Those of so many passages, in the archive called `name`. Raises DataError where it is missing or damaged."""
+    try:
+        if data is None:
+            raise ValueError("there is no such file")
+        with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+            found = {part: stored[part] for part in ("starts", "places", "scores")}
+            words, passages = json.loads(stored["words"].tobytes()), int(stored["count"])
+        if passages != count or len(found["starts"]) != len(words) + 1:
+            raise ValueError(f"it is of {passages:,} passages")
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{name}: the words of the passages are missing or damaged ({error}). Build the index again with "
+            "`meditune index build --replace`."
+        ) from error
+    return Postings(words, found["starts"], found["places"], found["scores"], passages)
+
+
+def _stems(text: str) -> list[str]:
+    """The words of a text that say something, as they are compared."""
+    if not text.isascii():
+        text = "".join(sign for sign in unicodedata.normalize("NFKD", text) if not unicodedata.combining(sign))
+    return [stem for stem in map(_stem, _WORD.findall(text.lower())) if stem]
+
+
+@lru_cache(maxsize=65536)
+def _stem(word: str) -> str:
+    """Empty for a stop word."""
+    stop, stemmer = _english()
+    return "" if word in stop else stemmer.stemWord(word)
+
+
+@cache
+def _english() -> tuple[frozenset[str], Any]:
+    from bm25s.stopwords import STOPWORDS_EN_PLUS
+
+    try:
+        from Stemmer import Stemmer
+    except ImportError as error:
+        raise ModelError("An index needs PyStemmer. Install it with: pip install 'meditune[retrieve]'") from error
+    return frozenset(STOPWORDS_EN_PLUS), Stemmer("english")

@@ -1,0 +1,180 @@
+"""Which answers and rows are chosen, why, and what is said where nothing can be."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+
+import numpy as np
+import pytest
+
+from meditune.errors import DataError
+from meditune.operate.learn.distances import nearest, novelty
+from meditune.operate.learn.queue import choose
+from meditune.operate.learn.reading import read
+from meditune.review.ratingset import read_set
+from meditune.store import base
+from tests.commands import jsonl, meditune
+from tests.data import layouts
+from tests.operate.learn.material import SURE, TORN, candidate, embed, keep, store
+
+
+def ids(chosen):
+    return [each.candidate.id.rpartition(":")[2] for each in chosen]
+
+
+def test_each_strategy_takes_what_it_looks_for_and_says_why(tmp_path):
+    pool = read(store(tmp_path / "store")).candidates
+    assert ids(choose(pool, 3, "feedback"))[:1] == ["corrected"]
+    assert set(ids(choose(pool, 9, "feedback"))) == {"corrected", "disliked"}, "praise is no reason to ask"
+    assert set(ids(choose(pool, 3, "uncertainty"))) == {"unsure", "unsupported", "abstained"}
+    reasons = {each.candidate.id.rpartition(":")[2]: each.reasons for each in choose(pool, 6, "mix", embed=embed)}
+    assert "a user rated it down (wrong)" in reasons["disliked"].values()
+    assert reasons["corrected"]["corrected"] == "a user wrote a correction"
+    assert reasons["unsure"]["unsure"] == "its decision is unsure (served: yes 35%, no 33%, maybe 32%)"
+    assert reasons["unsupported"]["unsupported"] == "no passage bears out 2 of its 3 sentences"
+    assert reasons["abstained"]["abstained"] == "the model abstained"
+    assert all(each for each in reasons.values())
+    assert ids(choose(pool, 2, "mix", embed=embed))[0] == "corrected", "what users say goes first"
+
+
+def test_models_that_disagree_and_samples_that_scatter_are_found():
+    pool = [
+        candidate("agreed", opinions={"base": SURE, "tuned": SURE}),
+        candidate("disputed", opinions={"base": SURE, "tuned": {"yes": 0.1, "no": 0.8, "maybe": 0.1}}),
+        candidate("scattered", samples=("Rest and drink.", "Surgery at once helps", "Nobody knows why")),
+        candidate("steady", samples=("Rest and drink.", "Rest and drink.", "Rest and drink.")),
+    ]
+    first, second, *others = choose(pool, 4, "disagreement", embed=embed)
+    assert {first.candidate.id, second.candidate.id} == {"own:disputed", "own:scattered"}
+    told = {why for each in (first, second) for why in each.reasons.values()}
+    assert "decisions differ (base yes, tuned no)" in told
+    assert all(each.score < 0.05 for each in others)
+
+
+def test_a_core_set_covers_what_random_choice_would_repeat():
+    words = [f"what causes {name} in adults {n}" for name in ("gout", "asthma", "measles") for n in range(20)]
+    pool = [candidate(each) for each in words]
+    chosen = choose(pool, 3, "diversity", embed=embed)
+    assert {each.candidate.example.question.split()[2] for each in chosen} == {"gout", "asthma", "measles"}
+    known = [f"what causes gout in adults {n}" for n in range(20, 30)]
+    new = choose(pool, 2, "diversity", known=known, embed=embed)
+    assert {each.candidate.example.question.split()[2] for each in new} == {"asthma", "measles"}
+    (far,) = choose([*pool, candidate("is ginseng safe")], 1, "novelty", known=words, embed=embed)
+    assert far.candidate.id == "own:is ginseng safe"
+    assert "farther from what is known than 100% of it" in far.reasons["novel"]
+
+
+def test_distances_are_those_of_the_definition():
+    rng = np.random.default_rng(1)
+    vectors, known = (rng.normal(size=(n, 8)).astype(np.float32) for n in (30, 40))
+    for each in (vectors, known):
+        each /= np.linalg.norm(each, axis=1, keepdims=True)
+    far, close = nearest(vectors, known)
+    sims = np.sort(vectors @ known.T, axis=1)
+    assert np.allclose(far, 1 - sims[:, -5:].mean(axis=1), atol=1e-6)
+    assert np.allclose(close, sims[:, -1], atol=1e-6)
+    ranks, _ = novelty(known, known)
+    assert ranks.max() <= 1
+    assert ranks.min() >= 0
+    assert nearest(known, known, skip_itself=True)[1].max() < 0.999
+
+
+def test_a_queue_of_a_store_is_a_set_to_annotate_that_holds_no_identifier(tmp_path):
+    folder = store(tmp_path / "store")
+    done = meditune("learn", "queue", folder, "-o", tmp_path / "set", "--budget", "5", "--strategy", "feedback")
+    assert done.code == 0, done.err
+    assert "2 of 6 chosen." in done.out
+    assert "a user wrote a correction" in done.out
+    assert "The budget is 5; only 2 have what --strategy feedback looks for." in done.err
+    found = read_set(tmp_path / "set")
+    assert [item.question for item in found.items.values()] == ["Can children have migraine?", "Is asthma curable?"]
+    corrected, disliked = found.items.values()
+    assert (corrected.context[0].label, corrected.context[0].text) == (
+        "A user's correction",
+        "Yes, they can have it as well.",
+    )
+    assert corrected.axes == ("decision", "verdict")
+    assert "Jane Miller" not in "".join((tmp_path / "set" / name).read_text() for name in ("items.jsonl", "key.json"))
+    assert "[NAME]" in disliked.context[0].text
+    again = meditune("learn", "queue", folder, "-o", tmp_path / "set", "--budget", "5", "--strategy", "feedback")
+    assert again.code == 0, "the same queue is there already"
+    other = meditune("learn", "queue", folder, "-o", tmp_path / "set", "--budget", "1", "--strategy", "feedback")
+    other.refused(1, "holds something else")
+    more = ("learn", "queue", folder, "-o", tmp_path / "next", "--done", tmp_path / "set", "--strategy", "uncertainty")
+    told = json.loads(meditune(*more, "--json", "--budget", "4").out)
+    assert not {"answers:corrected", "answers:disliked"} & {each["id"] for each in told["chosen"]}
+    assert told["pool"] == 4
+
+
+def test_rows_need_only_a_question_and_known_ones_arent_asked(tmp_path):
+    path = jsonl(tmp_path / "pool.jsonl", [{"question": f"Is {n} safe?"} for n in range(6)] + [{"question": ""}])
+    known = jsonl(tmp_path / "known.jsonl", [{"question": "is 3 SAFE", "answer": "Yes."}])
+    done = meditune("learn", "queue", path, "--known", known, "-o", tmp_path / "set", "--strategy", "random")
+    assert "5 of 5 chosen." in done.out
+    assert "there are only 5 to choose from: all are asked" in done.err
+    assert "1 answers or rows without a question" in done.err
+    assert {item.axes for item in read_set(tmp_path / "set").items.values()} == {("decision",)}
+    pubmedqa = layouts.pubmedqa(tmp_path, {str(n): layouts.pubmedqa_item(n) for n in range(30)})
+    assert {each.example.source for each in read(pubmedqa).candidates} == {"pubmedqa"}
+
+
+def test_the_same_question_is_asked_once_and_counted(tmp_path):
+    for n in range(3):
+        keep(tmp_path, f"n{n}", "What causes gout?" if n else "what causes GOUT")
+    done = meditune("learn", "queue", tmp_path, "-o", tmp_path / "set", "--strategy", "random")
+    assert "1 of 1 chosen." in done.out
+    assert "(asked 3 times)" in done.out
+
+
+def test_stored_predictions_disagree(tmp_path):
+    path = jsonl(tmp_path / "pool.jsonl", [{"id": n, "question": f"Is {n} safe?"} for n in range(3)])
+    for name, likes in (("base-decision", "yes"), ("tuned-decision", "no")):
+        lines = [
+            {"id": f"own:{n}", "logits": {"yes": 0.0, "no": 0.0, "maybe": -5.0} | ({likes: 4.0} if n == 1 else {})}
+            for n in range(3)
+        ]
+        jsonl(tmp_path / f"{name}.jsonl", lines)
+    given = [w for name in ("base", "tuned") for w in ("--predictions", tmp_path / f"{name}-decision.jsonl")]
+    words = ("learn", "queue", path, "-o", tmp_path / "set", "--strategy", "disagreement", "--budget", "1", "--json")
+    (first,) = json.loads(meditune(*words, *given).out)["chosen"]
+    assert first["id"] == "own:1"
+    assert first["reasons"]["disagreeing"] == "decisions differ (base-decision yes, tuned-decision no)"
+    jsonl(tmp_path / "other.jsonl", [{"id": "own:9", "logits": {"yes": 1, "no": 1, "maybe": 1}}])
+    meditune(*words, "--predictions", tmp_path / "other.jsonl").refused(3, "none of its ids is a candidate's")
+
+
+def test_what_cant_be_queued_is_told(tmp_path, monkeypatch):
+    empty = tmp_path / "empty"
+    base.Base(empty)
+    rows = jsonl(tmp_path / "rows.jsonl", [{"question": "Is it safe?"}])
+
+    def refused(*words, code=3, told=()):
+        meditune("learn", "queue", *words, "-o", tmp_path / "set").refused(code, *told)
+
+    refused(empty, told=["no answers yet"])
+    refused(tmp_path / "nowhere", told=["no such file or folder"])
+    refused(rows, "--strategy", "best", told=["no --strategy best", "mix, random"])
+    refused(rows, "--strategy", "feedback", told=["nobody has rated an answer down"])
+    refused(rows, "--strategy", "uncertainty", told=["--ask MODEL"])
+    refused(rows, "--strategy", "novelty", told=["--known FILE"])
+    refused(rows, "--samples", "2", told=["--ask MODEL"])
+    refused(rows, "--known", rows, told=["nothing left to ask"])
+    keep(empty, "a", None)
+    refused(empty, told=["--keep-text"])
+    nothing = jsonl(tmp_path / "nothing.jsonl", [{"question": "", "answer": "So."}])
+    refused(nothing, told=["no row has a question", "nothing.jsonl:1"])
+    monkeypatch.setattr(base, "BUSY_S", 0.2)
+    with sqlite3.connect(empty / base.FILE, isolation_level=None) as held:
+        held.execute("PRAGMA locking_mode = EXCLUSIVE")
+        held.execute("BEGIN EXCLUSIVE")
+        refused(empty, told=["can't be used", "locked"])
+
+
+def test_nobody_is_chosen_out_of_nothing_and_ties_are_settled_by_the_seed():
+    assert choose([], 3) == []
+    pool = [candidate(f"q {n}", opinions={"tuned": TORN}) for n in range(20)]
+    first = [ids(choose(pool, 5, "uncertainty", seed=seed)) for seed in (1, 1, 2)]
+    assert first[0] == first[1] != first[2]
+    with pytest.raises(DataError, match="Choose from"):
+        choose(pool, 5, "luck")

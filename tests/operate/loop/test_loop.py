@@ -1,0 +1,146 @@
+"""The loop: what is due is done, failures are tried again, alerts hurry, and it goes on after it was stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from meditune.operate.loop import running
+from meditune.operate.loop import state as states
+from meditune.operate.loop.config import load
+from meditune.operate.loop.state import Stage, State
+from meditune.registry.registry import Registry
+from meditune.store.answers import Answer, Answers
+from meditune.store.base import Base
+from tests.commands import Bench, bench, jsonl, meditune, rows
+from tests.registry.runs import finished, with_versions
+
+EASY = "within: {perplexity: 100000}\n"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    with bench(tmp_path_factory.mktemp("loop")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def first(place: Bench) -> Path:
+    folder = place.folder.parent / "first"
+    with_versions(folder, finished(place, evaluate__answers=8))
+    return folder
+
+
+@pytest.fixture
+def config(first: Path, tmp_path: Path) -> Path:
+    shutil.copytree(first, tmp_path / "registry")
+    Answers(Base(tmp_path / "store"))
+    (tmp_path / "easy.yaml").write_text(EASY)
+    path = tmp_path / "loop.yaml"
+    path.write_text(
+        "registry: registry\nstore: store\nguard: {every: 10m}\npromote: {after: 1s, answers: 3}\nretrain:\n"
+        "  labels: [labels.jsonl]\n  least: 5\n  settings: [train.epochs=1]\n  gate: easy.yaml\n"
+        "  gate_new: easy.yaml\n  then: canary\n"
+    )
+    return path
+
+
+def test_it_trains_tries_and_promotes_when_each_is_due(config: Path, tmp_path: Path) -> None:
+    done = meditune("loop", config, "--once")
+    assert done.code == 0, done
+    assert "guard: Nothing speaks against v0001." in done.out
+    assert "retrain: there is nothing to learn from yet" in done.out
+    assert "promote: no canary is out" in done.out
+    assert meditune("loop", config, "--once").out == ""
+    jsonl(tmp_path / "labels.jsonl", rows(40))
+    past(config, "retrain", 8 * 86_400)
+    done = meditune("loop", config, "--once")
+    assert "tried as a canary in 10 %" in done.out, done
+    registry, answers = Registry(tmp_path / "registry"), Answers(Base(tmp_path / "store"))
+    past(config, "promote", 3600)
+    assert "and given 0 answers" in meditune("loop", config, "--once").out
+    for number in range(3):
+        answers.keep(Answer(f"ask-{number}", "", "ask", f"registry v0002-{registry.get('v0002').weights}"))
+    past(config, "promote", 3600)
+    time.sleep(1.1)
+    assert "promote: v0002 is served from now on" in meditune("loop", config, "--once").out
+    assert registry.state().current == "v0002"
+    shown = meditune("loop", config, "--status").out
+    assert "retrain  done" in shown
+    assert "promote  done" in shown
+
+
+def test_a_stage_that_fails_keeps_no_other_from_its_turn_and_is_tried_again(config: Path, tmp_path: Path) -> None:
+    text = config.read_text()
+    canaries = "canary: {questions: none.jsonl, results: results.jsonl, url: 'http://127.0.0.1:9'}\n"
+    config.write_text(f"{text}{canaries}drift: {{reference: none}}\n")
+    done = meditune("loop", config, "--once")
+    assert done.code == 1
+    assert "canary: FAILED: " in done.out
+    assert "drift: FAILED: " in done.out
+    assert "guard: Nothing speaks" in done.out
+    assert "2 of the stages failed" in done.err
+    state = states.load(tmp_path / "registry" / running.FILE)
+    assert state.stage("canary").failures == 1
+    now = time.time()
+    assert 0 < state.stage("canary").due_in(6 * 3600, now) <= 60
+    past(config, "canary", 61)
+    assert "canary: FAILED" in meditune("loop", config, "--once").out
+    assert 60 < states.load(tmp_path / "registry" / running.FILE).stage("canary").due_in(6 * 3600, time.time()) <= 120
+
+
+def test_a_clock_that_is_set_and_an_alert_make_a_stage_due() -> None:
+    now = time.time()
+    assert Stage(ended=now + 5 * 86_400).due_in(3600, now) == 0
+    assert 0 < Stage(ended=now - 10).due_in(3600, now) <= 3590
+    state = State({"retrain": Stage(ended=now - 2 * 3600)}, waiting=["retrain"])
+    assert running._is_due("retrain", 7 * 86_400, state)
+    state.waiting = []
+    assert not running._is_due("retrain", 7 * 86_400, state)
+
+
+def test_a_wrong_configuration_is_named_line_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "loop.yaml"
+    path.write_text("registry: r\nretrain:\n  every: often\n  lest: 3\nguard: {every: 0m}\n")
+    meditune("loop", path).refused(
+        2, "line 3: retrain.every: 'often' is no time", "line 4: retrain.lest: no such key", "guard.every"
+    )
+    path.write_text("registry: r\n")
+    meditune("loop", path).refused(2, "none is named")
+    path.write_text("registry: r\nguard: {}\n")
+    meditune("loop", path, "--once").refused(1, "is no registry", "meditune registry add")
+    assert load(path).registry == tmp_path / "r"
+
+
+def test_it_is_stopped_and_goes_on_and_is_alone(place: Bench, config: Path, tmp_path: Path) -> None:
+    jsonl(tmp_path / "labels.jsonl", rows(40))
+    with place.started("loop", config) as process:
+        wait_for(tmp_path / "registry" / "work" / "retrain.json")
+        second = meditune("loop", config, "--once")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    second.refused(1, "Another loop is at work in")
+    assert Registry(tmp_path / "registry").state().trial is None
+    done = meditune("loop", config, "--once")
+    assert "tried as a canary" in done.out, done
+    assert list(Registry(tmp_path / "registry").state().versions) == ["v0001", "v0002"]
+
+
+def past(config: Path, stage: str, seconds: float) -> None:
+    """Let a stage have ended so long ago."""
+    path = load(config).registry / running.FILE
+    said = json.loads(path.read_text())
+    said["stages"][stage]["ended"] -= seconds
+    path.write_text(json.dumps(said))
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 120
+    while not path.is_file():
+        assert time.monotonic() < end, f"{path} didn't come"
+        time.sleep(0.05)

@@ -1,0 +1,226 @@
+"""Retraining: what is learnt from where, what is held out, the gate, going on after a kill, two at once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from meditune.data.example import read_examples
+from meditune.errors import Stopped
+from meditune.files import read_json
+from meditune.registry.registry import Registry
+from meditune.store.answers import Answer, Answers, Feedback
+from meditune.store.base import Base
+from tests.commands import Bench, bench, jsonl, meditune, rows, stopped_after
+from tests.registry.runs import finished
+
+FEW = ("--least", 5, "--set", "train.epochs=1")
+EASY = "not_worse: []\nwithin: {perplexity: 100000}\n"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    with bench(tmp_path_factory.mktemp("retrain")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def first(place: Bench) -> Path:
+    """A registry with one version, to be copied."""
+    folder = place.folder.parent / "first"
+    run = finished(place, evaluate__answers=8)
+    assert meditune("registry", "add", folder, run).code == 0
+    return folder
+
+
+@pytest.fixture
+def registry(first: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(first, tmp_path / "registry"))
+
+
+@pytest.fixture
+def easy(tmp_path: Path) -> tuple[str | Path, ...]:
+    """Policies that any version meets."""
+    policy = tmp_path / "easy.yaml"
+    policy.write_text(EASY)
+    return "--gate", policy, "--gate-new", policy
+
+
+def labelled(tmp_path: Path, count: int = 40, **changes: object) -> Path:
+    return jsonl(tmp_path / "labels.jsonl", rows(count, **changes))
+
+
+def store_of(folder: Path) -> Answers:
+    """A store with twelve corrected answers of one key, one of a stranger, and one whose question wasn't kept."""
+    answers = Answers(Base(folder))
+    for number in range(14):
+        question = None if number == 13 else f"Does garden herb number {number} ease a cough at night?"
+        answers.keep(Answer(f"ask-{number}", "k1", "ask", "tiny v0001", question=question, answer="It helps."))
+        who = "stranger" if number == 12 else "k1"
+        said = f"{'Yes' if number % 2 else 'No'}, garden herb number {number} was tried in {number + 20} adults."
+        answers.say(Feedback(f"ask-{number}", who, "down", correction=said))
+    return answers
+
+
+def test_corrections_and_labels_become_a_better_judged_version(registry: Path, easy, tmp_path: Path) -> None:
+    store_of(tmp_path / "store")
+    labels = labelled(tmp_path, 30, answer_id=lambda n: "ask-1" if n < 29 else "ask-gone")
+    words = (registry, "--store", tmp_path / "store", "--trust", "k1", "--labels", labels, *FEW, *easy)
+    done = meditune("retrain", *words)
+    assert done.code == 0, done
+    assert "1 corrections by callers who aren't trusted" in done.err
+    assert "1 corrections of answers whose question wasn't kept" in done.err
+    assert "1 labels of answers that the store doesn't have" in done.err
+    assert done.last == "v0002 passed its gate against v0001 and is served from now on."
+    found = Registry(registry)
+    made = found.checked("v0002")
+    assert made.parents == ("v0001",)
+    assert {kind: row["rows"] for kind, row in made.fed.items() if kind != "replay"} == {"feedback": 12, "labels": 29}
+    assert set(made.gate["on"]) == {"old", "new"}
+    data = {name: read_examples(found.place("v0002") / "data" / f"{name}.jsonl") for name in ("train", "dev", "test")}
+    new = [example for example in data["train"] if example.meta.get("kind")]
+    old = [example for example in data["train"] if not example.meta.get("kind")]
+    assert len(old) == made.fed["replay"]["rows"] == min(len(new), 32)
+    assert {example.meta["kind"] for example in new} == {"feedback", "labels"}
+    herb = next(example for example in new if example.meta["kind"] == "feedback")
+    assert herb.decision in {"yes", "no"}
+    before = read_examples(found.place("v0001") / "data" / "test.jsonl")
+    assert [example.id for example in data["test"]][: len(before)] == [example.id for example in before]
+    assert len(data["test"]) - len(before) == made.gate["on"]["new"]["items"] > 0
+    assert not (registry / "work").exists()
+    # It is served by itself, whatever becomes of the version before.
+    shutil.rmtree(found.place("v0001"))
+    asked = meditune("ask", found.place("v0002"), "Does the drug help?")
+    assert asked.code == 0, asked
+
+
+def test_what_was_held_out_is_held_out_for_good(registry: Path, easy, tmp_path: Path) -> None:
+    assert meditune("retrain", registry, "--labels", labelled(tmp_path, 40), *FEW, *easy).code == 0
+    again = meditune("retrain", registry, "--labels", tmp_path / "labels.jsonl", *FEW, *easy)
+    assert again.code == 0
+    assert "0 of 40 rows are new" in again.out
+    assert Registry(registry).state().current == "v0002"
+    more = labelled(tmp_path, 70)
+    assert meditune("retrain", registry, "--labels", more, *FEW, *easy).code == 0
+    found = Registry(registry)
+    tested = {example.id for example in read_examples(found.place("v0002") / "data" / "test.jsonl")}
+    later = {name: read_examples(found.place("v0003") / "data" / f"{name}.jsonl") for name in ("train", "test")}
+    assert tested <= {example.id for example in later["test"]}
+    assert not tested & {example.id for example in later["train"]}
+
+
+def test_one_that_fails_its_gate_is_kept_and_not_served(registry: Path, tmp_path: Path) -> None:
+    (tmp_path / "hard.yaml").write_text("at_least: {accuracy: 101}\n")
+    words = (registry, "--labels", labelled(tmp_path), *FEW, "--gate", tmp_path / "hard.yaml")
+    done = meditune("retrain", *words)
+    assert done.code == 5
+    assert "FAILED accuracy" in done.out
+    assert "v0002 did not pass its gate: v0001 stays." in done.out
+    assert Registry(registry).state().current == "v0001"
+    meditune("registry", "promote", registry, "v0002").refused(5, "accuracy on old items is not at least 101")
+
+
+def test_too_little_that_is_new_trains_nothing(registry: Path, tmp_path: Path) -> None:
+    done = meditune("retrain", registry, "--labels", labelled(tmp_path, 4))
+    assert done.code == 0
+    assert "4 of 4 rows are new, and 20 are wanted" in done.out
+    assert "v0001 stays" in done.out
+    assert not (registry / "work").exists()
+    meditune("retrain", registry).refused(3, "nothing to learn from")
+    meditune("retrain", registry, "--store", tmp_path / "nothing").refused(3, "is no store of a server")
+
+
+def test_it_goes_on_where_it_was_stopped(registry: Path, easy, tmp_path: Path) -> None:
+    words = ("--labels", labelled(tmp_path), *FEW, *easy, "--set", "train.batch_size=1", "--set")
+    words = (*words, "train.checkpoint_steps=1")
+    whole = Path(shutil.copytree(registry, tmp_path / "whole"))
+    assert meditune("retrain", whole, *words).code == 0
+    with stopped_after(3):
+        stopped = meditune("retrain", registry, *words)
+    assert stopped.code == 130
+    other = meditune("retrain", registry, "--labels", tmp_path / "labels.jsonl", *easy)
+    other.refused(1, "isn't finished", "settings", "--afresh")
+    # What comes meanwhile waits for the next one.
+    labelled(tmp_path, 60)
+    done = meditune("retrain", registry, *words)
+    assert done.code == 0, done
+    assert "Going on with the retraining" in done.err
+    assert "Going on with training after step" in done.err
+    made, same = (
+        Registry(folder).place("v0002") / "model" / "adapter_model.safetensors" for folder in (registry, whole)
+    )
+    assert made.read_bytes() == same.read_bytes()
+
+
+def test_two_at_once_and_a_kill(place: Bench, registry: Path, easy, tmp_path: Path) -> None:
+    words = ("retrain", registry, "--labels", labelled(tmp_path), *FEW, *easy)
+    with place.started(*words) as process:
+        wait_for(registry / "work" / "retrain.json")
+        second = meditune(*words)
+        process.send_signal(signal.SIGKILL)
+        process.wait(30)
+    second.refused(1, "Another retraining is at work in")
+    assert Registry(registry).state().current == "v0001"
+    assert meditune(*words).code == 0
+    state = Registry(registry).state()
+    assert (state.current, list(state.versions)) == ("v0002", ["v0001", "v0002"])
+
+
+def test_a_version_that_was_added_before_the_kill_isnt_added_twice(registry: Path, easy, tmp_path: Path) -> None:
+    words = ("retrain", registry, "--labels", labelled(tmp_path), *FEW, *easy, "--then", "keep")
+    with pytest.MonkeyPatch.context() as patch:
+
+        def killed(*_: object) -> None:
+            raise Stopped
+
+        patch.setattr("meditune.operate.release.retrain._followed", killed)
+        assert meditune(*words).code == 130
+    assert list(Registry(registry).state().versions) == ["v0001", "v0002"]
+    done = meditune(*words)
+    assert done.code == 0, done
+    assert list(Registry(registry).state().versions) == ["v0001", "v0002"]
+    assert "meditune registry promote" in done.last
+
+
+def test_items_that_are_measured_on_arent_learnt(registry: Path, easy, tmp_path: Path) -> None:
+    tests = read_examples(Registry(registry).place("v0001") / "data" / "test.jsonl")
+    stolen = [
+        {"id": f"stolen-{n}", "question": each.question, "answer": "It does help, as we know.", "decision": "yes"}
+        for n, each in enumerate(tests)
+    ]
+    path = jsonl(tmp_path / "labels.jsonl", [*rows(30), *stolen])
+    done = meditune("retrain", registry, "--labels", path, *FEW, *easy)
+    assert done.code == 0, done
+    assert "like an item that is held out" in done.err
+    learnt = read_examples(Registry(registry).place("v0002") / "data" / "train.jsonl")
+    assert not [example.id for example in learnt if "stolen" in example.id]
+
+
+def test_lineage_says_what_it_was_made_of(registry: Path, easy, tmp_path: Path) -> None:
+    literature = tmp_path / "literature"
+    literature.mkdir()
+    jsonl(literature / "pairs.jsonl", rows(30, meta=lambda n: {"url": f"https://example.org/{n}"}))
+    done = meditune("retrain", registry, "--literature", literature, *FEW, *easy, "--then", "canary", "--percent", 5)
+    assert done.code == 0, done
+    assert done.last.endswith("tried as a canary in 5 % of the conversations.")
+    said = json.loads((Registry(registry).place("v0002") / "version.json").read_text())
+    (rows_file,) = registry.glob("rows/*/literature.jsonl")
+    assert said["fed"]["literature"]["rows"] == 30
+    recipe = (Registry(registry).place("v0002") / "recipe.yaml").read_text()
+    assert str(rows_file.resolve()) in recipe
+    shown = meditune("registry", "show", registry, "v0002").out
+    assert "new: 30 rows of literature" in shown
+    assert "Gate, against v0001: passed" in shown
+    assert read_json(registry / "registry.json")["trial"]["version"] == "v0002"
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 120
+    while not path.is_file():
+        assert time.monotonic() < end, f"{path} didn't come"
+        time.sleep(0.05)
