@@ -122,7 +122,7 @@ def serve(
     check: Annotated[bool, typer.Option("--check", help="Say what is unsafe in this configuration, and end.")] = False,
 ) -> None:
     """Serve a model: an OpenAI-compatible API, a chat page, answers that cite; until ctrl-C."""
-    from meditune.serve import running
+    from meditune.serve import running, tracing
     from meditune.serve.logs import set_up
     from meditune.serve.settings import Settings
     from meditune.store.opening import default_place
@@ -156,6 +156,7 @@ def serve(
     # The port is taken first: loading a model only to find it in use would waste minutes.
     sock = running.listening(place)
     set_up()
+    traced = tracing.set_up()
     if said := opening.lockout(settings, known):
         typer.secho(said, fg="yellow", err=True)
     service = opening.open_service(opening.Wanted(model, index, engine, name, country, url), settings, kept)
@@ -163,6 +164,8 @@ def serve(
     running.run(service, place, sock, lambda address: _print_ready(service.served.name, service.engine.name, address))
     if watching:
         watching.stop()
+    if traced:
+        tracing.shut_down()
     typer.echo("Ended: every answer that was begun is finished.")
 
 
