@@ -99,6 +99,7 @@ def serve(
     check: Annotated[bool, typer.Option("--check", help="Say what is unsafe in this configuration, and end.")] = False,
 ) -> None:
     """Serve a model: an OpenAI-compatible API, a chat page, answers that cite; until ctrl-C."""
+    from meditune.machine import few_heaps, give_back_memory
     from meditune.serve import running
     from meditune.serve.logs import set_up
     from meditune.serve.settings import Settings
@@ -124,6 +125,7 @@ def serve(
         _print_check(settings, place, kept, open_to_all)
         return
     running.refuse_uninstalled()
+    few_heaps()
     from meditune.serve import opening
 
     known = _keys(kept)
@@ -134,6 +136,7 @@ def serve(
     if said := opening.lockout(settings, known):
         typer.secho(said, fg="yellow", err=True)
     service = opening.open_service(opening.Wanted(model, index, engine, name, country, url), settings, kept)
+    give_back_memory()
     running.run(service, place, sock, lambda address: _print_ready(service.served.name, service.engine.name, address))
     typer.echo("Ended: every answer that was begun is finished.")
 
