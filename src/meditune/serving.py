@@ -122,6 +122,7 @@ def serve(
     check: Annotated[bool, typer.Option("--check", help="Say what is unsafe in this configuration, and end.")] = False,
 ) -> None:
     """Serve a model: an OpenAI-compatible API, a chat page, answers that cite; until ctrl-C."""
+    from meditune.machine import few_heaps, give_back_memory
     from meditune.serve import running, tracing
     from meditune.serve.logs import set_up
     from meditune.serve.settings import Settings
@@ -149,6 +150,7 @@ def serve(
         _print_check(settings, place, kept, open_to_all)
         return
     running.refuse_uninstalled()
+    few_heaps()
     from meditune.serve import opening
 
     known = _keys(kept)
@@ -160,6 +162,7 @@ def serve(
     if said := opening.lockout(settings, known):
         typer.secho(said, fg="yellow", err=True)
     service = opening.open_service(opening.Wanted(model, index, engine, name, country, url), settings, kept)
+    give_back_memory()
     watching = _watched(service, kept, drift, drift_every, public_url or place.address(sock.getsockname()[1]))
     running.run(service, place, sock, lambda address: _print_ready(service.served.name, service.engine.name, address))
     if watching:
