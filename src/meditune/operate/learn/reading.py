@@ -15,10 +15,9 @@ from meditune.data.records import NO_CONTEXT, cell, group_of, passages, records
 from meditune.data.rejects import Rejects
 from meditune.data.tables import rows
 from meditune.errors import DataError
-from meditune.operate.drift.reading import SHADOW
 from meditune.operate.learn.candidate import Candidate, Word
 from meditune.phi.masking import mask
-from meditune.store.answers import Answers
+from meditune.store.answers import SHADOW, Answers
 from meditune.store.base import FILE
 from meditune.store.opening import Place, exists, is_url, open_store
 
