@@ -12,6 +12,7 @@ from fastapi import Request
 from meditune.serve.errors import ApiError, busy
 from meditune.serve.rates import Rates
 from meditune.serve.settings import Settings
+from meditune.serve.storing import stored
 from meditune.serve.trace import SCOPE_KEY, Trace
 from meditune.store.keys import SCOPES, Keys, Scope
 from meditune.store.usage import Usage
@@ -94,7 +95,7 @@ class Access:
     async def used(self, caller: Caller, tokens: int) -> None:
         """Count a finished request."""
         if self.usage and (caller.daily_tokens or caller.key):
-            await asyncio.to_thread(self.usage.add, caller.name, tokens)
+            await stored(self.usage.add, caller.name, tokens)
 
     async def _by_key(self, request: Request, address: str) -> Caller:
         settings = self.settings

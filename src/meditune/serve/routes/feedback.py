@@ -12,6 +12,7 @@ from meditune.serve.errors import ApiError
 from meditune.serve.routes.documented import errors
 from meditune.serve.schema.ask import Deleted, FeedbackBody, Thanks
 from meditune.serve.service import Service
+from meditune.serve.storing import stored
 from meditune.store.answers import Answers, Feedback
 from meditune.store.keys import Scope
 
@@ -34,7 +35,7 @@ async def feedback(
     said = Feedback(
         body.id, caller.key, body.rating, body.reasons, body.comment, body.correction, body.decision or "", expert
     )
-    if not await asyncio.to_thread(answers.say, said):
+    if not await stored(answers.say, said):
         raise _unknown()
     service.metrics.feedback.labels(body.rating).inc()
     if body.correction or body.decision:
@@ -46,7 +47,7 @@ async def feedback(
 async def delete(id: str, request: Request, caller: Annotated[Caller, Depends(allowed("feedback"))]) -> Deleted:
     """Take an answer and all that was said of it out of the store; for the key that asked, or one with scope admin."""
     answers = await _answers_of(request.app.state.service, id, caller, "admin")
-    if not await asyncio.to_thread(answers.delete, id):
+    if not await stored(answers.delete, id):
         raise _unknown()
     return Deleted(id=id)
 
