@@ -17,6 +17,7 @@ import typer.main
 
 from meditune.cli import app
 from meditune.evaluate.gate import load_policy
+from meditune.operate.loop import config as cycle
 from meditune.recipes import loading, shipped
 from tests import tiny
 
@@ -107,7 +108,12 @@ def test_every_recipe_shown_is_valid(page: Path, tmp_path: Path) -> None:
         if kind == "yaml":
             shown = tmp_path / "shown.yaml"
             shown.write_text(body, encoding="utf-8")
-            load_policy(shown) if body.startswith("not_worse:") else loading.load_recipe(str(shown))
+            if body.startswith("not_worse:"):
+                load_policy(shown)
+            elif body.startswith("registry:"):
+                cycle.load(shown)
+            else:
+                loading.load_recipe(str(shown))
 
 
 @pages

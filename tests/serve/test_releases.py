@@ -19,7 +19,7 @@ from meditune.registry.registry import Registry
 from meditune.serve import opening
 from meditune.serve.settings import Settings
 from tests.commands import Bench, bench
-from tests.registry.runs import PASSED, finished, with_versions
+from tests.registry.runs import PASSED, finished, passed, with_versions
 from tests.serve.server import Running, started
 
 QUICK = Settings(follow_s=0.05, at_once=8, keep_text=True)
@@ -69,7 +69,7 @@ def current(server: Running) -> str:
 
 
 def test_a_switch_drops_no_request(run: Path, tmp_path: Path) -> None:
-    registry = with_versions(tmp_path / "registry", run, PASSED, PASSED)
+    registry = with_versions(tmp_path / "registry", run, PASSED, passed("v0002"))
     with serving(registry, tmp_path / "store") as server:
         first = server.service.engine
         replies: list[Any] = []
@@ -164,7 +164,7 @@ def test_a_shadow_answers_beside_and_is_shown_to_nobody(run: Path, tmp_path: Pat
 
 
 def test_a_damaged_version_is_named_and_the_last_good_one_served(run: Path, tmp_path: Path, capsys, caplog) -> None:
-    registry = with_versions(tmp_path / "registry", run, PASSED, PASSED)
+    registry = with_versions(tmp_path / "registry", run, PASSED, passed("v0002"))
     registry.promote("v0002")
     weights = registry.place("v0002") / "model" / "adapter_model.safetensors"
     whole = weights.read_bytes()
