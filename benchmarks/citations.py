@@ -1,18 +1,21 @@
 """How far citations can be trusted: where an answer is kept back, and what retrieval gives over answering from memory.
 
     python benchmarks/citations.py INDEX --thresholds        # the figures by which answering.py and citing.py decide
-    python benchmarks/citations.py INDEX MODEL --questions 200
+    python benchmarks/citations.py INDEX MODEL --questions 200 --engine auto
 
-INDEX was built from MedQuAD or a part of it; MEDITUNE_DATA names the folder with the publisher's medquad. Questions are
-those of the train split alone (a tenth of the topics is held out, seed 17).
+INDEX was built from MedQuAD or a part of it, and for the second command from PubMedQA's abstracts, too; MEDITUNE_DATA
+names the folder with the publishers' data. Questions are those of the train splits alone: MedQuAD's (a tenth of the
+topics is held out, seed 17), PubMedQA's 500, LiveQA's.
 
 --thresholds: the cosine of the nearest passage, for questions whose topic is in the index (their own document doesn't
 count) and for those whose topic isn't. Then sentences of the index's answers, reworded, beside their whole answer, and
 the same made false: how often it is cited for either, by the share of known words that is asked for.
 
-Otherwise MODEL answers each question with the passages and without. "Unsupported" is the share of its sentences that no
-passage found bears out, by the detector itself and not by people. Recall is the share of sentences with a citation;
-precision the share of citations whose source is about the question's topic.
+Otherwise MODEL answers each question with the passages and without: two fifths are MedQuAD's, two fifths PubMedQA's,
+the rest LiveQA's. With --engine an exported model writes many answers at once. "Unsupported" is the share of an
+answer's sentences that no passage found bears out, by the detector itself and not by people; what was kept back counts,
+too. Recall is the share of sentences with a citation. Precision is the share of citations whose source is about the
+question's own topic, or is its own abstract; LiveQA's have neither.
 """
 
 from __future__ import annotations
@@ -21,18 +24,20 @@ import argparse
 import os
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 import faithfulness as planted
-from meditune.answering import PASSAGES, Answerer, open_answerer
-from meditune.data import medquad
-from meditune.data.example import Example
+from meditune.answering import CONTEXT_TOKENS, PASSAGES, Answerer, Asked, Writer, open_answerer
+from meditune.data import liveqa, medquad, pubmedqa
+from meditune.data.example import Example, Passage
 from meditune.data.rejects import Rejects
 from meditune.data.splits import by_group
 from meditune.faithfulness import sources as words
 from meditune.faithfulness.evidence import evidence
+from meditune.retrieve.cited import CitedAnswer
 from meditune.retrieve.citing import SUPPORT, cite, support
 from meditune.retrieve.index import Index
 from meditune.text import sentences
@@ -48,6 +53,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="smollm2-135m")
     parser.add_argument("--thresholds", action="store_true")
     parser.add_argument("--questions", type=int, default=200)
+    parser.add_argument("--engine", help="an engine for an exported model: auto, openvino, llamacpp")
     parser.add_argument("--show", action="store_true", help="print every answer")
     arguments = parser.parse_args()
     folder = Path(os.environ["MEDITUNE_DATA"]).expanduser() / "medquad"
@@ -57,9 +63,52 @@ def main() -> None:
         inside, outside = parted(train, index)
         print("\n".join((*nearest(index, inside, outside), *shares(inside, train, folder))))
         return
-    answerer = open_answerer(arguments.model, arguments.index)
+    if arguments.engine:
+        answerer = Answerer(Index.open(arguments.index), served(arguments.model, arguments.engine))
+    else:
+        answerer = open_answerer(arguments.model, arguments.index)
     inside, _ = parted(train, answerer.index)
-    print("\n".join(answered(answerer, inside[: arguments.questions], arguments.show)))
+    for line in answered(answerer, mixed(inside, folder.parent, arguments.questions), arguments.show):
+        print(line, flush=True)
+
+
+def mixed(inside: Sequence[Example], data: Path, count: int) -> list[Example]:
+    """So many questions: two fifths of MedQuAD's, two fifths of PubMedQA's, one of LiveQA's."""
+    abstracts, _ = pubmedqa.official_split(list(pubmedqa.read(data / "pubmedqa", Rejects())))
+    messages, _ = liveqa.official_split(list(liveqa.read(data / "liveqa", Rejects())))
+    # A message that was split into several questions, or answered twice, is there several times.
+    once = list({each.question: each for each in messages}.values())
+    chance, share = random.Random(SEED), 2 * count // 5
+    return [*inside[:share], *chance.sample(abstracts, share), *chance.sample(once, count - 2 * share)]
+
+
+def served(model: str, name: str) -> Writer:
+    """An exported model as answers need it, written for by its engine, many at once."""
+    from meditune.engines.engine import Job
+    from meditune.engines.opening import open_engine
+    from meditune.engines.together import answers
+    from meditune.prompts import Encoder, load_format, prompt_text
+    from meditune.recipe import EvaluateSpec, PromptFormat
+
+    engine, limit = open_engine(model, name), EvaluateSpec().max_new_tokens
+    form = next((found for at in ("", "model") if (found := load_format(Path(model) / at))), PromptFormat())
+    room = min(CONTEXT_TOKENS, engine.context_tokens - limit)
+    encoder = Encoder(engine.tokenizer, form.model_copy(update={"max_tokens": room + limit, "answer_tokens": limit}))
+
+    def example(question: str, texts: Sequence[str]) -> Example:
+        context = tuple(Passage(text=text) for text in texts)
+        return Example(id="asked", source="asked", question=question, context=context, group="asked")
+
+    def write_many(asked: Sequence[Asked]) -> list[str]:
+        jobs = [Job(encoder.prompt(example(*each), "answer").prompt, limit) for each in asked]
+        written = dict(answers(engine, jobs))
+        return [written[number].text for number in range(len(jobs))]
+
+    def count(question: str, texts: Sequence[str]) -> int:
+        return len(encoder.tokenize(prompt_text(form, question, example(question, texts).context, "answer"))) + 1
+
+    special = tuple(engine.tokenizer.all_special_tokens)
+    return Writer(form, count, lambda q, t: write_many([(q, t)])[0], room, special, write_many=write_many)
 
 
 def parted(train: Sequence[Example], index: Index) -> tuple[list[Example], list[Example]]:
@@ -127,33 +176,63 @@ def truths(inside: Sequence[Example]) -> list[planted.Answer]:
 
 def answered(answerer: Answerer, questions: Sequence[Example], show: bool) -> Iterator[str]:
     """The figures of a model's answers with passages and without, judged by the same passages."""
-    with_passages, without, refused, recall, about = [], [], 0, [], []
     from_passages = answerer.answers([each.question for each in questions])
     from_memory = answerer.writer.write_all([(each.question, ()) for each in questions])
+    rows: dict[str, list[Row]] = {"all": []}
+    refused = 0
     for each, found, said in zip(questions, from_passages, from_memory, strict=True):
-        if not found.sentences:
-            refused += bool(found.refusal)
-            continue
+        refused += bool(found.refusal)
         closed = cite(said, found.packed)
         if show:
             print(f"\n## {each.question}\n{found}\n-- closed book: {[one.text for one in closed.sentences]}")
-        refused += bool(found.refusal)
-        if not closed.sentences:
-            continue
-        with_passages.append(len(found.unsupported) / len(found.sentences))
-        without.append(np.mean([not one.supported for one in closed.sentences]))
-        recall += [one.supported for one in found.sentences]
-        if not found.refusal:
-            cited = {source.number: source.passage.hit.passage.group == each.group for source in found.sources}
-            about += [cited[number] for one in found.sentences for number in one.citations]
-    gaps = np.array(with_passages) - np.array(without)
-    draws = np.random.default_rng(SEED).integers(0, len(gaps), (RESAMPLES, len(gaps)))
-    low, high = np.quantile(gaps[draws].mean(axis=1), (0.025, 0.975))
-    yield f"{len(questions)} questions, {refused} answers kept back, {len(gaps)} compared"
-    yield f"unsupported with passages {np.mean(with_passages):.1%}, from memory {np.mean(without):.1%}"
-    yield f"difference {gaps.mean():+.1%} (95 % interval {low:+.1%} to {high:+.1%})"
-    yield f"citation recall {np.mean(recall):.1%} of {len(recall)} sentences"
-    yield f"citation precision (same topic) {np.mean(about):.1%} of {len(about)} citations"
+        if found.sentences and closed.sentences:
+            row = Row(
+                len(found.unsupported) / len(found.sentences),
+                float(np.mean([not one.supported for one in closed.sentences])),
+                [one.supported for one in found.sentences],
+                _about(found, each),
+            )
+            rows["all"].append(row)
+            rows.setdefault(each.source, []).append(row)
+    yield f"{len(questions)} questions, {refused} answers kept back, {len(rows['all'])} compared\n"
+    yield "| questions | unsupported with passages | from memory | difference | citation recall | citation precision |"
+    yield "|---|---|---|---|---|---|"
+    for name, some in rows.items():
+        gap, recall = _interval([row.found - row.closed for row in some]), [yes for row in some for yes in row.cited]
+        about = [yes for row in some for yes in row.about]
+        means = [f"{np.mean([getattr(row, which) for row in some]):.1%}" for which in ("found", "closed")]
+        precise = f"{np.mean(about):.1%} of {len(about)}" if about else "not known"
+        recalled = f"{np.mean(recall):.1%} of {len(recall)}"
+        yield f"| {name} ({len(some)}) | {' | '.join((*means, gap, recalled, precise))} |"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question's answers."""
+
+    found: float
+    """Share of unsupported sentences with passages"""
+    closed: float
+    """... and without"""
+    cited: list[bool]
+    """For each sentence with passages whether a source is cited"""
+    about: list[bool]
+    """For each citation whether its source is about what was asked, where that is known"""
+
+
+def _about(found: CitedAnswer, question: Example) -> list[bool]:
+    if found.refusal or question.source == liveqa.SOURCE:
+        return []
+    cited = {source.number: source.passage.hit.passage for source in found.sources}
+    same = {number: question.group == one.group or question.id == one.document for number, one in cited.items()}
+    return [same[number] for one in found.sentences for number in one.citations]
+
+
+def _interval(values: Sequence[float]) -> str:
+    given = np.array(values)
+    draws = np.random.default_rng(SEED).integers(0, len(given), (RESAMPLES, len(given)))
+    low, high = np.quantile(given[draws].mean(axis=1), (0.025, 0.975))
+    return f"{given.mean():+.1%} ({low:+.1%} to {high:+.1%})"
 
 
 if __name__ == "__main__":

@@ -1,39 +1,53 @@
 """How well passages are found by a consumer's own wording: the rankers side by side, and what each stage costs.
 
-    MEDITUNE_DATA=... python benchmarks/retrieval.py [--cache FOLDER] [--passages]
-    MEDITUNE_DATA=... python benchmarks/retrieval.py --fit    # first fit src/meditune/retrieve/rerank_weights.py anew
+    MEDITUNE_DATA=... python benchmarks/retrieval.py [--cache FOLDER]
+    MEDITUNE_DATA=... python benchmarks/retrieval.py --fit    # and put the fitted weights into rerank_weights.py
 
 Everything but the rankers it is compared with goes through `Index.search`, on an index that the product builds in the
 cache folder: MedQuAD's answered pairs, the judged answers that aren't among them, and PubMedQA's abstracts without
 titles and conclusions. Asked are LiveQA-Medical's odd test questions (39 have a relevant answer among those judged),
 MedQuAD's own questions, rambling and misspelled, and PubMedQA's. Figures are means over questions with 95 % bootstrap
-intervals over questions. With --passages, the sentence model on whole answers is measured, too, which takes the time of
-another index.
+intervals over questions. Vectors of whole answers, by which the sentence model alone is measured, take the time of
+another index; they are kept in the cache folder, too.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
 import retrieval_fit as fitting
 import retrieval_set as sets
-from meditune.retrieve import pipeline, rerank_weights
+from meditune.retrieve import focus, pipeline, rerank, rerank_weights, search
 from meditune.retrieve.index import Index
 from meditune.retrieve.query import query
+from meditune.retrieve.rerank import Reranker
 from meditune.retrieve.search import compare
+from meditune.retrieve.title_vectors import TitleVectors
 from retrieval_set import LETTERS, Task, Text
 
 DEPTH = 100
 TOP = 5
 HEAD = f"| ranker | {' | '.join(sets.FIGURES)} |\n|---|{'---|' * len(sets.FIGURES)}"
 OF_LIVEQA = ("medquad", "medquad-judged")
+WITHOUT = {
+    "candidates by words": "words",
+    "candidates by passages' vectors": "meaning",
+    "candidates by titles": "titles",
+    "other names of topics": "expand",
+    "slips put right": "corrected",
+    "what is asked told from the rest": "focus",
+}
 Ranker = Callable[[str], list[int]]
 """From a question to the numbers of passages, the best first"""
 
@@ -112,8 +126,8 @@ def abstracts(task: Task, index: Index, trained: set[str]) -> None:
         print(f"| {mode} | {parts[0]:.1%} | {parts[1]:.1%} |", flush=True)
 
 
-def ablations(task: Task, some: Sequence[fitting.Group], index: Index) -> Iterator[str]:
-    """What each likeness is worth: weights fitted without it, and it alone."""
+def ablations(task: Task, some: Sequence[fitting.Group], index: Index, weights: dict[str, float]) -> Iterator[str]:
+    """What each part is worth: rankings of candidates left out, weights fitted without a likeness, and it alone."""
     reranker = index.opened.reranker
     assert reranker
     before = reranker.weights, reranker.siblings
@@ -123,9 +137,11 @@ def ablations(task: Task, some: Sequence[fitting.Group], index: Index) -> Iterat
         reranker.weights, reranker.siblings = weights, siblings
         return row(name, task, ranker)
 
-    weights = fitting.fit(some) | rerank_weights.CHOSEN
     yield line("all", weights)
-    yield line("all, without the topic's other passages", weights, 0.0)
+    for name, without in WITHOUT.items():
+        with left_out(reranker, without):
+            yield line(f"without {name}", weights)
+    yield line("without the topic's other passages", weights, 0.0)
     for name in fitting.FEATURES:
         yield line(f"without {name}", fitting.fit(some, [name]) | rerank_weights.CHOSEN)
     for name in rerank_weights.CHOSEN:
@@ -133,6 +149,18 @@ def ablations(task: Task, some: Sequence[fitting.Group], index: Index) -> Iterat
     for name in weights:
         yield line(f"{name} alone", {each: float(each == name) for each in weights}, 0.0)
     reranker.weights, reranker.siblings = before
+
+
+def left_out(reranker: Reranker, part: str) -> AbstractContextManager[Any]:
+    """A block in which a part of the search gives nothing."""
+    if part in ("words", "meaning"):
+        return patch.object(search, f"_by_{part}", lambda *_: {})
+    if part == "titles":
+        return patch.object(TitleVectors, "nearest", lambda _, vectors, __: [[] for _ in vectors])
+    if part in ("expand", "corrected"):
+        return patch.object(reranker.synonyms, part, lambda text: text)
+    whole = partial(focus.Focused, focus="", question_type="information", kinds=("information",))
+    return patch.object(rerank, "focus", lambda text, _: whole(" ".join(text.split())))
 
 
 def times(task: Task, index: Index) -> None:
@@ -173,23 +201,13 @@ def main() -> None:
     """Print the tables of docs/experiments.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "meditune" / "benchmarks")
-    parser.add_argument("--passages", action="store_true", help="measure vectors of whole answers, too")
-    parser.add_argument("--fit", action="store_true", help="fit the weights anew")
+    parser.add_argument("--fit", action="store_true", help="put the weights that are fitted into the package")
     given = parser.parse_args()
     data = Path(os.environ["MEDITUNE_DATA"])
     task = sets.liveqa_medquad(data)
     index = sets.index(data, task, given.cache / "retrieval-index")
     reranker = index.opened.reranker
     assert reranker
-    if given.fit:
-        some = fitting.groups(fitting.questions(data, task.passages, reranker), task, index, OF_LIVEQA)
-        fitted = fitting.fit(some)
-        reranker.weights = fitted | rerank_weights.CHOSEN
-        fitting.write(fitted, Path(rerank_weights.__file__))
-        print(f"Fitted on {len(some)} of LiveQA's training questions: {fitted}\n")
-        print(HEAD)
-        for line in ablations(task, some, index):
-            print(line, flush=True)
     embed = index.embedder.embed
     by_words = Bm25s(task.passages)
     by_title = nearest(reranker.title_vectors.of([passage.title for passage in task.passages], embed), embed)
@@ -198,8 +216,8 @@ def main() -> None:
         "MiniLM on titles": by_title,
         "BM25 and titles, fused": both(by_words, by_title),
     }
-    if given.passages:
-        rankers["MiniLM on whole answers"] = nearest(embed([each.whole[:LETTERS] for each in task.passages]), embed)
+    by_answer = nearest(whole_answers(task, embed, given.cache / "whole-answers.npz"), embed)
+    rankers |= {"MiniLM on whole answers": by_answer, "BM25 and whole answers, fused": both(by_words, by_answer)}
     live = rankers | {
         **{mode: searched(index, task, mode=mode, sources=OF_LIVEQA) for mode in ("meaning", "fused")},
         "**hybrid**": searched(index, task, sources=OF_LIVEQA),
@@ -212,6 +230,26 @@ def main() -> None:
     abstracts(sets.pubmedqa_abstracts(data), index, sets.trained(data))
     times(task, index)
     print(f"\n{pipeline.RERANKED} candidates are compared.")
+    some = fitting.groups(fitting.questions(data, task.passages, reranker), task, index, OF_LIVEQA)
+    fitted = fitting.fit(some)
+    print(f"\nFitted on {len(some)} of LiveQA's training questions: {fitted}")
+    if given.fit:
+        fitting.write(fitted, Path(rerank_weights.__file__))
+    print("\nParts left out of hybrid, by the user's wording:\n")
+    print(HEAD)
+    for line in ablations(task, some, index, fitted | rerank_weights.CHOSEN):
+        print(line, flush=True)
+
+
+def whole_answers(task: Task, embed: Callable[[Sequence[str]], Any], path: Path) -> Any:
+    """Vectors of the answers' first letters, kept at a path with a hash of what they are of."""
+    texts = [each.whole[:LETTERS] for each in task.passages]
+    said = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    if path.is_file() and (kept := np.load(path))["of"] == said:
+        return kept["vectors"]
+    vectors = embed(texts)
+    np.savez(path, vectors=vectors, of=said)
+    return vectors
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def test_a_model_that_drifts_is_not_kept(tmp_path, monkeypatch):
     assert [path.name for path in (folder / "export").iterdir()] == ["original.json"]
 
 
-@pytest.mark.parametrize(("to", "said"), [("onnx", "optimum-onnx"), ("hub", "hf upload"), ("pdf", "Forms: merged")])
+@pytest.mark.parametrize(("to", "said"), [("onnx", "optimum-onnx"), ("pdf", "Forms: merged")])
 def test_what_is_not_made_is_said(tmp_path, to, said):
     with pytest.raises(ModelError, match=said):
         stage.export(str(tmp_path), to)

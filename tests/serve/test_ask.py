@@ -113,6 +113,7 @@ def test_without_leave_no_text_is_kept(tmp_path):
 def test_what_is_old_is_deleted_when_the_server_starts(tmp_path):
     from meditune.store.answers import Answer
 
+    Answers(Base(tmp_path)).keep(Answer("new", "", "ask", "m"))
     Answers(Base(tmp_path)).keep(Answer("old", "", "ask", "m", time=time.time() - 40 * 86_400))
     with served(tmp_path) as server:
         until = time.monotonic() + 5

@@ -21,11 +21,11 @@ from meditune.engines.openvino_scoring import Scorer
 from meditune.errors import ModelError
 from meditune.files import read_json
 
-CACHE_BYTES = 384_000_000
+CACHE_BYTES = 256_000_000
 """Keys and values of all prompts and answers together; more where one of full length would need it"""
 BLOCK = 32
 """Tokens that are given memory together, on a CPU"""
-READ_TOKENS = 1024
+READ_TOKENS = 512
 """Tokens that one step reads"""
 
 

@@ -46,10 +46,15 @@ async def keep(
         answer if with_text else None,
     )
     if outcome != "escalated":
-        await asyncio.to_thread(service.answers.keep, row)
+        try:
+            await asyncio.to_thread(service.answers.keep, row)
+        except MedituneError:
+            service.metrics.store_failures.inc()
+            raise
         return
     try:
         async with asyncio.timeout(URGENT_S):
             await asyncio.to_thread(service.answers.keep, row)
     except (MedituneError, OSError) as error:
+        service.metrics.store_failures.inc()
         LOGGER.error("an escalated answer wasn't kept in time", extra=where(error))

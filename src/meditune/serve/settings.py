@@ -48,6 +48,10 @@ class Settings:
     """Whether questions and answers are kept, masked"""
     keep_days: float = 30.0
     """Answers and feedback are deleted after so many days; 0: never"""
+    prices: tuple[float, float] = (0.0, 0.0)
+    """Of a million tokens read, and written, for the metrics"""
+    hourly: float = 0.0
+    """What the machine costs an hour"""
     follow_s: float = 10.0
     """So often a registry is looked at for another version"""
     grace_s: float = 60.0

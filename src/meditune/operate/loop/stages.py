@@ -111,7 +111,7 @@ def queue(config: Config, state: State) -> Done:
     folder = spec.folder / datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     state.waiting = [name for name in state.waiting if name != "queue"]
     try:
-        found = gather.queue([Path(config.store)], folder, wanted)
+        found = gather.queue([config.store], folder, wanted)
     except DataError as error:
         return "done", f"nothing to ask experts: {error}"
     return "done", f"{len(found.chosen):,} for experts: meditune annotate serve {folder}"
