@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from meditune.registry.registry import Registry
+from meditune.registry import state as states
+from meditune.registry import version as versions
+from meditune.registry.registry import VERSIONS, Registry
+from meditune.registry.version import Version
 from tests.commands import Bench
 
 PASSED = {"against": "v0001", "passed": True, "on": {}}
@@ -36,3 +39,16 @@ def with_versions(folder: Path, run: Path, *gates: dict[str, object] | None) -> 
     for gate in gates:
         made.add(run, ("v0001",), gate=gate)
     return made
+
+
+def bare(folder: Path, count: int) -> Registry:
+    """A registry with so many versions that hold no model, the first of which is served."""
+    digests = {}
+    for number in range(1, count + 1):
+        id = f"v{number:04}"
+        place = folder / VERSIONS / id
+        place.mkdir(parents=True)
+        digests[id] = versions.write(place, Version(id, states.now(), "", (), "", "", {}))
+    state = states.State(("v0001",), versions=digests)
+    states.write(folder, state.with_event("promoted", "v0001"))
+    return Registry(folder)

@@ -17,13 +17,8 @@ def test_failing_is_seen_early_and_not_by_chance() -> None:
 
 
 def test_the_probability_is_the_exact_one() -> None:
-    for failed, all, others_failed, others in [
-        (0, 5, 3, 20),
-        (7, 7, 0, 3),
-        (3, 90, 40, 95),
-        (60, 100, 45, 300),
-        (1, 1, 1, 1),
-    ]:
+    cases = [(0, 5, 3, 20), (7, 7, 0, 3), (3, 90, 40, 95), (60, 100, 45, 300), (1, 1, 1, 1)]
+    for failed, all, others_failed, others in cases:
         total, failures = all + others, failed + others_failed
         most = min(all, failures)
         ways = sum(comb(failures, n) * comb(total - failures, all - n) for n in range(failed, most + 1))

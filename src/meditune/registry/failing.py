@@ -27,12 +27,19 @@ class Counts:
         self.all += 1
         self.failed += failed
 
+    def since(self, then: Counts) -> Counts:
+        """What came to it since it stood there."""
+        return Counts(self.all - then.all, self.failed - then.failed)
+
 
 def is_failing(counts: Counts, beside: Counts) -> bool:
-    """Whether `counts` has surely more failures than `beside`."""
-    if counts.failed < LEAST:
-        return False
-    return fisher(counts.failed, counts.all, beside.failed + PRIOR_FAILED, beside.all + PRIOR) < LEVEL
+    """Whether `counts` has surely more failures than `beside`, and than a server has that hasn't answered much yet."""
+    return is_worse(counts, Counts(beside.all + PRIOR, beside.failed + PRIOR_FAILED))
+
+
+def is_worse(counts: Counts, beside: Counts) -> bool:
+    """Whether `counts` has surely more failures than `beside`, by what was counted alone."""
+    return counts.failed >= LEAST and fisher(counts.failed, counts.all, beside.failed, beside.all) < LEVEL
 
 
 def fisher(failed: int, all: int, others_failed: int, others: int) -> float:

@@ -23,7 +23,7 @@ def chosen(request: Request, conversation: str) -> Service:
     live = releases.enter(conversation)
     trace: Trace = request.scope[SCOPE_KEY]
     trace.facts["version"] = live.service.served.version
-    trace.ended.append(lambda status: releases.leave(live, says_failed(status)))
+    trace.ended.append(lambda status: releases.leave(live, None if trace.store_failed else says_failed(status)))
     return live.service
 
 

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from meditune.errors import DataError, EngineError, MedituneError, ModelError, StoreError
 from meditune.serve.logs import LOGGER, where
+from meditune.serve.trace import SCOPE_KEY, Trace
 
 TYPES = {
     400: "invalid_request_error",
@@ -101,9 +102,11 @@ async def on_api_error(_: Request, error: Exception) -> JSONResponse:
     return error.response()
 
 
-async def on_meditune_error(_: Request, error: Exception) -> JSONResponse:
+async def on_meditune_error(request: Request, error: Exception) -> JSONResponse:
     """For FastAPI."""
     assert isinstance(error, MedituneError)
+    trace: Trace = request.scope[SCOPE_KEY]
+    trace.broke(error)
     return refused(error).response()
 
 

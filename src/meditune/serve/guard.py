@@ -80,6 +80,7 @@ class Guard:
             self.metrics.cancelled.inc()
         except Exception as error:
             told = as_api_error(error)
+            trace.broke(error)
             if status:
                 raise
             await told.response()(scope, receive, out)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from meditune.engines.engine import Engine
@@ -22,6 +23,11 @@ from meditune.registry.version import Version
 from meditune.serve.logs import LOGGER
 from meditune.serve.prompting import Prompts
 from meditune.serve.service import Asks, Served, Service
+
+JUDGED = 1000
+"""Requests after its promotion in which a version is held against the one before; what goes wrong later isn't new"""
+PAUSES = 12
+"""Looks at the registry that are passed over before what couldn't be loaded is tried again"""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,8 @@ class Live:
     id: str
     service: Service
     counts: Counts = field(default_factory=Counts)
+    beside: Counts = field(default_factory=Counts)
+    """Of the current version, when the trial of this one began"""
     users: int = 0
     """Requests that are on their way with it"""
     retired: bool = False
@@ -62,10 +70,12 @@ class Releases:
         self._current: Live | None = None
         self._trial: tuple[Live, Trial] | None = None
         self._before = Counts()
-        """Of the version before the current one"""
+        """Of the version before the current one; none where that was rolled back, as then nothing here is new"""
         self._refused: set[str] = set()
         """Versions that failed here; where the registry can't be written to, nobody else knows"""
         self._seen: Any = None
+        self._failed: tuple[Any, float] = (None, 0.0)
+        """What couldn't be gone over to, and from when on it is tried again"""
         self._wake, self._ended = threading.Event(), False
         self.service: Service | None = None
 
@@ -147,15 +157,37 @@ class Releases:
         """Go over to what the registry says, if that has changed; what can't be had is told, and the rest stays."""
         try:
             state = self.registry.state()
-            seen = (state.standing, state.trial, frozenset(self._refused))
-            if seen == self._seen:
-                return
-            self._seen = seen
-            self._serve(self._wanted(state.standing))
-            self._try(state.trial if state.trial and state.trial.version not in self._refused else None)
+        except (MedituneError, OSError, ValueError) as error:
+            self._cant_follow(error)
+            return
+        refused = frozenset(self._refused)
+        seen = (state.standing, state.trial, refused)
+        failed, again = self._failed
+        if seen == self._seen or (seen == failed and time.monotonic() < again):
+            return
+        trial = state.trial if state.trial and state.trial.version not in refused else None
+        served = self._done(lambda: self._serve(self._wanted(state.standing), state.standing))
+        tried = self._done(lambda: self._try(trial))
+        if not (served and tried):
+            self._failed = (seen, time.monotonic() + PAUSES * self._follow_s)
+            return
+        # Of the others the registry knows; what is promoted or tried once more, by force, is to be served.
+        wanted = {*state.standing, *([state.trial.version] if state.trial else [])}
+        with self._lock:
+            self._refused -= refused - wanted
+        self._seen = (state.standing, state.trial, refused & wanted)
+
+    def _done(self, step: Callable[[], None]) -> bool:
+        try:
+            step()
         except (MedituneError, OSError, RuntimeError, ValueError) as error:
             # Whatever a version's files do to its engine: this thread must go on following.
-            self._told(f"The registry can't be followed; what is served stays: {error}")
+            self._cant_follow(error)
+            return False
+        return True
+
+    def _cant_follow(self, error: Exception) -> None:
+        self._told(f"The registry can't be followed; what is served stays: {error}")
 
     def _wanted(self, standing: tuple[str, ...]) -> Version:
         """The last version that stands and is whole, but for those that failed here."""
@@ -165,7 +197,7 @@ class Releases:
         left = [id for id in standing if id not in self._refused]
         return self.registry.checked(left[-1]) if left else found
 
-    def _serve(self, found: Version) -> None:
+    def _serve(self, found: Version, standing: tuple[str, ...]) -> None:
         was = self._current
         assert was is not None, "begin has loaded one"
         if was.id == found.id:
@@ -173,26 +205,33 @@ class Releases:
         tried = self._trial[0] if self._trial and self._trial[0].id == found.id else None
         live = tried or self._opened(found)
         with self._lock:
-            self._current, self._before = live, was.counts
-            live.counts = Counts()
+            # One that is gone back to was served before: that it fails now is no promotion's doing.
+            self._before = was.counts if _stands_before(was.id, found.id, standing) else Counts()
+            self._install(live)
+            self._current, live.counts = live, Counts()
             if tried:
                 self._trial = None
+            elif self._trial:
+                self._trial[0].counts, self._trial[0].beside = Counts(), Counts()
             self._base_is(live)
         LOGGER.info("another version is served", extra={"version": found.id, "before": was.id})
         self._retire(was)
 
     def _try(self, trial: Trial | None) -> None:
         was = self._trial
-        if trial is None or (self._current and trial.version == self._current.id):
-            live = None
-        elif was and was[0].id == trial.version:
-            live = was[0]
-        else:
-            live = self._opened(self.registry.checked(trial.version))
+        if trial and self._current and trial.version == self._current.id:
+            trial = None
+        live = was[0] if was and trial and was[0].id == trial.version else None
         with self._lock:
             self._trial = (live, trial) if live and trial else None
         if was and was[0] is not live and was[0] is not self._current:
             self._retire(was[0])
+        if trial and live is None:
+            live = self._opened(self.registry.checked(trial.version))
+            with self._lock:
+                self._install(live)
+                self._trial = (live, trial)
+                live.beside = replace(self._current.counts) if self._current else Counts()
 
     def _opened(self, found: Version) -> Live:
         parts = self._load(found)
@@ -206,6 +245,13 @@ class Releases:
         )
         view.tell_model(1)
         return Live(found.id, view)
+
+    def _install(self, live: Live) -> None:
+        """Tell a version, while the lock is held, of an index that changed when it was loaded."""
+        assert self.service is not None, "begin has made it"
+        content = self.service.served.index
+        if live.service.served.index != content:
+            live.service.goes_over_to(content)
 
     def _view(self, service: Service) -> Service:
         """The service with a model of its own; all else is shared."""
@@ -227,8 +273,9 @@ class Releases:
 
     def _is_failing(self, live: Live) -> bool:
         if self._trial and live is self._trial[0] and self._current:
-            return is_failing(live.counts, self._current.counts)
-        return live is self._current and self._before.all > 0 and is_failing(live.counts, self._before)
+            return is_failing(live.counts, self._current.counts.since(live.beside))
+        judged = live is self._current and self._before.all > 0 and live.counts.all <= JUDGED
+        return judged and is_failing(live.counts, self._before)
 
     def _take_back(self, live: Live) -> None:
         """End the trial of a version that fails, or go back from it."""
@@ -248,6 +295,11 @@ class Releases:
         else:
             self._told(f"{live.id} was taken back: {why}")
         self._wake.set()
+
+
+def _stands_before(id: str, other: str, standing: tuple[str, ...]) -> bool:
+    """Whether one version was promoted before another, and neither was rolled back since."""
+    return other in standing and id in standing[: standing.index(other)]
 
 
 def _falls(conversation: str, trial: Trial) -> bool:

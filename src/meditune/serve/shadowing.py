@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -31,6 +32,7 @@ def ask(service: Service, conversation: str, caller: Caller, id: str, body: AskB
     async def told(live: Live) -> Told:
         assistant = live.service.assistant
         assert assistant is not None, "the route has one"
+        over = threading.Event()
 
         def work() -> dict[str, Any]:
             events = assistant.ask(
@@ -40,11 +42,19 @@ def ask(service: Service, conversation: str, caller: Caller, id: str, body: AskB
                 sources=body.sources,
                 history=[(past.question, past.answer) for past in body.history],
                 max_new_tokens=body.max_new_tokens,
-                cancelled=lambda: not service.ready,
+                cancelled=over.is_set,
             )
             return [each.as_dict() for each in events][-1]
 
-        said = await asyncio.get_running_loop().run_in_executor(service.asks, work)
+        worker = asyncio.get_running_loop().run_in_executor(service.asks, work)
+        try:
+            said = await asyncio.shield(worker)
+        finally:
+            over.set()
+            # The place is free when the work has really ended.
+            await asyncio.wait({worker})
+            if not worker.cancelled():
+                worker.exception()
         return outcome_of(said), str(said.get("text", "")), facts_of(said)
 
     _start(service, conversation, caller, id, body.question, told)
@@ -68,22 +78,36 @@ def chat(
 def _start(
     service: Service, conversation: str, caller: Caller, id: str, question: str, told: Callable[[Live], Any]
 ) -> None:
-    releases = service.releases
-    if releases is None or service.admission.waiting or service.admission.inside >= service.settings.at_once:
-        return  # who asks comes first
-    live = releases.shadow(conversation)
+    live = service.releases.shadow(conversation) if service.releases else None
     if live is None:
         return
-    task = asyncio.ensure_future(_answered(service, live, caller, id, question, told))
+    task = asyncio.ensure_future(_in_spare_place(service, live, caller, id, question, told))
     _running.add(task)
     task.add_done_callback(_running.discard)
 
 
-async def _answered(
+async def _in_spare_place(
     service: Service, live: Live, caller: Caller, id: str, question: str, told: Callable[[Live], Any]
 ) -> None:
-    """Keep what the shadow says; that it fails counts against it alone."""
-    assert service.releases is not None, "there is a shadow"
+    """Let the shadow answer if a place is free that nobody waits for: who asks comes first."""
+    releases = service.releases
+    assert releases is not None, "there is a shadow"
+    assert releases.service is not None, "it answers"
+    failed: bool | None = None
+    try:
+        with service.admission.spare(1) as place:
+            if place:
+                failed = True
+                failed = await _fails(service, live, caller, id, question, told)
+    finally:
+        # A server that ends breaks shadows off, which is no fault of theirs.
+        releases.leave(live, failed if releases.service.ready else None)
+
+
+async def _fails(
+    service: Service, live: Live, caller: Caller, id: str, question: str, told: Callable[[Live], Any]
+) -> bool:
+    """Keep what the shadow says; whether it failed, which counts against it alone."""
     failed = True
     try:
         async with asyncio.timeout(service.settings.answer_s):
@@ -105,5 +129,4 @@ async def _answered(
             await stored(service.answers.keep, row)
     except (MedituneError, TimeoutError, RuntimeError, OSError) as error:
         LOGGER.warning("a shadow's answer failed", extra={"version": live.id, **where(error)})
-    finally:
-        service.releases.leave(live, failed)
+    return failed

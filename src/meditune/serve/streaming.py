@@ -128,6 +128,7 @@ class EventStream(Response):
             if isinstance(error, ClientGone):
                 raise
             told = as_api_error(error)
+            scope[SCOPE_KEY].broke(error)
             if not begun:
                 await told.response()(scope, receive, send)
                 return
