@@ -104,7 +104,7 @@ def guard(
         typer.Option("--store", metavar="DIR|URL", envvar="MEDITUNE_STORE", help="A server's, with its answers."),
     ] = None,
     reference: Annotated[
-        Path | None, typer.Option(metavar="REFERENCE", help="Of `meditune drift check`, whose alerts count.")
+        Path | None, typer.Option(metavar="REFERENCE", help="Of `meditune drift check`; with --store its alerts count.")
     ] = None,
     canary: Annotated[Path | None, typer.Option(metavar="RESULTS", help="Of `meditune drift canary`.")] = None,
 ) -> None:

@@ -62,10 +62,9 @@ class State:
         """The same with one more event, now."""
         return replace(self, history=(*self.history, Event(now(), what, version, why, forced)))
 
-    def promoted_at(self) -> str | None:
-        """When the current version was promoted, UTC."""
-        of_it = [each.when for each in self.history if each.what == "promoted" and each.version == self.current]
-        return of_it[-1] if of_it else None
+    def taken_up(self) -> Event | None:
+        """What made the current version the one that is served: its promotion, or that of a later one being undone."""
+        return next((each for each in reversed(self.history) if each.what in ("promoted", "rolled back")), None)
 
 
 def now() -> str:

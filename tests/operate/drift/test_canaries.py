@@ -73,6 +73,14 @@ def test_one_answer_that_changed_proves_nothing(tmp_path):
     assert not canaries.verdict(tmp_path / "runs")["alert"]
 
 
+def test_a_run_says_which_model_answered_each_canary(tmp_path, monkeypatch):
+    run(tmp_path, ANSWER | {"versions": {"model": "v0002-0123", "index": ""}}, monkeypatch)
+    kept = json.loads((tmp_path / "runs.jsonl").read_text())
+    assert kept["models"] == dict.fromkeys(kept["right"], "v0002-0123")
+    assert canaries.verdict(tmp_path / "runs.jsonl", "v0002")["of"] == 13
+    assert canaries.verdict(tmp_path / "runs.jsonl", "v0001")["of"] == 0
+
+
 def test_a_server_that_is_not_there_and_canaries_without_answers_are_named(tmp_path):
     with pytest.raises(DataError, match="didn't answer canary c0"):
         canaries.ask(canaries.read(canary_file(tmp_path)), "http://127.0.0.1:9")

@@ -69,7 +69,8 @@ def read(path: Path) -> list[Canary]:
 
 
 def ask(canaries: Sequence[Canary], url: str) -> dict[str, Any]:
-    """One run: `time`, `model` and for each canary's id whether it was `right`, and is `critical`.
+    """One run: its `time`, for each canary's id whether it was `right` and which of the `models` answered it, and the
+    `critical` ones.
 
     The key is taken from MEDITUNE_KEY. Raises DataError where the server can't be reached or refuses.
     """
@@ -78,6 +79,7 @@ def ask(canaries: Sequence[Canary], url: str) -> dict[str, Any]:
     key = os.environ.get("MEDITUNE_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     right: dict[str, bool] = {}
+    models: dict[str, str] = {}
     with httpx2.Client(timeout=TIMEOUT_S, headers=headers) as client:
         for canary in canaries:
             try:
@@ -88,8 +90,10 @@ def ask(canaries: Sequence[Canary], url: str) -> dict[str, Any]:
             if came.status_code != 200:
                 raise DataError(f"{url} refused canary {canary.id} with HTTP {came.status_code}. Check MEDITUNE_KEY.")
             right[canary.id] = canary.right(answer)
+            models[canary.id] = str((answer.get("versions") or {}).get("model", ""))
     critical = [canary.id for canary in canaries if canary.critical]
-    return {"time": datetime.now(UTC).isoformat(timespec="seconds"), "right": right, "critical": critical}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"time": now, "right": right, "models": models, "critical": critical}
 
 
 def keep(run: dict[str, Any], path: Path) -> None:
@@ -97,10 +101,11 @@ def keep(run: dict[str, Any], path: Path) -> None:
     write_jsonl(path, [*(read_jsonl(path) if path.exists() else []), run])
 
 
-def verdict(path: Path) -> dict[str, Any]:
+def verdict(path: Path, version: str | None = None) -> dict[str, Any]:
     """The last run beside the first: `alert`, `said`, `right`, `of`, `worse`, `better`, `p`, `level`, `looks`.
 
-    Raises DataError where there is no run.
+    With a registry's `version` only what that one answered in the last run counts, by what the run says of it. Raises
+    DataError where there is no run.
     """
     from scipy.stats import binomtest
 
@@ -108,13 +113,16 @@ def verdict(path: Path) -> dict[str, Any]:
     if not runs or not all(isinstance(run.get("right"), dict) for run in runs):
         raise DataError(f"{path}: no runs of canaries in it. Make one: meditune drift canary CANARIES -o {path}")
     first, last = runs[0]["right"], runs[-1]["right"]
+    if version is not None:
+        by = runs[-1].get("models") or {}
+        last = {id: right for id, right in last.items() if by.get(id, "").partition("-")[0] == version}
     both = [id for id in first if id in last]
     worse = [id for id in both if first[id] and not last[id]]
     better = [id for id in both if last[id] and not first[id]]
     looks, changed = len(runs) - 1, len(worse) + len(better)
     level = ALPHA / (looks * (looks + 1)) if looks else ALPHA
     p = float(binomtest(len(worse), changed, 0.5, "greater").pvalue) if changed else 1.0
-    failed = [id for id in runs[-1].get("critical", []) if not last[id]]
+    failed = [id for id in runs[-1].get("critical", []) if id in last and not last[id]]
     right = sum(last.values())
     said = f"{right} of {len(last)} right"
     if looks:

@@ -1,13 +1,16 @@
 """Whether the version that is served, or the one that is tried, made answers worse; and taking it back where it did.
 
-That questions change is no version's doing, so alerts about inputs take nothing back.
+That questions change is no version's doing: answers are counted against those of another version to the same questions'
+share at the same time, which a trial gives; alerts about inputs take nothing back; and what was gone back to stays.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +21,23 @@ from meditune.operate.drift.alerts import Alert
 from meditune.operate.drift.monitor import Monitor
 from meditune.operate.drift.reference import load
 from meditune.operate.drift.watching import state_of
-from meditune.registry.failing import Counts, is_failing
+from meditune.registry.failing import Counts, is_worse
 from meditune.registry.registry import Registry
-from meditune.registry.state import State
-from meditune.store.answers import Answer, Answers
+from meditune.registry.state import State, Trial
+from meditune.store.answers import Answers
 from meditune.store.opening import Place, open_store
 
 log = logging.getLogger(__name__)
 LESS_IS_WORSE = {"support", "ratings", "calibration", "confidence"}
 """Signals of numbers that mustn't fall"""
-MORE_IS_WORSE = {"outcome": {"abstained"}, "ratings": {"down"}, "unanswerable": {"nothing found"}}
+MORE_IS_WORSE = {"outcome": {"abstained"}, "ratings": {"down"}}
 """Categories that mustn't come more often"""
+
+SAID = {
+    "rated down": "{0.failed} of {0.all} people rated {1} down",
+    "abstained": "{1} kept {0.failed} of {0.all} answers back",
+}
+"""What is counted of a version, in words"""
 
 
 @dataclass(frozen=True)
@@ -52,21 +61,19 @@ def guard(
     """Look once, and end the trial or roll back where answers got worse.
 
     `store` is a server's, `reference` what drift checks are held against, with their state beside it unless
-    `drift_state` names it, `canary` the results of `meditune drift canary`.
+    `drift_state` names it, `canary` the results of `meditune drift canary`. An alert counts only where the store still
+    has the answer that opened it, which says whose it was.
     """
     registry = Registry(folder)
     state = registry.state()
     if state.current is None:
         raise DataError(f"Nothing in {folder} was promoted yet, so there is nothing to guard.")
     answers = Answers(open_store(store)) if store else None
-    by_version = counted(answers) if answers else {}
-    if state.trial and (why := list(_beside(by_version, state.trial.version, state.current))):
+    if state.trial and answers and (why := list(_beside(answers, state.trial, state.current))):
         registry.end_trial("; ".join(why), of=state.trial.version, withdraw=True)
         return Looked(state.trial.version, state.current, why)
-    before = state.standing[-2] if len(state.standing) > 1 else None
     why = [
-        *(_beside(by_version, state.current, before) if before else ()),
-        *(_against(_open_alerts(reference, drift_state), answers, state) if reference else ()),
+        *(_against(_open_alerts(reference, drift_state), answers, state) if reference and answers else ()),
         *(_canaries(canary, state) if canary else ()),
     ]
     return _taken_back(registry, state, why)
@@ -84,9 +91,11 @@ def on_drift(
         alerts = [Alert(**{name: row[name] for name in names}) for row in found.get("alerts", ())]
         try:
             state = registry.state()
-            why = list(_against(alerts, answers, state)) if alerts and state.current else []
-            if why and len(state.standing) > 1:
-                looked = _taken_back(registry, state, why)
+            if state.current is None:
+                return
+            why = list(_against(alerts, answers, state))
+            looked = _taken_back(registry, state, why)
+            if looked.taken_back:
                 log.error("%s was taken back, %s is served: %s", looked.taken_back, looked.served, "; ".join(why))
         except MedituneError as error:
             log.error("Drift speaks against the version that is served, but it can't be taken back: %s", error)
@@ -100,36 +109,48 @@ def _taken_back(registry: Registry, state: State, why: list[str]) -> Looked:
         return Looked(None, state.current, [f"Nothing speaks against {state.current}."])
     if len(state.standing) < 2:
         return Looked(None, state.current, [*why, "There is no version before it to go back to."])
+    begun = state.taken_up()
+    if begun and begun.what == "rolled back":
+        # It was good before, so something else is wrong, and the versions before it would fall one after the other.
+        stays = f"{state.current} is what {begun.version} was rolled back to, so it isn't taken back by itself."
+        return Looked(None, state.current, [*why, stays])
     return Looked(state.current, registry.rollback("; ".join(why), of=state.current), why)
 
 
-def counted(answers: Answers) -> dict[str, dict[str, Counts]]:
-    """For each version how many of its ratings were down, and how many of its answers abstained."""
+def counted(answers: Answers, since: float = 0.0) -> dict[str, dict[str, Counts]]:
+    """For each version how many of those who rated it mostly rated it down, and how many of its answers abstained, of
+    the answers since then (seconds since 1970).
+    """
     found: dict[str, dict[str, Counts]] = {}
-    for _, answer, ratings in answers.in_order():
-        counts = found.setdefault(version_of(answer), {"rated down": Counts(), "abstained": Counts()})
-        if answer.outcome in ("answered", "abstained"):
-            counts["abstained"].add(answer.outcome == "abstained")
-        for rating in ratings:
-            counts["rated down"].add(rating == "down")
+    votes: dict[tuple[str, str], int] = Counter()
+    for row in answers.exported():
+        if row["time"] < since:
+            continue
+        version = version_of(row["model"])
+        counts = found.setdefault(version, {"rated down": Counts(), "abstained": Counts()})
+        if row["outcome"] in ("answered", "abstained"):
+            counts["abstained"].add(row["outcome"] == "abstained")
+        for said in row["feedback"]:
+            votes[version, said["who"]] += 1 if said["rating"] == "down" else -1
+    for (version, _), down in votes.items():
+        found[version]["rated down"].add(down > 0)
     return found
 
 
-def version_of(answer: Answer) -> str:
-    """The id of the version that gave an answer; empty where no registry was served."""
-    words = answer.model.rpartition(" ")[2].partition("-")
+def version_of(model: str) -> str:
+    """The id of the version in the name of a kept answer's model; empty where no registry was served."""
+    words = model.rpartition(" ")[2].partition("-")
     return words[0] if words[1] else ""
 
 
-def _beside(by_version: dict[str, dict[str, Counts]], id: str, other: str) -> Iterator[str]:
-    mine, theirs = by_version.get(id, {}), by_version.get(other, {})
+def _beside(answers: Answers, trial: Trial, current: str) -> Iterator[str]:
+    """What speaks against the version that is tried, of all that was answered since it is."""
+    by_version = counted(answers, datetime.fromisoformat(trial.since).timestamp())
+    mine, theirs = by_version.get(trial.version, {}), by_version.get(current, {})
     for what, counts in mine.items():
         beside = theirs.get(what, Counts())
-        if is_failing(counts, beside):
-            yield (
-                f"{counts.failed} of {counts.all} answers of {id} were {what}, and {beside.failed} of {beside.all} of "
-                f"{other}"
-            )
+        if is_worse(counts, beside):
+            yield " and ".join((SAID[what].format(counts, trial.version), SAID[what].format(beside, current)))
 
 
 def _open_alerts(reference: Path, place: Path | None) -> list[Alert]:
@@ -138,11 +159,11 @@ def _open_alerts(reference: Path, place: Path | None) -> list[Alert]:
     return Monitor.load(place, load(reference)).alerts() if place.is_file() else []
 
 
-def _against(alerts: Sequence[Alert], answers: Answers | None, state: State) -> Iterator[str]:
+def _against(alerts: Sequence[Alert], answers: Answers, state: State) -> Iterator[str]:
     """Alerts that say that answers got worse, and that opened with an answer of the current version."""
     for alert in alerts:
-        opened = answers.get(alert.opened_id) if answers else None
-        if says_worse(alert) and (opened is None or version_of(opened) == state.current):
+        opened = answers.get(alert.opened_id)
+        if opened and says_worse(alert) and version_of(opened.model) == state.current:
             yield f"drift in {alert.signal} ({alert.severity}): {alert.said}"
 
 
@@ -154,9 +175,10 @@ def says_worse(alert: Alert) -> bool:
 
 
 def _canaries(path: Path, state: State) -> Iterator[str]:
-    """Canaries that got worse since the current version was promoted."""
+    """Canaries that the current version answered worse since it is served."""
     runs: Sequence[dict[str, Any]] = read_jsonl(path)
-    if runs and str(runs[-1].get("time", "")) >= (state.promoted_at() or ""):
-        verdict = canaries.verdict(path)
+    begun = state.taken_up()
+    if runs and begun and str(runs[-1].get("time", "")) >= begun.when:
+        verdict = canaries.verdict(path, state.current)
         if verdict["alert"]:
             yield f"canaries: {verdict['said']}"
