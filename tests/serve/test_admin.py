@@ -41,6 +41,22 @@ def test_a_server_tells_of_itself_and_leaves_no_trace_at_its_end(tmp_path):
     assert notes.all("server") == []
 
 
+def test_what_a_killed_server_left_is_forgotten_after_a_day(tmp_path):
+    from meditune.store.notes import Notes
+
+    base = open_store(tmp_path)
+    notes = Notes(base)
+    for name in ("server/dead", "server/late"):
+        notes.put(name, {"model": "tiny"})
+    with base.opened() as connection:
+        connection.execute("UPDATE notes SET time = time - 90000 WHERE name = 'server/dead'")
+    with served(tmp_path) as server:
+        assert server.chat().status == 200
+        names = {note.name for note in notes.all("server")}
+    assert "server/dead" not in names
+    assert "server/late" in names
+
+
 @pytest.fixture(scope="module")
 def browser():
     with chromium() as made:

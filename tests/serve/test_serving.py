@@ -22,6 +22,7 @@ from meditune.store.base import Base
 from meditune.store.keys import Keys
 from tests import tiny
 from tests.commands import meditune
+from tests.serve.server import served
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +175,10 @@ def test_beyond_this_machine_nobody_gets_in_before_there_is_a_key(tmp_path):
     assert settings.keys_needed
     assert "meditune keys create NAME" in lockout(settings, keys)
     assert not safe(Settings(), everywhere, keys, open_to_all=True).keys_needed
+    with served(tmp_path / "open", safe(Settings(), everywhere, keys, open_to_all=True)) as server:
+        assert server.chat().status == 200
+        for closed in ("/v1/admin/status", "/metrics"):
+            assert server.ask(closed).error()["code"] == "missing_scope"
     here = safe(Settings(), Place(), keys, open_to_all=False)
     assert not here.keys_needed
     assert "127.0.0.1" in here.hosts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from contextlib import suppress
 
 from meditune import __version__
@@ -15,6 +16,7 @@ from meditune.serve.storing import stored
 from meditune.store.notes import Notes
 
 EVERY_S = 30.0
+FORGOTTEN_S = 86_400.0
 
 
 async def beating(service: Service) -> None:
@@ -24,6 +26,8 @@ async def beating(service: Service) -> None:
     notes, name = Notes(service.answers.base), f"server/{socket.gethostname()}:{os.getpid()}:{id(service):x}"
     in_trouble = False
     try:
+        with suppress(MedituneError):
+            await stored(_forget_the_dead, notes)
         while True:
             try:
                 await stored(notes.put, name, facts(service))
@@ -36,6 +40,13 @@ async def beating(service: Service) -> None:
     finally:
         with suppress(MedituneError):
             notes.remove(name)
+
+
+def _forget_the_dead(notes: Notes) -> None:
+    """Take out what servers left that were killed."""
+    for note in notes.all("server"):
+        if time.time() - note.time > FORGOTTEN_S:
+            notes.remove(note.name)
 
 
 def facts(service: Service) -> dict[str, object]:
