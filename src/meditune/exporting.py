@@ -10,7 +10,9 @@ import typer
 
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder, model folder, catalogue name, or hub id.")],
-    to: Annotated[str, typer.Option("--to", metavar="FORM", help="merged, openvino, gguf, ollama, or hub to send it.")],
+    to: Annotated[
+        str, typer.Option("--to", metavar="FORM", help="merged, openvino, gguf, onnx, ollama, or hub to send it.")
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of the exported model; else MODEL/export/FORM.")
     ] = None,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -122,6 +123,7 @@ def serve(
     check: Annotated[bool, typer.Option("--check", help="Say what is unsafe in this configuration, and end.")] = False,
 ) -> None:
     """Serve a model: an OpenAI-compatible API, a chat page, answers that cite; until ctrl-C."""
+    from meditune.machine import few_heaps, give_back_memory
     from meditune.serve import running, tracing
     from meditune.serve.logs import set_up
     from meditune.serve.settings import Settings
@@ -149,6 +151,7 @@ def serve(
         _print_check(settings, place, kept, open_to_all)
         return
     running.refuse_uninstalled()
+    few_heaps()
     from meditune.serve import opening
 
     known = _keys(kept)
@@ -160,6 +163,7 @@ def serve(
     if said := opening.lockout(settings, known):
         typer.secho(said, fg="yellow", err=True)
     service = opening.open_service(opening.Wanted(model, index, engine, name, country, url), settings, kept)
+    give_back_memory()
     watching = _watched(service, kept, drift, drift_every, public_url or place.address(sock.getsockname()[1]))
     running.run(service, place, sock, lambda address: _print_ready(service.served.name, service.engine.name, address))
     if watching:
@@ -270,7 +274,12 @@ def _watched(service: Service, store: str, reference: Path | None, every_s: floa
     from meditune.operate.drift.watching import Wanted, watch
 
     link = f"{address.rstrip('/')}/admin#drift"
-    return watch(Wanted(store, reference, every_s, link), service.metrics.drifted)
+    told: Callable[[Mapping[str, Any]], None] = service.metrics.drifted
+    if service.releases is not None:
+        from meditune.operate.release.guarding import on_drift
+
+        told = on_drift(service.releases.registry.folder, store, told)
+    return watch(Wanted(store, reference, every_s, link), told)
 
 
 def _prices(text: str) -> tuple[float, float]:

@@ -8,7 +8,6 @@ server opens its index, and if it dies the server says so.
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import sys
 import threading
@@ -26,8 +25,6 @@ from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import EngineError, ModelError
 
 log = logging.getLogger(__name__)
-ARENAS = "2"
-"""glibc's heaps: with one for each thread, what is free in one is wanted in another, and the process grows"""
 END_S = 10.0
 """So long a process that was told to end may take"""
 
@@ -46,7 +43,6 @@ class ApartEngine:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
-            env={"MALLOC_ARENA_MAX": ARENAS} | dict(os.environ),
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None

@@ -19,6 +19,7 @@ from meditune.engines.engine import Job, Piece, Running
 from meditune.engines.messages import Incoming, Outgoing
 from meditune.engines.openvino_engine import OpenvinoEngine
 from meditune.errors import EngineError, MedituneError
+from meditune.machine import few_heaps, give_back_memory
 
 SCORED_AT_ONCE = 2
 
@@ -28,6 +29,7 @@ def main(folder: Path, at_once: int) -> None:
     # The server ends this process, after the answers that were begun.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    few_heaps()
     out, incoming = Outgoing(os.dup(1)), Incoming(0)
     # Whatever a library prints goes where logs go.
     os.dup2(2, 1)
@@ -37,6 +39,7 @@ def main(folder: Path, at_once: int) -> None:
     except MedituneError as error:
         out.write("failed", error)
         return
+    give_back_memory()
     out.write("ready")
     while messages := incoming.read():
         for kind, *said in messages:

@@ -18,11 +18,13 @@ from meditune.engines.installed import is_installed
 from meditune.errors import ModelError
 
 log = logging.getLogger(__name__)
-NAMES = ("auto", "openvino", "llamacpp", "transformers", "vllm")
+NAMES = ("auto", "openvino", "llamacpp", "transformers", "onnx", "vllm")
 KEY_VARIABLE = "MEDITUNE_ENGINE_KEY"
 """Holds the key of a server that runs the model"""
-FASTEST_FIRST = {"openvino": "openvino", "llamacpp": "gguf"}
-"""Engines by what benchmarks/engines.py measured, each with the kind of export that it opens"""
+EXPORTED = {"openvino": "openvino", "llamacpp": "gguf", "onnx": "onnx"}
+"""Engines, each with the kind of export that it opens"""
+AUTO = ("openvino", "llamacpp")
+"""What auto takes, the fastest first, by what benchmarks/engines.py measured"""
 
 
 def open_engine(
@@ -52,10 +54,10 @@ def open_engine(
         raise ModelError(f"An address goes with --engine vllm, and the engine is {engine}.")
     place = _exported_at(Path(model).expanduser(), engine)
     if place is None:
-        if engine in FASTEST_FIRST:
+        if engine in EXPORTED:
             raise ModelError(
                 f"{model} holds no model that the {engine} engine opens. Make one: meditune export {model} --to "
-                f"{FASTEST_FIRST[engine]}"
+                f"{EXPORTED[engine]}"
             )
         return _with_transformers(model, at_once)
     found = exported(place)
@@ -73,6 +75,10 @@ def open_engine(
         from meditune.engines.llamacpp_engine import LlamacppEngine
 
         return LlamacppEngine(place, at_once)
+    if found.engine == "onnx":
+        from meditune.engines.onnx_engine import OnnxEngine
+
+        return OnnxEngine(place, at_once)
     return _with_transformers(str(place), at_once)
 
 
@@ -99,9 +105,11 @@ def _exported_at(place: Path, engine: str) -> Path | None:
     if (place / EXPORT).is_file():
         return place
     if engine != "transformers":
-        for name, kind in FASTEST_FIRST.items():
+        for name, kind in EXPORTED.items():
             folder = place / EXPORTS / kind
-            if not (folder / EXPORT).is_file() or not (engine == name or (engine == "auto" and is_installed(name))):
+            if not (folder / EXPORT).is_file() or not (
+                engine == name or (engine == "auto" and name in AUTO and is_installed(name))
+            ):
                 continue
             changed = outdated(folder, place / "model" if (place / "model").is_dir() else place)
             if not changed:

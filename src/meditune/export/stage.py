@@ -67,17 +67,19 @@ def _ollama(source: Path, folder: Path) -> dict[str, str]:
     return write_ollama(source, folder)
 
 
+def _onnx(source: Path, folder: Path) -> dict[str, str]:
+    from meditune.export.onnx import write_onnx
+
+    return write_onnx(source, folder)
+
+
 KINDS = {
     "merged": Kind("transformers", "bfloat16", None),
     "openvino": Kind("openvino", "int8", _openvino),
     "gguf": Kind("llamacpp", "Q8_0", _gguf),
+    "onnx": Kind("onnx", "int8", _onnx),
     "ollama": Kind("llamacpp", "Q8_0", _ollama),
 }
-NOT_MADE = {
-    "onnx": "The exporter, optimum-onnx, needs an older transformers than this one, and onnxruntime-genai wrote worse "
-    "text than the weights it was given. Take openvino or gguf.",
-}
-"""Forms that are asked for, and what to do instead"""
 
 
 def export(name: str, to: str, output: Path | None = None) -> dict[str, Any]:
@@ -86,8 +88,6 @@ def export(name: str, to: str, output: Path | None = None) -> dict[str, Any]:
     It goes to `output`, or `export/KIND` in the run's or model's folder. What was made from the same weights is left as
     it is. Raises ModelError where it can't be exported or drifts from the original, and then leaves nothing behind.
     """
-    if to in NOT_MADE:
-        raise ModelError(f"Meditune doesn't export to {to}. {NOT_MADE[to]}")
     if to not in KINDS:
         raise ModelError(f"There is no form {to!r} to export to. Forms: {', '.join(KINDS)}.")
     if find(name, ApiSpec()):
