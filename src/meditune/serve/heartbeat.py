@@ -16,7 +16,8 @@ from meditune.serve.storing import stored
 from meditune.store.notes import Notes
 
 EVERY_S = 30.0
-FORGOTTEN_S = 86_400.0
+FORGOTTEN_S = 7 * 86_400.0
+"""A server that was lost so long ago is news no more"""
 
 
 async def beating(service: Service) -> None:
@@ -24,12 +25,13 @@ async def beating(service: Service) -> None:
     if service.answers is None:
         return
     notes, name = Notes(service.answers.base), f"server/{socket.gethostname()}:{os.getpid()}:{id(service):x}"
-    in_trouble = False
+    in_trouble = cleared = False
     try:
-        with suppress(MedituneError):
-            await stored(_forget_the_dead, notes)
         while True:
             try:
+                if not cleared:
+                    await stored(_clear, notes, service.address)
+                    cleared = True
                 await stored(notes.put, name, facts(service))
                 in_trouble = False
             except MedituneError as error:
@@ -42,10 +44,10 @@ async def beating(service: Service) -> None:
             notes.remove(name)
 
 
-def _forget_the_dead(notes: Notes) -> None:
-    """Take out what servers left that were killed."""
+def _clear(notes: Notes, address: str) -> None:
+    """Take out servers of long ago, and one that was killed in this one's place."""
     for note in notes.all("server"):
-        if time.time() - note.time > FORGOTTEN_S:
+        if time.time() - note.time > FORGOTTEN_S or (address and note.facts.get("address") == address):
             notes.remove(note.name)
 
 
