@@ -85,7 +85,8 @@ async def measured(options: Any, server: Served) -> None:
     limits = httpx2.Limits(max_connections=400, max_keepalive_connections=100)
     async with httpx2.AsyncClient(base_url=server.address, timeout=300, limits=limits) as client:
         print(
-            f"start to listening {server.ready_s:.1f} s, processor {server.cpu():.1f} s, memory {server.memory():.0f} MB"
+            f"start to listening {server.ready_s:.1f} s, processor {server.cpu():.1f} s, "
+            f"memory {server.memory():.0f} MB"
         )
         ask = Asking(client, server.model, options)
         await ask.one(Seen())
