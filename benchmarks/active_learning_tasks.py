@@ -65,7 +65,7 @@ def of_pubmedqa(cache: Path, learner: str) -> Task:
             yield Fold(pool, held_out, _words(ends, pool) if hidden is None else _scaled(hidden, pool))
 
     vectors = _vectors(cache / "pubmedqa-questions.npy", [each.question for each in examples])
-    c = 1.0 if hidden is None else 0.003
+    c = 1.0 if hidden is None else 0.001
     return Task(f"PubMedQA's decisions ({learner})", examples, y, DECISIONS, vectors, c, folds)
 
 

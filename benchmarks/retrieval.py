@@ -216,8 +216,6 @@ def main() -> None:
         "MiniLM on titles": by_title,
         "BM25 and titles, fused": both(by_words, by_title),
     }
-    by_answer = nearest(whole_answers(task, embed, given.cache / "whole-answers.npz"), embed)
-    rankers |= {"MiniLM on whole answers": by_answer, "BM25 and whole answers, fused": both(by_words, by_answer)}
     live = rankers | {
         **{mode: searched(index, task, mode=mode, sources=OF_LIVEQA) for mode in ("meaning", "fused")},
         "**hybrid**": searched(index, task, sources=OF_LIVEQA),
@@ -239,6 +237,8 @@ def main() -> None:
     print(HEAD)
     for line in ablations(task, some, index, fitted | rerank_weights.CHOSEN):
         print(line, flush=True)
+    by_answer = nearest(whole_answers(task, embed, given.cache / "whole-answers.npz"), embed)
+    side_by_side(task, {"MiniLM on whole answers": by_answer, "BM25 and these, fused": both(by_words, by_answer)})
 
 
 def whole_answers(task: Task, embed: Callable[[Sequence[str]], Any], path: Path) -> Any:

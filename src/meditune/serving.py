@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -273,7 +274,12 @@ def _watched(service: Service, store: str, reference: Path | None, every_s: floa
     from meditune.operate.drift.watching import Wanted, watch
 
     link = f"{address.rstrip('/')}/admin#drift"
-    return watch(Wanted(store, reference, every_s, link), service.metrics.drifted)
+    told: Callable[[Mapping[str, Any]], None] = service.metrics.drifted
+    if service.releases is not None:
+        from meditune.operate.release.guarding import on_drift
+
+        told = on_drift(service.releases.registry.folder, store, told)
+    return watch(Wanted(store, reference, every_s, link), told)
 
 
 def _prices(text: str) -> tuple[float, float]:

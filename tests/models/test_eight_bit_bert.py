@@ -42,18 +42,20 @@ def test_a_text_has_the_same_vector_whatever_is_read_beside_it(whole: embedding.
     assert encoder.embed([]).shape == (0, encoder.size)
 
 
-def test_threads_share_the_batches_and_leave_torch_as_it_was(
-    whole: embedding.SentenceModel, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("tokens", [16, 1024])
+def test_threads_share_the_texts_and_leave_torch_as_it_was(
+    whole: embedding.SentenceModel, monkeypatch: pytest.MonkeyPatch, tokens: int
 ) -> None:
-    monkeypatch.setattr(eight_bit_bert, "BATCH_TOKENS", 16)
-    encoder = EightBitBert(whole.model, whole.tokenizer)
+    """Many texts, in batches of that many tokens, and few, of which each thread gets a share."""
+    monkeypatch.setattr(eight_bit_bert, "BATCH_TOKENS", tokens)
     before = torch.get_num_threads()
     try:
-        torch.set_num_threads(1)
-        alone = encoder.embed(TEXTS)
-        torch.set_num_threads(3)
-        np.testing.assert_allclose(encoder.embed(TEXTS), alone, atol=1e-5)
-        assert torch.get_num_threads() == 3
+        made = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            made.append(EightBitBert(whole.model, whole.tokenizer).embed(TEXTS))
+            assert torch.get_num_threads() == threads
+        np.testing.assert_allclose(made[1], made[0], atol=1e-5)
     finally:
         torch.set_num_threads(before)
 

@@ -34,6 +34,17 @@ from meditune.errors import DataError, ModelError
 SATURATION, LENGTH = 1.2, 0.75
 """BM25's k1 and b, those of LanceDB"""
 _WORD = re.compile(r"[^\W_]+")
+_STOP = """
+a about above after again against ain all am an and any are aren as at be because been before being below between
+both but by can couldn d did didn do does doesn doing don down during each few for from further had hadn has hasn
+have haven having he her here hers herself him himself his how i if in into is isn it its itself just ll m ma me
+mightn more most mustn my myself needn no nor not now o of off on once only or other our ours ourselves out over own
+re s same shan she should shouldn so some such t than that the their theirs them themselves then there these they
+this those through to too under until up ve very was wasn we were weren what when where which while who whom why
+will with won wouldn y you your yours yourself yourselves
+"""
+STOP_WORDS = frozenset(_STOP.split())
+"""NLTK's English ones, as LanceDB leaves them out; what stands behind an apostrophe is a word by itself"""
 
 
 class Postings:
@@ -130,16 +141,13 @@ def _stems(text: str) -> list[str]:
 @lru_cache(maxsize=65536)
 def _stem(word: str) -> str:
     """Empty for a stop word."""
-    stop, stemmer = _english()
-    return "" if word in stop else stemmer.stemWord(word)
+    return "" if word in STOP_WORDS else _stemmer().stemWord(word)
 
 
 @cache
-def _english() -> tuple[frozenset[str], Any]:
-    from bm25s.stopwords import STOPWORDS_EN_PLUS
-
+def _stemmer() -> Any:
     try:
         from Stemmer import Stemmer
     except ImportError as error:
         raise ModelError("An index needs PyStemmer. Install it with: pip install 'meditune[retrieve]'") from error
-    return frozenset(STOPWORDS_EN_PLUS), Stemmer("english")
+    return Stemmer("english")

@@ -33,7 +33,7 @@ WEIGHTS = {"words": 1.0, "meaning": 1.0}
 MOST_HITS = 10_000
 PROBES = 32
 """Parts of an approximate vector index that are looked through"""
-REFINE = 1
+REFINE = 4
 """So many times the candidates are put in order by their full vectors then"""
 UNRANKED = (
     "This index was made before Meditune kept what its reranker knows, so hits are ordered by rank fusion alone. "

@@ -11,6 +11,7 @@ from meditune import __version__
 from meditune.errors import MedituneError
 from meditune.serve.logs import LOGGER
 from meditune.serve.service import Service
+from meditune.serve.storing import stored
 from meditune.store.notes import Notes
 
 EVERY_S = 30.0
@@ -25,7 +26,7 @@ async def beating(service: Service) -> None:
     try:
         while True:
             try:
-                await asyncio.to_thread(notes.put, name, facts(service))
+                await stored(notes.put, name, facts(service))
                 in_trouble = False
             except MedituneError as error:
                 if not in_trouble:

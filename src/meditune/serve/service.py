@@ -20,6 +20,7 @@ from meditune.serve.metrics import Metrics
 from meditune.serve.prompting import Prompts
 from meditune.serve.safety.triage import Triage
 from meditune.serve.settings import Settings
+from meditune.serve.storing import stored
 from meditune.store.answers import Answers
 from meditune.store.notes import Notes
 
@@ -176,8 +177,8 @@ class Service:
             LOGGER.warning("The clock jumped: what looks old is kept for a day yet")
             return 0
         if self.access.usage:
-            await asyncio.to_thread(self.access.usage.prune, self.settings.keep_days)
-        return await asyncio.to_thread(self.answers.prune, self.settings.keep_days)
+            await stored(self.access.usage.prune, self.settings.keep_days)
+        return await stored(self.answers.prune, self.settings.keep_days)
 
     @staticmethod
     def _last_sign(answers: Answers) -> float:

@@ -33,6 +33,8 @@ class Settings:
     most_new_tokens: int = 1024
     per_minute: int = 0
     """Requests of one caller; 0: no limit"""
+    feedback_per_minute: int = 60
+    """Feedback of one caller; its requests' rate holds, too, its quota of tokens doesn't. 0: no limit"""
     daily_tokens: int = 0
     """Tokens of one caller; 0: no quota"""
     origins: tuple[str, ...] = ()

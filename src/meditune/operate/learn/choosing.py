@@ -16,7 +16,7 @@ from meditune.operate.learn.signals import FAMILIES, Family
 Strategy = Literal["mix", "random", "uncertainty", "disagreement", "diversity", "feedback", "novelty"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 DEFAULT: Strategy = "mix"
-WEIGHTS: Mapping[Family, float] = {"uncertainty": 0.5, "disagreement": 0.5, "feedback": 0.9, "novelty": 0.3}
+WEIGHTS: Mapping[Family, float] = {"uncertainty": 0.5, "disagreement": 0.5, "feedback": 0.9, "novelty": 0.5}
 """How far each family can raise a candidate in the mix; what users say goes before what a model thinks of itself"""
 MEANING: frozenset[Strategy] = frozenset(("mix", "diversity", "novelty"))
 """Those that need questions' vectors"""
