@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
-.PHONY: help run test lint format install install-dev clean
+.PHONY: help run test lint format audit install install-dev clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make test     install with the development tools, lint, and run the tests"
 	@echo "make lint     ruff and mypy only"
 	@echo "make format   let ruff put the code into form"
+	@echo "make audit    known weaknesses of what is installed, by pip-audit (asks pypi.org)"
 	@echo "make install  only install, into $(VENV)"
 	@echo "make clean    remove $(VENV) and caches; runs/ stays"
 
@@ -38,6 +39,13 @@ lint: $(INSTALLED_DEV)
 format: $(INSTALLED_DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# What can be checked offline (licences, bounds, pip check) is among the tests.
+audit: $(INSTALLED_DEV)
+	$(PIP) install --quiet "pip-audit>=2.10,<3"
+	@$(BIN)/python -c "import urllib.request; urllib.request.urlopen('https://pypi.org/pypi/pip/json', timeout=20)" \
+		2>/dev/null || { echo "pypi.org, which knows the weaknesses, can't be asked from here. Nothing was audited." >&2; exit 1; }
+	$(BIN)/pip-audit --skip-editable
 
 install: $(INSTALLED)
 

@@ -146,7 +146,8 @@ async def together(
 
 async def measured(side: str, run: Path, prompts: Prompts, given: argparse.Namespace) -> dict[str, Any]:
     """Everything measured of one side."""
-    async with httpx2.AsyncClient(timeout=600) as client:
+    # A connection for each question: servers close idle ones at times of their own.
+    async with httpx2.AsyncClient(timeout=600, limits=httpx2.Limits(max_keepalive_connections=0)) as client:
         begun = time.perf_counter()
         with served(side, run, max(given.users)) as server:
             client.headers["Authorization"] = f"Bearer {server.key or 'none'}"
@@ -217,7 +218,11 @@ def main() -> None:
     found = []
     for side in given.sides:
         prompts = Prompts(tokenizer, given.texts or given.run)
-        found.append(asyncio.run(measured(side, given.run, prompts, given)))
+        try:
+            found.append(asyncio.run(measured(side, given.run, prompts, given)))
+        except (httpx2.HTTPError, RuntimeError) as error:
+            print(f"{side} failed: {error!r}", file=sys.stderr, flush=True)
+            continue
         print(json.dumps(found[-1]), file=sys.stderr, flush=True)
         if given.json:
             given.json.write_text(json.dumps(found, indent=2), encoding="utf-8")

@@ -47,8 +47,8 @@ class Served:
         return float(sum(one.user + one.system for one in times))
 
     def memory(self) -> float:
-        """Resident, MB."""
-        return float(sum(each.memory_info().rss for each in self._all())) / 1e6
+        """Resident, MB; what processes share is counted once (PSS, proc(5))."""
+        return float(sum(each.memory_full_info().pss for each in self._all())) / 1e6
 
     def _all(self) -> list[psutil.Process]:
         return [self.process, *self.process.children(recursive=True)]

@@ -26,3 +26,9 @@ def postgres() -> Iterator[Cluster]:
     """A PostgreSQL server; the test is skipped, with the reason, where there is none."""
     with cluster() as made:
         yield made
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def store(request, tmp_path) -> str:
+    """The place of a new store, of either kind."""
+    return str(tmp_path) if request.param == "sqlite" else request.getfixturevalue("postgres").new()

@@ -123,21 +123,86 @@ def test_prometheus_asks_with_the_key_that_compose_hands_over():
     assert scrape["static_configs"][0]["targets"] == ["server:8000"]
 
 
-def test_the_dashboard_asks_for_metrics_that_there_are():
-    board = json.loads((DEPLOY / "grafana" / "dashboards" / "meditune.json").read_text(encoding="utf-8"))
-    there = {f"{sample.name}" for metric in Metrics().registry.collect() for sample in metric.samples}
-    families = {metric.name for metric in Metrics().registry.collect()}
-    asked = set()
-    for panel in board["panels"]:
-        assert (
-            panel["datasource"]["uid"]
-            == documents("grafana/provisioning/datasources/prometheus.yaml")[0]["datasources"][0]["uid"]
-        )
-        for target in panel["targets"]:
-            asked |= set(re.findall(r"meditune_\w+", target["expr"]))
+WATCHED = {
+    "meditune_requests_total",
+    "meditune_request_seconds_bucket",
+    "meditune_first_token_seconds_bucket",
+    "meditune_tokens_total",
+    "meditune_waiting",
+    "meditune_cached_tokens_total",
+    "meditune_retrieval_score_bucket",
+    "meditune_answers_total",
+    "meditune_sentences_total",
+    "meditune_feedback_total",
+    "meditune_cost_total",
+    "meditune_drift_alert",
+}
+"""What somebody who runs a server wants to see"""
+ELSEWHERE = {"up"}
+"""Prometheus makes it"""
+
+
+def board():
+    return json.loads((DEPLOY / "grafana" / "dashboards" / "meditune.json").read_text(encoding="utf-8"))
+
+
+def named(expressions):
+    """The metrics in some expressions of PromQL."""
+    return {name for each in expressions for name in re.findall(r"\b(?:meditune|process)_\w+|\bup\b", each)}
+
+
+def there():
+    """Every name that a server's /metrics may have, as its text and its kinds tell."""
+    found = set()
+    for line in Metrics().text().decode().splitlines():
+        if line.startswith("# TYPE"):
+            _, _, name, kind = line.split()
+            suffixes = {"histogram": ("_bucket", "_count", "_sum")}.get(kind, ("",))
+            found |= {name + suffix for suffix in suffixes}
+    return found
+
+
+def test_the_dashboard_shows_what_is_wanted_and_only_what_there_is():
+    (source,) = documents("grafana/provisioning/datasources/prometheus.yaml")[0]["datasources"]
+    panels = board()["panels"]
+    assert {panel["datasource"]["uid"] for panel in panels} == {source["uid"]}
+    asked = named(target["expr"] for panel in panels for target in panel["targets"])
+    assert asked <= there()
+    assert asked >= WATCHED
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    corners = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels]
+    assert len(set(corners)) == len(corners)
+
+
+def test_rules_are_about_metrics_that_there_are():
+    groups = documents("prometheus-rules.yaml")[0]["groups"]
+    asked = named(rule["expr"] for group in groups for rule in group["rules"])
+    assert asked - ELSEWHERE <= there()
     assert len(asked) > 10
-    for name in asked:
-        assert name in there or re.sub(r"_(total|bucket)$", "", name) in families, name
+
+
+def promtool(*words, **given):
+    found = shutil.which("promtool")
+    if not found:
+        pytest.skip("promtool isn't installed: apt-get install prometheus")
+    return subprocess.run([found, *words], capture_output=True, text=True, check=False, **given)
+
+
+def test_promtool_accepts_configuration_rules_and_metrics(tmp_path):
+    text = (DEPLOY / "prometheus.yaml").read_text(encoding="utf-8")
+    (tmp_path / "key").write_text("mt-x-y")
+    (tmp_path / "prometheus.yaml").write_text(text.replace("/run/secrets/metrics-key", f"{tmp_path}/key"))
+    shutil.copy(DEPLOY / "prometheus-rules.yaml", tmp_path)
+    done = promtool("check", "config", tmp_path / "prometheus.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "15 rules found" in done.stdout
+    done = promtool("check", "metrics", input=Metrics().text().decode())
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_rules_alert_when_they_should_and_not_before():
+    done = promtool("test", "rules", Path(__file__).parent / "prometheus-rules-test.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_systemd_accepts_the_unit_and_its_command_parses(tmp_path):

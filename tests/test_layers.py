@@ -19,6 +19,7 @@ LAYERS = (
         "updating",
         "serving",
         "drifting",
+        "watching",
         "learning",
         "releasing",
         "exporting",

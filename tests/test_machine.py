@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,3 +26,24 @@ def test_a_containers_memory_limit_counts(tmp_path: Path, monkeypatch: pytest.Mo
     assert machine.memory_gb() == (0.05, 0.05)
     limit.write_text("max\n", encoding="ascii")
     assert machine.memory_gb()[0] == total
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's heaps")
+def test_freed_memory_goes_back_to_the_system():
+    said = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True).stdout.split()
+    before, after = map(int, said)
+    assert after < before - 10_000
+
+
+FREED = """
+import psutil
+from meditune.machine import few_heaps, give_back_memory
+few_heaps()
+kept = [bytearray(9_000) for _ in range(10_000)]
+last = bytearray(9_000)
+del kept
+rss = lambda: psutil.Process().memory_info().rss // 1024
+before = rss()
+give_back_memory()
+print(before, rss())
+"""

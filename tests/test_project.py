@@ -14,7 +14,7 @@ import meditune
 
 PROJECT = Path(__file__).parents[1]
 PACKAGE = PROJECT / "src" / "meditune"
-TARGETS = ("run", "test", "lint", "format", "install", "install-dev", "clean", "help")
+TARGETS = ("run", "test", "lint", "format", "audit", "install", "install-dev", "clean", "help")
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make isn't installed")

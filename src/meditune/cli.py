@@ -25,6 +25,7 @@ from meditune import (
     reviewing,
     serving,
     updating,
+    watching,
 )
 from meditune.errors import MedituneError, Stopped
 from meditune.options import Output, Overrides, RecipeName, Run, Yes, resolve
@@ -239,6 +240,7 @@ for command in (
     exporting.export,
     serving.serve,
     updating.update,
+    watching.status,
     releasing.retrain,
     releasing.loop,
     model_commands.models,

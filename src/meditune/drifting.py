@@ -79,11 +79,12 @@ def check(
     from meditune.operate.drift.checking import check as held
     from meditune.operate.drift.reading import Source
     from meditune.operate.drift.reference import load
+    from meditune.operate.drift.watching import state_of
 
     if least not in SEVERITIES:
         raise DataError(f"--least {least}: one of {', '.join(SEVERITIES)}.")
     source, known = Source(where), load(reference)
-    place = state or (_beside(reference) if source.is_store else None)
+    place = state or (state_of(reference) if source.is_store else None)
     level = next(each for each in SEVERITIES if each == least)
     found = held(source, known, place, Policy(alarms=alarms, least=level), embedding, evidence.gather)
     verdict = canaries.verdict(canary) if canary else None
@@ -126,25 +127,19 @@ def canary(
 def status(reference: ReferenceFile) -> None:
     """Which alerts were sent, and which couldn't be."""
     from meditune.operate.drift.outbox import Outbox
+    from meditune.operate.drift.watching import outbox_of
 
-    for line in Outbox(_outbox(reference)).lines():
+    for line in Outbox(outbox_of(reference)).lines():
         typer.echo(line)
-
-
-def _beside(reference: Path) -> Path:
-    return reference.with_name(f"{reference.name}.state")
-
-
-def _outbox(reference: Path) -> Path:
-    return reference.with_name(f"{reference.name}.alerts.json")
 
 
 def _notify(found: Checked, verdict: dict[str, object] | None, reference: Path, link: str) -> None:
     from meditune.operate.drift import channels, outbox
+    from meditune.operate.drift.watching import outbox_of
 
     known = channels.from_environment()
     messages = outbox.messages(found.monitor.all_alerts, verdict, link)
-    for problem in outbox.Outbox(_outbox(reference)).send(messages, known):
+    for problem in outbox.Outbox(outbox_of(reference)).send(messages, known):
         typer.echo(f"Note: {problem}", err=True)
 
 

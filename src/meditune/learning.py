@@ -21,7 +21,7 @@ Campaign = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `me
 @app.command()
 def queue(
     places: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(metavar="STORE|FILE...", help="A server's --store, and files of rows (or a run's folder)."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The annotation set's folder.")],

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
+import sys
+from contextlib import suppress
 from pathlib import Path
 
+M_ARENA_MAX = -8
+"""glibc's malloc.h"""
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
@@ -50,3 +55,23 @@ def gpu() -> tuple[str, float] | None:
 
 def _words(path: Path) -> list[str]:
     return path.read_text(encoding="ascii").split() if path.is_file() else []
+
+
+def few_heaps() -> None:
+    """Let glibc keep two heaps (mallopt(3), M_ARENA_MAX); elsewhere nothing happens.
+
+    With one for each thread, what is free in one is wanted in another, and a server grows for as long as it is asked.
+    """
+    _glibc("mallopt", M_ARENA_MAX, 2)
+
+
+def give_back_memory() -> None:
+    """Give freed memory back to the system (malloc_trim(3)); elsewhere nothing happens."""
+    _glibc("malloc_trim", 0)
+
+
+def _glibc(function: str, *arguments: int) -> None:
+    if sys.platform == "linux":
+        # musl's C library has neither.
+        with suppress(AttributeError):
+            getattr(ctypes.CDLL(None), function)(*arguments)

@@ -149,6 +149,7 @@ def retrain(
     overrides: Overrides = None,
     replay: Annotated[float, typer.Option(min=0, help="Old training rows rehearsed for each new one.")] = 1.0,
     held_out: Annotated[float, typer.Option(min=0.05, max=0.9, help="Share of the new rows to measure on.")] = 0.3,
+    dev_share: Annotated[float, typer.Option(min=0.0, max=0.5, help="... and for development.")] = 0.1,
     least: Annotated[int, typer.Option(min=1, help="With fewer new rows nothing is trained.")] = 20,
     gate_old: Annotated[
         Path | None, typer.Option("--gate", metavar="FILE", help="A policy for the old items, as for compare --gate.")
@@ -181,7 +182,7 @@ def retrain(
         raise DataError("There is nothing to learn from. Give --store, --labels, --queue or --literature.")
     options = retraining.Options(
         wanted,
-        Shares(held_out, replay=replay),
+        Shares(held_out, dev_share, replay),
         tuple(overrides or ()),
         decisions,
         gate_old,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from meditune.errors import DataError, GateError
 
 if TYPE_CHECKING:
+    from meditune.operate.drift.watching import Watching
     from meditune.serve.running import Place
+    from meditune.serve.service import Service
     from meditune.serve.settings import Settings
     from meditune.store.answers import Answers
     from meditune.store.keys import Keys
@@ -96,10 +99,32 @@ def serve(
         str,
         typer.Option(envvar="MEDITUNE_COUNTRY", help="For emergency numbers: GB, US, DE ...; none: words for all."),
     ] = "",
+    drift: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="REFERENCE",
+            envvar="MEDITUNE_DRIFT",
+            help="Watch for drift from what `meditune drift fit` wrote, and send alerts.",
+        ),
+    ] = None,
+    drift_every: Annotated[float, typer.Option(min=1, help="Seconds between two looks for drift.")] = 60.0,
+    public_url: Annotated[
+        str, typer.Option(envvar="MEDITUNE_PUBLIC_URL", help="Where people reach this server; alerts link there.")
+    ] = "",
+    price: Annotated[
+        str,
+        typer.Option(
+            metavar="READ,WRITTEN", envvar="MEDITUNE_PRICE", help="Of a million tokens, for the metrics: 0.15,0.60"
+        ),
+    ] = "",
+    hourly: Annotated[
+        float, typer.Option(min=0, envvar="MEDITUNE_HOURLY", help="What the machine costs an hour, for the metrics.")
+    ] = 0.0,
     check: Annotated[bool, typer.Option("--check", help="Say what is unsafe in this configuration, and end.")] = False,
 ) -> None:
     """Serve a model: an OpenAI-compatible API, a chat page, answers that cite; until ctrl-C."""
-    from meditune.serve import running
+    from meditune.machine import few_heaps, give_back_memory
+    from meditune.serve import running, tracing
     from meditune.serve.logs import set_up
     from meditune.serve.settings import Settings
     from meditune.store.opening import default_place
@@ -119,11 +144,14 @@ def serve(
         log_text=log_text,
         keep_text=keep_text,
         keep_days=keep_days,
+        prices=_prices(price),
+        hourly=hourly,
     )
     if check:
         _print_check(settings, place, kept, open_to_all)
         return
     running.refuse_uninstalled()
+    few_heaps()
     from meditune.serve import opening
 
     known = _keys(kept)
@@ -131,10 +159,17 @@ def serve(
     # The port is taken first: loading a model only to find it in use would waste minutes.
     sock = running.listening(place)
     set_up()
+    traced = tracing.set_up()
     if said := opening.lockout(settings, known):
         typer.secho(said, fg="yellow", err=True)
     service = opening.open_service(opening.Wanted(model, index, engine, name, country, url), settings, kept)
+    give_back_memory()
+    watching = _watched(service, kept, drift, drift_every, public_url or place.address(sock.getsockname()[1]))
     running.run(service, place, sock, lambda address: _print_ready(service.served.name, service.engine.name, address))
+    if watching:
+        watching.stop()
+    if traced:
+        tracing.shut_down()
     typer.echo("Ended: every answer that was begun is finished.")
 
 
@@ -230,6 +265,31 @@ def export(
     from meditune.files import write_jsonl
 
     typer.echo(f"{write_jsonl(output, _answers(store).exported())} answers: {output.resolve()}")
+
+
+def _watched(service: Service, store: str, reference: Path | None, every_s: float, address: str) -> Watching | None:
+    """Drift watched beside the server, where it is wanted."""
+    if reference is None:
+        return None
+    from meditune.operate.drift.watching import Wanted, watch
+
+    link = f"{address.rstrip('/')}/admin#drift"
+    told: Callable[[Mapping[str, Any]], None] = service.metrics.drifted
+    if service.releases is not None:
+        from meditune.operate.release.guarding import on_drift
+
+        told = on_drift(service.releases.registry.folder, store, told)
+    return watch(Wanted(store, reference, every_s, link), told)
+
+
+def _prices(text: str) -> tuple[float, float]:
+    if not text:
+        return 0.0, 0.0
+    try:
+        read, written = map(float, text.split(","))
+    except ValueError as error:
+        raise DataError(f"--price {text}: write two numbers with a comma between them, as in 0.15,0.60.") from error
+    return read, written
 
 
 def _keys(store: str | None) -> Keys:

@@ -1,4 +1,4 @@
-"""A hub on this machine: the parts of the Hugging Face hub's HTTP API that an upload of a data set needs."""
+"""A hub on this machine: the parts of the Hugging Face hub's HTTP API that an upload of a data set or a model needs."""
 
 from __future__ import annotations
 
@@ -99,9 +99,9 @@ def hub(**settings: Any) -> Iterator[Hub]:
             state.requests.append(f"GET {self.path}")
             if self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 return self._answer(401, {"error": "Invalid credentials"})
-            if self.path.startswith("/api/datasets/clinic/questions"):
+            if self.path.startswith(("/api/datasets/clinic/questions", "/api/models/clinic/answers")):
                 private = state.private if state.private is not None else state.created[-1]["visibility"] == "private"
-                return self._answer(200, {"id": "clinic/questions", "private": private, "sha": "a" * 40})
+                return self._answer(200, {"id": self.path.split("/", 3)[3], "private": private, "sha": "a" * 40})
             return self._answer(404, {"error": f"no {self.path}"})
 
         def _answer(self, status: int, value: dict[str, Any]) -> None:

@@ -8,6 +8,13 @@ from meditune.registry.registry import Registry
 from tests.commands import Bench
 
 PASSED = {"against": "v0001", "passed": True, "on": {}}
+
+
+def passed(against: str) -> dict[str, object]:
+    """A gate that was passed against another version than the first."""
+    return PASSED | {"against": against}
+
+
 REFUSED = {
     "against": "v0001",
     "passed": False,

@@ -11,7 +11,7 @@ import pytest
 from meditune.errors import DataError, GateError
 from meditune.registry.registry import Registry
 from tests.commands import Bench, bench, meditune
-from tests.registry.runs import PASSED, REFUSED, finished, with_versions
+from tests.registry.runs import PASSED, REFUSED, finished, passed, with_versions
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,9 @@ def test_only_what_passed_its_gate_is_promoted_unless_forced_with_a_reason(run: 
 
 
 def test_a_rollback_goes_to_the_version_before_and_stays(run: Path, tmp_path: Path) -> None:
-    registry = with_versions(tmp_path / "registry", run, PASSED, PASSED)
+    registry = with_versions(tmp_path / "registry", run, PASSED, passed("v0002"))
+    with pytest.raises(GateError, match="was held against v0002, and v0001 is served now"):
+        registry.promote("v0003")
     registry.promote("v0002")
     registry.promote("v0003")
     assert registry.rollback("ratings fell", of="v0003") == "v0002"
@@ -81,7 +83,7 @@ def test_a_rollback_goes_to_the_version_before_and_stays(run: Path, tmp_path: Pa
 
 
 def test_damage_is_named_refused_and_gone_around(run: Path, tmp_path: Path) -> None:
-    registry = with_versions(tmp_path / "registry", run, PASSED, PASSED)
+    registry = with_versions(tmp_path / "registry", run, PASSED, passed("v0002"))
     registry.promote("v0002")
     weights = registry.place("v0002") / "model" / "adapter_model.safetensors"
     data = bytearray(weights.read_bytes())

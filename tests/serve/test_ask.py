@@ -113,6 +113,7 @@ def test_without_leave_no_text_is_kept(tmp_path):
 def test_what_is_old_is_deleted_when_the_server_starts(tmp_path):
     from meditune.store.answers import Answer
 
+    Answers(Base(tmp_path)).keep(Answer("new", "", "ask", "m"))
     Answers(Base(tmp_path)).keep(Answer("old", "", "ask", "m", time=time.time() - 40 * 86_400))
     with served(tmp_path) as server:
         until = time.monotonic() + 5
@@ -193,3 +194,43 @@ def test_many_long_asks_leave_the_others_their_threads(tmp_path):
         assert reply.status == 200
         assert seconds < 5
         assert {each.result().status for each in asked} == {200}
+
+
+def test_an_experts_word_overrides_and_belongs_to_the_exact_versions(tmp_path):
+    keys = Keys(Base(tmp_path))
+    ann, bo, expert = keys.create("Ann")[1], keys.create("Bo")[1], keys.create("Dr Cy", ["feedback", "expert"])[1]
+    with served(tmp_path, Settings(keys_needed=True)) as server:
+        server.service.goes_over_to("c0ffee")
+        server.service.assistant = Plain(server.service.engine)
+        id = server.ask("/v1/ask", {"question": "Does it help?"}, key=ann).json["id"]
+        server.service.assistant = None
+        server.service.goes_over_to("another")
+        said = {"id": id, "rating": "down", "decision": "no", "correction": "It doesn't help."}
+        assert server.ask("/v1/feedback", said | {"decision": "perhaps"}, key=expert).error()["param"] == "decision"
+        assert server.ask("/v1/feedback", said, key=expert).status == 200
+        assert server.ask("/v1/feedback", {"id": id, "rating": "up"}, key=ann).status == 200
+        assert server.ask("/v1/feedback", said, key=bo).status == 404
+        assert server.ask(f"/v1/answers/{id}", method="DELETE", key=expert).status == 404
+    (kept,) = Answers(Base(tmp_path)).exported()
+    assert (kept["model"], kept["index_content"]) == ("tiny v1", "c0ffee")
+    told = {each["expert"]: (each["rating"], each["decision"]) for each in kept["feedback"]}
+    assert told == {True: ("down", "no"), False: ("up", "")}
+
+
+def test_nobody_is_an_expert_where_nobody_needs_a_key(server):
+    id = server.chat().json["id"]
+    assert server.ask("/v1/feedback", {"id": id, "rating": "down", "decision": "no"}).status == 200
+    (said,) = next(row for row in server.service.answers.exported() if row["id"] == id)["feedback"]
+    assert (said["decision"], said["expert"]) == ("no", False)
+
+
+def test_feedback_has_a_rate_and_no_quota(tmp_path):
+    key = Keys(Base(tmp_path)).create("Ann", daily_tokens=1)[1]
+    with served(tmp_path, Settings(keys_needed=True, feedback_per_minute=3)) as server:
+        id = server.chat(key=key).json["id"]
+        assert server.chat(key=key).error()["code"] == "insufficient_quota"
+        told = [server.ask("/v1/feedback", {"id": id, "rating": "up"}, key=key) for _ in range(4)]
+        assert [reply.status for reply in told] == [200, 200, 200, 429]
+        assert int(told[-1].headers["retry-after"]) >= 1
+        # Ids can't be tried one after the other either.
+        assert server.ask("/v1/feedback", {"id": "ask-0", "rating": "up"}, key=key).status == 429

@@ -152,9 +152,10 @@ def test_a_dose_is_bounded_and_yes_or_no_says_how_sure(browser, tmp_path, index)
 def test_thumbs_and_a_correction_are_stored(browser, tmp_path, index):
     with chat(tmp_path, index) as server:
         page = opened(browser, server)
-        ask(page, ASTHMA)
+        ask(page, "Do inhaled steroids help people with asthma?")
         page.get_by_role("button", name="Bad answer").click()
         page.get_by_label("Hard to understand").check()
+        page.get_by_label("It is unclear").check()
         page.get_by_label("What should it say?").fill("Say it simply.")
         page.get_by_role("button", name="Send").click()
         page.locator(".foot ~ div").get_by_text("Thank you. It was sent.").wait_for()
@@ -162,6 +163,7 @@ def test_thumbs_and_a_correction_are_stored(browser, tmp_path, index):
         (kept,) = [each for each in server.service.answers.exported() if each["id"] == id]
         (said,) = kept["feedback"]
         assert (said["rating"], said["reasons"], said["correction"]) == ("down", ["unclear"], "Say it simply.")
+        assert said["decision"] == "maybe"
         page.get_by_role("button", name="Good answer").click()
         page.locator("[aria-pressed=true][title='Good answer']").wait_for()
         clean(page)

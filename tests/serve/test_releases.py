@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from meditune.errors import EngineError
 from meditune.registry.registry import Registry
 from meditune.serve import opening
 from meditune.serve.settings import Settings
 from tests.commands import Bench, bench
-from tests.registry.runs import PASSED, finished, with_versions
+from tests.registry.runs import PASSED, finished, passed, with_versions
 from tests.serve.server import Running, started
 
 QUICK = Settings(follow_s=0.05, at_once=8, keep_text=True)
@@ -69,7 +70,7 @@ def current(server: Running) -> str:
 
 
 def test_a_switch_drops_no_request(run: Path, tmp_path: Path) -> None:
-    registry = with_versions(tmp_path / "registry", run, PASSED, PASSED)
+    registry = with_versions(tmp_path / "registry", run, PASSED, passed("v0002"))
     with serving(registry, tmp_path / "store") as server:
         first = server.service.engine
         replies: list[Any] = []
@@ -164,7 +165,7 @@ def test_a_shadow_answers_beside_and_is_shown_to_nobody(run: Path, tmp_path: Pat
 
 
 def test_a_damaged_version_is_named_and_the_last_good_one_served(run: Path, tmp_path: Path, capsys, caplog) -> None:
-    registry = with_versions(tmp_path / "registry", run, PASSED, PASSED)
+    registry = with_versions(tmp_path / "registry", run, PASSED, passed("v0002"))
     registry.promote("v0002")
     weights = registry.place("v0002") / "model" / "adapter_model.safetensors"
     whole = weights.read_bytes()
@@ -217,6 +218,22 @@ def test_a_promoted_version_that_fails_is_rolled_back(run: Path, tmp_path: Path)
     state = registry.state()
     assert (state.current, state.withdrawn) == ("v0001", ("v0002",))
     assert statuses.count(503) >= 3
+
+
+def test_where_the_registry_cant_be_changed_the_server_does_without_the_version(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = with_versions(tmp_path / "registry", run, PASSED)
+    registry.try_out("v0002", "canary", 100)
+    monkeypatch.setattr("meditune.registry.registry.LOCK_S", 0.1)
+    with serving(registry, tmp_path / "store") as server, FileLock(registry.folder / ".lock"):
+        broken(server.service.releases._trial[0].service.engine)
+        statuses = [server.chat(max_tokens=1).status for _ in range(8)]
+        until(lambda: server.service.releases._trial is None)
+        assert server.chat(max_tokens=1).status == 200
+    assert statuses.count(503) >= 3
+    assert registry.state().trial
+    assert "v0002 isn't served here any more" in caplog.text
 
 
 def broken(engine: Any) -> None:

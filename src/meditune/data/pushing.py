@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class Upload:
         invented = synthetic_rows(self.terms)
         return "\n".join(
             [
-                f"Sent to {_endpoint()}/datasets/{self.repository}, where {who}:",
+                f"Sent to {endpoint()}/datasets/{self.repository}, where {who}:",
                 f"  {sum(self.rows.values()):,} rows ({rows}), {size / 1e6:,.1f} MB: {', '.join(FILES)}",
                 *([f"  {invented:,} rows are synthetic, and the card says so."] if invented else []),
                 f"  {self.identifiers}",
@@ -94,7 +95,12 @@ def _identifiers_left(looked: dict[str, Any]) -> list[str]:
 
 
 def push(upload: Upload) -> str:
-    """Make the repository unless it is there, send the files in one commit; returns its address.
+    """Send a set; returns the commit's address. Raises MedituneError where the hub doesn't take it."""
+    return send(upload.repository, "dataset", upload.folder, FILES, upload.private)
+
+
+def send(repository: str, kind: str, folder: Path, files: Sequence[str], private: bool) -> str:
+    """Make a repository of a kind (dataset, model) unless it is there, send files in one commit; returns its address.
 
     The token is the hub's own (HF_TOKEN, or `hf auth login`). Raises MedituneError where the hub doesn't take it.
     """
@@ -104,33 +110,34 @@ def push(upload: Upload) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    api = HfApi(endpoint=_endpoint(), library_name="meditune")
+    api = HfApi(endpoint=endpoint(), library_name="meditune")
     try:
-        api.create_repo(upload.repository, repo_type="dataset", private=upload.private, exist_ok=True)
-        if upload.private and not api.repo_info(upload.repository, repo_type="dataset").private:
+        api.create_repo(repository, repo_type=kind, private=private, exist_ok=True)
+        if private and not api.repo_info(repository, repo_type=kind).private:
             raise MedituneError(
-                f"{upload.repository} is there already, and everyone can see it. Nothing was sent. Add --public, or "
-                "name another."
+                f"{repository} is there already, and everyone can see it. Nothing was sent. Add --public, or name "
+                "another."
             )
         done: Any = api.upload_folder(
-            repo_id=upload.repository,
-            repo_type="dataset",
-            folder_path=upload.folder,
-            allow_patterns=list(FILES),
+            repo_id=repository,
+            repo_type=kind,
+            folder_path=folder,
+            allow_patterns=list(files),
             commit_message="Prepared by Meditune",
         )
     except HFValidationError as error:
-        raise MedituneError(f"{upload.repository}: no name of a data set; give OWNER/NAME ({error}).") from error
+        raise MedituneError(f"{repository}: no name of a repository; give OWNER/NAME ({error}).") from error
     except HfHubHTTPError as error:
         said = error.server_message or f"status {error.response.status_code}"
         advice = "Check the name, and whether the token may write there; the same command goes on."
         if error.response.status_code == 401:
             advice = "Put a token that may write there into HF_TOKEN, or run hf auth login."
-        raise MedituneError(f"{_endpoint()} didn't take {upload.repository}: {said}. {advice}") from error
+        raise MedituneError(f"{endpoint()} didn't take {repository}: {said}. {advice}") from error
     except (httpx2.HTTPError, OSError) as error:
-        raise MedituneError(f"{_endpoint()}: the upload broke off ({error}). Try the same command again.") from error
+        raise MedituneError(f"{endpoint()}: the upload broke off ({error}). Try the same command again.") from error
     return str(done.commit_url)
 
 
-def _endpoint() -> str:
+def endpoint() -> str:
+    """The hub's address."""
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")

@@ -24,6 +24,8 @@ class Answer:
         self._wording = Wording(tokenizer, job.prompt, job.stop)
         self._untold: list[int] = []
         self._likely: list[Likely] = []
+        self.cached = 0
+        """Tokens of the prompt that needed no reading; not told yet"""
 
     def cancel(self) -> None:
         """End it now; its last piece says so."""
@@ -56,7 +58,8 @@ class Answer:
     def _tell(self, text: str, finish: Finish | None = None, error: Exception | None = None) -> None:
         if self.ended:
             return
-        piece = Piece(text, tuple(self._untold), tuple(self._likely), finish, error)
+        piece = Piece(text, tuple(self._untold), tuple(self._likely), finish, error, self.cached)
+        self.cached = 0
         self._untold, self._likely = [], []
         self.ended = finish is not None or error is not None
         try:

@@ -53,6 +53,8 @@ class Piece:
     finish: Finish | None = None
     error: Exception | None = None
     """What broke the job off; this is its last piece then"""
+    cached: int = 0
+    """Tokens of the prompt that needed no reading, where the engine knows; told once"""
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,19 @@ from typing import Any
 
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
-from meditune.files import read_json
+from meditune.files import read_json, sha256
+from meditune.models.names import ADAPTER_FILE
+from meditune.prompts import load_format
+from meditune.recipe import PromptFormat
 
 EXPORT = "export.json"
 """In the folder of an exported model"""
 EXPORTS = "export"
 """In a run's folder: its exported models, each in a folder that is called by its kind"""
+
+WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
+READ_BYTES = 2_000_000_000
+"""Weights up to this size are read to see whether an export is of them; larger ones where they are newer than it"""
 
 
 @dataclass(frozen=True)
@@ -70,3 +77,26 @@ def stop_tokens(folder: Path) -> list[int]:
     if not found:
         raise ModelError(f"{folder} names no end-of-sequence token, so answers would never end.")
     return found
+
+
+def weights_digest(place: Path) -> dict[str, str]:
+    """The SHA-256 of each file of weights in a model's folder, and of an adapter's configuration; empty at the hub."""
+    return {path.name: sha256(path) for path in _weights(place)}
+
+
+def outdated(export: Path, model: Path) -> str:
+    """What of the model in a folder isn't what its export was made from, in words; empty where all is."""
+    if (load_format(model) or PromptFormat()) != (load_format(export) or PromptFormat()):
+        return "another prompt format"
+    files = _weights(model)
+    made = (export / EXPORT).stat().st_mtime
+    if sum(path.stat().st_size for path in files) > READ_BYTES and all(path.stat().st_mtime <= made for path in files):
+        return ""
+    return "other weights" if weights_digest(model) != exported(export).made_from.get("sha256") else ""
+
+
+def _weights(place: Path) -> list[Path]:
+    if not place.is_dir():
+        return []
+    files = [path for pattern in WEIGHTS for path in place.glob(pattern)]
+    return sorted([*files, *([place / ADAPTER_FILE] if (place / ADAPTER_FILE).is_file() else [])])

@@ -9,7 +9,7 @@ from typing import Any
 from meditune.errors import ModelError
 from meditune.models.quiet import no_telemetry
 
-EXTRAS = {"openvino": ("openvino", "openvino_genai"), "llamacpp": ("xllamacpp",)}
+EXTRAS = {"openvino": ("openvino", "openvino_genai"), "llamacpp": ("xllamacpp",), "onnx": ("onnxruntime",)}
 """By engine: the packages that its extra installs"""
 
 

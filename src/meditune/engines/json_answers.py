@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ class Schemas:
     """What a tokenizer's tokens mean to schemas."""
 
     def __init__(self, tokenizer: Any, ends: Sequence[int]) -> None:
-        """`ends` are the tokens that end an answer."""
+        """The tokenizer is one of transformers', or a folder with a tokenizer.json; `ends` end an answer."""
         self._tokenizer, self._ends = tokenizer, list(ends)
 
     def answer(self, schema: Mapping[str, Any]) -> JsonAnswer:
@@ -39,7 +40,9 @@ class Schemas:
 
     @cached_property
     def _tokens(self) -> Any:
-        _package()
+        guidance = _package()
+        if isinstance(self._tokenizer, Path):
+            return guidance.LLTokenizer(str(self._tokenizer / "tokenizer.json"), eos_token=self._ends)
         from llguidance.hf import from_tokenizer
 
         return from_tokenizer(self._tokenizer, eos_token=self._ends)

@@ -118,6 +118,7 @@ class LlamacppEngine:
             """True ends it."""
             if "error" in chunk:
                 raise EngineError(f"llama.cpp: {chunk['error'].get('message', chunk['error'])}")
+            answer.cached = int((chunk.get("timings") or {}).get("cache_n", answer.cached))
             choice = chunk["choices"][0]
             for said in (choice.get("logprobs") or {}).get("content", []):
                 for token in self._tokens(choice["text"], said["id"]):

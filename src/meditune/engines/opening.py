@@ -1,35 +1,46 @@
 """Which engine opens a model, and opening it.
 
 An exported model's folder says which engine it is for. Of a run, that one of its exports is taken whose engine was
-measured to be the fastest among those that are installed; without any, transformers opens the run's own model.
+measured to be the fastest among those that are installed; without any, transformers opens the run's own model. An
+export of what the run was before isn't opened.
 """
 
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 from pathlib import Path
 
 from meditune.engines.engine import Engine
-from meditune.engines.exported import EXPORT, EXPORTS, exported
+from meditune.engines.exported import EXPORT, EXPORTS, exported, outdated
 from meditune.engines.installed import is_installed
 from meditune.errors import ModelError
 
-NAMES = ("auto", "openvino", "llamacpp", "transformers", "vllm")
+log = logging.getLogger(__name__)
+NAMES = ("auto", "openvino", "llamacpp", "transformers", "onnx", "vllm")
 KEY_VARIABLE = "MEDITUNE_ENGINE_KEY"
 """Holds the key of a server that runs the model"""
-FASTEST_FIRST = {"openvino": "openvino", "llamacpp": "gguf"}
-"""Engines by what benchmarks/engines.py measured, each with the kind of export that it opens"""
+EXPORTED = {"openvino": "openvino", "llamacpp": "gguf", "onnx": "onnx"}
+"""Engines, each with the kind of export that it opens"""
+AUTO = ("openvino", "llamacpp")
+"""What auto takes, the fastest first, by what benchmarks/engines.py measured"""
 
 
 def open_engine(
-    model: str, engine: str = "auto", at_once: int = 32, url: str | None = None, key: str | None = None
+    model: str,
+    engine: str = "auto",
+    at_once: int = 32,
+    url: str | None = None,
+    key: str | None = None,
+    apart: bool = False,
 ) -> Engine:
     """A model ready to answer: by catalogue name, hub id, or folder of a run, a model or an exported model.
 
     `engine` is one of `NAMES`; auto takes what is fastest for what the folder holds. `at_once` bounds the answers that
     are written together. With vllm the model runs at a server, `url` up to /v1 and perhaps a `key`
     (else MEDITUNE_ENGINE_KEY holds it), and `model` is the folder of the same model here, for its tokenizer.
+    `apart`, for servers, gives an engine that would hold up its process one of its own (apart.py).
 
     Raises ModelError where the model can't be had or the engine can't open it.
     """
@@ -43,15 +54,19 @@ def open_engine(
         raise ModelError(f"An address goes with --engine vllm, and the engine is {engine}.")
     place = _exported_at(Path(model).expanduser(), engine)
     if place is None:
-        if engine in FASTEST_FIRST:
+        if engine in EXPORTED:
             raise ModelError(
                 f"{model} holds no model that the {engine} engine opens. Make one: meditune export {model} --to "
-                f"{FASTEST_FIRST[engine]}"
+                f"{EXPORTED[engine]}"
             )
         return _with_transformers(model, at_once)
     found = exported(place)
     if engine not in {"auto", found.engine}:
         raise ModelError(f"{place} was exported for the {found.engine} engine, and {engine} can't open it.")
+    if found.engine == "openvino" and apart and os.name == "posix":
+        from meditune.engines.apart import ApartEngine
+
+        return ApartEngine(place, at_once)
     if found.engine == "openvino":
         from meditune.engines.openvino_engine import OpenvinoEngine
 
@@ -60,6 +75,10 @@ def open_engine(
         from meditune.engines.llamacpp_engine import LlamacppEngine
 
         return LlamacppEngine(place, at_once)
+    if found.engine == "onnx":
+        from meditune.engines.onnx_engine import OnnxEngine
+
+        return OnnxEngine(place, at_once)
     return _with_transformers(str(place), at_once)
 
 
@@ -86,8 +105,20 @@ def _exported_at(place: Path, engine: str) -> Path | None:
     if (place / EXPORT).is_file():
         return place
     if engine != "transformers":
-        for name, kind in FASTEST_FIRST.items():
+        for name, kind in EXPORTED.items():
             folder = place / EXPORTS / kind
-            if (folder / EXPORT).is_file() and (engine == name or (engine == "auto" and is_installed(name))):
+            if not (folder / EXPORT).is_file() or not (
+                engine == name or (engine == "auto" and name in AUTO and is_installed(name))
+            ):
+                continue
+            changed = outdated(folder, place / "model" if (place / "model").is_dir() else place)
+            if not changed:
                 return folder
+            said = (
+                f"{folder} was made from {changed} than {place} has now. Make it again: meditune export {place} "
+                f"--to {kind}"
+            )
+            if engine == name:
+                raise ModelError(said)
+            log.warning("%s; until then another engine answers", said)
     return None

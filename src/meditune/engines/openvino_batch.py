@@ -20,12 +20,13 @@ from meditune.engines.installed import package
 from meditune.engines.openvino_scoring import Scorer
 from meditune.errors import ModelError
 from meditune.files import read_json
+from meditune.machine import give_back_memory
 
-CACHE_BYTES = 384_000_000
+CACHE_BYTES = 256_000_000
 """Keys and values of all prompts and answers together; more where one of full length would need it"""
 BLOCK = 32
 """Tokens that are given memory together, on a CPU"""
-READ_TOKENS = 1024
+READ_TOKENS = 512
 """Tokens that one step reads"""
 
 
@@ -68,7 +69,9 @@ class OpenvinoBatch:
     @property
     def scorer(self) -> Scorer:
         """The model once more, compiled when texts are first scored."""
-        self._scorer = self._scorer or Scorer(self.model.folder)
+        if self._scorer is None:
+            self._scorer = Scorer(self.model.folder)
+            give_back_memory()
         return self._scorer
 
     def chosen(self, waiting: deque[Answer]) -> list[Answer]:

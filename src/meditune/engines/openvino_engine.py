@@ -34,14 +34,7 @@ class OpenvinoEngine:
 
     def start(self, job: Job, deliver: Callable[[Piece], None]) -> Running:
         """See engine.py. Of an answer's tokens OpenVINO tells only its own likelihood."""
-        refuse_unfit(job, self.context_tokens)
-        if job.logprobs > 1:
-            raise ModelError(
-                "OpenVINO tells how likely the tokens that it writes are, and not what else was likely. Ask for 1 "
-                "log-probability a token, or serve the model with --engine transformers."
-            )
-        if job.choices:
-            Choices(self.tokenizer, job.choices, 0)
+        refuse(job, self.tokenizer, self.context_tokens)
         answer = Answer(job, deliver, self.tokenizer)
         self._worker.start(answer)
         return answer
@@ -58,3 +51,15 @@ class OpenvinoEngine:
     def close(self) -> None:
         """See engine.py."""
         self._worker.close()
+
+
+def refuse(job: Job, tokenizer: Any, context_tokens: int) -> None:
+    """Raise ModelError where OpenVINO can't do what a job asks."""
+    refuse_unfit(job, context_tokens)
+    if job.logprobs > 1:
+        raise ModelError(
+            "OpenVINO tells how likely the tokens that it writes are, and not what else was likely. Ask for 1 "
+            "log-probability a token, or serve the model with --engine transformers."
+        )
+    if job.choices:
+        Choices(tokenizer, job.choices, 0)

@@ -62,6 +62,8 @@ class TransformersBatch:
     def join(self, answers: list[Answer]) -> None:
         """Read prompts and choose the first tokens."""
         first = len(self.running)
+        for answer in answers:
+            answer.cached = self.prefixes.longest(answer.job.prompt)[0]
         logits = self.decoder.read([answer.job.prompt for answer in answers])
         self.running += answers
         for answer in answers:

@@ -19,13 +19,9 @@ import torch
 
 from meditune.engines.installed import package
 from meditune.errors import ModelError
-from meditune.models import virtual
+from meditune.export.tracing import INPUTS, Traced, cache_shapes, example, past_names, present
 from meditune.models.load import loading
 from meditune.models.quiet import quiet_transformers
-
-BATCH, BEFORE, NEW = 2, 3, 4
-"""Rows, tokens before and new tokens of the example that is traced; any others may follow"""
-INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
 def write_openvino(source: Path, folder: Path) -> dict[str, str]:
@@ -59,62 +55,14 @@ def write_openvino(source: Path, folder: Path) -> dict[str, str]:
     return {"openvino": ov.__version__, "nncf": nncf.__version__, "openvino_tokenizers": tokenizers.__version__}
 
 
-class _Traced(torch.nn.Module):
-    """The model as a function of tokens, mask, positions and the keys and values before them."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-        self.config = model.config.get_text_config()
-        self.cache_name = virtual.cache_name(model)
-
-    def forward(self, tokens: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, *past: torch.Tensor) -> Any:
-        """Logits, and the keys and values of everything so far."""
-        present: list[torch.Tensor] = []
-
-        def update(keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any) -> Any:
-            pair = [torch.cat([past[2 * layer + part], new], dim=2) for part, new in enumerate((keys, values))]
-            present.extend(pair)
-            return tuple(pair)
-
-        cache = virtual.cache_of([])
-        cache.update = update
-        output = self.model(
-            input_ids=tokens,
-            attention_mask=self._masks(mask, positions),
-            position_ids=positions,
-            use_cache=True,
-            **{self.cache_name: cache},
-        )
-        return (output.logits, *present)
-
-    def _masks(self, mask: torch.Tensor, positions: torch.Tensor) -> Any:
-        """As models/masks.py makes them, in operations whose shapes stay open."""
-        keys = torch.arange(mask.shape[1])[None, None, None, :]
-        queries = positions[:, None, :, None]
-        sees = (keys <= queries) & (mask[:, None, None, :] > 0)
-        window, kinds = getattr(self.config, "sliding_window", None), getattr(self.config, "layer_types", None)
-        if not window or (kinds and "sliding_attention" not in kinds):
-            return sees
-        near = sees & (queries - keys < window)
-        return {"full_attention": sees, "sliding_attention": near} if kinds else near
-
-
 def _traced(model: Any) -> Any:
     """An OpenVINO model with open shapes, whose cache is inputs and outputs."""
     ov = package("openvino", "openvino")
-    shapes = _cache_shapes(model)
-    before = [torch.zeros(BATCH, heads, BEFORE, size) for heads, size in shapes]
-    example = (
-        torch.ones(BATCH, NEW, dtype=torch.long),
-        torch.ones(BATCH, BEFORE + NEW, dtype=torch.long),
-        torch.arange(BEFORE, BEFORE + NEW).expand(BATCH, NEW),
-        *before,
-    )
+    shapes = cache_shapes(model)
     with torch.no_grad(), quiet_transformers(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made = ov.convert_model(_Traced(model), example_input=example)
-    past = [f"past_key_values.{number // 2}.{('key', 'value')[number % 2]}" for number in range(len(shapes))]
+        made = ov.convert_model(Traced(model), example_input=example(shapes))
+    past = past_names(len(shapes))
     names = [*INPUTS, *past]
     open_shapes = [[-1, -1]] * len(INPUTS) + [[-1, heads, -1, size] for heads, size in shapes]
     for port, name, shape in zip(made.inputs, names, open_shapes, strict=True):
@@ -122,22 +70,10 @@ def _traced(model: Any) -> Any:
         # GenAI's paged attention goes by the nodes' own names.
         port.get_node().set_friendly_name(name)
         port.get_node().set_partial_shape(ov.PartialShape(shape))
-    for port, name in zip(made.outputs, ["logits", *map(_present, past)], strict=True):
+    for port, name in zip(made.outputs, ["logits", *map(present, past)], strict=True):
         port.get_tensor().set_names({name})
     made.validate_nodes_and_infer_types()
     return made
-
-
-def _present(past: str) -> str:
-    return past.replace("past_key_values", "present")
-
-
-def _cache_shapes(model: Any) -> list[tuple[int, int]]:
-    """Heads and their size of each layer's keys, then values."""
-    cache = virtual.cache_of([])
-    with torch.no_grad(), quiet_transformers():
-        model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=True, **{virtual.cache_name(model): cache})
-    return [(part.shape[1], part.shape[3]) for layer in cache.layers for part in (layer.keys, layer.values)]
 
 
 def _stateful(model: Any) -> Any:
@@ -148,7 +84,7 @@ def _stateful(model: Any) -> Any:
     beam.output(0).get_tensor().add_names({"beam_idx"})
     model.add_parameters([beam])
     past = [port for port in model.inputs if port.get_any_name().startswith("past_key_values.")]
-    names = {port.get_any_name(): _present(port.get_any_name()) for port in past}
+    names = {port.get_any_name(): present(port.get_any_name()) for port in past}
     for port in past:
         readers = port.get_target_inputs()
         gathered = opset.gather(port, beam, opset.constant(0))

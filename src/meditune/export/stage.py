@@ -12,7 +12,7 @@ from typing import Any
 
 from meditune import __version__
 from meditune.data.trained_on import carry
-from meditune.engines.exported import EXPORT, EXPORTS, stop_tokens
+from meditune.engines.exported import EXPORT, EXPORTS, stop_tokens, weights_digest
 from meditune.engines.opening import open_engine
 from meditune.errors import ModelError
 from meditune.export import card
@@ -21,7 +21,6 @@ from meditune.export.items import items
 from meditune.files import holds, read_json, replacing_folder, sha256, write_json
 from meditune.models.api.model import find
 from meditune.models.load import locate
-from meditune.models.names import ADAPTER_FILE
 from meditune.prompts import load_format, save_format
 from meditune.recipe import ApiSpec, PromptFormat
 
@@ -36,7 +35,6 @@ TEXTS = (
 """What lies beside the weights in every form"""
 ORIGINAL = "original.json"
 """Beside a run's exports: what its model said to the questions that they are checked with"""
-WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
 
 @dataclass(frozen=True)
@@ -69,19 +67,19 @@ def _ollama(source: Path, folder: Path) -> dict[str, str]:
     return write_ollama(source, folder)
 
 
+def _onnx(source: Path, folder: Path) -> dict[str, str]:
+    from meditune.export.onnx import write_onnx
+
+    return write_onnx(source, folder)
+
+
 KINDS = {
     "merged": Kind("transformers", "bfloat16", None),
     "openvino": Kind("openvino", "int8", _openvino),
     "gguf": Kind("llamacpp", "Q8_0", _gguf),
+    "onnx": Kind("onnx", "int8", _onnx),
     "ollama": Kind("llamacpp", "Q8_0", _ollama),
 }
-NOT_MADE = {
-    "onnx": "The exporter, optimum-onnx, needs an older transformers than this one, and onnxruntime-genai wrote worse "
-    "text than the weights it was given. Take openvino or gguf.",
-    "hub": "Export it as merged, read its README.md, and send that folder: hf upload OWNER/NAME FOLDER. Whether the "
-    "licences of its training data allow that, meditune data push says of the data.",
-}
-"""Forms that are asked for, and what to do instead"""
 
 
 def export(name: str, to: str, output: Path | None = None) -> dict[str, Any]:
@@ -90,8 +88,6 @@ def export(name: str, to: str, output: Path | None = None) -> dict[str, Any]:
     It goes to `output`, or `export/KIND` in the run's or model's folder. What was made from the same weights is left as
     it is. Raises ModelError where it can't be exported or drifts from the original, and then leaves nothing behind.
     """
-    if to in NOT_MADE:
-        raise ModelError(f"Meditune doesn't export to {to}. {NOT_MADE[to]}")
     if to not in KINDS:
         raise ModelError(f"There is no form {to!r} to export to. Forms: {', '.join(KINDS)}.")
     if find(name, ApiSpec()):
@@ -101,12 +97,17 @@ def export(name: str, to: str, output: Path | None = None) -> dict[str, Any]:
     if output is None and home is None:
         raise ModelError(f"{name} has no folder of its own. Say where the export goes: --output DIR.")
     folder = output or (home or Path()) / EXPORTS / to
-    made_from = {"model": str(Path(place).resolve()) if home else name, "sha256": weights_digest(Path(place)), "to": to}
+    form = (load_format(Path(place)) if Path(place).is_dir() else None) or PromptFormat()
+    made_from = {
+        "model": str(Path(place).resolve()) if home else name,
+        "sha256": weights_digest(Path(place)),
+        "prompt": form.model_dump(mode="json"),
+        "to": to,
+    }
     if holds(folder, EXPORT, made_from):
         facts: dict[str, Any] = read_json(folder / EXPORT)
         return facts
     kind = KINDS[to]
-    form = load_format(Path(place)) if Path(place).is_dir() else None
     with _plain(name, place, home, to) as source, replacing_folder(folder) as partial:
         tools = {"meditune": __version__}
         if kind.write is None:
@@ -118,12 +119,12 @@ def export(name: str, to: str, output: Path | None = None) -> dict[str, Any]:
                 if (source / file).is_file():
                     shutil.copyfile(source / file, partial / file)
             tools |= kind.write(source, partial)
-        save_format(form or PromptFormat(), partial)
+        save_format(form, partial)
         if Path(place).is_dir():
             carry(Path(place), partial)
         facts = _facts(partial, kind, made_from, to, tools)
         write_json(partial / EXPORT, facts)
-        facts["drift"] = _checked(name, partial, home, form or PromptFormat())
+        facts["drift"] = _checked(name, partial, home, form)
         write_json(partial / EXPORT, facts)
         (partial / "README.md").write_text(card.text(facts, name), encoding="utf-8")
     return facts
@@ -204,12 +205,3 @@ def _remembered(home: Path | None, asked: dict[str, Any]) -> Said | None:
 def _remember(home: Path | None, asked: dict[str, Any], said: Said) -> None:
     if home:
         write_json(home / EXPORTS / ORIGINAL, {"asked": asked, "said": asdict(said)})
-
-
-def weights_digest(place: Path) -> dict[str, str]:
-    """The SHA-256 of each file of weights in a model's folder, and of an adapter's configuration; empty at the hub."""
-    if not place.is_dir():
-        return {}
-    files = [path for pattern in WEIGHTS for path in place.glob(pattern)]
-    files += [place / ADAPTER_FILE] if (place / ADAPTER_FILE).is_file() else []
-    return {path.name: sha256(path) for path in sorted(files)}

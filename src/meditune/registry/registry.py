@@ -136,7 +136,8 @@ class Registry:
         """Serve this version from now on; a trial of it ends.
 
         The first version needs no gate, nor does one that was served before and not rolled back. Raises GateError where
-        it didn't pass the gate and isn't forced, DataError where a forced one has no reason, or its files are damaged.
+        it didn't pass the gate against the one that is served and isn't forced, DataError where a forced one has no
+        reason, or its files are damaged.
         """
         if force and not why.strip():
             raise DataError("--force needs a reason, which is kept: --why 'why the gate is overruled'")
@@ -144,14 +145,14 @@ class Registry:
         with self._changing() as was:
             if was.current == id:
                 raise DataError(f"{id} is the version that is served already.")
-            free = not was.standing or found.passed
-            if not force and (not free or id in was.withdrawn):
-                raise GateError(f"{id} {_unfit(found, was)}. To promote it all the same: --force --why REASON")
+            unfit = "" if not was.standing or id in was.standing else _unfit(found, was)
+            if unfit and not force:
+                raise GateError(f"{id} {unfit}. To promote it all the same: --force --why REASON")
             standing = (*(each for each in was.standing if each != id), id)
             trial = None if was.trial and was.trial.version == id else was.trial
             withdrawn = tuple(each for each in was.withdrawn if each != id)
             now = replace(was, standing=standing, trial=trial, withdrawn=withdrawn)
-            states.write(self.folder, now.with_event("promoted", id, why, force and not free))
+            states.write(self.folder, now.with_event("promoted", id, why, bool(unfit)))
 
     def rollback(self, why: str, of: str | None = None) -> str:
         """Serve the version before the current one, whose files must be whole; its id. A trial ends, too.
@@ -186,11 +187,12 @@ class Registry:
         with self._changing() as was:
             if was.current is None or was.current == id:
                 raise DataError(f"{id} can't be tried beside {was.current or 'nothing'}: promote one version first.")
-            if mode == "canary" and not force and (not found.passed or id in was.withdrawn):
-                raise GateError(f"{id} {_unfit(found, was)}. Unseen it may be tried (--shadow), or with --force.")
+            unfit = _unfit(found, was) if mode == "canary" else ""
+            if unfit and not force:
+                raise GateError(f"{id} {unfit}. Unseen it may be tried (--shadow), or with --force.")
             trial = Trial(id, mode, percent, states.now())
             said = f"{mode}, {percent:g} % of the conversations" + (f": {why}" if why else "")
-            states.write(self.folder, replace(was, trial=trial).with_event("tried", id, said, force))
+            states.write(self.folder, replace(was, trial=trial).with_event("tried", id, said, bool(unfit)))
 
     def end_trial(self, why: str, of: str | None = None, withdraw: bool = False) -> None:
         """End the trial that is on; with `withdraw` its version isn't promoted by itself any more."""
@@ -229,10 +231,15 @@ class Registry:
 
 
 def _unfit(found: Version, state: State) -> str:
+    """Why the gate doesn't let a version pass; empty where it does."""
     if found.id in state.withdrawn:
         return "was rolled back before"
     if found.gate is None:
         return "was never held against the version that is served (meditune retrain does that)"
+    if found.passed:
+        against = found.gate["against"]
+        held = f"was held against {against}, and {state.current} is served now"
+        return "" if against == state.current else held
     failed = [
         f"{check['metric']} on {items} items is not {check['rule'].replace('_', ' ')} ({check['why']})"
         for items, judged in found.gate["on"].items()

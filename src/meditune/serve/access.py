@@ -12,6 +12,7 @@ from fastapi import Request
 from meditune.serve.errors import ApiError, busy
 from meditune.serve.rates import Rates
 from meditune.serve.settings import Settings
+from meditune.serve.storing import stored
 from meditune.serve.trace import SCOPE_KEY, Trace
 from meditune.store.keys import SCOPES, Keys, Scope
 from meditune.store.usage import Usage
@@ -39,7 +40,7 @@ class Access:
 
     def __init__(self, settings: Settings, keys: Keys | None, usage: Usage | None) -> None:
         self.settings, self.keys, self.usage = settings, keys, usage
-        self.rates, self.wrong, self.heard = Rates(), Rates(), Rates()
+        self.rates, self.wrong, self.heard, self.saying = Rates(), Rates(), Rates(), Rates()
 
     async def caller(self, request: Request, scope: Scope) -> Caller:
         """Who asks. Raises ApiError 401, 403 or 429."""
@@ -83,10 +84,18 @@ class Access:
                 raise
             request.scope[SCOPE_KEY].facts.pop("refused", None)
 
+    def says(self, request: Request, caller: Caller) -> None:
+        """Take one word of feedback from the caller's rate. Raises ApiError 429."""
+        limits = [limit for limit in (self.settings.feedback_per_minute, caller.per_minute) if limit]
+        rate = self.saying.take(caller.name, min(limits)) if limits else None
+        if rate and not rate.allowed:
+            request.scope[SCOPE_KEY].facts["refused"] = "feedback"
+            raise busy(f"More than {rate.limit} times feedback a minute.", rate.reset_s, "rate_limit_exceeded")
+
     async def used(self, caller: Caller, tokens: int) -> None:
         """Count a finished request."""
         if self.usage and (caller.daily_tokens or caller.key):
-            await asyncio.to_thread(self.usage.add, caller.name, tokens)
+            await stored(self.usage.add, caller.name, tokens)
 
     async def _by_key(self, request: Request, address: str) -> Caller:
         settings = self.settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
@@ -18,14 +18,15 @@ from meditune.errors import MedituneError
 from meditune.limits import LIMITS
 from meditune.serve import errors
 from meditune.serve.guard import Guard
+from meditune.serve.heartbeat import beating
 from meditune.serve.logs import LOGGER
-from meditune.serve.routes import ask, chat, completions, docs, embeddings, feedback, health, models, page
+from meditune.serve.routes import admin, ask, chat, completions, docs, embeddings, feedback, health, models, page
 from meditune.serve.service import Service
 
 PRUNE_EVERY_S = 6 * 3600.0
 OPEN = {"/healthz", "/readyz"}
 """Routes that never need a key"""
-ROUTES = (page, chat, completions, embeddings, models, ask, feedback, health, docs)
+ROUTES = (page, chat, completions, embeddings, models, ask, feedback, health, admin, docs)
 
 
 def app_for(service: Service) -> FastAPI:
@@ -62,14 +63,14 @@ def app_for(service: Service) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
-    pruning = asyncio.ensure_future(_pruned(service))
+    beside = [asyncio.ensure_future(work(service)) for work in (_pruned, beating)]
     try:
         yield
     finally:
         service.ready = False
-        pruning.cancel()
-        with suppress(asyncio.CancelledError):
-            await pruning
+        for work in beside:
+            work.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
         await asyncio.to_thread(service.close)
         await asyncio.to_thread(service.asks.shutdown)
 

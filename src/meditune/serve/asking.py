@@ -64,6 +64,8 @@ class Asking:
         if piece.text:
             self._lap("first_token")
         self.tokens["completion"] += len(piece.tokens)
+        if piece.cached:
+            self.tokens["cached"] = self.tokens.get("cached", 0) + piece.cached
 
     def said(self, sentence: Sentence) -> Iterator[Event]:
         """A sentence, and its text where it may be shown."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from meditune import __version__
 from meditune.answering import CONTEXT_TOKENS, PASSAGES, Answerer, Writer, judged
 from meditune.data.example import DECISIONS, Passage
-from meditune.engines.engine import Engine, Job, Piece
+from meditune.engines.engine import Engine, Job, Piece, Running
 from meditune.errors import DataError, ModelError
 from meditune.prompts import Encoder, prompt_text
 from meditune.recipe import EvaluateSpec, PromptFormat
@@ -27,6 +27,7 @@ from meditune.serve.safety.emergencies import numbers
 from meditune.serve.safety.likeness import Look, second_look
 from meditune.serve.safety.triage import Triage, triage
 from meditune.serve.styles import Style, chooser
+from meditune.serve.tracing import span
 
 POLL_S = 0.05
 """So often a writing job is asked whether anyone still listens"""
@@ -124,7 +125,10 @@ class Assistant:
 
     def judge(self, question: str, before: Sequence[str] = ()) -> Triage:
         """What is done with a message; `before` are earlier ones of the same person, oldest first."""
-        return triage(question, self._numbers, before, self._look)
+        with span("triage") as made:
+            found = triage(question, self._numbers, before, self._look)
+            made.set_attribute("meditune.action", found.action)
+            return found
 
     def _answered(
         self,
@@ -138,7 +142,9 @@ class Assistant:
     ) -> Iterator[Event]:
         for text in found.remarks:
             yield asking.noted(Notice("remark", text))
-        begun = self._begun(question, asking.style, k, sources)
+        with span("retrieve") as made:
+            begun = self._begun(question, asking.style, k, sources)
+            made.set_attribute("meditune.passages", len(begun.packed) if begun else 0)
         asking.searched(begun)
         if begun:
             yield Sources(asking.sources)
@@ -164,7 +170,9 @@ class Assistant:
                 break
         for sentence in judging.rest():
             yield from asking.said(sentence)
-        refusal = judged(begun, judging.text).refusal if begun else ""
+        with span("check") as made:
+            refusal = judged(begun, judging.text).refusal if begun else ""
+            made.set_attribute("meditune.refused", bool(refusal))
         if refusal or not any(each.shown for each in asking.sentences):
             yield asking.refuse(refusal or NO_ANSWER)
 
@@ -185,7 +193,12 @@ class Assistant:
 
     def _pieces(self, prompt: Sequence[int], limit: int, cancelled: Callable[[], bool]) -> Iterator[Piece]:
         came: queue.Queue[Piece] = queue.Queue()
-        running = self.engine.start(Job(prompt, limit), came.put)
+        with span("generate") as made:
+            made.set_attribute("meditune.prompt_tokens", len(prompt))
+            yield from self._delivered(self.engine.start(Job(prompt, limit), came.put), came, cancelled)
+
+    @staticmethod
+    def _delivered(running: Running, came: queue.Queue[Piece], cancelled: Callable[[], bool]) -> Iterator[Piece]:
         try:
             while True:
                 try:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from meditune.serve import tracing
 from meditune.serve.errors import ApiError, ClientGone
 from meditune.serve.logs import LOGGER
 from meditune.serve.metrics import Metrics
@@ -22,6 +23,8 @@ _ID = re.compile(r"[\w.-]{1,64}")
 GONE = 499
 """nginx's status for a client that left; it is only logged"""
 DRAINED_BODIES, DRAIN_S = 16, 5.0
+TRACED = ("outcome", "version", "waited", "first_token", "prompt_tokens", "completion_tokens")
+"""Of what is noted of a request, what its trace may hold"""
 METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"}
 
 
@@ -37,8 +40,16 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        trace = scope[SCOPE_KEY] = Trace(given if _ID.fullmatch(given) else None)
+        with tracing.request(headers) as (span, trace_id):
+            given = headers.get("x-request-id", "")
+            trace = scope[SCOPE_KEY] = Trace(given if _ID.fullmatch(given) else None)
+            if trace_id:
+                trace.facts["trace"] = trace_id
+            await self._answer(scope, receive, send, headers, trace, span)
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, send: Send, headers: Headers, trace: Trace, span: tracing.Span
+    ) -> None:
         status = 0
 
         async def out(message: Message) -> None:
@@ -75,7 +86,7 @@ class Guard:
         finally:
             for each in trace.ended:
                 each(trace.broken or status)
-            self._note(scope, trace, status, time.monotonic() - begun)
+            self._note(scope, trace, status, time.monotonic() - begun, span)
 
     def _refusal(self, scope: Scope, headers: Headers) -> ApiError | None:
         """Why a request isn't even looked at."""
@@ -135,9 +146,13 @@ class Guard:
 
         return bounded
 
-    def _note(self, scope: Scope, trace: Trace, status: int, seconds: float) -> None:
+    def _note(self, scope: Scope, trace: Trace, status: int, seconds: float, span: tracing.Span) -> None:
         route = getattr(scope.get("route"), "path", "") or "none"
         method = scope["method"] if scope["method"] in METHODS else "other"
+        told = {"http.route": route, "http.request.method": method, "http.response.status_code": status}
+        told |= {f"meditune.{name}": trace.facts[name] for name in TRACED if name in trace.facts}
+        for name, value in ({"meditune.request": trace.id} | told).items():
+            span.set_attribute(name, value)
         self.metrics.requests.labels(route, method, status).inc()
         self.metrics.seconds.labels(route).observe(seconds)
         if status == 429:

@@ -9,6 +9,7 @@ from meditune.retrieve.cited import CitedAnswer
 from meditune.retrieve.citing import Citer, said_in
 from meditune.serve.events import Citation, Sentence
 from meditune.serve.safety.after import REASONS, kept_back
+from meditune.serve.tracing import span
 
 
 class Judging:
@@ -48,8 +49,10 @@ class Judging:
         if self._citer is None:
             why = kept_back(text, supported=False, searched=False, no_amounts=self._no_amounts)
             return Sentence(text, (), False, why is None, REASONS[why] if why else "")
-        borne = self._citer.judge(text)
-        supported = bool(borne.places)
+        with span("check") as made:
+            borne = self._citer.judge(text)
+            supported = bool(borne.places)
+            made.set_attribute("meditune.supported", supported)
         why = kept_back(text, supported, searched=True, no_amounts=self._no_amounts)
         citations = tuple(Citation(place + 1, quote) for place, quote in zip(borne.places, borne.words, strict=True))
         return Sentence(text, citations, supported, why is None, REASONS[why] if why else "", round(borne.score, 4))

@@ -10,6 +10,7 @@ from meditune.errors import MedituneError
 from meditune.serve.access import Caller
 from meditune.serve.logs import LOGGER, where
 from meditune.serve.service import Service
+from meditune.serve.storing import stored
 from meditune.store.answers import Answer
 
 URGENT_S = 1.0
@@ -46,10 +47,15 @@ async def keep(
         answer if with_text else None,
     )
     if outcome != "escalated":
-        await asyncio.to_thread(service.answers.keep, row)
+        try:
+            await stored(service.answers.keep, row)
+        except MedituneError:
+            service.metrics.store_failures.inc()
+            raise
         return
     try:
         async with asyncio.timeout(URGENT_S):
-            await asyncio.to_thread(service.answers.keep, row)
+            await stored(service.answers.keep, row)
     except (MedituneError, OSError) as error:
+        service.metrics.store_failures.inc()
         LOGGER.error("an escalated answer wasn't kept in time", extra=where(error))

@@ -1,8 +1,14 @@
-"""What Prometheus reads of a server: requests, times, tokens, the queue, and how answers turned out."""
+"""What Prometheus reads of a server: requests, times, tokens, the queue, how answers turned out, drift."""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+from meditune.serve.costs import Costs
 
 _SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
 
@@ -46,6 +52,50 @@ class Metrics:
         self.model = Gauge(
             "meditune_model_info", "What is served", ["model", "version", "engine", "index"], registry=made
         )
+
+        self.corrections = Counter(
+            "meditune_corrections", "Feedback that says what the answer should be, by who", ["by"], registry=made
+        )
+        self.cached = Counter(
+            "meditune_cached_tokens", "Tokens of prompts that the engine had read before", registry=made
+        )
+        self.store_failures = Counter("meditune_store_failures", "Answers that couldn't be kept", registry=made)
+        self._drift(made)
+        self.costs = Costs()
+        made.register(self.costs)
+        ProcessCollector(registry=made)
+
+    def _drift(self, made: CollectorRegistry) -> None:
+        self.evidence = Gauge(
+            "meditune_drift_evidence", "Evidence for a change, 1 at the threshold", ["signal"], registry=made
+        )
+        self.alerts = Gauge("meditune_drift_alert", "Open alerts", ["signal", "severity"], registry=made)
+        self.checked = Gauge("meditune_drift_checked", "Requests held against the reference", registry=made)
+        self.checked_at = Gauge(
+            "meditune_drift_checked_timestamp_seconds", "When the last check ended well; 0: never", registry=made
+        )
+        self.drift_failing = Gauge("meditune_drift_failing", "1 where drift can't be checked", registry=made)
+        self.unsent = Gauge("meditune_alerts_unsent", "Alerts that couldn't be sent", registry=made)
+
+    def count_tokens(self, prompt: int, completion: int) -> None:
+        """Add what a request read and wrote."""
+        for kind, count in (("prompt", prompt), ("completion", completion)):
+            self.tokens.labels(kind).inc(count)
+            self.costs.tokens[kind] += count
+
+    def drifted(self, found: Mapping[str, Any]) -> None:
+        """Show what the last drift check found (`operate.drift.watching`)."""
+        self.drift_failing.set(bool(found["problem"]))
+        self.unsent.set(len(found["unsent"]))
+        if found["problem"]:
+            return
+        self.checked.set(found["requests"])
+        self.checked_at.set(time.time())
+        for name, row in found["signals"].items():
+            self.evidence.labels(name).set(row["share"])
+        self.alerts.clear()
+        for alert in found["alerts"]:
+            self.alerts.labels(alert["signal"], alert["severity"]).set(1)
 
     def text(self) -> bytes:
         """In Prometheus's text format."""

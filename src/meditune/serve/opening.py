@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from meditune.engines.apart import ApartEngine
 from meditune.engines.exported import EXPORTS
 from meditune.engines.opening import open_engine
 from meditune.models.catalogue import SENTENCE_MODEL_INT8
@@ -111,11 +112,13 @@ def open_service(wanted: Wanted, settings: Settings, store: StorePlace) -> Servi
 def _parts(wanted: Wanted, settings: Settings, index: Callable[[], Index | None], version: str) -> Parts:
     """The model with its engine and assistant."""
     place = Path(wanted.model).expanduser()
-    engine = open_engine(wanted.model, wanted.engine, settings.at_once, wanted.url)
+    engine = open_engine(wanted.model, wanted.engine, settings.at_once, wanted.url, apart=True)
     form = _format(place)
     prompts = Prompts(engine.tokenizer, form, engine.context_tokens)
     asked = AssistantSettings(country=wanted.country, elsewhere=_elsewhere(wanted.url))
     assistant = open_assistant(engine, place, form, index(), asked, {"model": version})
+    if isinstance(engine, ApartEngine):
+        engine.opened()
     name = wanted.name or _name(place, wanted.model)
     served = Served(name, version, int(time.time()), assistant.versions["index"])
     return Parts(served, engine, prompts, assistant)

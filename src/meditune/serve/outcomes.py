@@ -40,6 +40,10 @@ def count_answer(metrics: Metrics, answer: Mapping[str, Any]) -> None:
     likeness = _likeness(answer)
     if likeness is not None:
         metrics.retrieval.observe(likeness)
+    timings, tokens = answer.get("timings") or {}, answer.get("tokens") or {}
+    if "first_token" in timings:
+        metrics.first_token.observe(timings["first_token"] - timings.get("search", 0))
+    metrics.cached.inc(tokens.get("cached", 0))
 
 
 def _likeness(answer: Mapping[str, Any]) -> float | None:

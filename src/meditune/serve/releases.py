@@ -153,7 +153,8 @@ class Releases:
             self._seen = seen
             self._serve(self._wanted(state.standing))
             self._try(state.trial if state.trial and state.trial.version not in self._refused else None)
-        except MedituneError as error:
+        except (MedituneError, OSError, RuntimeError, ValueError) as error:
+            # Whatever a version's files do to its engine: this thread must go on following.
             self._told(f"The registry can't be followed; what is served stays: {error}")
 
     def _wanted(self, standing: tuple[str, ...]) -> Version:

@@ -105,7 +105,7 @@ def run(service: Service, place: Place, sock: socket.socket, ready: Callable[[st
     `ready` is told the address when requests are taken.
     """
     server = server_of(service, place)
-    address = place.address(sock.getsockname()[1])
+    address = service.address = place.address(sock.getsockname()[1])
     threading.Thread(target=_tell, args=(server, lambda: ready(address)), daemon=True).start()
     # uvicorn repeats the signal that ended it when all is done; it isn't an interruption here.
     with suppress(Stopped):

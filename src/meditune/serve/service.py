@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from meditune.engines.engine import Engine
 from meditune.serve.access import Access
 from meditune.serve.admission import Admission
+from meditune.serve.clock import Clock
 from meditune.serve.errors import ApiError
+from meditune.serve.logs import LOGGER
 from meditune.serve.metrics import Metrics
 from meditune.serve.prompting import Prompts
 from meditune.serve.safety.triage import Triage
 from meditune.serve.settings import Settings
+from meditune.serve.storing import stored
 from meditune.store.answers import Answers
+from meditune.store.notes import Notes
 
 if TYPE_CHECKING:
     from meditune.serve.releases import Releases
@@ -112,9 +116,14 @@ class Service:
     """The registry whose versions are served, where it is one"""
     ready: bool = True
     started: float = field(default_factory=time.time)
+    address: str = ""
+    """Where it listens, as soon as it does"""
 
     def __post_init__(self) -> None:
         settings = self.settings
+        self._clock: Clock | None = None
+        costs = self.metrics.costs
+        (costs.prompt, costs.completion), costs.hourly = settings.prices, settings.hourly
         self.admission = Admission(settings.at_once, settings.waiting, settings.wait_s)
         # Asks last long, so they have threads of their own: the loop's are for what is short.
         self.asks = ThreadPoolExecutor(settings.at_once, thread_name_prefix="meditune-ask")
@@ -156,9 +165,23 @@ class Service:
         raise ApiError(404, f"There is no model {name[:100]!r} here. {hint}", "model_not_found", "model")
 
     async def prune(self) -> int:
-        """Delete what is older than the settings want; how many answers."""
+        """Delete what is older than the settings want; how many answers.
+
+        Nothing goes for a day after the clock jumped: it is wrong then, or was, and what looks old may not be.
+        """
         if not self.answers or not self.settings.keep_days:
             return 0
+        if self._clock is None:
+            self._clock = Clock(await asyncio.to_thread(self._last_sign, self.answers))
+        if not self._clock.trusted():
+            LOGGER.warning("The clock jumped: what looks old is kept for a day yet")
+            return 0
         if self.access.usage:
-            await asyncio.to_thread(self.access.usage.prune, self.settings.keep_days)
-        return await asyncio.to_thread(self.answers.prune, self.settings.keep_days)
+            await stored(self.access.usage.prune, self.settings.keep_days)
+        return await stored(self.answers.prune, self.settings.keep_days)
+
+    @staticmethod
+    def _last_sign(answers: Answers) -> float:
+        """The latest time that the store knows of, other than of this moment."""
+        beats = [note.time for note in Notes(answers.base).all("server")]
+        return max([answers.latest(), *(beat for beat in beats if beat < time.time() - 60)])

@@ -33,6 +33,8 @@ class Settings:
     most_new_tokens: int = 1024
     per_minute: int = 0
     """Requests of one caller; 0: no limit"""
+    feedback_per_minute: int = 60
+    """Feedback of one caller; its requests' rate holds, too, its quota of tokens doesn't. 0: no limit"""
     daily_tokens: int = 0
     """Tokens of one caller; 0: no quota"""
     origins: tuple[str, ...] = ()
@@ -48,6 +50,10 @@ class Settings:
     """Whether questions and answers are kept, masked"""
     keep_days: float = 30.0
     """Answers and feedback are deleted after so many days; 0: never"""
+    prices: tuple[float, float] = (0.0, 0.0)
+    """Of a million tokens read, and written, for the metrics"""
+    hourly: float = 0.0
+    """What the machine costs an hour"""
     follow_s: float = 10.0
     """So often a registry is looked at for another version"""
     grace_s: float = 60.0

@@ -15,6 +15,7 @@ from meditune.serve.outcomes import facts_of, outcome_of
 from meditune.serve.releases import Live
 from meditune.serve.schema.ask import AskBody
 from meditune.serve.service import Service
+from meditune.serve.storing import stored
 from meditune.serve.streaming import pieces
 from meditune.store.answers import Answer
 
@@ -101,7 +102,7 @@ async def _answered(
                 question if with_text else None,
                 text if with_text else None,
             )
-            await asyncio.to_thread(service.answers.keep, row)
+            await stored(service.answers.keep, row)
     except (MedituneError, TimeoutError, RuntimeError, OSError) as error:
         LOGGER.warning("a shadow's answer failed", extra={"version": live.id, **where(error)})
     finally:

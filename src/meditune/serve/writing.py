@@ -14,6 +14,7 @@ from meditune.serve.errors import ApiError
 from meditune.serve.service import Service
 from meditune.serve.streaming import pieces
 from meditune.serve.trace import Trace
+from meditune.serve.tracing import span
 
 
 @dataclass
@@ -45,8 +46,7 @@ async def turn(service: Service, caller: Caller, trace: Trace) -> AsyncIterator[
                     yield written
             finally:
                 trace.facts |= {"prompt_tokens": written.prompt_tokens, "completion_tokens": written.tokens}
-                service.metrics.tokens.labels("prompt").inc(written.prompt_tokens)
-                service.metrics.tokens.labels("completion").inc(written.tokens)
+                service.metrics.count_tokens(written.prompt_tokens, written.tokens)
     finally:
         # Who leaves early has used what was written until then; leaving again doesn't stop the counting.
         if entered:
@@ -58,21 +58,24 @@ async def written_pieces(service: Service, job: Job, into: Written, trace: Trace
     begun = time.monotonic()
     into.prompt_tokens += len(job.prompt)
     first = True
-    async with aclosing(pieces(service.engine, job)) as coming:
-        async for piece in coming:
-            if first:
-                first = False
-                seconds = time.monotonic() - begun
-                service.metrics.first_token.observe(seconds)
-                trace.facts.setdefault("first_token", round(seconds, 4))
-            into.text += piece.text
-            into.tokens += len(piece.tokens)
-            into.ids += piece.tokens
-            into.likely += piece.likely
-            into.finish = piece.finish or into.finish
-            yield piece
-            if piece.finish == "cancelled":
-                raise ApiError(503, "The server broke the answer off. Ask again.", "broken_off")
+    with span("generate") as made:
+        made.set_attribute("meditune.prompt_tokens", len(job.prompt))
+        async with aclosing(pieces(service.engine, job)) as coming:
+            async for piece in coming:
+                if first:
+                    first = False
+                    seconds = time.monotonic() - begun
+                    service.metrics.first_token.observe(seconds)
+                    trace.facts.setdefault("first_token", round(seconds, 4))
+                service.metrics.cached.inc(piece.cached)
+                into.text += piece.text
+                into.tokens += len(piece.tokens)
+                into.ids += piece.tokens
+                into.likely += piece.likely
+                into.finish = piece.finish or into.finish
+                yield piece
+                if piece.finish == "cancelled":
+                    raise ApiError(503, "The server broke the answer off. Ask again.", "broken_off")
 
 
 async def whole(service: Service, job: Job, into: Written, trace: Trace) -> Written:

@@ -16,6 +16,8 @@ from meditune.phi.masking import mask
 from meditune.store.database import Database, Row
 
 Rating = Literal["up", "down"]
+SHADOW = "shadow"
+"""The route of answers that nobody was shown: their questions are there already"""
 PAGE = 1000
 """Answers that are read at once"""
 

@@ -5,6 +5,8 @@ import json
 import numpy as np
 
 from meditune.operate.drift.request import Request
+from meditune.store.answers import Answers
+from meditune.store.base import Base
 
 SIZE = 24
 TOPICS = {"heart": 0, "skin": 1, "sleep": 2, "vaccine": 3}
@@ -33,6 +35,19 @@ def requests(count, seed, topics=("heart", "skin", "sleep"), first=1, words=(5, 
             )
         )
     return found
+
+
+def fill(folder, given, time=1.0):
+    """The requests' figures in a store, in one transaction: one for each would take a disk's time for each."""
+    answers = Answers(Base(folder))
+    with answers.base.changing() as base:
+        for each in given:
+            base.execute(
+                "INSERT INTO answers (id, time, who, route, model, index_content, outcome, facts) "
+                "VALUES (?, ?, 'k', 'ask', 'm', '', ?, ?)",
+                (each.id, time, each.outcome, json.dumps(each.facts)),
+            )
+    return answers
 
 
 def write_facts(path, given):

@@ -10,9 +10,9 @@ from meditune.operate.drift import checking, reference
 from meditune.operate.drift.alerts import Policy
 from meditune.operate.drift.reading import Source
 from meditune.store import base
-from meditune.store.answers import Answer, Answers, Feedback
+from meditune.store.answers import Feedback
 from tests.commands import meditune
-from tests.operate.drift.streams import requests, write_facts
+from tests.operate.drift.streams import fill, requests, write_facts
 
 
 @pytest.fixture(scope="module")
@@ -21,13 +21,6 @@ def good(tmp_path_factory):
     write_facts(folder / "good.jsonl", requests(600, 1))
     reference.save(checking.fitted(Source(folder / "good.jsonl"), None, None, 17), folder / "reference")
     return folder / "reference"
-
-
-def fill(folder, given, time=0.0):
-    answers = Answers(base.Base(folder))
-    for each in given:
-        answers.keep(Answer(each.id, "k", "ask", "m", outcome=each.outcome, facts=each.facts, time=time or 1.0))
-    return answers
 
 
 def test_a_file_like_the_reference_ends_well_and_another_with_code_6(good, tmp_path):

@@ -15,7 +15,7 @@ from meditune.review.axes import VERDICT
 from meditune.review.ratingset import read_key, read_set
 from meditune.review.store import Note, Rating, Store
 from meditune.store.answers import Answer, Answers, Feedback
-from meditune.store.base import Base
+from meditune.store.opening import Place, open_store
 
 SURE, TORN = {"yes": 0.9, "no": 0.06, "maybe": 0.04}, {"yes": 0.35, "no": 0.33, "maybe": 0.32}
 
@@ -36,9 +36,9 @@ def candidate(question: str, **known: Any) -> Candidate:
     return Candidate(example, **known)
 
 
-def keep(folder: Path, id: str, question: str | None, answer: str = "It helps.", **facts: Any) -> Answers:
+def keep(place: Place, id: str, question: str | None, answer: str = "It helps.", **facts: Any) -> Answers:
     """A store with one more answer."""
-    answers = Answers(Base(folder))
+    answers = Answers(open_store(place))
     outcome = facts.pop("outcome", "answered")
     chances = facts.pop("chances", None)
     if chances:
@@ -48,7 +48,7 @@ def keep(folder: Path, id: str, question: str | None, answer: str = "It helps.",
     return answers
 
 
-def store(folder: Path) -> Path:
+def store(folder: Place) -> Place:
     """Six answers: unsure, unsupported, abstained, disliked, corrected, and one with nothing against it."""
     keep(folder, "unsure", "Does vitamin C prevent colds?", chances=TORN, sentences=1, supported=1)
     keep(folder, "unsupported", "What causes gout?", "Uric acid.", sentences=3, supported=1)

@@ -178,3 +178,10 @@ def test_nobody_is_chosen_out_of_nothing_and_ties_are_settled_by_the_seed():
     assert first[0] == first[1] != first[2]
     with pytest.raises(DataError, match="Choose from"):
         choose(pool, 5, "luck")
+
+
+def test_a_database_is_a_store_too_and_its_password_is_nowhere(postgres, tmp_path):
+    url = store(postgres.new()).replace("meditune@", "meditune:secret@")
+    done = meditune("learn", "queue", url, "-o", tmp_path / "set", "--strategy", "feedback")
+    assert "2 of 6 chosen." in done.out, done.err
+    assert not any("secret" in path.read_text() for path in (tmp_path / "set").iterdir())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from meditune.operate.drift.alerts import Alert
-from meditune.operate.release.guarding import says_worse
+from meditune.operate.release.guarding import on_drift, says_worse
 from meditune.registry.registry import Registry
 from meditune.store.answers import Answer, Answers, Feedback, Rating
 from meditune.store.base import Base
@@ -98,3 +99,29 @@ def test_only_worse_answers_speak_against_a_version(signal, what, effect, before
     numbers = {"statistic": 1.0, "threshold": 1.0, "since": 1, "since_id": "a", "opened": 2, "opened_id": "b"}
     alert = Alert(id="a", signal=signal, what=what, effect=effect, before=before, after=after, **facts, **numbers)
     assert says_worse(alert) is worse
+
+
+def test_a_server_that_watches_drift_takes_back_what_its_alerts_speak_against(
+    registry: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = Answers(Base(tmp_path / "store"))
+    for version in ("v0001", "v0002"):
+        answers.keep(Answer(version, "k", "ask", f"clinic {version}-0123456789ab"))
+    registry.promote("v0002")
+    seen: list[object] = []
+    told = on_drift(registry.folder, str(tmp_path / "store"), seen.append)
+    told({"problem": "", "alerts": [asdict(alert("length", "v0002")), asdict(alert("support", "v0001"))]})
+    assert registry.state().current == "v0002"
+    told({"problem": "", "alerts": [asdict(alert("support", "v0002"))]})
+    assert registry.state().current == "v0001"
+    assert "v0002 was taken back, v0001 is served: drift in support" in caplog.text
+    told({"problem": "", "alerts": [asdict(alert("support", "v0001"))]})
+    assert registry.state().current == "v0001"
+    assert len(seen) == 3
+
+
+def alert(signal: str, opened_id: str) -> Alert:
+    """A fall that opened with that answer."""
+    facts = {"about": "outputs", "title": signal, "said": "It fell.", "severity": "medium", "effect_name": "Cohen's h"}
+    numbers = {"statistic": 1.0, "threshold": 1.0, "since": 1, "since_id": "a", "opened": 2, "opened_id": opened_id}
+    return Alert(id="a", signal=signal, what="", effect=-0.4, before=0.9, after=0.6, **facts, **numbers)

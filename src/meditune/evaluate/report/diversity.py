@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from meditune.data.diversity.dimensions import BY_NAME
 from meditune.evaluate.report import question_map
 from meditune.evaluate.report.wording import number
@@ -70,7 +68,7 @@ def section(found: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def render_page(result: dict[str, Any], path: Path) -> None:
     """Write diversity.html from diversity.json's content."""
-    from meditune.evaluate.report.page import environment, style
+    from meditune.evaluate.report.template import environment, style
 
     clustered = result.get("clusters")
     page = environment().get_template("diversity_page.html")
@@ -150,8 +148,3 @@ def _compared(found: dict[str, Any]) -> dict[str, Any]:
             cards.append(dimension | {"title": BY_NAME[name].title, "rows": rows})
     same = [BY_NAME[name].title for name, dimension in found["dimensions"].items() if not dimension["groups"]]
     return found | {"cards": cards, "same": same}
-
-
-def css() -> Markup:
-    """The style sheet of what only these parts of a page need."""
-    return Markup((HERE / "diversity.css").read_text(encoding="utf-8"))

@@ -18,6 +18,7 @@ from meditune.evaluate.report.quality import quality_section
 from meditune.evaluate.report.reading import reading
 from meditune.evaluate.report.safety import safety
 from meditune.evaluate.report.table import headline, rows
+from meditune.evaluate.report.template import environment, style
 from meditune.evaluate.report.unsupported import unsupported
 from meditune.evaluate.report.verdict import verdict
 from meditune.evaluate.report.worked import worked_examples
@@ -25,7 +26,6 @@ from meditune.files import read_json, read_jsonl, replacing
 from meditune.limits import LIMITS
 from meditune.recipe import PromptFormat
 
-HERE = Path(__file__).parent
 TILES = 4
 
 
@@ -44,29 +44,6 @@ def render(folder: Path) -> Path:
     with replacing(path) as stream:
         stream.write(page)
     return path
-
-
-def environment() -> Any:
-    """The templates of this folder, with the filters that they use."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "number": wording.number,
-        "count": wording.count,
-        "duration": wording.duration,
-        "label": wording.label,
-        "listed": wording.listed,
-        "link": wording.web_address,
-    }
-    return environment
-
-
-def style() -> Markup:
-    """The style sheet of every page here."""
-    return Markup((HERE / "style.css").read_text(encoding="utf-8")) + diversity.css()
 
 
 def _context(folder: Path) -> dict[str, Any]:

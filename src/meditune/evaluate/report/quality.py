@@ -40,11 +40,9 @@ def quality_section(quality: dict[str, Any]) -> dict[str, Any] | None:
 
 def render_quality(folder: Path) -> Path:
     """Write `audit.html` into an audit's folder, one file that opens anywhere, offline; returns its path."""
-    from markupsafe import Markup
-
     from meditune import __version__
     from meditune.evaluate.report import facts
-    from meditune.evaluate.report.page import HERE, environment
+    from meditune.evaluate.report.template import environment, style
     from meditune.files import read_json, replacing
 
     quality = read_json(folder / "quality.json")
@@ -52,7 +50,7 @@ def render_quality(folder: Path) -> Path:
         environment()
         .get_template("quality_page.html")
         .render(
-            style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
+            style=style(),
             title=quality["recipe"],
             version=__version__,
             synthetic=quality["synthetic"],

@@ -87,12 +87,11 @@ def _interval(bounds: Any) -> str:
 
 def render_review(results: dict[str, Any], path: Path) -> None:
     """Write the results as one HTML file that opens anywhere, offline."""
-    from markupsafe import Markup
-
-    from meditune.evaluate.report.page import HERE, environment
+    from meditune.evaluate.report.template import environment, style
     from meditune.files import replacing
 
-    style = Markup((HERE / "style.css").read_text(encoding="utf-8"))
-    page = environment().get_template("review_page.html").render(style=style, review=section(results), results=results)
+    page = (
+        environment().get_template("review_page.html").render(style=style(), review=section(results), results=results)
+    )
     with replacing(path) as stream:
         stream.write(page)

@@ -80,9 +80,8 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> list[Channe
 
 
 def _webhook(message: Message) -> dict[str, Any]:
-    return {"key": message.key, "title": message.title, "text": message.text, "link": message.link} | dict(
-        message.facts
-    )
+    news = {"key": message.key, "title": message.title, "text": message.text, "link": message.link}
+    return dict(message.facts) | news
 
 
 def _slack(message: Message) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -84,8 +85,9 @@ def check(
 
     Raises DataError, ModelError.
     """
+    model = model_for(reference, embedding)
     if state is None:
-        found = _checked(source, Monitor(reference, policy), embedding)
+        found = advance(source, Monitor(reference, policy), model)
         evidence(found.monitor, found.requests)
         return found
     lock = FileLock(state.with_name(f".{state.name}.lock"))
@@ -93,7 +95,7 @@ def check(
     try:
         with lock.acquire(timeout=LOCK_S):
             monitor = Monitor.load(state, reference) if state.exists() else Monitor(reference, policy)
-            found = _checked(source, monitor, embedding)
+            found = advance(source, monitor, model)
             evidence(found.monitor, found.requests)
             found.monitor.save(state)
             return found
@@ -101,7 +103,17 @@ def check(
         raise DataError(f"Another check holds {state}. Wait until it has ended.") from error
 
 
-def _checked(source: Source, monitor: Monitor, embedding: str | None) -> Checked:
+def advance(
+    source: Source,
+    monitor: Monitor,
+    model: Embedder | None,
+    batch: int = BATCH,
+    rest: Callable[[float], None] = lambda _: None,
+) -> Checked:
+    """Give a monitor what came since; `rest` is told after each batch how many seconds it took.
+
+    Raises DataError where a file was cut off since.
+    """
     reference, began = monitor.reference, monitor.count
     same = reference.about["of"] == source.named
     start = monitor.last if began or same else 0
@@ -114,9 +126,8 @@ def _checked(source: Source, monitor: Monitor, embedding: str | None) -> Checked
     # Some are read again: their ratings may have come, and places in a store are given anew after deletions.
     first = int(reference.about["last"]) if same else 0
     after = max(first, min(start, last) - RECENT) if began else start
-    model = model_for(reference, embedding)
     shown: list[Request] = []
-    for request in _numbered(source.requests(after), monitor, model):
+    for request in _numbered(source.requests(after), monitor, model, batch, rest):
         if monitor.number_of(request.id) is None:
             monitor.add(replace(request, ratings=None))
         shown.append(request)
@@ -124,13 +135,19 @@ def _checked(source: Source, monitor: Monitor, embedding: str | None) -> Checked
     return Checked(monitor, shown, monitor.count - began, _remarks(monitor, monitor.count - began))
 
 
-def _numbered(requests: Iterable[Request], monitor: Monitor, model: Embedder | None) -> Iterator[Request]:
+def _numbered(
+    requests: Iterable[Request], monitor: Monitor, model: Embedder | None, size: int, rest: Callable[[float], None]
+) -> Iterator[Request]:
     """The requests, the new ones with vectors."""
     coming = iter(requests)
-    while batch := list(islice(coming, BATCH)):
+    begun = time.monotonic()
+    while batch := list(islice(coming, size)):
         new = [each for each in batch if monitor.number_of(each.id) is None]
         made = {each.id: each for each in (with_vectors(new, model) if model else new)}
         yield from (made.get(each.id, each) for each in batch)
+        if new:
+            rest(time.monotonic() - begun)
+        begun = time.monotonic()
 
 
 def _add_outcomes(shown: Sequence[Request], monitor: Monitor) -> None:

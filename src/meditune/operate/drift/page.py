@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from meditune.evaluate.report.page import style
+from meditune.evaluate.report.template import style
 from meditune.files import replacing
 from meditune.operate.drift import plot, report
 from meditune.operate.drift.checking import Checked

@@ -7,12 +7,9 @@ from pathlib import Path
 
 from meditune.errors import DataError
 from meditune.operate.drift.request import Request, from_file
-from meditune.store.answers import Answers
+from meditune.store.answers import SHADOW, Answers
 from meditune.store.base import FILE
 from meditune.store.opening import Place, exists, folder_of, is_url, open_store
-
-SHADOW = "shadow"
-"""The route of answers that nobody was shown: their questions are there already"""
 
 
 class Source:

@@ -12,7 +12,7 @@ from meditune.data.splits import context_key, question_key
 
 Origin = Literal["answer", "row"]
 Chances = Mapping[str, float]
-"""Probability of yes, no and maybe"""
+"""Probability of each decision: of yes, no and maybe, or of other labels, the same for all opinions on a candidate"""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Candidate:
     supported: int | None = None
     """Those of them that passages bear out"""
     opinions: Mapping[str, Chances] = field(default_factory=dict)
-    """Whose decision (served, base, tuned ...) -> how likely yes, no and maybe were to it; the first one counts most"""
+    """Whose decision (served, base, tuned ...) -> how likely each was to it; the first one counts most"""
     samples: tuple[str, ...] = ()
     """Answers that a model wrote by chance"""
     words: tuple[Word, ...] = ()

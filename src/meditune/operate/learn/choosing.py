@@ -16,7 +16,7 @@ from meditune.operate.learn.signals import FAMILIES, Family
 Strategy = Literal["mix", "random", "uncertainty", "disagreement", "diversity", "feedback", "novelty"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 DEFAULT: Strategy = "mix"
-WEIGHTS: Mapping[Family, float] = {"uncertainty": 0.5, "disagreement": 0.5, "feedback": 0.9, "novelty": 0.3}
+WEIGHTS: Mapping[Family, float] = {"uncertainty": 0.5, "disagreement": 0.5, "feedback": 0.9, "novelty": 0.5}
 """How far each family can raise a candidate in the mix; what users say goes before what a model thinks of itself"""
 MEANING: frozenset[Strategy] = frozenset(("mix", "diversity", "novelty"))
 """Those that need questions' vectors"""
@@ -25,7 +25,7 @@ _NEEDS: Mapping[Family, str] = {
     "disagreement": "no candidate has two decisions or sampled answers. Let two models decide (--ask MODEL, twice), or "
     "give --predictions or --samples",
     "feedback": "nobody has rated an answer down or corrected one yet",
-    "novelty": "there is nothing to be new against. Name the training data: --known FILE",
+    "novelty": "no question is farther from what is known (--known FILE) than that is from itself",
 }
 
 
@@ -38,7 +38,7 @@ class Pick:
     score: float
     """0 to 1: by its signals alone"""
     gap: float | None
-    """One less the cosine to the nearest of those known and chosen before it; None where that didn't count"""
+    """One less the best cosine with those before it, 1 for the first; None where that didn't count"""
 
 
 def check_strategy(name: str) -> Strategy:
@@ -70,8 +70,10 @@ def picks(
         return _highest(strategy, scores[strategy], order, budget)
     if vectors is None:
         raise ValueError(f"{strategy} needs vectors")
-    urgent = together(scores) if strategy == "mix" else np.ones(count)
-    return _spread(urgent, vectors, known, order, budget)
+    if strategy == "diversity":
+        return _spread(np.ones(count), vectors, gaps(vectors, known), order, budget)
+    # What is known counts as novelty; here questions need only be unlike each other.
+    return _spread(together(scores), vectors, np.ones(count), order, budget)
 
 
 def together(scores: Mapping[Family, Array]) -> Array:
@@ -100,20 +102,17 @@ def _highest(family: Family, scores: Array, order: NDArray[np.int64], budget: in
     return [Pick(place, float(scores[place]), None) for place in placed[:budget]]
 
 
-def _spread(
-    urgent: Array, vectors: Vectors, known: Vectors | None, order: NDArray[np.int64], budget: int
-) -> list[Pick]:
+def _spread(urgent: Array, vectors: Vectors, gap: Array, order: NDArray[np.int64], budget: int) -> list[Pick]:
     """Greedy k-center (Sener and Savarese 2018, arXiv:1708.00489), distances weighed by how urgent a candidate is.
 
-    The first one, where nothing is known, is the most urgent.
+    `gap` (n,) is how far each is from what was there before.
     """
-    gap = gaps(vectors, known if known is not None else vectors[:0])
     chosen: list[Pick] = []
     left = np.ones(len(urgent), dtype=bool)
     while len(chosen) < min(budget, len(urgent)):
         worth = np.where(left, urgent * gap, -1.0)[order]
         place = int(order[worth.argmax()])
-        chosen.append(Pick(place, float(urgent[place]), None if gap[place] > 1.5 else float(gap[place])))
+        chosen.append(Pick(place, float(urgent[place]), float(gap[place])))
         left[place] = False
         gap = np.minimum(gap, 1 - vectors @ vectors[place])
     return chosen

@@ -39,9 +39,11 @@ def novelty(vectors: Vectors, known: Vectors) -> tuple[Array, Array]:
     return np.searchsorted(own, far) / len(own), close
 
 
-def gaps(vectors: Vectors, centres: Vectors) -> Array:
-    """(n,) one less the cosine to the nearest centre; 2, more than any, where there are none."""
-    found = np.full(len(vectors), 2.0)
-    for start in range(0, len(centres), PIECE):
-        found = np.minimum(found, 1 - (vectors @ centres[start : start + PIECE].T).max(axis=1))
+def gaps(vectors: Vectors, known: Vectors | None) -> Array:
+    """(n,) one less the cosine to the nearest known one; 1, as of questions without anything in common, without any."""
+    found = np.ones(len(vectors))
+    if known is None:
+        return found
+    for start in range(0, len(known), PIECE):
+        found = np.minimum(found, 1 - (vectors @ known[start : start + PIECE].T).max(axis=1))
     return found

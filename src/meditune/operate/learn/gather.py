@@ -16,7 +16,8 @@ from meditune.operate.learn.campaign import Sharing
 from meditune.operate.learn.candidate import Candidate, merged
 from meditune.operate.learn.choosing import DEFAULT, check_strategy
 from meditune.operate.learn.queue import SEED, Chosen, choose
-from meditune.operate.learn.reading import Find, read
+from meditune.operate.learn.reading import Find, named, read
+from meditune.store.opening import Place
 
 if TYPE_CHECKING:
     from meditune.operate.learn.signals import Embed
@@ -54,7 +55,7 @@ class Queued:
     remarks: list[str]
 
 
-def queue(places: Sequence[Path], folder: Path, wanted: Wanted) -> Queued:
+def queue(places: Sequence[Place], folder: Path, wanted: Wanted) -> Queued:
     """Leave a campaign in `folder` of what is chosen from stores and files.
 
     Raises DataError where there is nothing to ask, ModelError where a model can't be had, StoreError where a store is
@@ -78,13 +79,13 @@ def queue(places: Sequence[Path], folder: Path, wanted: Wanted) -> Queued:
     learnt = [each.example.question for each in (*known, *done)]
     chosen = choose(pool, wanted.budget, strategy, known=learnt, embed=embed, seed=wanted.seed)
     remarks += _fewer(chosen, pool, wanted)
-    made_from = {"places": [str(place) for place in places], "strategy": strategy, "budget": wanted.budget}
+    made_from = {"places": [named(place) for place in places], "strategy": strategy, "budget": wanted.budget}
     campaign.make(chosen, folder, made_from, wanted.sharing)
     return Queued(chosen, len(pool), remarks)
 
 
 def pooled(
-    places: Sequence[Path], known: Sequence[Candidate], done: Sequence[Candidate], index: str | None = None
+    places: Sequence[Place], known: Sequence[Candidate], done: Sequence[Candidate], index: str | None = None
 ) -> tuple[list[Candidate], list[str]]:
     """The candidates of these places, each question once, and remarks on those that aren't among them.
 

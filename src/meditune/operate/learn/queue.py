@@ -13,8 +13,6 @@ from meditune.operate.learn.distances import Array, Vectors, novelty
 from meditune.operate.learn.signals import FAMILIES, SIGNALS, TELLING, Embed, Family, Seen, novel, scattered
 
 SEED = 17
-UNLIKE = 0.5
-"""A question this far from all others is said to stand alone"""
 
 
 @dataclass(frozen=True)
@@ -97,9 +95,13 @@ def _reasons(signals: _Signals, pick: Pick, strategy: Strategy) -> dict[str, str
         return {"random": "chosen at random"}
     if strategy in FAMILIES and not found:
         found = {name: each.why for name, (family, each) in signals.items() if family == strategy and each.score > 0}
-    if pick.gap is not None and (pick.gap >= UNLIKE or not found):
-        found["unlike"] = f"unlike all that is known or chosen before it (nearest: cosine {1 - pick.gap:.2f})"
-    return found or {"first": "the first of its kind"}
+    if not found and pick.gap is not None:
+        found["unlike"] = (
+            "unlike the others"
+            if pick.gap >= 1
+            else f"unlike the others (nearest before it: cosine {1 - pick.gap:.2f})"
+        )
+    return found
 
 
 def _sentence_model(texts: Sequence[str]) -> Vectors:

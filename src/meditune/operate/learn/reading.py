@@ -15,11 +15,11 @@ from meditune.data.records import NO_CONTEXT, cell, group_of, passages, records
 from meditune.data.rejects import Rejects
 from meditune.data.tables import rows
 from meditune.errors import DataError
-from meditune.operate.drift.reading import SHADOW
 from meditune.operate.learn.candidate import Candidate, Word
 from meditune.phi.masking import mask
-from meditune.store.answers import Answers
-from meditune.store.base import FILE, Base
+from meditune.store.answers import SHADOW, Answers
+from meditune.store.base import FILE
+from meditune.store.opening import Place, exists, is_url, open_store
 
 ANSWERS = "answers"
 """The source of examples that were made of a store's answers"""
@@ -37,14 +37,15 @@ class Read:
     """Answers without a kept question, and rows without a question"""
 
 
-def read(place: Path, passage: Find = lambda _: None) -> Read:
-    """The candidates of a store (a folder, or its file) or of a file of rows.
+def read(place: Place, passage: Find = lambda _: None) -> Read:
+    """The candidates of a store (a folder, its file, or a database's URL) or of a file of rows.
 
     `passage` finds the passages that a stored answer rests on. Raises DataError where there is neither, or nothing
     that can be asked; StoreError where the store is locked or damaged.
     """
-    if place.name == FILE or (place.is_dir() and (place / FILE).is_file()):
-        return _stored(place.parent if place.name == FILE else place, passage)
+    if exists(place):
+        return _stored(place, passage)
+    place = Path(place)
     if place.is_dir():
         data = next((each for each in (place / "data" / "train.jsonl", place / "train.jsonl") if each.is_file()), None)
         if data is None:
@@ -55,9 +56,15 @@ def read(place: Path, passage: Find = lambda _: None) -> Read:
     return _rows(place)
 
 
-def _stored(folder: Path, passage: Find) -> Read:
+def named(place: Place) -> str:
+    """A place as it may be written down: a database's without its password."""
+    return open_store(place).place if is_url(place) else str(place)
+
+
+def _stored(place: Place, passage: Find) -> Read:
     given, without = [], 0
-    for row in Answers(Base(folder)).exported():
+    base = open_store(place)
+    for row in Answers(base).exported():
         # What isn't about health, and urgent help, is answered by rules: nothing of it is there to learn.
         if row["outcome"] in ("escalated", "declined") or row["route"] == SHADOW:
             continue
@@ -71,7 +78,7 @@ def _stored(folder: Path, passage: Find) -> Read:
             if without
             else "no answers yet."
         )
-        raise DataError(f"{folder / FILE}: {why}")
+        raise DataError(f"{base.place}: {why}")
     return Read(given, without)
 
 
@@ -90,7 +97,8 @@ def _answer(row: Mapping[str, Any], passage: Find) -> Candidate:
             source=ANSWERS,
             question=mask(row["question"]),
             context=tuple(found),
-            answer=mask(row["answer"] or ""),
+            # What an abstention says is ours: nothing of it is to be learnt.
+            answer=mask(row["answer"] or "") if row["outcome"] == "answered" else "",
             decision=decision,
             group=group_of("", row["question"]),
             meta={"model": row["model"], "index": row["index_content"], "when": when},

@@ -1,6 +1,6 @@
 """Why an answer is worth an expert's time: what each signal sees in a candidate, as a score and in words.
 
-The signals are in families: uncertainty (Lewis and Gale 1994, arXiv:cmp-lg/9407020), disagreement (vote entropy: Dagan
+The signals are in families: uncertainty (the margin: Scheffer et al. 2001), disagreement (vote entropy: Dagan
 and Engelson 1995; divergence from the mean: McCallum and Nigam 1998), feedback, novelty. Diversity is no signal of one
 candidate: it is how far it is from those that are chosen before it (`choosing.py`).
 """
@@ -14,8 +14,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from meditune.data.example import DECISIONS
-from meditune.operate.learn.candidate import Candidate, Chances
+from meditune.operate.learn.candidate import Candidate
 from meditune.operate.learn.distances import Vectors
 
 Family = Literal["uncertainty", "disagreement", "feedback", "novelty"]
@@ -37,12 +36,14 @@ class Seen:
 
 
 def unsure(candidate: Candidate) -> Seen | None:
-    """The entropy of the decision's probabilities, as a share of the greatest that is possible."""
+    """How near the two likeliest decisions are to each other: one less their difference."""
     if not candidate.opinions:
         return None
     name, chances = next(iter(candidate.opinions.items()))
-    told = ", ".join(f"{each} {chances[each]:.0%}" for each in sorted(DECISIONS, key=lambda each: -chances[each]))
-    return Seen(entropy(chances), f"its decision is unsure ({name}: {told})")
+    likeliest = sorted(chances, key=lambda each: -chances[each])
+    told = ", ".join(f"{each} {chances[each]:.0%}" for each in likeliest[:3])
+    margin = chances[likeliest[0]] - chances[likeliest[1]]
+    return Seen(1 - margin, f"its decision is unsure ({name}: {told})")
 
 
 def unsupported(candidate: Candidate) -> Seen | None:
@@ -63,11 +64,12 @@ def disagreeing(candidate: Candidate) -> Seen | None:
     """Decisions of several models: the entropy of their votes, or how far their probabilities are from the mean."""
     if len(candidate.opinions) < 2:
         return None
-    chances = np.array([[each[label] for label in DECISIONS] for each in candidate.opinions.values()])
-    votes = np.bincount(chances.argmax(axis=1), minlength=len(DECISIONS)) / len(chances)
-    most = log(min(len(chances), len(DECISIONS)))
+    labels = list(next(iter(candidate.opinions.values())))
+    chances = np.array([[each[label] for label in labels] for each in candidate.opinions.values()])
+    votes = np.bincount(chances.argmax(axis=1), minlength=len(labels)) / len(chances)
+    most = log(min(len(chances), len(labels)))
     apart = _entropy(chances.mean(axis=0)) - float(np.mean([_entropy(row) for row in chances]))
-    said = ", ".join(f"{name} {best(each)}" for name, each in candidate.opinions.items())
+    said = ", ".join(f"{name} {max(each, key=lambda label: each[label])}" for name, each in candidate.opinions.items())
     return Seen(min(1.0, max(_entropy(votes), apart) / most), f"decisions differ ({said})")
 
 
@@ -111,16 +113,6 @@ SIGNALS: Mapping[Family, Mapping[str, Callable[[Candidate], Seen | None]]] = {
     "novelty": {},
 }
 """Those that need nothing but the candidate"""
-
-
-def best(chances: Chances) -> str:
-    """The likeliest decision."""
-    return max(DECISIONS, key=lambda each: chances[each])
-
-
-def entropy(chances: Chances) -> float:
-    """0 to 1."""
-    return min(1.0, _entropy(np.array([chances[each] for each in DECISIONS])) / log(len(DECISIONS)))
 
 
 def _entropy(chances: np.ndarray) -> float:

@@ -42,21 +42,26 @@ def drift(config: Config, state: State) -> Done:
     from meditune.operate.drift import channels, evidence, outbox
     from meditune.operate.drift.alerts import Policy
     from meditune.operate.drift.checking import check
+    from meditune.operate.drift.monitor import Monitor
     from meditune.operate.drift.reading import Source
     from meditune.operate.drift.reference import load
+    from meditune.operate.drift.watching import outbox_of, state_of
 
     spec = config.drift
     assert spec is not None, "only what is named is run"
     if config.store is None:
         raise DataError("The drift stage needs `store`: where the server keeps its answers.")
-    place = drift_state(spec.reference)
-    source, policy = Source(config.store), Policy(least=spec.least)
-    found = check(source, load(spec.reference), place, policy, None, evidence.gather)
-    if spec.notify:
-        news = outbox.messages(found.monitor.all_alerts, None, "")
-        sent = outbox.Outbox(spec.reference.with_name(f"{spec.reference.name}.alerts.json"))
-        sent.send(news, channels.from_environment())
-    alerts = found.monitor.alerts()
+    place, reference = state_of(spec.reference), load(spec.reference)
+    if _is_held(place):
+        # The server watches by itself (meditune serve --drift), and tells those who are to know.
+        monitor, said = Monitor.load(place, reference) if place.is_file() else Monitor(reference), "the server watches"
+    else:
+        found = check(Source(config.store), reference, place, Policy(least=spec.least), None, evidence.gather)
+        monitor, said = found.monitor, f"{found.new:,} new requests"
+        if spec.notify:
+            news = outbox.messages(monitor.all_alerts, None, "")
+            outbox.Outbox(outbox_of(spec.reference)).send(news, channels.from_environment())
+    alerts = monitor.alerts()
     ids = [alert.id for alert in alerts]
     if set(ids) - set(state.alerts):
         hurried = {name for name in ("queue", "retrain") if (each := getattr(config, name)) and each.on_alert}
@@ -64,7 +69,7 @@ def drift(config: Config, state: State) -> Done:
     state.alerts = ids
     if alerts:
         return "alert", "; ".join(f"{alert.signal} ({alert.severity}): {alert.said}" for alert in alerts)
-    return "done", f"{found.new:,} new requests, no alert"
+    return "done", f"{said}, no alert"
 
 
 def canary(config: Config, _: State) -> Done:
@@ -111,7 +116,7 @@ def queue(config: Config, state: State) -> Done:
     folder = spec.folder / datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     state.waiting = [name for name in state.waiting if name != "queue"]
     try:
-        found = gather.queue([Path(config.store)], folder, wanted)
+        found = gather.queue([config.store], folder, wanted)
     except DataError as error:
         return "done", f"nothing to ask experts: {error}"
     return "done", f"{len(found.chosen):,} for experts: meditune annotate serve {folder}"
@@ -181,9 +186,15 @@ def promote(config: Config, _: State) -> Done:
     return "done", f"{trial.version} is served from now on"
 
 
-def drift_state(reference: Path) -> Path:
-    """Where `meditune drift check` keeps how far it got."""
-    return reference.with_name(f"{reference.name}.state")
+def _is_held(place: Path) -> bool:
+    """Whether somebody else goes on from this state at the moment."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(place.with_name(f".{place.name}.lock"), timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 BY_NAME = {

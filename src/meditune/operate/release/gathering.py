@@ -16,12 +16,11 @@ from meditune.data.own import read
 from meditune.data.rejects import Rejects
 from meditune.errors import DataError
 from meditune.files import read_jsonl, sha256, write_jsonl
-from meditune.operate.drift.reading import SHADOW
 from meditune.operate.learn import labelled, reading
 from meditune.operate.literature import pairs
 from meditune.prompts import decision_in
 from meditune.retrieve.index import Index
-from meditune.store.answers import Answers
+from meditune.store.answers import SHADOW, Answers
 from meditune.store.base import FILE
 from meditune.store.opening import exists, open_store
 

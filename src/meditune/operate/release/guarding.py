@@ -5,23 +5,26 @@ That questions change is no version's doing, so alerts about inputs take nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from meditune.errors import DataError
+from meditune.errors import DataError, MedituneError
 from meditune.files import read_jsonl
 from meditune.operate.drift import canaries
 from meditune.operate.drift.alerts import Alert
 from meditune.operate.drift.monitor import Monitor
 from meditune.operate.drift.reference import load
+from meditune.operate.drift.watching import state_of
 from meditune.registry.failing import Counts, is_failing
 from meditune.registry.registry import Registry
 from meditune.registry.state import State
 from meditune.store.answers import Answer, Answers
 from meditune.store.opening import Place, open_store
 
+log = logging.getLogger(__name__)
 LESS_IS_WORSE = {"support", "ratings", "calibration", "confidence"}
 """Signals of numbers that mustn't fall"""
 MORE_IS_WORSE = {"outcome": {"abstained"}, "ratings": {"down"}, "unanswerable": {"nothing found"}}
@@ -63,12 +66,39 @@ def guard(
     before = state.standing[-2] if len(state.standing) > 1 else None
     why = [
         *(_beside(by_version, state.current, before) if before else ()),
-        *(_alerts(reference, drift_state, answers, state) if reference else ()),
+        *(_against(_open_alerts(reference, drift_state), answers, state) if reference else ()),
         *(_canaries(canary, state) if canary else ()),
     ]
+    return _taken_back(registry, state, why)
+
+
+def on_drift(
+    folder: Path, store: Place, then: Callable[[Mapping[str, Any]], None]
+) -> Callable[[Mapping[str, Any]], None]:
+    """For a server that watches drift: rolls back by what each look found, and hands it on to `then`."""
+    registry, answers = Registry(folder), Answers(open_store(store))
+    names = [field.name for field in fields(Alert)]
+
+    def told(found: Mapping[str, Any]) -> None:
+        then(found)
+        alerts = [Alert(**{name: row[name] for name in names}) for row in found.get("alerts", ())]
+        try:
+            state = registry.state()
+            why = list(_against(alerts, answers, state)) if alerts and state.current else []
+            if why and len(state.standing) > 1:
+                looked = _taken_back(registry, state, why)
+                log.error("%s was taken back, %s is served: %s", looked.taken_back, looked.served, "; ".join(why))
+        except MedituneError as error:
+            log.error("Drift speaks against the version that is served, but it can't be taken back: %s", error)
+
+    return told
+
+
+def _taken_back(registry: Registry, state: State, why: list[str]) -> Looked:
+    assert state.current is not None, "the caller has looked"
     if not why:
         return Looked(None, state.current, [f"Nothing speaks against {state.current}."])
-    if before is None:
+    if len(state.standing) < 2:
         return Looked(None, state.current, [*why, "There is no version before it to go back to."])
     return Looked(state.current, registry.rollback("; ".join(why), of=state.current), why)
 
@@ -102,12 +132,15 @@ def _beside(by_version: dict[str, dict[str, Counts]], id: str, other: str) -> It
             )
 
 
-def _alerts(reference: Path, place: Path | None, answers: Answers | None, state: State) -> Iterator[str]:
-    """Open alerts that say that answers got worse, and that opened with an answer of the current version."""
-    place = place or reference.with_name(f"{reference.name}.state")
-    if not place.is_file():
-        return
-    for alert in Monitor.load(place, load(reference)).alerts():
+def _open_alerts(reference: Path, place: Path | None) -> list[Alert]:
+    """Of the last drift check."""
+    place = place or state_of(reference)
+    return Monitor.load(place, load(reference)).alerts() if place.is_file() else []
+
+
+def _against(alerts: Sequence[Alert], answers: Answers | None, state: State) -> Iterator[str]:
+    """Alerts that say that answers got worse, and that opened with an answer of the current version."""
+    for alert in alerts:
         opened = answers.get(alert.opened_id) if answers else None
         if says_worse(alert) and (opened is None or version_of(opened) == state.current):
             yield f"drift in {alert.signal} ({alert.severity}): {alert.said}"

@@ -260,6 +260,8 @@ def _followed(registry: Registry, made: Version, before: str, options: Options) 
     if not made.passed:
         return [f"{made.id} did not pass its gate: {before} stays."]
     why = f"passed its gate against {before}"
+    if registry.state().current != before:
+        return [f"{made.id} {why}, but {registry.state().current} is served by now, so {made.id} is only kept."]
     if options.then == "keep":
         return [f"{made.id} {why}. Serve it with: meditune registry promote {registry.folder} {made.id}"]
     if options.then == "promote":

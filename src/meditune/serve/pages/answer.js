@@ -67,7 +67,7 @@ export class Turn {
     if (answer.outcome !== "escalated") facts.push(answer.limits);
     const foot = el("div", { class: "foot" }, el("p", { class: "small" }, facts.join(" · ")));
     if (!answer.id) return foot;
-    const { box, form } = thumbs(answer.id, this.announce);
+    const { box, form } = thumbs(answer.id, this.announce, Boolean(answer.decision));
     foot.append(box);
     return el("div", {}, foot, form);
   }

@@ -10,9 +10,15 @@ const REASONS = [
   ["incomplete", "Something is missing"],
   ["unsafe", "It could do harm"],
 ];
+const DECISIONS = [
+  ["yes", "Yes"],
+  ["no", "No"],
+  ["maybe", "It is unclear"],
+];
 let count = 0;
 
-export function thumbs(id, announce) {
+// `decided` says whether the answer decided yes, no or maybe, which may be wrong, too.
+export function thumbs(id, announce, decided = false) {
   const box = el("div", { class: "thumbs", role: "group", "aria-label": "Was this answer good?" });
   const form = el("div", {});
   const buttons = Object.fromEntries(
@@ -25,26 +31,29 @@ export function thumbs(id, announce) {
 
   async function rate(rating) {
     for (const [name, button] of Object.entries(buttons)) button.setAttribute("aria-pressed", String(name === rating));
-    form.replaceChildren(...(rating === "down" ? [correction(id, form, announce)] : []));
+    form.replaceChildren(...(rating === "down" ? [correction(id, form, announce, decided)] : []));
     form.querySelector("input")?.focus();
     await told({ id, rating }, form, announce, rating === "up" ? "Thank you." : "");
   }
   return { box, form };
 }
 
-function correction(id, form, announce) {
+function correction(id, form, announce, decided) {
   const number = ++count;
   const reasons = REASONS.map(([value, label]) => el("label", {}, el("input", { type: "checkbox", name: "reason", value }), label));
   const text = el("textarea", { id: `better-${number}`, rows: 3, maxlength: 20000 });
   const send = async (event) => {
     event.preventDefault();
-    const chosen = [...event.target.querySelectorAll("input:checked")].map((each) => each.value);
-    await told({ id, rating: "down", reasons: chosen, correction: text.value }, form, announce, "Thank you. It was sent.", true);
+    const chosen = [...event.target.querySelectorAll("input[name=reason]:checked")].map((each) => each.value);
+    const right = event.target.querySelector("input[type=radio]:checked")?.value;
+    await told({ id, rating: "down", reasons: chosen, correction: text.value, ...(right ? { decision: right } : {}) }, form, announce, "Thank you. It was sent.", true);
   };
+  const choices = DECISIONS.map(([value, label]) => el("label", {}, el("input", { type: "radio", name: `right-${number}`, value }), label));
   return el(
     "form",
     { class: "correct", onsubmit: send },
     el("fieldset", {}, el("legend", {}, "What is wrong with it?"), ...reasons),
+    decided ? el("fieldset", {}, el("legend", {}, "What is right? (optional)"), ...choices) : null,
     el("label", { for: text.id }, "What should it say? (optional)"),
     text,
     el("p", { class: "small" }, "It is stored by whoever runs this server. Don't write who you are, or anything about a real patient."),

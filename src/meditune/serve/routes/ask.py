@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncGenerator
 from concurrent.futures import Executor
 from contextlib import aclosing, nullcontext
+from contextvars import copy_context
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -127,7 +128,8 @@ class _Asking:
                     count.prompt_tokens, count.tokens = used.get("prompt", 0), used.get("completion", 0)
                 loop.call_soon_threadsafe(came.put_nowait, each)
 
-        worker = loop.run_in_executor(threads, work)
+        # The thread goes on with the request's trace.
+        worker = loop.run_in_executor(threads, copy_context().run, work)
         worker.add_done_callback(lambda _: came.put_nowait(None))
         try:
             while (each := await came.get()) is not None:

@@ -96,6 +96,7 @@ class _Answer:
         self.service, self.body, self.job, self.caller, self.trace = service, body, job, caller, trace
         self.conversation, self.instead, self.ending = conversation, instead, ending
         self.id, self.created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
+        self.begun = time.monotonic()
 
     async def at_once(self) -> Response:
         """The whole answer."""
@@ -178,7 +179,14 @@ class _Answer:
 
     async def _keep(self, written: Written, text: str) -> None:
         question = self.body.messages[-1].turn().text
-        facts = {"prompt_tokens": written.prompt_tokens, "completion_tokens": written.tokens, "finish": written.finish}
+        facts: dict[str, Any] = {
+            "prompt_tokens": written.prompt_tokens,
+            "completion_tokens": written.tokens,
+            "finish": written.finish,
+        }
+        facts["timings"] = {"total": round(time.monotonic() - self.begun, 4)} | {
+            name: self.trace.facts[name] for name in ("first_token",) if name in self.trace.facts
+        }
         outcome = self.instead.outcome if self.instead else "answered"
         await keep(self.service, self.caller, self.id, "chat", question, text, outcome, facts)
         if not self.instead:

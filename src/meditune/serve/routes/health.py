@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from meditune.engines.apart import ApartEngine
 from meditune.serve.access import Caller, allowed
 from meditune.serve.errors import ApiError
 from meditune.serve.routes.documented import errors
@@ -21,9 +22,12 @@ class Health(Told):
     status: Literal["ok"] = "ok"
 
 
-@router.get("/healthz", responses=errors(), summary="Is the process alive?")
-async def healthz() -> Health:
-    """Always the same, as long as there is anyone to say it."""
+@router.get("/healthz", responses=errors(503), summary="Is the server alive?")
+async def healthz(request: Request) -> Health:
+    """503 where its engine's process is no more: start the server again."""
+    engine = request.app.state.service.engine
+    if isinstance(engine, ApartEngine) and engine.ended:
+        raise ApiError(503, "The engine's process has ended.", "engine_ended")
     return Health()
 
 

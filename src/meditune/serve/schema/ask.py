@@ -49,6 +49,7 @@ class FeedbackBody(Body):
     reasons: list[Annotated[str, Field(min_length=1, max_length=100)]] = Field([], max_length=10)
     comment: str = Field("", max_length=LONGEST_COMMENT)
     correction: str = Field("", max_length=LONGEST_COMMENT, description="The answer that should have been given.")
+    decision: Literal["yes", "no", "maybe"] | None = Field(None, description="What it should have decided.")
 
     @field_validator("reasons")
     @classmethod

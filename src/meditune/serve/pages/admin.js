@@ -1,0 +1,188 @@
+// The page for whoever runs the server: figures of the store, asked for again every half minute while somebody looks.
+
+import { chart, meter, percent, plain } from "./charts.js";
+import { $, closable, el, open, plural, safe } from "./dom.js";
+
+const KEY = "meditune.key";
+const EVERY_MS = 30_000;
+let asked = 0;
+
+async function refresh() {
+  const hours = document.querySelector('input[name="hours"]:checked').value;
+  const mine = ++asked;
+  const key = sessionStorage.getItem(KEY);
+  let response;
+  try {
+    response = await fetch(`/v1/admin/status?hours=${hours}`, { headers: key ? { authorization: `Bearer ${key}` } : {} });
+  } catch {
+    return trouble("The server can't be reached. What stands here is of before.");
+  }
+  const told = await response.json().catch(() => ({}));
+  if (mine !== asked) return;
+  if (response.status === 401 || response.status === 403) {
+    trouble(response.status === 403 ? "This key may not look here: it lacks the scope admin." : (told.error?.message ?? "A key is needed."));
+    if (!$("key").open) open($("key"));
+    return;
+  }
+  if (!response.ok) return trouble(told.error?.message ?? "The server failed.");
+  $("trouble").hidden = true;
+  draw(told);
+  $("status").textContent = `Figures of ${clock(told.time)}`;
+}
+
+function draw(told) {
+  const open = new Set([...document.querySelectorAll("details[open]")].map((each) => each.closest("figure")?.querySelector("h3").textContent));
+  $("figures").replaceChildren(alerts(told), tiles(told), charts(told), servers(told), versions(told), drift(told), updates(told));
+  for (const each of document.querySelectorAll("figure details")) each.open = open.has(each.closest("figure").querySelector("h3").textContent);
+}
+
+function section(id, title, ...children) {
+  return el("section", { "aria-labelledby": `${id}-title`, id }, el("h2", { id: `${id}-title` }, title), ...children);
+}
+
+function alerts(told) {
+  const found = told.drift.flatMap((each) => [
+    ...(each.problem ? [note("Drift can't be checked", each.problem)] : []),
+    ...(each.unsent ?? []).map((said) => note("An alert couldn't be sent", said)),
+    ...(each.alerts ?? []).map(alert),
+  ]);
+  const lost = told.servers.filter((each) => !each.alive).map((each) => note("A server ended without a word", `${each.address || each.name}, last heard of ${clock(each.time)}.`));
+  const failed = told.updates.flatMap((each) => (each.failures ?? []).map((said) => note("An update failed", said)));
+  const every = [...found, ...lost, ...failed];
+  return section("alerts", every.length ? plural(every.length, "alert") : "No alerts", ...every);
+}
+
+function note(title, text) {
+  return el("div", { class: "card alert" }, el("h3", {}, title), el("p", {}, text));
+}
+
+function alert(each) {
+  const { examples = [], groups = [] } = each.evidence ?? {};
+  return el(
+    "div",
+    { class: "card alert" },
+    el("h3", {}, `${each.title} `, el("span", { class: "state bad" }, each.severity)),
+    el("p", {}, each.said),
+    el("p", { class: "small" }, `Since request ${plain(each.since)}${each.since_id ? ` (${each.since_id})` : ""}, seen at ${plain(each.opened)}. ${each.effect_name} ${each.effect.toFixed(2)}.`),
+    examples.length ? el("ul", {}, ...examples.slice(0, 5).map(question)) : null,
+    ...groups.flatMap((group) => [el("p", { class: "small" }, `New: ${plural(group.questions, "question")} (${percent(group.share)}) about ${group.name}`), el("ul", {}, ...group.examples.slice(0, 3).map(question))]),
+  );
+}
+
+function question(each) {
+  return el("li", {}, each.question ?? "(its text was not kept)", " ", el("code", { class: "small" }, each.id));
+}
+
+function tiles(told) {
+  const { answers, feedback } = told;
+  const of = (name) => (answers.count ? answers.outcomes[name] / answers.count : null);
+  const rated = feedback.up + feedback.down;
+  const cost = Object.values(told.this_server.cost).reduce((sum, each) => sum + each, 0);
+  const made = [
+    ["Answers", plain(answers.count), answers.complete ? `${plain(told.this_server.running)} running, ${plain(told.this_server.waiting)} waiting` : "the latest; there are more"],
+    ["Time of an answer", seconds(answers.seconds.p50), `95 %: ${seconds(answers.seconds.p95)}; first token ${seconds(answers.first_token.p50)}`],
+    ["Abstained", percent(of("abstained")), `${plain(answers.outcomes.declined)} declined`],
+    ["Escalated", plain(answers.outcomes.escalated), "answered with urgent help"],
+    ["Unsupported sentences", percent(answers.sentences ? answers.unsupported / answers.sentences : null), `${plain(answers.unsupported)} of ${plain(answers.sentences)}`],
+    ["Best passage", answers.retrieval.p50 === null ? "–" : answers.retrieval.p50.toFixed(2), `cosine; lowest tenth ${answers.retrieval.p10 === null ? "–" : answers.retrieval.p10.toFixed(2)}`],
+    ["Feedback", rated ? `${percent(feedback.up / rated)} up` : "–", `${plain(rated)} ratings, ${plain(feedback.corrections)} corrections, ${plain(feedback.experts)} by experts`],
+    ["Tokens", plain(answers.tokens.prompt + answers.tokens.completion), cost ? `this server has cost ${cost.toFixed(2)}` : `${plain(answers.tokens.completion)} of them written`],
+  ];
+  return section("now", "Answers", el("dl", { class: "tiles" }, ...made.map(([name, value, small]) => el("div", { class: "tile" }, el("dt", {}, name), el("dd", {}, value, el("div", { class: "small" }, small))))));
+}
+
+function charts(told) {
+  const parts = told.over_time;
+  const times = parts.map((each) => each.from);
+  const outcome = (name) => ({ name, values: parts.map((each) => each.outcomes[name]) });
+  const share = (over, under) => parts.map((each) => (under(each) ? over(each) / under(each) : null));
+  return section(
+    "time",
+    "Over time",
+    el(
+      "div",
+      { class: "charts" },
+      chart("Answers by outcome", ["answered", "abstained", "escalated", "declined"].map(outcome), times, { stacked: true }),
+      chart("Slowest twentieth begins at", [{ name: "95 %", values: parts.map((each) => each.p95) }], times, { unit: "seconds" }),
+      chart("Shares", [
+        { name: "abstained", values: share((each) => each.outcomes.abstained, (each) => each.count) },
+        { name: "unsupported sentences", values: share((each) => each.unsupported, (each) => each.sentences) },
+      ], times, { shown: percent }),
+      chart("Feedback", [{ name: "up", values: parts.map((each) => each.up) }, { name: "down", values: parts.map((each) => each.down) }], times, { stacked: true }),
+    ),
+  );
+}
+
+function servers(told) {
+  const rows = told.servers.map((each) => [link(each.address) ?? each.name, each.model, code(each.version), code(each.index), each.engine, clock(each.started), state(each.alive ? "alive" : "lost", each.alive)]);
+  return section("servers", "Servers", grid(["Address", "Model", "Version", "Index", "Engine", "Since", "State"], rows, "No server has told of itself yet."));
+}
+
+function versions(told) {
+  const rows = told.versions.map((each) => [each.model, code(each.index), plain(each.answers), clock(each.first), clock(each.last)]);
+  return section("versions", "Versions that answered", grid(["Model", "Index", "Answers", "First", "Last"], rows, "No answers in this time."));
+}
+
+function drift(told) {
+  if (!told.drift.length) return section("drift", "Drift", el("p", { class: "small" }, "Not watched. Fit a reference (meditune drift fit) and give it to the server: meditune serve RUN --drift REFERENCE"));
+  return section("drift", "Drift", ...told.drift.flatMap((each) => {
+    const rows = Object.entries(each.signals ?? {}).map(([name, row]) => ({ cells: [row.title, row.about, state(row.state, row.state === "open" ? false : undefined), el("span", {}, meter(row.share), ` ${percent(row.share)}`)], name: row.state }));
+    return [
+      el("p", { class: "small" }, `${plain(each.requests ?? 0)} requests since the reference ${each.reference}; looked at ${clock(each.time)}.`),
+      grid(["Signal", "About", "State", "Evidence"], rows, "Nothing was checked yet."),
+      ...(each.remarks ?? []).map((said) => el("p", { class: "small" }, said)),
+    ];
+  }));
+}
+
+function updates(told) {
+  const rows = told.updates.map((each) => [each.folder, clock(each.time), plain(each.library?.there), plain(each.retracted), plain(each.flagged), code(each.index)]);
+  return section("updates", "Last update of the literature", grid(["Library", "When", "Articles", "Retracted then", "Answers flagged", "Index"], rows, "None was noted: meditune update LIBRARY --store DIR"));
+}
+
+function grid(names, rows, none) {
+  if (!rows.length) return el("p", { class: "small" }, none);
+  const made = rows.map((row) => {
+    const { cells, name } = Array.isArray(row) ? { cells: row, name: null } : row;
+    return el("tr", { class: name }, ...cells.map((cell) => el("td", { class: "n" }, cell ?? "–")));
+  });
+  const head = el("tr", {}, ...names.map((name) => el("th", { scope: "col" }, name)));
+  return el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": names.join(", ") }, el("table", {}, el("thead", {}, head), el("tbody", {}, ...made)));
+}
+
+function state(text, good) {
+  return el("span", { class: `state${good === undefined ? "" : good ? " good" : " bad"}` }, text);
+}
+
+function code(text) {
+  return text ? el("code", {}, String(text).slice(0, 12)) : null;
+}
+
+function link(address) {
+  const url = safe(address);
+  return url ? el("a", { href: url, rel: "noopener noreferrer" }, url) : null;
+}
+
+function seconds(value) {
+  return value === null ? "–" : `${value.toFixed(value < 10 ? 2 : 0)} s`;
+}
+
+function clock(time) {
+  return time ? new Date(1000 * time).toLocaleString([], { dateStyle: "short", timeStyle: "short" }) : "–";
+}
+
+function trouble(text) {
+  $("trouble").textContent = text;
+  $("trouble").hidden = false;
+}
+
+$("key-form").addEventListener("submit", () => {
+  sessionStorage.setItem(KEY, $("key-text").value.trim());
+  $("key-text").value = "";
+  refresh();
+});
+closable($("key"));
+for (const each of document.querySelectorAll('input[name="hours"]')) each.addEventListener("change", refresh);
+setInterval(() => document.visibilityState === "visible" && !$("key").open && refresh(), EVERY_MS);
+await refresh();
+if (location.hash) document.querySelector(`#${CSS.escape(location.hash.slice(1))}`)?.scrollIntoView();

@@ -1,0 +1,128 @@
+"""An OpenVINO engine in a process of its own: it answers the same, holds nothing up, and its end is noticed."""
+
+import os
+import queue
+import shutil
+import signal
+import threading
+import time
+
+import pytest
+
+from meditune.engines.apart import ApartEngine
+from meditune.engines.engine import Job
+from meditune.engines.opening import open_engine
+from meditune.errors import EngineError, ModelError
+from meditune.export import checking, items
+from meditune.export.stage import export
+from tests import tiny
+from tests.engines.asking import ask, collect, text, together, tokens
+
+pytest.importorskip("openvino_genai")
+PROMPT = [20, 30, 40, 50, 60, 70]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tiny.save(tmp_path_factory.mktemp("apart"))
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, value in (
+            (checking, "ANSWERS", 1),
+            (items, "COUNT", 4),
+            (checking, "WRITTEN", 9.0),
+            (checking, "AGREEMENT", 0.0),
+            (checking, "WRITTEN_ITEMS", 1),
+        ):
+            patch.setattr(module, name, value)
+        patch.setenv("MEDITUNE_DATA", "/nowhere")
+        export(str(place), "openvino")
+    return place
+
+
+@pytest.fixture
+def engine(folder):
+    opened = open_engine(str(folder), "openvino", apart=True)
+    assert isinstance(opened, ApartEngine)
+    yield opened
+    opened.close()
+
+
+def test_it_says_what_the_engine_says_in_this_process(folder, engine):
+    jobs = [Job(PROMPT[:length], 12, logprobs=1) for length in range(1, 6)]
+    here = open_engine(str(folder), "openvino")
+    expected = [(tokens(pieces), text(pieces)) for pieces in together(here, jobs)]
+    scored = here.score(PROMPT, [[5, 6], [7]])
+    said = (here.name, here.context_tokens)
+    here.close()
+    assert [(tokens(pieces), text(pieces)) for pieces in together(engine, jobs)] == expected
+    assert [[one.token for one in each] for each in engine.score(PROMPT, [[5, 6], [7]])] == [[5, 6], [7]]
+    for one, other in zip(engine.score(PROMPT, [[5, 6]])[0], scored[0], strict=True):
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+    assert (engine.name, engine.context_tokens) == said
+
+
+def test_what_cannot_be_done_is_refused_at_once_and_who_cancels_gets_a_last_piece(engine):
+    with pytest.raises(ModelError, match="more than the"):
+        engine.start(Job([5] * 1000, 40), print)
+    with pytest.raises(ModelError, match="at least one token"):
+        engine.score([], [[5]])
+    pieces: queue.Queue = queue.Queue()
+    running = engine.start(Job(PROMPT, 900), pieces.put)
+    running.cancel()
+    assert collect(pieces)[-1].finish in {"cancelled", "stop", "length"}
+    assert engine.load().running == 0
+
+
+def test_this_process_goes_on_while_prompts_are_read(engine):
+    engine.opened()
+    longest, ended = 0.0, threading.Event()
+
+    def tick():
+        nonlocal longest
+        last = time.perf_counter()
+        while not ended.is_set():
+            time.sleep(0.001)
+            longest, last = max(longest, time.perf_counter() - last), time.perf_counter()
+
+    ticking = threading.Thread(target=tick)
+    ticking.start()
+    begun = time.perf_counter()
+    together(engine, [Job([number, *PROMPT * 150], 2) for number in range(2, 10)])
+    whole = time.perf_counter() - begun
+    ended.set()
+    ticking.join()
+    assert longest < max(0.3, whole / 2)
+
+
+def test_an_end_of_the_process_is_told_to_all_and_to_who_comes(engine):
+    engine.opened()
+    assert not engine.ended
+    pieces: queue.Queue = queue.Queue()
+    engine.start(Job(PROMPT, 1000), pieces.put)
+    pieces.get(timeout=60)
+    os.kill(engine._process.pid, signal.SIGKILL)
+    assert isinstance(collect(pieces)[-1].error, EngineError)
+    assert engine.ended
+    with pytest.raises(EngineError, match="ended by itself"):
+        engine.start(Job(PROMPT, 3), print)
+
+
+def test_ctrl_c_and_an_order_to_end_are_the_server_s_to_obey(engine):
+    engine.opened()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(engine._process.pid, number)
+    assert ask(engine, Job(PROMPT, 3))[-1].finish in {"stop", "length"}
+    engine.close()
+    assert engine._process.returncode == 0
+    with pytest.raises(EngineError, match="closed"):
+        engine.start(Job(PROMPT, 3), print)
+
+
+def test_a_folder_that_cannot_be_opened_is_said_when_it_is_waited_for(folder, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(folder / "export" / "openvino", broken)
+    (broken / "openvino_model.xml").write_text("<nothing/>")
+    opened = ApartEngine(broken)
+    with pytest.raises(ModelError, match="OpenVINO can't open"):
+        opened.opened()
+    opened.close()

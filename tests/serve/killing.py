@@ -1,0 +1,61 @@
+"""Servers to be killed: `python -m tests.serve.killing STORE` starts one for each line that it reads, and tells its id
+and port. Everything is imported once and each server is a fork of that, so that fifty take seconds, not minutes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from meditune.serve.access import Access
+from meditune.serve.app import app_for
+from meditune.serve.assistant import Assistant
+from meditune.serve.prompting import Prompts
+from meditune.serve.running import Place, listening, server_of
+from meditune.serve.service import Served, Service
+from meditune.serve.settings import Settings
+from meditune.store.answers import Answers
+from meditune.store.keys import Keys
+from meditune.store.opening import open_store
+from meditune.store.usage import Usage
+from tests.serve.saying import Saying
+
+
+def service(store: str) -> Service:
+    """A service whose model says always the same; all the rest is real."""
+    engine, settings, base = Saying("Rest helps most people."), Settings(feedback_per_minute=0), open_store(store)
+    return Service(
+        Served("saying", "v1", 1_700_000_000, "c0ffee"),
+        engine,
+        Prompts(engine.tokenizer, None, engine.context_tokens),
+        settings,
+        Access(settings, Keys(base), Usage(base)),
+        Answers(base),
+        Assistant(engine),
+    )
+
+
+def serve(store: str, told: int) -> None:
+    """Serve until killed."""
+    place = Place(port=0)
+    sock = listening(place)
+    server = server_of(service(store), place)
+    os.write(told, f"server {os.getpid()} {sock.getsockname()[1]}\n".encode())
+    server.run(sockets=[sock])
+
+
+def main() -> None:
+    """A server a line."""
+    store = sys.argv[1]
+    # What is imported late is there before the first fork, too.
+    app_for(service(store))
+    for _ in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            serve(store, 1)
+            os._exit(0)
+        os.waitpid(child, 0)
+
+
+if __name__ == "__main__":
+    main()

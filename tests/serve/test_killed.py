@@ -1,0 +1,104 @@
+"""Fifty real servers killed in the middle of their work: whatever a client was told of is in the store."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from meditune.store.answers import Answers
+from meditune.store.opening import open_store
+
+KILLS = 50
+CLIENTS = 3
+
+
+class Servers:
+    """Servers, one after the other, on the same store."""
+
+    def __init__(self, store):
+        root = Path(__file__).parents[2]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.serve.killing", store],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=root,
+            env=os.environ | {"PYTHONPATH": f"{root}/src:{root}"},
+        )
+
+    def start(self):
+        """The next one's id and port, once it listens."""
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        # Libraries print as they please while they are imported.
+        words = next(line.split() for line in self.process.stdout if line.startswith("server "))
+        return int(words[1]), int(words[2])
+
+    def end(self):
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+
+
+def said(port, path, body):
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=10) as response:
+        return json.loads(response.read())
+
+
+def ask_until_killed(port, known, name):
+    """Ask and judge; `known` gets what was answered: an id, and what was said of it once that was taken."""
+    number = 0
+    while True:
+        number += 1
+        comment = f"{name}-{number}"
+        try:
+            id = said(port, "v1/ask", {"question": f"Does rest help with a cold? {number}"})["id"]
+            known[id] = None
+            said(port, "v1/feedback", {"id": id, "rating": "down", "correction": comment})
+            known[id] = comment
+        except (OSError, ValueError):
+            return
+
+
+@pytest.mark.slow
+def test_what_was_told_is_there_after_fifty_kills(store):
+    servers, rng = Servers(store), random.Random(5)
+    known: dict[str, str | None] = {}
+    for kill in range(KILLS):
+        id, port = servers.start()
+        before = len(known)
+        clients = [
+            threading.Thread(target=ask_until_killed, args=(port, known, f"{kill}-{client}"))
+            for client in range(CLIENTS)
+        ]
+        for each in clients:
+            each.start()
+        until = time.monotonic() + 30
+        while len(known) == before and time.monotonic() < until:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.25))
+        os.kill(id, signal.SIGKILL)
+        for each in clients:
+            each.join()
+        assert len(known) > before, "the server answered nothing before it was killed"
+    servers.end()
+    kept = {each["id"]: each for each in Answers(open_store(store)).exported()}
+    assert len(known) >= KILLS
+    assert sum(comment is not None for comment in known.values()) >= KILLS / 2
+    for id, comment in known.items():
+        assert (kept[id]["model"], kept[id]["index_content"]) == ("saying v1", "c0ffee")
+        if comment is not None:
+            assert [each["correction"] for each in kept[id]["feedback"]] == [comment]
+    if store.startswith("/"):
+        with open_store(store).opened() as base:
+            assert base.execute("PRAGMA integrity_check").fetchone()[0] == "ok"

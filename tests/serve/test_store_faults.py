@@ -1,0 +1,144 @@
+"""A store that is locked, full or away while a server runs: named, survived, and nothing that was told is lost."""
+
+import os
+import resource
+import signal
+import sqlite3
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from meditune.errors import StoreError
+from meditune.serve.assistant import Assistant
+from meditune.serve.settings import Settings
+from meditune.store import base
+from meditune.store.answers import Answer, Answers, Feedback
+from meditune.store.base import FILE, Base
+from meditune.store.keys import Keys
+from tests.serve.saying import Saying
+from tests.serve.server import served
+
+URGENT = {"question": "My dad's mouth droops and he can't speak since ten minutes"}
+
+
+def locked(folder):
+    holder = sqlite3.connect(folder / FILE, isolation_level=None, check_same_thread=False)
+    holder.execute("BEGIN IMMEDIATE")
+    return holder
+
+
+def test_a_lock_is_waited_for_then_named_and_urgent_help_comes_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "BUSY_S", 1.5)
+    assistant = Assistant(Saying("Rest helps most people."))
+    with served(tmp_path, Settings(), assistant=assistant) as server, ThreadPoolExecutor() as pool:
+        id = server.chat().json["id"]
+        holder = locked(tmp_path)
+        waiting = pool.submit(server.chat)
+        time.sleep(0.3)
+        holder.execute("ROLLBACK")
+        # A lock that ends in time is nobody's business.
+        assert waiting.result().status == 200
+        holder.execute("BEGIN IMMEDIATE")
+        refused = pool.submit(server.chat)
+        said = pool.submit(server.ask, "/v1/feedback", {"id": id, "rating": "up"})
+        urgent = server.ask("/v1/ask", URGENT)
+        assert (urgent.status, urgent.json["outcome"]) == (200, "escalated")
+        for each in (refused.result(), said.result()):
+            assert (each.status, each.error()["code"]) == (503, "failed")
+        assert server.figure("meditune_store_failures_total") == 2
+        # Whoever looks after it can read what is there.
+        assert server.ask("/v1/admin/status").json["answers"]["count"] == 2
+        holder.execute("ROLLBACK")
+        holder.close()
+        assert server.chat().status == 200
+        assert server.ask("/v1/feedback", {"id": id, "rating": "up"}).status == 200
+    assert len(next(Answers(Base(tmp_path)).exported())["feedback"]) == 1
+
+
+def test_an_emergency_waits_for_nobody_who_waits_for_the_store(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "BUSY_S", 6.0)
+    assistant = Assistant(Saying("Rest helps most people."))
+    key = Keys(Base(tmp_path)).create("Ann")[1]
+    with served(tmp_path, Settings(keys_needed=True), assistant=assistant) as server, ThreadPoolExecutor(14) as pool:
+        holder = locked(tmp_path)
+        waiting = [pool.submit(server.chat, key=key) for _ in range(14)]
+        time.sleep(1.5)
+        begun = time.monotonic()
+        urgent = server.ask("/v1/ask", URGENT, key=key)
+        took = time.monotonic() - begun
+        assert urgent.json["outcome"] == "escalated"
+        assert took < 3.5, took
+        assert not any(each.done() for each in waiting)
+        holder.execute("ROLLBACK")
+        assert [each.result().status for each in waiting] == [200] * 14
+
+
+def fill_to_the_brim(folder):
+    """In a process of its own: keep answers until no file may grow any more; how many were told to be there."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    answers = Answers(Base(folder))
+    for number in range(10_000):
+        try:
+            answers.keep(Answer(f"a{number}", "k", "ask", "m", question=f"What helps? {number} " * 200))
+            answers.say(Feedback(f"a{number}", "k", "up"))
+        except StoreError as error:
+            if "disk" not in str(error):
+                raise
+            return number
+    raise AssertionError("the disk never was full")
+
+
+def test_a_full_disk_is_named_and_what_was_told_before_stays(tmp_path):
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.write(write, str(fill_to_the_brim(tmp_path)).encode())
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    os.close(write)
+    told = int(os.read(read, 20))
+    os.close(read)
+    # There is room again: the same store goes on.
+    answers = Answers(Base(tmp_path))
+    kept = {each["id"]: each["feedback"] for each in answers.exported()}
+    assert told > 10
+    assert all(len(kept[f"a{number}"]) == 1 for number in range(told))
+    answers.keep(Answer("later", "k", "ask", "m"))
+    with answers.base.opened() as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+
+
+def test_a_database_that_is_away_is_a_503_until_it_is_back(postgres):
+    pytest.importorskip("psycopg")
+    url = postgres.new()
+    assistant = Assistant(Saying("Rest helps most people."))
+    with served(url, assistant=assistant) as server:
+        id = server.chat().json["id"]
+        postgres.stop()
+        try:
+            reply = server.chat()
+            assert reply.status == 503
+            assert "127.0.0.1" not in reply.text
+            assert server.ask("/v1/ask", URGENT).json["outcome"] == "escalated"
+            assert server.ask("/healthz").status == 200
+        finally:
+            postgres.start()
+        assert server.chat().status == 200
+        assert server.ask("/v1/feedback", {"id": id, "rating": "up"}).status == 200
+        assert server.ask("/v1/feedback", {"id": "ask-none", "rating": "up"}).status == 404
+
+
+def test_the_clock_may_jump_between_answers(tmp_path, monkeypatch):
+    with served(tmp_path) as server:
+        for jump in (0.0, -9e8, 9e8, 0.0):
+            monkeypatch.setattr(time, "time", lambda by=jump: 1.9e9 + by)
+            id = server.chat().json["id"]
+            assert server.ask("/v1/feedback", {"id": id, "rating": "up"}).status == 200
+            assert server.ask("/v1/admin/status").status == 200
+    assert [len(each["feedback"]) for each in Answers(Base(tmp_path)).exported()] == [1] * 4
