@@ -54,7 +54,7 @@ def test_it_trains_tries_and_promotes_when_each_is_due(config: Path, tmp_path: P
     done = meditune("loop", config, "--once")
     assert done.code == 0, done
     assert "guard: Nothing speaks against v0001." in done.out
-    assert "retrain: there is nothing to learn from yet" in done.out
+    assert "retrain: 0 of 0 rows are new, and 5 are wanted" in done.out
     assert "promote: no canary is out" in done.out
     assert meditune("loop", config, "--once").out == ""
     jsonl(tmp_path / "labels.jsonl", rows(40))
