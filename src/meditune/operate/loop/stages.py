@@ -137,7 +137,7 @@ def retrain(config: Config, state: State) -> Done:
     assert spec is not None, "only what is named is run"
     if Registry(config.registry).state().trial:
         return "done", "a version is being tried, so the next one waits"
-    store = config.store if spec.trust else None
+    store = config.store
     labels = tuple(path for path in spec.labels if path.is_file())
     asked = tuple(queues(config.queue.folder)) if config.queue else ()
     literature = tuple(path for path in spec.literature if path.exists())
