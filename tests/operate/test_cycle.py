@@ -18,7 +18,7 @@ from meditune.operate.loop import running
 from meditune.operate.loop.config import load
 from meditune.registry.registry import Registry
 from meditune.serve.settings import Settings
-from tests.commands import bench, meditune
+from tests.commands import bench, jsonl, meditune
 from tests.operate.learn.material import judge
 from tests.registry.runs import finished
 from tests.serve.server import Running
@@ -114,7 +114,11 @@ def test_a_whole_cycle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert new["figures"]["after"]["perplexity"] < new["figures"]["before"]["perplexity"]
             assert asked(server, [drifted(1000)])[0]["versions"]["model"].startswith("v0002-")
 
-            rated(server, asked(server, [drifted(2000 + number) for number in range(40)]), "down")
+            # It gets something wrong that no version may.
+            known = {"id": "chest", "question": usual(4000), "contains": ["see somebody today"], "critical": True}
+            canary = f"{{questions: canaries.jsonl, results: results.jsonl, url: '{server.address}', every: 1s}}"
+            jsonl(tmp_path / "canaries.jsonl", [known])
+            config.write_text(f"{config.read_text()}canary: {canary}\n")
             aged(config, 3600)
             taken_back = meditune("loop", config, "--once")
             assert "guard: ALERT: v0002 was taken back, v0001 is served" in taken_back.out, taken_back

@@ -24,7 +24,7 @@ from meditune.operate.drift.watching import state_of
 from meditune.registry.failing import Counts, is_worse
 from meditune.registry.registry import Registry
 from meditune.registry.state import State, Trial
-from meditune.store.answers import Answers
+from meditune.store.answers import Answer, Answers
 from meditune.store.opening import Place, open_store
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def counted(answers: Answers, since: float = 0.0) -> dict[str, dict[str, Counts]
     for row in answers.exported():
         if row["time"] < since:
             continue
-        version = version_of(row["model"])
+        version = _named(row["model"])
         counts = found.setdefault(version, {"rated down": Counts(), "abstained": Counts()})
         if row["outcome"] in ("answered", "abstained"):
             counts["abstained"].add(row["outcome"] == "abstained")
@@ -137,8 +137,12 @@ def counted(answers: Answers, since: float = 0.0) -> dict[str, dict[str, Counts]
     return found
 
 
-def version_of(model: str) -> str:
-    """The id of the version in the name of a kept answer's model; empty where no registry was served."""
+def version_of(answer: Answer) -> str:
+    """The id of the version that gave an answer; empty where no registry was served."""
+    return _named(answer.model)
+
+
+def _named(model: str) -> str:
     words = model.rpartition(" ")[2].partition("-")
     return words[0] if words[1] else ""
 
@@ -163,7 +167,7 @@ def _against(alerts: Sequence[Alert], answers: Answers, state: State) -> Iterato
     """Alerts that say that answers got worse, and that opened with an answer of the current version."""
     for alert in alerts:
         opened = answers.get(alert.opened_id)
-        if opened and says_worse(alert) and version_of(opened.model) == state.current:
+        if opened and says_worse(alert) and version_of(opened) == state.current:
             yield f"drift in {alert.signal} ({alert.severity}): {alert.said}"
 
 
