@@ -107,9 +107,11 @@ def _answers(store: str | None) -> Answers | None:
 def _corrections(
     answers: Answers, trust: Sequence[str], index: Index | None, left_out: Counter[str]
 ) -> Iterator[dict[str, Any]]:
-    """Each answer's latest correction by somebody trusted, as its question's answer."""
+    """What somebody trusted said of each answer that is right, as its question's answer: an expert before others, then
+    the latest. Who named only the decision has corrected only that.
+    """
     for row in answers.exported():
-        said = [each for each in row["feedback"] if each["correction"].strip()]
+        said = [each for each in row["feedback"] if each["correction"].strip() or each["decision"]]
         if not said or row["route"] == SHADOW:
             continue
         trusted = [each for each in said if EVERYBODY in trust or each["who"] in trust]
@@ -118,20 +120,21 @@ def _corrections(
         elif not row["question"]:
             left_out["corrections of answers whose question wasn't kept (meditune serve --keep-text)"] += 1
         else:
-            correction = max(trusted, key=lambda each: each["time"])["correction"].strip()
+            best = max(trusted, key=lambda each: (each["expert"], each["time"]))
+            correction = best["correction"].strip()
             yield {
                 "id": f"feedback-{row['id']}",
                 "question": row["question"],
                 "context": _context(index, row["facts"].get("passages") or []),
                 "answer": correction,
-                "decision": _decision(correction),
+                "decision": best["decision"] or _decision(correction),
                 "meta": {"kind": "feedback", "model": row["model"], "index": row["index_content"]},
             }
 
 
 def _decision(correction: str) -> str | None:
     """What a correction that begins with yes, no or maybe decides."""
-    first = correction.split(maxsplit=1)[0]
+    first = (correction.split(maxsplit=1) or [""])[0]
     return decision_in(first) if len(first.strip(",.;:!-–—").split("-")) == 1 else None
 
 
