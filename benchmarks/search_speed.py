@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -29,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+import retrieval_set
 
 DIMENSION = 384
 WORDS = 30_000
@@ -45,6 +48,7 @@ def main() -> None:
     parser.add_argument("--sides", nargs="*", default=list(SIDES), choices=SIDES)
     parser.add_argument("--at", type=Path, help="where Meditune's and LanceDB's tables are kept")
     parser.add_argument("--index", help="an index that is there already")
+    parser.add_argument("--messages", action="store_true", help="... asked with LiveQA's messages, not with titles")
     parser.add_argument("--embed", type=int, help="so many passages, by each form of the embedding model")
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -239,8 +243,13 @@ def existing(options: argparse.Namespace) -> None:
     from meditune.retrieve.index import Index
 
     index = Index.open(options.index)
-    rows = index.search("treatment", options.queries).hits
-    asked = [hit.passage.title for hit in rows] * (options.queries // max(len(rows), 1) + 1)
+    if options.messages:
+        some = [
+            question.wording for question in retrieval_set.liveqa_medquad(Path(os.environ["MEDITUNE_DATA"])).questions
+        ]
+    else:
+        some = [hit.passage.title for hit in index.search("treatment", options.queries).hits]
+    asked = some * (options.queries // max(len(some), 1) + 1)
     for embedded in (False, True):
         done = timed(
             (lambda n: index.search(asked[n], 10)) if embedded else (lambda n: index.embedder.embed([asked[n]])),

@@ -2,13 +2,14 @@
 
     python benchmarks/serving.py runs/quickstart --minutes 10
     python benchmarks/serving.py runs/quickstart --minutes 10 --rude       ... with slow and half-open clients beside it
-    python benchmarks/serving.py runs/quickstart --cold                    seconds from start to first answer, memory
+    python benchmarks/serving.py runs/quickstart --minutes 0 --kill        killed under load, and started again
 
 The server is a process of its own. Its capacity is measured first, by as many users as it answers at once, each with a
 next question when the last is answered. Then questions come by chance (Poisson), twice as many in a second, whether
 or not earlier ones were answered. Each has a passage of its own and some 450 tokens. Reported are answers a second,
-refusals (429), the waiting of those who were admitted, and the server's memory, threads and open files over time; `CPU
-seconds an answer` is the server's processor time, which other programs disturb least.
+refusals (429), the waiting of those who were admitted, and the server's memory (of all its processes, what they share
+counted once), threads and open files over time; `CPU seconds an answer` is the server's processor time, which other
+programs disturb least.
 """
 
 from __future__ import annotations
@@ -19,9 +20,8 @@ import json
 import random
 import re
 import statistics
-import subprocess
-import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -30,6 +30,9 @@ from typing import Any
 
 import httpx2
 import psutil
+
+import servers
+from servers import Served
 
 TEXT = (
     "patients trial dose placebo pain blood pressure heart kidney liver treatment weeks group risk "
@@ -66,45 +69,32 @@ def main() -> None:
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--index")
     parser.add_argument("--rude", action="store_true")
-    parser.add_argument("--cold", action="store_true")
+    parser.add_argument("--kill", action="store_true", help="kill it under load afterwards, and start it again")
     options = parser.parse_args()
+    words = ["--at-once", options.at_once, "--waiting", options.waiting, "--engine", options.engine]
+    words += ["--index", options.index] if options.index else []
     with tempfile.TemporaryDirectory() as store:
-        words = ["--at-once", options.at_once, "--waiting", options.waiting, "--engine", options.engine]
-        words += ["--index", options.index] if options.index else []
-        command = [sys.executable, "-m", "meditune", "serve", options.model, "--port", "0", "--store", store]
-        with Path(store, "log").open("w", encoding="utf-8") as log:
-            begun = time.monotonic()
-            process = subprocess.Popen([*command, *map(str, words)], stdout=subprocess.PIPE, stderr=log, text=True)
-            try:
-                assert process.stdout is not None
-                line = process.stdout.readline()
-                found = re.search(r"http://\S+/", line)
-                assert found, line or "the server didn't start"
-                ready = time.monotonic() - begun
-                asyncio.run(measured(options, process, found[0], begun, ready))
-            finally:
-                process.terminate()
-                process.wait(timeout=120)
-        print(f"ended with code {process.returncode}")
+        with servers.meditune(options.model, *words, store=Path(store)) as server:
+            asyncio.run(measured(options, server))
+        if options.kill:
+            killed(options.model, words, Path(store))
 
 
-async def measured(options: Any, process: subprocess.Popen[str], address: str, begun: float, ready: float) -> None:
-    """Cold start, capacity, overload."""
+async def measured(options: Any, server: Served) -> None:
+    """Capacity, overload."""
     limits = httpx2.Limits(max_connections=400, max_keepalive_connections=100)
-    async with httpx2.AsyncClient(base_url=address, timeout=300, limits=limits) as client:
-        name = (await client.get("v1/models")).json()["data"][0]["id"]
-        ask = Asking(client, name, options)
-        seen = Seen()
-        await ask.one(seen)
-        server = psutil.Process(process.pid)
+    async with httpx2.AsyncClient(base_url=server.address, timeout=300, limits=limits) as client:
         print(
-            f"start to listening {ready:.1f} s, to first answer {time.monotonic() - begun:.1f} s, processor "
-            f"{cpu(server):.1f} s, memory {memory(server):.0f} MB"
+            f"start to listening {server.ready_s:.1f} s, processor {server.cpu():.1f} s, "
+            f"memory {server.memory():.0f} MB"
         )
-        if options.cold:
+        ask = Asking(client, server.model, options)
+        await ask.one(Seen())
+        print(f"after the first answer: memory {server.memory():.0f} MB")
+        if not options.minutes:
             return
         rate = await capacity(ask, options.at_once, server)
-        rude = asyncio.ensure_future(rudeness(address)) if options.rude else None
+        rude = asyncio.ensure_future(rudeness(server.address)) if options.rude else None
         await overload(ask, server, rate * options.times, options.minutes * 60)
         if rude:
             rude.cancel()
@@ -147,9 +137,9 @@ class Asking:
             seen.retry_after.append(int(reply.headers.get("retry-after", 0)))
 
 
-async def capacity(ask: Asking, users: int, server: psutil.Process) -> float:
+async def capacity(ask: Asking, users: int, server: Served) -> float:
     """Answers a second with so many users who wait for each answer."""
-    seen, until, used = Seen(), time.monotonic() + 60, cpu(server)
+    seen, until, used = Seen(), time.monotonic() + 60, server.cpu()
 
     async def user() -> None:
         while time.monotonic() < until:
@@ -161,23 +151,23 @@ async def capacity(ask: Asking, users: int, server: psutil.Process) -> float:
     rate = len(seen.seconds) / seconds
     print(
         f"capacity with {users} users: {rate:.2f} answers/s, {seen.tokens / seconds:.0f} tokens/s, first token p50 "
-        f"{statistics.median(seen.first):.2f} s, CPU seconds an answer {(cpu(server) - used) / len(seen.seconds):.2f}, "
-        f"{dict(seen.statuses)}"
+        f"{statistics.median(seen.first):.2f} s, "
+        f"CPU seconds an answer {(server.cpu() - used) / len(seen.seconds):.2f}, {dict(seen.statuses)}"
     )
     return rate
 
 
-async def overload(ask: Asking, server: psutil.Process, rate: float, seconds: float) -> None:
+async def overload(ask: Asking, server: Served, rate: float, seconds: float) -> None:
     """Questions by chance at this rate, while memory is looked at."""
     seen, asked = Seen(), set()
-    begun, looked, used = time.monotonic(), 0.0, cpu(server)
+    begun, looked, used = time.monotonic(), 0.0, server.cpu()
     sizes: list[tuple[float, int, int]] = []
     chance = random.Random(18)
     coming = begun
     while (now := time.monotonic()) < begun + seconds:
         if now - looked > SAMPLE_S:
             looked = now
-            sizes.append((memory(server), server.num_threads(), server.num_fds()))
+            sizes.append((server.memory(), server.process.num_threads(), server.process.num_fds()))
         if now >= coming:
             coming += chance.expovariate(rate)
             task = asyncio.ensure_future(ask.one(seen))
@@ -191,7 +181,7 @@ async def overload(ask: Asking, server: psutil.Process, rate: float, seconds: fl
     print(f"{rate:.2f} questions/s for {seconds / 60:.1f} minutes: {dict(seen.statuses)}")
     print(
         f"  answers/s {len(seen.seconds) / took:.2f}, CPU seconds an answer "
-        f"{(cpu(server) - used) / max(1, len(seen.seconds)):.2f}"
+        f"{(server.cpu() - used) / max(1, len(seen.seconds)):.2f}"
     )
     print(f"  admitted: {spread(seen.seconds)}; first token {spread(seen.first)}")
     if seen.refused_s:
@@ -249,15 +239,35 @@ def spread(values: list[float]) -> str:
     return f"p50 {ranked[len(ranked) // 2]:.2f} s, p99 {ranked[int(len(ranked) * 0.99)]:.2f} s, most {ranked[-1]:.2f} s"
 
 
-def memory(process: psutil.Process) -> float:
-    """Resident, MB."""
-    return float(process.memory_info().rss) / 1e6
+def killed(model: str, words: list[Any], store: Path) -> None:
+    """The server is killed while it answers; what was told is kept, and it starts again on the same store."""
+    told: list[str] = []
+    with servers.meditune(model, *words, store=store) as server:
 
+        def ask() -> None:
+            body = {"model": server.model, "messages": [{"role": "user", "content": "Does it help?"}], "max_tokens": 8}
+            try:
+                while True:
+                    told.append(httpx2.post(f"{server.address}v1/chat/completions", json=body, timeout=60).json()["id"])
+            except httpx2.HTTPError:
+                return
 
-def cpu(process: psutil.Process) -> float:
-    """Seconds of the processor so far."""
-    times = process.cpu_times()
-    return float(times.user + times.system)
+        people = [threading.Thread(target=ask) for _ in range(8)]
+        for each in people:
+            each.start()
+        while len(told) < 20:
+            time.sleep(0.05)
+        engines = server.process.children(recursive=True)
+        server.process.kill()
+        for each in people:
+            each.join()
+    _, left = psutil.wait_procs(engines, timeout=10)
+    with servers.meditune(model, *words, store=store) as server:
+        rated = [httpx2.post(f"{server.address}v1/feedback", json={"id": id, "rating": "up"}) for id in told]
+        print(
+            f"killed after {len(told)} answers: {sum(reply.is_success for reply in rated)} of them are kept, "
+            f"{len(left)} of its processes are left, it listens again after {server.ready_s:.1f} s"
+        )
 
 
 if __name__ == "__main__":

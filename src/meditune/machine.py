@@ -60,7 +60,7 @@ def _words(path: Path) -> list[str]:
 def few_heaps() -> None:
     """Let glibc keep two heaps (mallopt(3), M_ARENA_MAX); elsewhere nothing happens.
 
-    With one for each thread, what is free in one is wanted in another, and a server grows for as long as it is asked.
+    With one for each thread, what is free in one is wanted in another, and a process holds more than it uses.
     """
     _glibc("mallopt", M_ARENA_MAX, 2)
 

@@ -128,7 +128,7 @@ def retrain(
     ] = None,
     trust: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY|all", help="A key's id whose corrections count; all: anybody's. Repeatable."),
+        typer.Option(metavar="KEY|all", help="A key's id whose corrections count beside experts'; all: anybody's."),
     ] = None,
     labels: Annotated[
         list[Path] | None,

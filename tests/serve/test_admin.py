@@ -33,9 +33,11 @@ def test_a_server_tells_of_itself_and_leaves_no_trace_at_its_end(tmp_path):
     from meditune.store.notes import Notes
 
     notes = Notes(open_store(tmp_path))
-    with served(tmp_path) as server:
+    notes.put("server/killed", {"address": "http://127.0.0.1:8000/"})
+    with served(tmp_path, address="http://127.0.0.1:8000/") as server:
         assert server.chat().status == 200
         (note,) = notes.all("server")
+        assert "killed" not in note.name
         assert (note.facts["model"], note.facts["version"]) == ("tiny", "v1")
         assert server.ask("/v1/admin/status").json["answers"]["seconds"]["p50"] > 0
     assert notes.all("server") == []
@@ -67,7 +69,9 @@ def test_the_page_shows_them_to_everyone_and_runs_nothing_that_it_shows(browser,
                 page.get_by_text("it lacks the scope admin").wait_for()
         page.get_by_role("heading", name="3 alerts").wait_for()
         assert not page.locator("#trouble").is_visible()
-        assert MARKUP in page.locator("#alerts").inner_text()
+        page.get_by_text("Questions that show it").click()
+        assert MARKUP in page.locator("#alerts li").inner_text()
+        assert MARKUP in page.locator("#drift").inner_text()
         assert page.title() == "Meditune: operation"
         shown = page.locator("#now").inner_text()
         assert "400" in shown

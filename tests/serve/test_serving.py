@@ -22,6 +22,7 @@ from meditune.store.base import Base
 from meditune.store.keys import Keys
 from tests import tiny
 from tests.commands import meditune
+from tests.serve.server import served
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +175,10 @@ def test_beyond_this_machine_nobody_gets_in_before_there_is_a_key(tmp_path):
     assert settings.keys_needed
     assert "meditune keys create NAME" in lockout(settings, keys)
     assert not safe(Settings(), everywhere, keys, open_to_all=True).keys_needed
+    with served(tmp_path / "open", safe(Settings(), everywhere, keys, open_to_all=True)) as server:
+        assert server.chat().status == 200
+        for closed in ("/v1/admin/status", "/metrics"):
+            assert server.ask(closed).error()["code"] == "missing_scope"
     here = safe(Settings(), Place(), keys, open_to_all=False)
     assert not here.keys_needed
     assert "127.0.0.1" in here.hosts
@@ -181,3 +186,31 @@ def test_beyond_this_machine_nobody_gets_in_before_there_is_a_key(tmp_path):
     assert lockout(settings, keys) == ""
     for place in (everywhere, Place()):
         assert safe(Settings(), place, keys, open_to_all=True).keys_needed
+
+
+def test_drift_is_watched_beside_the_server_and_kept_at_its_end(model, tmp_path):
+    from meditune.operate.drift import checking, reference
+    from meditune.operate.drift.reading import Source
+    from meditune.store.overview import overview
+    from tests.operate.drift.streams import requests, write_facts
+
+    good = write_facts(tmp_path / "good.jsonl", requests(300, 1))
+    made = tmp_path / "reference"
+    reference.save(checking.fitted(Source(good), None, None, 17), made)
+    options = ("--drift", made, "--drift-every", 1, "--price", "1,2", "--hourly", 3)
+    with started(model, tmp_path / "store", *options) as (process, address):
+        chat(address)
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            (*_, found) = overview(Base(tmp_path / "store"))["drift"] or [{}]
+            if found.get("requests"):
+                break
+            time.sleep(0.2)
+        assert (found["problem"], found["requests"]) == ("", 1)
+        with urllib.request.urlopen(f"{address}metrics", timeout=10) as response:
+            assert "meditune_drift_checked 1.0" in response.read().decode()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+    assert made.with_name("reference.state").exists()
+    refused = meditune("serve", model, "--price", "dear", "--store", tmp_path / "store")
+    assert "--price dear: write two numbers" in refused.err

@@ -44,6 +44,13 @@ class Cluster:
         words = ("-D", f"{self.folder}/data", "-o", options, "-l", f"{self.folder}/log", "-w", "start")
         self.run(str(self.bin / "pg_ctl"), *words)
 
+    def end_with(self, process: int) -> None:
+        """End when a process does, even if it is killed."""
+        stop = f"{self.bin}/pg_ctl -D {self.folder}/data -m immediate stop; rm -rf {self.folder}"
+        watch = f"while ps -p {process} > /dev/null; do sleep 2; done; test ! -d {self.folder} || ({stop})"
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": "/", "start_new_session": True}
+        subprocess.Popen(["sh", "-c", watch], **quiet, **self.as_user)
+
     def stop(self) -> None:
         self.run(str(self.bin / "pg_ctl"), "-D", f"{self.folder}/data", "-m", "immediate", "stop")
 
@@ -71,6 +78,7 @@ def cluster() -> Iterator[Cluster]:
             shutil.chown(folder, "nobody")
         made.run(str(made.bin / "initdb"), "-D", f"{folder}/data", "-U", "meditune", "-A", "trust", "--no-sync")
         made.start()
+        made.end_with(os.getpid())
         yield made
         made.stop()
     finally:

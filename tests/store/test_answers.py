@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from meditune.store import base
-from meditune.store.answers import Answer, Answers, Feedback
+from meditune.store.answers import SHADOW, Answer, Answers, Feedback, shadow_of
 from meditune.store.base import Base
 from meditune.store.opening import open_store
 from meditune.store.usage import Usage
@@ -71,6 +71,13 @@ def test_what_is_deleted_is_gone_from_the_file(in_file, tmp_path):
     assert b"unmistakable a1" not in everything(tmp_path)
     assert b"remarkable a1" not in everything(tmp_path)
     assert b"remarkable a2" in everything(tmp_path)
+
+
+def test_what_an_unseen_version_said_to_a_question_goes_with_its_answer(answers):
+    answers.keep(Answer("a1", "k1", "ask", "m v1", question="Does aspirin help?"))
+    answers.keep(Answer(shadow_of("a1"), "k1", SHADOW, "m v2", question="Does aspirin help?"))
+    assert answers.delete("a1")
+    assert list(answers.exported()) == []
 
 
 def test_what_stays_in_the_log_for_a_reader_is_said_and_gone_with_the_next_pruning(

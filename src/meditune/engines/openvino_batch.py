@@ -17,7 +17,7 @@ from meditune.engines.choices import Choices, chosen_by
 from meditune.engines.engine import Job, Likely
 from meditune.engines.exported import Exported
 from meditune.engines.installed import package
-from meditune.engines.openvino_scoring import Scorer
+from meditune.engines.openvino_scoring import KERNELS, MOST_KERNELS, Scorer
 from meditune.errors import ModelError
 from meditune.files import read_json
 from meditune.machine import give_back_memory
@@ -49,7 +49,9 @@ class OpenvinoBatch:
         settings.max_num_seqs = at_once
         try:
             self._pipeline: Any = _in_a_thread(
-                lambda: self._genai.ContinuousBatchingPipeline(str(model.folder), settings, "CPU")
+                lambda: self._genai.ContinuousBatchingPipeline(
+                    str(model.folder), settings, "CPU", {KERNELS: MOST_KERNELS}
+                )
             )
         except RuntimeError as error:
             raise ModelError(

@@ -20,6 +20,10 @@ OTHERS = 5
 ROW_TOKENS = 1024
 """Tokens of texts that are read at once, padding included"""
 END = 2**31 - 1
+KERNELS = "CPU_RUNTIME_CACHE_CAPACITY"
+MOST_KERNELS = 64
+"""Compiled kernels that OpenVINO keeps, each for one shape; by default 5,000, which come together while it serves
+and are hundreds of megabytes"""
 
 
 class Scorer:
@@ -30,7 +34,7 @@ class Scorer:
         core = ov.Core()
         model = core.read_model(folder / "openvino_model.xml")
         _head_reads_last(model)
-        self._request = core.compile_model(model, "CPU").create_infer_request()
+        self._request = core.compile_model(model, "CPU", {KERNELS: MOST_KERNELS}).create_infer_request()
 
     def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[Likely]]:
         """The log-probability of every token of each text after the prompt."""

@@ -14,7 +14,7 @@ from meditune.serve.rates import Rates
 from meditune.serve.settings import Settings
 from meditune.serve.storing import stored
 from meditune.serve.trace import SCOPE_KEY, Trace
-from meditune.store.keys import SCOPES, Keys, Scope
+from meditune.store.keys import SCOPES, USUAL, Keys, Scope
 from meditune.store.usage import Usage
 
 WRONG_KEYS_PER_MINUTE = 20
@@ -102,7 +102,8 @@ class Access:
         given = request.headers.get("authorization", "")
         scheme, _, text = given.partition(" ")
         if not settings.keys_needed:
-            return Caller(address, "", frozenset(SCOPES), settings.per_minute, settings.daily_tokens)
+            scopes = USUAL if settings.strangers else SCOPES
+            return Caller(address, "", frozenset(scopes), settings.per_minute, settings.daily_tokens)
         assert self.keys is not None, "keys are needed, so there is a store"
         if scheme.lower() != "bearer" or not text.strip():
             raise ApiError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from contextlib import suppress
 
 from meditune import __version__
@@ -15,6 +16,8 @@ from meditune.serve.storing import stored
 from meditune.store.notes import Notes
 
 EVERY_S = 30.0
+FORGOTTEN_S = 7 * 86_400.0
+"""A server that was lost so long ago is news no more"""
 
 
 async def beating(service: Service) -> None:
@@ -22,10 +25,13 @@ async def beating(service: Service) -> None:
     if service.answers is None:
         return
     notes, name = Notes(service.answers.base), f"server/{socket.gethostname()}:{os.getpid()}:{id(service):x}"
-    in_trouble = False
+    in_trouble = cleared = False
     try:
         while True:
             try:
+                if not cleared:
+                    await stored(_clear, notes, service.address)
+                    cleared = True
                 await stored(notes.put, name, facts(service))
                 in_trouble = False
             except MedituneError as error:
@@ -36,6 +42,13 @@ async def beating(service: Service) -> None:
     finally:
         with suppress(MedituneError):
             notes.remove(name)
+
+
+def _clear(notes: Notes, address: str) -> None:
+    """Take out servers of long ago, and one that was killed in this one's place."""
+    for note in notes.all("server"):
+        if time.time() - note.time > FORGOTTEN_S or (address and note.facts.get("address") == address):
+            notes.remove(note.name)
 
 
 def facts(service: Service) -> dict[str, object]:

@@ -46,7 +46,8 @@ def set_up(level: int = logging.INFO) -> None:
     """Let Meditune, its threads and uvicorn write JSON lines, and nobody else's handlers repeat them."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name, least in (("meditune", level), ("uvicorn.error", logging.WARNING), ("asyncio", logging.ERROR)):
+    others = (("uvicorn.error", logging.WARNING), ("asyncio", logging.ERROR), ("psycopg.pool", logging.WARNING))
+    for name, least in (("meditune", level), *others):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(least)

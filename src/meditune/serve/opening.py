@@ -59,7 +59,7 @@ def safe(settings: Settings, place: Place, keys: Keys, open_to_all: bool) -> Set
     needed = settings.keys_needed or keys.any() or (beyond and not open_to_all)
     # Without keys a name that a page's author chose for this machine would let that page in.
     hosts = tuple(LOCAL) if not needed and not beyond else settings.hosts
-    return replace(settings, keys_needed=needed, hosts=hosts)
+    return replace(settings, keys_needed=needed, strangers=beyond and not needed, hosts=hosts)
 
 
 def lockout(settings: Settings, keys: Keys) -> str:
@@ -116,7 +116,11 @@ def _parts(wanted: Wanted, settings: Settings, index: Callable[[], Index | None]
     form = _format(place)
     prompts = Prompts(engine.tokenizer, form, engine.context_tokens)
     asked = AssistantSettings(country=wanted.country, elsewhere=_elsewhere(wanted.url))
-    assistant = open_assistant(engine, place, form, index(), asked, {"model": version})
+    try:
+        assistant = open_assistant(engine, place, form, index(), asked, {"model": version})
+    except BaseException:
+        engine.close()
+        raise
     if isinstance(engine, ApartEngine):
         engine.opened()
     name = wanted.name or _name(place, wanted.model)

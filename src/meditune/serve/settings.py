@@ -42,6 +42,8 @@ class Settings:
     hosts: tuple[str, ...] = ()
     """Names that requests must use; none: any"""
     keys_needed: bool = False
+    strangers: bool = False
+    """Whether people beyond this machine need no key either; they may ask, and not look at how the server is run"""
     bare_chat: bool = False
     """Whether chats get the model's words alone, without triage and limits"""
     log_text: bool = False

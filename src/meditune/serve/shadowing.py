@@ -17,9 +17,8 @@ from meditune.serve.schema.ask import AskBody
 from meditune.serve.service import Service
 from meditune.serve.storing import stored
 from meditune.serve.streaming import pieces
-from meditune.store.answers import Answer
+from meditune.store.answers import SHADOW, Answer
 
-ROUTE = "shadow"
 _running: set[asyncio.Task[None]] = set()
 Told = tuple[str, str, Mapping[str, Any]]
 """Outcome, text, facts"""
@@ -94,7 +93,7 @@ async def _answered(
             row = Answer(
                 f"{id}-shadow",
                 caller.key,
-                ROUTE,
+                SHADOW,
                 f"{served.name} {served.version}",
                 served.index,
                 outcome,

@@ -22,6 +22,11 @@ PAGE = 1000
 """Answers that are read at once"""
 
 
+def shadow_of(id: str) -> str:
+    """The id of what a version that is tried unseen said to the same question."""
+    return f"{id}-{SHADOW}"
+
+
 @dataclass(frozen=True)
 class Answer:
     """One answer, as far as it is kept."""
@@ -104,8 +109,8 @@ class Answers:
         return True
 
     def delete(self, id: str) -> bool:
-        """Take an answer and all that was said of it out of the store; whether there was one."""
-        return bool(self._delete("DELETE FROM answers WHERE id = ?", id))
+        """Take an answer, its shadow and all that was said of them out of the store; whether there was one."""
+        return bool(self._delete("DELETE FROM answers WHERE id IN (?, ?)", id, shadow_of(id)))
 
     def delete_all_of(self, who: str) -> int:
         """Take out every answer to a key's questions, and what this key said of others; returns how many answers."""
@@ -143,9 +148,9 @@ class Answers:
             (found,) = base.execute("SELECT max(place) FROM answers").fetchone()
         return found or 0
 
-    def _delete(self, statement: str, value: str | float) -> int:
+    def _delete(self, statement: str, *values: str | float) -> int:
         with self.base.changing() as base:
-            gone = base.execute(statement, (value,)).rowcount
+            gone = base.execute(statement, values).rowcount
         self.base.forget()
         return int(gone)
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SCHEMES = ("postgresql://", "postgres://")
 WAIT_S = 5.0
 """For a connection"""
+AGAIN_S = 0.5
 LOCK_S = 20.0
 """For another program's lock, as long as in SQLite"""
 MOST = 8
@@ -58,6 +59,8 @@ class Postgres:
             min_size=0,
             max_size=MOST,
             timeout=WAIT_S,
+            # The pool waits longer after each failure, and all requests with it; given up, the next one tries at once.
+            reconnect_timeout=AGAIN_S,
             check=ConnectionPool.check_connection,
             open=True,
         )

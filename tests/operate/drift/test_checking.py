@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import sys
 
 import pytest
 
@@ -136,4 +137,12 @@ def test_vectors_of_another_model_are_refused():
     identity = {"name": "all-minilm-l6-v2", "dimension": 384, "space": "of another version"}
     made = reference.fit(requests(300, 12), identity, "test")
     with pytest.raises(ModelError, match="can't be compared"):
+        checking.model_for(made, None)
+
+
+def test_a_model_whose_package_is_missing_is_named_with_one_that_needs_none(monkeypatch):
+    monkeypatch.setitem(sys.modules, "meditune.models.eight_bit_bert", None)
+    identity = {"name": "all-minilm-l6-v2", "dimension": 384, "space": "any"}
+    made = reference.fit(requests(300, 12), identity, "test")
+    with pytest.raises(ModelError, match="--embedding all-minilm-l6-v2-int8"):
         checking.model_for(made, None)

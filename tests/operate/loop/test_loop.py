@@ -9,7 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from meditune.operate.drift import checking, reference
+from meditune.operate.drift.monitor import Monitor
+from meditune.operate.drift.reading import Source
 from meditune.operate.loop import running
 from meditune.operate.loop import state as states
 from meditune.operate.loop.config import load
@@ -18,6 +22,7 @@ from meditune.registry.registry import Registry
 from meditune.store.answers import Answer, Answers
 from meditune.store.base import Base
 from tests.commands import Bench, bench, jsonl, meditune, rows
+from tests.operate.drift.streams import requests, write_facts
 from tests.registry.runs import finished, with_versions
 
 EASY = "within: {perplexity: 100000}\n"
@@ -54,7 +59,7 @@ def test_it_trains_tries_and_promotes_when_each_is_due(config: Path, tmp_path: P
     done = meditune("loop", config, "--once")
     assert done.code == 0, done
     assert "guard: Nothing speaks against v0001." in done.out
-    assert "retrain: there is nothing to learn from yet" in done.out
+    assert "retrain: 0 of 0 rows are new, and 5 are wanted" in done.out
     assert "promote: no canary is out" in done.out
     assert meditune("loop", config, "--once").out == ""
     jsonl(tmp_path / "labels.jsonl", rows(40))
@@ -129,6 +134,24 @@ def test_it_is_stopped_and_goes_on_and_is_alone(place: Bench, config: Path, tmp_
     done = meditune("loop", config, "--once")
     assert "tried as a canary" in done.out, done
     assert list(Registry(tmp_path / "registry").state().versions) == ["v0001", "v0002"]
+
+
+def test_where_the_server_watches_drift_by_itself_its_alerts_are_taken(config: Path, tmp_path: Path) -> None:
+    good = write_facts(tmp_path / "good.jsonl", requests(400, 1))
+    reference.save(checking.fitted(Source(good), None, None, 17), tmp_path / "reference")
+    config.write_text(f"{config.read_text()}drift: {{reference: reference}}\n")
+    with FileLock(tmp_path / ".reference.state.lock"):
+        assert "drift: the server watches, no alert" in meditune("loop", config, "--once").out
+        worse = write_facts(tmp_path / "worse.jsonl", requests(200, 3, first=1000, confidence=(3, 8)))
+        monitor = Monitor(reference.load(tmp_path / "reference"))
+        for each in Source(worse).requests():
+            monitor.add(each)
+        monitor.save(tmp_path / "reference.state")
+        past(config, "drift", 3601)
+        done = meditune("loop", config, "--once")
+    assert "drift: ALERT: confidence (large)" in done.out, done
+    # The alert makes retraining due, whatever the calendar says; experts have said nothing yet.
+    assert states.load(tmp_path / "registry" / running.FILE).waiting == ["retrain"]
 
 
 def past(config: Path, stage: str, seconds: float) -> None:

@@ -69,6 +69,8 @@ def store_of(folder: Path) -> Answers:
         who = "stranger" if number == 12 else "k1"
         said = f"{'Yes' if number % 2 else 'No'}, garden herb number {number} was tried in {number + 20} adults."
         answers.say(Feedback(f"ask-{number}", who, "down", correction=said))
+    # An expert overrides what a trusted key said before.
+    answers.say(Feedback("ask-0", "k9", "down", decision="maybe", correction="Nobody has tried it.", expert=True))
     return answers
 
 
@@ -105,7 +107,10 @@ def test_corrections_and_labels_become_a_better_judged_version(registry: Path, e
     assert len(old) == made.fed["replay"]["rows"] == min(len(new), 32)
     assert {example.meta["kind"] for example in new} == {"feedback", "labels"}
     herb = next(example for example in new if example.meta["kind"] == "feedback")
-    assert herb.decision in {"yes", "no"}
+    assert herb.decision in {"yes", "no", "maybe"}
+    every = [example for examples in data.values() for example in examples]
+    (overridden,) = [example for example in every if example.id.endswith("feedback-ask-0")]
+    assert (overridden.decision, overridden.answer) == ("maybe", "Nobody has tried it.")
     before = read_examples(found.place("v0001") / "data" / "test.jsonl")
     assert [example.id for example in data["test"]][: len(before)] == [example.id for example in before]
     assert len(data["test"]) - len(before) == made.gate["on"]["new"]["items"] > 0

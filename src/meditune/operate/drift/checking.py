@@ -18,7 +18,7 @@ from meditune.operate.drift.reading import Source
 from meditune.operate.drift.reference import Reference, fit
 from meditune.operate.drift.request import Request
 from meditune.operate.drift.tracks import RECENT
-from meditune.retrieve.embedders import DEFAULT, Embedder, embedder
+from meditune.retrieve.embedders import DEFAULT, INT8, Embedder, embedder
 
 LAG = 200
 """Later requests for which an answer's ratings are waited"""
@@ -62,7 +62,13 @@ def model_for(reference: Reference, name: str | None) -> Embedder | None:
     wanted = reference.embedding
     if wanted is None:
         return None
-    model = embedder(name or wanted["name"])
+    try:
+        model = embedder(name or wanted["name"])
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"The reference's embedding model {wanted['name']} needs the package {error.name}. Install it, or fit a "
+            f"reference for servers without it: meditune drift fit STORE -o REFERENCE --embedding {INT8}"
+        ) from error
     if model.identity.space != wanted["space"]:
         raise ModelError(
             f"The reference was made with the embedding model {wanted['name']} ({wanted['space'][:12]}), and "

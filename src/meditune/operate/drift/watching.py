@@ -111,6 +111,11 @@ class Watching:
         except MedituneError as error:
             found, problem = {}, str(error)
             log.error("Drift can't be checked", extra={"why": problem})
+        except _Ended:
+            raise
+        except Exception as error:
+            found, problem = {}, f"{type(error).__name__}, see the server's log"
+            log.exception("Drift can't be checked")
         facts = {"reference": str(self.wanted.reference.resolve()), "problem": problem, "unsent": []} | found
         self._told(facts)
         try:

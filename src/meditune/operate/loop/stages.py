@@ -138,7 +138,7 @@ def retrain(config: Config, state: State) -> Done:
     assert spec is not None, "only what is named is run"
     if Registry(config.registry).state().trial:
         return "done", "a version is being tried, so the next one waits"
-    store = config.store if spec.trust else None
+    store = config.store
     labels = tuple(path for path in spec.labels if path.is_file())
     asked = tuple(queues(config.queue.folder)) if config.queue else ()
     literature = tuple(path for path in spec.literature if path.exists())
@@ -167,7 +167,6 @@ def retrain(config: Config, state: State) -> Done:
 
 def promote(config: Config, _: State) -> Done:
     """A canary that stood its time becomes the version that is served."""
-    from meditune.operate.release.guarding import version_of
     from meditune.store.answers import SHADOW, Answers
     from meditune.store.opening import open_store
 
@@ -182,7 +181,7 @@ def promote(config: Config, _: State) -> Done:
     since = datetime.fromisoformat(trial.since).timestamp()
     stood = time.time() - since
     answers = sum(
-        version_of(each) == trial.version
+        each.model.rpartition(" ")[2].startswith(f"{trial.version}-")
         and each.time >= since
         and each.route != SHADOW
         and each.outcome in ("answered", "abstained")

@@ -36,7 +36,7 @@ class Wanted:
     store: str | None = None
     """A server's: a folder, or a PostgreSQL database's URL"""
     trust: tuple[str, ...] = ()
-    """Ids of keys whose corrections are learnt from; `all` is everybody"""
+    """Ids of keys whose corrections are learnt from beside those of experts' keys; `all` is everybody"""
     labels: tuple[Path, ...] = ()
     """Files of questions with answers or decisions, as experts gave them. A row that names an `answer_id` is about an
     answer in the store"""
@@ -107,34 +107,41 @@ def _answers(store: str | None) -> Answers | None:
 def _corrections(
     answers: Answers, trust: Sequence[str], index: Index | None, left_out: Counter[str]
 ) -> Iterator[dict[str, Any]]:
-    """What somebody trusted said of each answer that is right, as its question's answer: an expert before others, then
-    the latest. Who named only the decision has corrected only that.
+    """Of each answer what somebody trusted says it should have been; an expert's word stands above others', a later one
+    above an earlier.
     """
     for row in answers.exported():
         said = [each for each in row["feedback"] if each["correction"].strip() or each["decision"]]
         if not said or row["route"] == SHADOW:
             continue
-        trusted = [each for each in said if EVERYBODY in trust or each["who"] in trust]
+        trusted = [each for each in said if each["expert"] or EVERYBODY in trust or each["who"] in trust]
         if not trusted:
             left_out["corrections by callers who aren't trusted (--trust KEY, or --trust all)"] += 1
         elif not row["question"]:
             left_out["corrections of answers whose question wasn't kept (meditune serve --keep-text)"] += 1
         else:
-            best = max(trusted, key=lambda each: (each["expert"], each["time"]))
-            correction = best["correction"].strip()
+            last = max(trusted, key=lambda each: (each["expert"], each["time"]))
+            correction = last["correction"].strip()
             yield {
                 "id": f"feedback-{row['id']}",
                 "question": row["question"],
                 "context": _context(index, row["facts"].get("passages") or []),
                 "answer": correction,
-                "decision": best["decision"] or _decision(correction),
-                "meta": {"kind": "feedback", "model": row["model"], "index": row["index_content"]},
+                "decision": last["decision"] or _decision(correction),
+                "meta": {
+                    "kind": "feedback",
+                    "expert": last["expert"],
+                    "model": row["model"],
+                    "index": row["index_content"],
+                },
             }
 
 
 def _decision(correction: str) -> str | None:
     """What a correction that begins with yes, no or maybe decides."""
-    first = (correction.split(maxsplit=1) or [""])[0]
+    if not correction:
+        return None
+    first = correction.split(maxsplit=1)[0]
     return decision_in(first) if len(first.strip(",.;:!-–—").split("-")) == 1 else None
 
 

@@ -31,9 +31,10 @@ async function refresh() {
 }
 
 function draw(told) {
-  const open = new Set([...document.querySelectorAll("details[open]")].map((each) => each.closest("figure")?.querySelector("h3").textContent));
+  const titled = (each) => each.closest(".card")?.querySelector("h3").textContent;
+  const open = new Set([...document.querySelectorAll("details[open]")].map(titled));
   $("figures").replaceChildren(alerts(told), tiles(told), charts(told), servers(told), versions(told), drift(told), updates(told));
-  for (const each of document.querySelectorAll("figure details")) each.open = open.has(each.closest("figure").querySelector("h3").textContent);
+  for (const each of document.querySelectorAll("details")) each.open = open.has(titled(each));
 }
 
 function section(id, title, ...children) {
@@ -57,16 +58,25 @@ function note(title, text) {
 }
 
 function alert(each) {
-  const { examples = [], groups = [] } = each.evidence ?? {};
+  const { examples = [] } = each.evidence ?? {};
   return el(
     "div",
     { class: "card alert" },
     el("h3", {}, `${each.title} `, el("span", { class: "state bad" }, each.severity)),
     el("p", {}, each.said),
     el("p", { class: "small" }, `Since request ${plain(each.since)}${each.since_id ? ` (${each.since_id})` : ""}, seen at ${plain(each.opened)}. ${each.effect_name} ${each.effect.toFixed(2)}.`),
-    examples.length ? el("ul", {}, ...examples.slice(0, 5).map(question)) : null,
-    ...groups.flatMap((group) => [el("p", { class: "small" }, `New: ${plural(group.questions, "question")} (${percent(group.share)}) about ${group.name}`), el("ul", {}, ...group.examples.slice(0, 3).map(question))]),
+    examples.length ? el("details", {}, el("summary", {}, "Questions that show it"), el("ul", {}, ...examples.slice(0, 5).map(question))) : null,
   );
+}
+
+// Groups of new questions are the same for every alert, so they are shown once.
+function fresh(each) {
+  const groups = (each.alerts ?? []).find((alert) => alert.evidence?.groups?.length)?.evidence.groups ?? [];
+  if (!groups.length) return [];
+  return [
+    el("h3", {}, "Questions unlike the known ones"),
+    ...groups.flatMap((group) => [el("p", { class: "small" }, `${plural(group.questions, "question")} (${percent(group.share)}) about ${group.name}`), el("ul", { class: "questions" }, ...group.examples.slice(0, 3).map(question))]),
+  ];
 }
 
 function question(each) {
@@ -130,6 +140,7 @@ function drift(told) {
     return [
       el("p", { class: "small" }, `${plain(each.requests ?? 0)} requests since the reference ${each.reference}; looked at ${clock(each.time)}.`),
       grid(["Signal", "About", "State", "Evidence"], rows, "Nothing was checked yet."),
+      ...fresh(each),
       ...(each.remarks ?? []).map((said) => el("p", { class: "small" }, said)),
     ];
   }));

@@ -33,7 +33,9 @@ async function put(question) {
   const controller = new AbortController();
   running = controller;
   busy(true);
-  const before = conversation.turns.filter((each) => each.text).slice(-MOST_BEFORE);
+  // A server that tries a new version tells conversations apart by their first question, so that one stays.
+  const told = conversation.turns.filter((each) => each.text);
+  const before = [...told.slice(0, 1), ...told.slice(1).slice(1 - MOST_BEFORE)];
   const past = before.map((each) => ({ question: each.question, answer: each.text.slice(0, 20000) }));
   const events = [];
   const here = conversation;
