@@ -197,7 +197,7 @@ def retrain(
     for line in outcome.said:
         typer.echo(line)
     if outcome.version is not None and not outcome.version.passed:
-        raise GateError(f"{outcome.version.id} is not better, or worse somewhere, so it isn't served.")
+        raise GateError(f"{outcome.version.id} is not surely better, or worse somewhere, so it isn't served.")
 
 
 def loop(

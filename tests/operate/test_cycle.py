@@ -81,8 +81,8 @@ def test_a_whole_cycle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             _good_time(server, store, tmp_path)
             config.write_text(
                 "registry: registry\nstore: store\ndrift: {reference: reference, every: 1s}\nguard: {every: 1s}\n"
-                f"queue: {{folder: queues, budget: 80, embedding: {EMBEDDING}, every: 7d}}\n"
-                "retrain: {least: 20, settings: [train.epochs=4, train.learning_rate=1e-2], every: 7d}\n"
+                f"queue: {{folder: queues, budget: 200, embedding: {EMBEDDING}, every: 7d}}\n"
+                "retrain: {least: 20, held_out: 0.5, settings: [train.epochs=4, train.learning_rate=1e-2], every: 7d}\n"
             )
             first = meditune("loop", config, "--once")
             assert first.code == 0, first

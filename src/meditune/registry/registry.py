@@ -246,4 +246,5 @@ def _unfit(found: Version, state: State) -> str:
         for check in judged["checks"]
         if not check["passed"]
     ]
+    failed += [text for judged in found.gate["on"].values() if (text := judged.get("unjudged"))]
     return "did not pass the gate: " + "; ".join(failed or ["it was refused"])

@@ -69,6 +69,8 @@ def _judged(found: Version) -> Iterator[str]:
         return
     yield f"Gate, against {found.gate['against']}: {'passed' if found.passed else 'NOT passed'}"
     for items, judged in found.gate["on"].items():
+        if judged.get("unjudged"):
+            yield f"  {judged['unjudged']}"
         for check in judged["checks"]:
             mark = "ok    " if check["passed"] else "FAILED"
             yield f"  {mark} {items}: {check['metric']} {check['rule'].replace('_', ' ')} ({check['why']})"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from meditune.store.base import FILE, Base
 from meditune.store.database import Database
-from meditune.store.postgres import SCHEMES, Postgres
+from meditune.store.postgres import SCHEMES, Postgres, without_password
 
 Place = str | Path
 """A folder, the file in it, or a URL"""
@@ -21,6 +21,11 @@ def default_place() -> str:
 def is_url(place: Place) -> bool:
     """Whether it is a database's URL."""
     return str(place).startswith(SCHEMES)
+
+
+def named(place: Place) -> str:
+    """A place as it may be written down: a database's without its password."""
+    return without_password(str(place)) if is_url(place) else str(place)
 
 
 def exists(place: Place) -> bool:

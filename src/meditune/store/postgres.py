@@ -36,7 +36,7 @@ class Postgres:
 
     def __init__(self, url: str) -> None:
         """Connects, and brings the tables up to date. Raises StoreError where that can't be."""
-        self.place = _without_password(url)
+        self.place = without_password(url)
         try:
             import psycopg
             from psycopg_pool import ConnectionPool
@@ -147,7 +147,7 @@ def _named_rows(cursor: psycopg.Cursor[Any]) -> Any:
     return kind
 
 
-def _without_password(url: str) -> str:
+def without_password(url: str) -> str:
     """The URL as people may see it. Raises StoreError where it is none."""
     try:
         parts = urlsplit(url)

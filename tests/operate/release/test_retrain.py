@@ -6,13 +6,18 @@ import json
 import shutil
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from meditune.data.example import read_examples
 from meditune.errors import Stopped
 from meditune.files import read_json
+from meditune.operate.release.gathering import Wanted
+from meditune.operate.release.retrain import Options
 from meditune.registry.registry import Registry
 from meditune.store.answers import Answer, Answers, Feedback
 from meditune.store.base import Base
@@ -67,6 +72,18 @@ def store_of(folder: Path) -> Answers:
     # An expert overrides what a trusted key said before.
     answers.say(Feedback("ask-0", "k9", "down", decision="maybe", correction="Nobody has tried it.", expert=True))
     return answers
+
+
+@contextmanager
+def killed_at(place: str) -> Iterator[None]:
+    """Inside the block a retraining is stopped where it calls that."""
+
+    def killed(*_: object, **__: object) -> None:
+        raise Stopped
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"meditune.operate.release.{place}", killed)
+        yield
 
 
 def test_corrections_and_labels_become_a_better_judged_version(registry: Path, easy, tmp_path: Path) -> None:
@@ -130,6 +147,16 @@ def test_one_that_fails_its_gate_is_kept_and_not_served(registry: Path, tmp_path
     meditune("registry", "promote", registry, "v0002").refused(5, "accuracy on old items is not at least 101")
 
 
+def test_one_that_too_few_items_judge_is_kept_for_people_to_decide(registry: Path, tmp_path: Path) -> None:
+    done = meditune("retrain", registry, "--labels", labelled(tmp_path), *FEW)
+    assert done.code == 5
+    assert "v0002 can't be judged by its gate: v0001 stays." in done.out
+    promote = ("registry", "promote", registry, "v0002")
+    meditune(*promote).refused(5, "groups, and 20 are needed to judge by")
+    assert "20 are needed" in meditune("registry", "show", registry, "v0002").out
+    assert meditune(*promote, "--force", "--why", "two of us read its answers").code == 0
+
+
 def test_too_little_that_is_new_trains_nothing(registry: Path, tmp_path: Path) -> None:
     done = meditune("retrain", registry, "--labels", labelled(tmp_path, 4))
     assert done.code == 0
@@ -178,18 +205,81 @@ def test_two_at_once_and_a_kill(place: Bench, registry: Path, easy, tmp_path: Pa
 
 def test_a_version_that_was_added_before_the_kill_isnt_added_twice(registry: Path, easy, tmp_path: Path) -> None:
     words = ("retrain", registry, "--labels", labelled(tmp_path), *FEW, *easy, "--then", "keep")
-    with pytest.MonkeyPatch.context() as patch:
-
-        def killed(*_: object) -> None:
-            raise Stopped
-
-        patch.setattr("meditune.operate.release.retrain._followed", killed)
+    with killed_at("retrain._followed"):
         assert meditune(*words).code == 130
     assert list(Registry(registry).state().versions) == ["v0001", "v0002"]
     done = meditune(*words)
     assert done.code == 0, done
     assert list(Registry(registry).state().versions) == ["v0001", "v0002"]
     assert "meditune registry promote" in done.last
+
+
+def test_a_kill_right_after_promoting_keeps_no_later_one_from_its_turn(registry: Path, easy, tmp_path: Path) -> None:
+    words = ("retrain", registry, *FEW, *easy, "--labels")
+    promote = Registry.promote
+
+    def killed(*given: Any) -> None:
+        promote(*given)
+        raise Stopped
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Registry, "promote", killed)
+        assert meditune(*words, labelled(tmp_path)).code == 130
+    found = Registry(registry)
+    assert (found.state().current, (registry / "work").exists()) == ("v0002", True)
+    done = meditune(*words, labelled(tmp_path, 70))
+    assert done.code == 0, done
+    assert "v0002 was made before and promoted at " in done.err
+    assert found.state().current == "v0003"
+    assert found.checked("v0003").fed["labels"]["rows"] == 70
+    assert len(list((registry / "rows").iterdir())) == 2
+
+
+def test_what_goes_on_from_a_version_that_isnt_served_any_more_is_dropped(registry: Path, easy, tmp_path: Path) -> None:
+    words = ("retrain", registry, *FEW, *easy, "--labels")
+    assert meditune(*words, labelled(tmp_path)).code == 0
+    with killed_at("retrain._export"):
+        assert meditune(*words, labelled(tmp_path, 70)).code == 130
+    found = Registry(registry)
+    found.rollback("by hand")
+    done = meditune(*words, tmp_path / "labels.jsonl")
+    assert done.code == 0, done
+    assert "v0001 is served by now, so it is dropped" in done.err
+    assert (found.state().current, found.get("v0003").parents) == ("v0003", ("v0001",))
+    assert len(list((registry / "rows").iterdir())) == 2
+
+
+def test_a_source_that_comes_meanwhile_waits_for_the_next_one(registry: Path, easy, tmp_path: Path) -> None:
+    labels = labelled(tmp_path)
+    more = jsonl(tmp_path / "more.jsonl", rows(20, question=lambda n: f"Does new lotion {n} help?"))
+    words = ("retrain", registry, *FEW, *easy, "--labels", labels)
+    with killed_at("retrain._export"):
+        assert meditune(*words).code == 130
+    done = meditune(*words, "--labels", more)
+    assert done.code == 0, done
+    assert "other sources wait for the next one" in done.err
+    assert Registry(registry).get("v0002").fed["labels"]["rows"] == 40
+
+
+def test_what_was_rolled_back_or_refused_is_trained_again_of_the_same_rows(
+    registry: Path, easy, tmp_path: Path
+) -> None:
+    (tmp_path / "hard.yaml").write_text("at_least: {accuracy: 101}\n")
+    words = ("retrain", registry, "--labels", labelled(tmp_path), *FEW)
+    found = Registry(registry)
+    assert meditune(*words, *easy).code == 0
+    found.rollback("by hand")
+    assert meditune(*words, "--gate", tmp_path / "hard.yaml").code == 5
+    again = meditune(*words, *easy, "--set", "train.epochs=3")
+    assert again.code == 0, again
+    assert found.state().current == "v0004"
+    assert (found.place("v0004") / "recipe.yaml").read_text() != (found.place("v0003") / "recipe.yaml").read_text()
+
+
+def test_no_password_of_a_database_is_written_down() -> None:
+    options = Options(Wanted("postgresql://nurse:s3cret@db.example:5432/clinic?password=s3cret"))
+    assert options.asked()["wanted"]["store"] == "postgresql://nurse@db.example:5432/clinic"
+    assert "s3cret" not in json.dumps(options.asked())
 
 
 def test_items_that_are_measured_on_arent_learnt(registry: Path, easy, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from meditune.data.sources import SOURCES
 from meditune.errors import DataError
 from meditune.evaluate.measured import groups_of
 from meditune.files import holds
-from meditune.operate.learn.candidate import Candidate
+from meditune.operate.learn.candidate import Candidate, NothingToAskError
 from meditune.operate.learn.queue import Chosen
 from meditune.review.axes import DECISION, VERDICT
 from meditune.review.ratingset import KEY, check_sharing, read_key_as, write_set
@@ -42,7 +42,7 @@ def make(chosen: Sequence[Chosen], folder: Path, made_from: dict[str, Any], shar
     DataError where nothing was chosen, MedituneError where the folder holds something else.
     """
     if not chosen:
-        raise DataError(f"{folder}: nothing was chosen, so there is nothing to ask experts.")
+        raise NothingToAskError(f"{folder}: nothing was chosen, so there is nothing to ask experts.")
     sharing = sharing or Sharing()
     check_sharing(sharing.raters, sharing.overlap)
     settings: dict[str, Any] = {

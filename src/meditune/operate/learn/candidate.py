@@ -9,6 +9,12 @@ from typing import Literal
 
 from meditune.data.example import Example
 from meditune.data.splits import context_key, question_key
+from meditune.errors import DataError
+
+
+class NothingToAskError(DataError):
+    """No question is there, all are known or were asked before, or none has what is looked for. Nothing is wrong."""
+
 
 Origin = Literal["answer", "row"]
 Chances = Mapping[str, float]

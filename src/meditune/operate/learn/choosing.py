@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meditune.errors import DataError
+from meditune.operate.learn.candidate import NothingToAskError
 from meditune.operate.learn.distances import Array, Vectors, gaps
 from meditune.operate.learn.signals import FAMILIES, Family
 
@@ -95,7 +96,7 @@ def ranks(values: Array) -> Array:
 def _highest(family: Family, scores: Array, order: NDArray[np.int64], budget: int) -> list[Pick]:
     """Those with the highest scores, equal ones by chance."""
     if not (scores > 0).any():
-        raise DataError(
+        raise NothingToAskError(
             f"--strategy {family}: {_NEEDS[family]}. Or take --strategy {DEFAULT}, which uses what is there."
         )
     placed = sorted((int(place) for place in order if scores[place] > 0), key=lambda place: -scores[place])

@@ -13,11 +13,11 @@ from meditune.data.splits import context_key, question_key
 from meditune.errors import DataError
 from meditune.operate.learn import campaign, opinions
 from meditune.operate.learn.campaign import Sharing
-from meditune.operate.learn.candidate import Candidate, merged
+from meditune.operate.learn.candidate import Candidate, NothingToAskError, merged
 from meditune.operate.learn.choosing import DEFAULT, check_strategy
 from meditune.operate.learn.queue import SEED, Chosen, choose
-from meditune.operate.learn.reading import Find, named, read
-from meditune.store.opening import Place
+from meditune.operate.learn.reading import Find, read
+from meditune.store.opening import Place, named
 
 if TYPE_CHECKING:
     from meditune.operate.learn.signals import Embed
@@ -118,7 +118,9 @@ class _Seen:
 
 def _remarks(unread: int, gone: int, pool: Sequence[Candidate]) -> list[str]:
     if not pool:
-        raise DataError("Every question is in the known data or was asked before: there is nothing left to ask.")
+        raise NothingToAskError(
+            "Every question is in the known data or was asked before: there is nothing left to ask."
+        )
     restricted = sum(is_restricted(each.example) for each in pool)
     return [
         f"{count:,} {what}"

@@ -15,11 +15,11 @@ from meditune.data.records import NO_CONTEXT, cell, group_of, passages, records
 from meditune.data.rejects import Rejects
 from meditune.data.tables import rows
 from meditune.errors import DataError
-from meditune.operate.learn.candidate import Candidate, Word
+from meditune.operate.learn.candidate import Candidate, NothingToAskError, Word
 from meditune.phi.masking import mask
 from meditune.store.answers import SHADOW, Answers
 from meditune.store.base import FILE
-from meditune.store.opening import Place, exists, is_url, open_store
+from meditune.store.opening import Place, exists, open_store
 
 ANSWERS = "answers"
 """The source of examples that were made of a store's answers"""
@@ -56,11 +56,6 @@ def read(place: Place, passage: Find = lambda _: None) -> Read:
     return _rows(place)
 
 
-def named(place: Place) -> str:
-    """A place as it may be written down: a database's without its password."""
-    return open_store(place).place if is_url(place) else str(place)
-
-
 def _stored(place: Place, passage: Find) -> Read:
     given, without = [], 0
     base = open_store(place)
@@ -73,12 +68,12 @@ def _stored(place: Place, passage: Find) -> Read:
             continue
         given.append(_answer(row, passage))
     if not given:
-        why = (
-            f"{without:,} answers, but no question: start the server with --keep-text, which masks them."
-            if without
-            else "no answers yet."
-        )
-        raise DataError(f"{base.place}: {why}")
+        if without:
+            raise DataError(
+                f"{base.place}: {without:,} answers, but no question: start the server with --keep-text, which masks "
+                "them."
+            )
+        raise NothingToAskError(f"{base.place}: no answers yet.")
     return Read(given, without)
 
 

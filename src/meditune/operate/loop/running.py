@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from meditune.operate.loop import state as states
 from meditune.operate.loop.config import STAGES, Config
 from meditune.operate.loop.state import State
 
+log = logging.getLogger(__name__)
 FILE = "loop.json"
 """In the registry: how far the loop got"""
 LOCK = ".loop.lock"
@@ -65,6 +67,10 @@ def _do(name: str, config: Config, state: State, place: Path, told: Told) -> Non
         outcome, said = stages.BY_NAME[name](config, state)
     except (MedituneError, OSError) as error:
         outcome, said = "failed", str(error)
+    except Exception as error:
+        # Memory that ran out, a server that hung up: it must neither end the other stages nor be tried at once again.
+        log.error("The stage %s broke", name, exc_info=error)
+        outcome, said = "failed", f"{type(error).__name__}: {error}"
     state.stage(name).note(outcome, said)
     state.save(place)
     told(f"{name}: {'' if outcome == 'done' else f'{outcome.upper()}: '}{said}")

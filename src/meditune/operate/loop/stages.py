@@ -103,6 +103,7 @@ def guard(config: Config, _: State) -> Done:
 def queue(config: Config, state: State) -> Done:
     """What experts are asked next, without what the current version learnt and what they were asked before."""
     from meditune.operate.learn import gather
+    from meditune.operate.learn.candidate import NothingToAskError
 
     spec = config.queue
     assert spec is not None, "only what is named is run"
@@ -117,7 +118,7 @@ def queue(config: Config, state: State) -> Done:
     state.waiting = [name for name in state.waiting if name != "queue"]
     try:
         found = gather.queue([config.store], folder, wanted)
-    except DataError as error:
+    except NothingToAskError as error:
         return "done", f"nothing to ask experts: {error}"
     return "done", f"{len(found.chosen):,} for experts: meditune annotate serve {folder}"
 
@@ -155,6 +156,7 @@ def retrain(config: Config, state: State) -> Done:
         None,
         spec.then,
         spec.percent,
+        or_anew=True,
     )
     outcome = retraining.retrain(config.registry, options, f"meditune retrain {config.registry}")
     if outcome.version is None:
@@ -165,8 +167,7 @@ def retrain(config: Config, state: State) -> Done:
 
 def promote(config: Config, _: State) -> Done:
     """A canary that stood its time becomes the version that is served."""
-    from meditune.operate.release.guarding import counted
-    from meditune.store.answers import Answers
+    from meditune.store.answers import SHADOW, Answers
     from meditune.store.opening import open_store
 
     spec = config.promote
@@ -177,9 +178,15 @@ def promote(config: Config, _: State) -> Done:
         return "done", "no canary is out"
     if config.store is None:
         raise DataError("The promote stage needs `store`, where the canary's answers are counted.")
-    stood = time.time() - datetime.fromisoformat(trial.since).timestamp()
-    given = counted(Answers(open_store(config.store))).get(trial.version, {})
-    answers = given["abstained"].all if given else 0
+    since = datetime.fromisoformat(trial.since).timestamp()
+    stood = time.time() - since
+    answers = sum(
+        each.model.rpartition(" ")[2].startswith(f"{trial.version}-")
+        and each.time >= since
+        and each.route != SHADOW
+        and each.outcome in ("answered", "abstained")
+        for _, each, _ in Answers(open_store(config.store)).in_order()
+    )
     if stood < spec.after or answers < spec.answers:
         return "done", f"{trial.version} has stood for {stood / 3600:.1f} hours and given {answers:,} answers"
     registry.promote(trial.version, f"a canary for {stood / 3600:.1f} hours and {answers:,} answers")

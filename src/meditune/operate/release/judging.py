@@ -19,8 +19,12 @@ LOSS = 0.05
 """Share of a perplexity that may be lost on what was known before"""
 WATCHED = ("accuracy", "macro_f1", "rougeL", "faithfulness", "general_choice")
 """Mustn't get worse, where they are measured"""
+BETTER = ("perplexity", "accuracy")
+"""The first of them that is measured must have got better on new items"""
 LIKELIHOODS = ("perplexity", "general_perplexity")
 """Of so many tokens that the smallest change is a sure one: they have a margin instead"""
+FEWEST = 20
+"""Groups of new items: an interval over fewer of them, which are drawn again and again, is narrow by chance"""
 WITHOUT_ITEMS = ("general", "technical", "choice", "safety")
 """Predictions that belong to no test item"""
 
@@ -36,7 +40,8 @@ class Gates:
 def judge(run: Path, new: Collection[str], gates: Gates, resamples: int, seed: int) -> dict[str, Any]:
     """Base and tuned model of a finished run compared on its old and its new test items.
 
-    Returns `passed`, and `on`: for old and new items how many there are, `figures` of both, `comparison` and `checks`.
+    Returns `passed`, and `on`: for old and new items how many there are, `figures` of both, `comparison` and `checks`,
+    and where too little was measured to judge by, `unjudged`: that in a sentence. Then it didn't pass.
     """
     sides = [measured(f"{run}:{side}") for side in ("base", "tuned")]
     on: dict[str, Any] = {}
@@ -51,21 +56,43 @@ def judge(run: Path, new: Collection[str], gates: Gates, resamples: int, seed: i
             "comparison": result["comparison"],
             "policy": held.model_dump(exclude_defaults=True),
             "checks": [asdict(each) for each in checks],
+            "unjudged": unjudged(name, len(set(first.groups().values())), held, policy is not None),
         }
-    return {"passed": all(each["passed"] for judged in on.values() for each in judged["checks"]), "on": on}
+    passed = all(not judged["unjudged"] and all(each["passed"] for each in judged["checks"]) for judged in on.values())
+    return {"passed": passed, "on": on}
+
+
+def unjudged(items: str, groups: int, policy: Policy, is_own: bool) -> str:
+    """Why the policy can't tell a better model from one that is lucky, in a sentence; empty where it can.
+
+    Of a user's own policy only that it holds a rule.
+    """
+    if not any(policy.model_dump().values()):
+        return f"No rule holds for the {items} items, so they can't be judged."
+    if is_own or items == OLD:
+        return ""
+    if groups < FEWEST:
+        return (
+            f"The new items are of {groups} groups, and {FEWEST} are needed to judge by. Gather more, or hold out more "
+            "(--held-out); a policy of your own judges fewer (--gate-new)."
+        )
+    if not policy.better:
+        return "Neither likelihoods of answers nor decisions were measured on the new items, so better can't be told."
+    return ""
 
 
 def usual(items: str, comparison: Mapping[str, Any], before: Mapping[str, float]) -> Policy:
     """What a new version must be where the user says nothing: no worse anywhere, and better at what is new.
 
-    A rule names only what was measured. On new items the answers that experts gave must have become likelier.
+    A rule names only what was measured. On new items the answers that experts gave must have become likelier; where
+    they gave decisions only, more of those must be right.
     """
     said: dict[str, Any] = {"not_worse": [name for name in WATCHED if name in comparison]}
     likely = [name for name in LIKELIHOODS if name in comparison]
     if items == OLD:
         said["within"] = {name: round(LOSS * before[name], 3) for name in likely}
-    elif likely:
-        said["better"] = ["perplexity"]
+    else:
+        said["better"] = [name for name in BETTER if name in comparison][:1]
     return Policy.model_validate(said)
 
 
@@ -74,6 +101,8 @@ def lines(judged: Mapping[str, Any]) -> list[str]:
     said = []
     for items, row in judged["on"].items():
         said.append(f"On {row['items']:,} {items} items:")
+        if row["unjudged"]:
+            said.append(f"  {row['unjudged']}")
         for each in row["checks"]:
             name = each["metric"]
             before, after = (row["figures"][side].get(name) for side in ("before", "after"))

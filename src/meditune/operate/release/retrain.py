@@ -7,7 +7,6 @@ is kept in `rows/`.
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,26 +23,26 @@ from meditune.data.prepare import Looked, keep, stored
 from meditune.data.quality.audit import Audit
 from meditune.data.rejects import Rejects
 from meditune.engines.exported import EXPORT, EXPORTS
-from meditune.errors import DataError, MedituneError
+from meditune.errors import DataError, GateError, MedituneError
 from meditune.evaluate.gate import load_policy
 from meditune.files import read_json, sha256, write_json
 from meditune.folder import RECIPE, announce, note_data
 from meditune.operate.release import deriving, gathering, judging, splitting
 from meditune.operate.release.gathering import Gathered, Wanted
 from meditune.operate.release.splitting import Dealt, Shares, TooFewError
+from meditune.operate.release.unfinished import Work
 from meditune.recipe import Recipe
 from meditune.recipes.loading import load_recipe
 from meditune.recipes.writing import save
-from meditune.registry import state as states
 from meditune.registry.registry import Registry
 from meditune.registry.version import Version
+from meditune.store.opening import named
 
-WORK, ROWS = "work", "rows"
-BEGUN = "retrain.json"
-"""In `work/`: what the retraining that isn't finished was asked for"""
 LOCK = ".retrain.lock"
 Then = Literal["promote", "canary", "shadow", "keep"]
 THENS: tuple[Then, ...] = get_args(Then)
+_LATER = {"then", "percent", "afresh", "or_anew"}
+"""Options that change nothing of the version"""
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,13 @@ class Options:
     """Of the conversations, for a canary or shadow"""
     afresh: bool = False
     """Drop what an earlier retraining left unfinished"""
+    or_anew: bool = False
+    """Drop it only where that one was asked for something else, as there is nobody to say so"""
 
     def asked(self) -> dict[str, Any]:
-        """What decides how the version turns out, for JSON."""
-        kept = asdict(self) | {"then": None, "percent": None, "afresh": None}
+        """What decides how the version turns out, for JSON, without a database's password."""
+        kept = {name: value for name, value in asdict(self).items() if name not in _LATER}
+        kept["wanted"]["store"] = None if self.wanted.store is None else named(self.wanted.store)
         found: dict[str, Any] = json.loads(json.dumps(kept, default=str))
         return found
 
@@ -94,29 +96,34 @@ def retrain(folder: Path, options: Options, command: str) -> Outcome:
     DataError, ModelError and RecipeError as a run does.
     """
     registry = Registry(folder)
-    current = registry.checked(_current(registry))
+    work = Work(registry)
+    _current(registry)
     with _alone(folder):
-        work = folder / WORK
-        if options.afresh:
-            shutil.rmtree(work, ignore_errors=True)
-        _claim(work, folder / ROWS, current.id, options)
+        if (made := work.made()) and not options.afresh:
+            if not (since := _since(registry, made)):
+                return _ended(registry, work, made, [], options)
+            print(f"{made.id} was made before and {since}. The next one is begun.", file=sys.stderr)
+        if made:
+            work.end()
+        elif options.afresh:
+            work.drop()
+        current = registry.checked(_current(registry))
+        work.claim(current.id, options.asked(), options.or_anew)
         try:
             recipe, new, fed = _laid_out(registry, current.id, work, options)
         except TooFewError as error:
-            shutil.rmtree(_rows_of(work), ignore_errors=True)
-            shutil.rmtree(work)
+            work.drop()
             return Outcome(None, [f"{error} Nothing was trained; {current.id} stays."])
-        run = work / "run"
+        run = work.run
         journey.run(recipe, run, command)
         _export(run, registry.place(current.id), options.exports)
         announce("judge")
         gates = judging.Gates(*(load_policy(path) if path else None for path in (options.gate_old, options.gate_new)))
         judged = judging.judge(run, new, gates, recipe.evaluate.resamples, recipe.seed)
-        made = _kept(registry, run, current, fed, judged)
+        index = str(read_json(work.facts)["index"])
+        made = registry.add(run, (current.id,), fed, {"against": current.id, **judged}, index)
         said = [*judging.lines(judged), f"{made.id}: {registry.place(made.id).resolve()}"]
-        said += _followed(registry, made, current.id, options)
-        shutil.rmtree(work)
-        return Outcome(made, said, registry.state().current == made.id)
+        return _ended(registry, work, made, said, options)
 
 
 def then_of(name: str) -> Then:
@@ -152,37 +159,17 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _claim(work: Path, registry_rows: Path, current: str, options: Options) -> None:
-    """Make `work` this retraining's, or check that it is."""
-    asked = options.asked() | {"parent": current}
-    path = work / BEGUN
-    if not path.is_file():
-        shutil.rmtree(work, ignore_errors=True)
-        begun = states.now()
-        rows = registry_rows / begun.partition("+")[0].replace(":", "")
-        write_json(path, {"begun": begun, "rows": str(rows.resolve()), "asked": asked})
-        return
-    before = read_json(path)
-    differing = [name for name in asked if before["asked"].get(name) != asked[name]]
-    if differing:
-        raise MedituneError(
-            f"A retraining that was begun at {before['begun']} isn't finished, and was asked for something else "
-            f"({', '.join(differing)}). Give its options again to go on with it, or --afresh to drop it."
-        )
-    print(f"Going on with the retraining that was begun at {before['begun']}.", file=sys.stderr)
-
-
 def _laid_out(
-    registry: Registry, current: str, work: Path, options: Options
+    registry: Registry, current: str, work: Work, options: Options
 ) -> tuple[Recipe, set[str], dict[str, Any]]:
     """The run's recipe, its data laid out, the ids of new items that it measures, and what is new by kind."""
-    run, facts = work / "run", work / "gathered.json"
-    if facts.is_file() and (run / "data" / "quality.json").is_file():
+    run, facts = work.run, work.facts
+    if facts.is_file():
         said = read_json(facts)
         print(f"What was gathered then: {', '.join(_counted(said['fed']))}.", file=sys.stderr)
         return load_recipe(str(run / RECIPE)).recipe, set(said["new"]), said["fed"]
     announce("gather")
-    gathered = gathering.gather(options.wanted, _rows_of(work))
+    gathered = gathering.gather(options.wanted, work.rows)
     for why, count in gathered.left_out.items():
         print(f"Left out: {count:,} {why}.", file=sys.stderr)
     parent = registry.place(current)
@@ -197,7 +184,7 @@ def _laid_out(
         print(f"Left out: {count:,} {why}.", file=sys.stderr)
     files = [path.resolve() for path in gathered.files.values()]
     recipe = deriving.derived(parent, before.splits, dealt.splits, files, before.synthetic)
-    recipe = deriving.with_settings(recipe, work / RECIPE, options.settings)
+    recipe = deriving.with_settings(recipe, work.folder / RECIPE, options.settings)
     fed = gathered.facts() | {"replay": {"rows": dealt.replayed, "sha256": before.sha256}}
     if options.decisions:
         fed["decisions"] = {"rows": len(dealt.decided.get("actions", {})), "sha256": sha256(options.decisions)}
@@ -211,11 +198,6 @@ def _laid_out(
     write_json(facts, {"new": new, "fed": fed, "index": gathered.index})
     print(_dealt(dealt), file=sys.stderr)
     return recipe, set(new), fed
-
-
-def _rows_of(work: Path) -> Path:
-    """Where what this retraining gathered is kept for good: the version's recipe names it."""
-    return Path(read_json(work / BEGUN)["rows"])
 
 
 def _rows(gathered: Gathered, recipe: Recipe) -> tuple[list[Example], Looked]:
@@ -242,15 +224,21 @@ def _export(run: Path, parent: Path, exports: tuple[str, ...] | None) -> None:
         export(str(run), kind)
 
 
-def _kept(registry: Registry, run: Path, current: Version, fed: dict[str, Any], judged: dict[str, Any]) -> Version:
-    """The run as a version; the one that was made of it already, where the command was stopped right after that."""
-    sha = stored(run / "data").sha256
-    for id in registry.state().versions:
-        there = registry.get(id)
-        if there.data["sha256"] == sha and there.parents == (current.id,) and there.came_from == str(run.resolve()):
-            return there
-    index = str(read_json(run.parent / "gathered.json")["index"])
-    return registry.add(run, (current.id,), fed, {"against": current.id, **judged}, index)
+def _since(registry: Registry, made: Version) -> str:
+    """What became of a version after it was added, in words; empty where nothing did yet."""
+    after = [each for each in registry.state().history if each.version == made.id and each.what != "added"]
+    return f"{after[-1].what} at {after[-1].when}" if after else ""
+
+
+def _ended(registry: Registry, work: Work, made: Version, said: list[str], options: Options) -> Outcome:
+    """The outcome of a retraining whose version was made. What can't be done by another call isn't left to one."""
+    try:
+        said = [*said, *_followed(registry, made, made.parents[0], options)]
+    except (DataError, GateError):
+        work.end()
+        raise
+    work.end()
+    return Outcome(made, said, registry.state().current == made.id)
 
 
 def _followed(registry: Registry, made: Version, before: str, options: Options) -> list[str]:
@@ -258,6 +246,10 @@ def _followed(registry: Registry, made: Version, before: str, options: Options) 
     if registry.state().current == made.id:
         return [f"{made.id} is served already."]
     if not made.passed:
+        judged = made.gate["on"].values() if made.gate else ()
+        if all(each["passed"] for row in judged for each in row["checks"]):
+            by_hand = f"meditune registry promote {registry.folder} {made.id} --force --why REASON"
+            return [f"{made.id} can't be judged by its gate: {before} stays. Where people find it better: {by_hand}"]
         return [f"{made.id} did not pass its gate: {before} stays."]
     why = f"passed its gate against {before}"
     if registry.state().current != before:

@@ -1,7 +1,7 @@
 """New rows among the old ones: what is learnt, what is held out for good, and what is rehearsed of the old data.
 
 A version's splits are those of its parent and the new rows'. Once held out, always held out: a row's place follows from
-a hash of its group, so it is the same in every retraining.
+a hash of its group, so it is the same in every retraining, and a row that comes again keeps the place that it had.
 """
 
 from __future__ import annotations
@@ -85,8 +85,13 @@ def deal(
     if len(fresh) < least:
         raise TooFewError(f"{len(fresh):,} of {len(rows):,} rows are new, and {least:,} are wanted (--least).")
     dealt: dict[Place, list[Example]] = {"train": [], "dev": [], "test": []}
+    had: dict[str, Place] = {
+        **dict.fromkeys(pool, "train"),
+        **{example.id: "dev" for example in old.dev},
+        **{example.id: "test" for example in old.test},
+    }
     for example in fresh:
-        dealt[place_of(example.group, shares)].append(example)
+        dealt[had.get(example.id) or place_of(example.group, shares)].append(example)
     changed = {example.id for example in fresh}
     kept = {
         "dev": [example for example in old.dev if example.id not in changed],
