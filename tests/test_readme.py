@@ -138,6 +138,12 @@ def test_python_sessions_say_what_really_comes_out(page: Path) -> None:
 
 
 @pages
+def test_no_section_stands_twice(page: Path) -> None:
+    headings = re.findall(r"^## .+$", _prose(page), re.MULTILINE)
+    assert sorted(headings) == sorted(set(headings))
+
+
+@pages
 def test_make_targets_exist(page: Path) -> None:
     makefile = (PROJECT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
