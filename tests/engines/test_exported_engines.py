@@ -169,6 +169,8 @@ def test_it_needs_no_torch(folder, engine):
 def test_ctrl_c_is_heard_whatever_became_of_the_engine(folder, closed):
     program = (
         "import gc, os, signal; from meditune.engines.opening import open_engine\n"
+        # What a shell started in the background ignores it.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"engine = open_engine({str(folder)!r})\n"
         f"closed = {closed}\n"
         "if closed: engine.close(); del engine; gc.collect()\n"

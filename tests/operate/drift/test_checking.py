@@ -142,6 +142,7 @@ def test_vectors_of_another_model_are_refused():
 
 def test_a_model_whose_package_is_missing_is_named_with_one_that_needs_none(monkeypatch):
     monkeypatch.setitem(sys.modules, "meditune.models.eight_bit_bert", None)
+    monkeypatch.delattr("meditune.models.eight_bit_bert", raising=False)
     identity = {"name": "all-minilm-l6-v2", "dimension": 384, "space": "any"}
     made = reference.fit(requests(300, 12), identity, "test")
     with pytest.raises(ModelError, match="--embedding all-minilm-l6-v2-int8"):
