@@ -107,6 +107,32 @@ def test_an_end_of_the_process_is_told_to_all_and_to_who_comes(engine):
         engine.start(Job(PROMPT, 3), print)
 
 
+def test_one_who_can_not_be_told_of_the_end_keeps_it_from_nobody(engine):
+    engine.opened()
+    pieces: queue.Queue = queue.Queue()
+
+    def breaks(_):
+        raise RuntimeError("its loop is closed")
+
+    engine.start(Job(PROMPT, 1000), breaks)
+    engine.start(Job(PROMPT, 1000), pieces.put)
+    pieces.get(timeout=60)
+    os.kill(engine._process.pid, signal.SIGKILL)
+    assert isinstance(collect(pieces)[-1].error, EngineError)
+
+
+def test_a_late_word_goes_into_no_file_that_took_the_pipe_s_place(engine, tmp_path):
+    engine.opened()
+    number = engine._process.stdin.fileno()
+    late = engine.start(Job(PROMPT, 3), lambda _: None)
+    engine.close()
+    with (tmp_path / "store").open("wb") as other:
+        os.dup2(other.fileno(), number)
+        late.cancel()
+        os.close(number)
+    assert (tmp_path / "store").read_bytes() == b""
+
+
 def test_ctrl_c_and_an_order_to_end_are_the_server_s_to_obey(engine):
     engine.opened()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -96,6 +96,7 @@ class ApartEngine:
         with self._lock:
             self._closing = True
         assert self._process.stdin is not None
+        self._out.close()
         with suppress(OSError):
             self._process.stdin.close()
         try:
@@ -165,15 +166,15 @@ class ApartEngine:
         self._process.wait()
         with self._lock:
             self._gone = True
-            jobs, scored = [*self._delivered.values()], [*self._scored.values()]
+            jobs, scored = [*self._delivered.items()], [*self._scored.values()]
             self._delivered.clear()
             self._scored.clear()
             closing = self._closing
         error = EngineError("The engine was closed.") if closing else self._died()
         if not self._ready.done():
             self._ready.set_exception(error)
-        for deliver in jobs:
-            deliver(Piece("", finish="cancelled") if closing else Piece("", error=error))
+        for number, deliver in jobs:
+            self._deliver(number, deliver, Piece("", finish="cancelled") if closing else Piece("", error=error))
         for future in scored:
             future.set_exception(error)
 

@@ -13,6 +13,8 @@ from typing import Any
 
 HEAD = struct.Struct("<I")
 READ_BYTES = 1 << 20
+CLOSE_S = 1.0
+NOWHERE = -1
 
 
 class Incoming:
@@ -63,3 +65,10 @@ class Outgoing:
         with self._lock:
             while left:
                 left = left[os.write(self._file, left) :]
+
+    def close(self) -> None:
+        """Write no more: the file's number may soon be another file's. Whoever writes at this moment gets a second."""
+        held = self._lock.acquire(timeout=CLOSE_S)
+        self._file = NOWHERE
+        if held:
+            self._lock.release()
