@@ -1,5 +1,6 @@
 """Fixtures that every test folder may use."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,13 @@ from tests.store.databases import Cluster, cluster
 
 # Tiny models gain nothing from a second thread, and two test processes whose threads wait for each other crawl.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def logs_are_heard(caplog: pytest.LogCaptureFixture) -> None:
+    """What earlier tests did to logging is undone: libraries quieten handlers, a server keeps its log to itself."""
+    caplog.handler.setLevel(logging.NOTSET)
+    logging.getLogger("meditune").propagate = True
 
 
 @pytest.fixture

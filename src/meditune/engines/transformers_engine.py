@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 
-from meditune.engines.answer import Answer
-from meditune.engines.checks import refuse_unfit, refuse_unscorable
-from meditune.engines.choices import Choices
-from meditune.engines.engine import Job, Likely, Load, Piece, Running
+from meditune.engines.batching import Batching
+from meditune.engines.checks import refuse_unscorable
+from meditune.engines.engine import Job, Likely
 from meditune.engines.sampling import likely
 from meditune.engines.transformers_batch import TransformersBatch
-from meditune.engines.worker import Worker
 from meditune.errors import ModelError
 from meditune.models.forward import label_logits, predict
 from meditune.models.inference import tokens_at_once
@@ -31,30 +28,17 @@ UNKNOWN_CONTEXT = 2048
 """Tokens where a model's config doesn't say how many it takes"""
 
 
-class TransformersEngine:
+class TransformersEngine(Batching[TransformersBatch]):
     """A loaded model that continues many prompts together."""
 
     def __init__(self, loaded: LoadedModel, at_once: int = 32) -> None:
         """`at_once` bounds the answers that are written together. Raises ModelError where nothing would end them."""
         self.loaded = loaded
-        self.tokenizer: Any = loaded.tokenizer
         dtype = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
-        self.name = f"transformers {dtype}"
         most = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None) or UNKNOWN_CONTEXT
-        self.context_tokens = int(most) - virtual_tokens(loaded.model)
-        self._batch = TransformersBatch(loaded, end_tokens(loaded), at_once)
-        self._worker = Worker(self._batch)
-
-    def start(self, job: Job, deliver: Callable[[Piece], None]) -> Running:
-        """See engine.py."""
-        refuse_unfit(job, self.context_tokens)
-        if job.json_schema is not None:
-            self._batch.schemas.answer(job.json_schema)
-        if job.choices:
-            Choices(self.tokenizer, job.choices, 0)
-        answer = Answer(job, deliver, self.tokenizer)
-        self._worker.start(answer)
-        return answer
+        context_tokens = int(most) - virtual_tokens(loaded.model)
+        batch = TransformersBatch(loaded, end_tokens(loaded), at_once)
+        super().__init__(f"transformers {dtype}", loaded.tokenizer, context_tokens, batch)
 
     def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[Likely]]:
         """See engine.py. Of each place the five likeliest tokens are told, too."""
@@ -66,13 +50,10 @@ class TransformersEngine:
                 scored[number] = likelihoods
         return scored
 
-    def load(self) -> Load:
-        """See engine.py."""
-        return self._worker.load()
-
-    def close(self) -> None:
-        """See engine.py."""
-        self._worker.close()
+    def _refuse(self, job: Job) -> None:
+        super()._refuse(job)
+        if job.json_schema is not None:
+            self._batch.schemas.answer(job.json_schema)
 
     def _scored(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[Likely]]:
         row = join([Encoded(str(number), "answer", list(prompt), list(text)) for number, text in enumerate(texts)])

@@ -35,6 +35,8 @@ def write_onnx(source: Path, folder: Path) -> dict[str, str]:
     """
     onnx = package("onnx", "onnx")
     package("onnx", "onnxruntime")
+    # onnxruntime's tool for rounding imports it, and doesn't bring it along.
+    package("onnx", "onnx_ir")
     from transformers import AutoModelForCausalLM
 
     with loading(str(source), str(source)):
