@@ -7,10 +7,30 @@ from pathlib import Path
 
 import pytest
 
+from meditune.models.quiet import no_telemetry
 from tests.store.databases import Cluster, cluster
 
+no_telemetry()
 # Tiny models gain nothing from a second thread, and two test processes whose threads wait for each other crawl.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+class Failing:
+    """Names each test when it fails, so that a run that is ended from outside has told what it found."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal:
+            terminal.write_line(f"\nFAILED {report.nodeid} ({report.when})")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What a process of xdist's finds, the one that started it tells."""
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Failing(config))
 
 
 @pytest.fixture(autouse=True)

@@ -40,8 +40,8 @@ def test_a_run_becomes_a_model_that_anyone_can_load(place, tuned, capsys):
     assert GenerationConfig.from_pretrained(folder).eos_token_id == 1
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "| accuracy |" in card
-    lines = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("FOLDER", str(folder))
-    exec(lines.replace("96", "3"), {})
+    lines = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("96", "3")
+    exec(lines.replace("FOLDER", str(folder)), {})
     assert "Conclusion:" in capsys.readouterr().out
 
     ids = AutoTokenizer.from_pretrained(folder)("Question: Does it help?", return_tensors="pt").input_ids

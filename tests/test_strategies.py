@@ -103,9 +103,9 @@ def test_the_journey(place, changes, request, capsys):
 
 
 def loaded_in_five_lines(card, folder):
-    lines = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("FOLDER", str(folder / "model"))
+    lines = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("96", str(LENGTH))
     names = {}
-    exec(lines.replace("96", str(LENGTH)), names)
+    exec(lines.replace("FOLDER", str(folder / "model")), names)
     return names
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 import os
 import sys
 
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
 from meditune.serve.access import Access
 from meditune.serve.app import app_for
 from meditune.serve.assistant import Assistant
@@ -20,10 +22,13 @@ from meditune.store.opening import open_store
 from meditune.store.usage import Usage
 from tests.serve.saying import Saying
 
+# Made before the first fork: its tokenizer is trained in threads, which a fork has none of and would wait for.
+ENGINE = Saying("Rest helps most people.")
+
 
 def service(store: str) -> Service:
     """A service whose model says always the same; all the rest is real."""
-    engine, settings, base = Saying("Rest helps most people."), Settings(feedback_per_minute=0), open_store(store)
+    engine, settings, base = ENGINE, Settings(feedback_per_minute=0), open_store(store)
     return Service(
         Served("saying", "v1", 1_700_000_000, "c0ffee"),
         engine,
