@@ -39,9 +39,9 @@ def folder(tmp_path_factory):
     return place
 
 
-@pytest.fixture
-def engine(folder):
-    opened = open_engine(str(folder), "openvino", apart=True)
+@pytest.fixture(params=[False, True], ids=["", "scores"])
+def engine(folder, request):
+    opened = open_engine(str(folder), "openvino", apart=True, scores=request.param)
     assert isinstance(opened, ApartEngine)
     yield opened
     opened.close()

@@ -32,14 +32,15 @@ END_S = 10.0
 class ApartEngine:
     """An engine that runs in another process; it opens meanwhile (`opened` waits for it)."""
 
-    def __init__(self, folder: Path, at_once: int = 32) -> None:
+    def __init__(self, folder: Path, at_once: int = 32, scores: bool = False) -> None:
+        """`scores`: see open_engine in opening.py."""
         model = exported(folder)
         self.name = f"{model.engine} {model.weights}"
         self.context_tokens = model.context_tokens
         self.at_once = at_once
         # Ctrl-C in a terminal reaches both; answers that were begun are finished first, so it is the server's to end.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "meditune.engines.apart_process", str(folder), str(at_once)],
+            [sys.executable, "-m", "meditune.engines.apart_process", str(folder), str(at_once), *(["scores"] if scores else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,

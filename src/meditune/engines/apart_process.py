@@ -1,4 +1,6 @@
-"""The process of an engine that runs apart (apart.py): `python -m meditune.engines.apart_process FOLDER AT_ONCE`.
+"""The process of an engine that runs apart (apart.py).
+
+    python -m meditune.engines.apart_process FOLDER AT_ONCE [scores]
 
 Jobs come on its standard input, pieces go to its standard output; it ends when the input does.
 """
@@ -24,7 +26,7 @@ from meditune.machine import few_heaps, give_back_memory
 SCORED_AT_ONCE = 2
 
 
-def main(folder: Path, at_once: int) -> None:
+def main(folder: Path, at_once: int, scores: bool) -> None:
     """Serve until the input ends."""
     # The server ends this process, after the answers that were begun.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -35,7 +37,7 @@ def main(folder: Path, at_once: int) -> None:
     os.dup2(2, 1)
     logging.basicConfig(handlers=[_Told(out)], level=logging.WARNING)
     try:
-        serving = Serving(OpenvinoEngine(folder, at_once), out)
+        serving = Serving(OpenvinoEngine(folder, at_once, scores), out)
     except MedituneError as error:
         out.write("failed", error)
         return
@@ -110,6 +112,6 @@ def _told(error: BaseException) -> EngineError:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), "scores" in sys.argv[3:])
     # Threads of libraries may be left, and nothing is to be kept.
     os._exit(0)

@@ -34,13 +34,15 @@ def open_engine(
     url: str | None = None,
     key: str | None = None,
     apart: bool = False,
+    scores: bool = False,
 ) -> Engine:
     """A model ready to answer: by catalogue name, hub id, or folder of a run, a model or an exported model.
 
     `engine` is one of `NAMES`; auto takes what is fastest for what the folder holds. `at_once` bounds the answers that
     are written together. With vllm the model runs at a server, `url` up to /v1 and perhaps a `key`
     (else MEDITUNE_ENGINE_KEY holds it), and `model` is the folder of the same model here, for its tokenizer.
-    `apart`, for servers, gives an engine that would hold up its process one of its own (apart.py).
+    `apart`, for servers, gives an engine that would hold up its process one of its own (apart.py). `scores` has what
+    it needs to tell how likely texts are made ready meanwhile, instead of when that is first asked.
 
     Raises ModelError where the model can't be had or the engine can't open it.
     """
@@ -66,7 +68,7 @@ def open_engine(
     if found.engine == "openvino" and apart and os.name == "posix":
         from meditune.engines.apart import ApartEngine
 
-        return ApartEngine(place, at_once)
+        return ApartEngine(place, at_once, scores)
     if found.engine == "openvino":
         from meditune.engines.openvino_engine import OpenvinoEngine
 

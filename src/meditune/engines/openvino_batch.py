@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -33,7 +33,7 @@ READ_TOKENS = 512
 class OpenvinoBatch:
     """Up to `at_once` answers (worker.py calls it)."""
 
-    def __init__(self, model: Exported, tokenizer: Any, at_once: int) -> None:
+    def __init__(self, model: Exported, tokenizer: Any, at_once: int, scores: bool = False) -> None:
         self._genai = package("openvino", "openvino_genai")
         self._tensor = package("openvino", "openvino").Tensor
         self.model, self.tokenizer, self.at_once = model, tokenizer, at_once
@@ -48,11 +48,20 @@ class OpenvinoBatch:
         settings.max_num_batched_tokens = READ_TOKENS
         settings.max_num_seqs = at_once
         try:
-            self._pipeline: Any = _in_a_thread(
-                lambda: self._genai.ContinuousBatchingPipeline(
-                    str(model.folder), settings, "CPU", {KERNELS: MOST_KERNELS}
+            # A thread in which OpenVINO compiles a model or lets go of one is left with a stack for signals that is
+            # soon freed (sigaltstack(2)). In the main thread, which hears signals, the next ctrl-C would end in a
+            # segmentation fault.
+            with ThreadPoolExecutor(2, thread_name_prefix="meditune-openvino") as threads:
+                scorer = threads.submit(Scorer, model.folder) if scores else None
+                pipeline = threads.submit(
+                    self._genai.ContinuousBatchingPipeline,
+                    str(model.folder),
+                    settings,
+                    "CPU",
+                    {KERNELS: MOST_KERNELS},
                 )
-            )
+            self._pipeline: Any = pipeline.result()
+            self._scorer = scorer.result() if scorer else None
         except RuntimeError as error:
             raise ModelError(
                 f"OpenVINO can't open {model.folder}: {_first_line(error)}. Export the model again, with the OpenVINO "
@@ -61,7 +70,7 @@ class OpenvinoBatch:
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """The thread that works with the model lets go of it, for the reason that `_in_a_thread` gives."""
+        """The thread that works with the model lets go of it, for the reason that is given where it is opened."""
         try:
             yield
         finally:
@@ -170,16 +179,6 @@ class OpenvinoBatch:
         if not job.logprobs:
             return None
         return Likely(token, logprob, {token: logprob} if job.temperature == 0 else {})
-
-
-def _in_a_thread(work: Callable[[], Any]) -> Any:
-    """What `work` returns or raises.
-
-    A thread in which OpenVINO compiles a model or lets go of one is left with a stack for signals that is soon freed
-    (sigaltstack(2)). In the main thread, which hears signals, the next ctrl-C would end in a segmentation fault.
-    """
-    with ThreadPoolExecutor(1, thread_name_prefix="meditune-openvino") as threads:
-        return threads.submit(work).result()
 
 
 def _blocks(model: Exported) -> int:

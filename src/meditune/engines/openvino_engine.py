@@ -22,11 +22,14 @@ from meditune.errors import ModelError
 class OpenvinoEngine(Batching[OpenvinoBatch]):
     """An exported model, in 8 bits, that continues many prompts together."""
 
-    def __init__(self, folder: Path, at_once: int = 32) -> None:
-        """Raises ModelError where OpenVINO isn't installed or can't open the folder."""
+    def __init__(self, folder: Path, at_once: int = 32, scores: bool = False) -> None:
+        """`scores` compiles what `score` reads with at once, instead of when it is first asked.
+
+        Raises ModelError where OpenVINO isn't installed or can't open the folder.
+        """
         model = exported(folder)
         tokenizer = PlainTokenizer(folder)
-        batch = OpenvinoBatch(model, tokenizer, at_once)
+        batch = OpenvinoBatch(model, tokenizer, at_once, scores)
         super().__init__(f"openvino {model.weights}", tokenizer, model.context_tokens, batch)
 
     def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[Likely]]:

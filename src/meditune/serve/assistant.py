@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 
 from meditune import __version__
 from meditune.answering import CONTEXT_TOKENS, PASSAGES, Answerer, Writer, judged
-from meditune.data.example import DECISIONS, Passage
+from meditune.data.example import DECISIONS, Example, Passage
+from meditune.data.retrieved import RANKS
 from meditune.engines.engine import Engine, Job, Piece, Running
 from meditune.errors import DataError, ModelError
-from meditune.prompts import Encoder, prompt_text
+from meditune.prompts import Encoder, QuestionTooLongError, prompt_text
 from meditune.recipe import EvaluateSpec, PromptFormat
 from meditune.retrieve.cited import CitedAnswer
 from meditune.retrieve.index import Index
@@ -184,12 +185,19 @@ class Assistant:
         return None
 
     def _decided(self, question: str, texts: Sequence[str]) -> Decision | None:
+        """By the best of the texts, as many as the prompts had room for that the model learnt to decide in.
+
+        More passages than that make decisions worse (docs/experiments.md), and are read more slowly.
+        """
         words: dict[str, list[int]] = {name: self._encoder.tokenize(f" {name}") for name in DECISIONS}
-        prompt = self._prompt(prompt_text(self.form, question, _context(texts), "decision"))
+        meta = {RANKS: list(range(len(texts)))}
+        asked = Example(
+            id="asked", source="asked", question=question, context=_context(texts), group="asked", meta=meta
+        )
         try:
-            return decide(self.engine, prompt, words, self.settings.correction)
-        except ModelError:
-            return None  # an engine without likelihoods: the answer stands without a decision
+            return decide(self.engine, self._encoder.prompt(asked, "decision").prompt, words, self.settings.correction)
+        except (ModelError, QuestionTooLongError):
+            return None  # an engine without likelihoods, say: the answer stands without a decision
 
     def _pieces(self, prompt: Sequence[int], limit: int, cancelled: Callable[[], bool]) -> Iterator[Piece]:
         came: queue.Queue[Piece] = queue.Queue()

@@ -112,8 +112,10 @@ def open_service(wanted: Wanted, settings: Settings, store: StorePlace) -> Servi
 def _parts(wanted: Wanted, settings: Settings, index: Callable[[], Index | None], version: str) -> Parts:
     """The model with its engine and assistant."""
     place = Path(wanted.model).expanduser()
-    engine = open_engine(wanted.model, wanted.engine, settings.at_once, wanted.url, apart=True)
     form = _format(place)
+    # A model that never learnt to decide in this format isn't asked how likely decisions are (assisting.py).
+    scores = bool(wanted.index and form)
+    engine = open_engine(wanted.model, wanted.engine, settings.at_once, wanted.url, apart=True, scores=scores)
     prompts = Prompts(engine.tokenizer, form, engine.context_tokens)
     asked = AssistantSettings(country=wanted.country, elsewhere=_elsewhere(wanted.url))
     try:
