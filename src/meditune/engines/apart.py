@@ -38,9 +38,10 @@ class ApartEngine:
         self.name = f"{model.engine} {model.weights}"
         self.context_tokens = model.context_tokens
         self.at_once = at_once
+        more = ["scores"] if scores else []
         # Ctrl-C in a terminal reaches both; answers that were begun are finished first, so it is the server's to end.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "meditune.engines.apart_process", str(folder), str(at_once), *(["scores"] if scores else [])],
+            [sys.executable, "-m", "meditune.engines.apart_process", str(folder), str(at_once), *more],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
