@@ -145,7 +145,7 @@ def test_yes_or_no_gets_a_decision_that_says_how_sure_it_is(index: Index) -> Non
     assert open_question.decision is None
 
 
-def test_a_decision_is_made_from_the_best_passages_as_the_model_learnt_it(index: Index) -> None:
+def test_a_decision_is_made_from_the_first_passage_as_the_model_learnt_it(index: Index) -> None:
     class Reading(Saying):
         def score(self, prompt, texts):
             self.read = self.tokenizer.decode(prompt)
@@ -154,16 +154,15 @@ def test_a_decision_is_made_from_the_best_passages_as_the_model_learnt_it(index:
     question = "Does rest help against an attack of gout, and a fine comb against head lice?"
     engine = Reading("Colchicine calms an attack. Combing with a fine comb removes them.")
     read = {}
-    for room in (200, 128, 40):
+    for room in (200, 105, 40):
         form = PromptFormat(max_tokens=room, answer_tokens=8)
         _, answer = asked(Assistant(engine, index, ANY, form=form), question)
         assert answer.outcome == "answered"
         assert [source.title for source in answer.sources] == ["lice", "Gout"]
         read[room] = (answer.decision and answer.decision.answer, engine.read)
-    comb = "lice\nHead lice are insects. Combing with a fine comb removes them."
     asks = f"Question: {question}\nAnswer:"
-    assert read[200] == ("yes", f"{comb}\nGout\nColchicine calms an attack.\n{asks}")
-    assert read[128] == ("yes", f"{comb}\n{asks}")
+    assert read[200] == ("yes", f"lice\nHead lice are insects. Combing with a fine comb removes them.\n{asks}")
+    assert read[105] == ("yes", f"Combing with a fine comb removes them.\n{asks}")
     assert read[40][0] is None
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from meditune import __version__
 from meditune.answering import CONTEXT_TOKENS, PASSAGES, Answerer, Writer, judged
 from meditune.data.example import DECISIONS, Example, Passage
-from meditune.data.retrieved import RANKS
 from meditune.engines.engine import Engine, Job, Piece, Running
 from meditune.errors import DataError, ModelError
 from meditune.prompts import Encoder, QuestionTooLongError, prompt_text
@@ -185,15 +184,9 @@ class Assistant:
         return None
 
     def _decided(self, question: str, texts: Sequence[str]) -> Decision | None:
-        """By the best of the texts, as many as the prompts had room for that the model learnt to decide in.
-
-        More passages than that make decisions worse (docs/experiments.md), and are read more slowly.
-        """
+        """By the first of the texts alone: with more, decisions are worse (docs/experiments.md) and take longer."""
         words: dict[str, list[int]] = {name: self._encoder.tokenize(f" {name}") for name in DECISIONS}
-        meta = {RANKS: list(range(len(texts)))}
-        asked = Example(
-            id="asked", source="asked", question=question, context=_context(texts), group="asked", meta=meta
-        )
+        asked = Example(id="asked", source="asked", question=question, context=_context(texts[:1]), group="asked")
         try:
             return decide(self.engine, self._encoder.prompt(asked, "decision").prompt, words, self.settings.correction)
         except (ModelError, QuestionTooLongError):
