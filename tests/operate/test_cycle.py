@@ -118,7 +118,9 @@ def test_a_whole_cycle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             known = {"id": "chest", "question": usual(4000), "contains": ["see somebody today"], "critical": True}
             canary = f"{{questions: canaries.jsonl, results: results.jsonl, url: '{server.address}', every: 1s}}"
             jsonl(tmp_path / "canaries.jsonl", [known])
-            config.write_text(f"{config.read_text()}canary: {canary}\n")
+            # Drift that is still there would have it trained again at once, sometimes.
+            others = [line for line in config.read_text().splitlines() if not line.startswith("retrain:")]
+            config.write_text("\n".join([*others, f"canary: {canary}\n"]))
             aged(config, 3600)
             taken_back = meditune("loop", config, "--once")
             assert "guard: ALERT: v0002 was taken back, v0001 is served" in taken_back.out, taken_back
