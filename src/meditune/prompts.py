@@ -6,9 +6,10 @@
     Conclusion:                                    <- the long answer follows
     Answer:                                        <- or the decision follows
 
-The two tasks end in different cues on purpose: with one cue for both, a model that learnt decisions expects "yes"
-where the explanation should begin, and its explanations get worse (docs/experiments.md). What follows a cue starts
-with a space and ends with the tokenizer's end-of-sequence token, which is trained on, so that the model stops.
+A format may have a second cue for long answers, which asks for plain words (`plain_cue`, see data/styles.py). The two
+tasks end in different cues on purpose: with one cue for both, a model that learnt decisions expects "yes" where the
+explanation should begin, and its explanations get worse (docs/experiments.md). What follows a cue starts with a space
+and ends with the tokenizer's end-of-sequence token, which is trained on, so that the model stops.
 """
 
 from __future__ import annotations
@@ -40,10 +41,17 @@ CHAT_SYSTEM = (
 """The system message of chat models. Saved with a tuned one, which is shown what it was trained with."""
 
 
-def prompt_text(form: PromptFormat, question: str, context: tuple[Passage, ...], task: Task) -> str:
-    """The prompt as one string, without shortening; it ends in the cue that the model continues."""
+def prompt_text(
+    form: PromptFormat, question: str, context: tuple[Passage, ...], task: Task, style: str | None = None
+) -> str:
+    """The prompt as one string, without shortening; it ends in the cue that the model continues.
+
+    A format without a cue for plain words has one style only.
+    """
     lines = [f"{passage.label.capitalize()}: {passage.text}" if passage.label else passage.text for passage in context]
-    cue = form.answer_cue if task == "answer" else form.decision_cue
+    cue = form.decision_cue
+    if task == "answer":
+        cue = form.plain_cue if form.plain_cue and style == "plain" else form.answer_cue
     return "\n".join([*lines, f"{form.question_cue} {question}", cue])
 
 
@@ -53,7 +61,7 @@ def chat_messages(
     """The prompt as a chat: limits, the prompt's text, and, to learn from, the target."""
     messages = [
         {"role": "system", "content": system},
-        {"role": "user", "content": prompt_text(form, example.question, example.context, task)},
+        {"role": "user", "content": prompt_text(form, example.question, example.context, task, example.style)},
     ]
     return [*messages, {"role": "assistant", "content": target}] if target else messages
 
@@ -202,13 +210,13 @@ class Encoder:
         return fitted, whole - count(fitted)
 
     def _text(self, example: Example, task: Task) -> str:
-        return prompt_text(self.format, example.question, example.context, task)
+        return prompt_text(self.format, example.question, example.context, task, example.style)
 
     def _shortened(self, example: Example, task: Task, room: int) -> tuple[list[int], int]:
         """The prompt in at most `room` tokens where leaving out sentences can do that, and how many were."""
 
         def start(context: tuple[Passage, ...]) -> list[int]:
-            return self._start(prompt_text(self.format, example.question, context, task))
+            return self._start(prompt_text(self.format, example.question, context, task, example.style))
 
         prompt = start(example.context)
         excess = len(prompt) - room

@@ -13,6 +13,8 @@ from meditune.files import numbered_jsonl, write_jsonl
 
 Decision = Literal["yes", "no", "maybe"]
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
+STYLE = "style"
+"""Key of an example's meta"""
 
 
 class Passage(BaseModel):
@@ -42,6 +44,12 @@ class Example(BaseModel):
     """What must not straddle a split: a PubMed id, a MedQuAD focus, a MIMIC SUBJECT_ID."""
     meta: dict[str, Any] = Field(default_factory=dict)
     """URL, licence, question type, focus, year, further reference answers (`references`) and the like."""
+
+    @property
+    def style(self) -> str | None:
+        """`plain` or `expert`, the style in which the answer is written or asked for; None where its source has one."""
+        found: str | None = self.meta.get(STYLE)
+        return found
 
     def references(self) -> list[str]:
         """Every reference answer, the first one first, each once."""

@@ -20,6 +20,7 @@ from meditune.data.quality.ledger import FILE_NAME as LEDGER
 from meditune.data.reading import available, read_sources
 from meditune.data.rejects import Rejects
 from meditune.data.splits import Splits, official_tests, split
+from meditune.data.styles import styled
 from meditune.data.terms import terms_of
 from meditune.errors import DataError
 from meditune.files import read_json, replacing, replacing_folder, sha256, write_json
@@ -61,7 +62,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
         audit.note(decided.entries)
         train, entries = rebalanced(splits.train, spec, recipe.seed)
         audit.note(entries)
-        before, splits = len(splits.train), replace(splits, train=train)
+        before, splits = len(splits.train), styled(replace(splits, train=train), spec)
         measured = recipe.evaluate.split
         checked = leakage.check(splits, measured, recipe.model.base)
         leakage.refuse(checked, recipe.evaluate.allow_leakage, folder.parent)

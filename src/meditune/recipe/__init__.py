@@ -20,6 +20,7 @@ from meditune.recipe.data import (
     PhiSpec,
     PromptFormat,
     SourceSpec,
+    Style,
     Task,
 )
 from meditune.recipe.model import VIRTUAL, ApiSpec, LoraSpec, ModelSpec, PruneSpec, Quantize, Strategy
@@ -84,6 +85,7 @@ __all__ = [
     "SourceSpec",
     "Spec",
     "Strategy",
+    "Style",
     "Task",
     "TrackerName",
     "TrainRetrieveSpec",
@@ -257,6 +259,17 @@ class Recipe(Spec):
                 )
             if self.train.mix != MixSpec():
                 yield f"train.mix has no meaning with train.objective {self.train.objective}; leave it out"
+        styled = [source.name for source in self.data.sources if source.style == "plain"]
+        if styled and not self.prompt.plain_cue:
+            yield (
+                f"data.sources {styled[0]} has the style plain, and the prompt has no cue that asks for plain words; "
+                'set prompt.plain_cue, such as "In plain words:"'
+            )
+        if self.prompt.plain_cue and not styled:
+            yield "prompt.plain_cue is never learnt: give a source in data.sources the style plain, or leave it out"
+        cues = [self.prompt.answer_cue, self.prompt.decision_cue]
+        if self.prompt.plain_cue in cues:
+            yield "prompt.plain_cue must differ from prompt.answer_cue and prompt.decision_cue, or it asks for neither"
         if self.evaluate.split == "dev" and self.evaluate.fits_on_dev:
             yield (
                 "evaluate.calibrate and evaluate.abstain_target are fitted on dev, so they can't be measured there; "

@@ -12,6 +12,7 @@ from meditune.recipe.spec import Spec
 
 Task = Literal["answer", "decision"]
 Incomplete = Literal["keep", "drop"]
+Style = Literal["plain", "expert"]
 Trait = Literal["source", "decision", "question_type"]
 TASKS: tuple[Task, ...] = ("decision", "answer")
 BalanceBy = Literal[
@@ -33,6 +34,11 @@ class SourceSpec(Spec):
         None, description="Licence of your own files (CC BY 4.0); a column licence of theirs stands above it."
     )
     citation: str | None = Field(None, description="How to cite them, or where they are published.")
+    style: Style = Field(
+        "expert",
+        description="plain: its questions are asked with prompt.plain_cue, which only answers up to data.plain_grade "
+        "are learnt after; harder ones are learnt after prompt.answer_cue, as an expert's.",
+    )
     restricted: bool = Field(
         False, description="Their rows may not leave this machine: no API, no upload. MIMIC-III is restricted anyway."
     )
@@ -118,6 +124,9 @@ class DataSpec(Spec):
         description="Train on no answer with a higher Flesch-Kincaid grade; dev and test stay as they are. Such rows "
         "are dropped, or keep only their decision where they have one.",
     )
+    plain_grade: float = Field(
+        9.0, ge=0, description="Flesch-Kincaid grade up to which answers of sources in the plain style are plain."
+    )
     balance: BalanceSpec = Field(default_factory=BalanceSpec, description="Rebalancing of the training examples.")
     decisions: str | None = Field(
         None, description="What people decided about rows: a file of `meditune annotate import`. Never test items."
@@ -145,6 +154,9 @@ class PromptFormat(Spec):
     )
     question_cue: str = Field("Question:", min_length=1, description="Stands before the question.")
     answer_cue: str = Field("Conclusion:", min_length=1, description="Asks for the long answer.")
+    plain_cue: str | None = Field(
+        None, min_length=1, description="Asks for it in plain words, where a source has that style."
+    )
     decision_cue: str = Field("Answer:", min_length=1, description="Asks for the decision.")
 
     @property

@@ -102,7 +102,7 @@ def _without_markup(text: str, special_tokens: Sequence[str]) -> str:
 
 def _broken(sentence: str, form: PromptFormat) -> str:
     """The sentence without the colons that make cues of its words."""
-    for cue in (form.question_cue, form.answer_cue, form.decision_cue):
+    for cue in (form.question_cue, form.answer_cue, form.decision_cue, *([form.plain_cue] if form.plain_cue else [])):
         word = cue.rstrip(":： ")
         sentence = re.sub(rf"{re.escape(word)}\s*[:：﹕]", f"{word} -", sentence, flags=re.IGNORECASE)
         if word == cue.rstrip():  # a cue without a colon: it may not stand there as it is

@@ -82,6 +82,7 @@ class Assistant:
         self._numbers = numbers(self.settings.country, self.settings.numbers)
         self._look = look or (second_look(index.embedder) if index else None)
         self._encoder = Encoder(engine.tokenizer, self.form)
+        self._styles: tuple[Style, ...] = ("expert", "plain") if self.form.plain_cue else ("expert",)
         room = min(self.settings.context_tokens, engine.context_tokens - self.settings.max_new_tokens)
         if room < 64:
             raise ModelError(
@@ -160,7 +161,7 @@ class Assistant:
             asking.decision = self._decided(question, texts)
         limit = min(max_new_tokens or self.settings.max_new_tokens, self.engine.context_tokens - self._writer.room)
         judging = Judging(begun, found.no_amounts)
-        prompt = self._prompt(prompt_text(self.form, question, _context(texts), "answer"))
+        prompt = self._prompt(prompt_text(self.form, question, _context(texts), "answer", asking.style))
         asking.asked(len(prompt))
         for piece in self._pieces(prompt, limit, cancelled):
             asking.count(piece)
@@ -228,7 +229,11 @@ class Assistant:
         return ids
 
     def _count(self, question: str, texts: Sequence[str]) -> int:
-        return len(self._prompt(prompt_text(self.form, question, _context(texts), "answer")))
+        """In the style that takes more."""
+        context = _context(texts)
+        return max(
+            len(self._prompt(prompt_text(self.form, question, context, "answer", style))) for style in self._styles
+        )
 
 
 def _context(texts: Sequence[str]) -> tuple[Passage, ...]:

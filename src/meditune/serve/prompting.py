@@ -50,7 +50,8 @@ class Prompts:
 
     def in_format(self, text: str) -> bool:
         """Whether a message is a prompt in the model's own format already, which ends in one of its cues."""
-        return not self.templated and text.strip().endswith((self.form.answer_cue, self.form.decision_cue))
+        cues = (self.form.answer_cue, self.form.decision_cue, self.form.plain_cue)
+        return not self.templated and text.strip().endswith(tuple(filter(None, cues)))
 
     def room(self, prompt: Sequence[int], wanted: int | None, usual: int, param: str) -> int:
         """How many tokens may be written after a prompt: those wanted, or as many as usual, or as fit.

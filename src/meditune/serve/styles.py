@@ -1,7 +1,8 @@
 """For whom an answer is: which of the passages found it rests on, easier ones or those that say more.
 
-The prompt stays as the model knows it. What an answer reads like follows from what it is written from, so a style
-chooses among passages that are about as near to the question.
+What an answer reads like follows from what it is written from, so a style chooses among passages that are about as
+near to the question. A model that learnt a cue for plain words is asked with it, too; for any other the prompt stays as
+it is.
 """
 
 from __future__ import annotations

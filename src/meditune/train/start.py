@@ -20,7 +20,7 @@ from meditune.prompts import load_format, save_format
 from meditune.recipe import Recipe
 from meditune.train import checkpoint
 
-CUES = ("question_cue", "answer_cue", "decision_cue")
+CUES = ("question_cue", "answer_cue", "plain_cue", "decision_cue")
 
 
 def base_records(name: str) -> list[Record]:
@@ -45,9 +45,11 @@ def check_start(recipe: Recipe) -> None:
                 "can't be merged to tune it further. Take quantize none for both."
             )
     form = load_format(place) if place.is_dir() else None
-    differing = [cue for cue in CUES if form and getattr(form, cue) != getattr(recipe.prompt, cue)]
+    asked = {cue: getattr(form, cue) for cue in CUES} if form else {}
+    # One that it never learnt may be added.
+    differing = [cue for cue, text in asked.items() if text and text != getattr(recipe.prompt, cue)]
     if form and differing:
-        named = "; ".join(f"prompt.{cue} is {getattr(form, cue)!r} there" for cue in differing)
+        named = "; ".join(f"prompt.{cue} is {asked[cue]!r} there" for cue in differing)
         raise ModelError(f"model.base: {name} was tuned with another prompt: {named}. Give this recipe the same.")
 
 
