@@ -35,6 +35,17 @@ def test_the_models_own_format_is_used(folder, tmp_path):
     assert ask(str(own), "Does the drug help?", [], max_new_tokens=4).probabilities != plain.probabilities
 
 
+def test_a_cue_for_plain_words_is_used_where_the_model_has_one(folder, tmp_path):
+    own = tiny.save(tmp_path / "model")
+    save_format(PromptFormat(plain_cue="In plain words:"), own)
+
+    def said(model, style):
+        return ask(str(model), "Does the drug help?", [], max_new_tokens=8, style=style).text
+
+    assert said(own, "expert") == said(folder, "expert") == said(folder, "plain")
+    assert said(own, "plain") != said(own, "expert")
+
+
 def test_asking_shows_the_prompt_that_evaluation_shows(folder):
     """The same likelihoods as scoring a test item with this question and context."""
     from meditune.evaluate.likelihood import score

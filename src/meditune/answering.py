@@ -10,12 +10,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from meditune.data.example import Example, Passage
+from meditune.data.example import STYLE, Example, Passage
 from meditune.errors import DataError, ModelError
 from meditune.models.api.model import ApiModel, find
 from meditune.models.catalogue import SENTENCE_MODEL
 from meditune.prompts import QuestionTooLongError, chat_messages, prompt_text
-from meditune.recipe import ApiSpec, EvaluateSpec, PromptFormat
+from meditune.recipe import ApiSpec, EvaluateSpec, PromptFormat, Style
 from meditune.retrieve.cited import CitedAnswer
 from meditune.retrieve.citing import Cited, Source, cite
 from meditune.retrieve.index import Index
@@ -144,6 +144,7 @@ def open_answerer(
     max_new_tokens: int | None = None,
     api: ApiSpec | None = None,
     context_tokens: int = CONTEXT_TOKENS,
+    style: Style = "plain",
 ) -> Answerer:
     """A model by name, and an index by its place.
 
@@ -155,13 +156,13 @@ def open_answerer(
     remote = find(model, api or ApiSpec())
     if remote:
         _refuse_restricted(opened, sources, remote.title)
-        return Answerer(opened, _there(remote, limit, context_tokens))
+        return Answerer(opened, _there(remote, limit, context_tokens, style))
     if api:
         raise ModelError(f"{model} isn't behind an API, so it has no address or key. Call it api:{model} if it is.")
-    return Answerer(opened, _here(model, limit, context_tokens))
+    return Answerer(opened, _here(model, limit, context_tokens, style))
 
 
-def _here(model: str, limit: int, context_tokens: int) -> Writer:
+def _here(model: str, limit: int, context_tokens: int, style: Style) -> Writer:
     from meditune.evaluate.generation import generate
     from meditune.models.load import load
     from meditune.models.virtual import virtual_tokens
@@ -179,11 +180,12 @@ def _here(model: str, limit: int, context_tokens: int) -> Writer:
     encoder = loaded.encoder(whole)
 
     def count(question: str, texts: Sequence[str]) -> int:
-        return len(encoder.tokenize(prompt_text(form, question, _context(texts), "answer"))) + len(loaded.start_ids())
+        text = prompt_text(form, question, _context(texts), "answer", style)
+        return len(encoder.tokenize(text)) + len(loaded.start_ids())
 
     def write_many(asked: Sequence[Asked]) -> list[str]:
         examples = [
-            _asked(question, texts).model_copy(update={"id": str(place)})
+            _asked(question, texts, style).model_copy(update={"id": str(place)})
             for place, (question, texts) in enumerate(asked)
         ]
         try:
@@ -200,7 +202,7 @@ def _here(model: str, limit: int, context_tokens: int) -> Writer:
     return Writer(form, count, write, room, special, write_many=write_many)
 
 
-def _there(model: ApiModel, limit: int, context_tokens: int) -> Writer:
+def _there(model: ApiModel, limit: int, context_tokens: int, style: Style) -> Writer:
     from meditune.models.api.chat import Chat
     from meditune.models.api.tokens import of_chat
 
@@ -210,7 +212,7 @@ def _there(model: ApiModel, limit: int, context_tokens: int) -> Writer:
         print(f"The question and what is found go to {model.title}, which is not this machine.", file=sys.stderr)
 
     def messages(question: str, texts: Sequence[str]) -> list[dict[str, str]]:
-        return chat_messages(form, _asked(question, texts), "answer", model.system)
+        return chat_messages(form, _asked(question, texts, style), "answer", model.system)
 
     def count(question: str, texts: Sequence[str]) -> int:
         return of_chat(messages(question, texts)[1:])
@@ -222,8 +224,9 @@ def _there(model: ApiModel, limit: int, context_tokens: int) -> Writer:
     return Writer(form, count, write, context_tokens, elsewhere=model.title)
 
 
-def _asked(question: str, texts: Sequence[str]) -> Example:
-    return Example(id="asked", source="asked", question=question, context=_context(texts), group="asked")
+def _asked(question: str, texts: Sequence[str], style: Style) -> Example:
+    meta = {STYLE: style}
+    return Example(id="asked", source="asked", question=question, context=_context(texts), group="asked", meta=meta)
 
 
 def _context(texts: Sequence[str]) -> tuple[Passage, ...]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from meditune.data.example import Example, Passage
+from meditune.data.example import STYLE, Example, Passage
 from meditune.errors import DataError, ModelError
 from meditune.models.api.chat import Chat
 from meditune.models.api.model import ApiModel, find
 from meditune.prompts import QuestionTooLongError, chat_messages
-from meditune.recipe import ApiSpec, EvaluateSpec, PromptFormat
+from meditune.recipe import ApiSpec, EvaluateSpec, PromptFormat, Style
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,16 @@ class Answer:
 
 
 def ask(
-    model: str, question: str, sources: list[str], max_new_tokens: int | None = None, api: ApiSpec | None = None
+    model: str,
+    question: str,
+    sources: list[str],
+    max_new_tokens: int | None = None,
+    api: ApiSpec | None = None,
+    style: Style = "plain",
 ) -> Answer:
     """Answer a question from the given source texts (none: closed book) with the model's own prompt format.
 
+    `style` changes nothing where the format has no cue for plain words.
     `api` says where a model behind an API is, unless its folder does. Raises DataError where there is no question, or
     it is too long for the model's prompt, and ModelError where an API doesn't answer.
     """
@@ -39,7 +45,15 @@ def ask(
     except UnicodeEncodeError as error:
         raise DataError(f"The question isn't UTF-8 text from character {error.start + 1} on.") from error
     context = tuple(Passage(text=source) for source in sources)
-    asked = Example(id="asked", source="asked", question=question, context=context, decision="yes", group="asked")
+    asked = Example(
+        id="asked",
+        source="asked",
+        question=question,
+        context=context,
+        decision="yes",
+        group="asked",
+        meta={STYLE: style},
+    )
     limit = max_new_tokens or EvaluateSpec().max_new_tokens
     remote = find(model, api or ApiSpec())
     if remote:

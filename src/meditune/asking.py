@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -28,6 +28,9 @@ def ask(
         list[str] | None, typer.Option(metavar="NAME", help="Only this source of the index. Repeatable.")
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens.")] = None,
+    style: Annotated[
+        Literal["plain", "expert"], typer.Option(help="For whom, with a model that was tuned for both.")
+    ] = "plain",
     settings: Annotated[
         list[str] | None,
         typer.Option("--api", metavar="KEY=VALUE", help="Change a key under model.api: url=https://... Repeatable."),
@@ -46,10 +49,10 @@ def ask(
 
         if source:
             raise DataError("--source and --index don't go together: put the file into the index (--documents FOLDER).")
-        answerer = open_answerer(model, index, source_filter, max_new_tokens, api)
+        answerer = open_answerer(model, index, source_filter, max_new_tokens, api, style=style)
         print_cited(answerer.answer(question, k or PASSAGES, source_filter), json)
         return
     if k or source_filter:
         raise DataError("-k and --source-filter choose among an index's passages: name the index with --index.")
     sources = [read_text(path) for path in source or []]
-    print_answer(answer(model, question, sources, max_new_tokens, api), bool(sources), json)
+    print_answer(answer(model, question, sources, max_new_tokens, api, style), bool(sources), json)

@@ -221,6 +221,15 @@ def test_the_plain_style_takes_easier_passages_and_the_expert_one_research() -> 
     assert len(chosen("plain", hits, 4)) == 3, "a far passage isn't read, however easy"
 
 
+@pytest.mark.parametrize(("cue", "plain"), [("In plain words:", "In plain words:"), (None, "Conclusion:")])
+def test_a_model_that_learnt_a_cue_for_plain_words_is_asked_with_it(index: Index, cue: str | None, plain: str) -> None:
+    engine = Saying("Colchicine calms an attack.")
+    assistant = Assistant(engine, index, ANY, form=PromptFormat(plain_cue=cue))
+    for style in ("plain", "expert"):
+        asked(assistant, GOUT, style=style)
+    assert [prompt.rsplit("\n", 1)[1] for prompt in engine.prompts] == [plain, "Conclusion:"]
+
+
 def hit(source: str, text: str, meaning: float) -> Hit:
     return Hit(IndexedPassage(f"{source}:1#0", f"{source}:1", source, text), 1.0, 1.0, meaning)
 
