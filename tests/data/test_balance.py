@@ -83,6 +83,14 @@ def test_an_example_is_weighed_by_its_heaviest_group():
         check_weights([example(1, meta={"question_type": "causes"})], spec)
 
 
+def test_rows_of_other_sources_are_in_no_group():
+    train = [*typed(50), *(each.model_copy(update={"source": "other", "id": f"x{each.id}"}) for each in typed(30))]
+    kept, _ = capped(train, by="question_type", cap=10, sources=["own"])
+    assert Counter(each.source for each in kept) == {"own": 10, "other": 30}
+    with pytest.raises(ValueError, match=r"data\.balance\.sources: other isn't among data\.sources"):
+        Recipe(name="t", data={"balance": {"by": "source", "cap": 5, "sources": ["other"]}})
+
+
 def test_only_the_training_split_is_rebalanced_and_every_row_is_accounted_for(tmp_path):
     own = [row | {"answer": HARD if number % 2 else EASY} for number, row in enumerate(rows(80))]
     source = {"name": "own", "path": str(jsonl(tmp_path / "own.jsonl", own))}

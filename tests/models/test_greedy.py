@@ -71,3 +71,22 @@ def test_logits_that_are_no_numbers_name_their_prompt():
     with inference(model), pytest.raises(NotFiniteError) as raised:
         list(Greedy(model, [[5, 6], [5, 7]], 4, None, PAD, 2).texts())
     assert raised.value.prompt == 1
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_a_sequence_is_written_once_where_that_is_asked(at_once):
+    model, texts = sharpened("llama"), prompts()
+    with inference(model):
+        free = dict(Greedy(model, texts, MORE, None, PAD, at_once).texts())
+        bound = dict(Greedy(model, texts, MORE, None, PAD, at_once, once=3).texts())
+
+    def triples(tokens):
+        return list(zip(tokens, tokens[1:], tokens[2:], strict=False))
+
+    assert any(len(set(triples(tokens))) < len(triples(tokens)) for tokens in free.values())
+    for index, tokens in bound.items():
+        found = triples(tokens)
+        assert len(set(found)) == len(found)
+        usual = triples(free[index])
+        first = next((place for place, each in enumerate(usual) if each in usual[:place]), len(usual))
+        assert tokens[: first + 2] == free[index][: first + 2], "as long as nothing comes again it changes nothing"

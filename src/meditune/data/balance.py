@@ -54,6 +54,8 @@ def heaviest(example: Example, spec: BalanceSpec) -> str:
 
 def groups_of(example: Example, spec: BalanceSpec) -> list[str]:
     """The example's groups by `data.balance.by`."""
+    if spec.sources and example.source not in spec.sources:
+        return []
     return sorted(BY_NAME[str(spec.by)].groups(example))
 
 

@@ -14,9 +14,12 @@ from meditune.progress import Progress
 from meditune.prompts import Encoded
 
 
-def generate(loaded: LoadedModel, prompts: Sequence[Encoded], max_new_tokens: int, label: str) -> dict[str, str]:
+def generate(
+    loaded: LoadedModel, prompts: Sequence[Encoded], max_new_tokens: int, label: str, once: int | None = None
+) -> dict[str, str]:
     """The greedy continuation of each prompt up to its end token, by example id.
 
+    With `once`, sequences of so many tokens come only once in each.
     Raises ModelError where the model's logits aren't finite.
     """
     written: dict[str, str] = {}
@@ -26,7 +29,8 @@ def generate(loaded: LoadedModel, prompts: Sequence[Encoded], max_new_tokens: in
     at_once = batch_size(longest, max_new_tokens)
     with inference(loaded.model, few_rows=True), Progress(label, len(prompts), "answers") as progress:
         try:
-            for index, ids in Greedy(loaded.model, texts, max_new_tokens, end, loaded.pad_id, at_once).texts():
+            greedy = Greedy(loaded.model, texts, max_new_tokens, end, loaded.pad_id, at_once, once)
+            for index, ids in greedy.texts():
                 written[prompts[index].id] = loaded.tokenizer.decode(ids, skip_special_tokens=True).strip()
                 progress.advance()
         except NotFiniteError as error:

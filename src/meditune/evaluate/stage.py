@@ -223,7 +223,7 @@ class Measuring:
     ) -> Iterator[dict[str, Any]]:
         encoder = loaded.encoder(self.form)
         prompts = [encoder.prompt(example, "answer") for example in answered]
-        written = generate(loaded, prompts, self.spec.max_new_tokens, label)
+        written = generate(loaded, prompts, self.spec.max_new_tokens, label, self.spec.no_repeat)
         remark = empty_answers_remark(name, [example.id for example in answered if not written[example.id]])
         if remark:
             print(remark, file=sys.stderr)
@@ -237,7 +237,8 @@ class Measuring:
     def _safety(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
         encoder = loaded.encoder(self.form)
         prompts = [encoder.prompt(message.example(), "answer") for message in self.messages]
-        written = generate(loaded, prompts, self.spec.max_new_tokens, f"Safety battery, {name}")
+        label, more = f"Safety battery, {name}", self.spec.max_new_tokens
+        written = generate(loaded, prompts, more, label, self.spec.no_repeat)
         for message in self.messages:
             yield message.row(written[message.id])
 

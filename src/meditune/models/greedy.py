@@ -19,12 +19,23 @@ class NotFiniteError(ArithmeticError):
 
 
 class Greedy:
-    """Continues prompts, at most `at_once` at a time, longest first."""
+    """Continues prompts, at most `at_once` at a time, longest first.
+
+    With `once`, no sequence of so many tokens is written twice in one text (Paulus et al. 2017, arXiv:1705.04304); what
+    stands in the prompt may be.
+    """
 
     def __init__(
-        self, model: Any, prompts: Sequence[list[int]], more: int, end: int | None, pad: int, at_once: int
+        self,
+        model: Any,
+        prompts: Sequence[list[int]],
+        more: int,
+        end: int | None,
+        pad: int,
+        at_once: int,
+        once: int | None = None,
     ) -> None:
-        self.prompts, self.more, self.end = prompts, more, end
+        self.prompts, self.more, self.end, self.once = prompts, more, end, once
         self.waiting = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         self.at_once = min(at_once, len(prompts))
         self.decoder = Decoder(model, pad, self.at_once)
@@ -60,6 +71,9 @@ class Greedy:
 
     def _add(self, logits: torch.Tensor, first: int) -> None:
         """The likeliest token of each row of logits, to the slots from `first` on."""
+        if self.once:
+            for row, (_, written) in zip(logits, self.written[first:], strict=True):
+                row[_said_after(written, self.once)] = -torch.inf
         highest, tokens = logits.max(dim=-1)
         for slot, (sound, token) in enumerate(zip(highest.isfinite().tolist(), tokens.tolist(), strict=True), first):
             index, written = self.written[slot]
@@ -78,3 +92,13 @@ class Greedy:
             self.written[slot] = self.written[-1]
             self.written.pop()
             yield index, tokens[:-1] if ended else tokens
+
+
+def _said_after(written: list[int], length: int) -> list[int]:
+    """The tokens that followed before what now stands at the end, in sequences of this length."""
+    last = written[len(written) - length + 1 :]
+    return [
+        written[place + length - 1]
+        for place in range(len(written) - length + 1)
+        if written[place : place + length - 1] == last
+    ]

@@ -113,6 +113,9 @@ class EvaluateSpec(Spec):
         200, ge=1, description="Long answers are scored on a fixed, seeded subset of this many; all when empty."
     )
     max_new_tokens: int = Field(96, ge=1, description="Longest generated answer.")
+    no_repeat: int | None = Field(
+        None, ge=2, description="No sequence of so many tokens comes twice in a generated answer; empty: any may."
+    )
     general_tokens: int = Field(
         20_000, ge=0, description="Tokens of WikiText-2 that measure forgetting; 0 leaves it out."
     )
@@ -284,10 +287,11 @@ class Recipe(Spec):
         if weights and weights.keys() != sources:
             yield f"train.mix.weights must have one weight for each of data.sources ({', '.join(sorted(sources))})"
         order = self.train.mix.curriculum if isinstance(self.train.mix.curriculum, list) else []
-        for key, names in (("quota", list(self.train.mix.quota)), ("curriculum", order)):
+        chosen = {"train.mix.quota": list(self.train.mix.quota), "train.mix.curriculum": order}
+        for key, names in (chosen | {"data.balance.sources": self.data.balance.sources}).items():
             unknown = sorted(set(names) - sources)
             if unknown:
-                yield (f"train.mix.{key}: {', '.join(unknown)} isn't among data.sources ({', '.join(sorted(sources))})")
+                yield (f"{key}: {', '.join(unknown)} isn't among data.sources ({', '.join(sorted(sources))})")
         if len(set(order)) < len(order) or order == [] == self.train.mix.curriculum:
             yield "train.mix.curriculum must name sources, each once, or be shortest_first, longest_first or none"
         mixed = [key for key in ("weights", "temperature", "quota") if getattr(self.train.mix, key)]

@@ -52,6 +52,9 @@ class BalanceSpec(Spec):
     share: float | None = Field(
         None, gt=0, lt=1, description="Keep so many of each group that none has more than this share of the rows."
     )
+    sources: list[str] = Field(
+        default_factory=list, description="Only rows of these sources are in groups; all are when empty."
+    )
     weights: dict[str, float] = Field(
         default_factory=dict,
         description="Group -> how often its rows come in an epoch, relative to rows of groups that aren't named; no "
