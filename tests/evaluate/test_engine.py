@@ -63,3 +63,8 @@ def test_figures_are_those_of_the_model(tmp_path):
 def test_the_harness_s_protocol_is_refused(tmp_path):
     with pytest.raises(DataError, match="lm-eval"):
         EngineMeasuring(recipe("protocol=lm-eval"), examples(), tmp_path)
+
+
+def test_a_rule_that_engines_dont_follow_is_refused(tmp_path):
+    with pytest.raises(DataError, match="Set it to null"):
+        EngineMeasuring(recipe("no_repeat=6"), examples(), tmp_path)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from meditune.data.example import Example
 from meditune.errors import DataError
-from meditune.evaluate.items import chosen_answers, decided_on, under_conditions
+from meditune.evaluate.items import chosen_answers, decided_on, refuse_no_repeat, under_conditions
 from meditune.evaluate.predictions import (
     ANSWER,
     AnswerKind,
@@ -74,6 +74,7 @@ class ApiMeasuring:
                 f"evaluate.protocol {recipe.evaluate.protocol} needs the likelihood of given text, which an API "
                 "doesn't tell. Take meditune."
             )
+        refuse_no_repeat(recipe.evaluate)
         self.spec, self.folder = recipe.evaluate, folder
         self.messages = {each.id: each for each in battery.chosen(recipe.evaluate.safety_messages, recipe.seed)}
         answered = chosen_answers(examples, recipe.evaluate.answers, recipe.seed)

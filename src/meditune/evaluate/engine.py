@@ -16,7 +16,7 @@ from meditune.data.example import DECISIONS, Example
 from meditune.engines.engine import Engine, Job
 from meditune.engines.together import answers
 from meditune.errors import DataError
-from meditune.evaluate.items import chosen_answers, decided_on
+from meditune.evaluate.items import chosen_answers, decided_on, refuse_no_repeat
 from meditune.evaluate.likelihood import scored_bytes
 from meditune.evaluate.predictions import DecisionKind, Kind, answer_row, once, path_of, written_row
 from meditune.evaluate.safety import battery
@@ -36,6 +36,7 @@ class EngineMeasuring:
                 "An exported model is measured with evaluate.protocol meditune. For lm-eval's, measure the model that "
                 "it was exported from, or let lm-eval ask `meditune serve`."
             )
+        refuse_no_repeat(recipe.evaluate)
         self.spec, self.folder = recipe.evaluate, folder
         self.conditions = decided_on(examples, dev, recipe.evaluate)
         self.answered = chosen_answers(examples, recipe.evaluate.answers, recipe.seed)

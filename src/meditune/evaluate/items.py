@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 
 from meditune.data.example import Example
+from meditune.errors import DataError
 from meditune.evaluate.predictions import Condition, DecisionKind
 from meditune.recipe import EvaluateSpec
 
@@ -24,6 +25,15 @@ def decided_on(
     for condition, shown in under_conditions(examples, spec, found).items():
         kinds[condition] = _decided(shown)
     return {kind: shown for kind, shown in kinds.items() if shown}
+
+
+def refuse_no_repeat(spec: EvaluateSpec) -> None:
+    """Raise DataError where answers are to be written by a rule that engines and APIs don't follow."""
+    if spec.no_repeat:
+        raise DataError(
+            "evaluate.no_repeat holds for models that are loaded here; an exported model or an API writes as it does. "
+            "Set it to null, for the models to be compared with, too."
+        )
 
 
 def under_conditions(
