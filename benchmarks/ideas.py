@@ -38,6 +38,8 @@ class Idea:
     settings: tuple[str, ...] = ()
     more: Callable[[Example], Example] | None = None
     """What else an example teaches"""
+    head: bool = False
+    """Whether the model stays as it is, and a classifier is fitted to its last hidden state"""
 
 
 def from_conclusion(example: Example) -> Example:
@@ -70,6 +72,7 @@ IDEAS = {
     "rank-64": Idea("LoRA of rank 64", ("model.lora.r=64",)),
     "dropout": Idea("LoRA dropout 0.1, 4 epochs", ("model.lora.dropout=0.1", "train.epochs=4")),
     "more-epochs": Idea("5 epochs", ("train.epochs=5",)),
+    "head": Idea("a logistic regression on the untuned model's last hidden state", head=True),
     "decisions-only": Idea("decisions only", ("train.tasks=[decision]",)),
 }
 
@@ -106,9 +109,9 @@ def measured(
     recipe_name: str, idea: Idea, count: int, seed: int, settings: Sequence[str], folder: Path
 ) -> dict[str, Any]:
     """Train one idea on one split, and what it then says of the items held out."""
-    import meditune.run as journey
     from meditune.data.prepare import prepare
     from meditune.evaluate.stage import Scoring
+    from meditune.models.load import load
     from meditune.recipes.loading import load_recipe
     from meditune.train.stage import fine_tune
     from meditune.train.start import starting_point
@@ -118,15 +121,59 @@ def measured(
     folder.mkdir(parents=True)
     splits = prepare(recipe, folder / "data").splits
     train = few(splits.train, count, seed) if count else list(splits.train)
-    more = [idea.more(each) for each in train if idea.more and each.decision and each.answer]
-    loaded = journey._load(recipe, starting_point(recipe, folder))
-    facts = fine_tune(loaded, dataclasses.replace(splits, train=[*train, *more]), recipe, folder)
-    loaded = journey._load(recipe, str(folder / "model"))
+    loaded = load(starting_point(recipe, folder), recipe.model)
     scoring = Scoring(loaded.encoder(recipe.prompt), splits.dev, splits.dev)
+    if idea.head:
+        said = scoring.predictions(loaded, recipe.evaluate.batch_tokens, "Held-out items")
+        decided = by_head(loaded, recipe, train, splits.dev)
+        shutil.rmtree(folder)
+        return {"items": len(train), "seconds": 0, "steps": 0, "decision": decided, "likelihood": said.likelihood}
+    more = [idea.more(each) for each in train if idea.more and each.decision and each.answer]
+    facts = fine_tune(loaded, dataclasses.replace(splits, train=[*train, *more]), recipe, folder)
+    loaded = load(str(folder / "model"), recipe.model)
     said = scoring.predictions(loaded, recipe.evaluate.batch_tokens, "Held-out items")
     shutil.rmtree(folder)
     learnt = {"items": len(train), "seconds": facts["seconds"], "steps": facts["steps"]}
     return learnt | {"decision": said.decision, "likelihood": said.likelihood}
+
+
+def by_head(loaded: Any, recipe: Any, train: Sequence[Example], held: Sequence[Example]) -> list[dict[str, Any]]:
+    """Decisions of a logistic regression, its strength chosen by cross-validation on the items learnt from."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    learnt, asked = (hidden_states(loaded, recipe, each) for each in (train, held))
+    regression = LogisticRegression(max_iter=2_000)
+    head = GridSearchCV(
+        make_pipeline(StandardScaler(), regression),
+        {"logisticregression__C": np.logspace(-5, 0, 8)},
+        scoring="neg_log_loss",
+    )
+    head.fit(learnt, [each.decision for each in train])
+    rows = zip(held, head.predict_log_proba(asked), strict=True)
+    return [
+        {"reference": one.decision, "logits": dict(zip(head.classes_, map(float, said), strict=True))}
+        for one, said in rows
+    ]
+
+
+def hidden_states(loaded: Any, recipe: Any, examples: Sequence[Example]) -> Any:
+    """(N, hidden size) what the decision would be predicted from."""
+    from meditune.models.inference import inference
+    from meditune.models.rows import by_length, rows_of
+
+    encoder = loaded.encoder(recipe.prompt)
+    rows = rows_of([encoder.supervised(each, "decision") for each in examples])
+    found: dict[int, Any] = {}
+    with inference(loaded.model):
+        for indices in by_length(rows, recipe.evaluate.batch_tokens):
+            batch, predicted = loaded.frozen.predict(loaded.model, [rows[index] for index in indices], loaded.pad_id)
+            firsts = np.unique(batch.rows.numpy(), return_index=True)[1]
+            for index, first in zip(indices, firsts, strict=True):
+                found[index] = predicted.hidden[first].float().numpy()
+    return np.stack([found[index] for index in range(len(rows))])
 
 
 def few(train: Sequence[Example], count: int, seed: int) -> list[Example]:
