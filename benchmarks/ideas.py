@@ -20,7 +20,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -38,8 +38,8 @@ class Idea:
     settings: tuple[str, ...] = ()
     more: Callable[[Example], Example] | None = None
     """What else an example teaches"""
-    head: bool = False
-    """Whether the model stays as it is, and a classifier is fitted to its last hidden state"""
+    fit: Literal["model", "head", "nothing"] = "model"
+    """head: the model stays as it is, and a classifier is fitted to its last hidden state"""
 
 
 def from_conclusion(example: Example) -> Example:
@@ -63,6 +63,7 @@ def changed(example: Example, name: str, context: tuple[Passage, ...]) -> Exampl
 
 IDEAS = {
     "as-it-is": Idea("the recipe as it is"),
+    "untuned": Idea("the model before tuning", fit="nothing"),
     "from-conclusion": Idea("also decide from the conclusion alone", more=from_conclusion),
     "with-conclusion": Idea("also decide from abstract and conclusion, 2 epochs", ("train.epochs=2",), with_conclusion),
     "from-end": Idea("also decide from the last section alone", more=from_end),
@@ -72,7 +73,8 @@ IDEAS = {
     "rank-64": Idea("LoRA of rank 64", ("model.lora.r=64",)),
     "dropout": Idea("LoRA dropout 0.1, 4 epochs", ("model.lora.dropout=0.1", "train.epochs=4")),
     "more-epochs": Idea("5 epochs", ("train.epochs=5",)),
-    "head": Idea("a logistic regression on the untuned model's last hidden state", head=True),
+    "prompts-too": Idea("also learn the prompts' own words", ("train.prompt_share=0.5",)),
+    "head": Idea("a logistic regression on the untuned model's last hidden state", fit="head"),
     "decisions-only": Idea("decisions only", ("train.tasks=[decision]",)),
 }
 
@@ -123,18 +125,21 @@ def measured(
     train = few(splits.train, count, seed) if count else list(splits.train)
     loaded = load(starting_point(recipe, folder), recipe.model)
     scoring = Scoring(loaded.encoder(recipe.prompt), splits.dev, splits.dev)
-    if idea.head:
-        said = scoring.predictions(loaded, recipe.evaluate.batch_tokens, "Held-out items")
-        decided = by_head(loaded, recipe, train, splits.dev)
-        shutil.rmtree(folder)
-        return {"items": len(train), "seconds": 0, "steps": 0, "decision": decided, "likelihood": said.likelihood}
-    more = [idea.more(each) for each in train if idea.more and each.decision and each.answer]
-    facts = fine_tune(loaded, dataclasses.replace(splits, train=[*train, *more]), recipe, folder)
-    loaded = load(str(folder / "model"), recipe.model)
+    facts: dict[str, Any] = {"seconds": 0, "steps": 0}
+    if idea.fit == "model":
+        more = [idea.more(each) for each in train if idea.more and each.decision and each.answer]
+        facts = fine_tune(loaded, dataclasses.replace(splits, train=[*train, *more]), recipe, folder)
+        loaded = load(str(folder / "model"), recipe.model)
     said = scoring.predictions(loaded, recipe.evaluate.batch_tokens, "Held-out items")
+    decided = by_head(loaded, recipe, train, splits.dev) if idea.fit == "head" else said.decision
     shutil.rmtree(folder)
-    learnt = {"items": len(train), "seconds": facts["seconds"], "steps": facts["steps"]}
-    return learnt | {"decision": said.decision, "likelihood": said.likelihood}
+    return {
+        "items": 0 if idea.fit == "nothing" else len(train),
+        "seconds": facts["seconds"],
+        "steps": facts["steps"],
+        "decision": decided,
+        "likelihood": said.likelihood,
+    }
 
 
 def by_head(loaded: Any, recipe: Any, train: Sequence[Example], held: Sequence[Example]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ import torch
 
 from meditune.data.example import Example, Passage
 from meditune.models.forward import predict
-from meditune.models.rows import by_length, collate, rows_of
+from meditune.models.rows import PROMPT, by_length, collate, join, rows_of, with_prompt
 from meditune.recipe import PromptFormat
 from tests import tiny
 
@@ -83,3 +83,19 @@ def test_batches_hold_every_row_once_within_their_size():
     batches = by_length(rows, limit)
     assert sorted(index for batch in batches for index in batch) == [0, 1, 2]
     assert all(len(batch) * max(len(rows[index]) for index in batch) <= limit for batch in batches)
+
+
+def test_a_prompt_is_learnt_as_running_text_is():
+    loaded = tiny.loaded("llama", attention="sdpa")
+    item = loaded.encoder(PromptFormat(max_tokens=256, answer_tokens=32)).supervised(EXAMPLES[0], "answer")
+    row = with_prompt(join([item]))
+    ids = torch.tensor([[*item.prompt, *item.target]])
+    with torch.no_grad():
+        found = predict(loaded.model, collate([row], loaded.pad_id)).logits
+        plain = loaded.model(ids).logits[0]
+    # The cue, which another task would have in another form, isn't learnt.
+    learnt = [place for place in range(1, ids.shape[1]) if place != len(item.prompt) - 1]
+    assert row.of.count(PROMPT) == len(item.prompt) - 2
+    order = torch.tensor(row.predicted_by).argsort()
+    assert torch.tensor(row.targets)[order].tolist() == ids[0, learnt].tolist()
+    torch.testing.assert_close(found[order], plain[torch.tensor(learnt) - 1], atol=1e-4, rtol=1e-4)

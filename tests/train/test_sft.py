@@ -7,7 +7,7 @@ import torch
 
 from meditune.models.adapters import add_lora
 from meditune.models.frozen import FrozenLayers
-from meditune.models.rows import rows_of
+from meditune.models.rows import PROMPT, rows_of, with_prompt
 from meditune.recipe import LoraSpec, PromptFormat, TrainSpec
 from meditune.train.optimizer import MasterOptimizer, learning_rate
 from meditune.train.sft import plan_steps, probe, train
@@ -194,6 +194,12 @@ def test_token_weights_give_each_task_its_share_and_rare_decisions_more():
     assert by_class["yes"] == pytest.approx(by_class["maybe"])
     plain = TokenWeights(uneven, rows, TrainSpec())
     assert {weight for row in rows for weight in plain.of(row)} == {1.0}
+    whole = [with_prompt(row) for row in rows]
+    spec = TrainSpec(decision_share=0.4, class_balance=1.0, prompt_share=0.5)
+    learnt = TokenWeights(uneven, whole, spec)
+    pairs = [pair for row in whole for pair in zip(learnt.of(row), row.of, strict=True)]
+    assert sum(weight for weight, number in pairs if number == PROMPT) == pytest.approx(sum(w for w, _ in pairs) / 2)
+    assert sum(weight for weight, number in pairs if number == 0) == pytest.approx(sum(w for w, _ in pairs) * 0.2)
 
 
 def test_the_probe_changes_nothing():

@@ -11,12 +11,15 @@ than half the work.
 from __future__ import annotations
 
 from collections.abc import Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
 
 from meditune.prompts import Encoded
+
+PROMPT = -1
+"""In place of a number in `Row.of`, where a target is a token of the prompt itself"""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Row:
     """For each supervised target token, the index of the token whose output predicts it."""
     targets: list[int]
     of: list[int]
-    """For each supervised target token, which of `encoded` it belongs to."""
+    """For each supervised target token, which of `encoded` it belongs to, or PROMPT."""
     encoded: tuple[Encoded, ...]
 
     def __len__(self) -> int:
@@ -57,6 +60,17 @@ def join(encoded: Sequence[Encoded]) -> Row:
             row.targets.append(target)
             row.of.append(number)
     return row
+
+
+def with_prompt(row: Row) -> Row:
+    """The same row, in which the tokens of the common start are targets, too; they belong to PROMPT."""
+    common = row.branch.count(0)
+    return replace(
+        row,
+        predicted_by=[*row.predicted_by, *range(common - 1)],
+        targets=[*row.targets, *row.tokens[1:common]],
+        of=[*row.of, *[PROMPT] * (common - 1)],
+    )
 
 
 def rows_of(encoded: Sequence[Encoded], share_prompts: bool = True) -> list[Row]:

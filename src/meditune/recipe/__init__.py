@@ -253,6 +253,8 @@ class Recipe(Spec):
                 yield f"train.dev has no meaning with train.objective {self.train.objective}; leave it out"
             if self.train.replay.share:
                 yield f"train.replay.share has no meaning with train.objective {self.train.objective}; set it to 0"
+            if self.train.prompt_share:
+                yield f"train.prompt_share has no meaning with train.objective {self.train.objective}; set it to 0"
             if self.train.retrieve.share:
                 yield f"train.retrieve.share has no meaning with train.objective {self.train.objective}; set it to 0"
             if self.data.balance.weights:

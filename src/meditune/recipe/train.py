@@ -198,6 +198,12 @@ class TrainSpec(Spec):
     decision_share: float | None = Field(
         None, gt=0, lt=1, description="Share of the loss given to decisions; when empty every token weighs the same."
     )
+    prompt_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the loss given to the prompts' own tokens; 0: only what follows them.",
+    )
     class_balance: float = Field(
         0.0, ge=0, le=1, description="Decisions weigh frequency ** -this: 0 leaves them alone, 1 evens them out."
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from meditune.data.example import Example
 from meditune.errors import DataError
-from meditune.models.rows import Row, rows_of
+from meditune.models.rows import Row, rows_of, with_prompt
 from meditune.prompts import Encoded, Encoder, QuestionTooLongError
 from meditune.recipe import Task
 from meditune.train.tasks import able, named
@@ -30,8 +30,10 @@ class TokenFacts:
     """Examples left out because their question alone is too long, or they teach none of the tasks."""
 
 
-def encode(examples: Sequence[Example], encoder: Encoder, tasks: Sequence[Task]) -> tuple[list[Row], TokenFacts]:
-    """Rows in the order of `examples`, one for each that teaches at least one task.
+def encode(
+    examples: Sequence[Example], encoder: Encoder, tasks: Sequence[Task], prompts: bool = False
+) -> tuple[list[Row], TokenFacts]:
+    """Rows in the order of `examples`, one for each that teaches at least one task; `prompts`: they are learnt, too.
 
     Raises DataError where nothing is left to train on.
     """
@@ -44,7 +46,7 @@ def encode(examples: Sequence[Example], encoder: Encoder, tasks: Sequence[Task])
             mine = []
         dropped += not mine
         encoded += mine
-    rows = rows_of(encoded)
+    rows = [with_prompt(row) if prompts else row for row in rows_of(encoded)]
     if not rows:
         raise DataError(
             f"None of the {len(examples)} training examples has {named(tasks)} to learn from that fits into "

@@ -108,7 +108,7 @@ def plan(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> P
     """Plan the training of `loaded`, which must still be the base model; what it writes for replay goes to `folder`."""
     spec = recipe.train
     shown = in_training(splits.train, folder)
-    rows, fitted = encode(shown, loaded.encoder(recipe.prompt), spec.tasks)
+    rows, fitted = encode(shown, loaded.encoder(recipe.prompt), spec.tasks, spec.prompt_share > 0)
     pool = replay_rows(loaded, recipe, splits, folder)
     check_masks([*rows, *pool])
     examples = {example.id: example for example in splits.train}

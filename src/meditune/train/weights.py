@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from meditune.data.example import Example
-from meditune.models.rows import Row
+from meditune.models.rows import PROMPT, Row
 from meditune.recipe import TrainSpec
 
 
@@ -15,7 +15,8 @@ class TokenWeights:
     """Weight of every supervised token: 1, unless the recipe balances tasks or decision classes.
 
     With `decision_share` s, decision tokens together get the share s of the loss over the data set and answer tokens
-    the rest, however many of each there are. With `class_balance` b, a decision of a class with frequency f weighs
+    the rest, however many of each there are. With `prompt_share` p, the prompts' tokens get the share p of it all, and
+    what follows them the rest. With `class_balance` b, a decision of a class with frequency f weighs
     f ** -b, scaled so that the mean over examples stays 1. Where sources are mixed, all of these are meant as they come
     in an epoch: `repeats` says how often an example's row does, by its id (once where it isn't named).
     """
@@ -49,10 +50,19 @@ class TokenWeights:
                 "answer": (1 - share) * every / tokens["answer"],
             }
 
+        prompt = sum(row.of.count(PROMPT) * often[row.encoded[0].id] for row in rows)
+        self.of_prompt = 0.0
+        if prompt:
+            self.by_task = {task: (1 - spec.prompt_share) * weight for task, weight in self.by_task.items()}
+            self.of_prompt = spec.prompt_share * sum(tokens.values()) / prompt
+
     def of(self, row: Row) -> list[float]:
         """One weight for each of the row's targets."""
         weights = []
         for number in row.of:
+            if number == PROMPT:
+                weights.append(self.of_prompt)
+                continue
             item = row.encoded[number]
             weight = self.by_task[item.task]
             if item.task == "decision":
