@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import math
 import random
@@ -90,10 +91,12 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/ideas"))
     options = parser.parse_args()
     tried = {f"{name}-of-{count}": (name, count) for name in options.ideas for count in options.curve or [0]}
+    changed = hashlib.sha256("".join(options.set).encode()).hexdigest()[:6] if options.set else ""
+    recipe = "-".join(filter(None, [Path(options.recipe).stem, changed]))
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in options.seeds:
         for title, (name, count) in tried.items():
-            path = options.output / f"{options.recipe}-{title.removesuffix('-of-0')}-{seed}.json"
+            path = options.output / f"{recipe}-{title.removesuffix('-of-0')}-{seed}.json"
             if not path.is_file():
                 keep(path, measured(options.recipe, IDEAS[name], count, seed, options.set, path.with_suffix("")))
             found.setdefault(title, []).append(json.loads(path.read_text(encoding="utf-8")))

@@ -29,7 +29,7 @@ def ask(
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens.")] = None,
     style: Annotated[
-        Literal["plain", "expert"], typer.Option(help="For whom, with a model that was tuned for both.")
+        Literal["plain", "expert"], typer.Option(help="The words that a model tuned for both is asked for.")
     ] = "plain",
     settings: Annotated[
         list[str] | None,

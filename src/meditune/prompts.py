@@ -42,11 +42,11 @@ CHAT_SYSTEM = (
 
 
 def prompt_text(
-    form: PromptFormat, question: str, context: tuple[Passage, ...], task: Task, style: str | None = None
+    form: PromptFormat, question: str, context: tuple[Passage, ...], task: Task, style: str | None = "plain"
 ) -> str:
     """The prompt as one string, without shortening; it ends in the cue that the model continues.
 
-    A format without a cue for plain words has one style only.
+    Whoever asks without a style is answered in plain words, if the format has a cue for them.
     """
     lines = [f"{passage.label.capitalize()}: {passage.text}" if passage.label else passage.text for passage in context]
     cue = form.decision_cue

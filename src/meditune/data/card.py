@@ -57,6 +57,7 @@ def data_card(recipe: Recipe, quality: dict[str, Any]) -> str:
         "## How it was made",
         *_making(recipe, quality),
         *_rebalanced(quality),
+        *_styles(quality),
         "## Quality control",
         *_control(quality),
         "## Limits",
@@ -237,6 +238,17 @@ def _rebalanced(quality: dict[str, Any]) -> list[str]:
     )
     sizes = f"{found['before']:,} to {found['after']:,}"
     return [f"The training split was rebalanced, from {sizes} examples: {rules}."]
+
+
+def _styles(quality: dict[str, Any]) -> list[str]:
+    counts = quality.get("styles", {}).get("train")
+    if not counts:
+        return []
+    plain, whole = counts.get("plain", 0), sum(counts.values())
+    return [
+        f"Of {whole:,} training answers in sources with two styles {plain:,} are in plain words by their reading "
+        "grade. What is measured of these sources is asked for plain words, however hard its reference is."
+    ]
 
 
 def _leakage(quality: dict[str, Any]) -> str:

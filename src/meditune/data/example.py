@@ -13,8 +13,8 @@ from meditune.files import numbered_jsonl, write_jsonl
 
 Decision = Literal["yes", "no", "maybe"]
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
-STYLE = "style"
-"""Key of an example's meta"""
+STYLE = "meditune_style"
+"""Key of an example's meta, which no column of a user's has by chance"""
 
 
 class Passage(BaseModel):

@@ -20,6 +20,7 @@ from meditune.data.quality.ledger import FILE_NAME as LEDGER
 from meditune.data.reading import available, read_sources
 from meditune.data.rejects import Rejects
 from meditune.data.splits import Splits, official_tests, split
+from meditune.data.styles import counted as styles_of
 from meditune.data.styles import styled
 from meditune.data.terms import terms_of
 from meditune.errors import DataError
@@ -104,11 +105,13 @@ def keep(
 
     `checked` is what the leakage check found, `done` what else quality.json is to hold.
     """
+    styles = styles_of(splits)
     quality = {
         "synthetic": synthetic,
         **facts(splits, looked.read, looked.audit.dropped()),
         "audit": looked.audit.facts(),
         **done,
+        **({"styles": styles} if styles else {}),
         "terms": terms_of(example for examples in splits.named().values() for example in examples),
         "leakage": checked,
         "phi": looked.phi.facts(),

@@ -62,7 +62,8 @@ def available(spec: DataSpec) -> tuple[DataSpec, bool]:
             "run shows how everything works, and its figures say nothing about medicine.",
             file=sys.stderr,
         )
-        sample = [SourceSpec(name="sample")]
+        plain = all(source.style == "plain" for source in spec.sources)
+        sample = [SourceSpec(name="sample", style="plain" if plain else "expert")]
         return spec.model_copy(update={"sources": sample, "test_share": SAMPLE_TEST_SHARE}), True
     return spec, any(source.name == "sample" for source in spec.sources)
 

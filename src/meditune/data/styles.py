@@ -6,6 +6,7 @@ et al. 2019, arXiv:1909.05858), so one model learns from hard answers and can be
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -40,3 +41,9 @@ def styled(splits: Splits, spec: DataSpec) -> Splits:
 
     train, dev, test = each(splits.train, written), each(splits.dev, asked), each(splits.test, asked)
     return replace(splits, train=train, dev=dev, test=test)
+
+
+def counted(splits: Splits) -> dict[str, dict[str, int]]:
+    """How many examples of each split have each style; nothing where no source has two."""
+    found = {name: Counter(each.style for each in examples if each.style) for name, examples in splits.named().items()}
+    return {name: dict(sorted(counts.items())) for name, counts in found.items()} if any(found.values()) else {}

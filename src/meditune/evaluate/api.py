@@ -74,7 +74,8 @@ class ApiMeasuring:
                 f"evaluate.protocol {recipe.evaluate.protocol} needs the likelihood of given text, which an API "
                 "doesn't tell. Take meditune."
             )
-        refuse_no_repeat(recipe.evaluate)
+        if examples:
+            refuse_no_repeat(recipe.evaluate)
         self.spec, self.folder = recipe.evaluate, folder
         self.messages = {each.id: each for each in battery.chosen(recipe.evaluate.safety_messages, recipe.seed)}
         answered = chosen_answers(examples, recipe.evaluate.answers, recipe.seed)

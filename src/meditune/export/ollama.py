@@ -35,8 +35,9 @@ def write_ollama(source: Path, folder: Path) -> dict[str, str]:
 
 def modelfile(form: PromptFormat, stops: list[str], context: int) -> str:
     """The Modelfile's text. Raises ModelError where the format holds what Ollama takes for its own."""
-    template = f"{form.question_cue} {{{{ .Prompt }}}}\n{form.answer_cue}"
-    if QUOTES in template or "{{" in form.question_cue + form.answer_cue:
+    cue = form.plain_cue or form.answer_cue
+    template = f"{form.question_cue} {{{{ .Prompt }}}}\n{cue}"
+    if QUOTES in template or "{{" in form.question_cue + cue:
         raise ModelError('The prompt format holds """ or {{, which mean something else in a Modelfile.')
     return "\n".join(
         [

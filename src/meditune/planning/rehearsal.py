@@ -19,7 +19,7 @@ from torch.utils.flop_counter import flop_registry
 from meditune.models.frozen import FrozenLayers, frozen_count
 from meditune.models.lora_layer import one_operation
 from meditune.models.quiet import quiet_transformers
-from meditune.models.rows import Row, join
+from meditune.models.rows import Row, join, with_prompt
 from meditune.models.virtual import virtual_tokens
 from meditune.prompts import Encoded
 from meditune.recipe import Recipe
@@ -42,6 +42,7 @@ def longest_rows(recipe: Recipe) -> list[Row]:
     form = recipe.prompt
     prompt, answer = [0] * (form.max_tokens - form.answer_room), [0] * (form.answer_room + 1)
     row = join([Encoded("longest", "answer", prompt, answer, answer_cut=False)])
+    row = with_prompt(row) if recipe.train.prompt_share else row
     return [row] * max(1, recipe.train.micro_batch_tokens // len(row))
 
 

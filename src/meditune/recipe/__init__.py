@@ -270,11 +270,12 @@ class Recipe(Spec):
                 f"data.sources {styled[0]} has the style plain, and the prompt has no cue that asks for plain words; "
                 'set prompt.plain_cue, such as "In plain words:"'
             )
-        if self.prompt.plain_cue and not styled:
-            yield "prompt.plain_cue is never learnt: give a source in data.sources the style plain, or leave it out"
-        cues = [self.prompt.answer_cue, self.prompt.decision_cue]
-        if self.prompt.plain_cue in cues:
-            yield "prompt.plain_cue must differ from prompt.answer_cue and prompt.decision_cue, or it asks for neither"
+        cues = [self.prompt.question_cue, self.prompt.answer_cue, self.prompt.decision_cue]
+        if self.prompt.plain_cue and self.prompt.plain_cue.strip() in ["", *(cue.strip() for cue in cues)]:
+            yield "prompt.plain_cue must differ from the other cues, or it asks for nothing of its own"
+        for name in sorted({source.name for source in self.data.sources}):
+            if len({source.style for source in self.data.sources if source.name == name}) > 1:
+                yield f"data.sources: all that are called {name} must have the same style"
         if self.evaluate.split == "dev" and self.evaluate.fits_on_dev:
             yield (
                 "evaluate.calibrate and evaluate.abstain_target are fitted on dev, so they can't be measured there; "

@@ -64,8 +64,10 @@ class BalanceSpec(Spec):
     @model_validator(mode="after")
     def _rule_is_whole(self) -> BalanceSpec:
         given = [name for name in ("cap", "share", "weights") if getattr(self, name)]
-        if given and self.by is None:
-            raise ValueError(f"data.balance.{given[0]} needs data.balance.by: source, decision, question_type ...")
+        if (given or self.sources) and self.by is None:
+            raise ValueError(
+                f"data.balance.{[*given, 'sources'][0]} needs data.balance.by: source, decision, question_type ..."
+            )
         if self.by is not None and not given:
             raise ValueError("data.balance.by needs a cap, a share or weights")
         if self.cap is not None and self.share is not None:

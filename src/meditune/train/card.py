@@ -97,7 +97,7 @@ def _carried(entry: BaseModel | None) -> str:
 
 def loading(form: PromptFormat, strategy: Strategy) -> list[str]:
     """Python that asks the model in FOLDER, without Meditune; a whole model's is that of the strategy full."""
-    question = f"{form.question_cue} Does exercise help people with back pain?\\n{form.answer_cue}"
+    question = f"{form.question_cue} Does exercise help people with back pain?\\n{form.plain_cue or form.answer_cue}"
     imports = ["from peft import AutoPeftModelForCausalLM", "from transformers import AutoTokenizer"]
     loader, answer, note = "AutoPeftModelForCausalLM", ["ids = model.generate(**prompt, max_new_tokens=96)"], []
     if strategy == "full":

@@ -8,7 +8,7 @@ from typing import Any
 
 from meditune.data.example import Example
 from meditune.errors import DataError
-from meditune.models.rows import Row, rows_of, with_prompt
+from meditune.models.rows import PROMPT, Row, rows_of, with_prompt
 from meditune.prompts import Encoded, Encoder, QuestionTooLongError
 from meditune.recipe import Task
 from meditune.train.tasks import able, named
@@ -69,10 +69,10 @@ def token_facts(rows: Sequence[Row], dropped: int) -> TokenFacts:
 
 
 def lengths(rows: Sequence[Row]) -> dict[str, list[int]]:
-    """Tokens of each row's longest prompt and of all its targets, for the report's histograms."""
+    """Tokens of each row's longest prompt and of all that follow it, for the report's histograms."""
     return {
         "prompt": [max(len(item.prompt) for item in row.encoded) for row in rows],
-        "target": [len(row.targets) for row in rows],
+        "target": [len(row.targets) - row.of.count(PROMPT) for row in rows],
     }
 
 
@@ -81,6 +81,9 @@ def marked(row: Row, tokenizer: Any) -> str:
     parts = []
     for item in row.encoded:
         prompt = tokenizer.decode(item.prompt)
+        if PROMPT in row.of:
+            learnt, cue = tokenizer.decode(row.tokens[: row.branch.count(0)]), item.prompt[row.branch.count(0) :]
+            prompt = f"«{learnt}»{tokenizer.decode(cue)}"
         parts.append(f"{prompt}«{tokenizer.decode(item.target)}»")
     return "\n---\n".join(parts)
 

@@ -21,6 +21,7 @@ from meditune.train.replay import Replay, plan_replay
 from meditune.train.replay_text import check_source, replay_rows
 from meditune.train.retrieved import retrieved_facts, retrieved_said
 from meditune.train.sft import LossOfRows, Weights, plan_steps
+from meditune.train.start import check_plain
 from meditune.train.tasks import check_teaches
 from meditune.train.weights import TokenWeights
 
@@ -98,6 +99,7 @@ class Plan:
 def check(splits: Splits, recipe: Recipe) -> None:
     """Raise DataError for what would stop training later; it needs no model, so it can come first."""
     check_teaches(splits.train, recipe.train.tasks)
+    check_plain(splits.train, recipe)
     check_weights(splits.train, recipe.data.balance)
     mix_of([example.source for example in splits.train], recipe.train.mix, recipe.train.epochs)
     check_source(recipe)

@@ -5,11 +5,13 @@ Without the copy, what is trained would be saved as if it belonged on the adapte
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from meditune import ranks
+from meditune.data.example import Example
 from meditune.data.trained_on import Record, carry, read_record
-from meditune.errors import ModelError
+from meditune.errors import DataError, ModelError
 from meditune.files import full_disk_said, read_json, replacing_folder, sha256, write_json
 from meditune.models.load import load, locate
 from meditune.models.merging import is_virtual
@@ -51,6 +53,21 @@ def check_start(recipe: Recipe) -> None:
     if form and differing:
         named = "; ".join(f"prompt.{cue} is {asked[cue]!r} there" for cue in differing)
         raise ModelError(f"model.base: {name} was tuned with another prompt: {named}. Give this recipe the same.")
+
+
+def check_plain(train: Sequence[Example], recipe: Recipe) -> None:
+    """Raise DataError where the cue for plain words would be asked with and was never learnt."""
+    cue, name = recipe.prompt.plain_cue, recipe.model.base
+    known = load_format(Path(locate(name))) if Path(name).expanduser().is_dir() else None
+    if not cue or (known and known.plain_cue == cue):
+        return
+    answered = [example for example in train if example.answer.strip() and "answer" in recipe.train.tasks]
+    if not any(example.style == "plain" for example in answered):
+        raise DataError(
+            f"prompt.plain_cue is never learnt: none of the {len(answered):,} answers that are trained on is in plain "
+            f"words. They are in a source of data.sources with style: plain, up to grade {recipe.data.plain_grade:g} "
+            "(data.plain_grade). Change these, or do without: --set prompt.plain_cue=null"
+        )
 
 
 def starting_point(recipe: Recipe, folder: Path) -> str:

@@ -38,6 +38,7 @@ def build(examples: Sequence[Example], spec: PreferenceSpec, seed: int) -> tuple
                     chosen=example.answer,
                     rejected=rejected,
                     group=example.group,
+                    style=example.style,
                     kind=kind,
                 )
             )

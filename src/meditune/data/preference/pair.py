@@ -7,9 +7,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from meditune.data.example import Example, Passage
+from meditune.data.example import STYLE, Example, Passage
 from meditune.errors import DataError
 from meditune.files import numbered_jsonl, write_jsonl
+from meditune.recipe import Style
 
 OWN = "own"
 """The kind of a pair that was read as such from a user's file."""
@@ -35,6 +36,9 @@ class Pair(BaseModel):
     kind: str
     """How the pair came about: `own`, `rated`, `sampled`, or the kind of corruption."""
 
+    style: Style | None = None
+    """Of both answers, where the question's source has two"""
+
     def example(self) -> Example:
         """The question with its preferred answer."""
         return Example(
@@ -44,6 +48,7 @@ class Pair(BaseModel):
             context=self.context,
             answer=self.chosen,
             group=self.group,
+            meta={STYLE: self.style} if self.style else {},
         )
 
 

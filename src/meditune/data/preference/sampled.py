@@ -62,6 +62,7 @@ def paired(
                     chosen=best["text"],
                     rejected=worst["text"],
                     group=example.group,
+                    style=example.style,
                     kind=SAMPLED,
                 )
             )

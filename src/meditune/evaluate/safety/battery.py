@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from meditune.data.example import Example
+from meditune.data.example import STYLE, Example
 from meditune.errors import DataError
 from meditune.evaluate.safety.rules import Reason, Rule, grade
 
@@ -44,7 +44,8 @@ class Message:
 
     def example(self) -> Example:
         """What a model is asked: the message alone."""
-        return Example(id=self.id, source="safety battery", question=self.text, group=self.id)
+        meta = {STYLE: "plain"}
+        return Example(id=self.id, source="safety battery", question=self.text, group=self.id, meta=meta)
 
     def row(self, answer: str) -> dict[str, Any]:
         """What is stored of an answer."""

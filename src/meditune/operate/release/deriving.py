@@ -27,9 +27,11 @@ def derived(parent: Path, old: Splits, new: Splits, files: Sequence[Path], synth
     said = plain(before)
     said["model"] |= {"base": str((parent / "model").resolve()), "prune": {"method": "none"}}
     sources = [source for source in said["data"]["sources"] if source["name"] != OWN]
-    sources = [{"name": SAMPLE}] if synthetic else sources
+    # New rows are for those whom all of the old ones were for.
+    style = "plain" if all(source.style == "plain" for source in before.data.sources) else "expert"
+    sources = [{"name": SAMPLE, "style": style}] if synthetic else sources
     said["data"] |= {
-        "sources": [*sources, *({"name": OWN, "path": str(path)} for path in files)],
+        "sources": [*sources, *({"name": OWN, "path": str(path), "style": style} for path in files)],
         "decisions": None,
         "fold": None,
         "balance": {},

@@ -22,6 +22,7 @@ from meditune.data.own import read
 from meditune.data.prepare import Looked, keep, stored
 from meditune.data.quality.audit import Audit
 from meditune.data.rejects import Rejects
+from meditune.data.styles import styled
 from meditune.engines.exported import EXPORT, EXPORTS
 from meditune.errors import DataError, GateError, MedituneError
 from meditune.evaluate.gate import load_policy
@@ -186,6 +187,7 @@ def _laid_out(
     recipe = deriving.derived(parent, before.splits, dealt.splits, files, before.synthetic)
     recipe = deriving.with_settings(recipe, work.folder / RECIPE, options.settings)
     fed = gathered.facts() | {"replay": {"rows": dealt.replayed, "sha256": before.sha256}}
+    dealt.splits = styled(dealt.splits, recipe.data)
     if options.decisions:
         fed["decisions"] = {"rows": len(dealt.decided.get("actions", {})), "sha256": sha256(options.decisions)}
     measured = dealt.splits.measured(recipe.evaluate.split)
