@@ -6,6 +6,7 @@ from meditune.data.example import Example, Passage
 from meditune.engines.transformers_engine import TransformersEngine
 from meditune.errors import DataError
 from meditune.evaluate.engine import EngineMeasuring
+from meditune.evaluate.generation import generate
 from meditune.evaluate.stage import Measuring
 from meditune.recipe import PromptFormat
 from meditune.recipes.loading import load_recipe
@@ -68,3 +69,13 @@ def test_the_harness_s_protocol_is_refused(tmp_path):
 def test_a_rule_that_engines_dont_follow_is_refused(tmp_path):
     with pytest.raises(DataError, match="Set it to null"):
         EngineMeasuring(recipe("no_repeat=6"), examples(), tmp_path)
+
+
+def test_the_rule_holds_for_models_that_are_loaded_here(tmp_path):
+    loaded = tiny.loaded()
+    made = recipe("max_new_tokens=60", "no_repeat=3")
+    Measuring(made, examples(), tmp_path).measure(loaded, "model")
+    found = {row["id"]: row["prediction"] for row in read_rows(tmp_path / "model-answer.jsonl")}
+    prompts = [loaded.encoder(made.prompt).prompt(example, "answer") for example in examples()]
+    assert found == generate(loaded, prompts, 60, "Writing", once=3)
+    assert found != generate(loaded, prompts, 60, "Writing")

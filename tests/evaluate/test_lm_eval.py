@@ -83,6 +83,8 @@ def test_what_can_t_be_scored_is_refused():
     recipe = Recipe(name="x", evaluate=EvaluateSpec(protocol="lm-eval"))
     with pytest.raises(DataError, match="an API doesn't tell"):
         ApiMeasuring(recipe, EXAMPLES, Path("nowhere"))
+    with pytest.raises(DataError, match="Set it to null"):
+        ApiMeasuring(Recipe(name="x", evaluate=EvaluateSpec(no_repeat=6)), EXAMPLES, Path("nowhere"))
 
 
 def test_the_command_measures_decisions_only(tmp_path):

@@ -10,10 +10,11 @@ from meditune.data.prepare import stored
 from meditune.models.adapters import add_lora
 from meditune.models.frozen import FrozenLayers
 from meditune.models.load import load
-from meditune.models.rows import rows_of, windows
+from meditune.models.rows import PROMPT, rows_of, windows
 from meditune.recipe import LoraSpec, PromptFormat, ReplaySpec, TrainSpec
 from meditune.recipes.loading import load_recipe
 from meditune.train import self_written
+from meditune.train.encode import marked
 from meditune.train.plan import plan
 from meditune.train.replay import plan_replay
 from meditune.train.sft import plan_steps, train
@@ -217,3 +218,14 @@ def test_what_is_rehearsed_is_shown_and_recorded(place, tmp_path):
     assert all(step["replay_loss"] > 0 for step in steps)
     assert sum(step["tokens"] for step in steps) == facts["tokens"] + replay["tokens"]
     assert not (folder / "replay.jsonl").exists()
+
+
+def test_prompts_are_in_the_plan_where_a_share_of_the_loss_is_theirs(place, tmp_path):
+    usual, _, _ = planned(place, "usual", tmp_path)
+    made, _, loaded = planned(place, "prompts", tmp_path, train__prompt_share=0.5)
+    assert not any(PROMPT in row.of for row in usual.rows)
+    assert all(PROMPT in row.of for row in made.rows)
+    assert sum(len(row.targets) for row in made.rows) > sum(len(row.targets) for row in usual.rows)
+    shown = marked(made.rows[0], loaded.tokenizer)
+    assert shown.startswith("«")
+    assert shown.count("«") == 2 * len(made.rows[0].encoded)
