@@ -35,7 +35,6 @@ SHARED = ("data.dev_share=0.33", "data.fallback_to_sample=false", "evaluate.spli
 class Idea:
     """Settings that differ from the recipe's, and rows that are learnt from as well."""
 
-    title: str
     settings: tuple[str, ...] = ()
     more: Callable[[Example], Example] | None = None
     """What else an example teaches"""
@@ -43,40 +42,19 @@ class Idea:
     """head: the model stays as it is, and a classifier is fitted to its last hidden state"""
 
 
-def from_conclusion(example: Example) -> Example:
-    """The decision, read from the conclusion in place of the abstract."""
-    return changed(example, "from-conclusion", (Passage(text=example.answer),))
-
-
 def with_conclusion(example: Example) -> Example:
     """The decision, read from abstract and conclusion."""
-    return changed(example, "with-conclusion", (*example.context, Passage(text=example.answer, label="conclusion")))
-
-
-def from_end(example: Example) -> Example:
-    """The decision, read from the abstract's last section."""
-    return changed(example, "from-end", example.context[-1:])
-
-
-def changed(example: Example, name: str, context: tuple[Passage, ...]) -> Example:
-    return example.model_copy(update={"id": f"{example.id}#{name}", "context": context, "answer": ""})
+    context = (*example.context, Passage(text=example.answer, label="conclusion"))
+    return example.model_copy(update={"id": f"{example.id}#with-conclusion", "context": context, "answer": ""})
 
 
 IDEAS = {
-    "as-it-is": Idea("the recipe as it is"),
-    "untuned": Idea("the model before tuning", fit="nothing"),
-    "from-conclusion": Idea("also decide from the conclusion alone", more=from_conclusion),
-    "with-conclusion": Idea("also decide from abstract and conclusion, 2 epochs", ("train.epochs=2",), with_conclusion),
-    "from-end": Idea("also decide from the last section alone", more=from_end),
-    "long": Idea("the whole abstract, 2 epochs", ("prompt.max_tokens=768", "train.epochs=2")),
-    "long-3": Idea("the whole abstract, 3 epochs", ("prompt.max_tokens=768",)),
-    "all-layers": Idea("all layers, half the rate", ("model.top_layers=null", "train.learning_rate=3e-4")),
-    "rank-64": Idea("LoRA of rank 64", ("model.lora.r=64",)),
-    "dropout": Idea("LoRA dropout 0.1, 4 epochs", ("model.lora.dropout=0.1", "train.epochs=4")),
-    "more-epochs": Idea("5 epochs", ("train.epochs=5",)),
-    "prompts-too": Idea("also learn the prompts' own words", ("train.prompt_share=0.5",)),
-    "head": Idea("a logistic regression on the untuned model's last hidden state", fit="head"),
-    "decisions-only": Idea("decisions only", ("train.tasks=[decision]",)),
+    "as-it-is": Idea(),
+    "untuned": Idea(fit="nothing"),
+    "with-conclusion": Idea(("train.epochs=2",), with_conclusion),
+    "prompts-too": Idea(("train.prompt_share=0.5",)),
+    "long": Idea(("prompt.max_tokens=768", "train.epochs=2")),
+    "head": Idea(fit="head"),
 }
 
 
@@ -91,8 +69,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/ideas"))
     options = parser.parse_args()
     tried = {f"{name}-of-{count}": (name, count) for name in options.ideas for count in options.curve or [0]}
-    changed = hashlib.sha256("".join(options.set).encode()).hexdigest()[:6] if options.set else ""
-    recipe = "-".join(filter(None, [Path(options.recipe).stem, changed]))
+    settings = hashlib.sha256("".join(options.set).encode()).hexdigest()[:6] if options.set else ""
+    recipe = "-".join(filter(None, [Path(options.recipe).stem, settings]))
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in options.seeds:
         for title, (name, count) in tried.items():

@@ -16,7 +16,7 @@ from meditune.data.example import DECISIONS, Example, Passage
 from meditune.engines.engine import Engine, Job, Piece, Running
 from meditune.errors import DataError, ModelError
 from meditune.prompts import Encoder, QuestionTooLongError, prompt_text
-from meditune.recipe import EvaluateSpec, PromptFormat
+from meditune.recipe import EvaluateSpec, PromptFormat, Style
 from meditune.retrieve.cited import CitedAnswer
 from meditune.retrieve.index import Index
 from meditune.serve.asking import Asking
@@ -26,7 +26,7 @@ from meditune.serve.judging import Judging
 from meditune.serve.safety.emergencies import numbers
 from meditune.serve.safety.likeness import Look, second_look
 from meditune.serve.safety.triage import Triage, triage
-from meditune.serve.styles import Style, chooser
+from meditune.serve.styles import chooser
 from meditune.serve.tracing import span
 
 POLL_S = 0.05

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import Literal
 
 from meditune.readability.grades import counted, flesch_kincaid
+from meditune.recipe import Style
 from meditune.retrieve.search import Hit
 
-Style = Literal["plain", "expert"]
 AS_NEAR = 0.15
 """A passage is read where its cosine is below the best one's by no more than this: small models write about whatever
 stands before them, so a passage about another disease makes an answer about that one, borne out and beside the point"""
