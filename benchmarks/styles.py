@@ -20,7 +20,7 @@ from meditune.answering import PASSAGES
 from meditune.data import medquad, pubmedqa
 from meditune.data.rejects import Rejects
 from meditune.retrieve.index import Index
-from meditune.serve.styles import RESEARCH, chosen, grade
+from meditune.retrieve.styles import RESEARCH, chosen, grade
 
 SEED = 17
 

@@ -34,6 +34,8 @@ NEAREST = {SENTENCE_MODEL.files["model.safetensors"]: 0.55}
 
 Asked = tuple[str, Sequence[str]]
 """A question, and the texts that it is to be answered from"""
+Chooser = Callable[[Sequence[Hit], int], Sequence[Hit]]
+"""Takes so many of the hits, the best ones for somebody (retrieve/styles.py)"""
 
 
 @dataclass(frozen=True)
@@ -69,18 +71,28 @@ class Answerer:
     nearest: float | None = None
     """The cosine that the nearest passage must reach; None: what was measured for the index's embedding model"""
 
-    def answer(self, question: str, k: int = PASSAGES, sources: Sequence[str] | None = None) -> CitedAnswer:
-        """Answer from the best k passages, of these sources alone if any are named.
+    def answer(
+        self,
+        question: str,
+        k: int = PASSAGES,
+        sources: Sequence[str] | None = None,
+        choose: Chooser | None = None,
+    ) -> CitedAnswer:
+        """Answer from the best k passages, of these sources alone if any are named; `choose` as in `begun`.
 
         Raises DataError where the question is empty or too long, or what is searched may not be shown to the model.
         """
-        return self.answers([question], k, sources)[0]
+        return self.answers([question], k, sources, choose)[0]
 
     def answers(
-        self, questions: Sequence[str], k: int = PASSAGES, sources: Sequence[str] | None = None
+        self,
+        questions: Sequence[str],
+        k: int = PASSAGES,
+        sources: Sequence[str] | None = None,
+        choose: Chooser | None = None,
     ) -> list[CitedAnswer]:
         """As `answer`, for several questions, which are written at once where the model can."""
-        begun = [self.begun(question, k, sources) for question in questions]
+        begun = [self.begun(question, k, sources, choose) for question in questions]
         asked = [(each.question, [packed.shown for packed in each.packed]) for each in begun if not each.refusal]
         written = iter(self.writer.write_all(asked))
         return [each if each.refusal else judged(each, next(written)) for each in begun]
@@ -90,7 +102,7 @@ class Answerer:
         question: str,
         k: int = PASSAGES,
         sources: Sequence[str] | None = None,
-        choose: Callable[[Sequence[Hit], int], Sequence[Hit]] | None = None,
+        choose: Chooser | None = None,
     ) -> CitedAnswer:
         """What is known before the model writes: the passages, and whether they are too far from the question.
 

@@ -29,7 +29,8 @@ def ask(
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens.")] = None,
     style: Annotated[
-        Literal["plain", "expert"], typer.Option(help="The words that a model tuned for both is asked for.")
+        Literal["plain", "expert"],
+        typer.Option(help="For whom: chooses among near passages, and the cue of a model tuned for both."),
     ] = "plain",
     settings: Annotated[
         list[str] | None,
@@ -46,11 +47,12 @@ def ask(
     api = named.recipe.model.api if named else None
     if index:
         from meditune.answering import PASSAGES, open_answerer
+        from meditune.retrieve.styles import chooser
 
         if source:
             raise DataError("--source and --index don't go together: put the file into the index (--documents FOLDER).")
         answerer = open_answerer(model, index, source_filter, max_new_tokens, api, style=style)
-        print_cited(answerer.answer(question, k or PASSAGES, source_filter), json)
+        print_cited(answerer.answer(question, k or PASSAGES, source_filter, chooser(style)), json)
         return
     if k or source_filter:
         raise DataError("-k and --source-filter choose among an index's passages: name the index with --index.")

@@ -8,6 +8,7 @@ from meditune.errors import ModelError
 from meditune.export import checking, items, stage
 from meditune.export.checking import Drift, by_chance
 from meditune.export.ollama import modelfile
+from meditune.models.load import load
 from meditune.prompts import save_format
 from meditune.recipe import PromptFormat
 from tests import tiny
@@ -45,6 +46,16 @@ def test_the_original_is_asked_again_where_its_prompts_have_changed(tmp_path):
         stage.export(str(folder), "merged", tmp_path / str(len(said)))
         said.append(json.loads((folder / "export" / "original.json").read_text())["said"])
     assert said[0] != said[1]
+
+
+def test_a_model_of_two_styles_is_checked_in_both(tmp_path):
+    folder = tiny.save(tmp_path / "model")
+    save_format(PromptFormat(plain_cue="Told plainly:"), folder)
+    stage.export(str(folder), "merged")
+    prompts = json.loads((folder / "export" / "original.json").read_text())["said"]["prompts"]
+    tokenizer = load(str(folder)).tokenizer
+    cues = [tokenizer.decode(prompt).splitlines()[-1].strip() for prompt in prompts]
+    assert cues == ["Conclusion:", "Told plainly:"]
 
 
 def test_a_model_that_drifts_is_not_kept(tmp_path, monkeypatch):

@@ -325,6 +325,18 @@ def test_a_journey(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("embedding")
+def test_a_style_chooses_what_an_answer_rests_on(tmp_path: Path) -> None:
+    text = {"lice.txt": "Head lice are insects. Combing with a fine comb removes them."}
+    index, model = tmp_path / "index", tiny.save(tmp_path / "model")
+    kinds = [f"{name}={corpus.folder(tmp_path / name, text)}" for name in ("clinic", "pubmed-notes")]
+    built = meditune("index", "build", "-o", index, "--documents", kinds[0], "--documents", kinds[1])
+    assert built.code == 0, built
+    for style, source in (("plain", "clinic"), ("expert", "pubmed-notes")):
+        said = meditune("ask", model, "Are head lice insects?", "--index", index, "-k", 1, "--style", style, "--json")
+        assert [source in each["url"] for each in json.loads(said.out)["sources"]] == [True], said
+
+
+@pytest.mark.usefixtures("embedding")
 def test_restricted_passages_are_not_sent_to_an_api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
     layouts.noteevents(tmp_path / "data" / "mimic" / "NOTEEVENTS.csv", [layouts.note(174)])

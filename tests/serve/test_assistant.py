@@ -12,10 +12,10 @@ from meditune.recipe import PromptFormat
 from meditune.retrieve.index import Index
 from meditune.retrieve.passages.passage import IndexedPassage
 from meditune.retrieve.search import Hit
+from meditune.retrieve.styles import chosen
 from meditune.serve.assistant import Assistant, AssistantSettings
 from meditune.serve.deciding import Correction, asks_yes_or_no
 from meditune.serve.safety.going_on import with_what_it_goes_on_from
-from meditune.serve.styles import chosen
 from tests import tiny
 from tests.retrieve import corpus
 from tests.serve.saying import Saying, index_of

@@ -27,10 +27,7 @@ def styled(splits: Splits, spec: DataSpec) -> Splits:
         return splits
 
     def each(examples: Sequence[Example], style: Callable[[Example], Style]) -> list[Example]:
-        return [
-            one.model_copy(update={"meta": {**one.meta, STYLE: style(one)}}) if one.source in names else one
-            for one in examples
-        ]
+        return [asked_for(one, style(one)) if one.source in names else one for one in examples]
 
     def asked(_: Example) -> Style:
         return "plain"
@@ -41,6 +38,11 @@ def styled(splits: Splits, spec: DataSpec) -> Splits:
 
     train, dev, test = each(splits.train, written), each(splits.dev, asked), each(splits.test, asked)
     return replace(splits, train=train, dev=dev, test=test)
+
+
+def asked_for(example: Example, style: Style) -> Example:
+    """The example, to be answered in this style."""
+    return example.model_copy(update={"meta": {**example.meta, STYLE: style}})
 
 
 def counted(splits: Splits) -> dict[str, dict[str, int]]:

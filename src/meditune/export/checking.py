@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from meditune.data.example import DECISIONS, Example
+from meditune.data.styles import asked_for
 from meditune.engines.engine import Engine, Job
 from meditune.engines.together import answers
 from meditune.errors import ModelError
@@ -108,7 +109,12 @@ class Check:
     """The same questions to models."""
 
     def __init__(self, examples: Sequence[Example], form: PromptFormat) -> None:
-        self.examples, self.form = examples, form
+        self.form = form
+        # Every second one is asked for plain words, if there is a cue for them.
+        self.examples = [
+            asked_for(example, "plain") if form.plain_cue and number % 2 else example
+            for number, example in enumerate(examples)
+        ]
 
     def said(self, engine: Engine) -> Said:
         """What a model says to them."""

@@ -172,13 +172,12 @@ def _facts(folder: Path, kind: Kind, made_from: dict[str, Any], to: str, tools: 
 
 def _checked(name: str, folder: Path, home: Path | None, form: PromptFormat) -> dict[str, Any]:
     """What changed between the model and its export. Raises ModelError where that is too much."""
-    examples = items(home)
-    check = Check(examples, form)
+    check = Check(items(home), form)
     with closing(open_engine(str(folder))) as exported:
         after = check.said(exported)
     asked = {
         "model": weights_digest(Path(locate(name))),
-        "items": [example.id for example in examples],
+        "items": [[example.id, example.style] for example in check.examples],
         "form": form.model_dump(mode="json"),
     }
     with closing(open_engine(name, "transformers")) as original:

@@ -11,9 +11,9 @@ from meditune.limits import LIMITS_LINE
 from meditune.recipe import Style
 from meditune.retrieve.cited import CitedAnswer
 from meditune.retrieve.packing import Packed
+from meditune.retrieve.styles import grade
 from meditune.serve.events import Answer, Decision, Event, Notice, Outcome, Sentence, Source, Text
 from meditune.serve.safety.triage import Triage
-from meditune.serve.styles import grade
 
 
 @dataclass

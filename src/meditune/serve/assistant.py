@@ -19,6 +19,7 @@ from meditune.prompts import Encoder, QuestionTooLongError, prompt_text
 from meditune.recipe import EvaluateSpec, PromptFormat, Style
 from meditune.retrieve.cited import CitedAnswer
 from meditune.retrieve.index import Index
+from meditune.retrieve.styles import chooser
 from meditune.serve.asking import Asking
 from meditune.serve.deciding import Correction, asks_yes_or_no, decide
 from meditune.serve.events import Decision, Event, Notice, Sources
@@ -26,7 +27,6 @@ from meditune.serve.judging import Judging
 from meditune.serve.safety.emergencies import numbers
 from meditune.serve.safety.likeness import Look, second_look
 from meditune.serve.safety.triage import Triage, triage
-from meditune.serve.styles import chooser
 from meditune.serve.tracing import span
 
 POLL_S = 0.05
