@@ -15,8 +15,8 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import math
 import random
+import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -24,11 +24,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from scipy.special import softmax
 
-from meditune.data.example import DECISIONS, Example, Passage
+from meditune.data.example import DECISIONS, STYLE, Example, Passage
+from meditune.evaluate.metrics import statistics_of
+from meditune.evaluate.metrics.metric import Statistics, mean
+from meditune.evaluate.predictions import Kind, Predictions, path_of
+from meditune.files import read_jsonl
+from meditune.text import sentences
 
 RESAMPLES = 1_000
-SHARED = ("data.dev_share=0.33", "data.fallback_to_sample=false", "evaluate.split=dev")
+SHARED = (
+    *("data.dev_share=0.33", "data.fallback_to_sample=false", "evaluate.split=dev"),
+    *("evaluate.similarity=false", "evaluate.choices=0"),
+)
+KINDS: tuple[Kind, ...] = ("decision", "likelihood", "answer", "general")
+"""What is kept of a model's predictions"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,16 +47,68 @@ class Idea:
     """Settings that differ from the recipe's, and rows that are learnt from as well."""
 
     settings: tuple[str, ...] = ()
-    more: Callable[[Example], Example] | None = None
+    more: Callable[[Example], Sequence[Example]] = lambda _: ()
     """What else an example teaches"""
     fit: Literal["model", "head", "nothing"] = "model"
     """head: the model stays as it is, and a classifier is fitted to its last hidden state"""
 
 
-def with_conclusion(example: Example) -> Example:
+def with_conclusion(example: Example) -> list[Example]:
     """The decision, read from abstract and conclusion."""
     context = (*example.context, Passage(text=example.answer, label="conclusion"))
-    return example.model_copy(update={"id": f"{example.id}#with-conclusion", "context": context, "answer": ""})
+    return [example.model_copy(update={"id": f"{example.id}#with-conclusion", "context": context, "answer": ""})]
+
+
+def topics(example: Example) -> list[Example]:
+    """The abstract's MeSH terms, after a cue of their own."""
+    told = {"answer": "; ".join(example.meta["mesh"]), "decision": None, "meta": {STYLE: "plain"}}
+    return [example.model_copy(update={"id": f"{example.id}#topics", **told})] if example.meta["mesh"] else []
+
+
+def artificial(example: Example) -> list[Example]:
+    """Questions that the conclusion's sentences answer, as PubMedQA's authors made theirs of titles.
+
+    What a sentence states is asked and answered by yes, by no where it says "not", and the other way round with a word
+    that says the contrary in its place.
+    """
+    found = []
+    for sentence in sentences(example.answer):
+        asked = question_of(sentence)
+        if asked:
+            found.append(asked)
+            contrary = CONTRARY.sub(lambda word: CONTRARIES[word[0].lower()], asked[0], count=1)
+            if contrary != asked[0]:
+                found.append((contrary, "no" if asked[1] == "yes" else "yes"))
+    return [
+        example.model_copy(update={"id": f"{example.id}#{n}", "question": text, "decision": said, "answer": ""})
+        for n, (text, said) in enumerate(found[:3])
+    ]
+
+
+STATED = re.compile(
+    r"(?:(?:in conclusion|therefore|thus|however|overall|moreover|"
+    r"(?:our|these|this|the) (?:results|data|findings|study) (?:suggests?|shows?|indicates?) that),? )?"
+    r"(?P<of>[^,;:]{3,120}?) (?P<verb>is|are|was|were|may|might|can|could|should|does|do|did|has|have|will|would)"
+    r"(?P<never> not)? (?P<rest>[^;:]{10,200})\.",
+    re.IGNORECASE,
+)
+PAIRS = (
+    *(("increased", "decreased"), ("increase", "decrease"), ("higher", "lower"), ("better", "worse")),
+    *(("improved", "worsened"), ("improve", "worsen"), ("effective", "ineffective")),
+    *(("safe", "unsafe"), ("positive", "negative"), ("high", "low"), ("greater", "smaller"), ("reduced", "raised")),
+    *(("feasible", "impossible"), ("necessary", "unnecessary"), ("useful", "useless"), ("reduce", "raise")),
+)
+CONTRARIES = {one: other for pair in PAIRS for one, other in (pair, pair[::-1])}
+CONTRARY = re.compile(rf"\b({'|'.join(CONTRARIES)})\b", re.IGNORECASE)
+
+
+def question_of(sentence: str) -> tuple[str, Literal["yes", "no"]] | None:
+    """A sentence's statement as a question with its answer; None where it hasn't a form that can be turned round."""
+    match = STATED.fullmatch(sentence.strip())
+    if not match:
+        return None
+    of = match["of"][0].lower() + match["of"][1:] if match["of"][1:2].islower() else match["of"]
+    return f"{match['verb'].capitalize()} {of} {match['rest']}?", "no" if match["never"] else "yes"
 
 
 IDEAS = {
@@ -55,6 +118,18 @@ IDEAS = {
     "prompts-too": Idea(("train.prompt_share=0.5",)),
     "long": Idea(("prompt.max_tokens=768", "train.epochs=2")),
     "head": Idea(fit="head"),
+    "artificial": Idea(("train.epochs=2",), artificial),
+    "topics": Idea(('prompt.plain_cue="Topics:"',), topics),
+    "consumers": Idea(
+        (
+            'data.sources=[{"name":"pubmedqa"},{"name":"medquad","limit":8000,"style":"plain"},'
+            '{"name":"liveqa","style":"plain"}]',
+            *("data.split=official", 'data.balance={"by":"reading_grade","cap":80,"sources":["medquad","liveqa"]}'),
+            *('prompt.plain_cue="In plain words:"', "train.epochs=2"),
+        )
+    ),
+    "all-layers": Idea(("model.top_layers=null", "train.learning_rate=4e-4")),
+    "full": Idea(("model.strategy=full", "train.learning_rate=3e-5")),
 }
 
 
@@ -66,6 +141,7 @@ def main() -> int:
     parser.add_argument("--curve", nargs="+", type=int, default=[], metavar="ITEMS", help="learn from so many items")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting for all")
+    parser.add_argument("--keep", action="store_true", help="keep the models, too")
     parser.add_argument("--output", type=Path, default=Path("runs/ideas"))
     options = parser.parse_args()
     tried = {f"{name}-of-{count}": (name, count) for name in options.ideas for count in options.curve or [0]}
@@ -76,7 +152,10 @@ def main() -> int:
         for title, (name, count) in tried.items():
             path = options.output / f"{recipe}-{title.removesuffix('-of-0')}-{seed}.json"
             if not path.is_file():
-                keep(path, measured(options.recipe, IDEAS[name], count, seed, options.set, path.with_suffix("")))
+                keep(
+                    path,
+                    measured(options.recipe, IDEAS[name], count, seed, options.set, path.with_suffix(""), options.keep),
+                )
             found.setdefault(title, []).append(json.loads(path.read_text(encoding="utf-8")))
             print(table({each: found[each] for each in found if len(found[each]) == len(found[title])}), flush=True)
     return 0
@@ -89,11 +168,11 @@ def keep(path: Path, result: dict[str, Any]) -> None:
 
 
 def measured(
-    recipe_name: str, idea: Idea, count: int, seed: int, settings: Sequence[str], folder: Path
+    recipe_name: str, idea: Idea, count: int, seed: int, settings: Sequence[str], folder: Path, keep_model: bool
 ) -> dict[str, Any]:
     """Train one idea on one split, and what it then says of the items held out."""
     from meditune.data.prepare import prepare
-    from meditune.evaluate.stage import Scoring
+    from meditune.evaluate.stage import Measuring
     from meditune.models.load import load
     from meditune.recipes.loading import load_recipe
     from meditune.train.stage import fine_tune
@@ -105,21 +184,23 @@ def measured(
     splits = prepare(recipe, folder / "data").splits
     train = few(splits.train, count, seed) if count else list(splits.train)
     loaded = load(starting_point(recipe, folder), recipe.model)
-    scoring = Scoring(loaded.encoder(recipe.prompt), splits.dev, splits.dev)
     facts: dict[str, Any] = {"seconds": 0, "steps": 0}
     if idea.fit == "model":
-        more = [idea.more(each) for each in train if idea.more and each.decision and each.answer]
+        more = [other for each in train if each.decision and each.answer for other in idea.more(each)]
         facts = fine_tune(loaded, dataclasses.replace(splits, train=[*train, *more]), recipe, folder)
         loaded = load(str(folder / "model"), recipe.model)
-    said = scoring.predictions(loaded, recipe.evaluate.batch_tokens, "Held-out items")
-    decided = by_head(loaded, recipe, train, splits.dev) if idea.fit == "head" else said.decision
-    shutil.rmtree(folder)
+    held = [each for each in splits.dev if each.source == "pubmedqa"]
+    Measuring(recipe, held, folder).measure(loaded, "model")
+    said = {kind: read_jsonl(path_of(folder, "model", kind)) for kind in KINDS}
+    if idea.fit == "head":
+        said["decision"] = by_head(loaded, recipe, train, held)
+    if not keep_model:
+        shutil.rmtree(folder)
     return {
         "items": 0 if idea.fit == "nothing" else len(train),
         "seconds": facts["seconds"],
         "steps": facts["steps"],
-        "decision": decided,
-        "likelihood": said.likelihood,
+        **said,
     }
 
 
@@ -170,60 +251,74 @@ def few(train: Sequence[Example], count: int, seed: int) -> list[Example]:
     return [order[place] for place in places]
 
 
-class Items:
-    """What was said of the items of several splits, one after the other."""
+DIGITS = {"accuracy": 1, "macro_f1": 1, "perplexity": 1, "general_perplexity": 1, "bleu": 1, "length_ratio": 2}
+FIGURES = (
+    *("accuracy", "macro_f1", "auc", "log_loss", "ece"),
+    *("perplexity", "bleu", "rouge1", "rouge2", "rougeL", "length_ratio", "general_perplexity"),
+)
 
-    def __init__(self, results: Sequence[dict[str, Any]]) -> None:
-        rows = [row for result in results for row in result["decision"]]
-        self.right = np.array([DECISIONS.index(row["reference"]) for row in rows])
-        logits = np.array([[row["logits"][label] for label in DECISIONS] for row in rows])
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-        self.probabilities = odds / odds.sum(axis=1, keepdims=True)
-        self.order = logits[:, 0] - logits[:, 1]
-        texts = [row for result in results for row in result["likelihood"]]
-        self.nll = np.array([row["nll"] for row in texts])
-        self.tokens = np.array([row["tokens"] for row in texts])
 
-    def figures(self, at: Any, texts: Any) -> dict[str, float]:
-        """Of the items at these places, and of the answers at those."""
-        from sklearn.metrics import f1_score, roc_auc_score
+def said_of(results: Sequence[dict[str, Any]]) -> dict[str, Statistics]:
+    """Figures of the items of several splits together."""
 
-        right, said = self.right[at], self.probabilities[at].argmax(axis=1)
-        sure = right < 2
-        likely = self.probabilities[at, right]
-        return {
-            "accuracy": 100 * float(np.mean(said == right)),
-            "macro_f1": 100 * f1_score(right, said, average="macro", labels=[0, 1, 2], zero_division=0),
-            "auc": roc_auc_score(right[sure] == 0, self.order[at][sure]),
-            "log_loss": -float(np.mean(np.log(likely + 1e-9))),
-            "perplexity": math.exp(self.nll[texts].sum() / self.tokens[texts].sum()),
-        }
+    def rows(kind: Kind) -> list[dict[str, Any]]:
+        """Of those splits; none where one of them wasn't asked for this."""
+        if not all(kind in result for result in results):
+            return []
+        return [{**row, "id": f"{number}/{row['id']}"} for number, result in enumerate(results) for row in result[kind]]
+
+    found = statistics_of(Predictions(**{kind: rows(kind) for kind in KINDS}))
+    decided = rows("decision")
+    ids = tuple(row["id"] for row in decided)
+    logits = np.array([[row["logits"][label] for label in DECISIONS] for row in decided])
+    right = np.array([DECISIONS.index(row["reference"]) for row in decided])
+    likely = softmax(logits, axis=1)[np.arange(len(right)), right]
+    found["log_loss"] = mean(ids, list(-np.log(likely + 1e-9)))
+    # A figure of pairs of items has no sums over items: it counts how often each item was drawn.
+    found["auc"] = Statistics(ids, np.eye(len(ids)), lambda drawn: auc(right, logits[:, 0] - logits[:, 1], drawn))
+    return {name: found[name] for name in FIGURES if name in found}
+
+
+def auc(right: Any, order: Any, drawn: Any) -> Any:
+    """Area under the curve of yes against no, the items weighed by how often each was drawn."""
+    from sklearn.metrics import roc_auc_score
+
+    sure = right < 2
+    areas = [
+        roc_auc_score(right[sure] == 0, order[sure], sample_weight=each[sure])
+        for each in drawn.reshape(-1, drawn.shape[-1])
+    ]
+    return np.reshape(areas, drawn.shape[:-1])
 
 
 def table(found: dict[str, list[dict[str, Any]]]) -> str:
-    """A line for each idea, with 95 % intervals of its difference from the first one's."""
-    items = {title: Items(results) for title, results in found.items()}
-    first = next(iter(items.values()))
-    draw = np.random.default_rng(0)
-    count, texts = len(first.right), len(first.nll)
-    samples = [(draw.integers(count, size=count), draw.integers(texts, size=texts)) for _ in range(RESAMPLES)]
-    base = [first.figures(*sample) for sample in samples]
-    names = list(base[0])
+    """A line for each idea, with 95 % intervals of its difference from the first one's, bold where they exclude 0."""
+    said = {title: said_of(results) for title, results in found.items()}
+    first = next(iter(said))
+    names = [name for name in FIGURES if any(name in each for each in said.values())]
     lines = [f"| idea | seeds | items learnt | {' | '.join(names)} | minutes |", "|---" * (len(names) + 4) + "|"]
-    for title, each in items.items():
-        whole = each.figures(np.arange(count), np.arange(texts))
-        cells = [f"{whole[name]:.{1 if whole[name] > 5 else 3}f}" for name in names]
-        if each is not first:
-            drawn = [each.figures(*sample) for sample in samples]
-            for place, name in enumerate(names):
-                low, high = np.percentile([a[name] - b[name] for a, b in zip(drawn, base, strict=True)], [2.5, 97.5])
-                digits = 1 if whole[name] > 5 else 3
-                cells[place] += f" ({low:+.{digits}f} to {high:+.{digits}f})"
+    for title, figures in said.items():
+        cells = [cell(name, figures.get(name), said[first].get(name) if title != first else None) for name in names]
         results = found[title]
         minutes = np.mean([result["seconds"] for result in results]) / 60
         name = title.removesuffix("-of-0")
         lines.append(f"| {name} | {len(results)} | {results[0]['items']} | {' | '.join(cells)} | {minutes:.1f} |")
     return "\n".join(lines) + "\n"
+
+
+def cell(name: str, figure: Statistics | None, other: Statistics | None) -> str:
+    """A figure, and the interval of its difference from the other one's on the same items."""
+    if figure is None:
+        return ""
+    digits = DIGITS.get(name, 3)
+    text = f"{figure.value():.{digits}f}"
+    if other is None or other.ids != figure.ids:
+        return text
+    drawn = np.random.default_rng(0).multinomial(len(figure.ids), [1 / len(figure.ids)] * len(figure.ids), RESAMPLES)
+    deltas = figure.figure(drawn @ figure.items) - other.figure(drawn @ other.items)
+    low, high = np.percentile(deltas, [2.5, 97.5])
+    text += f" ({low:+.{digits}f} to {high:+.{digits}f})"
+    return f"**{text}**" if low > 0 or high < 0 else text
 
 
 if __name__ == "__main__":

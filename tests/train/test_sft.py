@@ -202,6 +202,23 @@ def test_token_weights_give_each_task_its_share_and_rare_decisions_more():
     assert sum(weight for weight, number in pairs if number == 0) == pytest.approx(sum(w for w, _ in pairs) * 0.2)
 
 
+def test_the_end_of_an_answer_can_weigh_less():
+    encoder = tiny.loaded().encoder(PromptFormat(max_tokens=256, answer_tokens=32))
+    long = MANY[0].model_copy(update={"id": "s:long", "answer": "word " * 400})
+    for example in (MANY[0], long):
+        row = rows_of([encoder.supervised(example, task) for task in ("decision", "answer")])[0]
+        weights = TokenWeights([example], [row], TrainSpec(end_weight=0.25)).of(row)
+        end = encoder.tokenizer.eos_token_id
+        ends = [
+            place
+            for place, token in enumerate(row.targets)
+            if token == end and row.encoded[row.of[place]].task == "answer"
+        ]
+        assert len(ends) == (example is MANY[0]), "an answer that is cut has no end"
+        assert [weight for place, weight in enumerate(weights) if place in ends] == [0.25] * len(ends)
+        assert {weight for place, weight in enumerate(weights) if place not in ends} == {1.0}
+
+
 def test_the_probe_changes_nothing():
     loaded = tiny.loaded()
     model = add_lora(loaded.model, LoraSpec(r=4), seed=1)

@@ -255,6 +255,8 @@ class Recipe(Spec):
                 yield f"train.replay.share has no meaning with train.objective {self.train.objective}; set it to 0"
             if self.train.prompt_share:
                 yield f"train.prompt_share has no meaning with train.objective {self.train.objective}; set it to 0"
+            if self.train.end_weight != 1:
+                yield f"train.end_weight has no meaning with train.objective {self.train.objective}; set it to 1"
             if self.train.retrieve.share:
                 yield f"train.retrieve.share has no meaning with train.objective {self.train.objective}; set it to 0"
             if self.data.balance.weights:

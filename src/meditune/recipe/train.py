@@ -204,6 +204,12 @@ class TrainSpec(Spec):
         lt=1,
         description="Share of the loss given to the prompts' own tokens; 0: only what follows them.",
     )
+    end_weight: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="What the end of a long answer counts beside its other tokens; below 1, answers are longer.",
+    )
     class_balance: float = Field(
         0.0, ge=0, le=1, description="Decisions weigh frequency ** -this: 0 leaves them alone, 1 evens them out."
     )

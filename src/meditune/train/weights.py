@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from meditune.data.example import Example
 from meditune.models.rows import PROMPT, Row
+from meditune.prompts import Encoded
 from meditune.recipe import TrainSpec
 
 
@@ -17,8 +18,10 @@ class TokenWeights:
     With `decision_share` s, decision tokens together get the share s of the loss over the data set and answer tokens
     the rest, however many of each there are. With `prompt_share` p, the prompts' tokens get the share p of it all, and
     what follows them the rest. With `class_balance` b, a decision of a class with frequency f weighs
-    f ** -b, scaled so that the mean over examples stays 1. Where sources are mixed, all of these are meant as they come
-    in an epoch: `repeats` says how often an example's row does, by its id (once where it isn't named).
+    f ** -b, scaled so that the mean over examples stays 1. With `end_weight` e, the end token of an answer weighs e
+    times what its other tokens do, so a model that has learnt them gives e times the odds to ending at a place where
+    other answers go on. Where sources are mixed, all of these are meant as they come in an epoch: `repeats` says how
+    often an example's row does, by its id (once where it isn't named).
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class TokenWeights:
             }
 
         prompt = sum(row.of.count(PROMPT) * often[row.encoded[0].id] for row in rows)
+        self.end = spec.end_weight
         self.of_prompt = 0.0
         if prompt:
             self.by_task = {task: (1 - spec.prompt_share) * weight for task, weight in self.by_task.items()}
@@ -59,7 +63,8 @@ class TokenWeights:
     def of(self, row: Row) -> list[float]:
         """One weight for each of the row's targets."""
         weights = []
-        for number in row.of:
+        ends = {place for number, place in _last_places(row).items() if _ends(row.encoded[number])}
+        for place, number in enumerate(row.of):
             if number == PROMPT:
                 weights.append(self.of_prompt)
                 continue
@@ -67,5 +72,15 @@ class TokenWeights:
             weight = self.by_task[item.task]
             if item.task == "decision":
                 weight *= self.by_class[self.decisions[item.id]]
-            weights.append(weight)
+            weights.append(weight * self.end if place in ends else weight)
         return weights
+
+
+def _last_places(row: Row) -> dict[int, int]:
+    """Where the last target of each item stands among the row's targets."""
+    return {number: place for place, number in enumerate(row.of) if number != PROMPT}
+
+
+def _ends(item: Encoded) -> bool:
+    """Whether the item's last target is the end of an answer."""
+    return item.task == "answer" and not item.answer_cut
