@@ -27,7 +27,7 @@ import numpy as np
 from scipy.special import softmax
 
 from meditune.data.example import DECISIONS, STYLE, Example, Passage
-from meditune.evaluate.metrics import statistics_of
+from meditune.evaluate.metrics import METRICS, statistics_of
 from meditune.evaluate.metrics.metric import Statistics, mean
 from meditune.evaluate.predictions import Kind, Predictions, path_of
 from meditune.files import read_jsonl
@@ -68,17 +68,10 @@ def topics(example: Example) -> list[Example]:
 def artificial(example: Example) -> list[Example]:
     """Questions that the conclusion's sentences answer, as PubMedQA's authors made theirs of titles.
 
-    What a sentence states is asked and answered by yes, by no where it says "not", and the other way round with a word
-    that says the contrary in its place.
+    What a sentence states is asked and answered by yes, by no where it says "not". What is so is asked with a word that
+    says the contrary, too, and answered by no.
     """
-    found = []
-    for sentence in sentences(example.answer):
-        asked = question_of(sentence)
-        if asked:
-            found.append(asked)
-            contrary = CONTRARY.sub(lambda word: CONTRARIES[word[0].lower()], asked[0], count=1)
-            if contrary != asked[0]:
-                found.append((contrary, "no" if asked[1] == "yes" else "yes"))
+    found = [asked for sentence in sentences(example.answer) for asked in questions_of(sentence)]
     return [
         example.model_copy(update={"id": f"{example.id}#{n}", "question": text, "decision": said, "answer": ""})
         for n, (text, said) in enumerate(found[:3])
@@ -102,13 +95,21 @@ CONTRARIES = {one: other for pair in PAIRS for one, other in (pair, pair[::-1])}
 CONTRARY = re.compile(rf"\b({'|'.join(CONTRARIES)})\b", re.IGNORECASE)
 
 
-def question_of(sentence: str) -> tuple[str, Literal["yes", "no"]] | None:
-    """A sentence's statement as a question with its answer; None where it hasn't a form that can be turned round."""
+NEGATION = re.compile(r"\b(?:not?|never|neither|nor|none|without|lack\w*|hardly|little)\b", re.IGNORECASE)
+
+
+def questions_of(sentence: str) -> list[tuple[str, Literal["yes", "no"]]]:
+    """A sentence's statement as questions with answers; none where it hasn't a form that can be turned round."""
     match = STATED.fullmatch(sentence.strip())
-    if not match:
-        return None
+    if not match or NEGATION.search(match["of"]) or NEGATION.search(match["rest"]):
+        return []
     of = match["of"][0].lower() + match["of"][1:] if match["of"][1:2].islower() else match["of"]
-    return f"{match['verb'].capitalize()} {of} {match['rest']}?", "no" if match["never"] else "yes"
+    start = f"{match['verb'].capitalize()} {of}"
+    if match["never"]:
+        return [(f"{start} {match['rest']}?", "no")]
+    contrary = CONTRARY.sub(lambda word: CONTRARIES[word[0].lower()], match["rest"], count=1)
+    asked: list[tuple[str, Literal["yes", "no"]]] = [(f"{start} {match['rest']}?", "yes")]
+    return [*asked, (f"{start} {contrary}?", "no")] if contrary != match["rest"] else asked
 
 
 IDEAS = {
@@ -151,7 +152,7 @@ def main() -> int:
     for seed in options.seeds:
         for title, (name, count) in tried.items():
             path = options.output / f"{recipe}-{title.removesuffix('-of-0')}-{seed}.json"
-            if not path.is_file():
+            if not path.is_file() or (options.keep and not path.with_suffix("").is_dir()):
                 keep(
                     path,
                     measured(options.recipe, IDEAS[name], count, seed, options.set, path.with_suffix(""), options.keep),
@@ -191,7 +192,8 @@ def measured(
         loaded = load(str(folder / "model"), recipe.model)
     held = [each for each in splits.dev if each.source == "pubmedqa"]
     Measuring(recipe, held, folder).measure(loaded, "model")
-    said = {kind: read_jsonl(path_of(folder, "model", kind)) for kind in KINDS}
+    paths = {kind: path_of(folder, "model", kind) for kind in KINDS}
+    said = {kind: read_jsonl(path) for kind, path in paths.items() if path.is_file()}
     if idea.fit == "head":
         said["decision"] = by_head(loaded, recipe, train, held)
     if not keep_model:
@@ -219,10 +221,15 @@ def by_head(loaded: Any, recipe: Any, train: Sequence[Example], held: Sequence[E
         scoring="neg_log_loss",
     )
     head.fit(learnt, [each.decision for each in train])
-    rows = zip(held, head.predict_log_proba(asked), strict=True)
+    found = [dict(zip(head.classes_, map(float, said), strict=True)) for said in head.predict_log_proba(asked)]
     return [
-        {"reference": one.decision, "logits": dict(zip(head.classes_, map(float, said), strict=True))}
-        for one, said in rows
+        {
+            "id": one.id,
+            "reference": one.decision,
+            "prediction": max(said, key=lambda label: said[label]),
+            "logits": said,
+        }
+        for one, said in zip(held, found, strict=True)
     ]
 
 
@@ -251,7 +258,7 @@ def few(train: Sequence[Example], count: int, seed: int) -> list[Example]:
     return [order[place] for place in places]
 
 
-DIGITS = {"accuracy": 1, "macro_f1": 1, "perplexity": 1, "general_perplexity": 1, "bleu": 1, "length_ratio": 2}
+DIGITS = {"auc": 3, "log_loss": 3} | {name: metric.digits for name, metric in METRICS.items()}
 FIGURES = (
     *("accuracy", "macro_f1", "auc", "log_loss", "ece"),
     *("perplexity", "bleu", "rouge1", "rouge2", "rougeL", "length_ratio", "general_perplexity"),
@@ -307,14 +314,18 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def cell(name: str, figure: Statistics | None, other: Statistics | None) -> str:
-    """A figure, and the interval of its difference from the other one's on the same items."""
+    """A figure, and the interval of its difference from the other one's."""
     if figure is None:
         return ""
-    digits = DIGITS.get(name, 3)
+    digits = DIGITS[name]
     text = f"{figure.value():.{digits}f}"
-    if other is None or other.ids != figure.ids:
+    if other is None:
         return text
-    drawn = np.random.default_rng(0).multinomial(len(figure.ids), [1 / len(figure.ids)] * len(figure.ids), RESAMPLES)
+    if other.ids != figure.ids:
+        return f"{text} (of other items)"
+    # An item that several splits held out is drawn with all its rows.
+    items, place = np.unique([each.partition("/")[2] for each in figure.ids], return_inverse=True)
+    drawn = np.random.default_rng(0).multinomial(len(items), [1 / len(items)] * len(items), RESAMPLES)[:, place]
     deltas = figure.figure(drawn @ figure.items) - other.figure(drawn @ other.items)
     low, high = np.percentile(deltas, [2.5, 97.5])
     text += f" ({low:+.{digits}f} to {high:+.{digits}f})"

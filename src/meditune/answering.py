@@ -20,7 +20,8 @@ from meditune.retrieve.cited import CitedAnswer
 from meditune.retrieve.citing import Cited, Source, cite
 from meditune.retrieve.index import Index
 from meditune.retrieve.packing import Packing, pack
-from meditune.retrieve.search import Found, Hit
+from meditune.retrieve.search import Found
+from meditune.retrieve.styles import Chooser
 
 PASSAGES = 5
 """Passages that are looked for"""
@@ -34,8 +35,6 @@ NEAREST = {SENTENCE_MODEL.files["model.safetensors"]: 0.55}
 
 Asked = tuple[str, Sequence[str]]
 """A question, and the texts that it is to be answered from"""
-Chooser = Callable[[Sequence[Hit], int], Sequence[Hit]]
-"""Takes so many of the hits, the best ones for somebody (retrieve/styles.py)"""
 
 
 @dataclass(frozen=True)
@@ -109,12 +108,11 @@ class Answerer:
         `choose` takes k hits out of three times as many, in another order than that of the search.
         """
         _refuse_restricted(self.index, sources, self.writer.elsewhere)
-        found = self.index.search(question, 3 * k if choose else k, sources=sources)
-        if choose:
-            found = replace(found, hits=tuple(choose(found.hits, k)))
+        searched = self.index.search(question, 3 * k if choose else k, sources=sources)
+        found = replace(searched, hits=tuple(choose(searched.hits, k))) if choose else searched
         packing = self._packed(question, found)
         remarks = (*found.remarks, *packing.remarks, *self._unmeasured())
-        return CitedAnswer(question, (), _all(packing), packing.passages, self._too_far(found, packing), remarks)
+        return CitedAnswer(question, (), _all(packing), packing.passages, self._too_far(searched, packing), remarks)
 
     def _packed(self, question: str, found: Found) -> Packing:
         writer = self.writer

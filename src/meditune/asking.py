@@ -30,7 +30,7 @@ def ask(
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens.")] = None,
     style: Annotated[
         Literal["plain", "expert"],
-        typer.Option(help="For whom: chooses among near passages, and the cue of a model tuned for both."),
+        typer.Option(help="For whom: which near passages are used, and which cue, if the model learnt both."),
     ] = "plain",
     settings: Annotated[
         list[str] | None,

@@ -123,6 +123,15 @@ def test_a_question_far_from_every_passage_is_not_put_to_the_model(index: Index)
     assert [source.number for source in answer.sources] == list(range(1, len(answer.packed) + 1))
 
 
+def test_how_near_the_index_comes_doesnt_depend_on_what_is_chosen(index: Index) -> None:
+    question = "What calms a gout attack?"
+    first, second = sorted((hit.meaning or 0.0 for hit in index.search(question, 6).hits), reverse=True)[:2]
+    assert first > second
+    asked = Answerer(index, says("Colchicine calms an attack."), nearest=(first + second) / 2)
+    far = asked.answer(question, choose=lambda hits, k: sorted(hits, key=lambda hit: hit.meaning or 0.0)[:k])
+    assert "too far" not in far.refusal
+
+
 def test_repeated_and_broken_off_sentences_are_left_out(index: Index) -> None:
     writer = says("Colchicine calms an attack. Colchicine calms an attack. Colchicine calms an")
     answer = Answerer(index, writer, nearest=-1.0).answer("gout", k=6)

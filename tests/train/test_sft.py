@@ -202,21 +202,34 @@ def test_token_weights_give_each_task_its_share_and_rare_decisions_more():
     assert sum(weight for weight, number in pairs if number == 0) == pytest.approx(sum(w for w, _ in pairs) * 0.2)
 
 
-def test_the_end_of_an_answer_can_weigh_less():
+@pytest.mark.parametrize("tasks", [("decision", "answer"), ("answer", "decision"), ("answer",)])
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_end_of_an_answer_can_weigh_less(tasks, whole):
     encoder = tiny.loaded().encoder(PromptFormat(max_tokens=256, answer_tokens=32))
     long = MANY[0].model_copy(update={"id": "s:long", "answer": "word " * 400})
     for example in (MANY[0], long):
-        row = rows_of([encoder.supervised(example, task) for task in ("decision", "answer")])[0]
-        weights = TokenWeights([example], [row], TrainSpec(end_weight=0.25)).of(row)
-        end = encoder.tokenizer.eos_token_id
-        ends = [
-            place
-            for place, token in enumerate(row.targets)
-            if token == end and row.encoded[row.of[place]].task == "answer"
-        ]
-        assert len(ends) == (example is MANY[0]), "an answer that is cut has no end"
-        assert [weight for place, weight in enumerate(weights) if place in ends] == [0.25] * len(ends)
-        assert {weight for place, weight in enumerate(weights) if place not in ends} == {1.0}
+        row = rows_of([encoder.supervised(example, task) for task in tasks])[0]
+        row = with_prompt(row) if whole else row
+        spec = TrainSpec(end_weight=0.25, prompt_share=0.5 if whole else 0)
+        pairs = list(zip(TokenWeights([example], [row], spec).of(row), row.targets, row.of, strict=True))
+        words = [weight for weight, token, of in pairs if of != PROMPT and token != encoder.tokenizer.eos_token_id]
+        answer = tasks.index("answer")
+        ends = [weight for weight, token, of in pairs if of == answer and token == encoder.tokenizer.eos_token_id]
+        assert set(words) == {words[0]}
+        assert ends == ([words[0] * 0.25] if example is MANY[0] else []), "an answer that is cut has no end"
+
+
+def test_ends_that_weigh_less_leave_the_shares_as_they_are():
+    encoder = tiny.loaded().encoder(PromptFormat(max_tokens=256, answer_tokens=32))
+    rows = rows_of([encoder.supervised(each, task) for each in MANY for task in ("decision", "answer")])
+    weights = TokenWeights(MANY, rows, TrainSpec(decision_share=0.4, end_weight=0.25))
+    pairs = [
+        (weight, row.encoded[number].task)
+        for row in rows
+        for weight, number in zip(weights.of(row), row.of, strict=True)
+    ]
+    decided = sum(weight for weight, task in pairs if task == "decision")
+    assert decided / sum(weight for weight, _ in pairs) == pytest.approx(0.4)
 
 
 def test_the_probe_changes_nothing():

@@ -248,6 +248,8 @@ class Recipe(Spec):
                 "train.dev.patience may end training before the last steps, whose weights train.average_last averages; "
                 "set train.average_last to 0, or leave patience out"
             )
+        if self.train.end_weight != 1 and "answer" not in self.train.tasks:
+            yield "train.end_weight is of answers, which train.tasks doesn't name; set it to 1"
         if self.train.objective != "sft":
             if self.train.dev.is_on:
                 yield f"train.dev has no meaning with train.objective {self.train.objective}; leave it out"

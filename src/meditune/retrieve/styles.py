@@ -26,8 +26,11 @@ RESEARCH = ("pubmed",)
 TOWARDS = 0.5
 """By so much more a source counts for those whom it is for"""
 
+Chooser = Callable[[Sequence[Hit], int], Sequence[Hit]]
+"""Takes so many of the hits, the best ones for somebody"""
 
-def chooser(style: Style) -> Callable[[Sequence[Hit], int], Sequence[Hit]]:
+
+def chooser(style: Style) -> Chooser:
     """What takes k of the hits in this style."""
     return partial(chosen, style)
 

@@ -13,7 +13,7 @@ from meditune.recipe import TrainSpec
 
 
 class TokenWeights:
-    """Weight of every supervised token: 1, unless the recipe balances tasks or decision classes.
+    """Weight of every supervised token: 1, unless the recipe balances tasks or decision classes, or eases ends.
 
     With `decision_share` s, decision tokens together get the share s of the loss over the data set and answer tokens
     the rest, however many of each there are. With `prompt_share` p, the prompts' tokens get the share p of it all, and
@@ -43,7 +43,8 @@ class TokenWeights:
         tokens: defaultdict[str, float] = defaultdict(float)
         for row in rows:
             for item in row.encoded:
-                tokens[item.task] += len(item.target) * often[item.id]
+                eased = 1 - spec.end_weight if _ends(item) else 0.0
+                tokens[item.task] += (len(item.target) - eased) * often[item.id]
         share = spec.decision_share
         self.by_task = {"decision": 1.0, "answer": 1.0}
         if share is not None and tokens["decision"] and tokens["answer"]:

@@ -140,6 +140,7 @@ def test_pairs_of_corrupted_answers_are_built_and_measured_by_kind(place):
         (4, {"model__base": "./runs/none"}, ("no model './runs/none' here", "finish that run first")),
         (4, {"model__base": "api:some-model", "model__api__key_variable": "null"}, ("train.objective sft only",)),
         (3, {"train__preference__path": "none.jsonl"}, ("none.jsonl: no such file",)),
+        (2, {"train__end_weight": "0.5"}, ("train.end_weight has no meaning with train.objective dpo",)),
         (2, {"train__replay__share": "0.2"}, ("train.replay.share has no meaning with train.objective dpo",)),
     ],
 )  # fmt: skip
