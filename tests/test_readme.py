@@ -37,7 +37,7 @@ def test_the_readmes_commands_run_in_order(tmp_path: Path) -> None:
     tiny.save(tmp_path / "cache" / "models" / "smollm2-135m")
     environment = {name: value for name, value in os.environ.items() if name != "MEDITUNE_DATA"}
     environment |= {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{Path(sys.executable).absolute().parent}{os.pathsep}{os.environ['PATH']}",
         "MEDITUNE_CACHE": str(tmp_path / "cache"),
         "MEDITUNE_OFFLINE": "1",
         "HF_HUB_OFFLINE": "1",
