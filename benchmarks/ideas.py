@@ -51,12 +51,48 @@ class Idea:
     """What else an example teaches"""
     fit: Literal["model", "head", "nothing"] = "model"
     """head: the model stays as it is, and a classifier is fitted to its last hidden state"""
+    beside: Callable[[Sequence[Example], Sequence[Example]], list[Example]] = lambda examples, _: list(examples)
+    """Examples with what is shown beside them of those that are learnt from"""
+    read: Literal["abstract", "own conclusion", "conclusion"] = "abstract"
+    """What is measured of decisions is read from the abstract, or from it with the conclusion that the model wrote
+    first, or with the authors' own"""
 
 
 def with_conclusion(example: Example) -> list[Example]:
     """The decision, read from abstract and conclusion."""
     context = (*example.context, Passage(text=example.answer, label="conclusion"))
     return [example.model_copy(update={"id": f"{example.id}#with-conclusion", "context": context, "answer": ""})]
+
+
+def after_conclusion(example: Example, conclusion: str) -> Example:
+    """The decision, asked when this conclusion has been drawn."""
+    return with_conclusion(example.model_copy(update={"answer": conclusion}))[0].model_copy(update={"id": example.id})
+
+
+def similar(examples: Sequence[Example], learnt: Sequence[Example]) -> list[Example]:
+    """Each example after the most similar other one that is learnt from, answered; by TF-IDF of questions and texts."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    def text(example: Example) -> str:
+        return " ".join([example.question, *(passage.text for passage in example.context)])
+
+    words = TfidfVectorizer(sublinear_tf=True, stop_words="english").fit([text(each) for each in learnt])
+    near = (
+        words.transform([text(each) for each in examples]) @ words.transform([text(each) for each in learnt]).T
+    ).toarray()
+    near[[[one.id == other.id for other in learnt] for one in examples]] = -1
+    found = [learnt[place] for place in near.argmax(axis=1)]
+    return [
+        example.model_copy(
+            update={
+                "context": (
+                    Passage(text=f"{other.question} {other.answer} Answer: {other.decision}.", label="similar"),
+                    *example.context,
+                )
+            }
+        )
+        for example, other in zip(examples, found, strict=True)
+    ]
 
 
 def topics(example: Example) -> list[Example]:
@@ -129,6 +165,12 @@ IDEAS = {
             *('prompt.plain_cue="In plain words:"', "train.epochs=2"),
         )
     ),
+    "conclusion-first": Idea(("train.epochs=2",), with_conclusion, read="own conclusion"),
+    "conclusion-given": Idea(("train.epochs=2",), with_conclusion, read="conclusion"),
+    "similar": Idea(("prompt.max_tokens=448", "prompt.context_head=0.45"), beside=similar),
+    "rank-4": Idea(("model.lora.r=4",)),
+    "rank-64": Idea(("model.lora.r=64",)),
+    "attention": Idea(('model.lora.targets=["q_proj","k_proj","v_proj","o_proj"]',)),
     "all-layers": Idea(("model.top_layers=null", "train.learning_rate=4e-4")),
     "full": Idea(("model.strategy=full", "train.learning_rate=3e-5")),
 }
@@ -184,16 +226,24 @@ def measured(
     folder.mkdir(parents=True)
     splits = prepare(recipe, folder / "data").splits
     train = few(splits.train, count, seed) if count else list(splits.train)
+    held = [each for each in splits.dev if each.source == "pubmedqa"]
+    train, held = idea.beside(train, train), idea.beside(held, train)
     loaded = load(starting_point(recipe, folder), recipe.model)
     facts: dict[str, Any] = {"seconds": 0, "steps": 0}
     if idea.fit == "model":
         more = [other for each in train if each.decision and each.answer for other in idea.more(each)]
         facts = fine_tune(loaded, dataclasses.replace(splits, train=[*train, *more]), recipe, folder)
         loaded = load(str(folder / "model"), recipe.model)
-    held = [each for each in splits.dev if each.source == "pubmedqa"]
     Measuring(recipe, held, folder).measure(loaded, "model")
     paths = {kind: path_of(folder, "model", kind) for kind in KINDS}
     said = {kind: read_jsonl(path) for kind, path in paths.items() if path.is_file()}
+    if idea.read != "abstract":
+        written = {row["id"]: row["prediction"] for row in said["answer"]}
+        held = [
+            after_conclusion(each, written[each.id] if idea.read == "own conclusion" else each.answer) for each in held
+        ]
+        Measuring(decisions_alone(recipe), held, folder / "after").measure(loaded, "model")
+        said["decision"] = read_jsonl(path_of(folder / "after", "model", "decision"))
     if idea.fit == "head":
         said["decision"] = by_head(loaded, recipe, train, held)
     if not keep_model:
@@ -204,6 +254,12 @@ def measured(
         "steps": facts["steps"],
         **said,
     }
+
+
+def decisions_alone(recipe: Any) -> Any:
+    from meditune.evaluate.stage import DECISIONS_ALONE
+
+    return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update=DECISIONS_ALONE)})
 
 
 def by_head(loaded: Any, recipe: Any, train: Sequence[Example], held: Sequence[Example]) -> list[dict[str, Any]]:
