@@ -9,7 +9,7 @@ from meditune.errors import ModelError
 from meditune.models import compiled
 from meditune.models.frozen import FrozenLayers
 from meditune.models.lora_layer import one_operation
-from meditune.recipe import TrainSpec
+from meditune.recipe import LoraSpec, TrainSpec
 from meditune.train.fast import fast_layers
 from tests import tiny
 from tests.models.test_lora_layer import gradients
@@ -137,3 +137,8 @@ def test_only_long_trainings_pay():
     enough = int(compiled.PAYS_FROM / 4 / weights) + 1
     assert compiled.pays(model, enough)
     assert not compiled.pays(model, enough - 1)
+
+
+def test_adapters_with_dropout_dont_pay():
+    _, model = trainable("llama", strategy="lora", lora=LoraSpec(r=4, dropout=0.1))
+    assert not compiled.pays(model, int(compiled.PAYS_FROM))

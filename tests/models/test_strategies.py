@@ -23,7 +23,7 @@ FORM = PromptFormat(max_tokens=256, answer_tokens=32)
 def trainable(architecture, **options):
     """A tiny model, and the same with what the strategy trains."""
     loaded = tiny.loaded(architecture)
-    spec = ModelSpec(base=architecture, lora=LoraSpec(r=4), virtual_tokens=5, **options)
+    spec = ModelSpec(**{"base": architecture, "lora": LoraSpec(r=4), "virtual_tokens": 5} | options)
     return loaded, make_trainable(loaded.model, spec, seed=1)
 
 

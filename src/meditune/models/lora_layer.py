@@ -1,8 +1,8 @@
 """A LoRA layer as one operation: the update is added into the base product, and little is kept for the way back.
 
 peft computes base(x) + B(A(x)) * scale in five passes over memory, three of them as wide as the layer's output. Here
-the scale acts on the thin side and the wide output is written twice. Layers that do more than that (dropout, DoRA, a
-quantized base) keep peft's own forward; a test holds the two equal.
+the scale acts on the thin side and the wide output is written twice. Layers that do more than that (DoRA, a quantized
+base) keep peft's own forward; a test holds the two equal.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def one_operation(model: Any) -> Iterator[int]:
 
 
 def _is_plain(module: Any) -> bool:
-    """Whether the module is a LoRA layer that adds scale * B A x to a linear layer's output and does nothing else."""
+    """Whether the module is a LoRA layer that adds scale * B A x, x with or without dropout, to a linear layer's output
+    and does nothing else."""
     from peft.tuners.lora import Linear
     from transformers.pytorch_utils import Conv1D
 
@@ -41,14 +42,12 @@ def _is_plain(module: Any) -> bool:
     if base.weight.requires_grad or any(part._forward_hooks or part._forward_pre_hooks for part in parts):
         return False
     alike: bool = module.lora_A[name].weight.dtype == module.lora_B[name].weight.dtype == base.weight.dtype
-    return (
-        type(base) in {torch.nn.Linear, Conv1D} and alike and isinstance(module.lora_dropout[name], torch.nn.Identity)
-    )
+    return type(base) in {torch.nn.Linear, Conv1D} and alike
 
 
 def _forward(layer: Any) -> Any:
     base, name = layer.base_layer, layer.active_adapters[0]
-    a, b, scale = layer.lora_A[name], layer.lora_B[name], layer.scaling[name]
+    a, b, scale, dropout = layer.lora_A[name], layer.lora_B[name], layer.scaling[name], layer.lora_dropout[name]
     is_linear = type(base) is torch.nn.Linear
 
     def forward(x: torch.Tensor) -> torch.Tensor:
@@ -56,7 +55,10 @@ def _forward(layer: Any) -> Any:
             return type(layer).forward(layer, x)  # type: ignore[no-any-return]
         # transformers' Conv1D keeps its weight as (inputs, outputs).
         weight = base.weight if is_linear else base.weight.t()
-        found: torch.Tensor = _Lora.apply(x, weight, base.bias, a.weight, b.weight, scale)  # type: ignore[no-untyped-call]
+        seen = dropout(x)
+        found: torch.Tensor = _Lora.apply(  # type: ignore[no-untyped-call]
+            x, None if seen is x else seen, weight, base.bias, a.weight, b.weight, scale
+        )
         return found
 
     return forward
@@ -65,13 +67,14 @@ def _forward(layer: Any) -> Any:
 class _Lora(torch.autograd.Function):
     """x (..., inputs), weight (outputs, inputs), a (rank, inputs), b (outputs, rank) to (..., outputs).
 
-    Of the frozen weight and bias no gradient is given.
+    `seen` is what the adapter sees where that isn't x itself. Of the frozen weight and bias no gradient is given.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         x: torch.Tensor,
+        seen: torch.Tensor | None,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         a: torch.Tensor,
@@ -79,19 +82,23 @@ class _Lora(torch.autograd.Function):
         scale: float,
     ) -> torch.Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        thin = flat @ a.t()
+        kept = flat if seen is None else seen.reshape(-1, x.shape[-1])
+        thin = kept @ a.t()
         wide = flat @ weight.t() if bias is None else torch.addmm(bias, flat, weight.t())
         wide = wide.addmm_(thin, b.t(), alpha=scale)
-        ctx.save_for_backward(flat, weight, a, b, thin)
-        ctx.scale, ctx.shape = scale, x.shape
+        ctx.save_for_backward(kept, weight, a, b, thin)
+        ctx.scale, ctx.shape, ctx.alike = scale, x.shape, seen is None
         return wide.view(*x.shape[:-1], wide.shape[-1])
 
     @staticmethod
     def backward(ctx: Any, *above: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        flat, weight, a, b, thin = ctx.saved_tensors
+        kept, weight, a, b, thin = ctx.saved_tensors
         slope = above[0].reshape(-1, above[0].shape[-1])
         through = (slope @ b) * ctx.scale
-        down = None
+        down = down_seen = None
         if ctx.needs_input_grad[0]:
-            down = (slope @ weight).addmm_(through, a).view(ctx.shape)
-        return down, None, None, through.t() @ flat, (slope.t() @ thin) * ctx.scale, None
+            down = slope @ weight
+            down = (down.addmm_(through, a) if ctx.alike else down).view(ctx.shape)
+        if ctx.needs_input_grad[1]:
+            down_seen = (through @ a).view(ctx.shape)
+        return down, down_seen, None, None, through.t() @ kept, (slope.t() @ thin) * ctx.scale, None
