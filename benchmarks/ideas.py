@@ -4,9 +4,9 @@
     python benchmarks/ideas.py --recipe quickstart --curve 42 84 167 335 --seeds 1 2 --output runs/ideas
 
 Each seed splits the 500 labelled items anew into two thirds that are learnt from and one third that is measured, trains
-each idea, and keeps every prediction in OUTPUT/IDEA-SEED.json. What is there isn't made again. Ideas are compared with
-the first one on the same items, with intervals from a bootstrap over items. `--curve` trains the recipe as it is on so
-many of the labelled items.
+each idea, and keeps every prediction in a file of OUTPUT that is named after idea, seed and settings. What is there
+isn't made again. Ideas are compared with the first one, or with `--against`, on the same items, with intervals from a
+bootstrap over items. `--curve` trains the recipe as it is on so many of the labelled items.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class Idea:
     """head: the model stays as it is, and a classifier is fitted to its last hidden state"""
     beside: Callable[[Sequence[Example], Sequence[Example]], list[Example]] = lambda examples, _: list(examples)
     """Examples with what is shown beside them of those that are learnt from"""
-    read: Literal["abstract", "own conclusion", "conclusion"] = "abstract"
-    """What is measured of decisions is read from the abstract, or from it with the conclusion that the model wrote
-    first, or with the authors' own"""
+    conclusions: bool = False
+    """Decisions are measured once more when a conclusion has been read: the model's own, and the authors' (which is a
+    bound, as it isn't there when a question is asked)"""
 
 
 def with_conclusion(example: Example) -> list[Example]:
@@ -86,7 +86,7 @@ def similar(examples: Sequence[Example], learnt: Sequence[Example]) -> list[Exam
         example.model_copy(
             update={
                 "context": (
-                    Passage(text=f"{other.question} {other.answer} Answer: {other.decision}.", label="similar"),
+                    Passage(text=f"{other.question} {other.decision}. {other.answer}", label="similar"),
                     *example.context,
                 )
             }
@@ -148,10 +148,11 @@ def questions_of(sentence: str) -> list[tuple[str, Literal["yes", "no"]]]:
     return [*asked, (f"{start} {contrary}?", "no")] if contrary != match["rest"] else asked
 
 
+# These settings are for the quickstart; --set overrides them.
 IDEAS = {
     "as-it-is": Idea(),
     "untuned": Idea(fit="nothing"),
-    "with-conclusion": Idea(("train.epochs=2",), with_conclusion),
+    "with-conclusion": Idea(("train.epochs=2",), with_conclusion, conclusions=True),
     "prompts-too": Idea(("train.prompt_share=0.5",)),
     "long": Idea(("prompt.max_tokens=768", "train.epochs=2")),
     "head": Idea(fit="head"),
@@ -165,11 +166,9 @@ IDEAS = {
             *('prompt.plain_cue="In plain words:"', "train.epochs=2"),
         )
     ),
-    "conclusion-first": Idea(("train.epochs=2",), with_conclusion, read="own conclusion"),
-    "conclusion-given": Idea(("train.epochs=2",), with_conclusion, read="conclusion"),
     "similar": Idea(("prompt.max_tokens=448", "prompt.context_head=0.45"), beside=similar),
-    "rank-4": Idea(("model.lora.r=4",)),
-    "rank-64": Idea(("model.lora.r=64",)),
+    "rank-4": Idea(("model.lora.r=4", "model.lora.alpha=8")),
+    "rank-64": Idea(("model.lora.r=64", "model.lora.alpha=128")),
     "attention": Idea(('model.lora.targets=["q_proj","k_proj","v_proj","o_proj"]',)),
     "all-layers": Idea(("model.top_layers=null", "train.learning_rate=4e-4")),
     "full": Idea(("model.strategy=full", "train.learning_rate=3e-5")),
@@ -184,22 +183,34 @@ def main() -> int:
     parser.add_argument("--curve", nargs="+", type=int, default=[], metavar="ITEMS", help="learn from so many items")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting for all")
+    parser.add_argument(
+        "--against", nargs="+", type=Path, metavar="FILE", help="compare with these predictions, one file for each seed"
+    )
     parser.add_argument("--keep", action="store_true", help="keep the models, too")
     parser.add_argument("--output", type=Path, default=Path("runs/ideas"))
     options = parser.parse_args()
+    from meditune.recipes.loading import load_recipe
+
     tried = {f"{name}-of-{count}": (name, count) for name in options.ideas for count in options.curve or [0]}
-    settings = hashlib.sha256("".join(options.set).encode()).hexdigest()[:6] if options.set else ""
-    recipe = "-".join(filter(None, [Path(options.recipe).stem, settings]))
     found: dict[str, list[dict[str, Any]]] = {}
+    if options.against:
+        found["against"] = [json.loads(path.read_text(encoding="utf-8")) for path in options.against]
     for seed in options.seeds:
         for title, (name, count) in tried.items():
-            path = options.output / f"{recipe}-{title.removesuffix('-of-0')}-{seed}.json"
+            idea = IDEAS[name]
+            recipe = load_recipe(options.recipe, [*SHARED, f"seed={seed}", *idea.settings, *options.set]).recipe
+            title = title.removesuffix("-of-0")
+            digest = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:6]
+            path = options.output / f"{recipe.name}-{title}-{seed}-{digest}.json"
             if not path.is_file() or (options.keep and not path.with_suffix("").is_dir()):
-                keep(
-                    path,
-                    measured(options.recipe, IDEAS[name], count, seed, options.set, path.with_suffix(""), options.keep),
+                keep(path, measured(recipe, idea, count, path.with_suffix(""), options.keep))
+            print(path, file=sys.stderr)
+            result = json.loads(path.read_text(encoding="utf-8"))
+            found.setdefault(title, []).append(result)
+            for whose, rows in result.get("read", {}).items():
+                found.setdefault(f"{title}, {whose} read", []).append(
+                    {**{key: result[key] for key in ("items", "seconds", "steps")}, "decision": rows}
                 )
-            found.setdefault(title, []).append(json.loads(path.read_text(encoding="utf-8")))
             print(table({each: found[each] for each in found if len(found[each]) == len(found[title])}), flush=True)
     return 0
 
@@ -210,22 +221,18 @@ def keep(path: Path, result: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def measured(
-    recipe_name: str, idea: Idea, count: int, seed: int, settings: Sequence[str], folder: Path, keep_model: bool
-) -> dict[str, Any]:
+def measured(recipe: Any, idea: Idea, count: int, folder: Path, keep_model: bool) -> dict[str, Any]:
     """Train one idea on one split, and what it then says of the items held out."""
     from meditune.data.prepare import prepare
     from meditune.evaluate.stage import Measuring
     from meditune.models.load import load
-    from meditune.recipes.loading import load_recipe
     from meditune.train.stage import fine_tune
     from meditune.train.start import starting_point
 
-    recipe = load_recipe(recipe_name, [*SHARED, f"seed={seed}", *settings, *idea.settings]).recipe
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     splits = prepare(recipe, folder / "data").splits
-    train = few(splits.train, count, seed) if count else list(splits.train)
+    train = few(splits.train, count, recipe.seed) if count else list(splits.train)
     held = [each for each in splits.dev if each.source == "pubmedqa"]
     train, held = idea.beside(train, train), idea.beside(held, train)
     loaded = load(starting_point(recipe, folder), recipe.model)
@@ -237,13 +244,14 @@ def measured(
     Measuring(recipe, held, folder).measure(loaded, "model")
     paths = {kind: path_of(folder, "model", kind) for kind in KINDS}
     said = {kind: read_jsonl(path) for kind, path in paths.items() if path.is_file()}
-    if idea.read != "abstract":
+    read: dict[str, list[dict[str, Any]]] = {}
+    if idea.conclusions:
         written = {row["id"]: row["prediction"] for row in said["answer"]}
-        held = [
-            after_conclusion(each, written[each.id] if idea.read == "own conclusion" else each.answer) for each in held
-        ]
-        Measuring(decisions_alone(recipe), held, folder / "after").measure(loaded, "model")
-        said["decision"] = read_jsonl(path_of(folder / "after", "model", "decision"))
+        drawn = {"its own conclusion": written, "the authors' conclusion": {each.id: each.answer for each in held}}
+        for number, (whose, conclusions) in enumerate(drawn.items()):
+            asked = [after_conclusion(each, conclusions[each.id]) for each in held]
+            Measuring(decisions_alone(recipe), asked, folder / f"read-{number}").measure(loaded, "model")
+            read[whose] = read_jsonl(path_of(folder / f"read-{number}", "model", "decision"))
     if idea.fit == "head":
         said["decision"] = by_head(loaded, recipe, train, held)
     if not keep_model:
@@ -252,6 +260,7 @@ def measured(
         "items": 0 if idea.fit == "nothing" else len(train),
         "seconds": facts["seconds"],
         "steps": facts["steps"],
+        "read": read,
         **said,
     }
 
@@ -364,8 +373,7 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
         cells = [cell(name, figures.get(name), said[first].get(name) if title != first else None) for name in names]
         results = found[title]
         minutes = np.mean([result["seconds"] for result in results]) / 60
-        name = title.removesuffix("-of-0")
-        lines.append(f"| {name} | {len(results)} | {results[0]['items']} | {' | '.join(cells)} | {minutes:.1f} |")
+        lines.append(f"| {title} | {len(results)} | {results[0]['items']} | {' | '.join(cells)} | {minutes:.1f} |")
     return "\n".join(lines) + "\n"
 
 

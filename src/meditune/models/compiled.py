@@ -29,8 +29,8 @@ VARIANTS = 64
 def pays(model: Any, tokens: int) -> bool:
     """Whether a training that reads so many tokens is long enough to be compiled for, and on a CPU.
 
-    Adapters with dropout aren't: compiled code draws its random numbers one at a time there. Only what doesn't change
-    from one call to the next counts, so that a training goes on as it began.
+    A model whose adapters have dropout isn't compiled: compiled code draws random numbers one at a time on a CPU. Only
+    what doesn't change from one call to the next counts, so that a training goes on as it began.
     """
     trained = [block for block in blocks_of(model) if any(each.requires_grad for each in block.parameters())]
     inside = (found for block in trained for found in block.named_modules())
