@@ -249,7 +249,7 @@ def measured(recipe: Any, idea: Idea, count: int, folder: Path, keep_model: bool
         written = {row["id"]: row["prediction"] for row in said["answer"]}
         drawn = {"its own conclusion": written, "the authors' conclusion": {each.id: each.answer for each in held}}
         for number, (whose, conclusions) in enumerate(drawn.items()):
-            asked = [after_conclusion(each, conclusions[each.id]) for each in held]
+            asked = [after_conclusion(each, conclusions[each.id]) for each in held if each.id in conclusions]
             Measuring(decisions_alone(recipe), asked, folder / f"read-{number}").measure(loaded, "model")
             read[whose] = read_jsonl(path_of(folder / f"read-{number}", "model", "decision"))
     if idea.fit == "head":
