@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -63,13 +62,15 @@ def evaluated(place):
 
 
 def test_help_answers_at_once():
+    # A processor's seconds, not the clock's: other tests run beside this one.
     def seconds():
-        started = time.monotonic()
-        done = subprocess.run([sys.executable, "-m", "meditune.cli", "--help"], capture_output=True, check=True)
-        assert b"The whole journey" in done.stdout
-        return time.monotonic() - started
+        used = os.times()
+        return used.children_user + used.children_system
 
-    assert min(seconds() for _ in range(3)) < 0.5
+    before = seconds()
+    done = subprocess.run([sys.executable, "-m", "meditune.cli", "--help"], capture_output=True, check=True)
+    assert b"The whole journey" in done.stdout
+    assert seconds() - before < 0.5
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

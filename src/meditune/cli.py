@@ -11,24 +11,26 @@ from typing import Annotated
 
 import typer
 
-from meditune import (
-    annotating,
-    asking,
-    data_commands,
-    drifting,
-    exporting,
-    indexing,
-    learning,
-    model_commands,
-    ranks,
-    releasing,
-    reviewing,
-    serving,
-    updating,
-    watching,
+from meditune import ranks
+from meditune.commands import (
+    annotate,
+    api,
+    ask,
+    data,
+    drift,
+    export,
+    index,
+    learn,
+    models,
+    recipe,
+    release,
+    review,
+    serve,
+    status,
+    update,
 )
+from meditune.commands.options import Output, Overrides, RecipeName, Yes, resolve
 from meditune.errors import MedituneError, Stopped
-from meditune.options import Output, Overrides, RecipeName, Run, Yes, resolve
 
 app = typer.Typer(
     help="Tune a small open language model for medical questions, and measure with statistics whether it got better.",
@@ -37,19 +39,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-api_app = typer.Typer(help="A run's training job at an API.", no_args_is_help=True, rich_markup_mode=None)
-recipe_app = typer.Typer(help="Look at recipes and check them.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(data_commands.app, name="data")
-app.add_typer(api_app, name="api")
-app.add_typer(recipe_app, name="recipe")
-app.add_typer(reviewing.app, name="review")
-app.add_typer(annotating.app, name="annotate")
-app.add_typer(indexing.app, name="index")
-app.add_typer(drifting.app, name="drift")
-app.add_typer(learning.app, name="learn")
-app.add_typer(releasing.registry_app, name="registry")
-app.add_typer(serving.keys_app, name="keys")
-app.add_typer(serving.answers_app, name="answers")
+app.add_typer(data.app, name="data")
+app.add_typer(api.app, name="api")
+app.add_typer(recipe.app, name="recipe")
+app.add_typer(review.app, name="review")
+app.add_typer(annotate.app, name="annotate")
+app.add_typer(index.app, name="index")
+app.add_typer(drift.app, name="drift")
+app.add_typer(learn.app, name="learn")
+app.add_typer(release.registry_app, name="registry")
+app.add_typer(serve.keys_app, name="keys")
+app.add_typer(serve.answers_app, name="answers")
 
 
 @app.command()
@@ -233,17 +233,17 @@ def ratings(
 
 
 for command in (
-    model_commands.plan,
-    asking.ask,
-    model_commands.merge,
-    model_commands.prune,
-    exporting.export,
-    serving.serve,
-    updating.update,
-    watching.status,
-    releasing.retrain,
-    releasing.loop,
-    model_commands.models,
+    models.plan,
+    ask.ask,
+    models.merge,
+    models.prune,
+    export.export,
+    serve.serve,
+    update.update,
+    status.status,
+    release.retrain,
+    release.loop,
+    models.models,
 ):
     app.command()(command)
 
@@ -257,40 +257,6 @@ def doctor() -> None:
     typer.echo(checks.render(findings))
     if any(finding.verdict == "bad" for finding in findings):
         raise typer.Exit(1)
-
-
-@api_app.command("status")
-def api_status(folder: Run) -> None:
-    """How a run's training job is."""
-    from meditune.remote import journey
-
-    typer.echo(journey.status(folder))
-
-
-@api_app.command("cancel")
-def api_cancel(folder: Run) -> None:
-    """End a run's training job at the API."""
-    from meditune.remote import journey
-
-    typer.echo(journey.cancel(folder))
-
-
-@recipe_app.command("show")
-def recipe_show(recipe: RecipeName, overrides: Overrides = None) -> None:
-    """Every resolved value, and where it comes from."""
-    from meditune.recipes import writing
-
-    typer.echo(writing.show(resolve(recipe, overrides)))
-
-
-@recipe_app.command("check")
-def recipe_check(recipe: RecipeName, overrides: Overrides = None) -> None:
-    """Is the recipe valid? All errors are shown at once."""
-    from meditune.data.reading import check_sources
-
-    resolved = resolve(recipe, overrides)
-    check_sources(resolved.recipe.data)
-    typer.echo(f"{recipe} is valid. Whether {resolved.recipe.model.base} and the data can be had isn't checked here.")
 
 
 @app.callback(invoke_without_command=True)

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from meditune.commands.options import resolve
 from meditune.errors import DataError
-from meditune.options import resolve
 
 
 def ask(

@@ -1,4 +1,4 @@
-"""`meditune serve` and `meditune keys`: parsing and printing. Heavy libraries are imported by what they call."""
+"""`meditune serve`, `keys` and `answers`: parsing and printing. Heavy libraries are imported by what they call."""
 
 from __future__ import annotations
 

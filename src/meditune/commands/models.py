@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from meditune.options import Overrides, RecipeName, resolve
+from meditune.commands.options import Overrides, RecipeName, resolve
 
 
 def merge(

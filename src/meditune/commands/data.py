@@ -26,7 +26,7 @@ def diversity(
     ] = None,
 ) -> None:
     """What prepared data cover and hardly cover, as a page: sources, topics, people, reading grades, clusters."""
-    from meditune.surveying import said, survey
+    from meditune.commands.diversity import said, survey
 
     for line in said(survey(what, output, compare, clusters, overrides or [])):
         typer.echo(line)

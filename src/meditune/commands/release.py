@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from meditune.commands.options import Overrides
 from meditune.errors import DataError, DriftError, GateError, MedituneError
-from meditune.options import Overrides
 
 if TYPE_CHECKING:
     from meditune.registry.registry import Registry
