@@ -92,6 +92,13 @@ def model(architecture: str, seed: int = 0, **changes: int) -> PreTrainedModel:
     return made.eval()
 
 
+def blocks_drop_out(model: PreTrainedModel, share: float) -> None:
+    """Give a tiny GPT-2 the dropout that a real one has."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = share
+
+
 def loaded(architecture: str = "llama", attention: str = "grouped", frozen: int = 0) -> LoadedModel:
     """A tiny model as `meditune.models.load.load` would give it."""
     from meditune.models import attention as grouped

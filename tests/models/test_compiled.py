@@ -139,6 +139,10 @@ def test_only_long_trainings_pay():
     assert not compiled.pays(model, enough - 1)
 
 
-def test_adapters_with_dropout_dont_pay():
-    _, model = trainable("llama", strategy="lora", lora=LoraSpec(r=4, dropout=0.1))
+def test_dropout_doesnt_pay_be_it_the_adapters_or_the_models_own():
+    _, adapted = trainable("llama", strategy="lora", lora=LoraSpec(r=4, dropout=0.1))
+    assert not compiled.pays(adapted, int(compiled.PAYS_FROM))
+    _, model = trainable("gpt2", strategy="lora")
+    assert compiled.pays(model, int(compiled.PAYS_FROM))
+    tiny.blocks_drop_out(model, 0.1)
     assert not compiled.pays(model, int(compiled.PAYS_FROM))

@@ -56,3 +56,19 @@ def test_memory_is_bounded():
     with torch.no_grad():
         loaded.frozen.predict(loaded.model, rows(loaded), loaded.pad_id)
     assert loaded.frozen.bytes == 0
+
+
+@torch.no_grad()
+def test_what_is_remembered_is_no_noise():
+    """GPT-2's attention drops out by itself, beside its dropout layers."""
+    loaded = tiny.loaded("gpt2", frozen=1)
+    tiny.blocks_drop_out(loaded.model, 0.5)
+    seen = []
+    hook = blocks_of(loaded.model)[0].register_forward_hook(lambda _, __, output: seen.append(output))
+    loaded.model.train()
+    loaded.frozen.without_dropout(loaded.model)
+    for _ in range(2):
+        FrozenLayers(loaded.model, 1).predict(loaded.model, rows(loaded), loaded.pad_id)
+    hook.remove()
+    first, again = (output[0] if isinstance(output, tuple) else output for output in seen)
+    assert torch.equal(first, again)

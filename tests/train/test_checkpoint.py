@@ -1,5 +1,7 @@
 """A checkpoint is taken up by the settings that made it, also where the recipe has got new options since."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from meditune.errors import MedituneError
 from meditune.files import read_json, write_json
 from meditune.recipe import Recipe
 from meditune.train import checkpoint
+from meditune.train.sft import Step
 
 
 @pytest.fixture
@@ -37,3 +40,19 @@ def test_other_settings_are_refused(place, train):
     changed(place, lambda recipe: recipe["train"].update(train))
     with pytest.raises(MedituneError, match="other training settings"):
         checkpoint.read(place, torch.nn.Linear(1, 1), Recipe(name="run"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc")
+def test_what_was_read_doesnt_hold_the_file(place):
+    """A network disk can't remove the folder of a file that is mapped, and the next checkpoint takes its place."""
+    _, tensors = checkpoint.read(place, torch.nn.Linear(1, 1), Recipe(name="run"))
+    assert tensors
+    assert str(place) not in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+
+def test_the_tokens_of_finished_steps_are_known(tmp_path):
+    place = tmp_path / "checkpoint"
+    assert checkpoint.tokens_read(place) == 0
+    steps = [Step(number, 0.1, 1.0, 1e-4, 1.0, 100 * number, 10, 1.0) for number in (1, 2)]
+    checkpoint.write(place, steps, {"master.0": torch.ones(2)}, Recipe(name="run"), sharded=False)
+    assert checkpoint.tokens_read(place) == 300

@@ -8,7 +8,9 @@ import torch
 from meditune.models.adapters import add_lora
 from meditune.models.frozen import FrozenLayers
 from meditune.models.rows import PROMPT, rows_of, with_prompt
-from meditune.recipe import LoraSpec, PromptFormat, TrainSpec
+from meditune.recipe import LoraSpec, PromptFormat, Recipe, TrainSpec
+from meditune.train.dev import dev_loss
+from meditune.train.encode import encode
 from meditune.train.optimizer import MasterOptimizer, learning_rate
 from meditune.train.sft import plan_steps, probe, train
 from meditune.train.weights import TokenWeights
@@ -251,3 +253,15 @@ def test_what_is_fp32_in_an_fp16_model_is_trained_with_a_scaled_loss_too():
     parameter.grad = torch.full((2,), 1e-3) * optimizer.scale
     assert optimizer.step(0.1) == pytest.approx(1e-3 * 2**0.5)
     assert parameter.tolist() == pytest.approx([0.9, 0.9], abs=1e-4)
+
+
+def test_the_loss_on_dev_is_the_loss_of_training():
+    """Measured on what the first step reads, it is that step's, prompts included."""
+    loaded = tiny.loaded()
+    form = PromptFormat(max_tokens=256, answer_tokens=32)
+    spec = TrainSpec(batch_size=len(MANY), accumulation=1, epochs=1, prompt_share=0.5, decision_share=0.7)
+    rows, _ = encode(MANY, loaded.encoder(form), spec.tasks, prompts=True)
+    measured = dev_loss(MANY, loaded.encoder(form), Recipe(name="run", train=spec, prompt=form))(loaded)
+    weights = TokenWeights(MANY, rows, spec)
+    step = next(train(loaded.model, loaded.pad_id, rows, weights, spec, 1, FrozenLayers(loaded.model, 0)))
+    assert measured == pytest.approx(step.loss, rel=1e-5)

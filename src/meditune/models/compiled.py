@@ -29,12 +29,12 @@ VARIANTS = 64
 def pays(model: Any, tokens: int) -> bool:
     """Whether a training that reads so many tokens is long enough to be compiled for, and on a CPU.
 
-    A model whose adapters have dropout isn't compiled: compiled code draws random numbers one at a time on a CPU. Only
-    what doesn't change from one call to the next counts, so that a training goes on as it began.
+    A model with dropout isn't compiled: compiled code draws random numbers one at a time on a CPU. Only what doesn't
+    change from one call to the next counts, so that a training goes on as it began.
     """
     trained = [block for block in blocks_of(model) if any(each.requires_grad for each in block.parameters())]
-    inside = (found for block in trained for found in block.named_modules())
-    if any("lora_dropout" in name and isinstance(module, torch.nn.Dropout) for name, module in inside):
+    inside = (module for block in trained for module in block.modules())
+    if any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in inside):
         return False
     weights = sum(int(parameter.numel()) for block in trained for parameter in block.parameters())
     return bool(next(model.parameters()).device.type == "cpu") and 4.0 * weights * tokens >= PAYS_FROM

@@ -49,6 +49,10 @@ class FrozenLayers:
         for part in model.modules():
             if isinstance(part, torch.nn.Dropout) and id(part) not in above:
                 part.eval()
+        for block in self.blocks:
+            # Attention asks itself whether it is in training; a block itself does so for checkpointing.
+            for child in block.children():
+                child.eval()
 
     @contextmanager
     def _remembering(self, keys: Sequence[Key], rows: Sequence[Row]) -> Iterator[None]:

@@ -234,7 +234,7 @@ class TrainSpec(Spec):
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
         description="Run the layers as fused code, which torch.compile makes with this machine's C++ compiler; auto: "
-        "in long trainings on a CPU, but for adapters with dropout.",
+        "in long trainings on a CPU, but not with dropout.",
     )
     checkpoint_steps: int = Field(20, ge=1, description="A checkpoint to resume from is written each N steps.")
     parallel: Literal["auto", "ddp", "fsdp"] = Field(

@@ -48,6 +48,12 @@ def write(place: Path, log: Sequence[Step], tensors: dict[str, Any], recipe: Rec
             write_json(partial / "state.json", {"recipe": _what_training_depends_on(recipe)})
 
 
+def tokens_read(place: Path) -> int:
+    """Tokens that the steps so far have read; 0 where there is no checkpoint."""
+    steps = place / "training.jsonl"
+    return sum(row["tokens"] for row in read_jsonl(steps)) if steps.is_file() else 0
+
+
 def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str, Any]] | None:
     """The steps so far, and the optimizer's tensors as `model` is spread now; None where there is no checkpoint.
 
@@ -74,7 +80,8 @@ def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str,
         return log, wanted
     from safetensors.torch import load_file
 
-    tensors = load_file(place / WHOLE)
+    # Copies: a file that stays mapped can't be replaced on a network disk.
+    tensors = {key: value.clone() for key, value in load_file(place / WHOLE).items()}
     if is_sharded(model):
         wanted = empty_state(trained)
         tensors = {key: share(value, like=wanted[key]) for key, value in tensors.items()}

@@ -139,7 +139,7 @@ def dev_loss(examples: Sequence[Example], encoder: Encoder, recipe: Recipe) -> M
 
     Raises DataError where none of them fits into the prompt's budget.
     """
-    rows, _ = encode(examples, encoder, recipe.train.tasks)
+    rows, _ = encode(examples, encoder, recipe.train.tasks, recipe.train.prompt_share > 0)
     weights = TokenWeights(examples, rows, recipe.train)
     whole = sum(sum(weights.of(row)) for row in rows)
 

@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from meditune import ranks
 from meditune.data import trained_on
 from meditune.data.example import Example
@@ -82,16 +84,17 @@ def fine_tune(
     penalties = _penalties(model, loaded, planned.pool, recipe.train)
 
     def try_a_piece() -> float:
-        rows = [*planned.rows, *planned.pool]
+        # Without replay the pool is only what EWC measures on, which `loss_of` may know nothing of.
+        rows = [*planned.rows, *(planned.pool if planned.replay else ())]
         return probe(model, loaded.pad_id, rows, planned.weights, recipe.train, loaded.frozen, planned.loss_of)
 
     with fast_layers(model, recipe.train, planned.tokens, try_a_piece) as are_compiled:
         speed = try_a_piece()
-        left = clock(planned.tokens / speed)
+        left = clock((planned.tokens - checkpoint.tokens_read(folder / checkpoint.FOLDER)) / speed)
         state = trainable * state_bytes(recipe.train) / 1e9 / (ranks.world() if how == "fsdp" else 1)
         each = " in each process" if how != "one" else ""
         print(
-            f"About {left} at {speed:,.0f} tokens/s; {peak_memory_gb() + state:.1f} GB of memory{each}.",
+            f"About {left} at {speed:,.0f} tokens/s; {_peak_gb() + state:.1f} GB of memory{each}.",
             file=sys.stderr,
         )
         log, watch = _train_with_checkpoints(model, loaded, planned, recipe, folder, penalties, measure, len(dev))
@@ -177,6 +180,11 @@ def _trained(splits: Splits, recipe: Recipe, folder: Path, planned: Plan) -> lis
     return [*splits.train, *rehearsed(recipe, planned.pool)]
 
 
+def _peak_gb() -> float:
+    """The most memory that was taken where the model is, in 10^9 bytes: of the GPU, or of this process."""
+    return torch.cuda.max_memory_reserved() / 1e9 if device() == "cuda" else peak_memory_gb()
+
+
 def peak_memory_gb() -> float:
     """The largest resident memory of this process so far, in 10^9 bytes."""
     status = Path("/proc/self/status")
@@ -255,8 +263,8 @@ def _train_with_checkpoints(
 def _preflight(planned: Plan, counts: dict[str, int], recipe: Recipe, loaded: LoadedModel) -> None:
     tokens, share = planned.fitted, counts["trainable_parameters"] / counts["parameters"]
     report = [
-        f"Training on {tokens.rows} {planned.unit}, {tokens.tokens:,} tokens an epoch, {tokens.supervised_tokens:,} of "
-        f"them trained on; longest row {tokens.longest}.",
+        f"Training on {tokens.rows} {planned.unit} of {tokens.tokens:,} tokens together, "
+        f"{tokens.supervised_tokens:,} of them trained on; longest row {tokens.longest}.",
         f"{tokens.shortened} contexts shortened, {tokens.cut} answers cut, {tokens.dropped} "
         f"{planned.unit} left out, to fit {recipe.prompt.max_tokens} tokens.",
         f"{counts['trainable_parameters']:,} of {counts['parameters']:,} parameters are trained ({share:.1%}); "

@@ -116,6 +116,17 @@ def test_a_stopped_run_goes_on_to_the_same_weights_and_figures(place, objective)
         assert path.read_bytes() == (stopped / path.relative_to(whole)).read_bytes(), path
 
 
+def test_ewc_measures_on_texts_that_are_longer_than_any_pair(place):
+    changes = {
+        "train__ewc__strength": 1,
+        "train__ewc__samples": 4,
+        "train__replay__tokens": 800,
+        "train__replay__rows": 4,
+    }
+    result = prefer(place, "ewc", **changes)
+    assert result.code == 0, result
+
+
 def test_pairs_of_corrupted_answers_are_built_and_measured_by_kind(place):
     changes = {"train__objective": "orpo", "train__preference__per_example": 2, "model__strategy": "full"}
     result = prefer(place, "built", pairs=False, **changes)
