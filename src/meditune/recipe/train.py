@@ -211,7 +211,11 @@ class TrainSpec(Spec):
         description="What the end of a long answer counts beside its other tokens; below 1, answers are longer.",
     )
     class_balance: float = Field(
-        0.0, ge=0, le=1, description="Decisions weigh frequency ** -this: 0 leaves them alone, 1 evens them out."
+        0.0,
+        ge=0,
+        le=1,
+        description="Decisions weigh frequency ** -this: 0 leaves them alone, 1 evens them out, less so in steps of few "
+        "examples, each of which is a mean of its own.",
     )
     mix: MixSpec = Field(default_factory=MixSpec, description="How several sources are mixed.")
     retrieve: TrainRetrieveSpec = Field(
