@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from meditune.evaluate.changes import changes, counted
-from meditune.evaluate.compare import compare
+from meditune.evaluate.compare import compare, too_few
 from meditune.evaluate.measured import Measured
 from meditune.evaluate.predictions import Predictions
 from meditune.evaluate.side_by_side import side_by_side
@@ -67,6 +67,16 @@ def test_items_of_one_group_are_drawn_together():
     assert many["ci95"] == pytest.approx(few["ci95"])
     assert (many["items"], many["groups"]) == (400, 10)
     assert np.ptp(naive["ci95"]) < 0.3 * np.ptp(many["ci95"])
+
+
+@pytest.mark.parametrize(("groups", "shown"), [(1, None), (5, None), (6, True)])
+def test_a_handful_of_groups_shows_nothing(groups, shown):
+    """All items got better, but draws of one group are all the same, and those of a few hardly differ."""
+    by = {str(i): str(i % groups) for i in range(60)}
+    row = compare(pairs(np.zeros(60)), pairs(np.linspace(1, 2, 60)), 500, 1, by)["preference_margin"]
+    assert row["better"] is shown
+    assert (row["p"] == 1) is (shown is None)
+    assert bool(too_few({"preference_margin": row})) is (shown is None)
 
 
 def test_a_share_over_groups_has_no_exact_test():

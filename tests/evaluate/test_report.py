@@ -231,6 +231,14 @@ def test_worked_examples_hold_the_worst_the_best_and_the_middle(tmp_path: Path) 
     assert render(folder).read_text() == render(folder).read_text()
 
 
+def test_worked_examples_of_a_run_that_measured_on_dev_show_its_questions(tmp_path: Path) -> None:
+    folder = finished_run(tmp_path)
+    (folder / "data" / "test.jsonl").rename(folder / "data" / "dev.jsonl")
+    with (folder / "recipe.yaml").open("a", encoding="utf-8") as recipe:
+        recipe.write("evaluate:\n  split: dev\n")
+    assert "lost by tuning Question number 13?" in shown(folder).partition("Side by side")[2]
+
+
 def test_a_metric_this_version_does_not_know_is_shown_by_its_name(tmp_path: Path) -> None:
     figures = {"tastefulness": 0.5}
     folder = finished_run(tmp_path, base=figures, tuned=figures, comparison={}, worse=[])

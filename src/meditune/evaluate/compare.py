@@ -17,6 +17,8 @@ from meditune.shares import wilson
 
 BLOCK = 500
 LEVEL = 0.05
+FEWEST = 6
+"""Groups to tell a difference by: even if all five of five lean one way, chance does that in one case of 16"""
 
 
 def compare(
@@ -29,7 +31,8 @@ def compare(
       `groups` (id -> group) are drawn together, because they aren't independent of each other.
     - `p`, two-sided: McNemar's exact test (McNemar 1947) where each item is right or wrong, else the bootstrap's;
       `test` says which. `p_holm`: the same, corrected by Holm's procedure (Holm 1979) over all metrics here.
-    - `better`: True or False where the interval excludes 0 on the good or the bad side, and None where it doesn't.
+    - `better`: True or False where the interval excludes 0 on the good or the bad side, and None where it doesn't, or
+      where there are fewer than FEWEST groups: draws of so few hardly vary. Their bootstrap's p is 1.
     - `effect`: delta over the standard deviation of one item's part in it, Cohen's d of paired differences (Cohen
       1988, d_z), taken from the bootstrap's spread; None where the difference never varies.
     - `base_ci95`, `tuned_ci95`: each model's own interval, Wilson's (Wilson 1927) for shares of independent items.
@@ -95,16 +98,18 @@ class _Pair:
     def result(self) -> dict[str, Any]:
         base, tuned = (np.concatenate(column) for column in zip(*self.figures, strict=True))
         deltas = gap(self.metric, tuned, base)
+        deltas = deltas[np.isfinite(deltas)]
         low, high = _interval(deltas)
         good_low, good_high = (low, high) if self.metric.direction == "up" else (-high, -low)
         delta = float(gap(self.metric, self.tuned.value(), self.base.value()))
         count, items = self.sums[0].shape[0], len(self.base.ids)
+        few = count < FEWEST
         spread = float(deltas.std()) * count**0.5
         row = {
             "delta": delta,
             "ci95": [low, high],
-            "p": bootstrap_p(deltas),
-            "better": True if good_low > 0 else False if good_high < 0 else None,
+            "p": 1.0 if few else bootstrap_p(deltas),
+            "better": None if few else True if good_low > 0 else False if good_high < 0 else None,
             "test": "paired bootstrap",
             "effect": delta / spread if spread > 0 else None,
             "base_ci95": _interval(base),
@@ -123,6 +128,14 @@ class _Pair:
             row |= {"p": mcnemar(gained, lost), "test": "McNemar, exact"}
             row |= {"base_ci95": wilson(int(was.sum()), items), "tuned_ci95": wilson(int(now.sum()), items)}
         return row
+
+
+def too_few(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence on the metrics that were measured on too few groups to tell a difference, if any were."""
+    titles = [METRICS[name].title for name, row in comparison.items() if row["groups"] < FEWEST]
+    if not titles:
+        return []
+    return [f"On fewer than {FEWEST} groups of items no difference can be shown, as of: {', '.join(titles)}."]
 
 
 def survives(row: dict[str, Any]) -> bool:

@@ -32,7 +32,7 @@ def subgroups(examples: Sequence[Example], base: Predictions | None, tuned: Pred
     (`others`) with `p_others`, whether the two differ; with `base`, also its figure, `delta`, `ci95` and `p`. `flags`
     holds "below the others" and "got worse", where that stays significant after Holm's correction (Holm 1979) over all
     groups of the metric. Groups of fewer than `least` items come last, with their figures only. A group that holds all
-    items is left out.
+    items is left out, and one of whose items, or of all others, the metric knows nothing.
 
     Intervals are bootstrap percentiles over the whole set of items, Wilson's (1927) for shares. p is Fisher's exact
     test and McNemar's for shares, else that of the difference over its bootstrap standard error, by Student's t with
@@ -50,9 +50,10 @@ def subgroups(examples: Sequence[Example], base: Predictions | None, tuned: Pred
             draws[ids] = _drawn(len(ids), seed)
         groups = _groups([known[each] for each in ids])
         rows = [
-            {"by": by, "group": group} | _row(METRICS[name], before.get(name), statistics, mask, draws[ids])
+            {"by": by, "group": group} | row
             for (by, group), mask in groups.items()
             if not mask.all() and not (by == "reference decision" and name in WITHIN_A_CLASS)
+            if (row := _row(METRICS[name], before.get(name), statistics, mask, draws[ids]))
         ]
         if rows:
             metrics[name] = _ranked(METRICS[name], rows)
@@ -82,18 +83,24 @@ def _row(
     metric: Metric, base: Statistics | None, tuned: Statistics, mask: NDArray[np.bool_], drawn: Array
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"items": int(mask.sum()), "tuned": _figure(tuned, mask)}
+    if not np.isfinite([row["tuned"], _figure(tuned, ~mask)]).all():
+        # Answers that say nothing, say.
+        return {}
+    if base and not np.isfinite(_figure(base, mask)):
+        base = None
     if base:
         row |= {"base": _figure(base, mask), "delta": float(gap(metric, _figure(tuned, mask), _figure(base, mask)))}
     if row["items"] < LEAST:
         return row
     drawn = drawn[(drawn[:, mask].sum(axis=1) > 0) & (drawn[:, ~mask].sum(axis=1) > 0)]
-    own = _figures(tuned, mask, drawn)
-    rest = _figures(tuned, ~mask, drawn)
+    own, rest = _figures(tuned, mask, drawn), _figures(tuned, ~mask, drawn)
+    was = _figures(base, mask, drawn) if base else np.zeros(len(drawn))
+    known = np.isfinite(own) & np.isfinite(rest) & np.isfinite(was)
+    own, rest, was = own[known], rest[known], was[known]
     row |= {"others": _figure(tuned, ~mask), "tuned_ci95": _interval(own)}
     behind = _worth(metric, row["tuned"]) - _worth(metric, row["others"])
     row["p_others"] = _p(behind, _worth(metric, own) - _worth(metric, rest), row["items"])
     if base:
-        was = _figures(base, mask, drawn)
         change = gap(metric, own, was)
         row |= {"base_ci95": _interval(was), "ci95": _interval(change), "p": _p(row["delta"], change, row["items"])}
     if metric.share:

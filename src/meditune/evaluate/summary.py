@@ -10,7 +10,7 @@ from meditune.data.example import DECISIONS
 from meditune.data.prepare import Prepared
 from meditune.evaluate.abstention import abstention
 from meditune.evaluate.changes import changes, counted
-from meditune.evaluate.compare import compare, got_worse
+from meditune.evaluate.compare import compare, got_worse, too_few
 from meditune.evaluate.coverage import remarks, unmeasured
 from meditune.evaluate.faithfulness import overview
 from meditune.evaluate.measured import groups_of
@@ -80,7 +80,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "decision": {"base": decisions(base, recipe.evaluate), "tuned": decisions(tuned, recipe.evaluate)}
         if tuned.decision
         else None,
-        "remarks": noted,
+        "remarks": [*noted, *too_few(comparison)],
         "subgroups": subgroups(measured, base, tuned, recipe.seed),
         "training": training,
         **({"signatures": signed} if signed else {}),

@@ -214,8 +214,8 @@ class TrainSpec(Spec):
         0.0,
         ge=0,
         le=1,
-        description="Decisions weigh frequency ** -this: 0 leaves them alone, 1 evens them out, less so in steps of few "
-        "examples, each of which is a mean of its own.",
+        description="Decisions weigh frequency ** -this: 0 leaves them alone, 1 evens them out, less so in steps of "
+        "few examples, each of which is a mean of its own.",
     )
     mix: MixSpec = Field(default_factory=MixSpec, description="How several sources are mixed.")
     retrieve: TrainRetrieveSpec = Field(

@@ -55,6 +55,12 @@ def mean(ids: Sequence[str], values: Sequence[float]) -> Statistics:
 
 
 def ratio(ids: Sequence[str], over: Sequence[float], under: Sequence[float]) -> Statistics:
-    """The sum of one value for each item over the sum of another."""
+    """The sum of one value for each item over the sum of another; NaN of items of which the second sums to 0."""
     items = np.array([over, under], dtype=np.float64).T
-    return Statistics(tuple(ids), items, lambda sums: sums[..., 0] / sums[..., 1])
+
+    def figure(sums: Array) -> Array:
+        found: Array = np.full(sums.shape[:-1], np.nan)
+        np.divide(sums[..., 0], sums[..., 1], out=found, where=sums[..., 1] != 0)
+        return found
+
+    return Statistics(tuple(ids), items, figure)

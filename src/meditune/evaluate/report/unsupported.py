@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from meditune.data.example import Example, Passage, read_examples
+from meditune.data.example import Example, Passage
 from meditune.evaluate.faithfulness import WORDS, overview
+from meditune.evaluate.measured import examples_of
 from meditune.evaluate.predictions import KINDS, path_of, read
 from meditune.files import read_jsonl
 
@@ -70,7 +71,7 @@ def _worst(folder: Path) -> list[Marked]:
     answers = {row["id"]: row["prediction"] for row in read_jsonl(written)}
     rows = [row for row in read_jsonl(graded) if row["spans"] and row["score"] is not None and row["id"] in answers]
     rows.sort(key=lambda row: (row["score"], row["id"]))
-    examples = _examples(folder)
+    examples = examples_of(folder)
     return [_marked(row, answers[row["id"]], examples.get(row["id"])) for row in rows[:SHOWN]]
 
 
@@ -93,8 +94,3 @@ def _marked(row: dict[str, Any], answer: str, example: Example | None) -> Marked
     pieces.append(Piece(answer[at:]))
     question, context = (example.question, example.context) if example else (row["id"], ())
     return Marked(row["id"], question, row["score"], [piece for piece in pieces if piece.text], notes, context)
-
-
-def _examples(folder: Path) -> dict[str, Example]:
-    files = [folder / "data" / f"{split}.jsonl" for split in ("test", "dev")]
-    return {example.id: example for file in files if file.is_file() for example in read_examples(file)}

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from meditune.data.example import Example, Passage, read_examples
+from meditune.data.example import Example, Passage
 from meditune.evaluate.changes import rouge
+from meditune.evaluate.measured import examples_of
 from meditune.evaluate.predictions import Kind, path_of
 from meditune.evaluate.report.wording import web_address
 from meditune.files import read_jsonl
@@ -58,7 +59,7 @@ def worked_examples(folder: Path) -> tuple[list[Worked], int]:
     answers = {model: _by_id(folder, model, "answer") for model in ("base", "tuned")}
     decisions = {model: _by_id(folder, model, "decision") for model in ("base", "tuned")}
     asked = answers if answers["base"] and answers["tuned"] else decisions
-    examples = _examples(folder / "data" / "test.jsonl")
+    examples = examples_of(folder)
     pool = [_worked(id, examples.get(id), answers, decisions) for id in asked["base"] if id in asked["tuned"]]
     pool.sort(key=lambda item: (item.change, item.id))
     return _chosen(pool), len(pool)
@@ -114,7 +115,3 @@ def _side(answer: dict[str, Any] | None, decision: dict[str, Any] | None) -> Sid
 def _by_id(folder: Path, model: str, kind: Kind) -> dict[str, dict[str, Any]]:
     path = path_of(folder / "predictions", model, kind)
     return {row["id"]: row for row in read_jsonl(path)} if path.is_file() else {}
-
-
-def _examples(path: Path) -> dict[str, Example]:
-    return {example.id: example for example in read_examples(path)} if path.is_file() else {}
