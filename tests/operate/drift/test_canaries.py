@@ -6,6 +6,7 @@ import pytest
 
 from meditune.errors import DataError
 from meditune.operate.drift import canaries
+from meditune.operate.drift.outbox import messages
 from meditune.operate.drift.request import Request
 from meditune.operate.drift.signals import BY_NAME
 from meditune.serve.events import Answer, Decision
@@ -71,6 +72,48 @@ def test_one_answer_that_changed_proves_nothing(tmp_path):
     canaries.keep(first, tmp_path / "runs")
     canaries.keep(first | {"right": first["right"] | {"c3": False}}, tmp_path / "runs")
     assert not canaries.verdict(tmp_path / "runs")["alert"]
+
+
+GOOD = {f"c{n}": True for n in range(20)}
+
+
+def kept(path, *runs):
+    """The verdict on these runs, given as what was right, or that and the model that answered."""
+    for number, (right, *model) in enumerate(runs):
+        by = {"models": dict.fromkeys(right, model[0])} if model else {}
+        canaries.keep({"time": f"t{number}", "right": right, "critical": []} | by, path)
+    return canaries.verdict(path)
+
+
+def wrong(*numbers):
+    return GOOD | {f"c{n}": False for n in numbers}
+
+
+def test_good_runs_for_a_year_leave_a_collapse_to_be_seen(tmp_path):
+    found = kept(tmp_path / "runs", *[(GOOD,)] * 1_500, (wrong(*range(8)),))
+    assert found["looks"] == 2
+    assert found["alert"]
+
+
+def test_where_some_change_in_every_run_a_collapse_is_seen_and_a_few_more_are_not(tmp_path):
+    restless = [(wrong(n % 2),) for n in range(200)]
+    assert not kept(tmp_path / "few", (GOOD,), *restless, (wrong(0, 1, 2, 3, 4, 5),))["alert"]
+    assert kept(tmp_path / "many", (GOOD,), *restless, (wrong(*range(14)),))["alert"]
+
+
+def test_another_model_is_looked_at_anew(tmp_path):
+    before = [(wrong(n % 3), "v1-ab") for n in range(10)]
+    found = kept(tmp_path / "runs", (GOOD, "v1-ab"), *before, (wrong(*range(6)), "v2-cd"))
+    assert (found["looks"], found["alert"]) == (1, True)
+
+
+def test_a_failure_that_came_back_is_sent_again(tmp_path):
+    often = wrong(*range(8))
+    keys = []
+    for number, right in enumerate((GOOD, often, often, GOOD, often)):
+        canaries.keep({"time": f"t{number}", "right": right, "critical": []}, tmp_path / "runs")
+        keys += [message.key for message in messages([], canaries.verdict(tmp_path / "runs"), "")]
+    assert [key.split("/")[1] for key in keys] == ["t1", "t1", "t4"]
 
 
 def test_a_run_says_which_model_answered_each_canary(tmp_path, monkeypatch):

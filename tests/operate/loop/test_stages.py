@@ -15,6 +15,8 @@ from meditune.registry import state as states
 from meditune.registry.state import State, Trial
 from meditune.store.answers import Answer, Answers
 from meditune.store.base import Base
+from tests.commands import jsonl
+from tests.operate.drift.test_alerting import listening
 
 
 @pytest.fixture
@@ -69,3 +71,20 @@ def test_only_what_a_canary_answered_since_it_is_out_counts(config: Config, tmp_
     answers.keep(Answer("one", "", "ask", "clinic v0002-0123456789ab"))
     outcome, said = stages.promote(config, loops.State())
     assert (outcome, said) == ("done", "v0002 has stood for 1.0 hours and given 1 answers")
+
+
+def test_canaries_that_fail_are_told_to_the_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"id": "chest", "question": "Chest pain?", "contains": ["911"], "critical": True}
+    jsonl(tmp_path / "questions.jsonl", [asked])
+    (tmp_path / "registry").mkdir()
+    with listening(reply=b'{"text": "Rest a while."}') as (url, got):
+        monkeypatch.setenv("MEDITUNE_ALERT_SLACK", url)
+        (tmp_path / "loop.yaml").write_text(
+            "registry: registry\ndrift: {reference: reference, notify: true}\n"
+            f"canary: {{questions: questions.jsonl, results: results.jsonl, url: '{url}'}}\n"
+        )
+        outcome, _ = stages.canary(load(tmp_path / "loop.yaml"), loops.State())
+    assert outcome == "alert"
+    (question, _, _), (path, _, body) = got
+    assert (question, path) == ("/secret-path/v1/ask", "/secret-path")
+    assert b"critical ones wrong: chest" in body

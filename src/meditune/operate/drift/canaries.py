@@ -1,16 +1,19 @@
 """Canaries: questions whose answers are known, asked from time to time, each run held against the first.
 
 A run is compared item by item with the first one in the file by an exact sign test on the answers that changed
-(McNemar). Looks are corrected by spending the level: look k may use ALPHA / (k (k + 1)), which sums to ALPHA over all
-looks that will ever be made. A `critical` canary that fails is an alert at once.
+(McNemar). Looks are corrected by spending the level: look k at a model may use ALPHA / (k (k + 1)), which sums to
+ALPHA over all looks, but no less than look MOST_LOOKS, or nothing could ever be told again of a model that is served
+for long. A run in which the same canaries are right as in the one before is no new look. A `critical` canary that
+fails is an alert at once.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ from meditune.files import numbered_jsonl, read_jsonl, write_jsonl
 from meditune.operate.drift.request import decision_of
 
 ALPHA = 0.05
+MOST_LOOKS = 20
+"""The level of this look is that of all later ones: fourteen canaries that are wrong now are enough for it"""
 TIMEOUT_S = 180.0
 _WAYS = (
     "decision (yes, no or maybe), outcome (answered, abstained, escalated or declined) or contains (a list of words)"
@@ -102,7 +107,8 @@ def keep(run: dict[str, Any], path: Path) -> None:
 
 
 def verdict(path: Path, version: str | None = None) -> dict[str, Any]:
-    """The last run beside the first: `alert`, `said`, `right`, `of`, `worse`, `better`, `p`, `level`, `looks`.
+    """The last run beside the first: `alert`, `said`, `right`, `of`, `worse`, `better`, `p`, `level`, `looks`, and
+    `since`, the time of the run from which on all that is wrong now was wrong.
 
     With a registry's `version` only what that one answered in the last run counts, by what the run says of it. Raises
     DataError where there is no run.
@@ -113,14 +119,14 @@ def verdict(path: Path, version: str | None = None) -> dict[str, Any]:
     if not runs or not all(isinstance(run.get("right"), dict) for run in runs):
         raise DataError(f"{path}: no runs of canaries in it. Make one: meditune drift canary CANARIES -o {path}")
     first, last = runs[0]["right"], runs[-1]["right"]
+    by = runs[-1].get("models") or {}
     if version is not None:
-        by = runs[-1].get("models") or {}
         last = {id: right for id, right in last.items() if by.get(id, "").partition("-")[0] == version}
     both = [id for id in first if id in last]
     worse = [id for id in both if first[id] and not last[id]]
     better = [id for id in both if last[id] and not first[id]]
-    looks, changed = len(runs) - 1, len(worse) + len(better)
-    level = ALPHA / (looks * (looks + 1)) if looks else ALPHA
+    looks, changed = _looks(runs, {by[id] for id in last if id in by}), len(worse) + len(better)
+    level = ALPHA / (min(looks, MOST_LOOKS) * (min(looks, MOST_LOOKS) + 1)) if looks else ALPHA
     p = float(binomtest(len(worse), changed, 0.5, "greater").pvalue) if changed else 1.0
     failed = [id for id in runs[-1].get("critical", []) if id in last and not last[id]]
     right = sum(last.values())
@@ -142,7 +148,25 @@ def verdict(path: Path, version: str | None = None) -> dict[str, Any]:
         "level": level,
         "looks": looks,
         "time": runs[-1]["time"],
+        "since": _since(runs, {*worse, *failed}),
     }
+
+
+def _looks(runs: Sequence[Mapping[str, Any]], models: Collection[str]) -> int:
+    """How many runs told something since the newest of these models first answered; 0 where there is one run alone."""
+    if len(runs) < 2:
+        return 0
+    begun = max([1, *(next(n for n, run in enumerate(runs) if model in _models(run)) for model in models)])
+    return 1 + sum(1 for before, now in pairwise(runs[begun:]) if now["right"] != before["right"])
+
+
+def _models(run: Mapping[str, Any]) -> Collection[str]:
+    return (run.get("models") or {}).values()
+
+
+def _since(runs: Sequence[Mapping[str, Any]], wrong: Collection[str]) -> str:
+    *_, earliest = takewhile(lambda run: not any(run["right"].get(id, True) for id in wrong), reversed(runs))
+    return str(earliest["time"])
 
 
 def lines(found: dict[str, Any]) -> Iterator[str]:

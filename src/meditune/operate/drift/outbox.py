@@ -32,8 +32,8 @@ def messages(alerts: Sequence[Alert], canary: Mapping[str, Any] | None, link: st
             text = f"{alert.title}: as it was again at request {alert.closed:,}, after {alert.since:,}."
             found.append(Message(f"{alert.id}/closed", f"Over: {alert.signal}", text, link, facts))
     if canary and canary["alert"]:
-        # Until the set of failures changes, it is the same news.
-        key = f"canaries/{','.join(sorted([*canary['worse'], *canary['critical']]))}"
+        # Until the set of failures changes, or was right in between, it is the same news.
+        key = f"canaries/{canary['since']}/{','.join(sorted([*canary['worse'], *canary['critical']]))}"
         found.append(Message(key, "Drift: canaries", str(canary["said"]), link, {"canary": dict(canary)}))
     return found
 

@@ -50,7 +50,9 @@ class DriftStage(Spec):
 
     reference: Place = Field(description="What `meditune drift fit` wrote.")
     least: Severity = Field("small", description=f"{', '.join(SEVERITIES)}: smaller changes are no alert.")
-    notify: bool = Field(False, description="Send alerts to the channels that the environment names.")
+    notify: bool = Field(
+        False, description="Send alerts, the canaries' too, to the channels that the environment names."
+    )
     every: Seconds = Field("1h", validate_default=True, description="10m, 6h, 7d.")
 
 

@@ -74,12 +74,16 @@ def drift(config: Config, state: State) -> Done:
 
 def canary(config: Config, _: State) -> Done:
     """Canaries asked, and held against their first run."""
-    from meditune.operate.drift import canaries
+    from meditune.operate.drift import canaries, channels, outbox
+    from meditune.operate.drift.watching import outbox_of
 
     spec = config.canary
     assert spec is not None, "only what is named is run"
     canaries.keep(canaries.ask(canaries.read(spec.questions), spec.url), spec.results)
     verdict = canaries.verdict(spec.results)
+    if config.drift and config.drift.notify:
+        news = outbox.messages([], verdict, "")
+        outbox.Outbox(outbox_of(config.drift.reference)).send(news, channels.from_environment())
     return ("alert" if verdict["alert"] else "done"), str(verdict["said"])
 
 

@@ -28,10 +28,12 @@ from meditune.store.answers import Answer, Answers
 from meditune.store.opening import Place, open_store
 
 log = logging.getLogger(__name__)
-LESS_IS_WORSE = {"support", "ratings", "calibration", "confidence"}
+LESS_IS_WORSE = {"support", "calibration", "confidence"}
 """Signals of numbers that mustn't fall"""
-MORE_IS_WORSE = {"outcome": {"abstained"}, "ratings": {"down"}}
+MORE_IS_WORSE = {("outcome", "abstained"), ("ratings", "down")}
 """Categories that mustn't come more often"""
+FEWER_IS_WORSE = {("ratings", "up")}
+"""Categories that mustn't come less often: of two, an alert names either"""
 
 SAID = {
     "rated down": "{0.failed} of {0.all} people rated {1} down",
@@ -173,8 +175,10 @@ def _against(alerts: Sequence[Alert], answers: Answers, state: State) -> Iterato
 
 def says_worse(alert: Alert) -> bool:
     """Whether an alert speaks against the answers, and not only of change."""
-    if alert.what in MORE_IS_WORSE.get(alert.signal, ()):
+    if (alert.signal, alert.what) in MORE_IS_WORSE:
         return alert.after > alert.before
+    if (alert.signal, alert.what) in FEWER_IS_WORSE:
+        return alert.after < alert.before
     return alert.signal in LESS_IS_WORSE and not alert.what and alert.effect < 0
 
 
