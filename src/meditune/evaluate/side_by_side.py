@@ -13,6 +13,10 @@ from meditune.evaluate.metrics import summarise
 from meditune.evaluate.significance import holm
 
 
+class NothingInCommonError(DataError):
+    """Models of which no metric was measured for both."""
+
+
 def side_by_side(models: Sequence[Measured], resamples: int, seed: int) -> dict[str, Any]:
     """`models` (names), `figures` (name -> metric -> figure), `comparisons` (name -> `comparison` and `worse`).
 
@@ -20,7 +24,8 @@ def side_by_side(models: Sequence[Measured], resamples: int, seed: int) -> dict[
     metrics of all of these comparisons; `worse` names what moved the wrong way. Of just two models `base`, `tuned`,
     `comparison` and `worse` are there as in report.json, too.
 
-    Raises DataError where models were measured on different items or have no metric in common.
+    Raises DataError where models were measured on different items, NothingInCommonError where there is no metric of
+    both.
     """
     first, *others = models
     names = [model.name for model in models]
@@ -35,7 +40,9 @@ def side_by_side(models: Sequence[Measured], resamples: int, seed: int) -> dict[
         except DataError as error:
             raise DataError(f"{first.name} and {other.name}: {error}") from error
         if not found[other.name]:
-            raise DataError(f"{first.name} and {other.name} have no metric in common, so there is nothing to compare.")
+            raise NothingInCommonError(
+                f"{first.name} and {other.name} have no metric in common, so there is nothing to compare."
+            )
     adjusted = holm({f"{name}\n{metric}": row["p"] for name, rows in found.items() for metric, row in rows.items()})
     comparisons = {}
     for name, rows in found.items():

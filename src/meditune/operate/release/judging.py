@@ -12,12 +12,12 @@ from meditune.evaluate.gate import Policy, check
 from meditune.evaluate.measured import Measured, measured
 from meditune.evaluate.metrics import METRICS
 from meditune.evaluate.predictions import Predictions
-from meditune.evaluate.side_by_side import side_by_side
+from meditune.evaluate.side_by_side import NothingInCommonError, side_by_side
 
 OLD, NEW = "old", "new"
 LOSS = 0.05
 """Share of a perplexity that may be lost on what was known before"""
-WATCHED = ("accuracy", "macro_f1", "rougeL", "faithfulness", "general_choice")
+WATCHED = ("accuracy", "macro_f1", "rougeL", "faithfulness", "general_choice", "safety_rate")
 """Mustn't get worse, where they are measured"""
 BETTER = ("perplexity", "accuracy")
 """The first of them that is measured must have got better on new items"""
@@ -47,7 +47,11 @@ def judge(run: Path, new: Collection[str], gates: Gates, resamples: int, seed: i
     on: dict[str, Any] = {}
     for name, policy in ((OLD, gates.old), (NEW, gates.new)):
         first, second = (_part(side, new, name == NEW) for side in sides)
-        result = side_by_side([first, second], resamples, seed)
+        try:
+            result = side_by_side([first, second], resamples, seed)
+        except NothingInCommonError:
+            # None of the new items has a decision, and none is among those whose answers are scored.
+            result = {"base": {}, "tuned": {}, "comparison": {}}
         held = policy or usual(name, result["comparison"], result["base"])
         checks = check(held, result["comparison"], result["tuned"])
         on[name] = {
@@ -56,28 +60,34 @@ def judge(run: Path, new: Collection[str], gates: Gates, resamples: int, seed: i
             "comparison": result["comparison"],
             "policy": held.model_dump(exclude_defaults=True),
             "checks": [asdict(each) for each in checks],
-            "unjudged": unjudged(name, len(set(first.groups().values())), held, policy is not None),
+            "unjudged": unjudged(name, _groups(held, result["comparison"]), held, policy is not None),
         }
     passed = all(not judged["unjudged"] and all(each["passed"] for each in judged["checks"]) for judged in on.values())
     return {"passed": passed, "on": on}
 
 
+def _groups(policy: Policy, comparison: Mapping[str, Any]) -> int:
+    """Of how many groups those items are on which the policy's metrics that must be better were measured."""
+    return min((comparison[name]["groups"] for name in policy.better if name in comparison), default=0)
+
+
 def unjudged(items: str, groups: int, policy: Policy, is_own: bool) -> str:
     """Why the policy can't tell a better model from one that is lucky, in a sentence; empty where it can.
 
-    Of a user's own policy only that it holds a rule.
+    `groups` are those of the items by which "better" is told. Of a user's own policy only that it holds a rule.
     """
     if not any(policy.model_dump().values()):
         return f"No rule holds for the {items} items, so they can't be judged."
     if is_own or items == OLD:
         return ""
-    if groups < FEWEST:
-        return (
-            f"The new items are of {groups} groups, and {FEWEST} are needed to judge by. Gather more, or hold out more "
-            "(--held-out); a policy of your own judges fewer (--gate-new)."
-        )
     if not policy.better:
         return "Neither likelihoods of answers nor decisions were measured on the new items, so better can't be told."
+    if groups < FEWEST:
+        return (
+            f"{METRICS[policy.better[0]].title} was measured on new items of {groups} groups, and {FEWEST} are needed "
+            "to judge by. Gather more, hold out more (--held-out), or score more answers (--set evaluate.answers=N); a "
+            "policy of your own judges fewer (--gate-new)."
+        )
     return ""
 
 
