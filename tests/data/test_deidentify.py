@@ -74,6 +74,17 @@ def test_masked_everywhere(tmp_path):
     assert not any(secret in written(tmp_path) for secret in SECRETS)
 
 
+def test_identifiers_that_are_numbers_are_masked_and_other_numbers_stay(tmp_path):
+    numbers = {"mrn": 4471123, "phone": 6175550123.0, "age": 93, "ward": 7, "urgent": True}
+    source = SourceSpec(name="own", path=str(jsonl(tmp_path / "own.jsonl", rows(20, **numbers))))
+    data = DataSpec(sources=[source], split="group", phi=PhiSpec(action="mask"))
+    made = prepare(Recipe(name="test", data=data), tmp_path / "run" / "data")
+    meta = made.splits.train[0].meta
+    assert {name: meta[name] for name in numbers} == {
+        **{"mrn": "[ID]", "phone": "[PHONE]", "age": "[AGE]", "ward": 7, "urgent": True},
+    }
+
+
 def test_surrogates_are_the_same_in_all_fields(tmp_path, monkeypatch):
     # With a secret of chance one secret name is sometimes what takes another's place.
     monkeypatch.setenv("MEDITUNE_PHI_SECRET", "always the same one")

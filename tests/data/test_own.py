@@ -1,7 +1,9 @@
 import json
 import time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pyarrow
 import pyarrow.parquet
@@ -82,6 +84,24 @@ def test_parquet_tsv_and_json(tmp_path: Path) -> None:
     assert list(own.read(tmp_path / "a.json", Rejects())) == [from_parquet]
     (tmp_path / "a.tsv").write_text("question\tanswer\tcontext\nQ1?\tA1.\tC\n", encoding="utf-8")
     assert list(own.read(tmp_path / "a.tsv", Rejects())) == [from_parquet]
+
+
+def test_keys_of_databases_are_groups_and_years_are_numbers(tmp_path: Path) -> None:
+    rows = [
+        {"question": f"Q{n}?", "answer": "A.", "patient_id": key, "year": year}
+        for n, (key, year) in enumerate(((Decimal(1001), 2015.0), (Decimal(1001), None), (Decimal(1002), 1999.0)))
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    found = list(own.read(tmp_path / "a.parquet", Rejects()))
+    assert [example.group for example in found] == ["1001", "1001", "1002"]
+    assert [example.meta["year"] for example in found] == [2015, None, 1999]
+    (tmp_path / "a.csv").write_text("question,answer,year\nQ?,A.,2015\n", encoding="utf-8")
+    assert next(own.read(tmp_path / "a.csv", Rejects())).meta["year"] == 2015
+    keys = [b"p1", UUID(int=1), b"\xff\xfe", ["p1"]]
+    rejects = Rejects()
+    stream = ((f"row {n}", {"question": f"Q{n}?", "answer": "A.", "group": key}) for n, key in enumerate(keys))
+    assert [each.group for each in own.from_rows(stream, rejects)] == ["p1", str(UUID(int=1)), "fffe"]
+    assert [row["reason"] for row in rejects.rows()] == ["group is neither text nor a number"]
 
 
 def test_examples_written_by_meditune_come_back(tmp_path: Path) -> None:

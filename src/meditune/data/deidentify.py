@@ -8,11 +8,14 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from meditune.data.example import Example
 from meditune.data.fields import found_in
+from meditune.data.records import cell
 from meditune.data.sources import SOURCES
 from meditune.errors import DataError
 from meditune.files import write_jsonl
@@ -159,7 +162,7 @@ def _treated(example: Example, spec: PhiSpec, find: Engine, findings: Findings) 
     change: Change = masked
     if spec.action == "surrogate":
         change = Surrogates(secret(), f"{example.source}/{example.group}").replaced
-    return _with_texts(example, {field: change(text, by_field[field]) for field, text in fields.items()})
+    return _with_texts(example, {field: change(fields[field], spans) for field, spans in by_field.items() if spans})
 
 
 def _texts(example: Example) -> Iterator[tuple[str, str]]:
@@ -174,9 +177,11 @@ def _texts(example: Example) -> Iterator[tuple[str, str]]:
 
 
 def leaves(value: Any, place: str) -> Iterator[tuple[str, str]]:
-    """Place and text of every text in a value; `place` is where it stands itself."""
+    """Place and text of every text, number and date in a value; `place` is where it stands itself."""
     if isinstance(value, str):
         yield place, value
+    elif isinstance(value, date | Decimal | int | float) and not isinstance(value, bool):
+        yield place, cell(value) or str(value)
     elif isinstance(value, dict):
         for key, inner in value.items():
             yield from leaves(inner, f"{place}.{key}")
@@ -186,14 +191,14 @@ def leaves(value: Any, place: str) -> Iterator[tuple[str, str]]:
 
 
 def _with_texts(example: Example, texts: dict[str, str]) -> Example:
-    """The example with each of `_texts` replaced."""
+    """The example with those of `_texts` replaced that are given."""
     context = tuple(
-        passage.model_copy(update={"text": texts[f"context.{number}"]})
+        passage.model_copy(update={"text": texts.get(f"context.{number}", passage.text)})
         for number, passage in enumerate(example.context)
     )
     meta = {key: with_leaves(value, f"meta.{key}", texts) for key, value in example.meta.items()}
-    changed = {"question": texts["question"], "context": context, "answer": texts["answer"], "meta": meta}
-    return example.model_copy(update=changed)
+    said = {name: texts.get(name, getattr(example, name)) for name in ("question", "answer")}
+    return example.model_copy(update=said | {"context": context, "meta": meta})
 
 
 def with_leaves(value: Any, place: str, texts: dict[str, str]) -> Any:

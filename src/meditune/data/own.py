@@ -8,7 +8,7 @@ from typing import Any
 
 from meditune.data.damage import plain
 from meditune.data.example import DECISIONS, Decision, Example
-from meditune.data.records import NO_CONTEXT, cell, group_of, passages, records
+from meditune.data.records import NO_CONTEXT, cell, group_of, is_empty, passages, records
 from meditune.data.rejects import Rejects
 from meditune.data.tables import Row, rows
 from meditune.errors import DataError
@@ -81,6 +81,9 @@ def _example(
         return None, "neither answer nor decision"
     if context is None:
         return None, NO_CONTEXT
+    for field in ("id", "group"):
+        if not cell(values.get(field)) and not is_empty(values.get(field)):
+            return None, f"{field} is neither text nor a number"
     others = {column: value for column, value in row.items() if column not in columns.values()}
     nested = others.pop("meta") if isinstance(others.get("meta"), Mapping) else {}
     return Example(
@@ -91,8 +94,14 @@ def _example(
         answer=answer,
         decision=decision,
         group=group_of(cell(values.get("group")), question),
-        meta=plain(others | dict(nested)),
+        meta=_with_year(plain(others | dict(nested))),
     ), ""
+
+
+def _with_year(meta: dict[str, Any]) -> dict[str, Any]:
+    """A year that a table gave as text or with a decimal point is the number that other sources have."""
+    stated = cell(meta.get("year"))
+    return meta | {"year": int(stated)} if len(stated) == 4 and stated.isascii() and stated.isdigit() else meta
 
 
 def _hub_rows(dataset: str, split: str, config: str | None) -> Iterator[Row]:

@@ -67,7 +67,7 @@ def planned(folder: Path, repository: str, private: bool) -> Upload:
             f"{place} is restricted ({named}), and so is what is made of it: it may not be passed on, not even to a "
             "private place on someone else's machine. Nothing was sent."
         )
-    left = _identifiers_left(data.quality["phi"])
+    left = identifiers_left(data.quality["phi"])
     if left:
         raise DataError(
             f"{place}: {' and '.join(left)} hold identifiers of people, which were left in the text. Prepare the data "
@@ -83,7 +83,7 @@ def planned(folder: Path, repository: str, private: bool) -> Upload:
     return Upload(place, repository, private, counts, terms, identifiers(data.quality))
 
 
-def _identifiers_left(looked: dict[str, Any]) -> list[str]:
+def identifiers_left(looked: dict[str, Any]) -> list[str]:
     """Sources of the user's own in which identifiers were found and left, with how many examples."""
     if looked["action"] != "report":
         return []

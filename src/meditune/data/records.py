@@ -6,7 +6,9 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from decimal import Decimal
 from typing import Any, Protocol, TypeVar
+from uuid import UUID
 
 from meditune.data.columns import columns_for
 from meditune.data.damage import damage
@@ -68,11 +70,30 @@ def records(
 
 
 def cell(value: object) -> str:
-    """A cell as text; nothing, NaN, Infinity, lists and what no one can see are empty."""
+    """A cell as text; nothing, NaN, Infinity, lists and what no one can see are empty.
+
+    Databases give keys as decimals, bytes and UUIDs, too.
+    """
+    if isinstance(value, Decimal):
+        value = int(value) if value.is_finite() and value == value.to_integral_value() else float(value)
+    if isinstance(value, bytes):
+        value = _text_of(value)
     if isinstance(value, float):
         return "" if not math.isfinite(value) else f"{value:g}" if not value.is_integer() else str(int(value))
-    text = str(value).strip() if isinstance(value, str | int) else ""
+    text = str(value).strip() if isinstance(value, str | int | UUID) else ""
     return text if any(map(str.isprintable, text)) else ""
+
+
+def _text_of(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.hex()
+
+
+def is_empty(value: object) -> bool:
+    """Whether a cell holds nothing, in any of the ways in which tables say so."""
+    return value is None or value == "" or (isinstance(value, str) and not cell(value)) or value != value
 
 
 def group_of(stated: str, question: str) -> str:

@@ -9,17 +9,24 @@ from meditune.data.sources import SOURCES
 from meditune.errors import DataError
 from meditune.recipe import SourceSpec
 
+RESTRICTED = "restricted"
+"""Key of an example's meta, and column of a user's table, that marks it"""
+
 
 def is_restricted(example: Example) -> bool:
     """Whether the example is restricted: by its mark (of the reader, the recipe, or a column of the user's own file),
 
     or because it comes from a restricted source, also by way of a file that Meditune wrote before.
     """
-    mark = example.meta.get("restricted")
-    if bool(mark) and str(mark).strip().lower() not in {"false", "no", "0"}:
+    if is_marked(example.meta.get(RESTRICTED)):
         return True
     sources = (SOURCES.get(str(name)) for name in (example.source, example.meta.get("source")))
     return any(source.restricted for source in sources if source)
+
+
+def is_marked(mark: object) -> bool:
+    """Whether the cell of that column marks its row."""
+    return bool(mark) and str(mark).strip().lower() not in {"false", "no", "0"}
 
 
 def refuse_restricted_sources_for_api(specs: Iterable[SourceSpec], model_name: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from meditune.data import pushing
+from meditune.data.preference.prepare import FOLDER as PAIRS
 from meditune.data.pushing import Upload
 from meditune.data.terms import demands
 from meditune.data.trained_on import FILE_NAME
@@ -65,6 +66,13 @@ def planned(run: Path, merged: Path, repository: str, private: bool) -> ModelUpl
         raise DataError(
             f"{run}: the model was trained on {unlisted:,} restricted examples, which it can give away: it may not be "
             "passed on. Nothing was sent."
+        )
+    facts = run / PAIRS / "facts.json"
+    looked = read_json(facts).get("phi") if facts.is_file() else None
+    if looked and (left := pushing.identifiers_left(looked)):
+        raise DataError(
+            f"{run}: {' and '.join(left)}, on which the model was tuned, hold identifiers of people that were left in "
+            "the text. Tune it again with --set data.phi.action=mask, or take these pairs out. Nothing was sent."
         )
     recipe = yaml.safe_load(read_text(run / "recipe.yaml"))
     return ModelUpload(merged, data, str(recipe["model"]["base"]))

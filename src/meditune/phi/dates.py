@@ -15,7 +15,8 @@ _MONTHS = (
 _DAY = r"(?:0?[1-9]|[12]\d|3[01])"
 _MONTH = r"(?:0?[1-9]|1[0-2])"
 _YEAR = r"(?:(?:19|20|21)\d\d)"
-_END = r"(?![\w/%-]|\.\d)"
+_END = r"(?![\w/%]|-(?!\d{1,2}/\d)|\.\d)"
+"""A hyphen may lead to a range's other date."""
 _NUMERIC = re.compile(
     "|".join(
         (
@@ -29,7 +30,11 @@ _NUMERIC = re.compile(
         )
     )
 )
-_SHORT = re.compile(rf"{_MONTH}/{_DAY}(?![\w/%-]|\.\d)")
+_SHORT = re.compile(rf"{_MONTH}/{_DAY}{_END}")
+_OF_BIRTH = re.compile(r"\d{1,2}([-/.])\d{1,2}\1(?:\d{4}|\d\d)(?!\w)")
+_BIRTH_LABEL = re.compile(
+    r"(?<![a-z])(?:dob|d\.o\.b\.?|date of birth|birth ?date|born(?: on)?)[ \t]?[:#-]?[ \t]{0,10}$"
+)
 _DAY_MONTH = re.compile(
     rf"{_DAY}(?:st|nd|rd|th)?(?: day)?(?: of)?[ -]?{_MONTHS}\b\.?,?(?:[ -]?{_YEAR}|[ -]?['’]?\d\d(?![\d:/%.-]))?"
     r"(?![^\W_])"
@@ -90,7 +95,9 @@ _YEARS_OLD = re.compile(
 _AGED = re.compile(r"(?<![a-z])(?:aged?(?: of)?|turn(?:ed|ing)?|age is)[ \t:=]{1,3}$")
 _IS_NUMBER = re.compile(r"(?<![a-z])(?:is|was|now|aged|turning)[ ]$")
 _NOTHING_COUNTED = re.compile(r"(?:,? and (?:still|lives|has|is|very|in|was)|, (?:and|lives|still|widow|frail)|\.\s)")
-_NO_AGE = re.compile(r"[\d.%/-]| ?(?:days?|d\b|mo|w|h|min)")
+_NO_AGE = re.compile(
+    r"[\d%/-]|\.\d| ?(?:d(?:ays?)?|mo(?:nths?|s)?|w(?:ks?|eeks?)?|h(?:rs?|ours?)?|min(?:utes?|s)?)(?![a-z])"
+)
 _TENS = (
     r"(?:ninety(?:[- ](?:one|two|three|four|five|six|seven|eight|nine))?|one hundred(?:[- ](?:and[- ])?(?:one|two|"
     r"three|four|five|six|seven|eight|nine|ten))?)"
@@ -129,14 +136,16 @@ def _with_digits(view: View) -> Iterator[Span]:
         if length in {1, 2, 4}:
             found = (
                 _NUMERIC.match(low, start)
-                if low[end : end + 1] in {"-", "/", "."} and not _hyphen(low, start)
+                if low[end : end + 1] in {"-", "/", "."} and not _hyphen(low, start, done)
                 else None
             )
+            if found is None and length < 3 and _BIRTH_LABEL.search(view.before(start, 40)):
+                found = _OF_BIRTH.match(low, start)
             if found is None and length < 3:
                 day = _DAY_MONTH.match(low, start)
                 if day and _is_month(view.text[start : day.end()]):
                     found = day
-                elif low[end : end + 1] == "/" and _is_short(view, start):
+                elif low[end : end + 1] == "/" and _is_short(view, start, done):
                     found = _SHORT.match(low, start)
                 elif low[end : end + 2] in {"st", "nd", "rd", "th"} and view.before(start, 12).endswith(_ON_THE):
                     found = _ORDINAL.match(low, start)
@@ -149,16 +158,17 @@ def _with_digits(view: View) -> Iterator[Span]:
             yield Span(start, end, "age")
 
 
-def _hyphen(low: str, start: int) -> bool:
-    return bool(start) and low[start - 1] == "-" and start > 1 and low[start - 2].isalnum()
+def _hyphen(low: str, start: int, date: int) -> bool:
+    """Whether what starts here is the end of a hyphenated word, and not of a range whose first date ended at `date`."""
+    return start > 1 and low[start - 1] == "-" and low[start - 2].isalnum() and start - 1 != date
 
 
-def _is_short(view: View, start: int) -> bool:
+def _is_short(view: View, start: int, done: int) -> bool:
     """Whether "3/14" is a date, by what stands around it."""
     found = _SHORT.match(view.low, start)
     if view.before(start, 4).replace(" ", "").endswith("%("):
         return False
-    if found is None or _hyphen(view.low, start) or _AFTER_SHORT.match(view.low, found.end()):
+    if found is None or _hyphen(view.low, start, done) or _AFTER_SHORT.match(view.low, found.end()):
         return False
     before = view.before(start, 24)
     if _BEFORE_SHORT.search(before) or _TIME.match(view.low, found.end()):

@@ -14,7 +14,7 @@ from meditune.phi.view import View
 
 _BEFORE = 32
 _EXTENSION = r"(?:[ ,]{0,2}(?:x|ext\.?|extension)[ .:]{0,2}\d{1,6})?"
-_PHONE = re.compile(r"(?:1[-. ]?)?(?:\(?\d{3}\)[ ]?|\d{3}[-. ])\d{3}[-. ]\d{4}(?![\w-])" + _EXTENSION)
+_PHONE = re.compile(r"(?:1[-. ]?)?(?:\(?\d{3}\)[-. ]?|\d{3}[-. ])\d{3}[-. ]\d{4}(?![\w-])" + _EXTENSION)
 _ABROAD = re.compile(r"\+\d{1,3}(?:[-. ]?\(?\d{1,5}\)?){2,5}(?!\w)")
 _SHORT = re.compile(
     r"[2-9]\d{2}[-.]\d{4}(?![\w.-])" + _EXTENSION + r"|\d{10}(?!\w)|0\d{2,4}[ -]\d{3,4}[ -]?\d{3,4}(?!\w)"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from meditune.data.example import Example
+from meditune.data.restrictions import is_restricted
 from meditune.errors import DataError
 from meditune.evaluate.measured import examples_of, groups_of
 from meditune.evaluate.predictions import path_of
@@ -80,7 +81,7 @@ def _blinded(chosen: Iterable[tuple[Example, dict[str, str]]]) -> tuple[list[dic
             id = secrets.token_hex(6)
             context = [passage.model_dump(mode="json") for passage in example.context]
             rows.append({"id": id, "asked": asked, "question": example.question, "context": context, "answer": answer})
-            key[id] = {"example": example.id, "group": group, "origins": whose}
+            key[id] = {"example": example.id, "group": group, "origins": whose, "restricted": is_restricted(example)}
     secrets.SystemRandom().shuffle(rows)
     return rows, key
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from meditune.data.preference.own import SOURCE
 from meditune.data.preference.pair import OWN, Pair
@@ -56,9 +57,8 @@ def _answers(rating_set: RatingSet, key: dict[str, Origin], scores: dict[str, fl
     for item in rating_set.items.values():
         score = scores.get(item.id)
         if score is not None and item.answer:
-            yield RatedAnswer(
-                item.id, item.id, item.question, item.context, item.answer, _group(key[item.id]), 1 + 4 * score / 100
-            )
+            asked = (item.question, item.context, item.answer, _group(key[item.id]))
+            yield RatedAnswer(item.id, item.id, *asked, 1 + 4 * score / 100, **_terms(key[item.id]))
 
 
 def _corrected(
@@ -80,8 +80,14 @@ def _corrected(
             rejected=item.answer,
             group=_group(key[item.id]),
             kind=OWN,
+            **_terms(key[item.id]),
         )
 
 
 def _group(origin: Origin) -> str:
     return origin.group.partition("/")[2]
+
+
+def _terms(origin: Origin) -> dict[str, Any]:
+    """Where a question comes from, and whether it may be passed on."""
+    return {"source": origin.group.partition("/")[0], "restricted": origin.restricted}

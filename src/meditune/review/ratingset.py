@@ -14,7 +14,7 @@ import random
 import secrets
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,6 +61,8 @@ class Origin:
     """What the example belongs to, with its source; questions of one group aren't independent"""
     origins: tuple[str, ...]
     """base, tuned, reference, several where they gave the same answer; row, gold or planted where data are checked"""
+    restricted: bool = field(default=False, kw_only=True)
+    """Whether the example's licence forbids passing it on"""
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ def read_key(folder: Path) -> tuple[dict[str, Origin], dict[str, Any]]:
 
 def origin_of(row: dict[str, Any]) -> Origin:
     """Of an item's row in the key."""
-    return Origin(row["example"], row["group"], tuple(row["origins"]))
+    return Origin(row["example"], row["group"], tuple(row["origins"]), restricted=bool(row.get("restricted")))
 
 
 def read_key_as(folder: Path, made: Callable[[dict[str, Any]], Read]) -> tuple[dict[str, Read], dict[str, Any]]:

@@ -4,10 +4,13 @@ import json
 
 import pytest
 
+from meditune.data.example import Passage
 from meditune.data.preference import given
 from meditune.data.preference.prepare import prepare_pairs, stored_pairs
 from meditune.data.rejects import Rejects
+from meditune.data.restrictions import is_restricted
 from meditune.data.splits import Splits, question_key
+from meditune.data.trained_on import record
 from meditune.errors import DataError
 from meditune.recipe import Recipe
 from tests.commands import jsonl, read_rows
@@ -62,6 +65,50 @@ def test_pairs_with_an_answer_that_is_measured_on_are_left_out(tmp_path):
     made = prepare_pairs(recipe(path=str(path)), splits(), "hash", tmp_path / "run")
     assert len(made.train) + len(made.held_out) == 18
     assert made.facts["left_out"] == {"with an answer of the development or test set": 2}
+
+
+def test_pairs_near_to_what_is_measured_are_left_out(tmp_path):
+    measured = example("Drug 30 is safe.", 30)
+    rows = pair_rows(20)
+    rows[0] |= {"group": measured.group, "source": measured.source}
+    rows[1] |= {"context": measured.context[0].text * 3}
+    test = measured.model_copy(update={"context": (Passage(text=measured.context[0].text * 3),)})
+    path = jsonl(tmp_path / "pairs.jsonl", rows)
+    made = prepare_pairs(recipe(path=str(path)), splits(test), "hash", tmp_path / "run")
+    left = made.facts["left_out"]
+    assert left == {"too near to a question, context or group of the development or test set": 2}
+
+
+def test_identifiers_in_a_files_pairs_become_what_the_recipe_says(tmp_path, capsys):
+    rows = pair_rows(20)
+    rows[3] |= {"chosen": "Ms. Iwona Zelazny (MRN: 4471123) improved."}
+    rows[5] |= {"chosen": "", "rejected": "Seen with Ms. Iwona Zelazny on 3/14/2012."}
+    path = jsonl(tmp_path / "pairs.jsonl", rows)
+
+    def made(action):
+        settings = {"objective": "dpo", "preference": {"path": str(path)}}
+        asked = Recipe.model_validate({"name": "r", "data": {"phi": {"action": action}}, "train": settings})
+        return prepare_pairs(asked, splits(), "hash", tmp_path / action)
+
+    pairs = made("mask")
+    assert "Ms. [NAME] (MRN: [ID]) improved." in {pair.chosen for pair in (*pairs.train, *pairs.held_out)}
+    assert "Zelazny" not in "".join(file.read_text() for file in (tmp_path / "mask" / "pairs").iterdir())
+    assert pairs.facts["phi"]["sources"]["pairs"]["with_identifiers"] == 1
+    with pytest.raises(DataError, match="action is refuse"):
+        made("refuse")
+    made("report")
+    assert "WARNING: pairs: 1 of 19 examples hold identifiers" in capsys.readouterr().err
+
+
+def test_pairs_of_restricted_questions_stay_restricted(tmp_path):
+    secret = example("Drug 40 is safe.", 40).model_copy(update={"meta": {"restricted": True}})
+    made = prepare_pairs(
+        recipe(), Splits([secret, *splits().train], [], splits().test, "t"), "hash", tmp_path / "built"
+    )
+    assert {is_restricted(pair.example()) for pair in made.train if pair.id.startswith(secret.id)} == {True}
+    path = jsonl(tmp_path / "pairs.jsonl", pair_rows(20, restricted="yes", source="clinic"))
+    read = prepare_pairs(recipe(path=str(path)), splits(), "hash", tmp_path / "read")
+    assert record([pair.example() for pair in read.train])["unlisted"] == len(read.train)
 
 
 def test_automatic_pairs_to_measure_on_come_from_the_examples_that_are_measured(tmp_path):

@@ -136,6 +136,14 @@ def test_a_question_asked_again(action, ids, groups):
         assert audit.left["own"][0].references() == [ANSWER, other]
 
 
+def test_a_question_asked_again_takes_no_row_from_its_own_group():
+    """Else the patient's other rows could come into another split."""
+    others = [row(2, answer="Asthma tablets help where sprays don't."), row(3, question="Is asthma for life?")]
+    others = [each.model_copy(update={"group": "patient-2"}) for each in others]
+    audit = audited([row(1), *others], rules={"repeated_question": "group"})
+    assert [e.group for e in audit.left["own"]] == ["group-1", "patient-2", "patient-2"]
+
+
 def test_restricted_rows_are_shown_by_their_id_only():
     audit = audited([row(1, **BAD["truncated"], meta={"restricted": True})])
     (shown,) = audit.facts()["rules"]["truncated"]["examples"]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from meditune.data.example import Example
 from meditune.data.preference.corrupt import corrupt
 from meditune.data.preference.pair import Pair
+from meditune.data.restrictions import is_restricted
 from meditune.recipe import Corruption, PreferenceSpec
 
 
@@ -39,6 +40,8 @@ def build(examples: Sequence[Example], spec: PreferenceSpec, seed: int) -> tuple
                     rejected=rejected,
                     group=example.group,
                     style=example.style,
+                    source=example.source,
+                    restricted=is_restricted(example),
                     kind=kind,
                 )
             )

@@ -9,6 +9,7 @@ from meditune.data.columns import GUESSES
 from meditune.data.preference.pair import OWN, Pair
 from meditune.data.records import NO_CONTEXT, cell, group_of, passages, records
 from meditune.data.rejects import Rejects
+from meditune.data.restrictions import RESTRICTED, is_marked
 from meditune.data.tables import Row
 
 SOURCE = "pairs"
@@ -22,7 +23,8 @@ NEEDED = (("question",), ("chosen",), ("rejected",))
 def from_rows(
     found: Iterable[Row], rejects: Rejects, fields: Mapping[str, str] | None, name: str, no_rows: str
 ) -> Iterator[Pair]:
-    """Pairs from (place, columns) with the columns question, chosen and rejected; context, group, id may be there too.
+    """Pairs from (place, columns) with the columns question, chosen and rejected; context, group, id may be there too,
+    and `source` and `restricted`, which say where the question comes from and whether it may be passed on.
 
     `fields` maps fields to columns with other names; `name` begins the ids of rows without one. Rows without one of
     the three, with two equal answers, or with an id that was used before go to `rejects`. Raises DataError where a
@@ -51,5 +53,7 @@ def _pair(row: Mapping[str, Any], columns: Mapping[str, str], fallback_id: str) 
         chosen=chosen,
         rejected=rejected,
         group=group_of(cell(values.get("group")), question),
+        source=cell(row.get("source")),
+        restricted=is_marked(row.get(RESTRICTED)),
         kind=OWN,
     ), ""

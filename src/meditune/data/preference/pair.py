@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from meditune.data.example import STYLE, Example, Passage
+from meditune.data.restrictions import RESTRICTED
 from meditune.errors import DataError
 from meditune.files import numbered_jsonl, write_jsonl
 from meditune.recipe import Style
@@ -38,17 +39,22 @@ class Pair(BaseModel):
 
     style: Style | None = None
     """Of both answers, where the question's source has two"""
+    source: str = ""
+    """Where the question comes from; empty where only its file is known"""
+    restricted: bool = False
+    """Whether its licence forbids passing it on"""
 
     def example(self) -> Example:
         """The question with its preferred answer."""
+        mark = {RESTRICTED: True} if self.restricted else {}
         return Example(
             id=self.id,
-            source=self.kind,
+            source=self.source or OWN,
             question=self.question,
             context=self.context,
             answer=self.chosen,
             group=self.group,
-            meta={STYLE: self.style} if self.style else {},
+            meta=mark | ({STYLE: self.style} if self.style else {}),
         )
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from meditune.data.deidentify import Findings, cleaner, deidentify
+from meditune.data.leakage import find
 from meditune.data.preference import given, own
 from meditune.data.preference.build import build
 from meditune.data.preference.pair import Pair, read_pairs, write_pairs
@@ -17,7 +19,7 @@ from meditune.data.rejects import Rejects
 from meditune.data.splits import Splits, by_group, question_key
 from meditune.errors import DataError
 from meditune.files import read_json, replacing_folder, write_json
-from meditune.recipe import PairSource, Recipe
+from meditune.recipe import PairSource, PhiSpec, Recipe
 
 FOLDER = "pairs"
 SOURCES: dict[PairSource, str] = {
@@ -27,6 +29,10 @@ SOURCES: dict[PairSource, str] = {
 """What automatic pairs are made of, in words"""
 
 
+LEAKS = ("group", "question", "context")
+"""Of what a pair must share nothing with an item that is measured"""
+
+
 @dataclass(frozen=True)
 class PairSets:
     """A run's pairs, as stored in its `pairs/`; no question is in both."""
@@ -34,7 +40,8 @@ class PairSets:
     train: list[Pair]
     held_out: list[Pair]
     facts: dict[str, Any]
-    """`source`, `train` and `held_out` (kind -> pairs), `left_out` (reason -> rows), `settings`"""
+    """`source`, `train` and `held_out` (kind -> pairs), `left_out` (reason -> rows), `settings`, and `phi`, what was
+    found of identifiers in a file's pairs"""
 
 
 def prepare_pairs(recipe: Recipe, splits: Splits, sha256: str, run: Path) -> PairSets:
@@ -45,9 +52,9 @@ def prepare_pairs(recipe: Recipe, splits: Splits, sha256: str, run: Path) -> Pai
     corruptions then, too: they are the same for every model, and who only measures one needn't have the one that was
     tuned.
 
-    Of a file, a seeded share of the groups is held out; pairs about a question of the development or test set are left
-    out, whatever they say, and so are those with an answer from there. Raises DataError where nothing is left to train
-    or to measure on.
+    Of a file, a seeded share of the groups is held out. Its identifiers of people become what `data.phi` says. Pairs
+    about a question of the development or test set, or about its context or group, are left out, whatever they say, and
+    so are those with an answer from there. Raises DataError where nothing is left to train or to measure on.
     """
     spec = recipe.train.preference
     settings = spec.model_dump(mode="json") | {
@@ -56,16 +63,18 @@ def prepare_pairs(recipe: Recipe, splits: Splits, sha256: str, run: Path) -> Pai
         "data": sha256,
     }
     del settings["beta"]
+    if spec.path:
+        settings["phi"] = recipe.data.phi.model_dump(mode="json")
     if (run / FOLDER / "facts.json").is_file():
         stored = stored_pairs(run)
         if stored.facts["settings"] == settings:
             return stored
-    rejects = Rejects()
+    rejects, phi = Rejects(cleaner(recipe.data.phi)), Findings(recipe.data.phi)
     if spec.path:
-        train, held_out = _read(Path(spec.path).expanduser(), recipe, splits, rejects)
+        train, held_out = _read(Path(spec.path).expanduser(), recipe, splits, rejects, phi)
     else:
         train, held_out = _built(recipe, splits, rejects)
-    facts = {"source": spec.path or SOURCES[spec.source], "settings": settings}
+    facts = {"source": spec.path or SOURCES[spec.source], "settings": settings, "phi": phi.facts()}
     return _kept(run, train, held_out, rejects, facts)
 
 
@@ -85,6 +94,7 @@ def _kept(run: Path, train: list[Pair], held_out: list[Pair], rejects: Rejects, 
         "held_out": _kinds(held_out),
         "left_out": rejects.counts().get(own.SOURCE, {}),
         "settings": facts["settings"],
+        "phi": facts["phi"],
     }
     with replacing_folder(run / FOLDER) as partial:
         write_pairs(partial / "train.jsonl", train)
@@ -127,8 +137,8 @@ def _built(recipe: Recipe, splits: Splits, rejects: Rejects) -> tuple[list[Pair]
     return made[0], made[1]
 
 
-def _read(path: Path, recipe: Recipe, splits: Splits, rejects: Rejects) -> tuple[list[Pair], list[Pair]]:
-    pairs = given.read(path, recipe, rejects)
+def _read(path: Path, recipe: Recipe, splits: Splits, rejects: Rejects, phi: Findings) -> tuple[list[Pair], list[Pair]]:
+    pairs = _without_identifiers(given.read(path, recipe, rejects), recipe.data.phi, phi)
     measured = [*splits.dev, *splits.test]
     questions = {question_key(example.question) for example in measured}
     others = [pair for pair in pairs if question_key(pair.question) not in questions]
@@ -136,6 +146,9 @@ def _read(path: Path, recipe: Recipe, splits: Splits, rejects: Rejects) -> tuple
     answers = {question_key(example.answer) for example in measured if example.answer}
     usable = [pair for pair in others if not {question_key(pair.chosen), question_key(pair.rejected)} & answers]
     rejects.count_only(own.SOURCE, "with an answer of the development or test set", len(others) - len(usable))
+    near = {leak.train for leak in find([pair.example() for pair in usable], measured) if leak.kind in LEAKS}
+    usable = [pair for pair in usable if pair.id not in near]
+    rejects.count_only(own.SOURCE, "too near to a question, context or group of the development or test set", len(near))
     rest, held = by_group([pair.example() for pair in usable], recipe.train.preference.held_out_share, recipe.seed)
     if not rest or not held:
         raise DataError(
@@ -144,6 +157,24 @@ def _read(path: Path, recipe: Recipe, splits: Splits, rejects: Rejects) -> tuple
         )
     held_out = {example.id for example in held}
     return [pair for pair in usable if pair.id not in held_out], [pair for pair in usable if pair.id in held_out]
+
+
+def _without_identifiers(pairs: Sequence[Pair], spec: PhiSpec, findings: Findings) -> list[Pair]:
+    """The pairs as `spec` wants them. Raises DataError where identifiers are found and the action is refuse."""
+    examples = [
+        pair.example().model_copy(update={"source": own.SOURCE, "meta": {"rejected": pair.rejected}}) for pair in pairs
+    ]
+    return [
+        pair.model_copy(
+            update={
+                "question": each.question,
+                "context": each.context,
+                "chosen": each.answer,
+                "rejected": each.meta["rejected"],
+            }
+        )
+        for pair, each in zip(pairs, deidentify(examples, spec, findings), strict=True)
+    ]
 
 
 def _kinds(pairs: Sequence[Pair]) -> dict[str, int]:

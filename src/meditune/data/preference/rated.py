@@ -17,6 +17,7 @@ from meditune.data.preference.own import SOURCE
 from meditune.data.preference.pair import RATED, Pair
 from meditune.data.records import NO_CONTEXT, cell, group_of, passages, records
 from meditune.data.rejects import Rejects
+from meditune.data.restrictions import RESTRICTED, is_marked
 from meditune.data.splits import question_key
 from meditune.data.tables import Row
 from meditune.recipe import RatedSpec
@@ -46,6 +47,8 @@ class Rated:
     """As stated, or empty"""
     rating: float
     """Higher is better"""
+    source: str = ""
+    restricted: bool = False
 
     @property
     def asked(self) -> tuple[str, tuple[Passage, ...], str]:
@@ -117,6 +120,8 @@ def _of_question(answers: Sequence[Rated], spec: RatedSpec, seed: int, rejects: 
                 chosen=better.answer,
                 rejected=worse.answer,
                 group=group_of(better.group, better.question),
+                source=better.source,
+                restricted=better.restricted or worse.restricted,
                 kind=RATED,
             )
         )
@@ -138,7 +143,8 @@ def _rated(row: Mapping[str, Any], columns: Mapping[str, str], place: str) -> tu
     if context is None:
         return None, NO_CONTEXT
     name, group = (cell(values.get(field)) for field in ("id", "group"))
-    return Rated(place, name or place, question, context, answer, group, rating), ""
+    source, restricted = cell(row.get("source")), is_marked(row.get(RESTRICTED))
+    return Rated(place, name or place, question, context, answer, group, rating, source, restricted), ""
 
 
 def _number(value: object) -> float | None:

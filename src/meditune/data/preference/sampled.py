@@ -10,6 +10,7 @@ from meditune.data.example import Example
 from meditune.data.preference.own import SOURCE
 from meditune.data.preference.pair import SAMPLED, Pair
 from meditune.data.rejects import Rejects
+from meditune.data.restrictions import is_restricted
 from meditune.faithfulness.detect import detect
 from meditune.faithfulness.sources import Sources
 from meditune.recipe import SampledSpec
@@ -63,6 +64,8 @@ def paired(
                     rejected=worst["text"],
                     group=example.group,
                     style=example.style,
+                    source=example.source,
+                    restricted=is_restricted(example),
                     kind=SAMPLED,
                 )
             )

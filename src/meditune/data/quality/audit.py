@@ -189,13 +189,17 @@ class Audit:
         action = self.spec.rules.repeated_question
         changed: dict[int, Example] = {}
         gone: set[int] = set()
+        members = Counter((example.source, example.group) for example in examples) if action == "group" else Counter()
         for first, again in found:
             here, there = examples[again], changed.get(first, examples[first])
             detail = f"the question of {there.id}"
             if action == "keep" or self._stays(here) or (action == "merge" and self._stays(there)):
                 self._note(Entry("repeated_question", "flag", here, here, detail))
             elif action == "group":
-                if (moved := here.model_copy(update={"group": there.group})) != here:
+                if members[here.source, here.group] > 1:
+                    # It belongs to others; splits keep what shares a question together anyway.
+                    self._note(Entry("repeated_question", "flag", here, here, detail))
+                elif (moved := here.model_copy(update={"group": there.group})) != here:
                     changed[again] = moved
                     self._note(Entry("repeated_question", "group", here, moved, detail))
             else:
