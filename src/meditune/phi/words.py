@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 from meditune.faithfulness.words import rarity
@@ -40,7 +40,7 @@ def is_name(low: str) -> bool:
     return low in GIVEN or low in SURNAMES
 
 
-@cache
+@lru_cache(maxsize=65536)
 def is_ordinary(low: str) -> bool:
     """Whether a word isn't a name without more reason."""
     if low in _OTHERS or low in EPONYMOUS:

@@ -20,6 +20,7 @@ from meditune.retrieve import learning, manifest, tables
 from meditune.retrieve.collections import Collection, Reading
 from meditune.retrieve.embedders import Embedder
 from meditune.retrieve.manifest import Manifest
+from meditune.retrieve.passages import library
 from meditune.retrieve.passages.passage import Document, IndexedPassage
 from meditune.retrieve.place import MANIFEST, Place
 
@@ -79,8 +80,9 @@ def update(
     """The index with the collections as they are now: changed and new passages are embedded, vanished ones go.
 
     Collections that aren't named stay as they are; without any, all that the index was built from are read again. Those
-    in `remove` are taken out; of libraries only what changed after `since` is read. Raises DataError where there is no
-    index, ModelError where it was made with another embedding model.
+    in `remove` are taken out; of libraries only what changed after `since` is read. What a library of the index has
+    taken back, retracted articles say, comes in from nowhere else. Raises DataError where there is no index, ModelError
+    where it was made with another embedding model.
     """
     with place.writing():
         before = manifest.read(place)
@@ -96,7 +98,8 @@ def update(
         with tables.readable(place):
             table = tables.connect(place).open_table(before.table)
             resumed = _settle(place, table, before, chosen, remove)
-        reading = Reading(chosen, since=since)
+        libraries = [each for each in known if each.kind == library.KIND and each not in chosen]
+        reading = Reading(chosen, since=since, asked=[each for each in libraries if each.source not in remove])
         changes = _fill(table, reading, embedder, everything=False, remove=remove)
         changes.resumed = resumed
         kept = [each for each in known if each.source not in remove]

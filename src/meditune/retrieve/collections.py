@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -60,6 +61,8 @@ class Reading:
     """Ids of documents that PubMed's files or a library take back"""
     since: int = 0
     """Of libraries, only what a later change has touched is read"""
+    asked: Sequence[Collection] = ()
+    """Libraries that are asked only for what they take back"""
 
     def documents(self) -> Iterator[Document]:
         """Those of all collections in turn. Raises DataError where one can't be found.
@@ -68,6 +71,8 @@ class Reading:
         """
         for collection in sorted(self.collections, key=lambda each: each.kind == library.KIND):
             yield from self._documents(collection)
+        for collection in self.asked:
+            deque(library.read(Path(collection.path), self.withdrawn), maxlen=0)
 
     def _documents(self, collection: Collection) -> Iterator[Document]:
         if collection.kind == files.SOURCE:

@@ -7,9 +7,11 @@ import pytest
 
 from meditune.operate.drift import checking, outbox, reference
 from meditune.operate.drift.channels import from_environment
+from meditune.operate.drift.monitor import Monitor
 from meditune.operate.drift.reading import Source
 from meditune.operate.drift.watching import Wanted, Watching, outbox_of, state_of
 from meditune.serve.metrics import Metrics
+from meditune.store.answers import Answers
 from meditune.store.base import Base
 from meditune.store.overview import overview
 from tests.commands import meditune
@@ -67,6 +69,19 @@ def test_drift_is_found_shown_and_sent_once(watched, tmp_path):
     # An alert that stays is no longer shown once it is over.
     metrics.drifted(found | {"alerts": []})
     assert "meditune_drift_alert{" not in metrics.text().decode()
+
+
+def test_a_deleted_question_is_no_evidence_any_more(watched, tmp_path):
+    watching = Watching(watched, Metrics().drifted, [])
+    drifted(tmp_path)
+    shown = watching.look()["alerts"][0]["evidence"]["examples"]
+    assert Answers(Base(tmp_path)).delete(shown[0]["id"])
+    left = watching.look()["alerts"][0]["evidence"]["examples"]
+    assert left == shown[1:]
+    assert overview(Base(tmp_path))["drift"][0]["alerts"][0]["evidence"]["examples"] == left
+    assert Monitor.load(state_of(watched.reference), reference.load(watched.reference)).alerts()[0].evidence == {
+        **watching.look()["alerts"][0]["evidence"],
+    }
 
 
 def test_a_webhook_that_is_down_is_tried_again_and_shown(watched, tmp_path):

@@ -128,7 +128,9 @@ def test_retractions_reach_what_an_index_holds_from_elsewhere(served: PubMed, tm
     assert "pubmed:777" in found(tmp_path, "late article gout")
     assert "RETRACTED: PMID 777" in ask(served, tmp_path, "--index", tmp_path / "index", query="nothing fits").out
     assert "pubmed:777" not in found(tmp_path, "late article gout")
-    # And they stay away when all sources are read again.
+    # And they stay away when one source is read again, or all are.
+    update(place(tmp_path / "index"), [collections.named("pubmedqa")], corpus.TINY)
+    assert "pubmedqa:20000001" not in found(tmp_path, "treatment 1")
     update(place(tmp_path / "index"), [], corpus.TINY)
     assert not {"pubmedqa:20000001", "pubmed:501", "pubmed:777"} & set(found(tmp_path, "treatment 1 gout"))
     assert "pubmedqa:20000002" in found(tmp_path, "treatment 2")

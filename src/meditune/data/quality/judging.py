@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from meditune.data.example import Example
@@ -82,7 +82,7 @@ def is_medical(example: Example) -> bool:
     return sum(map(is_health_word, said)) > FEW_HEALTH_WORDS * len(said)
 
 
-@cache
+@lru_cache(maxsize=65536)
 def is_health_word(word: str) -> bool:
     """Whether a word in small letters is one of health_words.txt, or begins or ends as one there."""
     whole, beginnings, endings = _health()

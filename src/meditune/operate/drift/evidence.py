@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,18 @@ def gather(monitor: Monitor, requests: Sequence[Request]) -> None:
             alert.evidence["examples"] = examples
         if groups and alert.signal in _PARTS:
             alert.evidence["groups"] = groups
+
+
+def forget(monitor: Monitor, is_there: Callable[[str], bool]) -> bool:
+    """Take out of all alerts' evidence the questions whose answers were deleted; whether there were any."""
+    found = False
+    for alert in monitor.all_alerts:
+        for part in (alert.evidence, *alert.evidence.get("groups", ())):
+            examples = part.get("examples", [])
+            left = [each for each in examples if is_there(each["id"])]
+            if len(left) < len(examples):
+                part["examples"], found = left, True
+    return found
 
 
 def new_groups(reference: Reference, requests: Sequence[Request]) -> list[dict[str, Any]]:

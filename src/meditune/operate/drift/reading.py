@@ -53,6 +53,10 @@ class Source:
                 sequence=place,
             )
 
+    def has(self, id: str) -> bool:
+        """Whether a request is still there; what a file held once is taken to be."""
+        return self._answers is None or self._answers.get(id) is not None
+
     def last(self) -> int:
         """The last place."""
         if self._answers is not None:

@@ -139,6 +139,9 @@ class Watching:
     def _looked(self) -> dict[str, Any]:
         monitor = self._held()
         source = Source(self.wanted.store)
+        if evidence.forget(monitor, source.has):
+            self._kept = -1
+            self._save(monitor)
         if (last := source.last()) != self._seen:
             begun = monitor.count, len(monitor.all_alerts), len(monitor.alerts())
             found = advance(source, monitor, self._model, BATCH, self._rest)

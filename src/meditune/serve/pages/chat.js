@@ -107,6 +107,8 @@ function listed() {
       };
       const remove = () => {
         history.forget(each.id);
+        // Else the next question would keep all of it again.
+        if (each.id === conversation.id) begin();
         listed();
         $("history-title").focus();
       };
