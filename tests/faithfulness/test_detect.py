@@ -43,6 +43,44 @@ def test_spans(answer, expected):
     assert spans(answer) == expected
 
 
+@pytest.mark.parametrize(
+    ("source", "faithful", "false"),
+    [
+        ("Methotrexate is taken once a week.", "Methotrexate is taken once weekly.",
+         "Methotrexate is taken once a day."),
+        ("Children get paracetamol 15 mg/kg every 6 hours.", "Children get paracetamol 15 mg per kg every 6 hours.",
+         "Children get paracetamol 15 mg every 6 hours."),
+        ("Warfarin is contraindicated in pregnancy.", "In pregnancy warfarin is contraindicated.",
+         "Warfarin is indicated in pregnancy."),
+        ("Aspirin should be avoided in children under 16.", "Avoid using aspirin in children under 16.",
+         "Aspirin should be used in children under 16."),
+        ("Call for a fever above 38 C in a baby under 3 months.",
+         "Call for a fever over 38 C in a baby below 3 months.",
+         "Call for a fever below 38 C in a baby under 3 months."),
+        ("Stop taking metformin before surgery.", "Before surgery stop taking metformin.",
+         "Start taking metformin before surgery."),
+        ("Stop taking metformin before surgery.", "Stop metformin before surgery.",
+         "Continue taking metformin before surgery."),
+        ("Keep taking metformin before surgery.", "Continue taking metformin before surgery.",
+         "Stop taking metformin before surgery."),
+        ("Take 500 mg every 12 hours with food.", "Take 500 mg twice a day with food.",
+         "Take 500 mg twice a week with food."),
+        ("Take two tablets a day with food.", "Take 2 tablets per day with food.", "Take 2 tablets a week with food."),
+        ("Take 10 mg/day with food.", "Take 10 mg daily with food.", "Take 10 mg twice a day with food."),
+        ("Take iron once a week. Take zinc every day.", "Take zinc daily.", "Take iron daily."),
+    ],
+)  # fmt: skip
+def test_another_rate_limit_or_advice_is_marked(source, faithful, false):
+    sources = Sources([source])
+    for answer in (source, faithful):
+        (judged,) = detect(answer.split(". ")[0], sources).sentences
+        assert (judged.supported, judged.spans) == (True, ()), answer
+    (judged,) = detect(false, sources).sentences
+    assert not judged.supported
+    assert {span.kind for span in judged.spans} <= {"unit", "direction"}
+    assert [span.source for span in judged.spans] == [source.split(". ")[0].removesuffix(".") + "."]
+
+
 def test_the_last_word_of_a_long_answer_that_was_broken_off_is_not_judged():
     start = "Severe headaches increased in 30 adults. " * 6
     assert spans(f"{start}The dose was 7") == []

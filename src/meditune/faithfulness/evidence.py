@@ -14,8 +14,8 @@ from typing import Literal
 from meditune.faithfulness.names import names
 from meditune.faithfulness.numbers import Number, borne_out
 from meditune.faithfulness.sources import Sentence, Sources, alike
-from meditune.faithfulness.wording import DIRECTION, NEGATIVE, OPPOSITE
-from meditune.faithfulness.words import Token, rarity, stem, weight
+from meditune.faithfulness.wording import NEGATIVE, directions
+from meditune.faithfulness.words import Token, rarity, weight
 
 SpanKind = Literal["number", "unit", "name", "negation", "direction", "unsupported"]
 CONTRADICTIONS: frozenset[SpanKind] = frozenset(("unit", "negation", "direction"))
@@ -68,6 +68,7 @@ def evidence(sentence: Sentence, sources: Sources) -> Evidence:
     _names(sentence, sources, found)
     _negation(sentence, sources, found)
     _directions(sentence, sources, found)
+    _rates(sentence, sources, found)
     _word_by_word(sentence, likest, found)
     return found
 
@@ -87,7 +88,12 @@ def _words(sentence: Sentence, likest: Sentence | None, sources: Sources, found:
 
 def _numbers(sentence: Sentence, sources: Sources, found: Evidence) -> None:
     missing = units = elsewhere = 0.0
+    rates = [
+        rate for rate in sentence.rates if rate.times and any(rate.agrees(each) for each, _, _ in sources.rates_about)
+    ]
     for number in sentence.numbers:
+        if any(rate.start <= number.start < rate.end for rate in rates):
+            continue  # twice a day is every 12 hours; _rates sees whether of the same thing
         said = sentence.text[number.start : number.end]
         here = sentence.about(number.start, number.end)
         same = max((alike(here, there) for _, there in _places(sources, number, agreeing=True)), default=0.0)
@@ -154,23 +160,26 @@ def _negation(sentence: Sentence, sources: Sources, found: Evidence) -> None:
 
 def _directions(sentence: Sentence, sources: Sources, found: Evidence) -> None:
     turned = unseen = against = 0.0
-    for match in DIRECTION.finditer(sentence.text):
-        mine, other = stem(match[0]), stem(OPPOSITE[match[0].lower()])
-        here = sentence.about(match.start(), match.end())
+    for word in directions(sentence.text):
+        here = sentence.about(word.start, word.end)
         same = opposite = 0.0
         place = ""
         for said, each, there in sources.directions_about:
             much = alike(here, there)
-            if said == mine:
+            if said == word.said:
                 same = max(same, much)
-            elif said == other and much > opposite:
+            elif said == word.opposite and much > opposite:
                 opposite, place = much, each.text
-        unseen += mine not in sources.known
-        against += max(0.0, opposite - same)
-        if opposite >= NEAR and opposite - same > CLEAR / 2:
+        clear = opposite >= NEAR and opposite - same > CLEAR / 2
+        if not word.only_turned:
+            unseen += word.said not in sources.known
+        if clear or not word.only_turned:
+            against += max(0.0, opposite - same)
+        if clear:
             turned += 1
-            why = f"A source says the opposite of “{match[0]}” about this."
-            found.spans.append(Span(match.start(), match.end(), "direction", why, place))
+            why = f"A source says the opposite of “{sentence.text[word.start : word.end]}” about this."
+            if not _marked(found, word.start, word.end):
+                found.spans.append(Span(word.start, word.end, "direction", why, place))
     found.features |= {
         "directions_turned": min(turned, 2.0),
         "directions_unseen": min(unseen, 2.0),
@@ -184,6 +193,7 @@ def _word_by_word(sentence: Sentence, likest: Sentence | None, found: Evidence) 
     features |= dict.fromkeys(("in_order", "negation_turned", "number_replaced", "replaced", "inserted"), 0.0)
     if likest is None or features["best"] < LIKE:
         return
+    features["number_replaced"] = features["units"]
     matcher = SequenceMatcher(None, sentence.stems, likest.stems, autojunk=False)
     features["in_order"] = sum(block.size for block in matcher.get_matching_blocks()) / max(1, len(sentence.stems))
     if sentence.negated != likest.negated:
@@ -206,10 +216,34 @@ def _word_by_word(sentence: Sentence, likest: Sentence | None, found: Evidence) 
             features["inserted"] += said_most
 
 
+def _rates(sentence: Sentence, sources: Sources, found: Evidence) -> None:
+    """How often something is done, where the sources say another rate of it."""
+    for rate in sentence.rates:
+        here = sentence.about(rate.start, rate.end)
+        same = other = 0.0
+        place = ""
+        for theirs, each, there in sources.rates_about:
+            much = alike(here, there)
+            if rate.agrees(theirs):
+                same = max(same, much)
+            elif much > other:
+                other, place = much, each.text
+        if other >= NEAR and other - same > (CLEAR if same else CLEAR / 2):
+            found.features["units"] = 1.0
+            if not _marked(found, rate.start, rate.end):
+                why = f"The sources say another rate than “{sentence.text[rate.start : rate.end]}” of this."
+                found.spans.append(Span(rate.start, rate.end, "unit", why, place))
+
+
+def _marked(found: Evidence, start: int, end: int) -> bool:
+    """Whether a span is there already."""
+    return any(span.start < end and span.end > start for span in found.spans)
+
+
 def _other_number(mine: Sequence[Token], theirs: Sequence[Token], likest: Sentence, found: Evidence) -> None:
     """A span for numbers that stand where the source has others, unless they have one already."""
     said = [token for token in mine if token.is_number]
     start, end = said[0].start, said[-1].end
-    if all(span.end <= start or span.start >= end for span in found.spans):
+    if not _marked(found, start, end):
         instead = ", ".join(token.text for token in theirs if token.is_number)
         found.spans.append(Span(start, end, "number", f"The source has {instead} here.", likest.text))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from math import isclose
+from dataclasses import dataclass, replace
+from math import isclose, prod
 
 _DIGITS = r"\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|(?<![\w)])\.\d+"
 _SMALL = (
@@ -16,6 +16,8 @@ _TENFOLD = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", 
 _TENS = {word: 10.0 * value for value, word in enumerate(_TENFOLD, 2)}
 _ONES = {"one": 1.0} | {word: value for word, value in _WORDS.items() if value < 10}
 _SPELLED = rf"(?:{'|'.join(_TENS)})(?:[- ](?:{'|'.join(_ONES)}))?|{'|'.join(sorted(_WORDS, key=len, reverse=True))}"
+AMOUNT = rf"(?:{_DIGITS}|{_SPELLED})"
+"""What a number looks like, in digits or spelled"""
 _SCALES = {
     "mass": "kg 1e6 kilogram 1e6 g 1e3 gram 1e3 mg 1 milligram 1 µg 1e-3 μg 1e-3 mcg 1e-3 ug 1e-3 microgram 1e-3 "
     "ng 1e-6",
@@ -26,6 +28,7 @@ _SCALES = {
     "share": "% 1 percent 1 percentage 1",
     "fold": "fold 1 times 1",
     "substance": "mol 1e3 mmol 1 µmol 1e-3 μmol 1e-3 nmol 1e-6",
+    "activity": "iu 1 unit 1",
 }
 """Of each dimension the units, and how many of its base unit they are"""
 _UNITS = {
@@ -34,6 +37,23 @@ _UNITS = {
     for unit, size in zip(text.split()[::2], text.split()[1::2], strict=True)
 }
 _UNIT = "|".join(re.escape(unit) + ("s?" if len(unit) > 2 else "") for unit in sorted(_UNITS, key=len, reverse=True))
+_PER = {
+    **dict.fromkeys(("kg", "kilo", "kilogram"), _UNITS["kg"]),
+    **dict.fromkeys(("m2", "m²", "square metre", "square meter"), ("surface", 1.0)),
+    **{unit: _UNITS[unit] for unit in ("l", "liter", "litre", "dl", "ml", "min", "minute", "h", "hr", "hour")},
+    **{unit: _UNITS[unit] for unit in ("d", "day", "wk", "week", "month", "year")},
+    "dose": ("dose", 1.0),
+}
+"""What an amount is given per, with its dimension and size"""
+_OFTEN = {"hourly": "hour", "daily": "day", "weekly": "week", "monthly": "month"}
+_PER_UNIT = "|".join(sorted(_PER, key=len, reverse=True))
+# "ng ml" is "ng ml(-1)" whose brackets were left out; "mg L-dopa" is no concentration.
+_PER_EACH = re.compile(
+    rf"(?: ?/ ?|[- ](?:per|an?|for (?:each|every)|each|every) )(?P<of>{_PER_UNIT})(?!\w)"
+    rf"|[ .·](?P<power>{_PER_UNIT})(?: ?\(-1\)|[-−]1|⁻¹)(?!\w)|[ .·](?P<bare>kg|[dm]?l)(?![\w-])"
+    rf"| (?P<often>{'|'.join(_OFTEN)})(?!\w)",
+    re.IGNORECASE,
+)
 _NUMBER = re.compile(
     rf"(?<![\w.,])(?<![A-Za-z]-)(?:\bp(?:[- ]values?)?\s*(?P<p>[<>=≤≥])=?\s*)?"
     rf"(?P<value>{_DIGITS}|(?<![\w-])(?:{_SPELLED})(?!\w))"
@@ -55,6 +75,8 @@ class Number:
     start: int
     end: int
     decimals: int
+    per: tuple[str, ...] = ()
+    """What the amount is for each of: ("kg", "day") of mg/kg/day"""
 
     @property
     def dimension(self) -> str:
@@ -65,6 +87,11 @@ class Number:
     def in_base_units(self) -> float:
         """The value in its dimension's unit: milligrams, days, millilitres, millimetres, percent."""
         return self.value * _UNITS.get(self.unit, ("", 1.0))[1]
+
+    @property
+    def days(self) -> float:
+        """The time that it is per, of an hour or longer; 0 without one."""
+        return next((size for kind, size in self._bases().items() if kind == "time" and size > 0.04), 0.0)
 
     def same_value(self, other: Number) -> bool:
         """Whether the other says this, units aside: equal, or this rounded from it."""
@@ -77,8 +104,12 @@ class Number:
         if self.dimension == other.dimension == "p":
             return self._holds_given(other)
         if self.dimension and other.dimension and self.dimension == other.dimension:
-            rounded = self.same_value(other) and self.unit == other.unit
-            return rounded or isclose(self.in_base_units, other.in_base_units, rel_tol=1e-3)
+            if not self._same_base(other):
+                return False
+            rounded = self.same_value(other) and (self.unit, self._for(other)) == (other.unit, other._for(self))
+            return rounded or isclose(
+                self.in_base_units / self._for(other), other.in_base_units / other._for(self), rel_tol=1e-3
+            )
         return self.same_value(other) and not self.clashes(other)
 
     def _holds_given(self, other: Number) -> bool:
@@ -91,8 +122,25 @@ class Number:
         return known == "=" and self.same_value(other)
 
     def clashes(self, other: Number) -> bool:
-        """Whether both have units, of different things."""
-        return bool(self.dimension and other.dimension and self.dimension != other.dimension)
+        """Whether both have units, of different things: mg and weeks, mg and mg/kg."""
+        if not self.dimension or not other.dimension:
+            return False
+        return self.dimension != other.dimension or not self._same_base(other)
+
+    def _same_base(self, other: Number) -> bool:
+        """Whether both are per the same things. Per day or longer, or per dose, may be told elsewhere in a sentence."""
+        mine, theirs = self._bases(), other._bases()
+        lone = {kind: size for each in (mine, theirs) for kind, size in each.items() if kind in mine.keys() ^ theirs}
+        if "dose" in lone and "time" in lone:
+            return False
+        return all(kind == "dose" or (kind == "time" and size >= 1) for kind, size in lone.items())
+
+    def _bases(self) -> dict[str, float]:
+        return dict(_PER[each] for each in self.per)
+
+    def _for(self, other: Number) -> float:
+        """How much this is for, in what the other is given per, too."""
+        return prod(size for kind, size in self._bases().items() if kind in other._bases())
 
 
 def numbers(text: str) -> list[Number]:
@@ -104,7 +152,7 @@ def numbers(text: str) -> list[Number]:
     for index in range(len(found) - 1):
         first, second = found[index], found[index + 1]
         if not first.unit and second.unit and _RANGE.fullmatch(text[first.end : second.start]):
-            found[index] = Number(first.value, second.unit, first.start, first.end, first.decimals)
+            found[index] = replace(first, unit=second.unit, per=second.per)
     return found
 
 
@@ -127,20 +175,32 @@ def _found(text: str) -> Iterator[Number]:
     for match in _NUMBER.finditer(text):
         said = match["value"].lower()
         start, end = match.span("value")
-        if said[0].isdigit() or said[0] == ".":
-            value, decimals = float(said.replace(",", "")), len(said.partition(".")[2])
-        else:
-            value, decimals = _spelled(said), 0
+        value, decimals = amount(said), len(said.partition(".")[2])
         p = match["p"] and "p" + {"≤": "<", "≥": ">"}.get(match["p"], match["p"])
         unit = p or match["sign"] or _singular((match["unit"] or "").lower())
-        yield Number(value, unit, start, end if p else match.end(), decimals)
+        per, last = _per(text, match.end()) if unit and not p else ((), match.end())
+        yield Number(value, unit, start, end if p else last, decimals, per)
+
+
+def _per(text: str, start: int) -> tuple[tuple[str, ...], int]:
+    """What an amount that ends there is per, and where that ends."""
+    found: list[str] = []
+    while match := _PER_EACH.match(text, start):
+        said = (match["of"] or match["power"] or match["bare"] or match["often"]).lower()
+        found.append(_OFTEN.get(said, said))
+        start = match.end()
+    return tuple(found), start
 
 
 def _singular(unit: str) -> str:
     return unit if unit in _UNITS else unit.removesuffix("s")
 
 
-def _spelled(said: str) -> float:
+def amount(said: str) -> float:
+    """The value of what matches AMOUNT."""
+    said = said.lower()
+    if said[0].isdigit() or said[0] == ".":
+        return float(said.replace(",", ""))
     if said in _WORDS:
         return _WORDS[said]
     tens, _, ones = said.replace("-", " ").partition(" ")

@@ -8,7 +8,8 @@ from functools import cached_property
 
 from meditune.faithfulness.names import Name, defined, initials
 from meditune.faithfulness.numbers import numbers, shares
-from meditune.faithfulness.wording import DIRECTION, NEGATIVE, NULL_FINDING
+from meditune.faithfulness.rates import Rate, rates
+from meditune.faithfulness.wording import NEGATIVE, NULL_FINDING, directions
 from meditune.faithfulness.words import stem, tokens, weight
 from meditune.text import sentences
 
@@ -28,6 +29,11 @@ class Sentence:
             if not token.is_number:
                 self.weights[token.stem] = max(self.weights.get(token.stem, 0.0), weight(token.text))
         self.total = sum(self.weights.values())
+
+    @cached_property
+    def rates(self) -> list[Rate]:
+        """How often things are done, in order."""
+        return rates(self.text, self.numbers)
 
     @cached_property
     def stems(self) -> list[str]:
@@ -73,9 +79,12 @@ class Sources:
             (each, number, each.about(number.start, number.end)) for each in self.sentences for number in each.numbers
         ]
         self.directions_about = [
-            (stem(match[0]), each, each.about(match.start(), match.end()))
+            (direction.said, each, each.about(direction.start, direction.end))
             for each in self.sentences
-            for match in DIRECTION.finditer(each.text)
+            for direction in directions(each.text)
+        ]
+        self.rates_about = [
+            (rate, each, each.about(rate.start, rate.end)) for each in self.sentences for rate in each.rates
         ]
         self._initials = initials(whole)
         self._introduced = {each.casefold() for each in defined(whole)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from math import log
 from pathlib import Path
 
@@ -101,13 +101,13 @@ def tokens(text: str) -> list[Token]:
     return [Token(match[0], match.start(), match.end()) for match in _TOKEN.finditer(text)]
 
 
-@cache
+@lru_cache(maxsize=65536)
 def stem(word: str) -> str:
     """A word without case and ending; words of one meaning in _SYNONYMS have one stem."""
     return _synonyms().get(plain := _bare(word.lower()), plain)
 
 
-@cache
+@lru_cache(maxsize=65536)
 def weight(word: str) -> float:
     """How much a word says, 0 to 1: nothing for function words, little for those that tell any finding, and else by
     its rank among English words; 1 where it isn't among the common ones.
@@ -120,7 +120,7 @@ def weight(word: str) -> float:
     return 0.25 + 0.75 * rarity(low)
 
 
-@cache
+@lru_cache(maxsize=65536)
 def rarity(word: str) -> float:
     """0 for the commonest English words, 1 for those that aren't among the most frequent."""
     ranks = _ranks()
