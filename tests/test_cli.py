@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import meditune as package
+from tests import tiny
 from tests.commands import bench, jsonl, meditune, read_rows, rows
 
 COMMANDS = (
@@ -146,6 +147,25 @@ def test_evaluate_gives_a_run_the_figures_of_its_report(place, dtype):
 def test_evaluate_refuses_another_model_in_the_same_folder(evaluated, finished, place):
     result = meditune("evaluate", finished, "-o", evaluated, *place.settings())
     result.refused(1, "another model")
+
+
+def test_evaluate_refuses_the_predictions_of_earlier_weights(place, tmp_path):
+    model = shutil.copytree(place.base, tmp_path / "model")
+    words = ("evaluate", model, "-o", tmp_path / "evaluated", *place.settings())
+    assert meditune(*words).code == 0
+    tiny.model("llama", seed=1).save_pretrained(model)
+    meditune(*words).refused(1, "other weights", str(model), "another --output")
+    shutil.rmtree(tmp_path / "evaluated" / "predictions")
+    assert meditune(*words).code == 0
+    assert meditune(*words).code == 0
+
+
+def test_rows_longer_than_the_model_reads_are_refused(tmp_path):
+    with bench(tmp_path, "gpt2") as place:
+        place.run("long", prompt__max_tokens=2048).refused(2, "reads 1,024 tokens", "Lower prompt.max_tokens")
+        settings = place.settings(evaluate__max_new_tokens=700, prompt__max_tokens=512, prompt__answer_tokens=128)
+        result = meditune("evaluate", place.base, "-o", tmp_path / "evaluated", *settings)
+        result.refused(2, "reads 1,024 tokens", "Lower evaluate.max_new_tokens to at most 640")
 
 
 def test_compare_says_which_is_better(evaluated, finished, tmp_path):

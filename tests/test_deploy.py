@@ -181,6 +181,19 @@ def test_rules_are_about_metrics_that_there_are():
     assert len(asked) > 10
 
 
+def test_commands_of_the_compose_file_have_every_variable_that_it_wants():
+    text = (DEPLOY / "compose.yaml").read_text(encoding="utf-8")
+    first = next(line for line in text.splitlines() if line.startswith("#   "))
+    assert set(re.findall(r"\$\{(\w+):\?", text)) == set(re.findall(r"export (\w+)=", first))
+
+
+def test_canaries_ask_at_the_port_of_the_service():
+    (service,) = [each for each in documents("kubernetes.yaml") if each["kind"] == "Service"]
+    assert [port["port"] for port in service["spec"]["ports"]] == [80]
+    text = (DEPLOY / "schedule" / "release.yaml").read_text(encoding="utf-8")
+    assert f"http://{service['metadata']['name']}\n" in text
+
+
 def promtool(*words, **given):
     found = shutil.which("promtool")
     if not found:

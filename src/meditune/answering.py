@@ -174,11 +174,12 @@ def open_answerer(
 
 def _here(model: str, limit: int, context_tokens: int, style: Style) -> Writer:
     from meditune.evaluate.generation import generate
+    from meditune.models.context import positions
     from meditune.models.load import load
     from meditune.models.virtual import virtual_tokens
 
     loaded = load(model)
-    most = getattr(loaded.model.config, "max_position_embeddings", None) or context_tokens + limit
+    most = positions(loaded.model.config) or context_tokens + limit
     room = min(context_tokens, most - limit - virtual_tokens(loaded.model))
     if room < 64:
         raise ModelError(

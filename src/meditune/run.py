@@ -21,7 +21,7 @@ from meditune.data.example import Example
 from meditune.data.preference.pair import Pair
 from meditune.data.preference.prepare import prepare_pairs, stored_pairs
 from meditune.data.prepare import Prepared, prepare, stood_in, stored
-from meditune.engines.exported import is_exported
+from meditune.engines.exported import is_exported, weights_state
 from meditune.errors import DataError, MedituneError
 from meditune.files import read_json, write_json
 from meditune.folder import (
@@ -172,10 +172,10 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
     from meditune.evaluate.subgroups import subgroups
 
     with claimed(recipe, folder, model):
-        state = {"model": model}
-        begun = (folder / "predictions").exists() and (folder / EVALUATION).is_file()
-        if begun and not _same_model(read_json(folder / EVALUATION)["model"], model):
-            raise MedituneError(f"{folder} holds an evaluation of another model. Choose another --output.")
+        weights = weights_state(model)
+        state = {"model": model} | ({"weights": weights} if weights else {})
+        if (folder / "predictions").exists() and (folder / EVALUATION).is_file():
+            _refuse_other_model(read_json(folder / EVALUATION), model, weights, folder)
         write_json(folder / EVALUATION, state)
         with stage(folder, "prepare"):
             data = prepared(recipe, folder, model)
@@ -207,13 +207,18 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
 
 def _measure_here(model: str, recipe: Recipe, data: Prepared, folder: Path) -> None:
     from meditune.evaluate.stage import Measuring
+    from meditune.models.context import refuse_unreadable
+    from meditune.models.load import load
+    from meditune.models.virtual import virtual_tokens
 
     examples = data.splits.measured(recipe.evaluate.split)
     found = grounded.shown(recipe, examples, folder)
     measuring = Measuring(recipe, examples, folder / "predictions", _held_out(recipe, folder), data.splits.dev, found)
     if not measuring.is_done("model"):
-        loaded = _load(recipe, model)
+        loaded = load(model, recipe.model)
         measuring.form = loaded.form or recipe.prompt
+        if not measuring.as_harness:
+            refuse_unreadable(model, loaded.model.config, measuring.form, recipe, virtual_tokens(loaded.model))
         with stage(folder, "measure"):
             measuring.measure(loaded, "model")
 
@@ -361,9 +366,25 @@ def _held_out(recipe: Recipe, folder: Path) -> list[Pair]:
 
 
 def _load(recipe: Recipe, name: str, on: str | None = None) -> Any:
+    """The model, loaded to be tuned, or when it is. Raises RecipeError where it doesn't read so long rows."""
+    from meditune.models.context import refuse_unreadable
     from meditune.models.load import load
 
-    return load(name, recipe.model, on)
+    loaded = load(name, recipe.model, on)
+    refuse_unreadable(name, loaded.model.config, recipe.prompt, recipe)
+    return loaded
+
+
+def _refuse_other_model(earlier: dict[str, Any], model: str, weights: dict[str, str], folder: Path) -> None:
+    """Raise MedituneError where the predictions in `folder` aren't of this model, or of what it was before."""
+    if not _same_model(earlier["model"], model):
+        raise MedituneError(f"{folder} holds an evaluation of another model. Choose another --output.")
+    # An earlier version kept no weights.
+    if earlier.get("weights", weights) != weights:
+        raise MedituneError(
+            f"{folder} holds predictions of other weights than {model} has now. Choose another --output, or delete "
+            f"{folder / 'predictions'} to measure it anew."
+        )
 
 
 def _same_model(first: str, second: str) -> bool:

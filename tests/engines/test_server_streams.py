@@ -18,17 +18,16 @@ PROMPT = [20, 30, 40]
 
 
 @contextmanager
-def serving(lines, hold=None):
+def serving(lines, hold=None, models=({"id": "m", "max_model_len": 512},), served_as=None):
     """An engine on a server that streams these lines, waits for `hold`, and ends; and the jobs that reached it."""
     got: queue.Queue = queue.Queue()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            self._answer(json.dumps({"data": [{"id": "m", "max_model_len": 512}]}))
+            self._answer(json.dumps({"data": models}))
 
         def do_POST(self):
-            self.rfile.read(int(self.headers["Content-Length"]))
-            got.put(self.path)
+            got.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self._answer("".join(f"data: {line}\n\n" for line in lines))
             if hold:
                 hold.wait(60)
@@ -44,13 +43,16 @@ def serving(lines, hold=None):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    engine = ServerEngine(f"http://127.0.0.1:{server.server_port}/v1", tiny.tokenizer(), at_once=1)
+    engine = None
     try:
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        engine = ServerEngine(url, tiny.tokenizer(), at_once=1, served_as=served_as)
         yield engine, got
     finally:
         if hold:
             hold.set()
-        engine.close()
+        if engine:
+            engine.close()
         server.shutdown()
         thread.join()
         server.server_close()
@@ -94,3 +96,22 @@ def test_a_job_that_is_cancelled_stops_at_the_server_or_never_gets_there():
         assert first.get(timeout=10).finish == "cancelled"
         assert [piece.finish for piece in collect(second)] == ["cancelled"]
         assert got.qsize() == 1
+
+
+SEVERAL = [{"id": "base", "max_model_len": 512}, {"id": "tuned", "parent": "base"}]
+
+
+def test_of_several_models_the_one_that_is_named_is_asked():
+    with serving([said("yes", "stop")], models=SEVERAL, served_as="tuned") as (engine, got):
+        assert (engine.name, engine.context_tokens) == ("server tuned", 512)
+        ask(engine, Job(PROMPT, 8))
+        request = got.get(timeout=10)
+    assert request["model"] == "tuned"
+    assert (request["top_k"], request["min_p"], request["repetition_penalty"]) == (-1, 0, 1)
+
+
+@pytest.mark.parametrize("named", [None, "another"])
+def test_of_several_models_none_is_guessed(named):
+    with pytest.raises(ModelError, match="base, tuned") as refused, serving([], models=SEVERAL, served_as=named):
+        pass
+    assert "MEDITUNE_ENGINE_MODEL" in str(refused.value)

@@ -92,5 +92,7 @@ def test_a_modelfile_holds_the_prompt_format():
     text = modelfile(PromptFormat(), ["<|im_end|>"], 8192)
     assert 'TEMPLATE """Question: {{ .Prompt }}\nConclusion:"""' in text
     assert 'PARAMETER stop "<|im_end|>"' in text
+    # Ollama's own default penalises repetition.
+    assert "PARAMETER repeat_penalty 1\n" in text
     with pytest.raises(ModelError):
         modelfile(PromptFormat(question_cue="{{ x }}"), [], 10)

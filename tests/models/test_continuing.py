@@ -2,9 +2,37 @@
 
 import pytest
 import torch
+from transformers import AutoConfig
 
-from meditune.models.continuing import left_padded, sampled
+from meditune.models import continuing
+from meditune.models.catalogue import CATALOGUE
+from meditune.models.continuing import BATCH_TOKENS, batch_size, left_padded, sampled, token_bytes
 from tests import tiny
+
+
+@pytest.mark.parametrize(
+    ("name", "kilobytes"), [("llama2-7b", 512), ("mistral-7b", 128), ("gemma3-270m", 18), ("distilgpt2", 18)]
+)
+def test_bytes_of_a_token_in_the_cache(name, kilobytes):
+    assert token_bytes(AutoConfig.for_model(**CATALOGUE[name].shape), 2) == kilobytes * 1024
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_they_are_what_a_cache_holds(architecture):
+    made = tiny.model(architecture)
+    layers = made(input_ids=torch.tensor([[5, 6, 7]]), use_cache=True).past_key_values.layers
+    held = sum(part.nbytes for layer in layers for part in (layer.keys, layer.values))
+    assert 3 * token_bytes(made.config, 4) == held
+
+
+def test_half_of_the_free_memory_is_for_the_cache(monkeypatch):
+    made = tiny.model("llama")
+    assert batch_size(400, 100, made) == batch_size(400, 100) == BATCH_TOKENS // 500
+    free = 2 * 3000 * token_bytes(made.config, 4) / 1e9
+    monkeypatch.setattr(continuing, "memory_gb", lambda: (64.0, free))
+    assert batch_size(400, 100, made) == 6
+    monkeypatch.setattr(continuing, "memory_gb", lambda: (64.0, 0.0))
+    assert batch_size(400, 100, made) == 1
 
 
 def test_rows_end_in_the_last_column():

@@ -114,3 +114,7 @@ def test_the_command_says_what_fits_and_refuses_what_it_doesnt_know() -> None:
     assert "lora *" in done.out
     assert "Memory is that of training" in done.out
     meditune("plan", "quickstart", "--gpu", "rtx4099").refused(2, "rtx4090")
+    longer = meditune(
+        "plan", "quickstart", "--gpu", "t4", "--set", "model.base=gpt2", "--set", "prompt.max_tokens=2048"
+    )
+    longer.refused(2, "gpt2 reads 1,024 tokens", "Lower prompt.max_tokens to at most 1024")

@@ -84,6 +84,20 @@ def weights_digest(place: Path) -> dict[str, str]:
     return {path.name: sha256(path) for path in _weights(place)}
 
 
+def weights_state(model: str) -> dict[str, str]:
+    """What tells the weights in a folder from others: the SHA-256 of each file, of large ones size and time of change.
+
+    `model` may be the folder of a run, a model or an exported model; empty for any other name.
+    """
+    place = Path(model).expanduser()
+    place = place / "model" if (place / "model").is_dir() else place
+    files = [place / name for name in exported(place).files] if is_exported(model) else _weights(place)
+    facts = {path.name: path.stat() for path in files}
+    if sum(fact.st_size for fact in facts.values()) > READ_BYTES:
+        return {name: f"{fact.st_size} bytes, {fact.st_mtime_ns}" for name, fact in facts.items()}
+    return {path.name: sha256(path) for path in files}
+
+
 def outdated(export: Path, model: Path) -> str:
     """What of the model in a folder isn't what its export was made from, in words; empty where all is."""
     if (load_format(model) or PromptFormat()) != (load_format(export) or PromptFormat()):

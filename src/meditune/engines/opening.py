@@ -40,7 +40,8 @@ def open_engine(
 
     `engine` is one of `NAMES`; auto takes what is fastest for what the folder holds. `at_once` bounds the answers that
     are written together. With vllm the model runs at a server, `url` up to /v1 and perhaps a `key`
-    (else MEDITUNE_ENGINE_KEY holds it), and `model` is the folder of the same model here, for its tokenizer.
+    (else MEDITUNE_ENGINE_KEY holds it), and `model` is the folder of the same model here, for its tokenizer. Where that
+    server has several, MEDITUNE_ENGINE_MODEL holds the model's id there.
     `apart`, for servers, gives an engine that would hold up its process one of its own (apart.py). `scores` has what
     it needs to tell how likely texts are made ready meanwhile, instead of when that is first asked.
 
@@ -85,14 +86,15 @@ def open_engine(
 
 
 def _at_server(model: str, at_once: int, url: str | None, key: str | None) -> Engine:
-    from meditune.engines.server_engine import ServerEngine
+    from meditune.engines.server_engine import MODEL_VARIABLE, ServerEngine
     from meditune.engines.tokenizer import PlainTokenizer
 
     if not url:
         raise ModelError("--engine vllm needs the server's address: --url http://localhost:8000/v1")
     folder = Path(model).expanduser()
     folder = folder / "model" if (folder / "model").is_dir() else folder
-    return ServerEngine(url, PlainTokenizer(folder), key or os.environ.get(KEY_VARIABLE), at_once)
+    key, served_as = key or os.environ.get(KEY_VARIABLE), os.environ.get(MODEL_VARIABLE) or None
+    return ServerEngine(url, PlainTokenizer(folder), key, at_once, served_as)
 
 
 def _with_transformers(model: str, at_once: int) -> Engine:

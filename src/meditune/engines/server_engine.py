@@ -23,6 +23,8 @@ SECONDS = 300.0
 OTHERS = 5
 UNKNOWN_CONTEXT = 2048
 """Tokens where a server doesn't say how many its model takes"""
+MODEL_VARIABLE = "MEDITUNE_ENGINE_MODEL"
+"""Holds the id of the model at a server that has several"""
 MARK = "token_id:"
 """Before the number of a token that vLLM tells by its number"""
 
@@ -57,8 +59,13 @@ class Passed:
 class ServerEngine:
     """A model behind an address."""
 
-    def __init__(self, url: str, tokenizer: Any, key: str | None = None, at_once: int = 32) -> None:
-        """Raises EngineError where there is no such server at the address, or it serves no model."""
+    def __init__(
+        self, url: str, tokenizer: Any, key: str | None = None, at_once: int = 32, served_as: str | None = None
+    ) -> None:
+        """`served_as` is the model's id there, which is needed where the server has several.
+
+        Raises EngineError where there is no such server at the address, or which of its models is meant isn't known.
+        """
         import httpx2
 
         self.url, self.tokenizer = url.rstrip("/"), tokenizer
@@ -67,11 +74,13 @@ class ServerEngine:
         limits = httpx2.Limits(max_keepalive_connections=0)
         self._http = httpx2.Client(headers=headers, timeout=SECONDS, limits=limits)
         served = self._json("GET", "/models")["data"]
-        if not served:
-            raise EngineError(f"{self.url} serves no model.")
-        self._model = served[0]["id"]
+        meant = _meant(served, served_as, self.url)
+        self._model = meant["id"]
         self.name = f"server {self._model}"
-        self.context_tokens = int(served[0].get("max_model_len") or UNKNOWN_CONTEXT)
+        # vLLM says of an adapter what its base is, and of that how much it reads.
+        says = [meant, *(one for one in served if one["id"] == meant.get("parent"))]
+        told = [one["max_model_len"] for one in says if one.get("max_model_len")]
+        self.context_tokens = int(told[0]) if told else UNKNOWN_CONTEXT
         self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="meditune-server")
         self._counting = threading.Lock()
         self._started: set[Passed] = set()
@@ -163,6 +172,10 @@ class ServerEngine:
             "max_tokens": job.max_new_tokens,
             "temperature": job.temperature,
             "top_p": job.top_p,
+            # Servers cut off and bend more than was asked for, by the model's own settings too, unless told not to.
+            "top_k": -1,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
             "stream": True,
             "return_tokens_as_token_ids": True,
         }
@@ -214,6 +227,22 @@ class ServerEngine:
     def _refused(self, response: Any) -> EngineError:
         hint = " Check the key." if response.status_code in {401, 403} else ""
         return EngineError(f"{self.url} answered {response.status_code} to {response.request.url.path}.{hint}")
+
+
+def _meant(served: list[dict[str, Any]], served_as: str | None, url: str) -> dict[str, Any]:
+    """What the server lists of the model that is meant. Raises EngineError where that isn't known."""
+    if not served:
+        raise EngineError(f"{url} serves no model.")
+    ids = ", ".join(one["id"] for one in served)
+    if served_as is None and len(served) > 1:
+        raise EngineError(
+            f"{url} serves {ids}, and which of them is meant isn't known. Name it with {MODEL_VARIABLE}=ID, or serve "
+            "the merged model alone."
+        )
+    found = [one for one in served if served_as in {None, one["id"]}]
+    if not found:
+        raise EngineError(f"{url} serves no model {served_as!r} ({MODEL_VARIABLE}), but {ids}.")
+    return found[0]
 
 
 def _choices(lines: Iterator[str]) -> Iterator[dict[str, Any]]:

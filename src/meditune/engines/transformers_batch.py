@@ -15,7 +15,7 @@ from meditune.engines.engine import Job
 from meditune.engines.json_answers import JsonAnswer, Schemas
 from meditune.engines.sampling import Wish, generator_of, next_tokens
 from meditune.errors import ModelError
-from meditune.models.continuing import BATCH_TOKENS
+from meditune.models.continuing import cached_tokens
 from meditune.models.decoder import READ_TOKENS, Decoder
 from meditune.models.inference import inference
 from meditune.models.load import LoadedModel
@@ -27,6 +27,7 @@ class TransformersBatch:
 
     def __init__(self, loaded: LoadedModel, ends: Sequence[int], at_once: int) -> None:
         self.loaded, self.ends, self.at_once = loaded, frozenset(ends), at_once
+        self.most_tokens = cached_tokens(loaded.model)
         self.running: list[Answer] = []
         self._wishes: list[tuple[torch.Generator | None, Choices | JsonAnswer | None]] = []
         self.schemas = Schemas(loaded.tokenizer, ends)
@@ -52,7 +53,7 @@ class TransformersBatch:
             known = self.prefixes.longest(job.prompt)[0]
             longest, to_read = max(longest, _most(job)), max(to_read, len(job.prompt) - known)
             count = len(taken) + 1
-            if len(self.running) + count > 1 and (len(self.running) + count) * longest > BATCH_TOKENS:
+            if len(self.running) + count > 1 and (len(self.running) + count) * longest > self.most_tokens:
                 break
             if taken and (count * to_read > READ_TOKENS or _alike(job, taken) >= known + WORTH):
                 break

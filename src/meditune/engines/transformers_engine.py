@@ -13,6 +13,7 @@ from meditune.engines.engine import Job, Likely
 from meditune.engines.sampling import likely
 from meditune.engines.transformers_batch import TransformersBatch
 from meditune.errors import ModelError
+from meditune.models.context import positions
 from meditune.models.forward import label_logits, predict
 from meditune.models.inference import tokens_at_once
 from meditune.models.load import LoadedModel
@@ -35,8 +36,8 @@ class TransformersEngine(Batching[TransformersBatch]):
         """`at_once` bounds the answers that are written together. Raises ModelError where nothing would end them."""
         self.loaded = loaded
         dtype = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
-        most = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None) or UNKNOWN_CONTEXT
-        context_tokens = int(most) - virtual_tokens(loaded.model)
+        most = positions(loaded.model.config) or UNKNOWN_CONTEXT
+        context_tokens = most - virtual_tokens(loaded.model)
         batch = TransformersBatch(loaded, end_tokens(loaded), at_once)
         super().__init__(f"transformers {dtype}", loaded.tokenizer, context_tokens, batch)
 

@@ -26,7 +26,7 @@ def generate(
     texts = [item.prompt for item in prompts]
     longest = max(map(len, texts), default=0) + virtual_tokens(loaded.model)
     end = loaded.tokenizer.eos_token_id
-    at_once = batch_size(longest, max_new_tokens)
+    at_once = batch_size(longest, max_new_tokens, loaded.model)
     with inference(loaded.model, few_rows=True), Progress(label, len(prompts), "answers") as progress:
         try:
             greedy = Greedy(loaded.model, texts, max_new_tokens, end, loaded.pad_id, at_once, once)

@@ -15,6 +15,7 @@ import torch
 from meditune.data.example import DECISIONS, Example
 from meditune.errors import DataError, ModelError
 from meditune.evaluate.likelihood import log_likelihoods, refuse_not_finite
+from meditune.models.context import positions
 from meditune.models.forward import label_logits
 from meditune.models.inference import inference, tokens_at_once
 from meditune.models.load import LoadedModel
@@ -110,10 +111,8 @@ def _tokens(tokenizer: Any, text: str) -> list[int]:
 
 
 def _max_length(loaded: LoadedModel) -> int:
-    config = loaded.model.config.get_text_config()
-    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
-        length = getattr(config, name, None)
-        if isinstance(length, int):
-            return length
+    length = positions(loaded.model.config)
+    if length is not None:
+        return length
     told = int(getattr(loaded.tokenizer, "model_max_length", UNLIMITED) or UNLIMITED)
     return told if told < UNLIMITED else USUAL_LENGTH

@@ -19,7 +19,7 @@ def samples(
 ) -> Iterator[dict[str, Any]]:
     """A row of each example: `id`, and `predictions` with `count` answers of up to `more` tokens, at temperature 1.
 
-    The seed fixes them on a machine; another batch size or library version gives others.
+    The seed fixes them on a machine; another batch size (less free memory) or library version gives others.
     """
     prompts = {example.id: encoder.prompt(example, "answer").prompt for example in examples}
     # Prompts of like length share a batch, the longest first: what needs most memory shows at once.
@@ -28,7 +28,7 @@ def samples(
     torch.manual_seed(seed)
     with Progress(label, len(order), "answers") as progress:
         while order:
-            size = batch_size(len(prompts[order[0]]), more)
+            size = batch_size(len(prompts[order[0]]), more, loaded.model)
             names, order = order[:size], order[size:]
             for name, ids in zip(names, sampled(loaded, [prompts[name] for name in names], more), strict=True):
                 written[name].append(loaded.tokenizer.decode(ids, skip_special_tokens=True).strip())

@@ -22,7 +22,7 @@ def add_vocabulary(writer: Any, source: Path) -> None:
     tokens, kinds = _listed(model["vocab"], said["added_tokens"], size)
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     if model.get("byte_fallback"):
-        _sentencepiece(writer, tokens, kinds, model)
+        _sentencepiece(writer, tokens, kinds, said)
     else:
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(_pre_tokenizer(said.get("pre_tokenizer") or {}))
@@ -45,10 +45,10 @@ def _listed(vocabulary: dict[str, int], added: list[dict[str, Any]], size: int) 
     return tokens, kinds
 
 
-def _sentencepiece(writer: Any, tokens: list[str], kinds: list[int], model: dict[str, Any]) -> None:
+def _sentencepiece(writer: Any, tokens: list[str], kinds: list[int], said: dict[str, Any]) -> None:
     """Tokens with scores: what is merged earlier has the higher one."""
     ranks: dict[str, int] = {}
-    for rank, pair in enumerate(model["merges"]):
+    for rank, pair in enumerate(said["model"]["merges"]):
         first, second = pair if isinstance(pair, list) else pair.split(" ", 1)
         ranks.setdefault(first + second, rank)
     for number, token in enumerate(tokens):
@@ -58,7 +58,19 @@ def _sentencepiece(writer: Any, tokens: list[str], kinds: list[int], model: dict
     writer.add_token_list(tokens)
     writer.add_token_scores([-float(ranks.get(token, 0)) for token in tokens])
     writer.add_token_types(kinds)
-    writer.add_add_space_prefix(False)
+    writer.add_add_space_prefix(_begins_with_space(said))
+
+
+def _begins_with_space(said: dict[str, Any]) -> bool:
+    """Whether a space goes before every text, as Llama 2's tokenizer puts one and Gemma's doesn't."""
+    normalizer, cutter = said.get("normalizer") or {}, said.get("pre_tokenizer") or {}
+    for step in [*normalizer.get("normalizers", [normalizer]), *cutter.get("pretokenizers", [cutter])]:
+        if step.get("type") == "Prepend":
+            return True
+        # Files of older versions of tokenizers say add_prefix_space instead.
+        if step.get("type") == "Metaspace" and step.get("prepend_scheme") != "never":
+            return bool(step.get("prepend_scheme") or step.get("add_prefix_space", True))
+    return False
 
 
 def _pre_tokenizer(said: dict[str, Any]) -> str:

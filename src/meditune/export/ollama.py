@@ -47,6 +47,7 @@ def modelfile(form: PromptFormat, stops: list[str], context: int) -> str:
             *(f'PARAMETER stop "{stop}"' for stop in stops),
             f"PARAMETER num_ctx {context}",
             "PARAMETER temperature 0",
+            "PARAMETER repeat_penalty 1",
             "",
         ]
     )

@@ -69,6 +69,7 @@ CATALOGUE: dict[str, BaseModel] = {
                 "num_attention_heads": 9,
                 "num_key_value_heads": 3,
                 "tie_word_embeddings": True,
+                "max_position_embeddings": 8192,
             },
         ),
         BaseModel(
@@ -93,6 +94,7 @@ CATALOGUE: dict[str, BaseModel] = {
                 "num_key_value_heads": 1,
                 "head_dim": 256,
                 "sliding_window": 512,
+                "max_position_embeddings": 32_768,
             },
         ),
         BaseModel(
@@ -108,14 +110,16 @@ CATALOGUE: dict[str, BaseModel] = {
         BaseModel(
             *("llama2-7b", "Llama 2 7B", "Llama 2 licence", "6.7 B"),
             hub_id="meta-llama/Llama-2-7b-hf",
-            shape={"model_type": "llama", "vocab_size": 32_000} | _SEVEN_B | {"intermediate_size": 11_008},
+            shape={"model_type": "llama", "vocab_size": 32_000, "max_position_embeddings": 4096}
+            | _SEVEN_B
+            | {"intermediate_size": 11_008},
         ),
         BaseModel(
             *("mistral-7b", "Mistral 7B v0.3", "Apache-2.0", "7.2 B"),
             hub_id="mistralai/Mistral-7B-v0.3",
             shape={"model_type": "mistral", "vocab_size": 32_768, "num_key_value_heads": 8, "sliding_window": None}
             | _SEVEN_B
-            | {"intermediate_size": 14_336},
+            | {"intermediate_size": 14_336, "max_position_embeddings": 32_768},
         ),
         BaseModel(
             "gpt-3.5-turbo",

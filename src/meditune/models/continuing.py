@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
+from meditune.machine import memory_gb
 from meditune.models.load import LoadedModel
 
 BATCH_TOKENS = 24_000
-"""Bounds the memory of the key-value cache."""
+"""Tokens that are kept at once at most"""
 
 
-def batch_size(longest: int, more: int) -> int:
-    """How many prompts of at most `longest` tokens are continued at once by up to `more` tokens."""
-    return max(1, BATCH_TOKENS // (longest + more))
+def token_bytes(config: Any, element_size: int) -> int:
+    """Bytes that the key-value cache of a model of this configuration takes for each token."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(2 * text.num_hidden_layers * heads * size * element_size)
+
+
+def cached_tokens(model: Any) -> int:
+    """How many tokens are kept at once: as many as half of the free memory holds, and at most BATCH_TOKENS."""
+    weight = model.get_input_embeddings().weight
+    if weight.is_cuda:
+        # What torch holds of freed tensors isn't free to the driver.
+        freed = torch.cuda.memory_reserved(weight.device) - torch.cuda.memory_allocated(weight.device)
+        free = torch.cuda.mem_get_info(weight.device)[0] + freed
+    else:
+        free = int(memory_gb()[1] * 1e9)
+    return min(BATCH_TOKENS, free // 2 // token_bytes(model.config, weight.element_size()))
+
+
+def batch_size(longest: int, more: int, model: Any = None) -> int:
+    """How many prompts of at most `longest` tokens are continued at once by up to `more` tokens.
+
+    Where `model` is given, as many as there is memory for.
+    """
+    return max(1, (BATCH_TOKENS if model is None else cached_tokens(model)) // (longest + more))
 
 
 def left_padded(prompts: Sequence[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

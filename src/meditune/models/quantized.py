@@ -38,6 +38,8 @@ def loading_options(quantize: Quantize) -> dict[str, Any]:
     require()
     from transformers import BitsAndBytesConfig
 
+    from meditune.models.load import number_format
+
     if quantize == "int8":
         return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
     return {
@@ -45,7 +47,7 @@ def loading_options(quantize: Quantize) -> dict[str, Any]:
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
+            bnb_4bit_compute_dtype=number_format("auto"),
         )
     }
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from meditune.models.context import refuse_unreadable
 from meditune.models.strategies import parameter_counts
 from meditune.planning.memory import Memory, peak_of
 from meditune.planning.rehearsal import rehearse
@@ -56,9 +57,10 @@ def plan(recipe: Recipe, gpu: str | None = None) -> Planned:
     """Predict the recipe's training, and that of the other strategies, on the named GPU or on this machine.
 
     Needs the model's configuration only, and of the catalogue's models not even that. Raises MedituneError where the
-    GPU isn't known, ModelError where the model isn't.
+    GPU isn't known or the model doesn't read so long rows, ModelError where the model isn't known.
     """
     target, config = target_of(recipe.model, gpu), config_of(recipe.model)
+    refuse_unreadable(recipe.model.base, config, recipe.prompt, recipe)
     ways = list(_other_ways(recipe))
     with Progress("Predicting", len(ways) + 1, "ways") as progress:
         own = estimate(recipe, config, target)

@@ -24,6 +24,7 @@ def test_it_sees_what_the_rules_dont_and_leaves_ordinary_questions_alone() -> No
         look = second_look(embedder("all-minilm-l6-v2"))
     except ModelError as error:
         pytest.skip(str(error))
+    assert look("When I was a student years ago I wanted to kill myself"), "of one's own death even if long past"
     message = "mum's had pneumonia since Monday, she is muddled and her fingers look dusky, white cells are zero"
     assert look(message)
     assert triage(message, numbers(), look=look).action == "urgent"

@@ -102,6 +102,103 @@ def test_the_same_signs_denied_long_past_or_asked_about_in_general(there: str, n
 @pytest.mark.parametrize(
     "message",
     [
+        "I failed my exam and I want to kill myself.",
+        "I have a history of depression and I want to kill myself.",
+        "My dad died of cancer and I want to kill myself.",
+        "I lost my son and I don't want to live anymore.",
+        "I want to die since I lost my son.",
+        "I'm writing my thesis and I don't want to live anymore.",
+        "I'm on a course of antibiotics and now my throat is swelling and I can't breathe.",
+        "I'm recovering from knee surgery and I can't breathe and my chest hurts.",
+        "I have a family history of heart disease and my chest hurts and my left arm is numb.",
+        "I have a history of heart attacks and I have crushing chest pain.",
+        "Crushing chest pain with a history of heart attacks.",
+        "I have crushing chest pain after my heart attack.",
+        "I had a heart attack 5 years ago and I have crushing chest pain.",
+        "My dad died last year. My mum is not breathing.",
+        "I was up all night studying for my exam and now my chest hurts and my left arm is numb.",
+        "What should I do, my husband has stroke symptoms and his face is drooping?",
+        "Is my crushing chest pain a symptom of a heart attack?",
+    ],
+)
+def test_words_of_illness_past_grief_or_school_dont_hide_what_is_told_beside_them(message: str) -> None:
+    assert emergency(message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "I have a family history of heart attacks and stroke.",
+        "I have a history of seizures.",
+        "In 2010 my son had a seizure and he stopped breathing.",
+        "When I was 8 I fell down and I couldn't move my arm.",
+        "My father died of a heart attack and he had crushing chest pain.",
+        "I'm writing a novel in which a man wants to kill himself.",
+        "For my novel, how does a person feel who can't breathe?",
+        "What are the symptoms of a heart attack and how can I recognise crushing chest pain?",
+    ],
+)
+def test_what_is_told_of_the_past_the_dead_or_a_story_doesnt_escalate(message: str) -> None:
+    assert not emergency(message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "My dad is slurring his words today.",
+        "Today my dad is slurring his words.",
+        "Today my son had a seizure.",
+        "My mother is very confused now and keeps asking for her dead sister.",
+    ],
+)
+def test_today_and_now_count_wherever_they_stand(message: str) -> None:
+    assert emergency(message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "I can't go on.",
+        "I can't take it anymore.",
+        "I can't do this anymore",
+        "I can't keep going",
+        "I can't live like this",
+        "I'm going to take my own life",
+        "I want to hurt myself.",
+        "I hurt myself on purpose.",
+        "I keep cutting myself.",
+        "I cut myself again last night to feel something.",
+        "My daughter is cutting herself every night.",
+        "I'm shaving my head and I keep cutting myself on purpose.",
+    ],
+)
+def test_despair_and_hurting_oneself_are_a_crisis(message: str) -> None:
+    found = emergency(message)
+    assert found
+    assert found.name == "self-harm"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "I cut myself shaving, how do I stop the bleeding?",
+        "I hurt myself at the gym.",
+        "I burned myself with the iron.",
+        "How can I avoid hurting myself when I lift heavy boxes?",
+        "I didn't hurt myself.",
+        "I'm taking everything my doctor prescribed but my blood pressure is still high.",
+        "Should I take it all at once or split it over the day?",
+        "I can't take this medicine with food.",
+        "I can't go on holiday with my asthma, can I?",
+    ],
+)
+def test_a_mishap_or_a_medicine_is_no_crisis(message: str) -> None:
+    assert not emergency(message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
         "im having siezures right now",
         "He is unconcious and wont wake up",
         "my tounge and throat are sweling up",
@@ -170,6 +267,8 @@ def test_a_long_message_costs_no_time_to_speak_of() -> None:
     judged("my chest hurts and " * 20_000)
     judged("no " * 30_000)
     judged("a" * 100_000)
+    judged(" " * 29_000 + "x")
+    judged("history of a and now today " * 1_000)
     assert time.process_time() - begun < 10
 
 

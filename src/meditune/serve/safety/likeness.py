@@ -7,6 +7,7 @@ machine with a Gaussian kernel compares a message with the vectors of messages t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -16,8 +17,8 @@ import numpy as np
 
 from meditune.files import read_json
 from meditune.retrieve.embedders import Embedder
-from meditune.serve.safety.reading import clauses
-from meditune.serve.safety.signs import spelled
+from meditune.serve.safety.reading import clauses, plain
+from meditune.serve.safety.signs import mentioned, spelled
 
 HERE = Path(__file__).parent
 FACTS, VECTORS = HERE / "likeness.json", HERE / "likeness.npy"
@@ -51,11 +52,15 @@ def second_look(embedder: Embedder) -> Look | None:
         return None
 
     def look(message: str) -> bool:
-        if not any(clause.happening for clause in clauses(message, spelled)):
+        if not (any(clause.happening for clause in clauses(message, spelled)) or _of_ones_own_death(message)):
             return False  # only asked in general, or long past
         return bool(fitted.score(embedder.embed([message]))[0] >= fitted.least)
 
     return look
+
+
+def _of_ones_own_death(message: str) -> bool:
+    return bool(re.search(r"\bi\b", plain(message)) and {"want_to_die", "self_cut"} & mentioned(message))
 
 
 @cache

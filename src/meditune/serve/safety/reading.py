@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import yaml
@@ -48,11 +50,20 @@ _COUNTED = re.compile(
     r"|tablets?|capsules?|paracetamol|times)\b)"
 )
 _SENTENCE = re.compile(r"(?<=[.!?;])\s+|\n+|(?<=[a-z])[.!?;](?=[a-z])|(?<=[?!])")
-_CLAUSE = re.compile(
-    r"\s*(?:[,:–]|\s-\s)?\s*\b(?:but|however|although|and now|and then|and today|and since|now|today)\b\s+"
-    r"|\s*—\s*|\.\.+\s*"
+_CLAUSE = re.compile(r"\s*(?:[,:–]|\s-\s)?\s*\b(?:but|however|although|and then|and since)\b\s+|\s*—\s*|\.\.+\s*")
+"""What follows is told anew: "had one in 2010, but I ..." """
+_BREAK = re.compile(
+    r"\n|\s+(?=(?:and )?(?:now|today)\b\s+\w)"
+    r"|\s+(?=(?:and|&) (?:i|my|he|she|his|her|it|we|our|they|am|is|are|has|have|can|feels?)\b)"
+    r"|,\s+(?=(?:i|my|he|she|his|her|we|our|they)\b)"
 )
-"""What follows is told anew: "had one in 2010, but now ..." """
+"""Where something else may be told, though nothing says so: "I have a history of ... and I can't breathe" """
+_HISTORY = re.compile(r"\b(?:family |medical |past )*history of(?: (?!and\b|with\b|who\b)[a-z/'-]+){1,4}")
+_OWN = re.compile(r"(?:and |& )?(?:now |today )?(?:i|my|we|our)\b")
+_THEN = re.compile(r"\b(?:was|were|had|did|could|would|went|came|got|fell|took|lost|\w{2,}ed)\b")
+_NOW = re.compile(
+    r"\b(?:am|is|are|has|have|can|do|does|will|wants?|feels?|hurts?|needs?|keeps?|looks?|sounds?|says|going to)\b"
+)
 WORD = re.compile(r"\d+(?:[.,/]\d+)*|[a-z]+")
 
 
@@ -71,18 +82,16 @@ class Clause:
 def clauses(message: str, spelled: Callable[[str], str] = lambda word: word) -> list[Clause]:
     """The message's clauses; `spelled` gives a word its right spelling."""
     text = plain(message)
-    study, mourning = bool(telling("study").search(text)), bool(telling("death").search(text))
+    mourning = bool(telling("death").search(text))
     found: list[Clause] = []
     place = 0
     for sentence in _SENTENCE.split(text):
-        general = study or _general(sentence)
-        # "now" and "today" begin a clause and belong to it
-        for part in _CLAUSE.split(re.sub(r"\b(now|today)\b", r"now \1", sentence)):
-            words = [spelled(word) for word in WORD.findall(part)]
-            if words:
-                said = " ".join(words)
-                found.append(Clause(said, place, not (general or _past(said, mourning))))
-                place += len(words)
+        general, study = _general(sentence), bool(telling("study").search(sentence))
+        for part in _CLAUSE.split(sentence):
+            for happening, texts in groupby(_told(part, spelled, study, mourning), key=itemgetter(1)):
+                said = " ".join(each for each, _ in texts)
+                found.append(Clause(said, place, happening and not general))
+                place += len(said.split())
     return found
 
 
@@ -90,6 +99,7 @@ def plain(message: str) -> str:
     """Lower case, contractions spelled out, numbers of things in digits, nothing that nobody sees."""
     text = unicodedata.normalize("NFKC", _read(message))
     text = "".join(char for char in text if char in "\n\t" or unicodedata.category(char) not in {"Cf", "Cc"})
+    text = re.sub(r"[^\S\n]+", " ", text)  # a run of blanks costs the patterns its square
     text = text.lower().replace("’", "'").replace("‘", "'").replace("`", "'")
     for pattern, put in _CONTRACTIONS:
         text = pattern.sub(put, text)
@@ -134,6 +144,20 @@ def _question() -> re.Pattern[str]:
     return re.compile(rf"^(?:(?:{_alternatives('before_asking')})\s+)*(?:{_alternatives('asking')})\b(?! not\b)")
 
 
+def _told(part: str, spelled: Callable[[str], str], study: bool, mourning: bool) -> Iterator[tuple[str, bool]]:
+    """The words between possible breaks, and whether they tell of something that is there."""
+    long_ago = False
+    for piece in _BREAK.split(_HISTORY.sub(r"\n\g<0>\n", part)):
+        said = " ".join(spelled(word) for word in WORD.findall(piece))
+        if not said:
+            continue
+        # "in 2010 I fell and my leg was numb" goes on with what was then
+        still = _NOW.search(said) or telling("present").search(said)
+        long_ago = _past(said) or bool(long_ago and _THEN.search(said) and not still)
+        studied = study and not (_OWN.match(piece) and not telling("study").search(piece))
+        yield said, not (studied or long_ago or _over(said, mourning))
+
+
 def _general(sentence: str) -> bool:
     """Whether a sentence asks about a disease or about anyone, rather than tells of somebody."""
     words = " ".join(WORD.findall(sentence))
@@ -141,10 +165,16 @@ def _general(sentence: str) -> bool:
         return not telling("what_to_do").search(words)
     about, person = telling("about").search(words), telling("person").search(words)
     if _question().match(words):
-        return bool(about) or not person or bool(telling("future").search(words))
+        somebody = telling("somebody").search(telling("asker").sub(" ", words))
+        return bool(about and not somebody) or not person or bool(telling("future").search(words))
     return sentence.rstrip().endswith("?") and bool(about) and not person
 
 
-def _past(clause: str, mourning: bool) -> bool:
-    ended = telling("past").search(clause) or (mourning and not re.search(r"\b(?:i|me)\b", clause))
-    return bool(ended) and not telling("present").search(clause)
+def _past(clause: str) -> bool:
+    return bool(telling("past").search(clause)) and not telling("present").search(clause)
+
+
+def _over(clause: str, mourning: bool) -> bool:
+    if telling("present").search(clause) or telling("of_oneself").search(clause):
+        return False
+    return bool(telling("over").search(clause)) or (mourning and not telling("living").search(clause))
