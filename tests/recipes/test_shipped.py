@@ -20,6 +20,7 @@ def test_the_recipes_that_are_promised_ship() -> None:
         "llama2-7b",
         "mistral-7b",
         "patient-friendly",
+        "patient-gemma3",
         "preference",
     }
 
