@@ -61,7 +61,7 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
     no_telemetry()
     # Every batch has another shape, and oneDNN keeps code for the last 1,024 products: up to a gigabyte by and by.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     place = locate(name)
     folder = Path(place) if Path(place).is_dir() else None
@@ -77,6 +77,9 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
     options: dict[str, Any] = {"dtype": number_format(spec.dtype), "attn_implementation": _attention(spec.attention)}
     options |= quantized.loading_options(spec.quantize)
     with loading(name, place):
+        if spec.dtype == "auto":
+            config = AutoConfig.from_pretrained(weights, local_files_only=offline)
+            options["dtype"] = in_range(options["dtype"], config)
         tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=offline)
         model = AutoModelForCausalLM.from_pretrained(weights, local_files_only=offline, use_safetensors=True, **options)
         quantized.keep_trainable(model)
@@ -202,6 +205,14 @@ def number_format(name: str) -> Any:
     if bf16_is_fast():
         return torch.bfloat16
     return torch.float16 if torch.cuda.is_available() else torch.float32
+
+
+def in_range(dtype: Any, config: Any) -> Any:
+    """The dtype, or FP32 in the place of FP16 for models whose hidden states are too large for that, as Gemma 3's."""
+    import torch
+
+    too_large = str(config.get_text_config().model_type).startswith("gemma")
+    return torch.float32 if dtype == torch.float16 and too_large else dtype
 
 
 def _attention(name: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from meditune.models.context import refuse_unreadable
+from meditune.models.load import in_range
 from meditune.models.strategies import parameter_counts
 from meditune.planning.memory import Memory, peak_of
 from meditune.planning.rehearsal import rehearse
@@ -76,7 +77,8 @@ def plan(recipe: Recipe, gpu: str | None = None) -> Planned:
 def estimate(recipe: Recipe, config: Any, target: Target) -> Estimate:
     """Predict one way of training."""
     attention = "eager" if recipe.model.attention == "eager" else target.attention
-    model = on_meta(config, recipe.model, target.dtype, attention)
+    dtype = in_range(target.dtype, config) if recipe.model.dtype == "auto" else target.dtype
+    model = on_meta(config, recipe.model, dtype, attention)
     piece = rehearse(model, recipe)
     memory = peak_of(model, piece, recipe, target.device == "cuda")
     speed = target.flops * UTILIZATION[target.device] / (piece.flops / piece.tokens)

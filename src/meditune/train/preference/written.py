@@ -64,7 +64,7 @@ def answers(loaded: LoadedModel, examples: Sequence[Example], recipe: Recipe) ->
     torch.manual_seed(recipe.seed)
     with Progress("The model writes answers", len(order), "answers") as progress:
         while order:
-            size = batch_size(len(prompts[order[0]]), more)
+            size = batch_size(len(prompts[order[0]]), more, loaded.model)
             names, order = order[:size], order[size:]
             written = sampled(loaded, [prompts[name] for name in names], more, spec.temperature)
             for name, ids in zip(names, written, strict=True):
