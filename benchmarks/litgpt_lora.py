@@ -12,14 +12,13 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-import time
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from cost import Read, read_of_text, total
-from memory import Peaks
+from memory import Clock, Peaks
 
 
 class EndError(Exception):
@@ -32,12 +31,11 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     from litgpt.finetune.lora import setup
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
-    peaks, reads, ends = Peaks(), [], []
+    peaks, clock, reads = Peaks(), Clock(), []
     steps, a_step = job["steps"] + 1, job["rows_per_step"] // job["batch"]
 
     def ended(*_: Any) -> None:
-        ends.append(time.monotonic())
-        if len(ends) == steps:
+        if clock.ended() == steps:
             raise EndError
 
     def reading(read: Read) -> None:
@@ -69,13 +67,13 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
             )
         except EndError:
             figures = peaks.figures()
-    if len(ends) < steps:
-        sys.exit(f"LitGPT ended after {len(ends)} of {steps} steps.")
+    if len(clock.ends) < steps:
+        sys.exit(f"LitGPT ended after {len(clock.ends)} of {steps} steps.")
     read = total(reads[a_step : a_step * steps])
     return {
-        "seconds": ends[-1] - ends[0],
         "read": asdict(read),
         "versions": {name: version(name) for name in ("litgpt", "lightning", "torch")},
+        **clock.figures(),
         **figures,
     }
 
@@ -120,7 +118,10 @@ def small_gemma3(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def data_of(job: dict[str, Any], reading: Any) -> Any:
-    """The job's rows as a data module of LitGPT, batched by its own collator; `reading` is told of every batch."""
+    """The job's rows, in their order, as a data module of LitGPT, batched by its own collator.
+
+    `reading` is called with what every batch reads.
+    """
     import torch
     from litgpt.data import DataModule
     from litgpt.data.base import get_sft_collate_fn
@@ -143,8 +144,7 @@ def data_of(job: dict[str, Any], reading: Any) -> Any:
             """Nothing has to be set: the rows are tokens already."""
 
         def train_dataloader(self) -> Any:
-            order = torch.Generator().manual_seed(job["seed"])
-            return DataLoader(rows, batch_size=job["batch"], shuffle=True, generator=order, collate_fn=counted)
+            return DataLoader(rows, batch_size=job["batch"], shuffle=False, collate_fn=counted)
 
         def val_dataloader(self) -> Any:
             return DataLoader(rows[:1], batch_size=1, collate_fn=collate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +34,20 @@ class Material:
             {"input_ids": [*item.prompt, *item.target], "labels": [-100] * len(item.prompt) + item.target}
             for item in items
         ]
+
+    def rows_by_step(self) -> list[dict[str, list[int]]]:
+        """Return `rows` in the order of Meditune's optimizer steps, for trainers that read one row after another.
+
+        Rows are shuffled within each step, so that batches are padded as in training on shuffled rows.
+        """
+        from meditune.train.sft import plan_steps
+
+        rows, tasks, ordered = self.rows(), len(self.recipe.train.tasks), []
+        for number, step in enumerate(plan_steps(len(self.examples), self.recipe.train, self.recipe.seed)):
+            mine = [rows[index * tasks + task] for index in step for task in range(tasks)]
+            random.Random(f"{self.recipe.seed}/{number}").shuffle(mine)
+            ordered += mine
+        return ordered
 
 
 def material(name: str, count: int, settings: Sequence[str], recipe: str = "gemma3-270m") -> Material:

@@ -1,13 +1,17 @@
-"""The most memory this process held: since its start, or since a chosen moment.
+"""The most memory that this process held, since its start or since a chosen moment, and how long its steps took.
 
 Uses the standard library only, so that peers in interpreters of their own can import it, too.
 """
 
 from __future__ import annotations
 
+import itertools
+import os
 import resource
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -47,3 +51,28 @@ class Peaks:
         """The peak of the whole process and, where it can be had, that from `loaded` until now, in 10^9 bytes."""
         now = peak_gb()
         return {"peak_gb": max(self.loading, now), "training_peak_gb": now if self.apart else None}
+
+
+class Clock:
+    """The time of optimizer steps, by the wall and by the processor. The first step is a warm-up and isn't counted."""
+
+    def __init__(self) -> None:
+        self.ends: list[tuple[float, float]] = []
+
+    def ended(self) -> int:
+        """Note the end of a step; return the number of steps that have ended."""
+        self.ends.append((time.monotonic(), time.process_time()))
+        return len(self.ends)
+
+    def figures(self) -> dict[str, Any]:
+        """Return the seconds of all timed steps and of each, and the share of the cores' time that this process got.
+
+        Kernels that wait for each other spin, so the share is near 1 on a machine without other work.
+        """
+        walls = [wall for wall, _ in self.ends]
+        seconds = walls[-1] - walls[0]
+        return {
+            "seconds": seconds,
+            "step_seconds": [round(after - before, 3) for before, after in itertools.pairwise(walls)],
+            "processor_share": round((self.ends[-1][1] - self.ends[0][1]) / seconds / (os.cpu_count() or 1), 3),
+        }

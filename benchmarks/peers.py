@@ -1,23 +1,53 @@
-"""TRL's SFTTrainer and transformers' Trainer, with settings that are sensible on a CPU.
+"""TRL's SFTTrainer and transformers' Trainer, in the settings that a user of either would choose on a CPU.
 
-The model in FP32 with LoRA of the same rank on the same layers, BF16 by autocast where asked for, PyTorch's fused
-attention, rows padded to the longest of their batch, and a loss on answers only through labels of -100.
+Each trains LoRA of the same rank on the same layers with PyTorch's fused attention, pads rows to the longest of their
+batch, reads them in the given order, and has a loss on answers only through labels of -100. TRL's default loss, "nll",
+is computed in chunks without all logits; its `chunked_nll` is a deprecated name of the same.
 """
 
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cost import Read, cost_of, read_of_text, total
-from material import Material, sha256_of
-from memory import Peaks
+from material import Material
+from memory import Clock, Peaks
 
-Build = Callable[[Any, Any, Any, Path, Any], Any]
-"""From model, tokenizer, rows, folder and LoRA's configuration to a trainer"""
+Build = Callable[[Any, Any, Any, Path], Any]
+"""From a model, its tokenizer, rows and a folder to a trainer"""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A trainer and its settings: BF16 weights, as transformers loads such a checkpoint, and the trainer's defaults."""
+
+    trainer: str
+    """trl or transformers"""
+    weights: str = "bfloat16"
+    """Number format of the base model"""
+    autocast: bool = True
+    """Compute in BF16 by autocast with FP32 adapters; without it, adapters are BF16, too"""
+    checkpointing: bool | None = None
+    """Gradient checkpointing; None is the trainer's default"""
+    compile: bool = False
+    """torch_compile of the trainer's arguments"""
+
+
+SETUPS = {
+    "trl": Setup("trl"),
+    "trl-no-checkpointing": Setup("trl", checkpointing=False),
+    "trl-bf16-true": Setup("trl", autocast=False, checkpointing=False),
+    "trl-fp32-weights": Setup("trl", weights="float32", checkpointing=False),
+    "trainer": Setup("transformers"),
+    "trainer-bf16-true": Setup("transformers", autocast=False),
+    "trainer-fp32-weights": Setup("transformers", weights="float32"),
+    "trainer-compiled": Setup("transformers", compile=True),
+}
+"""`trl` has gradient checkpointing by default, `trainer` doesn't."""
 
 
 class Counting:
@@ -35,17 +65,38 @@ class Counting:
         return batch
 
 
-def timed(given: Material, build: Build) -> dict[str, Any]:
-    """Figures of a transformers-style trainer's steps over the rows, without the first, which warms up."""
+def measured(given: Material, setup: Setup, rows: int, batch: int) -> dict[str, Any]:
+    """Return the metrics of training on the material with `rows` rows in a step, read `batch` at a time."""
+    build = {"trl": _trl, "transformers": _transformers}[setup.trainer]
+    arguments: dict[str, Any] = {
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": rows // batch,
+        "num_train_epochs": 1,
+        "train_sampling_strategy": "sequential",
+        "bf16": setup.autocast,
+        "torch_compile": setup.compile,
+        "use_cpu": True,
+        "report_to": [],
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+    }
+    if setup.checkpointing is not None:
+        arguments["gradient_checkpointing"] = setup.checkpointing
+    return _timed(given, setup, lambda *parts: build(given, arguments, *parts))
+
+
+def _timed(given: Material, setup: Setup, build: Build) -> dict[str, Any]:
+    """Return the metrics of all steps but the first, which warms up."""
     import torch
     from datasets import Dataset
-    from peft import LoraConfig
+    from peft import LoraConfig, get_peft_model
     from transformers import TrainerCallback
 
     from meditune.models.adapters import TARGETS, USUAL_TARGETS
 
-    recipe, loaded, rows = given.recipe, given.loaded, given.rows()
-    model = loaded.model.float()
+    recipe, loaded = given.recipe, given.loaded
+    model = loaded.model.to(getattr(torch, setup.weights))
     model.set_attn_implementation("sdpa")
     kind = model.config.get_text_config().model_type
     lora = LoraConfig(
@@ -59,73 +110,49 @@ def timed(given: Material, build: Build) -> dict[str, Any]:
     if loaded.tokenizer.pad_token_id is None:
         loaded.tokenizer.pad_token = loaded.tokenizer.eos_token
     torch.manual_seed(recipe.seed)
-    peaks, ends = Peaks(), []
+    adapted = get_peft_model(model, lora, autocast_adapter_dtype=setup.autocast)
+    cost = cost_of(adapted)
+    peaks, clock = Peaks(), Clock()
 
-    class Clock(TrainerCallback):
+    class Watch(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             peaks.loaded()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            ends.append(time.monotonic())
+            clock.ended()
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build(model, loaded.tokenizer, Dataset.from_list(rows), Path(folder), lora)
-        cost = cost_of(trainer.model)
-        trainer.add_callback(Clock())
+        trainer = build(adapted, loaded.tokenizer, Dataset.from_list(given.rows_by_step()), Path(folder))
+        trainer.add_callback(Watch())
         trainer.data_collator = counting = Counting(trainer.data_collator)
         trainer.train()
     size = trainer.args.gradient_accumulation_steps
-    read = total(counting.reads[size : size * len(ends)])
+    read = total(counting.reads[size : size * len(clock.ends)])
     return {
-        "seconds": ends[-1] - ends[0],
-        "text_tokens": read.tokens,
         "read_tokens": read.tokens,
+        "supervised_tokens": read.supervised,
         "flops": cost.of(read),
-        "rows_sha256": sha256_of(rows),
+        "checkpointing": trainer.args.gradient_checkpointing,
+        "number_formats": sorted({str(parameter.dtype) for parameter in adapted.parameters()}),
+        **clock.figures(),
         **peaks.figures(),
     }
 
 
-def _arguments(folder: Path, rows: int, batch: int, bf16: bool) -> dict[str, Any]:
-    """Settings that both trainers share; `rows` rows in a step."""
-    return {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": batch,
-        "gradient_accumulation_steps": rows // batch,
-        "num_train_epochs": 1,
-        "bf16": bf16,
-        "use_cpu": True,
-        "report_to": [],
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
-    }
-
-
-def trl(given: Material, rows: int, batch: int, bf16: bool, **more: Any) -> dict[str, Any]:
-    """TRL's SFTTrainer."""
+def _trl(given: Material, arguments: dict[str, Any], model: Any, tokenizer: Any, data: Any, folder: Path) -> Any:
     from trl import SFTConfig, SFTTrainer
 
-    def build(model: Any, tokenizer: Any, data: Any, folder: Path, lora: Any) -> Any:
-        longest = given.recipe.prompt.max_tokens
-        config = SFTConfig(**_arguments(folder, rows, batch, bf16), max_length=longest, packing=False, **more)
-        return SFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer, peft_config=lora)
-
-    return timed(given, build)
+    longest = given.recipe.prompt.max_tokens
+    config = SFTConfig(output_dir=str(folder), **arguments, max_length=longest, packing=False)
+    return SFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
 
 
-def trainer(given: Material, rows: int, batch: int) -> dict[str, Any]:
-    """transformers' Trainer with BF16 autocast."""
-    from peft import get_peft_model
+def _transformers(_: Material, arguments: dict[str, Any], model: Any, tokenizer: Any, data: Any, folder: Path) -> Any:
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
-    def build(model: Any, tokenizer: Any, data: Any, folder: Path, lora: Any) -> Any:
-        return Trainer(
-            model=get_peft_model(model, lora),
-            args=TrainingArguments(**_arguments(folder, rows, batch, True)),
-            train_dataset=data,
-            data_collator=DataCollatorForSeq2Seq(tokenizer),
-        )
-
-    return timed(given, build)
+    return Trainer(
+        model=model,
+        args=TrainingArguments(output_dir=str(folder), **arguments),
+        train_dataset=data,
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
+    )

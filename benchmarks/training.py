@@ -1,18 +1,26 @@
-"""Training speed and memory: Meditune beside TRL, transformers' Trainer and LitGPT, and beside the machine's limit.
+"""Training speed and memory: Meditune beside LitGPT, transformers' Trainer and TRL, and beside the machine's limit.
 
     python benchmarks/training.py --model smollm2-135m --json figures.json
-    python benchmarks/training.py --engines meditune trl-bf16 trainer-bf16 meditune --trainer-batch 1 2 4
+    python benchmarks/training.py --engines trainer --batch 2 4 --json figures.json
     python benchmarks/training.py --engines meditune litgpt --litgpt-python /path/to/venv/bin/python
 
-Every engine is a process of its own and trains LoRA on the same examples with the same tokens, targets and optimizer
-steps of eight examples. An engine may be named more than once; ratios are to the mean of Meditune's runs.
+Every engine is a process of its own and trains LoRA on the same examples in the same optimizer steps of eight examples,
+each with a decision and an answer. Engines are what a user can choose (peers.py has the settings of TRL and the
+Trainer); peers run once for each size in --batch. The first step is a warm-up and isn't counted, nor is the time in
+which layers are compiled.
 
-- tokens/s: tokens of separate decision and answer rows without padding, the text that a peer has to read. Meditune
-  reads fewer, because the two rows of an example share their prompt; "read" counts what was really read. The first
-  step of each engine is a warm-up and isn't counted, nor is the time in which Meditune's layers are compiled.
-- MFU: operations that what was read needs at the least (cost.py) a second, as a share of the fastest BF16 matrix
-  product that this machine did right before and after (limit.py); in brackets of the typical one.
+With --json, measurements that the file already has are left out, so that a call can measure one engine and batch, and a
+later one goes on. An engine that is named more than once is measured more than once; ratios are to the mean of
+Meditune's runs.
+
+- examples/s: the work that every engine does alike.
+- tokens/s: tokens that the engine read, without padding. A peer reads a row for the decision and one for the answer;
+  Meditune reads their common prompt once, so it reads about half of the tokens for the same examples.
 - training GB: the most memory held from the first step on, weights included; all GB: since the process began.
+- MFU: operations that what was read needs at the least (cost.py) a second, as a share of the fastest BF16 matrix
+  product that this machine did right before and after (limit.py); in brackets of the typical one. What gradient
+  checkpointing computes again isn't counted.
+- processor: the share of the cores' time that the process got; well below that of other runs, it was disturbed.
 
 Needs `pip install -e . --group bench`; LitGPT pins versions of its own and needs an interpreter of its own.
 """
@@ -27,6 +35,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -36,13 +45,22 @@ os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "true", "TOKENIZ
 from cost import Cost, Read, cost_of, read_of_row, total
 from limit import bf16_gflops, shapes_of
 from material import FRESH, Material, config_of, lengths, material, sha256_of
-from memory import Peaks
+from memory import Clock, Peaks
+from peers import SETUPS, measured
 
-ENGINES = ("meditune", "trl-bf16", "trl-bf16-chunked", "trl-fp32", "trainer-bf16", "litgpt")
+OWN = {"meditune": "on", "meditune-uncompiled": "off"}
+"""Meditune's train.compile; the batch sizes of its pieces are its own"""
+LITGPT = {"litgpt": "bf16-true", "litgpt-mixed": "bf16-mixed"}
+"""LitGPT's precision"""
+ENGINES = (*OWN, *LITGPT, *SETUPS)
+DEFAULT = ("meditune", "trainer", "trl", "trl-no-checkpointing", "meditune")
 BATCH = 8
 """Examples in a step, each with two rows"""
 LITGPT_NAMES = {"smollm2-135m": "SmolLM2-135M-Instruct", "gemma3-270m": "Gemma-3-270m"}
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "meditune")
+
+Job = tuple[str, int | None]
+"""An engine and the rows in its batches"""
 
 
 def main() -> None:
@@ -60,20 +78,14 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m", help=f"base model, or {FRESH}")
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES[:-1]))
-    parser.add_argument("--steps", type=int, default=3, help="steps that are timed")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(DEFAULT))
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4, 8], help="rows in the peers' batches")
+    parser.add_argument("--steps", type=int, default=2, help="steps that are timed")
     parser.add_argument("--max-tokens", type=int, default=512, help="longest row")
-    parser.add_argument("--compile", choices=("on", "off"), default="on", help="Meditune's train.compile")
-    parser.add_argument("--trl-batch", type=int, nargs="+", default=[8], help="rows in TRL's batches")
-    parser.add_argument(
-        "--trainer-batch", type=int, nargs="+", default=[2], help="rows in transformers' batches; the best counts"
-    )
-    parser.add_argument("--litgpt-batch", type=int, nargs="+", default=[1], help="rows in LitGPT's batches; 1 is usual")
     parser.add_argument("--litgpt-python", default=sys.executable, help="interpreter that has LitGPT")
-    parser.add_argument("--litgpt-precision", default="bf16-true", help="as LitGPT calls it: bf16-true, bf16-mixed")
-    parser.add_argument("--json", type=Path, help="also write all figures to this file")
+    parser.add_argument("--json", type=Path, help="write all metrics to this file and go on from what it has")
+    parser.add_argument("--again", action="store_true", help="measure these engines and batches again")
     parser.add_argument("--worker", choices=ENGINES, help=argparse.SUPPRESS)
-    parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
     return parser
 
 
@@ -81,29 +93,60 @@ def compare(options: argparse.Namespace) -> None:
     """Measure all engines one after the other, and the machine's limit before and after each."""
     from meditune.files import write_json
 
-    sizes = {"litgpt": options.litgpt_batch, "trainer-bf16": options.trainer_batch, "meditune": [None]}
-    jobs = [(engine, size) for engine in options.engines for size in sizes.get(engine, options.trl_batch)]
-    wrong = [size for _, size in jobs if size and 2 * BATCH % size]
+    jobs = jobs_of(options.engines, options.batch)
+    wrong = [size for size in options.batch if 2 * BATCH % size]
     if wrong:
         sys.exit(f"A batch of {wrong[0]} rows doesn't divide a step's {2 * BATCH} rows; take 1, 2, 4, 8 or 16.")
-    if "litgpt" in options.engines and not shutil.which(options.litgpt_python):
+    if set(LITGPT) & set(options.engines) and not shutil.which(options.litgpt_python):
         sys.exit(f"--litgpt-python {options.litgpt_python} is no program that can be started.")
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
+    settings = {name: getattr(options, name) for name in ("model", "steps", "max_tokens")}
+    found = earlier(options.json, settings) | settings | {"about": about()}
+    found["runs"] = [run for run in found["runs"] if "error" not in run]
+    if options.again:
+        found["runs"] = [run for run in found["runs"] if (run["engine"], run["batch"]) not in jobs]
     shapes = shapes_of(config_of(options.model))
-    runs: list[dict[str, Any]] = []
-    found = {"command": sys.argv[1:], "model": options.model, "about": about(), "runs": runs}
-    limit = bf16_gflops(shapes)
-    for engine, size in jobs:
-        before, run = limit, measured(engine, size, options)
-        limit = bf16_gflops(shapes)
-        runs.append({"engine": engine, "batch": size} | with_speeds(run, before, limit))
-        print(line(runs[-1], {}), flush=True)
+    for engine, size in missing(jobs, found["runs"]):
+        before, run = bf16_gflops(shapes), in_process(engine, size, options)
+        run = {"engine": engine, "batch": size} | with_speeds(run, before, bf16_gflops(shapes))
+        print(line(run, {}), flush=True)
+        found["runs"].append(run)
         if options.json:
             write_json(options.json, found)
     print("\nBeside Meditune, the best batch of each:")
-    for run in best(runs):
-        print(line(run, mean_of(runs, "meditune")))
+    for run in best(found["runs"]):
+        print(line(run, mean_of(found["runs"], "meditune")))
+
+
+def jobs_of(engines: list[str], sizes: list[int]) -> list[Job]:
+    """Return what is measured: Meditune's engines once for each time that they are named, peers for each size too."""
+    return [(engine, size) for engine in engines for size in ([None] if engine in OWN else sizes)]
+
+
+def missing(jobs: list[Job], runs: list[dict[str, Any]]) -> list[Job]:
+    """Return the jobs, in order, that the runs don't have yet; one that is named twice needs two runs."""
+    had = Counter((run["engine"], run["batch"]) for run in runs)
+    left = []
+    for job in jobs:
+        if had[job]:
+            had[job] -= 1
+        else:
+            left.append(job)
+    return left
+
+
+def earlier(file: Path | None, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what the file has from earlier calls; exits where those had other settings."""
+    from meditune.files import read_json
+
+    if file is None or not file.is_file():
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        return {"runs": []}
+    found: dict[str, Any] = read_json(file)
+    for name, value in settings.items():
+        if found.get(name) != value:
+            sys.exit(f"{file} was measured with {name} {found.get(name)}, not {value}. Name another file with --json.")
+    return found
 
 
 def about() -> dict[str, Any]:
@@ -122,12 +165,16 @@ def _cpu() -> str:
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
-def measured(engine: str, size: int | None, options: argparse.Namespace) -> dict[str, Any]:
-    """The figures of one engine's own process; an error where it failed."""
+def in_process(engine: str, size: int | None, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the metrics of one engine's own process; an error where it failed."""
     words = [sys.executable, __file__, "--worker", engine, "--model", options.model, "--steps", str(options.steps)]
-    words += ["--max-tokens", str(options.max_tokens), "--batch", str(size or 0), "--compile", options.compile]
-    words += ["--litgpt-python", options.litgpt_python, "--litgpt-precision", options.litgpt_precision]
-    return outcome(subprocess.run(words, capture_output=True, text=True, check=False))
+    words += ["--max-tokens", str(options.max_tokens), "--batch", str(size or 0)]
+    words += ["--litgpt-python", options.litgpt_python]
+    environment = dict(os.environ)
+    if engine not in OWN:
+        # Meditune lets oneDNN keep code for fewer shapes; peers have oneDNN's default, as for their users.
+        environment.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "1024")
+    return outcome(subprocess.run(words, capture_output=True, text=True, check=False, env=environment))
 
 
 def outcome(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
@@ -139,13 +186,13 @@ def outcome(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 
 def with_speeds(run: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """The run's figures with tokens a second and MFU."""
+    """Return the run's metrics with examples and tokens a second and MFU."""
     if "error" in run:
         return run
     flops = run["flops"] / run["seconds"] / 1e9
     return run | {
-        "tokens_per_s": run["text_tokens"] / run["seconds"],
-        "read_tokens_per_s": run["read_tokens"] / run["seconds"],
+        "examples_per_s": run["examples"] / run["seconds"],
+        "tokens_per_s": run["read_tokens"] / run["seconds"],
         "gflops": flops,
         "mfu": flops / max(before["best"], after["best"]),
         "mfu_of_typical": flops / ((before["typical"] + after["typical"]) / 2),
@@ -155,67 +202,71 @@ def with_speeds(run: dict[str, Any], before: dict[str, Any], after: dict[str, An
 
 
 def mean_of(runs: list[dict[str, Any]], engine: str) -> dict[str, float]:
-    """Mean speed and largest peak of an engine's runs; empty where it has none."""
+    """Return the mean speed and the largest peak of an engine's runs; empty where it has none."""
     mine = [run for run in runs if run["engine"] == engine and "error" not in run]
     if not mine:
         return {}
     peaks = [run["training_peak_gb"] or run["peak_gb"] for run in mine]
-    return {"tokens_per_s": sum(run["tokens_per_s"] for run in mine) / len(mine), "peak_gb": max(peaks)}
+    return {"examples_per_s": sum(run["examples_per_s"] for run in mine) / len(mine), "peak_gb": max(peaks)}
 
 
 def best(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The fastest run of each engine."""
-    ranked = sorted(runs, key=lambda run: -run.get("tokens_per_s", 0.0))
-    return [
-        next(run for run in ranked if run["engine"] == engine) for engine in dict.fromkeys(r["engine"] for r in runs)
-    ]
+    """Return the fastest run of each engine, the fastest engine first."""
+    found: dict[str, dict[str, Any]] = {}
+    for run in sorted(runs, key=lambda run: -run.get("examples_per_s", 0.0)):
+        found.setdefault(run["engine"], run)
+    return list(found.values())
 
 
 def line(run: dict[str, Any], ours: dict[str, float]) -> str:
-    """One run as a line; where Meditune's figures are given, with its speed and memory as multiples of the run's."""
+    """Return one run as a line; where Meditune's metrics are given, with its speed and memory as multiples of it."""
     name = run["engine"] + (f" x{run['batch']}" if run["batch"] else "")
     if "error" in run:
-        return f"{name:20} failed: {run['error']}"
+        return f"{name:24} failed: {run['error']}"
     training = run["training_peak_gb"]
     ratios = ""
-    if ours and run["engine"] != "meditune":
+    if ours and run["engine"] not in OWN:
         peak = ours["peak_gb"] / (training or run["peak_gb"])
-        ratios = f"  Meditune: {ours['tokens_per_s'] / run['tokens_per_s']:.1f}x the speed, {peak:.2f}x the training GB"
+        speed = ours["examples_per_s"] / run["examples_per_s"]
+        ratios = f"  Meditune: {speed:.2f}x the speed, {peak:.2f}x the training GB"
     limits = [run[f"bf16_gflops_{when}"] for when in ("before", "after")]
     return (
-        f"{name:20}{run['tokens_per_s']:7.0f} tokens/s ({run['read_tokens_per_s']:.0f} read)  "
-        f"{f'{training:.1f}' if training else '?'} training GB, {run['peak_gb']:.1f} all GB  "
+        f"{name:24}{run['examples_per_s']:6.3f} examples/s, {run['tokens_per_s']:5.0f} tokens/s read  "
+        f"{f'{training:.2f}' if training else '?'} training GB, {run['peak_gb']:.2f} all GB  "
         f"MFU {run['mfu']:.1%} ({run['mfu_of_typical']:.1%}) of "
-        f"{max(each['best'] for each in limits)} GFLOP/s{ratios}"
+        f"{max(each['best'] for each in limits)} GFLOP/s, processor {run['processor_share']:.0%}{ratios}"
     )
 
 
 def work(options: argparse.Namespace) -> dict[str, Any]:
-    """One engine's figures, measured in this process."""
+    """Return one engine's metrics, measured in this process."""
     from meditune.errors import MedituneError
 
-    settings = [*lengths(options.max_tokens), f"train.batch_size={BATCH}", f"train.compile={options.compile}"]
+    settings = [*lengths(options.max_tokens), f"train.batch_size={BATCH}"]
+    settings += [f"train.compile={OWN.get(options.worker, 'off')}"]
     try:
         given = material(options.model, BATCH * (options.steps + 1), settings)
     except MedituneError as error:
         sys.exit(" ".join(str(error).split()))
     if len(given.examples) < BATCH * (options.steps + 1):
         sys.exit(f"There are {len(given.examples)} examples, too few for {options.steps + 1} steps of {BATCH}.")
-    facts = {"seed": given.recipe.seed, "data_sha256": given.data_sha256}
-    if options.worker == "meditune":
-        return meditune(given) | facts
-    if options.worker == "litgpt":
-        return litgpt(given, options) | facts
-    import peers
-
-    if options.worker == "trainer-bf16":
-        return peers.trainer(given, 2 * BATCH, options.batch) | facts
-    more = {"loss_type": "chunked_nll"} if options.worker == "trl-bf16-chunked" else {}
-    return peers.trl(given, 2 * BATCH, options.batch, options.worker != "trl-fp32", **more) | facts
+    rows, size = given.rows_by_step(), options.batch[0]
+    if options.worker in OWN:
+        run = meditune(given)
+    elif options.worker in LITGPT:
+        run = litgpt(given, size, options)
+    else:
+        run = measured(given, SETUPS[options.worker], 2 * BATCH, size)
+    supervised = sum(label != -100 for row in rows[2 * BATCH :] for label in row["labels"])
+    if run["supervised_tokens"] != supervised:
+        sys.exit(f"{options.worker} trained {run['supervised_tokens']} tokens of answers instead of {supervised}.")
+    examples, tokens = BATCH * options.steps, sum(len(row["input_ids"]) for row in rows[2 * BATCH :])
+    facts = {"seed": given.recipe.seed, "data_sha256": given.data_sha256, "rows_sha256": sha256_of(rows)}
+    return run | facts | {"examples": examples, "tokens_of_separate_rows": tokens}
 
 
 def meditune(given: Material) -> dict[str, Any]:
-    """Meditune's own training loop."""
+    """Return the metrics of Meditune's own training loop."""
     from meditune.models.frozen import FrozenLayers
     from meditune.train.encode import encode
     from meditune.train.fast import fast_layers
@@ -226,7 +277,7 @@ def meditune(given: Material) -> dict[str, Any]:
     rows, _ = encode(given.examples, loaded.encoder(recipe.prompt), recipe.train.tasks)
     model, cost = adapted(given)
     weights = TokenWeights(given.examples, rows, recipe.train)
-    peaks = Peaks()
+    peaks, clock = Peaks(), Clock()
     peaks.loaded()
     frozen = FrozenLayers(model, 0)
 
@@ -234,44 +285,43 @@ def meditune(given: Material) -> dict[str, Any]:
         return probe(model, loaded.pad_id, rows, weights, recipe.train, frozen)
 
     with fast_layers(model, recipe.train, sum(map(len, rows)), try_a_piece) as are_compiled:
-        steps = list(train(model, loaded.pad_id, rows, weights, recipe.train, recipe.seed, frozen))
-    figures = peaks.figures()
+        for _ in train(model, loaded.pad_id, rows, weights, recipe.train, recipe.seed, frozen):
+            clock.ended()
     timed = [rows[index] for step in plan_steps(len(rows), recipe.train, recipe.seed)[1:] for index in step]
     read = total([read_of_row(row) for row in timed])
     return {
-        "seconds": sum(step.seconds for step in steps[1:]),
-        "text_tokens": sum(len(item.prompt) + len(item.target) for row in timed for item in row.encoded),
         "read_tokens": read.tokens,
+        "supervised_tokens": read.supervised,
         "flops": cost.of(read),
-        "rows_sha256": sha256_of(given.rows()),
         "compiled": are_compiled,
-        **figures,
+        **clock.figures(),
+        **peaks.figures(),
     }
 
 
 def adapted(given: Material) -> tuple[Any, Cost]:
-    """The model with Meditune's adapter, and what training it costs."""
+    """Return the model with Meditune's adapter, and what training it costs."""
     from meditune.models.adapters import add_lora
 
     model = add_lora(given.loaded.model, given.recipe.model.lora, given.recipe.seed)
     return model, cost_of(model)
 
 
-def litgpt(given: Material, options: argparse.Namespace) -> dict[str, Any]:
-    """LitGPT's `finetune_lora`, in the interpreter that has it."""
+def litgpt(given: Material, size: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the metrics of LitGPT's `finetune_lora`, in the interpreter that has it."""
     from meditune.models.load import locate
 
     if options.model not in LITGPT_NAMES:
         sys.exit(f"LitGPT has no architecture for {options.model}; it knows {', '.join(LITGPT_NAMES)} here.")
-    rows, lora = given.rows(), given.recipe.model.lora
+    lora = given.recipe.model.lora
     job = {
         "folder": locate(given.base),
         "name": LITGPT_NAMES[options.model],
-        "rows": rows,
-        "batch": options.batch,
+        "rows": given.rows_by_step(),
+        "batch": size,
         "rows_per_step": 2 * BATCH,
         "steps": options.steps,
-        "precision": options.litgpt_precision,
+        "precision": LITGPT[options.worker],
         "seed": given.recipe.seed,
         "pad_id": given.loaded.pad_id,
         "lora": {"r": lora.r, "alpha": lora.alpha, "dropout": lora.dropout},
@@ -290,12 +340,7 @@ def litgpt(given: Material, options: argparse.Namespace) -> dict[str, Any]:
     if "error" in figures:
         sys.exit(figures["error"])
     read = Read(**figures.pop("read"))
-    return figures | {
-        "text_tokens": read.tokens,
-        "read_tokens": read.tokens,
-        "flops": cost.of(read),
-        "rows_sha256": sha256_of(rows),
-    }
+    return figures | {"read_tokens": read.tokens, "supervised_tokens": read.supervised, "flops": cost.of(read)}
 
 
 if __name__ == "__main__":
