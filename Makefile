@@ -27,9 +27,10 @@ help:
 run: $(INSTALLED)
 	$(BIN)/meditune run $(RECIPE) --output $(OUTPUT)
 
-# In two processes, each with whole files: one that dies names the test that it died in.
+# In two processes: one that dies names the test that it died in. Each begins with one half of the tests, so that what a
+# file or folder sets up once serves most of its tests, and one that is done takes over half of what the other has left.
 test: lint
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist worksteal
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .

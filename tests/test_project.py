@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,43 +63,96 @@ def test_continuous_integration_calls_make_test() -> None:
     assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("given", [None, "elsewhere"])
-def test_continuous_integration_finds_the_data_beside_the_checkout(given: str | None, tmp_path: Path) -> None:
-    checkout, data, tools = tmp_path / "checkout", tmp_path / "shared" / "data", tmp_path / "tools"
-    for folder in (checkout / ".ci", data, tools):
-        folder.mkdir(parents=True)
-    shutil.copy(PROJECT / ".ci" / "run", checkout / ".ci")
-    (tools / "make").write_text('#!/bin/sh\necho "$PWD $1 $MEDITUNE_DATA"\n', encoding="utf-8")
-    (tools / "chromium").write_text("#!/bin/sh\n", encoding="utf-8")
-    for tool in tools.iterdir():
-        tool.chmod(0o755)
-    environment = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"} | ({"MEDITUNE_DATA": given} if given else {})
-    done = subprocess.run([checkout / ".ci" / "run"], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == f"{checkout} test {given or data}\n"
+def _integration(folder: Path, apt: str = "exit 1", **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run .ci/run in a checkout of its own on a machine without the programs that some tests need.
 
-
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root installs packages")
-@pytest.mark.parametrize("works", [True, False])
-def test_continuous_integration_installs_what_tests_need_where_it_can(works: bool, tmp_path: Path) -> None:
-    checkout, tools = tmp_path / "checkout", tmp_path / "tools"
+    `apt` is what its apt-get does; `make` tells its folder, target and environment.
+    """
+    checkout, tools = folder / "checkout", folder / "tools"
     (checkout / ".ci").mkdir(parents=True)
     shutil.copy(PROJECT / ".ci" / "run", checkout / ".ci")
     tools.mkdir()
-    for name in ("bash", "dirname"):
+    for name in ("bash", "dirname", "cat", "chmod", "touch"):
         (tools / name).symlink_to(shutil.which(name) or name)
-    installs = (
-        f'case "$1" in install) : > {tools}/chromium; /bin/chmod +x {tools}/chromium;; esac' if works else "exit 1"
-    )
-    for name, does in (("make", "echo tested"), ("apt-get", f'echo "apt-get $*"; {installs}')):
+    told = 'echo "$PWD $1 ${MEDITUNE_DATA:-}"; echo "$CI $PYTEST_ADDOPTS"'
+    for name, does in (("make", told), ("sleep", 'echo "sleep $1" >&2'), ("apt-get", f'echo "apt-get $*"; {apt}')):
         (tools / name).write_text(f"#!/bin/sh\n{does}\n", encoding="utf-8")
         (tools / name).chmod(0o755)
-    done = subprocess.run(
-        [checkout / ".ci" / "run"], env={"PATH": str(tools)}, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "tested\n"
-    for package in ("chromium", "prometheus"):
-        assert (f"--no-install-recommends {package}\n" in done.stderr) == works
-    assert ("will be skipped" in done.stderr) == (not works)
+    given = {"PATH": str(tools), "POSTGRESQL_FOLDER": str(folder / "none")} | environment
+    return subprocess.run([checkout / ".ci" / "run"], env=given, capture_output=True, text=True, check=False)
+
+
+INSTALLS = """case "$1" in install)
+    for program in chromium initdb promtool systemd-analyze g++ ps; do
+        touch "${0%/*}/$program"; chmod +x "${0%/*}/$program"
+    done;;
+esac"""
+needs_root = pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root installs packages")
+
+
+@needs_root
+@pytest.mark.parametrize("given", [None, "elsewhere"])
+def test_continuous_integration_finds_the_data_beside_the_checkout(given: str | None, tmp_path: Path) -> None:
+    (tmp_path / "shared" / "data").mkdir(parents=True)
+    done = _integration(tmp_path, INSTALLS, **({"MEDITUNE_DATA": given} if given else {}))
+    first = done.stdout.splitlines()[0]
+    assert first == f"{tmp_path / 'checkout'} test {given or tmp_path / 'shared' / 'data'}", done.stderr
+
+
+@needs_root
+def test_continuous_integration_installs_what_tests_need_and_tells_skips_and_slow_tests(tmp_path: Path) -> None:
+    done = _integration(tmp_path, INSTALLS)
+    assert done.returncode == 0, done.stderr
+    for package in ("chromium", "postgresql", "prometheus", "systemd"):
+        assert f"--no-install-recommends {package}\n" in done.stderr
+    assert done.stdout.splitlines()[1].split() == ["true", "-rs", "--durations=30"]
+
+
+@needs_root
+def test_continuous_integration_tries_three_times_and_no_test_runs_without_a_service(tmp_path: Path) -> None:
+    done = _integration(tmp_path, "exit 1", MEDITUNE_BROWSER="/opt/browser")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("--no-install-recommends postgresql\n") == 6
+    assert done.stderr.count("apt-get update -qq\n") == 6
+    last = done.stderr.splitlines()[-1]
+    assert "not installed and could not be: postgresql prometheus systemd g++ procps." in last
+    assert "No test was run" in last
+
+
+@needs_root
+def test_continuous_integration_gets_over_a_registry_that_fails_once(tmp_path: Path) -> None:
+    once = f"[ -e {tmp_path}/tried ] || {{ : > {tmp_path}/tried; exit 100; }}; {INSTALLS}"
+    done = _integration(tmp_path, once)
+    assert done.returncode == 0
+    assert "Attempt 1 of 3 failed: apt-get update" in done.stderr
+    assert "Attempt 2" not in done.stderr
+
+
+SKIPS = """
+import pytest
+def test_allowed(): pytest.skip("could not import 'mlflow': No module named 'mlflow'")
+def test_other(): pytest.importorskip("a_package_that_is_not_there")
+"""
+
+
+@pytest.mark.parametrize(("integration", "code"), [("true", 1), ("", 0)])
+def test_a_skip_that_is_not_allowed_fails_continuous_integration(integration: str, code: int, tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").write_text(SKIPS, encoding="utf-8")
+    module = "import pytest\npytest.importorskip('another_package')\ndef test_nothing(): pass\n"
+    (tmp_path / "test_module.py").write_text(module, encoding="utf-8")
+    (tmp_path / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
+    words = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider", str(tmp_path)]
+    environment = os.environ | {"CI": integration, "PYTHONPATH": f"{PROJECT / 'src'}:{PROJECT}", "PYTEST_ADDOPTS": ""}
+    done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stdout
+    for line in (
+        "test_some.py::test_other: could not import 'a_package_that_is_not_there'",
+        "test_module.py: could not import 'another_package'",
+        "Install what is missing",
+    ):
+        assert (line in done.stdout) == bool(code), done.stdout
+    assert "test_allowed" not in done.stdout
 
 
 def test_the_citation_names_this_version() -> None:
