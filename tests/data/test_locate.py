@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import hashlib
 import threading
+import zipfile
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from meditune.data import locate as module
+from meditune.data.archive import contents_sha256
 from meditune.data.locate import locate
 from meditune.data.sources import SOURCES, Download
 from meditune.errors import DataError
@@ -123,6 +125,54 @@ def test_a_bad_download_leaves_nothing_and_says_where_to_put_the_file(
     assert publisher + address in str(caught.value)
     assert f"put it into {folder}" in str(caught.value)
     assert list(folder.iterdir()) == []
+
+
+def zipped(path: Path, commit: str, files: dict[str, bytes], packed: int = zipfile.ZIP_DEFLATED) -> str:
+    """A zip as GitHub makes it of a commit; returns the address under the publisher."""
+    with zipfile.ZipFile(path, "w", packed) as archive:
+        for name, data in files.items():
+            archive.writestr(f"MedQuAD-{commit}/{name}", data)
+    return f"/{path.name}"
+
+
+def test_a_zip_is_known_by_the_files_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, publisher: str) -> None:
+    files = {"1_A_QA/1.xml": b"<a/>", "1_A_QA/2.xml": b"<b/>", "readme.txt": b"old"}
+    for name, data in files.items():
+        (tmp_path / "own" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "own" / name).write_bytes(data)
+    known = contents_sha256(tmp_path / "own")
+
+    def source(address: str) -> None:
+        download = Download(publisher + address, "MedQuAD-1234567.zip", contents_sha256=known)
+        monkeypatch.setitem(SOURCES, "medquad", dataclasses.replace(SOURCES["medquad"], download=(download,)))
+
+    site = tmp_path / "site"
+    changed = (
+        files | {"1_A_QA/2.xml": b"<c/>"},
+        files | {"1_A_QA/3.xml": b"<c/>"},
+        {"1_A_QA/1.xml": b"<a/>"},
+        {"1_A_QA/1.xml": b"<b/>", "1_A_QA/2.xml": b"<a/>"},
+    )
+    for number, other in enumerate(changed):
+        source(zipped(site / f"{number}.zip", "abc", other))
+        with pytest.raises(DataError, match=r"holds other files than the known ones \(SHA-256 [0-9a-f]{64}, expected"):
+            locate("medquad")
+    source("/ori_pqal.json")
+    with pytest.raises(DataError, match="isn't the publisher's zip"):
+        locate("medquad")
+    assert list((tmp_path / "cache" / "data" / "medquad").iterdir()) == []
+    source(zipped(site / "same.zip", "def", dict(reversed(files.items())) | {"readme.txt": b"new"}, zipfile.ZIP_STORED))
+    assert [file.name for file in locate("medquad").iterdir()] == ["MedQuAD-1234567.zip"]
+
+
+def test_of_several_files_all_are_kept_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, publisher: str) -> None:
+    (tmp_path / "site" / "TREC-2017-1.xml").write_text("<a/>")
+    good = Download(f"{publisher}/TREC-2017-1.xml", "TREC-2017-1.xml")
+    for bad in (Download(f"{publisher}/none", "TREC-2017-2.xml"), dataclasses.replace(good, sha256="0" * 64)):
+        monkeypatch.setitem(SOURCES, "liveqa", dataclasses.replace(SOURCES["liveqa"], download=(good, bad)))
+        with pytest.raises(DataError):
+            locate("liveqa")
+        assert list((tmp_path / "cache" / "data" / "liveqa").iterdir()) == []
 
 
 def test_no_server_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,9 @@
+import re
 from pathlib import Path
 
 import pytest
 
+from meditune.data.archive import contents_sha256
 from meditune.data.locate import has_files
 from meditune.data.rejects import Rejects
 from meditune.data.sources import SOURCES
@@ -15,7 +17,9 @@ def test_every_source_says_where_it_comes_from() -> None:
         assert source.licence
         assert source.files
         assert source.download or source.how or source.packaged
-        assert all(each.url.startswith("https://") for each in source.download)
+        for each in source.download:
+            assert re.search(r"^https://.*/[0-9a-f]{40}[/.]", each.url), "a branch moves; name a commit"
+            assert each.sha256 or each.contents_sha256
     assert not SOURCES["mimic"].download
     assert "physionet.org" in SOURCES["mimic"].how
 
@@ -31,5 +35,10 @@ def test_the_real_folders_are_recognised_and_read(real_data: Path, name: str) ->
 
 @pytest.mark.real
 def test_the_checksums_are_those_of_the_real_files(real_data: Path) -> None:
-    for download in SOURCES["pubmedqa"].download:
-        assert sha256(real_data / "pubmedqa" / download.filename) == download.sha256
+    for name in ("pubmedqa", "medquad", "liveqa"):
+        for download in SOURCES[name].download:
+            if download.contents_sha256:
+                assert contents_sha256(real_data / name) == download.contents_sha256
+            else:
+                (file,) = (real_data / name).rglob(download.filename)
+                assert sha256(file) == download.sha256

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import xml.etree.ElementTree as ET
 import zipfile
@@ -40,6 +41,20 @@ def xml_files(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
         yield PurePosixPath(path.parent.name) / path.name, _bytes(path)
     else:
         yield from _zipped(path)
+
+
+def contents_sha256(path: Path) -> str:
+    """Return the SHA-256 over names and contents of the XML files of a folder or a publisher's zip, in order of name.
+
+    Each file adds a line `NAME NUL SHA256-OF-ITS-BYTES`. The zip's outermost folder, which GitHub names after the
+    commit, and the way in which it is packed don't count. Raises DataError as `xml_files` does.
+    """
+    zipped = not path.is_dir()
+    lines = []
+    for name, data in xml_files(path):
+        inside = PurePosixPath(*name.parts[1:]) if zipped else name
+        lines.append(f"{inside}\0{hashlib.sha256(data).hexdigest()}\n")
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
 def _bytes(file: Path) -> bytes:

@@ -10,6 +10,7 @@ import os
 import urllib.request
 from pathlib import Path
 
+from meditune.data.archive import contents_sha256
 from meditune.data.sources import SOURCES, Download, Source
 from meditune.errors import DataError
 from meditune.files import cache_folder, disk_full
@@ -41,8 +42,7 @@ def locate(source_name: str, path: Path | str | None = None, download: bool = Tr
     why = _why_no_download(source, download)
     if why:
         raise DataError(_not_found(source, places, why))
-    for each in source.download:
-        fetch(each, places[-1] / each.filename, source, places)
+    _fetch(source, places)
     return places[-1]
 
 
@@ -66,25 +66,29 @@ def offline() -> bool:
     return any(os.environ.get(name, "").strip().lower() in {"1", "true", "yes", "on"} for name in OFFLINE_VARIABLES)
 
 
-def fetch(download: Download, target: Path, source: Source, places: list[Path]) -> None:
-    """Download to a temporary name, check length and SHA-256, then rename: the target is whole or not there.
+def _fetch(source: Source, places: list[Path]) -> None:
+    """Download a source's files to temporary names, check all of them, then rename: all are there, or none.
 
     Raises DataError, naming the URL and the places where the user may put the files instead.
     """
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    folder = places[-1]
+    partials = {folder / f".{each.filename}.{os.getpid()}.partial": each for each in source.download}
+    download = source.download[0]
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        problem = _receive(download, partial)
-        if problem:
-            raise DataError(_not_found(source, places, f"{download.url} {problem}"))
-        partial.replace(target)
+        folder.mkdir(parents=True, exist_ok=True)
+        for partial, download in partials.items():
+            if problem := _receive(download, partial):
+                raise DataError(_not_found(source, places, f"{download.url} {problem}"))
+        for partial, download in partials.items():
+            partial.replace(folder / download.filename)
     except (OSError, http.client.HTTPException) as error:  # URLError, timeouts and broken connections are OSErrors
         if getattr(error, "errno", None) == errno.ENOSPC:
-            raise disk_full(target) from error
+            raise disk_full(folder / download.filename) from error
         reason = getattr(error, "reason", None) or error
         raise DataError(_not_found(source, places, f"{download.url} can't be fetched ({reason})")) from error
     finally:
-        partial.unlink(missing_ok=True)
+        for partial in partials:
+            partial.unlink(missing_ok=True)
 
 
 def _receive(download: Download, partial: Path) -> str:
@@ -104,6 +108,13 @@ def _receive(download: Download, partial: Path) -> str:
         return f"broke off at {received:,} of {length:,} bytes"
     if download.sha256 and digest.hexdigest() != download.sha256:
         return f"isn't the known file (SHA-256 {digest.hexdigest()}, expected {download.sha256})"
+    if download.contents_sha256:
+        try:
+            found = contents_sha256(partial)
+        except DataError as error:
+            return f"isn't the publisher's zip: {error}"
+        if found != download.contents_sha256:
+            return f"holds other files than the known ones (SHA-256 {found}, expected {download.contents_sha256})"
     return ""
 
 

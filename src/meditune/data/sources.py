@@ -15,11 +15,14 @@ Reader = Callable[[Path, Rejects], Iterator[Example]]
 
 @dataclass(frozen=True)
 class Download:
-    """One file to fetch; without a checksum only its length is checked."""
+    """One file to fetch, of a fixed commit, so that a publisher's branch may move without changing what is read."""
 
     url: str
     filename: str
     sha256: str | None = None
+    """Of the file's bytes; without it, and without `contents_sha256`, only the length is checked."""
+    contents_sha256: str | None = None
+    """Of the XML files in a zip (`data/archive.py`, `contents_sha256`): GitHub may pack the same files otherwise."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Source:
     reader: Reader | None
     """Makes Examples of it; None for plain text."""
     download: tuple[Download, ...] = ()
-    """Fetched in this order; the last one is among `files`, so a broken-off download isn't taken for a whole one."""
+    """All are fetched and checked before the first one gets its name, so a part isn't taken for the whole."""
     how: str = ""
     """How to get it where it can't simply be downloaded."""
     citation: str = ""
@@ -46,7 +49,15 @@ class Source:
     """The file itself where it comes with Meditune."""
 
 
-_PUBMEDQA_DATA = "https://raw.githubusercontent.com/pubmedqa/pubmedqa/master/data"
+_PUBMEDQA = "https://raw.githubusercontent.com/pubmedqa/pubmedqa"
+_MEDQUAD_COMMIT = "7e94c7b336f1f8e010c03091df691c8bea014399"
+"""Holds every XML file of the collection as it is published today."""
+_LIVEQA = "https://raw.githubusercontent.com/abachaa/LiveQA_MedicalTask_TREC2017"
+
+
+def _liveqa(commit: str, path: str, sha256: str) -> Download:
+    return Download(f"{_LIVEQA}/{commit}/{path}", path.rpartition("/")[2], sha256)
+
 
 SOURCES: dict[str, Source] = {
     source.name: source
@@ -69,12 +80,12 @@ SOURCES: dict[str, Source] = {
             reader=pubmedqa.read,
             download=(
                 Download(
-                    f"{_PUBMEDQA_DATA}/test_ground_truth.json",
+                    f"{_PUBMEDQA}/3e7616d288b52edaf38f5fd5c59821c7806bde86/data/test_ground_truth.json",
                     "test_ground_truth.json",
                     "939fe566f09017d13b1ca64d2ddfee0bc2374b366048152997669cccedc44d51",
                 ),
                 Download(
-                    f"{_PUBMEDQA_DATA}/ori_pqal.json",
+                    f"{_PUBMEDQA}/1f00b98d5cc626844bf8c4ca513b6e62c40071ec/data/ori_pqal.json",
                     "ori_pqal.json",
                     "8b3276be8942ebbd77f3ddcda12c1749bf0e490045a736fd8438ee40cf37a41d",
                 ),
@@ -90,7 +101,11 @@ SOURCES: dict[str, Source] = {
             files=("*_QA*/*.xml", "*/*_QA*/*.xml", "MedQuAD*.zip", "medquad*.zip"),
             reader=medquad.read,
             download=(
-                Download("https://github.com/abachaa/MedQuAD/archive/refs/heads/master.zip", "MedQuAD-master.zip"),
+                Download(
+                    f"https://github.com/abachaa/MedQuAD/archive/{_MEDQUAD_COMMIT}.zip",
+                    f"MedQuAD-{_MEDQUAD_COMMIT[:7]}.zip",
+                    contents_sha256="3eac49028e3bba522f39734b416ec9ea5ce420864d24a0bf37762a90e67e1ef8",
+                ),
             ),
         ),
         Source(
@@ -103,9 +118,25 @@ SOURCES: dict[str, Source] = {
             files=("TREC-2017-*.xml", "*/TREC-2017-*.xml", "*/*/TREC-2017-*.xml", "LiveQA*.zip", "liveqa*.zip"),
             reader=liveqa.read,
             download=(
-                Download(
-                    "https://github.com/abachaa/LiveQA_MedicalTask_TREC2017/archive/refs/heads/master.zip",
-                    "LiveQA_MedicalTask_TREC2017-master.zip",
+                _liveqa(
+                    "e784f2d28b6a174e9a8d9f740876bdaccbd705af",
+                    "TestDataset/TREC-2017-LiveQA-Medical-Test-Questions-w-summaries.xml",
+                    "f6384fcf03e9b1bd0d9a15f6ea1a1aafc9491082e63fef0922ae2d6bc451805b",
+                ),
+                _liveqa(
+                    "d6c0998610d7e775100eb6482f89ea6120fa139c",
+                    "TestDataset/TREC-2017-LiveQA-Medical-Test.xml",
+                    "be321b6708d1cfffe7117ac36fb98c88ad0b457185b48cc6cec80fbf810e8046",
+                ),
+                _liveqa(
+                    "40fe188f25263df9e0ee907859e10f737477d259",
+                    "TrainingDatasets/TREC-2017-LiveQA-Medical-Train-1.xml",
+                    "04b307031ab9d2ff0b2e8593f6c7e2313aa86e3da25dabd85ffc051ea431b4d7",
+                ),
+                _liveqa(
+                    "40fe188f25263df9e0ee907859e10f737477d259",
+                    "TrainingDatasets/TREC-2017-LiveQA-Medical-Train-2.xml",
+                    "7f7d0466829227cfd830fd8d83d99064868f927b943079ae3c4fffe18dbde47b",
                 ),
             ),
         ),
