@@ -2,11 +2,13 @@
 
 import importlib.util
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,9 @@ import yaml
 
 from meditune.cli import app
 from meditune.serve.metrics import Metrics
+from meditune.store.answers import Answer, Answers
+from meditune.store.keys import Keys
+from meditune.store.opening import open_store
 from tests import tiny
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
@@ -239,6 +244,7 @@ def handler(tmp_path_factory):
         patch.setenv("MEDITUNE_STORE", str(folder / "store"))
         spec = importlib.util.spec_from_file_location("aws_lambda", DEPLOY / "aws_lambda.py")
         module = importlib.util.module_from_spec(spec)
+        patch.setitem(sys.modules, "aws_lambda", module)
         spec.loader.exec_module(module)
         yield module.handler
 
@@ -246,10 +252,22 @@ def handler(tmp_path_factory):
 EVENTS = Path(__file__).parent / "serve" / "events"
 
 
+def called(handler, path, body=None, **headers):
+    """A request as a function URL hands it over."""
+    event = json.loads((EVENTS / "function-url.json").read_text(encoding="utf-8"))
+    event |= {"rawPath": path, "rawQueryString": "", "body": json.dumps(body) if body else None}
+    event |= {"isBase64Encoded": False, "headers": {"content-type": "application/json"} | headers}
+    event["requestContext"]["http"] |= {"method": "POST" if body else "GET", "path": path}
+    return handler(event, None)
+
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Does it help?"}], "max_tokens": 4}
+
+
 @pytest.mark.parametrize("name", ["function-url.json", "api-gateway-v2.json"])
 def test_lambda_answers_the_events_that_aws_documents(handler, name):
     event = json.loads((EVENTS / name).read_text(encoding="utf-8"))
-    body = {"model": "tiny", "messages": [{"role": "user", "content": "Does it help?"}], "max_tokens": 4}
+    body = CHAT
     event |= {"rawPath": "/v1/chat/completions", "body": json.dumps(body), "isBase64Encoded": False}
     event["requestContext"]["http"] |= {"method": "POST", "path": "/v1/chat/completions"}
     event["headers"] |= {"content-type": "application/json"}
@@ -259,3 +277,35 @@ def test_lambda_answers_the_events_that_aws_documents(handler, name):
     assert reply["headers"]["x-content-type-options"] == "nosniff"
     as_published = json.loads((EVENTS / name).read_text(encoding="utf-8"))
     assert handler(as_published, None)["statusCode"] == 404
+
+
+def test_callers_of_the_lambda_get_what_an_open_server_gives(handler):
+    assert called(handler, "/v1/chat/completions", CHAT)["statusCode"] == 200
+    for path in ("/v1/admin/status", "/metrics"):
+        reply = called(handler, path)
+        assert (reply["statusCode"], json.loads(reply["body"])["error"]["code"]) == (403, "missing_scope")
+
+
+def test_the_lambda_deletes_old_answers_without_background_work(handler, monkeypatch):
+    store = Answers(open_store(os.environ["MEDITUNE_STORE"]))
+    store.keep(Answer("old", "k", "ask", "m"))
+    store.keep(Answer("new", "k", "ask", "m"))
+    month_ago = time.time() - 31 * 86_400
+    with store.base.changing() as base:
+        base.execute("UPDATE answers SET time = ? WHERE id = 'old'", (month_ago,))
+    module = sys.modules["aws_lambda"]
+    monkeypatch.setattr(module.server(), "pruned_at", 0.0)
+    assert called(handler, "/healthz")["statusCode"] == 200
+    assert (store.get("old"), store.get("new").id) == (None, "new")
+
+
+def test_a_store_with_keys_makes_the_lambda_ask_for_one(handler, monkeypatch, tmp_path):
+    _, text = Keys(open_store(tmp_path)).create("app", ["generate"])
+    module = sys.modules["aws_lambda"]
+    monkeypatch.setattr(module, "STORE", str(tmp_path))
+    monkeypatch.setattr(module, "server", module.server.__wrapped__)
+    opened = module.server()
+    monkeypatch.setattr(module, "server", lambda: opened)
+    assert called(handler, "/v1/chat/completions", CHAT)["statusCode"] == 401
+    assert called(handler, "/v1/chat/completions", CHAT, authorization=f"Bearer {text}")["statusCode"] == 200
+    opened.service.close()
