@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import typer.main
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from meditune.cli import app
 from meditune.serve.metrics import Metrics
@@ -66,10 +68,52 @@ def test_the_container_runs_as_nobody_and_knows_whether_it_is_well():
 
 def test_what_the_container_installs_is_what_meditune_needs_at_the_same_versions():
     project = (DEPLOY.parent / "pyproject.toml").read_text(encoding="utf-8")
-    lines = (DEPLOY / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    for line in lines:
-        if line and not line.startswith("#"):
-            assert f'"{line}"' in project, f"{line} stands otherwise in pyproject.toml, or not at all"
+    lines = (DEPLOY / "requirements.in").read_text(encoding="utf-8").splitlines()
+    wanted = [line for line in lines if line and not line.startswith("#")]
+    for line in wanted:
+        assert f'"{line}"' in project, f"{line} stands otherwise in pyproject.toml, or not at all"
+    text = (DEPLOY / "requirements.txt").read_text(encoding="utf-8").replace("\\\n", "")
+    pins = [line.split() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    versions = {canonicalize_name(name): version for name, _, version in (pin[0].partition("==") for pin in pins)}
+    for requirement in map(Requirement, wanted):
+        found = versions[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(found), f"{requirement} isn't {found}: renew requirements.txt"
+    for pin in pins:
+        assert re.fullmatch(r"[\w.-]+==[\w.]+( --hash=sha256:[0-9a-f]{64})+", " ".join(pin)), pin[0]
+
+
+def test_the_container_installs_nothing_without_a_hash_and_its_base_can_be_pinned():
+    text = (DEPLOY / "Containerfile").read_text(encoding="utf-8").replace("\\\n", "")
+    installs = [line.split() for line in re.findall(r"pip install (.*?)(?:&&|\n)", text)]
+    assert len(installs) == 2
+    assert "--require-hashes" in installs[0]
+    assert {"--no-deps", "--no-build-isolation", "."} <= set(installs[1])
+    assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) == {"${PYTHON_IMAGE}"}
+    (made,) = documents("compose.yaml")
+    assert "PYTHON_IMAGE" in made["services"]["server"]["build"]["args"]
+    for name in ("prometheus", "grafana"):
+        assert made["services"][name]["image"].startswith(f"${{{name.upper()}_IMAGE:-")
+
+
+def test_what_is_sent_to_the_builder_is_what_the_image_is_built_from():
+    lines = (DEPLOY.parent / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert next(line for line in lines if line and not line.startswith("#")) == "*"
+    allowed = {line[1:] for line in lines if line.startswith("!")}
+    text = (DEPLOY / "Containerfile").read_text(encoding="utf-8")
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE)
+    assert allowed == {path for paths in copied for path in paths.split()}
+
+
+def test_compose_refuses_to_start_without_a_password_for_grafana():
+    (made,) = documents("compose.yaml")
+    grafana = made["services"]["grafana"]["environment"]
+    assert grafana["GF_SECURITY_ADMIN_PASSWORD"].startswith("${GRAFANA_PASSWORD:?")
+
+
+def test_git_ignores_the_key_that_compose_reads():
+    ignored = (DEPLOY.parent / ".gitignore").read_text(encoding="utf-8").splitlines()
+    (made,) = documents("compose.yaml")
+    assert str(Path("deploy") / made["secrets"]["metrics-key"]["file"]) in ignored
 
 
 def test_the_manifests_hold_to_kubernetes_own_schema():
@@ -188,8 +232,8 @@ def test_rules_are_about_metrics_that_there_are():
 
 def test_commands_of_the_compose_file_have_every_variable_that_it_wants():
     text = (DEPLOY / "compose.yaml").read_text(encoding="utf-8")
-    first = next(line for line in text.splitlines() if line.startswith("#   "))
-    assert set(re.findall(r"\$\{(\w+):\?", text)) == set(re.findall(r"export (\w+)=", first))
+    before = text.partition("docker compose")[0]
+    assert set(re.findall(r"\$\{(\w+):\?", text)) == set(re.findall(r"export (\w+)=", before))
 
 
 def test_canaries_ask_at_the_port_of_the_service():
