@@ -3,13 +3,16 @@
 import json
 import re
 import signal
+import socket
 import urllib.error
 import urllib.request
+from urllib.parse import urlsplit
 
 import pytest
 
 from meditune.review.create import create
 from meditune.review.ratingset import read_key
+from meditune.review.server import BODY_BYTES
 from meditune.review.store import Rating, Store
 from tests.commands import meditune
 from tests.review.runs import finished, served
@@ -136,3 +139,62 @@ def test_adjudication_shows_what_raters_disagree_on(tmp_path):
         path = f"/api/items/{far}/ratings/helpfulness"
         assert asked(address.rstrip("/"), path, "PUT", {"option": 2}, x_rater=chief)[0] == 204
     assert [(r.option, r.round) for r in store.ratings(item=far) if r.axis == "helpfulness"] == [(1, 1), (3, 1), (2, 2)]
+
+
+def raw(address, *pieces, host=None, length=None, method="POST", path="/api/raters"):
+    """The status of a request written by hand, whose body is sent in pieces."""
+    parts = urlsplit(address)
+    head = [f"{method} {path} HTTP/1.1", f"Host: {parts.netloc if host is None else host}"]
+    head += ["Content-Type: application/json", "Connection: close"]
+    head.append("Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}")
+    with socket.create_connection((parts.hostname, parts.port), 10) as connection:
+        connection.sendall("\r\n".join([*head, "", ""]).encode("latin-1"))
+        for piece in pieces:
+            connection.sendall(b"%x\r\n%s\r\n" % (len(piece), piece) if length is None else piece)
+        if length is None:
+            connection.sendall(b"0\r\n\r\n")
+        reply = connection.makefile("rb").read()
+    return int(reply.split()[1])
+
+
+@pytest.mark.parametrize("host", ["[", "[::1", "::]", "[x]:1", "a@[", "\xff[", ""])
+def test_a_host_that_is_none_is_refused(place, host):
+    _, _, address = place
+    assert raw(address, b"{}", host=host, length=2) in {400, 421}
+    assert raw(address, host=host, length=0, method="GET", path="/") in {400, 421}
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://[x]/", "null"])
+def test_an_origin_that_is_none_is_refused(place, origin):
+    _, _, address = place
+    assert asked(address, "/api/set", Origin=origin)[0] in {400, 403}
+
+
+def test_a_body_has_a_limit_however_it_is_sent(place):
+    _, _, address = place
+    long = json.dumps({"name": "x" * BODY_BYTES}).encode()
+    assert raw(address, long, length=len(long)) == 413
+    assert raw(address, *(long[start : start + 65_536] for start in range(0, len(long), 65_536))) == 413
+    assert raw(address, b"{", length=10**12) == 413
+    full = json.dumps({"comment": "\N{GRINNING FACE}" * 20_000, "better": "\N{GRINNING FACE}" * 200_000})
+    assert len(full) < BODY_BYTES
+    me = rater(address)
+    item = json.loads(asked(address, "/api/work", x_rater=me)[2])[0]["id"]
+    assert asked(address, f"/api/items/{item}/notes", "PUT", json.loads(full), x_rater=me)[0] == 204
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"name": "\\ud800"}',
+        b'{"name": "a", "\\udfff": 1}',
+        b"[" * 100_000,
+        b'{"name": ' + b"1" * 10_000 + b"}",
+        b'{"name": NaN}',
+        b"\xff\xfe",
+    ],
+    ids=["surrogate", "surrogate key", "deep", "digits", "nan", "bytes"],
+)
+def test_a_body_that_is_no_json_is_the_clients_mistake(place, body):
+    _, _, address = place
+    assert raw(address, body, length=len(body)) in {400, 422}

@@ -3,15 +3,20 @@
 Names of raters and what they write travel in bodies only, never in addresses, and nothing of either is logged.
 """
 
+import asyncio
 import hmac
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
+from fastapi import Depends, FastAPI, Header, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from meditune.errors import MedituneError
 from meditune.review.axes import CANNOT, Axis
@@ -30,6 +35,11 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 LONGEST, LONGEST_ANSWER = 20_000, 200_000
+BODY_BYTES = 12 * (LONGEST + LONGEST_ANSWER) + 2**16
+"""A character of JSON takes twelve bytes at most, written as two escapes."""
+TOO_LARGE = f"The body is larger than {BODY_BYTES:,} bytes."
+DRAINED_BYTES, DRAIN_S = 16 * BODY_BYTES, 5.0
+"""What is still read of a body that was refused: closed over unread data, a client sees a reset and not the reason."""
 
 
 class Name(BaseModel):
@@ -120,12 +130,11 @@ def app_for(here: Reviewing, hosts: set[str], token: str | None) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     rating_set, store = here.set, here.store
 
-    @app.middleware("http")
-    async def guard(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
-        refusal = _refusal(request, hosts, token)
-        response = refusal or await go_on(request)
-        response.headers.update(HEADERS)
-        return response
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        # FastAPI's own answer repeats what was sent, which may be no text that can be written.
+        wrong = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        return JSONResponse({"detail": "; ".join(wrong).encode("utf-8", "replace").decode()}, status_code=422)
 
     @app.exception_handler(MedituneError)
     async def told(_: Request, error: MedituneError) -> JSONResponse:
@@ -186,7 +195,51 @@ def app_for(here: Reviewing, hosts: set[str], token: str | None) -> FastAPI:
         better = "" if rating_set.unchanged(here.item(item).id, body.better) else body.better
         store.save([], [Note(rater.id, item, body.comment, better, round=here.round)])
 
+    app.add_middleware(Guard, hosts=hosts, token=token)
     return app
+
+
+class Guard:
+    """ASGI middleware: who may ask, bodies of no more than BODY_BYTES, and the headers of every response."""
+
+    def __init__(self, app: ASGIApp, hosts: set[str], token: str | None) -> None:
+        self.app, self.hosts, self.token = app, hosts, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        size = 0
+
+        async def bounded() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > BODY_BYTES:
+                raise HTTPException(413, TOO_LARGE)
+            return message
+
+        async def out(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                if message["status"] == 413:
+                    await self._drain(receive)
+                MutableHeaders(raw=message["headers"]).update(HEADERS)
+            await send(message)
+
+        refusal = _refusal(Request(scope), self.hosts, self.token)
+        if refusal:
+            await refusal(scope, receive, out)
+        else:
+            await self.app(scope, bounded, out)
+
+    @staticmethod
+    async def _drain(receive: Receive) -> None:
+        left = DRAINED_BYTES
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_S):
+                while left > 0 and (message := await receive()).get("more_body"):
+                    left -= len(message["body"])
 
 
 def _file(path: Path) -> Callable[[], FileResponse]:
@@ -197,13 +250,20 @@ def _file(path: Path) -> Callable[[], FileResponse]:
 
 
 def _refusal(request: Request, hosts: set[str], token: str | None) -> JSONResponse | None:
-    """Why a request isn't answered: another site's name for this machine, another site's page, or no token."""
-    named = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    """Why a request isn't answered: no address, another site's name or page, too large a body, or no token."""
+    host, origin = request.headers.get("host", ""), request.headers.get("origin")
+    try:
+        named = urlsplit(f"//{host}").hostname or ""
+        foreign = bool(origin) and urlsplit(origin).netloc != host
+    except ValueError:
+        return JSONResponse({"detail": "The Host or Origin header is no address."}, status_code=400)
     if hosts and named not in hosts:
         return JSONResponse({"detail": "This server doesn't answer to that name."}, status_code=421)
-    origin = request.headers.get("origin")
-    if origin and urlsplit(origin).netloc != request.headers.get("host"):
+    if foreign:
         return JSONResponse({"detail": "Another site's page may not write here."}, status_code=403)
+    length = request.headers.get("content-length", "0")
+    if length.isdigit() and int(length) > BODY_BYTES:
+        return JSONResponse({"detail": TOO_LARGE}, status_code=413)
     if token and request.url.path.startswith("/api/"):
         given = request.headers.get("x-review-token", "")
         if not hmac.compare_digest(given.encode(), token.encode()):
