@@ -1,5 +1,6 @@
 import errno
 import os
+import stat
 
 import pytest
 
@@ -15,6 +16,27 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
         raise RuntimeError
     assert read_json(path) == {"accuracy": 55.2}
     assert [item.name for item in tmp_path.iterdir()] == ["figures.json"]
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_private_file_is_for_its_owner_from_the_first_byte_on(tmp_path, private):
+    path = tmp_path / "answers.jsonl"
+    path.write_text("earlier, for all")
+    path.chmod(0o644)
+
+    def rows():
+        (partial,) = (item for item in tmp_path.iterdir() if item != path)
+        modes.append(stat.S_IMODE(partial.stat().st_mode))
+        yield {"id": 1}
+
+    modes = []
+    earlier = os.umask(0o022)
+    try:
+        write_jsonl(path, rows(), private)
+    finally:
+        os.umask(earlier)
+    expected = 0o600 if private else 0o644
+    assert [*modes, stat.S_IMODE(path.stat().st_mode)] == [expected, expected]
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):

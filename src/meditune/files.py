@@ -18,23 +18,27 @@ LINE_CHARACTERS = 2**26
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[TextIO]:
+def replacing(path: Path, private: bool = False) -> Iterator[TextIO]:
     """A text file open for writing that takes `path`'s place when the block ends well, and vanishes otherwise.
 
-    Raises MedituneError, naming the disk, where there is no space left.
+    A private file is readable for its owner alone, from its first byte on. Raises MedituneError, naming the disk, where
+    there is no space left.
     """
-    with _partial(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as stream:
+    with _partial(path, private) as partial, partial.open("w", encoding="utf-8", newline="\n") as stream:
         yield stream
         stream.flush()
         os.fsync(stream.fileno())
 
 
 @contextmanager
-def _partial(path: Path) -> Iterator[Path]:
+def _partial(path: Path, private: bool) -> Iterator[Path]:
     """A name to write to, whose file takes `path`'s place when the block ends well, and vanishes otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        if private:
+            partial.unlink(missing_ok=True)
+            partial.touch(mode=0o600, exist_ok=False)
         yield partial
         partial.replace(path)
     except OSError as error:
@@ -114,17 +118,15 @@ def disk_full(path: Path) -> MedituneError:
 
 def write_bytes(path: Path, data: bytes | memoryview, private: bool = False) -> None:
     """Write `data`, whole or not at all; a private file is for its owner alone."""
-    with _partial(path) as partial, partial.open("wb") as stream:
-        if private:
-            partial.chmod(0o600)
+    with _partial(path, private) as partial, partial.open("wb") as stream:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all."""
-    with replacing(path) as stream:
+def write_json(path: Path, value: Any, private: bool = False) -> None:
+    """Write `value` as indented JSON, whole or not at all; a private file is for its owner alone."""
+    with replacing(path, private) as stream:
         json.dump(value, stream, indent=2, ensure_ascii=False)
         stream.write("\n")
 
@@ -174,10 +176,13 @@ def not_utf8(path: Path, error: UnicodeDecodeError, line: int | None = None) -> 
     )
 
 
-def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Write one JSON object a line, whole or not at all; returns the number of lines."""
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]], private: bool = False) -> int:
+    """Write one JSON object a line, whole or not at all; returns the number of lines.
+
+    A private file is for its owner alone.
+    """
     count = 0
-    with replacing(path) as stream:
+    with replacing(path, private) as stream:
         for row in rows:
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
             count += 1

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import stat
 from xml.etree import ElementTree
 
 import pytest
@@ -52,6 +53,13 @@ def test_there_and_back_nothing_changes(rated, tmp_path, name):
     taken = take_in(rated, written[0])
     assert (taken.new, taken.changed, taken.same) == (len(before[0]), 0, 0)
     assert everything(rated) == before
+
+
+@pytest.mark.parametrize("format", ["csv", "label-studio"])
+def test_ratings_are_for_their_owner_alone(rated, format):
+    exported = export(rated, None, format, False)[0]
+    for path in (exported, rated / "ratings.sqlite", rated / "key.json", rated / "items.jsonl"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
 
 
 def test_no_cell_is_a_formula(rated):

@@ -261,10 +261,10 @@ def prune(
 def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="A JSON Lines file.")], store: Store = None
 ) -> None:
-    """Write every kept answer with its feedback, one JSON object a line."""
+    """Write every kept answer with its feedback, one JSON object a line, to a file for this user alone."""
     from meditune.files import write_jsonl
 
-    typer.echo(f"{write_jsonl(output, _answers(store).exported())} answers: {output.resolve()}")
+    typer.echo(f"{write_jsonl(output, _answers(store).exported(), private=True)} answers: {output.resolve()}")
 
 
 def _watched(service: Service, store: str, reference: Path | None, every_s: float, address: str) -> Watching | None:

@@ -86,7 +86,7 @@ def _places(ratings: Sequence[Rating]) -> Iterator[tuple[tuple[str, int, str, st
 
 
 def _write_csv(path: Path, rating_set: RatingSet, said: Said, origins: Mapping[str, tuple[str, str]]) -> None:
-    with replacing(path) as stream:
+    with replacing(path, private=True) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow([*COLUMNS, *(UNBLINDED if origins else ())])
         for rating in said.ratings:

@@ -49,7 +49,7 @@ def write(path: Path, rating_set: RatingSet, said: Said, origins: Mapping[str, t
             {"model_version": rater, "result": result} for (rater, _), result in predictions.get(item.id, {}).items()
         ]
         tasks.append({"id": number, "data": data, "predictions": earlier})
-    write_json(path, tasks)
+    write_json(path, tasks, private=True)
     config = path.with_suffix(".xml")
     with replacing(config) as stream:
         stream.write(configuration(rating_set))

@@ -49,7 +49,7 @@ def write_pairs(folder: Path, path: Path, margin: float, per_question: int) -> M
         raise DataError(f"{folder}: no pair can be made of its ratings ({why}). Lower --margin, or rate more.")
     # The reader puts its prefix before ids, and says itself how a pair came about.
     rows = (pair.model_dump(mode="json", exclude={"kind"}) for pair in (*pairs, *corrected))
-    write_jsonl(path, (row | {"id": row["id"].removeprefix(f"{SOURCE}:")} for row in rows))
+    write_jsonl(path, (row | {"id": row["id"].removeprefix(f"{SOURCE}:")} for row in rows), private=True)
     return Made(len(pairs), len(corrected), left_out)
 
 

@@ -172,8 +172,8 @@ def write_set(
     """Leave a set in `folder`, whole or not at all; `items` stand there in the order that is given."""
     with replacing_folder(folder) as partial:
         write_json(partial / SET, {**settings, "shuffle": secrets.token_hex(8)})
-        write_jsonl(partial / ITEMS, items)
-        write_json(partial / KEY, {"made_from": made_from, "items": key})
+        write_jsonl(partial / ITEMS, items, private=True)
+        write_json(partial / KEY, {"made_from": made_from, "items": key}, private=True)
 
 
 def check_sharing(raters: int | None, overlap: int | None) -> None:

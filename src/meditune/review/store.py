@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -86,8 +87,10 @@ class Store:
     """The ratings of one set. Every call opens the file for itself, so any thread or process may make it."""
 
     def __init__(self, folder: Path) -> None:
-        """Makes the file where there is none yet. Raises MedituneError where it can't be used."""
+        """Makes the file, for this user alone, where there is none. Raises MedituneError where it can't be used."""
         self.path = folder / STORE
+        if not self.path.exists() and os.access(folder, os.W_OK):
+            self.path.touch(mode=0o600)
         with self._opened() as base:
             base.execute("PRAGMA journal_mode = WAL")
             base.executescript(_TABLES)

@@ -117,6 +117,10 @@ def test_a_wrong_configuration_is_named_line_by_line(tmp_path: Path) -> None:
     )
     path.write_text("registry: r\n")
     meditune("loop", path).refused(2, "none is named")
+    for nobody in ('""', '"  "', "[all, '']"):
+        names = nobody if nobody.startswith("[") else f"[{nobody}]"
+        path.write_text(f"registry: registry\nretrain:\n  trust: {names}\n")
+        meditune("loop", path).refused(2, "line 3: retrain.trust", "would trust callers without a key")
     path.write_text("registry: r\nguard: {}\n")
     meditune("loop", path, "--once").refused(1, "is no registry", "meditune registry add")
     assert load(path).registry == tmp_path / "r"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 from meditune.files import read_jsonl
@@ -27,3 +28,13 @@ def test_an_expert_overrides_what_others_say_later(tmp_path: Path) -> None:
         "feedback-b": ("No, it fails.", "no"),
         "feedback-c": ("", "no"),
     }
+
+
+def test_nobody_without_a_key_is_trusted_by_an_empty_name(tmp_path: Path) -> None:
+    answers = Answers(Base(tmp_path / "store"))
+    for id, who in (("a", ""), ("b", "nurse")):
+        answers.keep(Answer(id, who, "ask", "tiny", question=f"Does herb {id} help?", answer="It helps."))
+        answers.say(Feedback(id, who, "down", correction="It fails.", decision="no"))
+    found = gather(Wanted(str(tmp_path / "store"), ("", "nurse")), tmp_path / "rows")
+    assert [row["id"] for row in read_jsonl(found.files["feedback"])] == ["feedback-b"]
+    assert stat.S_IMODE(found.files["feedback"].stat().st_mode) == 0o600

@@ -63,7 +63,7 @@ def write(folder: Path, path: Path, without: Sequence[str] = (), without_careles
     if not found.rows:
         why = ", ".join(f"{count} {reason}" for reason, count in found.left_out.items())
         raise DataError(f"{folder}: nothing to learn ({why}). Let experts judge it: meditune annotate serve {folder}")
-    write_jsonl(path, found.rows)
+    write_jsonl(path, found.rows, private=True)
     return found
 
 

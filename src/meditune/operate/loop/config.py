@@ -30,8 +30,15 @@ def _path(given: Any) -> Any:
     return Path(given) if isinstance(given, str) else given
 
 
+def _key(given: Any) -> Any:
+    if isinstance(given, str) and not given.strip():
+        raise ValueError("an empty name would trust callers without a key: name a key's id (meditune keys list)")
+    return given
+
+
 Seconds = Annotated[float, BeforeValidator(seconds)]
 Place = Annotated[Path, BeforeValidator(_path)]
+Key = Annotated[str, BeforeValidator(_key)]
 
 
 class UpdateStage(Spec):
@@ -85,7 +92,7 @@ class QueueStage(Spec):
 class RetrainStage(Spec):
     """The next version."""
 
-    trust: list[str] = Field(default_factory=list, description="Keys whose corrections count; all: anybody's.")
+    trust: list[Key] = Field(default_factory=list, description="Keys whose corrections count; all: anybody's.")
     labels: list[Place] = Field(
         default_factory=list, description="Files of experts' rows; those that aren't there yet are passed over."
     )

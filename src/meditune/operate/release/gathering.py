@@ -89,7 +89,7 @@ def gather(wanted: Wanted, folder: Path) -> Gathered:
 
 def _keep(found: Gathered, folder: Path, kind: str, rows: Iterable[dict[str, Any]]) -> None:
     path = folder / f"{kind}.jsonl"
-    count = write_jsonl(path, rows)
+    count = write_jsonl(path, rows, private=True)
     if count:
         found.files[kind], found.counts[kind] = path, count
     else:
@@ -110,11 +110,13 @@ def _corrections(
     """Of each answer what somebody trusted says it should have been; an expert's word stands above others', a later one
     above an earlier.
     """
+    # Callers without a key have an empty name, which nobody can be trusted by.
+    named = set(trust) - {""}
     for row in answers.exported():
         said = [each for each in row["feedback"] if each["correction"].strip() or each["decision"]]
         if not said or row["route"] == SHADOW:
             continue
-        trusted = [each for each in said if each["expert"] or EVERYBODY in trust or each["who"] in trust]
+        trusted = [each for each in said if each["expert"] or EVERYBODY in named or each["who"] in named]
         if not trusted:
             left_out["corrections by callers who aren't trusted (--trust KEY, or --trust all)"] += 1
         elif not row["question"]:

@@ -49,6 +49,6 @@ def write_decisions(folder: Path, path: Path, without: Sequence[str] = (), witho
         raise DataError(f"{folder}: nothing was decided yet. Let people check it: meditune annotate serve {folder}")
     earlier = read_decisions(path) if path.is_file() else {}
     kept = {id: each for id, each in earlier.items() if each.set != of_set and id not in found}
-    write_jsonl(path, (each.model_dump(mode="json") for each in (kept | found).values()))
+    write_jsonl(path, (each.model_dump(mode="json") for each in (kept | found).values()), private=True)
     open_ = sum(not checked.rated.key[id].known for id in undecided)
     return Written(len(found), open_, len(kept))
