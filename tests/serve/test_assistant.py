@@ -73,6 +73,16 @@ def test_events_are_json_ready(index: Index) -> None:
     assert all(json.dumps(each.as_dict()) for each in events)
 
 
+def test_no_source_tells_where_on_this_machine_a_file_lies(
+    index: Index, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    events, answer = asked(Assistant(Saying("Colchicine calms an attack."), index, ANY), GOUT)
+    assert {source.url for source in answer.sources} == {""}
+    assert all(source.title and source.id for source in answer.sources)
+    said = str([each.as_dict() for each in events])
+    assert not any(path in said for path in ("file:", str(tmp_path_factory.getbasetemp())))
+
+
 def test_too_little_borne_out_gives_the_sources_instead(index: Index) -> None:
     engine = Saying("Colchicine calms an attack. Zebras eat cheese. Moons sing loudly.")
     _, answer = asked(Assistant(engine, index, ANY), GOUT)

@@ -129,7 +129,8 @@ def _source(number: int, packed: Packed) -> Source:
         passage.id,
         packed.title or passage.document,
         passage.section,
-        passage.url,
+        # The address of an own document is a path on this machine, which is nobody else's business.
+        passage.url if passage.url.startswith(("https://", "http://")) else "",
         passage.date,
         passage.licence,
         passage.source,

@@ -27,6 +27,7 @@ class Source:
     title: str
     section: str
     url: str
+    """Where anybody can read it; empty for own documents, which have a title"""
     date: str
     licence: str
     source: str
