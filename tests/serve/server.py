@@ -154,9 +154,9 @@ def served(
 
 
 @contextmanager
-def started(made: Service) -> Iterator[Running]:
+def started(made: Service, place: Place | None = None) -> Iterator[Running]:
     """The same around a service that is there already."""
-    place = Place(port=0)
+    place = place or Place(port=0)
     sock = listening(place)
     server = server_of(made, place)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)

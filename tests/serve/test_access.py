@@ -7,11 +7,12 @@ import time
 import pytest
 
 from meditune.serve.logs import LOGGER, JsonLines
+from meditune.serve.running import Place
 from meditune.serve.settings import Settings
 from meditune.store.base import Base
 from meditune.store.keys import Keys
 from tests.serve.asking import Plain
-from tests.serve.server import served, slowed
+from tests.serve.server import served, service, slowed, started
 from tests.serve.test_streaming import request
 
 
@@ -100,6 +101,20 @@ def test_rates_without_keys_are_by_address(tmp_path):
     with served(tmp_path, Settings(per_minute=2)) as server:
         assert [server.chat().status for _ in range(3)] == [200, 200, 429]
         assert server.figure('meditune_refused_total{reason="rate"}') == 1
+
+
+def test_callers_with_ipv6_are_known_by_their_network(tmp_path):
+    body = {"model": "tiny", "prompt": "Does it", "max_tokens": 1}
+    behind = Place(port=0, proxies="127.0.0.1")
+    with started(service(tmp_path, Settings(per_minute=2)), behind) as server:
+
+        def statuses(*addresses):
+            return [server.ask("/v1/completions", body, X_Forwarded_For=each).status for each in addresses]
+
+        # One household has 2^64 addresses, and more than one address of IPv4 is more than one household.
+        assert statuses("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", "2001:db8:1:2:3:4:5:6") == [200, 200, 429]
+        assert statuses("2001:db8:1:3::1", "192.0.2.1", "192.0.2.2") == [200] * 3
+        assert statuses("::ffff:192.0.2.1", "192.0.2.1", "::ffff:192.0.2.2") == [200, 429, 200]
 
 
 class Lines(logging.Handler):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from meditune.serve.errors import ApiError, busy
-from meditune.serve.rates import Rates
+from meditune.serve.rates import Rates, network_of
 from meditune.serve.settings import Settings
 from meditune.serve.storing import stored
 from meditune.serve.trace import SCOPE_KEY, Trace
@@ -27,7 +27,7 @@ class Caller:
     """Who asks."""
 
     name: str
-    """The key's id, or the address: whose turn, rate and quota it is"""
+    """The key's id, or the address (of IPv6 the /64 network): whose turn, rate and quota it is"""
     key: str
     """The key's id, or empty"""
     scopes: frozenset[str]
@@ -44,7 +44,7 @@ class Access:
 
     async def caller(self, request: Request, scope: Scope) -> Caller:
         """Who asks. Raises ApiError 401, 403 or 429."""
-        address = request.client.host if request.client else "local"
+        address = network_of(request.client.host) if request.client else "local"
         caller = await self._by_key(request, address)
         trace: Trace = request.scope[SCOPE_KEY]
         trace.facts["who"] = caller.key or "anonymous"

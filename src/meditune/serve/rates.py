@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import ipaddress
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
 MOST_CALLERS = 10_000
 """Buckets that are remembered; the ones used longest ago go first, and are full again by then or soon"""
+
+
+IPV6_PREFIX = 64
+"""What one customer of a provider has at least, with any number of addresses in it"""
+
+
+def network_of(address: str) -> str:
+    """Return what stands for an address's owner: an IPv4 address itself, of an IPv6 address its network.
+
+    IPv4 addresses that are written as IPv6 ones (`::ffff:192.0.2.1`) are IPv4 addresses; what is no address stays.
+    """
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    if found.ipv4_mapped:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.ip_network((found, IPV6_PREFIX), strict=False))
 
 
 @dataclass
