@@ -19,6 +19,7 @@ from packaging.utils import canonicalize_name
 
 from meditune.cli import app
 from meditune.serve.metrics import Metrics
+from meditune.serve.settings import Settings
 from meditune.store.answers import Answer, Answers
 from meditune.store.keys import Keys
 from meditune.store.opening import open_store
@@ -164,6 +165,24 @@ def test_the_compose_file_mounts_what_is_there():
                 assert source in made["volumes"]
 
 
+def test_whatever_starts_a_server_starts_it_again_when_it_fails_and_waits_for_its_answers():
+    longest = Settings().ending_s
+    (compose,) = documents("compose.yaml")
+    server = compose["services"]["server"]
+    assert server["restart"] in {"always", "unless-stopped", "on-failure"}
+    assert int(server["stop_grace_period"].removesuffix("s")) > longest
+    (deployment,) = [each for each in documents("kubernetes.yaml") if each["kind"] == "Deployment"]
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod.get("restartPolicy", "Always") == "Always"
+    assert pod["terminationGracePeriodSeconds"] > longest + 5
+    assert pod["containers"][0]["livenessProbe"]["httpGet"]["path"] == "/healthz"
+    unit = (DEPLOY / "meditune.service").read_text(encoding="utf-8")
+    assert "Restart=on-failure" in unit
+    assert "StartLimitIntervalSec=0" in unit, "systemd gives up after a few failures otherwise"
+    (stop,) = re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
+    assert int(stop) > longest
+
+
 def test_prometheus_asks_with_the_key_that_compose_hands_over():
     (made,) = documents("compose.yaml")
     (scrape,) = documents("prometheus.yaml")[0]["scrape_configs"]
@@ -257,7 +276,7 @@ def test_promtool_accepts_configuration_rules_and_metrics(tmp_path):
     shutil.copy(DEPLOY / "prometheus-rules.yaml", tmp_path)
     done = promtool("check", "config", tmp_path / "prometheus.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "15 rules found" in done.stdout
+    assert "17 rules found" in done.stdout
     done = promtool("check", "metrics", input=Metrics().text().decode())
     assert done.returncode == 0, done.stdout + done.stderr
 

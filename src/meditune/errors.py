@@ -41,6 +41,15 @@ class EngineError(ModelError):
     """An engine that fails, closes, or can't be reached while it answers: no fault of who asks it."""
 
 
+class EngineUnavailableError(EngineError):
+    """An engine that has ended: it is being restarted, or could not be."""
+
+    def __init__(self, message: str, retry_after_s: float, given_up: bool = False) -> None:
+        """`given_up`: it is not tried again, so the process should end."""
+        super().__init__(message)
+        self.retry_after_s, self.given_up = retry_after_s, given_up
+
+
 class GateError(MedituneError):
     """A model that doesn't meet the policy it was held to."""
 

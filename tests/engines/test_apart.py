@@ -96,13 +96,13 @@ def test_this_process_goes_on_while_prompts_are_read(engine):
 
 def test_an_end_of_the_process_is_told_to_all_and_to_who_comes(engine):
     engine.opened()
-    assert not engine.ended
+    assert engine.failure() is None
     pieces: queue.Queue = queue.Queue()
     engine.start(Job(PROMPT, 1000), pieces.put)
     pieces.get(timeout=60)
     os.kill(engine._process.pid, signal.SIGKILL)
     assert isinstance(collect(pieces)[-1].error, EngineError)
-    assert engine.ended
+    assert isinstance(engine.failure(), EngineError)
     with pytest.raises(EngineError, match="ended by itself"):
         engine.start(Job(PROMPT, 3), print)
 

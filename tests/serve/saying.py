@@ -46,6 +46,9 @@ class Saying:
     def load(self) -> Load:
         return Load(0, 0)
 
+    def failure(self) -> None:
+        return None
+
     def close(self) -> None:
         pass
 

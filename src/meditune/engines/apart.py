@@ -22,7 +22,7 @@ from meditune.engines.exported import exported
 from meditune.engines.messages import Incoming, Outgoing
 from meditune.engines.openvino_engine import refuse
 from meditune.engines.tokenizer import PlainTokenizer
-from meditune.errors import EngineError, ModelError
+from meditune.errors import EngineError
 
 log = logging.getLogger(__name__)
 END_S = 10.0
@@ -64,10 +64,11 @@ class ApartEngine:
         """Wait until the model is open. Raises ModelError where it can't be."""
         self._ready.result()
 
-    @property
-    def ended(self) -> bool:
-        """Whether its process is no more, so that nothing can be asked."""
-        return self._gone
+    def failure(self) -> EngineError | None:
+        """See engine.py. Its process can end."""
+        if self._closing:
+            return EngineError("The engine was closed.")
+        return self._died() if self._gone else None
 
     def start(self, job: Job, deliver: Callable[[Piece], None]) -> Running:
         """See engine.py and openvino_engine.py."""
@@ -180,10 +181,9 @@ class ApartEngine:
         for future in scored:
             future.set_exception(error)
 
-    def _died(self) -> ModelError:
+    def _died(self) -> EngineError:
         return EngineError(
-            f"The engine's process ended by itself (code {self._process.returncode}); the log may say why. Start the "
-            "server again."
+            f"The engine's process ended by itself (code {self._process.returncode}); the log may say why."
         )
 
 

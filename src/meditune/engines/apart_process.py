@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -24,6 +25,7 @@ from meditune.errors import EngineError, MedituneError
 from meditune.machine import few_heaps, give_back_memory
 
 SCORED_AT_ONCE = 2
+LOOK_S = 0.5
 
 
 def main(folder: Path, at_once: int, scores: bool) -> None:
@@ -42,11 +44,23 @@ def main(folder: Path, at_once: int, scores: bool) -> None:
         out.write("failed", error)
         return
     give_back_memory()
+    closing = threading.Event()
+    threading.Thread(target=_end_with, args=(serving.engine, closing), daemon=True).start()
     out.write("ready")
     while messages := incoming.read():
         for kind, *said in messages:
             serving.do(kind, said)
+    closing.set()
     serving.engine.close()
+
+
+def _end_with(engine: OpenvinoEngine, closing: threading.Event) -> None:
+    """End this process when its engine breaks down, so that the server opens another one."""
+    while not closing.wait(LOOK_S):
+        failure = engine.failure()
+        if failure is not None and not closing.is_set():
+            logging.getLogger(__name__).critical("%s", failure)
+            os._exit(failure.exit_code)
 
 
 class Serving:

@@ -10,6 +10,7 @@ from meditune.engines.checks import refuse_unfit
 from meditune.engines.choices import Choices
 from meditune.engines.engine import Job, Load, Piece, Running
 from meditune.engines.worker import Batch, Worker
+from meditune.errors import EngineError
 
 B = TypeVar("B", bound=Batch)
 
@@ -32,6 +33,13 @@ class Batching(Generic[B]):
     def load(self) -> Load:
         """See engine.py."""
         return self._worker.load()
+
+    def opened(self) -> None:
+        """See engine.py. The model was opened before."""
+
+    def failure(self) -> EngineError | None:
+        """See engine.py. Its thread can break down or end."""
+        return self._worker.failure()
 
     def close(self) -> None:
         """See engine.py."""

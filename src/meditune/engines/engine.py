@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from meditune.errors import EngineError
+
 Finish = Literal["stop", "length", "cancelled"]
 
 
@@ -97,6 +99,16 @@ class Engine(Protocol):
 
     def load(self) -> Load:
         """How busy it is."""
+
+    def opened(self) -> None:
+        """Wait until the model is open. Raises ModelError where it can't be opened."""
+
+    def failure(self) -> EngineError | None:
+        """Return why the engine takes no more work, or None while it is alive.
+
+        A dead or closed engine stays so: open another one. The call returns at once where the model runs on this
+        machine, and may take seconds where a server elsewhere is asked, so it isn't for an event loop.
+        """
 
     def close(self) -> None:
         """Cancel what runs, and free the model."""

@@ -83,6 +83,13 @@ class LlamacppEngine:
         with self._counting:
             return Load(self._running, len(self._started) - self._running)
 
+    def opened(self) -> None:
+        """See engine.py. The model was opened before."""
+
+    def failure(self) -> EngineError | None:
+        """See engine.py. llama.cpp has no thread that ends alone: what breaks it down ends this process."""
+        return EngineError("The engine was closed.") if self._closing else None
+
     def close(self) -> None:
         """See engine.py."""
         with self._counting:
@@ -108,6 +115,9 @@ class LlamacppEngine:
                 self._write(answer)
         except Exception as error:  # noqa: BLE001 - it is handed on, as the job's last piece
             answer.fail(error)
+        except BaseException as error:
+            answer.fail(EngineError(f"An answer was broken off ({type(error).__name__})."))
+            raise
         finally:
             with self._counting:
                 self._running -= 1
@@ -187,12 +197,12 @@ class LlamacppEngine:
 
     def _asked(self, request: dict[str, Any], take: Callable[[dict[str, Any]], bool]) -> None:
         """Put a request; what goes wrong in `take`, which llama.cpp calls, is raised here."""
-        broken: list[Exception] = []
+        broken: list[BaseException] = []
 
         def guarded(chunk: Any) -> bool:
             try:
                 return take(chunk)
-            except Exception as error:  # noqa: BLE001 - raised below
+            except BaseException as error:  # noqa: BLE001 - raised below; C++ could not handle it
                 broken.append(error)
                 return True
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -20,6 +21,10 @@ from meditune.errors import EngineError
 
 SECONDS = 300.0
 """So long a server may be silent"""
+PROBE_S = 10.0
+"""How often a server is asked whether it is there"""
+PROBE_TIMEOUT_S = 5.0
+PROBE_AGAIN_S = 0.5
 OTHERS = 5
 UNKNOWN_CONTEXT = 2048
 """Tokens where a server doesn't say how many its model takes"""
@@ -86,6 +91,9 @@ class ServerEngine:
         self._started: set[Passed] = set()
         self._running = 0
         self._closing = False
+        self._probing = threading.Lock()
+        self._probed, self._suspected = time.monotonic(), False
+        self._gone: EngineError | None = None
 
     def start(self, job: Job, deliver: Callable[[Piece], None]) -> Running:
         """See engine.py. Where the server doesn't hold an answer to its constraint, its last piece says so."""
@@ -108,6 +116,37 @@ class ServerEngine:
         with self._counting:
             return Load(self._running, len(self._started) - self._running)
 
+    def opened(self) -> None:
+        """See engine.py. The server answered before."""
+
+    def failure(self) -> EngineError | None:
+        """See engine.py. The server is asked for its models every `PROBE_S` seconds, and after a job that failed.
+
+        It counts as gone when two probes in a row fail, so that one lost packet ends no answers.
+        """
+        if self._closing:
+            return EngineError("The engine was closed.")
+        with self._probing:
+            if self._gone is None and (self._suspected or time.monotonic() - self._probed >= PROBE_S):
+                self._suspected = False
+                if not (self._answers() or self._closing):
+                    time.sleep(PROBE_AGAIN_S)
+                    if not (self._answers() or self._closing):
+                        self._gone = EngineError(f"{self.url} doesn't answer any more. Look at that server.")
+                self._probed = time.monotonic()
+            return self._gone
+
+    def _answers(self) -> bool:
+        """Return whether the server lists its models, and this one is among them."""
+        import httpx2
+
+        try:
+            response = self._http.get(f"{self.url}/models", timeout=PROBE_TIMEOUT_S)
+            return response.status_code < 400 and self._model in {one["id"] for one in response.json()["data"]}
+        except (httpx2.HTTPError, ValueError, KeyError, TypeError, RuntimeError):
+            # Whatever it says instead of its models, and a client that was closed meanwhile.
+            return False
+
     def close(self) -> None:
         """See engine.py."""
         with self._counting:
@@ -118,6 +157,8 @@ class ServerEngine:
         self._http.close()
 
     def _run(self, job: Job, deliver: Callable[[Piece], None], passed: Passed) -> None:
+        import httpx2
+
         with self._counting:
             self._running += 1
         try:
@@ -125,7 +166,13 @@ class ServerEngine:
             for piece in pieces:
                 deliver(piece)
         except Exception as error:  # noqa: BLE001 - it is handed on, as the job's last piece
-            deliver(Piece("", finish="cancelled") if passed.cancelled else Piece("", error=error))
+            if passed.cancelled:
+                deliver(Piece("", finish="cancelled"))
+                return
+            self._suspected = True
+            if isinstance(error, httpx2.HTTPError):
+                error = EngineError(f"{self.url} broke an answer off ({type(error).__name__}). Look at that server.")
+            deliver(Piece("", error=error))
         finally:
             with self._counting:
                 self._running -= 1

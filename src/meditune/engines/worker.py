@@ -90,6 +90,15 @@ class Worker:
         with self._wake:
             return Load(len(self.batch.running) + len(self._joining), len(self._waiting))
 
+    def failure(self) -> EngineError | None:
+        """Return why nothing can be asked any more: the thread broke down, ended, or was told to end."""
+        with self._wake:
+            ended = not (self._thread.is_alive() or self._closing or self._broken)
+        if ended:
+            # Whoever waits would wait forever: the thread ended where it couldn't tell anybody.
+            self._break_down(RuntimeError("the thread ended"))
+        return self._broken or (EngineError("The engine was closed.") if self._closing else None)
+
     def close(self) -> None:
         """Cancel everything, and wait until the thread has ended."""
         with self._wake:
@@ -138,7 +147,7 @@ class Worker:
 
     def _break_down(self, error: BaseException) -> None:
         """Tell everyone who waits, and refuse who comes: this thread ends."""
-        broken = EngineError(f"The engine broke down ({type(error).__name__}); the log says where. Start it again.")
+        broken = EngineError(f"The engine broke down ({type(error).__name__}); the log says where. Open it again.")
         broken.__cause__ = error
         with self._wake:
             self._broken = broken

@@ -5,6 +5,7 @@ https://platform.openai.com/docs/guides/error-codes: `{"error": {"message", "typ
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from meditune.errors import DataError, EngineError, MedituneError, ModelError, StoreError
+from meditune.errors import DataError, EngineError, EngineUnavailableError, MedituneError, ModelError, StoreError
 from meditune.serve.logs import LOGGER, where
 from meditune.serve.trace import SCOPE_KEY, Trace
 
@@ -63,12 +64,22 @@ def busy(message: str, after_s: float, code: str) -> ApiError:
     return ApiError(429, message, code, headers={"retry-after": str(max(1, round(after_s)))})
 
 
+def unavailable(error: EngineUnavailableError) -> ApiError:
+    """Return what clients and probes are told while there is no engine."""
+    message, code = "The model's engine has ended and is being restarted. Try again later.", "engine_restarting"
+    if error.given_up:
+        message, code = "The model's engine has ended and can't be restarted. The server ends.", "engine_ended"
+    return ApiError(503, message, code, headers={"retry-after": str(math.ceil(error.retry_after_s))})
+
+
 def refused(error: MedituneError) -> ApiError:
     """What the client is told of an error of ours: data and models refuse requests; all else, as a store or an engine
     that fails, is the server's fault, of which the log alone tells more.
     """
     if isinstance(error, DataError | ModelError) and not isinstance(error, StoreError | EngineError):
         return ApiError(400, str(error), "invalid_request")
+    if isinstance(error, EngineUnavailableError):
+        return unavailable(error)
     # Messages of ours name folders and addresses, which are nobody's business outside.
     LOGGER.error("A request failed", extra=where(error))
     return ApiError(503, "The server can't answer this now. Try again later; its log says where it failed.", "failed")

@@ -60,6 +60,8 @@ class Metrics:
             "meditune_cached_tokens", "Tokens of prompts that the engine had read before", registry=made
         )
         self.store_failures = Counter("meditune_store_failures", "Answers that couldn't be kept", registry=made)
+        self.engine_up = Gauge("meditune_engine_up", "1 while the model's engine is alive", registry=made)
+        self.engine_restarts = Counter("meditune_engine_restarts", "Engines that were opened again", registry=made)
         self._drift(made)
         self.costs = Costs()
         made.register(self.costs)

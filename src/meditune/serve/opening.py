@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from meditune.engines.apart import ApartEngine
+from meditune.engines.engine import Engine
 from meditune.engines.exported import EXPORTS
 from meditune.engines.opening import open_engine
+from meditune.engines.supervised_engine import SupervisedEngine
+from meditune.errors import ModelError
 from meditune.models.catalogue import SENTENCE_MODEL_INT8
 from meditune.prompts import load_format
 from meditune.recipe import ApiSpec, PromptFormat
@@ -22,6 +24,7 @@ from meditune.serve.assistant import AssistantSettings
 from meditune.serve.assisting import open_assistant, open_index
 from meditune.serve.fingerprint import fingerprint
 from meditune.serve.following import follow
+from meditune.serve.metrics import Metrics
 from meditune.serve.prompting import Prompts
 from meditune.serve.releases import Parts, Releases
 from meditune.serve.running import LOCAL, Place
@@ -71,7 +74,7 @@ def lockout(settings: Settings, keys: Keys) -> str:
 
 def open_service(wanted: Wanted, settings: Settings, store: StorePlace) -> Service:
     """Load everything. Raises DataError and ModelError where something can't be had."""
-    base = open_store(store)
+    base, metrics = open_store(store), Metrics()
     place = Path(wanted.model).expanduser()
 
     @cache
@@ -88,6 +91,7 @@ def open_service(wanted: Wanted, settings: Settings, store: StorePlace) -> Servi
             Access(settings, Keys(base), Usage(base)),
             Answers(base),
             parts.assistant,
+            metrics=metrics,
             embeds=sentence_model,
             embedding=SENTENCE_MODEL_INT8.name,
         )
@@ -97,34 +101,52 @@ def open_service(wanted: Wanted, settings: Settings, store: StorePlace) -> Servi
 
         def load(found: Version) -> Parts:
             known = replace(wanted, model=str(registry.place(found.id)), name=wanted.name or place.resolve().name)
-            return _parts(known, settings, index, f"{found.id}-{found.weights}")
+            return _parts(known, settings, index, f"{found.id}-{found.weights}", lambda: False, metrics)
 
         releases = Releases(registry, load, settings.follow_s)
         service, changed = releases.begin(made), releases.goes_over_to
     else:
-        service = made(_parts(wanted, settings, index, _version(place)))
+        version = _version(place)
+        service = made(_parts(wanted, settings, index, version, lambda: _version(place) != version, metrics))
         changed = service.goes_over_to
     if (opened := index()) is not None:
         follow(opened, changed)
     return service
 
 
-def _parts(wanted: Wanted, settings: Settings, index: Callable[[], Index | None], version: str) -> Parts:
-    """The model with its engine and assistant."""
+def _parts(
+    wanted: Wanted,
+    settings: Settings,
+    index: Callable[[], Index | None],
+    version: str,
+    changed: Callable[[], bool],
+    metrics: Metrics,
+) -> Parts:
+    """The model with its engine and assistant. `changed`: whether the model's files are others than at the start."""
     place = Path(wanted.model).expanduser()
     form = _format(place)
     # A model that never learnt to decide in this format isn't asked how likely decisions are (assisting.py).
     scores = bool(wanted.index and form)
-    engine = open_engine(wanted.model, wanted.engine, settings.at_once, wanted.url, apart=True, scores=scores)
+    begun = False
+
+    def opened() -> Engine:
+        nonlocal begun
+        if begun and changed():
+            raise ModelError(f"{place} is gone, or holds another model than when the server started.")
+        begun = True
+        return open_engine(wanted.model, wanted.engine, settings.at_once, wanted.url, apart=True, scores=scores)
+
+    # A model at another server comes back when that server does: to end this process would help nobody.
+    restarts = None if wanted.url else settings.restarts
+    engine = SupervisedEngine(opened, restarts, settings.stalled_s, metrics.engine_restarts.inc)
     prompts = Prompts(engine.tokenizer, form, engine.context_tokens)
     asked = AssistantSettings(country=wanted.country, elsewhere=_elsewhere(wanted.url))
     try:
         assistant = open_assistant(engine, place, form, index(), asked, {"model": version})
+        engine.opened()
     except BaseException:
         engine.close()
         raise
-    if isinstance(engine, ApartEngine):
-        engine.opened()
     name = wanted.name or _name(place, wanted.model)
     served = Served(name, version, int(time.time()), assistant.versions["index"])
     return Parts(served, engine, prompts, assistant)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -12,7 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from meditune.errors import MedituneError, ModelError, Stopped
+from meditune.errors import EngineUnavailableError, MedituneError, ModelError, Stopped
+from meditune.serve.logs import LOGGER
 
 if TYPE_CHECKING:
     import uvicorn
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 
 LOCAL = {"127.0.0.1", "localhost", "::1"}
 EVERYWHERE = {"0.0.0.0", "::", ""}
+LOOK_S = 0.25
+"""How often the server looks whether its engine is given up"""
+LAST_S, FORCED_S = 5, 15.0
+"""How long other answers may take then, and how long the process"""
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ def server_of(service: Service, place: Place) -> uvicorn.Server:
             proxy_headers=bool(place.proxies),
             forwarded_allow_ips=place.proxies or None,
             timeout_keep_alive=int(settings.idle_s),
-            timeout_graceful_shutdown=int(settings.grace_s),
+            timeout_graceful_shutdown=int(settings.ending_s),
             h11_max_incomplete_event_size=settings.header_bytes,
             ssl_certfile=place.certificate,
             ssl_keyfile=place.private_key,
@@ -102,14 +108,38 @@ def server_of(service: Service, place: Place) -> uvicorn.Server:
 def run(service: Service, place: Place, sock: socket.socket, ready: Callable[[str], None]) -> None:
     """Serve until the process is told to end; running answers are finished then, new ones refused.
 
-    `ready` is told the address when requests are taken.
+    `ready` is told the address when requests are taken. Raises EngineUnavailableError where the model's engine
+    ended and can't be restarted: the process ends with that error's exit code.
     """
     server = server_of(service, place)
     address = service.address = place.address(sock.getsockname()[1])
     threading.Thread(target=_tell, args=(server, lambda: ready(address)), daemon=True).start()
+    threading.Thread(target=_end_with_engine, args=(server, service), name="engine", daemon=True).start()
     # uvicorn repeats the signal that ended it when all is done; it isn't an interruption here.
     with suppress(Stopped):
         server.run(sockets=[sock])
+    if (failure := _given_up(service)) is not None:
+        raise failure
+
+
+def _end_with_engine(server: uvicorn.Server, service: Service) -> None:
+    """End the server when its engine is given up, by force where a thread that is stuck would keep the process."""
+    while (failure := _given_up(service)) is None:
+        if server.should_exit:
+            return
+        time.sleep(LOOK_S)
+    # Nobody waits for the model's answers any more: they were told of their end.
+    server.config.timeout_graceful_shutdown = LAST_S
+    server.should_exit = True
+    time.sleep(FORCED_S)
+    LOGGER.critical("the process is ended by force", extra={"why": str(failure)})
+    os._exit(failure.exit_code)
+
+
+def _given_up(service: Service) -> EngineUnavailableError | None:
+    """Return why the engine can't be restarted; None while it lives, or another one is on its way."""
+    failure = service.engine.failure()
+    return failure if isinstance(failure, EngineUnavailableError) and failure.given_up else None
 
 
 def _tell(server: uvicorn.Server, ready: Callable[[], None]) -> None:

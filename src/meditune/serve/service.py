@@ -116,6 +116,8 @@ class Service:
     """The registry whose versions are served, where it is one"""
     ready: bool = True
     started: float = field(default_factory=time.time)
+    broken_off: int = 0
+    """Requests that the server's end broke off"""
     address: str = ""
     """Where it listens, as soon as it does"""
 
@@ -129,6 +131,7 @@ class Service:
         self.asks = ThreadPoolExecutor(settings.at_once, thread_name_prefix="meditune-ask")
         self.metrics.running.set_function(lambda: self.admission.inside)
         self.metrics.waiting.set_function(lambda: self.admission.waiting)
+        self.metrics.engine_up.set_function(lambda: self.engine.failure() is None)
         self.tell_model(1)
 
     def goes_over_to(self, content: str) -> None:

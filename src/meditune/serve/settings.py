@@ -19,6 +19,8 @@ class Settings:
     """A client that takes nothing for so long is given up."""
     answer_s: float = 120.0
     """The longest that an answer may take, without waiting"""
+    restarts: int = 6
+    """How often in a row a dead engine is opened again before the process ends"""
     idle_s: float = 20.0
     """A connection without a request is closed then."""
     connections: int = 512
@@ -58,8 +60,8 @@ class Settings:
     """What the machine costs an hour"""
     follow_s: float = 10.0
     """So often a registry is looked at for another version"""
-    grace_s: float = 60.0
-    """At the end, running answers have so long to finish"""
+    grace_s: float | None = None
+    """How long running answers may take to finish at the end; None: as long as any answer may take"""
     headers: dict[str, str] = field(
         default_factory=lambda: {
             "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -73,3 +75,13 @@ class Settings:
         }
     )
     """Sent with every response"""
+
+    @property
+    def ending_s(self) -> float:
+        """Seconds that running answers are waited for at the end."""
+        return self.answer_s + 5 if self.grace_s is None else self.grace_s
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds after which an engine that has work and delivers nothing is stuck."""
+        return max(300.0, 3 * self.answer_s)

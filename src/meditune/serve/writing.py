@@ -9,6 +9,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
 from meditune.engines.engine import Finish, Job, Likely, Piece
+from meditune.errors import EngineUnavailableError
 from meditune.serve.access import Caller
 from meditune.serve.errors import ApiError
 from meditune.serve.service import Service
@@ -30,14 +31,19 @@ class Written:
 
 
 @asynccontextmanager
-async def turn(service: Service, caller: Caller, trace: Trace) -> AsyncIterator[Written]:
+async def turn(service: Service, caller: Caller, trace: Trace, needs_engine: bool = True) -> AsyncIterator[Written]:
     """A place in the engine for the block, whose time is limited; what is noted in the result is counted.
 
-    Raises ApiError 429 where there is no place, TimeoutError where the block takes too long.
+    Raises ApiError 429 where there is no place, EngineUnavailableError where there is no engine, TimeoutError where the
+    block takes too long.
     """
     written, entered = Written(), False
+    if needs_engine:
+        _refuse_without_engine(service)
     try:
         async with service.admission.place(caller.name) as waited:
+            if needs_engine:
+                _refuse_without_engine(service)
             entered = True
             service.metrics.wait.observe(waited)
             trace.facts["waited"] = round(waited, 4)
@@ -51,6 +57,13 @@ async def turn(service: Service, caller: Caller, trace: Trace) -> AsyncIterator[
         # Who leaves early has used what was written until then; leaving again doesn't stop the counting.
         if entered:
             await asyncio.shield(service.access.used(caller, written.prompt_tokens + written.tokens))
+
+
+def _refuse_without_engine(service: Service) -> None:
+    """Raise EngineUnavailableError while the engine is dead: before the queue, and before anything is told."""
+    failure = service.engine.failure()
+    if isinstance(failure, EngineUnavailableError):
+        raise failure
 
 
 async def written_pieces(service: Service, job: Job, into: Written, trace: Trace) -> AsyncGenerator[Piece, None]:

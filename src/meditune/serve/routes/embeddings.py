@@ -32,7 +32,7 @@ async def embed(
     if body.dimensions not in {None, model.size}:
         raise ApiError(400, f"dimensions: {body.model} has {model.size}, and no others.", "invalid_value", "dimensions")
     counts = await asyncio.to_thread(_counted, model.tokenizer, body.input)
-    async with turn(service, caller, request.scope[SCOPE_KEY]) as count:
+    async with turn(service, caller, request.scope[SCOPE_KEY], needs_engine=False) as count:
         count.prompt_tokens = sum(counts)
         made = await asyncio.to_thread(model.embed, body.input)
     as_text = body.encoding_format == "base64"

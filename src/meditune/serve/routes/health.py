@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from meditune.engines.apart import ApartEngine
+from meditune.engines.supervised_engine import GIVEN_UP_RETRY_S
+from meditune.errors import EngineUnavailableError
 from meditune.serve.access import Caller, allowed
-from meditune.serve.errors import ApiError
+from meditune.serve.errors import ApiError, unavailable
 from meditune.serve.routes.documented import errors
 from meditune.serve.schema.body import Told
 from meditune.serve.service import Service
@@ -24,22 +25,32 @@ class Health(Told):
 
 @router.get("/healthz", responses=errors(503), summary="Is the server alive?")
 async def healthz(request: Request) -> Health:
-    """503 where its engine's process is no more: start the server again."""
-    engine = request.app.state.service.engine
-    if isinstance(engine, ApartEngine) and engine.ended:
-        raise ApiError(503, "The engine's process has ended.", "engine_ended")
+    """503 where its engine is dead and can't be restarted: start the server again. While it is restarted, 200."""
+    failure = _failure(request)
+    if failure is not None and failure.given_up:
+        raise unavailable(failure)
     return Health()
 
 
 @router.get("/readyz", responses=errors(503), summary="Can it take requests?")
 async def readyz(request: Request) -> Health:
-    """503 while the server ends, and while its waiting room is full."""
+    """503 while the server ends, while its engine is dead or restarted, and while its waiting room is full."""
     service: Service = request.app.state.service
     if not service.ready:
         raise ApiError(503, "The server is ending.", "not_ready", headers={"retry-after": "5"})
+    if (failure := _failure(request)) is not None:
+        raise unavailable(failure)
     if service.admission.waiting >= service.settings.waiting > 0:
         raise ApiError(503, "The waiting room is full.", "overloaded", headers={"retry-after": "1"})
     return Health()
+
+
+def _failure(request: Request) -> EngineUnavailableError | None:
+    """Why the engine answers nothing now; one that nobody restarts is given up."""
+    failure = request.app.state.service.engine.failure()
+    if failure is None or isinstance(failure, EngineUnavailableError):
+        return failure
+    return EngineUnavailableError(str(failure), GIVEN_UP_RETRY_S, given_up=True)
 
 
 @router.get(

@@ -1,0 +1,315 @@
+"""An engine that is opened again when it dies, with exponential back-off: what a server holds in an engine's place.
+
+Its jobs end with an error when the engine dies, also where the engine itself can tell nobody any more. Until the next
+engine is open, whoever asks is told when to try again. Where the engine can't be opened again, `failure` says so, and
+the process should end: what watches over it (systemd, Docker, Kubernetes) starts another one.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from meditune.engines.engine import Engine, Job, Likely, Load, Piece, Running
+from meditune.errors import EngineError, EngineUnavailableError, MedituneError
+
+log = logging.getLogger(__name__)
+LOOK_S = 0.25
+"""How often the engine is asked whether it is alive"""
+RESTARTS = 6
+"""How often an engine is opened again before the server gives up"""
+STEADY_S = 60.0
+"""An engine that lived this long counts as well: the next death is the first one again"""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+"""Pauses before the second attempt, doubled with each further one up to the longest; the first attempt has none"""
+STALLED_S = 360.0
+"""An engine with jobs that delivers nothing for this long is stuck"""
+CLOSE_S = 20.0
+"""How long a dead engine may take to free its memory"""
+GIVEN_UP_RETRY_S = 30.0
+"""When to try again where the process ends: another one must open the model first"""
+
+
+class SupervisedEngine:
+    """An engine that is opened again when it dies."""
+
+    def __init__(
+        self,
+        open_engine: Callable[[], Engine],
+        restarts: int | None = RESTARTS,
+        stalled_s: float = STALLED_S,
+        on_restart: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Open the engine; `opened` waits for it and begins to watch over it.
+
+        `restarts` bounds the attempts in a row, None tries for ever: right for a model at another server, where it
+        helps nobody when this process ends. `on_restart` is called for each engine that was opened again.
+
+        Raises what `open_engine` raises.
+        """
+        self._open, self._restarts, self._stalled_s, self._on_restart = open_engine, restarts, stalled_s, on_restart
+        began = time.monotonic()
+        self._engine: Engine | None = open_engine()
+        self._opening_s = time.monotonic() - began
+        self.name, self.tokenizer = self._engine.name, self._engine.tokenizer
+        self.context_tokens = self._engine.context_tokens
+        self._lock = threading.Lock()
+        self._jobs: set[_Job] = set()
+        self._scoring = 0
+        self._progress = self._since = began
+        self._deaths = 0
+        self._failure: EngineUnavailableError | None = None
+        self._again_at = 0.0
+        self._wake, self._closing = threading.Event(), False
+        self._watcher: threading.Thread | None = None
+
+    def opened(self) -> None:
+        """See engine.py. From now on the engine is watched over."""
+        assert self._engine is not None, "it is opened before anything can end it"
+        self._engine.opened()
+        self._since = time.monotonic()
+        self._opening_s = self._since - self._progress
+        self._watcher = threading.Thread(target=self._watch, name="meditune-engine-watch", daemon=True)
+        self._watcher.start()
+
+    def start(self, job: Job, deliver: Callable[[Piece], None]) -> Running:
+        """See engine.py. Raises EngineUnavailableError while there is no engine."""
+        with self._lock:
+            engine = self._living()
+            begun = _Job(self, engine, deliver)
+            if not (self._jobs or self._scoring):
+                self._progress = time.monotonic()
+            self._jobs.add(begun)
+        try:
+            begun.runs(engine.start(job, begun.deliver))
+        except BaseException as error:
+            with self._lock:
+                self._jobs.discard(begun)
+            if isinstance(error, EngineError) and self.lost(engine):
+                raise self._unavailable() from error
+            raise
+        return begun
+
+    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[Likely]]:
+        """See engine.py. Raises EngineUnavailableError while there is no engine."""
+        with self._lock:
+            engine = self._living()
+            if not (self._jobs or self._scoring):
+                self._progress = time.monotonic()
+            self._scoring += 1
+        try:
+            return engine.score(prompt, texts)
+        except EngineError as error:
+            if self.lost(engine):
+                raise self._unavailable() from error
+            raise
+        finally:
+            with self._lock:
+                self._scoring -= 1
+            self.progressed()
+
+    def load(self) -> Load:
+        """See engine.py."""
+        engine = self._engine
+        return engine.load() if engine is not None else Load(0, 0)
+
+    def failure(self) -> EngineError | None:
+        """See engine.py. Always returns at once; `given_up` of the error says whether another engine is on its way."""
+        return self._unavailable() if self._failure is not None else None
+
+    def close(self) -> None:
+        """See engine.py."""
+        with self._lock:
+            self._closing = True
+        self._wake.set()
+        if self._watcher is not None:
+            self._watcher.join(CLOSE_S)
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
+
+    def lost(self, engine: Engine) -> bool:
+        """Return whether this engine is dead or replaced; where it is dead, the next one is opened at once."""
+        if engine is self._engine and engine.failure() is None:
+            return False
+        self._wake.set()
+        return True
+
+    def ended(self, job: _Job) -> None:
+        """Forget a job."""
+        with self._lock:
+            self._jobs.discard(job)
+
+    def progressed(self) -> None:
+        """Note that the engine delivered something."""
+        self._progress = time.monotonic()
+
+    def unavailable(self) -> EngineUnavailableError:
+        """Return what is told of a job that ended with its engine."""
+        return self._unavailable()
+
+    def _living(self) -> Engine:
+        """The engine. Raises EngineError where there is none."""
+        if self._closing:
+            raise EngineError("The engine was closed.")
+        if self._failure is not None or self._engine is None:
+            raise self._unavailable()
+        return self._engine
+
+    def _unavailable(self) -> EngineUnavailableError:
+        failure = self._failure
+        if failure is not None and failure.given_up:
+            return failure
+        wait = math.ceil(max(1.0, self._again_at - time.monotonic()) + self._opening_s)
+        return EngineUnavailableError("The engine has ended and is being opened again.", wait)
+
+    def _watch(self) -> None:
+        while not self._closing:
+            self._wake.wait(LOOK_S)
+            self._wake.clear()
+            why = self._death()
+            if why and not self._opened_again(why):
+                return
+
+    def _death(self) -> str:
+        """Return what ended the engine; empty while it works, and when it was told to end."""
+        engine = self._engine
+        if engine is None:
+            return ""
+        failure, silent = engine.failure(), time.monotonic() - self._progress
+        if self._closing:
+            return ""
+        if failure is not None:
+            return str(failure)
+        stalled = (self._jobs or self._scoring) and silent > self._stalled_s
+        return f"It delivered nothing for {silent:.0f} seconds, although it had work." if stalled else ""
+
+    def _opened_again(self, why: str) -> bool:
+        """End what the dead engine left, and open another one; False where that can't be done or isn't wanted."""
+        log.error("The engine ended, and is opened again: %s", why)
+        if time.monotonic() - self._since > STEADY_S:
+            self._deaths = 0
+        self._again_at = time.monotonic() + self._pause_s()
+        with self._lock:
+            self._failure = self._unavailable()
+            dead, self._engine = self._engine, None
+            jobs, self._jobs = self._jobs, set()
+        for job in jobs:
+            job.end(self._unavailable())
+        del jobs
+        if dead is None or not _closed(dead):
+            self._give_up("The engine is stuck, and nothing but the end of this process ends it.")
+            return False
+        # The dead engine's weights are freed before they are loaded again.
+        del dead
+        gc.collect()
+        return self._retried()
+
+    def _retried(self) -> bool:
+        problem = "it ended again and again"
+        while self._restarts is None or self._deaths < self._restarts:
+            self._wait_until(self._again_at)
+            if self._closing:
+                return False
+            self._deaths += 1
+            try:
+                self._take(self._open())
+            except (MedituneError, OSError, RuntimeError, ValueError) as error:
+                # Whatever a model's files and a machine without memory do to an engine: the next attempt may succeed.
+                problem = str(error)
+                self._again_at = time.monotonic() + self._pause_s()
+                log.error("The engine can't be opened again: %s", problem)
+                continue
+            return not self._closing
+        self._give_up(f"The engine ended, and {self._restarts} attempts to open it again failed: {problem}")
+        return False
+
+    def _take(self, engine: Engine) -> None:
+        try:
+            engine.opened()
+            if (engine.name, engine.context_tokens) != (self.name, self.context_tokens):
+                raise EngineError(f"The model is another one now: {engine.name} instead of {self.name}.")
+        except BaseException:
+            engine.close()
+            raise
+        with self._lock:
+            if not self._closing:
+                self._progress = self._since = time.monotonic()
+                self._engine, self._failure = engine, None
+        if self._engine is not engine:
+            engine.close()
+            return
+        log.warning("The engine is open again")
+        self._on_restart()
+
+    def _pause_s(self) -> float:
+        return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (self._deaths - 1)) if self._deaths else 0.0
+
+    def _wait_until(self, moment: float) -> None:
+        while not self._closing and (left := moment - time.monotonic()) > 0:
+            self._wake.wait(left)
+            self._wake.clear()
+
+    def _give_up(self, why: str) -> None:
+        log.critical("%s", why)
+        self._failure = EngineUnavailableError(why, GIVEN_UP_RETRY_S, given_up=True)
+
+
+class _Job:
+    """A job that ends with its engine at the latest."""
+
+    def __init__(self, supervisor: SupervisedEngine, engine: Engine, deliver: Callable[[Piece], None]) -> None:
+        self._supervisor, self._engine, self._deliver = supervisor, engine, deliver
+        self._lock = threading.Lock()
+        self._over = self._cancelled = False
+        self._running: Running | None = None
+
+    def runs(self, running: Running) -> None:
+        """It was started."""
+        self._running = running
+        if self._cancelled:
+            running.cancel()
+
+    def cancel(self) -> None:
+        """End it now; its last piece says so."""
+        self._cancelled = True
+        if self._running is not None and not self._over:
+            self._running.cancel()
+
+    def deliver(self, piece: Piece) -> None:
+        """Pass a piece on, unless the job was ended before."""
+        self._supervisor.progressed()
+        last = piece.finish is not None or piece.error is not None
+        with self._lock:
+            if self._over:
+                return
+            self._over = last
+        if last:
+            self._supervisor.ended(self)
+        if isinstance(piece.error, EngineError) and self._supervisor.lost(self._engine):
+            piece = replace(piece, error=self._supervisor.unavailable())
+        self._deliver(piece)
+
+    def end(self, error: EngineError) -> None:
+        """Tell its end, where its engine can't."""
+        with self._lock:
+            if self._over:
+                return
+            self._over = True
+        try:
+            self._deliver(Piece("", error=error))
+        except Exception:
+            log.exception("What a piece was delivered to failed")
+
+
+def _closed(engine: Engine) -> bool:
+    """Close a dead engine; False where that doesn't end, as with a thread that is stuck."""
+    closing = threading.Thread(target=engine.close, name="meditune-engine-close", daemon=True)
+    closing.start()
+    closing.join(CLOSE_S)
+    return not closing.is_alive()
