@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -23,7 +24,7 @@ from meditune.store.base import Base
 from meditune.store.keys import Keys
 from tests import tiny
 from tests.commands import meditune
-from tests.serve.server import served
+from tests.serve.server import served, slowed
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +137,18 @@ def test_keys_from_making_to_revoking_and_an_end_that_waits(model, tmp_path):
     assert meditune("answers", "delete", answer, "--store", store).code == 0
     meditune("answers", "delete", answer, "--store", store).refused(3, f"no answer '{answer}'")
     assert meditune("answers", "prune", "--days", 0, "--store", store).out == "1 answers deleted.\n"
+
+
+def test_what_the_end_breaks_off_is_counted_and_by_default_nothing_need_be(tmp_path):
+    assert Settings(answer_s=200).ending_s > 200
+    with ThreadPoolExecutor() as pool:
+        with served(tmp_path, Settings(grace_s=1), loaded=slowed(0.02)) as server:
+            broken_off = pool.submit(server.chat, max_tokens=900)
+            while not server.service.admission.inside:
+                time.sleep(0.01)
+            assert server.chat().status == 200
+        assert broken_off.exception() is not None or broken_off.result().status >= 500
+    assert server.service.broken_off == 1
 
 
 def test_what_cant_be_served_is_said(model, tmp_path):

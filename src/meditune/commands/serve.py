@@ -73,6 +73,14 @@ def serve(
     waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait; more are refused with 429.")] = 64,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer that a request may ask for.")] = 1024,
     answer_seconds: Annotated[float, typer.Option(min=1, help="The longest that an answer may take.")] = 120.0,
+    restarts: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            envvar="MEDITUNE_RESTARTS",
+            help="How often in a row a dead engine is restarted before the server ends with an error.",
+        ),
+    ] = 6,
     cors: Annotated[
         list[str] | None, typer.Option(metavar="ORIGIN", help="A site whose pages may call. Repeatable.")
     ] = None,
@@ -133,6 +141,7 @@ def serve(
     place = running.Place(host, port, certificate, private_key, proxy)
     settings = Settings(
         answer_s=answer_seconds,
+        restarts=restarts,
         at_once=at_once,
         waiting=waiting,
         most_new_tokens=max_new_tokens,
@@ -165,12 +174,20 @@ def serve(
     service = opening.open_service(opening.Wanted(model, index, engine, name, country, url), settings, kept)
     give_back_memory()
     watching = _watched(service, kept, drift, drift_every, public_url or place.address(sock.getsockname()[1]))
-    running.run(service, place, sock, lambda address: _print_ready(service.served.name, service.engine.name, address))
-    if watching:
-        watching.stop()
-    if traced:
-        tracing.shut_down()
-    typer.echo("Ended: every answer that was begun is finished.")
+    try:
+        running.run(
+            service, place, sock, lambda address: _print_ready(service.served.name, service.engine.name, address)
+        )
+    finally:
+        if watching:
+            watching.stop()
+        if traced:
+            tracing.shut_down()
+    if service.broken_off:
+        count = f"{service.broken_off} request{'s' if service.broken_off != 1 else ''}"
+        typer.echo(f"Ended after waiting for {settings.ending_s:g} seconds. Broken off: {count}.")
+    else:
+        typer.echo("Ended: every answer that was begun is finished.")
 
 
 @keys_app.command()

@@ -78,6 +78,10 @@ class Guard:
         except ClientGone:
             status = GONE
             self.metrics.cancelled.inc()
+        except asyncio.CancelledError:
+            # Clients that leave end in ClientGone: this is the server's end, which waited long enough.
+            scope["app"].state.service.broken_off += 1
+            raise
         except Exception as error:
             told = as_api_error(error)
             trace.broke(error)
