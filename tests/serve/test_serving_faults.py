@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from meditune.errors import EngineError
+from meditune.serve.settings import Settings
 from tests.serve.server import served, slowed
 from tests.serve.test_access import LOGGER, Lines
 
@@ -29,7 +30,7 @@ thread.join()
 def test_faults_are_503_and_tell_no_paths_and_addresses(tmp_path):
     lines = Lines()
     LOGGER.addHandler(lines)
-    with served(tmp_path) as server:
+    with served(tmp_path, Settings(keep_text=True)) as server:
         base = server.service.answers.base
         kept, base.path = base.path, tmp_path / "gone" / "store"
         store = server.chat()

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from meditune.errors import StoreError
+from meditune.serve import kept, writing
 from meditune.serve.assistant import Assistant
 from meditune.serve.settings import Settings
 from meditune.store import base
@@ -31,7 +32,7 @@ def locked(folder):
 def test_a_lock_is_waited_for_then_named_and_urgent_help_comes_all_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(base, "BUSY_S", 1.5)
     assistant = Assistant(Saying("Rest helps most people."))
-    with served(tmp_path, Settings(), assistant=assistant) as server, ThreadPoolExecutor() as pool:
+    with served(tmp_path, Settings(keep_text=True), assistant=assistant) as server, ThreadPoolExecutor() as pool:
         id = server.chat().json["id"]
         holder = locked(tmp_path)
         waiting = pool.submit(server.chat)
@@ -60,7 +61,8 @@ def test_an_emergency_waits_for_nobody_who_waits_for_the_store(tmp_path, monkeyp
     monkeypatch.setattr(base, "BUSY_S", 6.0)
     assistant = Assistant(Saying("Rest helps most people."))
     key = Keys(Base(tmp_path)).create("Ann")[1]
-    with served(tmp_path, Settings(keys_needed=True), assistant=assistant) as server, ThreadPoolExecutor(14) as pool:
+    settings = Settings(keys_needed=True, keep_text=True)
+    with served(tmp_path, settings, assistant=assistant) as server, ThreadPoolExecutor(14) as pool:
         holder = locked(tmp_path)
         waiting = [pool.submit(server.chat, key=key) for _ in range(14)]
         time.sleep(1.5)
@@ -72,6 +74,35 @@ def test_an_emergency_waits_for_nobody_who_waits_for_the_store(tmp_path, monkeyp
         assert not any(each.done() for each in waiting)
         holder.execute("ROLLBACK")
         assert [each.result().status for each in waiting] == [200] * 14
+
+
+def test_an_answer_of_which_no_text_is_kept_is_given_although_the_store_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "BUSY_S", 2.0)
+    for module in (kept, writing):
+        monkeypatch.setattr(module, "METRICS_S", 0.3)
+    keys = Keys(Base(tmp_path))
+    key, bounded = keys.create("Ann")[1], keys.create("Bo", daily_tokens=10_000)[1]
+    assistant = Assistant(Saying("Rest helps most people."))
+    with served(tmp_path, Settings(keys_needed=True), assistant=assistant) as server, ThreadPoolExecutor() as pool:
+        holder = locked(tmp_path)
+        asked = {"question": "Does rest help with a cold?"}
+        given = [
+            pool.submit(server.chat, key=key),
+            pool.submit(server.chat, key=key, stream=True),
+            pool.submit(server.ask, "/v1/ask", asked, key=key),
+            pool.submit(server.ask, "/v1/ask", asked | {"stream": True}, key=key),
+        ]
+        # A quota that can't be counted isn't kept.
+        refused = pool.submit(server.chat, key=bounded)
+        replies = [each.result() for each in given]
+        assert [each.status for each in replies] == [200] * 4
+        assert "[DONE]" in replies[1].text
+        assert "event: error" not in replies[3].text
+        assert refused.result().status == 503
+        holder.execute("ROLLBACK")
+        holder.close()
+        id = server.chat(key=key).json["id"]
+        assert server.ask("/v1/feedback", {"id": id, "rating": "up"}, key=key).status == 200
 
 
 def fill_to_the_brim(folder):
@@ -106,9 +137,9 @@ def test_a_full_disk_is_named_and_what_was_told_before_stays(tmp_path):
     os.close(read)
     # There is room again: the same store goes on.
     answers = Answers(Base(tmp_path))
-    kept = {each["id"]: each["feedback"] for each in answers.exported()}
+    found = {each["id"]: each["feedback"] for each in answers.exported()}
     assert told > 10
-    assert all(len(kept[f"a{number}"]) == 1 for number in range(told))
+    assert all(len(found[f"a{number}"]) == 1 for number in range(told))
     answers.keep(Answer("later", "k", "ask", "m"))
     with answers.base.opened() as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
@@ -118,7 +149,7 @@ def test_a_database_that_is_away_is_a_503_until_it_is_back(postgres):
     pytest.importorskip("psycopg")
     url = postgres.new()
     assistant = Assistant(Saying("Rest helps most people."))
-    with served(url, assistant=assistant) as server:
+    with served(url, Settings(keep_text=True), assistant=assistant) as server:
         id = server.chat().json["id"]
         postgres.stop()
         try:

@@ -13,8 +13,8 @@ from meditune.serve.service import Service
 from meditune.serve.storing import stored
 from meditune.store.answers import Answer
 
-URGENT_S = 1.0
-"""So long urgent help waits for the store at most"""
+URGENT_S, METRICS_S = 1.0, 5.0
+"""How long urgent help, and an answer of which no text is kept, waits for the store at most"""
 
 
 async def keep(
@@ -27,9 +27,10 @@ async def keep(
     outcome: str,
     facts: Mapping[str, Any],
 ) -> None:
-    """Keep an answer's figures, and its texts where the server was told to; on the disk when this returns.
+    """Keep an answer's metrics, and its texts where the server was told to; on the disk when this returns.
 
-    Raises MedituneError where that can't be, but for escalated answers: urgent help is told whether it was kept or not.
+    Raises MedituneError where a text can't be kept. Urgent help, and an answer of which only metrics are kept, is given
+    although the store fails: the log says that it wasn't kept in time, and the writing goes on until the store refuses.
     """
     service.metrics.outcomes.labels(outcome).inc()
     if service.answers is None:
@@ -46,7 +47,7 @@ async def keep(
         question if with_text else None,
         answer if with_text else None,
     )
-    if outcome != "escalated":
+    if with_text and outcome != "escalated":
         try:
             await stored(service.answers.keep, row)
         except MedituneError:
@@ -54,8 +55,8 @@ async def keep(
             raise
         return
     try:
-        async with asyncio.timeout(URGENT_S):
+        async with asyncio.timeout(URGENT_S if outcome == "escalated" else METRICS_S):
             await stored(service.answers.keep, row)
     except (MedituneError, OSError) as error:
         service.metrics.store_failures.inc()
-        LOGGER.error("an escalated answer wasn't kept in time", extra=where(error))
+        LOGGER.error("an answer wasn't kept in time", extra={"outcome": outcome} | where(error))

@@ -9,9 +9,11 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
 from meditune.engines.engine import Finish, Job, Likely, Piece
-from meditune.errors import EngineUnavailableError
+from meditune.errors import EngineUnavailableError, StoreError
 from meditune.serve.access import Caller
 from meditune.serve.errors import ApiError
+from meditune.serve.kept import METRICS_S
+from meditune.serve.logs import LOGGER, where
 from meditune.serve.service import Service
 from meditune.serve.streaming import pieces
 from meditune.serve.trace import Trace
@@ -56,7 +58,19 @@ async def turn(service: Service, caller: Caller, trace: Trace, needs_engine: boo
     finally:
         # Who leaves early has used what was written until then; leaving again doesn't stop the counting.
         if entered:
-            await asyncio.shield(service.access.used(caller, written.prompt_tokens + written.tokens))
+            await asyncio.shield(_count(service, caller, written.prompt_tokens + written.tokens))
+
+
+async def _count(service: Service, caller: Caller, tokens: int) -> None:
+    """Add to the caller's usage. Raises StoreError where that fails and the caller has a quota, which must hold."""
+    try:
+        async with asyncio.timeout(None if caller.daily_tokens else METRICS_S):
+            await service.access.used(caller, tokens)
+    except (StoreError, TimeoutError) as error:
+        service.metrics.store_failures.inc()
+        if caller.daily_tokens:
+            raise
+        LOGGER.error("usage wasn't counted", extra=where(error))
 
 
 def _refuse_without_engine(service: Service) -> None:
