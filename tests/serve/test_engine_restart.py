@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from meditune.engines import apart, server_engine, supervised_engine
+from meditune.engines import apart, server_engine, supervised_engine, worker
 from meditune.engines.apart import ApartEngine
 from meditune.engines.engine import Job, Piece
 from meditune.engines.supervised_engine import SupervisedEngine
@@ -99,10 +101,9 @@ def kill(engine: Any) -> None:
     if isinstance(engine, ApartEngine):
         os.kill(engine._process.pid, signal.SIGKILL)
         return
-    worker = engine._worker
-    end(worker._thread)
-    with worker._wake:
-        worker._wake.notify_all()
+    end(engine._worker._thread)
+    with engine._worker._wake:
+        engine._worker._wake.notify_all()
 
 
 def end(thread: threading.Thread) -> None:
@@ -140,6 +141,8 @@ def test_an_engine_that_dies_while_idle_is_told_and_restarted(server: Running, f
         urgent = server.ask("/v1/ask", URGENT)
         assert (urgent.status, urgent.json["outcome"]) == (200, "escalated")
         assert server.chat(URGENT["question"]).status == 200
+        declined = server.ask("/v1/ask", {"question": "Who won the world cup?"})
+        assert (declined.status, declined.json["outcome"]) == (200, "declined")
         assert server.figure("meditune_engine_up") == 0
     until(lambda: server.ask("/readyz").status == 200)
     assert server.chat().status == 200
@@ -152,12 +155,10 @@ def test_an_engine_that_dies_during_answers_ends_them_and_is_restarted(server: R
     with ThreadPoolExecutor() as pool:
         whole = pool.submit(server.chat, **LONG)
         streamed = pool.submit(server.chat, stream=True, **LONG)
-        asked = pool.submit(server.ask, "/v1/ask", {"question": "Does rest help?", "max_new_tokens": 900})
-        until(lambda: server.service.engine.load().running == 3)
+        until(lambda: server.service.engine.load().running == 2)
         time.sleep(0.1)
         kill(server.service.engine._engine)
         assert refused(whole.result())
-        assert refused(asked.result())
         told = streamed.result().text
     assert "engine_restarting" in told
     assert 'finish_reason": "stop' not in told
@@ -169,29 +170,28 @@ def test_an_engine_that_dies_during_answers_ends_them_and_is_restarted(server: R
 def test_a_thread_that_could_tell_nobody_leaves_nobody_waiting(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     wanted = opening.Wanted(str(folder), engine="transformers", name="tiny")
     with started(opening.open_service(wanted, Settings(), tmp_path)) as server, ThreadPoolExecutor() as pool:
-        worker = server.service.engine._engine._worker
-        breaks_down = worker._break_down
+        works = server.service.engine._engine._worker
+        breaks_down = works._break_down
         # It ends where even its own end can't be handled.
-        monkeypatch.setattr(worker, "_break_down", lambda _: None)
+        monkeypatch.setattr(works, "_break_down", lambda _: None)
         waiting = pool.submit(server.chat, **LONG)
         until(lambda: server.service.engine.load().running)
         kill(server.service.engine._engine)
-        worker._thread.join(30)
-        monkeypatch.setattr(worker, "_break_down", breaks_down)
+        works._thread.join(30)
+        monkeypatch.setattr(works, "_break_down", breaks_down)
         assert refused(waiting.result())
         until(lambda: server.chat().status == 200)
 
 
-def test_the_weights_of_a_dead_engine_are_freed(folder: Path, tmp_path: Path) -> None:
-    import gc
-    import weakref
-
+def test_the_weights_of_a_dead_engine_are_freed(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    # The tests' log keeps errors with all that they point to.
+    monkeypatch.setattr(worker.log, "disabled", True)
     wanted = opening.Wanted(str(folder), engine="transformers", name="tiny")
     with started(opening.open_service(wanted, Settings(), tmp_path)) as server:
         model = weakref.ref(server.service.engine._engine.loaded.model)
         kill(server.service.engine._engine)
         until(lambda: server.figure("meditune_engine_restarts_total") == 1)
-        until(lambda: gc.collect() >= 0 and model() is None)
+        until(lambda: gc.collect() >= 0 and model() is None, 5)
 
 
 def test_a_model_at_a_server_is_waited_for_however_long_that_is_away(

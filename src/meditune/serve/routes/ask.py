@@ -87,7 +87,8 @@ class _Asking:
         found = await asyncio.to_thread(self.assistant.judge, self.body.question, past)
         # Urgent help needs no engine, so it waits for none.
         urgent = found.action == "urgent"
-        place = nullcontext(Written()) if urgent else turn(self.service, self.caller, self.trace)
+        needs_engine = found.action != "decline"
+        place = nullcontext(Written()) if urgent else turn(self.service, self.caller, self.trace, needs_engine)
         async with place as count, aclosing(self._from_thread(count, None if urgent else self.service.asks)) as coming:
             async for each in coming:
                 said = each.as_dict()
