@@ -119,3 +119,66 @@ def test_cronjobs_forbid_two_at_once_and_run_as_nobody() -> None:
             places = [value for value in taken.values() if isinstance(value, Path)]
             assert places
             assert {f"/{place.parts[1]}" for place in places} <= mounted.keys()
+
+
+def server() -> tuple[str, dict[str, str], Any]:
+    """Of the server's deployment: the path of its store, the claim at each path, and its network policy."""
+    made = list(yaml.safe_load_all((SCHEDULE.parent / "kubernetes.yaml").read_text(encoding="utf-8")))
+    by_kind = {each["kind"]: each for each in made}
+    pod = by_kind["Deployment"]["spec"]["template"]["spec"]
+    image = (SCHEDULE.parent / "Containerfile").read_text(encoding="utf-8")
+    found = re.search(r"MEDITUNE_STORE=(\S+)", image)
+    assert found
+    return found[1], claims(pod), by_kind["NetworkPolicy"]
+
+
+def claims(pod: dict[str, Any]) -> dict[str, str]:
+    """The claim that a pod mounts at each path."""
+    (container,) = pod["containers"]
+    named = {
+        each["name"]: each["persistentVolumeClaim"]["claimName"]
+        for each in pod["volumes"]
+        if "persistentVolumeClaim" in each
+    }
+    return {each["mountPath"]: named[each["name"]] for each in container["volumeMounts"] if each["name"] in named}
+
+
+@pytest.mark.parametrize("name", ["release.yaml", "kubernetes.yaml"])
+def test_jobs_read_the_store_that_the_server_writes(name: str) -> None:
+    store, of_server, policy = server()
+    for job in yaml.safe_load_all(text(name)):
+        template = job["spec"]["jobTemplate"]["spec"]["template"]
+        pod = template["spec"]
+        (container,) = pod["containers"]
+        set_here = {each["name"]: each.get("value") for each in container["env"]}
+        assert set_here["MEDITUNE_STORE"] == store
+        mounted = claims(pod)
+        assert mounted[store] == of_server[store]
+        assert set_here.get("MEDITUNE_DATA", "/sources") != store
+        # The claim is for one node.
+        (near,) = pod["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+        assert near["labelSelector"]["matchLabels"] == policy["spec"]["podSelector"]["matchLabels"]
+        words = " ".join([*container["command"], *container["args"]])
+        assert all(place.startswith(f"{store}/") for place in re.findall(r"\S+/registry\b", words))
+        if "MEDITUNE_URL" in set_here:
+            admitted = [each.get("podSelector", {}) for each in policy["spec"]["ingress"][0]["from"]]
+            assert {"matchLabels": template["metadata"]["labels"]} in admitted
+
+
+def test_units_and_cron_lines_use_the_folders_that_the_server_uses() -> None:
+    served = (SCHEDULE.parent / "meditune.service").read_text(encoding="utf-8")
+    of_server = dict(re.findall(r"(MEDITUNE_\w+)=(\S+)", served))
+    assert of_server.keys() >= {"MEDITUNE_STORE", "MEDITUNE_CACHE"}
+    literature, sources, registries = set(), set(), set()
+    for path in (each for each in SCHEDULE.iterdir() if each.suffix in {".service", ".cron"}):
+        said = "\n".join(line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#"))
+        named = dict(re.findall(r"(MEDITUNE_(?:STORE|CACHE|DATA))=(\S+?)[;\s]", said))
+        assert {key: named[key] for key in ("MEDITUNE_STORE", "MEDITUNE_CACHE")} == {
+            key: of_server[key] for key in ("MEDITUNE_STORE", "MEDITUNE_CACHE")
+        }, path.name
+        sources.add(named["MEDITUNE_DATA"])
+        literature |= set(re.findall(r"\S+/literature\b", said))
+        registries |= set(re.findall(r"\S+/registry\b", said))
+    assert (len(literature), len(sources)) == (1, 1)
+    assert registries == {f"{of_server['MEDITUNE_STORE']}/registry"}
+    assert "StateDirectory=meditune" in served
