@@ -1,6 +1,7 @@
 """What is installed with this package: licences that go with Apache-2.0, lower bounds, and nothing that contradicts."""
 
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+
+from meditune.errors import install_command
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 ALLOWED = re.compile(
@@ -72,6 +75,34 @@ def test_every_licence_goes_with_ours():
     assert {name: text for name, text in said.items() if not ALLOWED.search(text) and not LINKED.search(text)} == {}
     assert {name: text for name, text in said.items() if REFUSED.search(LINKED.sub("", text))} == {}
     assert {name for name, text in said.items() if LINKED.search(text)} <= LOOSE
+
+
+def named_extras() -> dict[str, set[str]]:
+    """The extras that each module and page tells people to install."""
+    root = Path(__file__).parents[1]
+    files = [*(root / "src").rglob("*.py"), *(root / "docs").glob("*.md"), root / "README.md"]
+    found = {}
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"pip install\s+[\"']?meditune\b", text), f"{path}: nobody has published that package"
+        commands = re.findall(r"install_command\(['\"](\w+)|pip install --editable '\.\[([\w,]+)\]'", text)
+        found[str(path)] = {extra for pair in commands for part in pair if part for extra in part.split(",")}
+    return found
+
+
+def test_commands_to_install_work_from_a_checkout_and_name_extras_that_exist():
+    found = named_extras()
+    assert sum(map(bool, found.values())) > 15
+    known = set(PROJECT["optional-dependencies"])
+    assert {path: extras - known for path, extras in found.items() if extras - known} == {}
+
+
+def test_the_command_works_from_any_folder(tmp_path, monkeypatch):
+    source = Path(__file__).parents[1].resolve()
+    monkeypatch.chdir(tmp_path)
+    assert shlex.split(install_command("serve", "otel")) == ["pip", "install", "--editable", f"{source}[serve,otel]"]
+    monkeypatch.chdir(source)
+    assert install_command("serve") == "pip install --editable '.[serve]'"
 
 
 def test_what_is_installed_fits_together():

@@ -4,6 +4,23 @@ Every error says what is wrong, where (file, line, key) and what to do next. The
 without a traceback and ends with the error's exit code.
 """
 
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+
+def install_command(*extras: str) -> str:
+    """Return the command that installs Meditune's extras, for an error message.
+
+    Meditune isn't on the package index, where its name may be taken by a stranger: the command installs from the
+    source folder. It works from any folder where Meditune runs out of that one, else from within it.
+    """
+    source = Path(__file__).resolve().parents[2]
+    inside = not (source / "pyproject.toml").is_file() or source == Path.cwd().resolve()
+    place = f"{'.' if inside else source}[{','.join(extras)}]"
+    return f"pip install --editable {shlex.quote(place)}"
+
 
 class MedituneError(Exception):
     """Something the user can put right. The message is shown as it is."""

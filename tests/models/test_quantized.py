@@ -142,5 +142,5 @@ def test_an_adapter_is_never_merged_into_a_quantized_base(folder, tmp_path):
 def test_without_bitsandbytes_the_command_to_get_it_is_told_before_anything_is_written(tmp_path, monkeypatch):
     with bench(tmp_path) as place:
         monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-        place.run("small", model__quantize="nf4").refused(4, "bitsandbytes", "pip install 'meditune[quantized]'")
+        place.run("small", model__quantize="nf4").refused(4, "bitsandbytes", "[quantized]'")
         assert not (place.folder / "small").exists()

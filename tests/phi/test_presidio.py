@@ -28,5 +28,5 @@ def test_without_it_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPat
 
     presidio._analyzer.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "presidio_analyzer", None)
-    with pytest.raises(DataError, match=r"pip install 'meditune\[phi\]'"):
+    with pytest.raises(DataError, match=r"pip install --editable .*\[phi\]"):
         engine("presidio")(TEXT, None)

@@ -92,7 +92,7 @@ def test_every_form_of_the_model_gives_the_vectors_of_the_whole_one() -> None:
 
 def test_without_onnxruntime_the_way_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ModelError, match=r"pip install 'meditune\[retrieve\]'"):
+    with pytest.raises(ModelError, match=r"pip install --editable .*\[retrieve\]"):
         onnx_embedding.load(tmp_path / "model.onnx", tmp_path / "tokenizer.json")
 
 

@@ -170,7 +170,7 @@ def test_what_cant_be_served_is_said(model, tmp_path):
 
 def test_without_prometheus_the_way_out_is_said(model, tmp_path, monkeypatch):
     monkeypatch.setattr("meditune.serve.running.find_spec", lambda _: None)
-    meditune("serve", model, "--store", tmp_path / "s").refused(4, "pip install 'meditune[serve]'")
+    meditune("serve", model, "--store", tmp_path / "s").refused(4, "[serve]'")
 
 
 def test_check_says_what_is_unsafe_and_ends_so(model, tmp_path):

@@ -21,7 +21,7 @@ PARENT = "0af7651916cd43dd8448eb211c80319c"
 def receiver():
     """An OTLP receiver over HTTP; yields its address, and the spans that it got."""
     proto = pytest.importorskip(
-        "opentelemetry.proto.collector.trace.v1.trace_service_pb2", reason="needs meditune[otel]"
+        "opentelemetry.proto.collector.trace.v1.trace_service_pb2", reason="needs the extra otel"
     )
     got = []
 
@@ -105,5 +105,5 @@ def test_traces_are_off_unless_an_endpoint_is_named(monkeypatch):
 
 def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "opentelemetry.sdk.trace", None)
-    with pytest.raises(ModelError, match=r"pip install 'meditune\[otel\]'"):
+    with pytest.raises(ModelError, match=r"pip install --editable .*\[otel\]"):
         tracing.set_up({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"})

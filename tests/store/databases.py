@@ -59,7 +59,7 @@ class Cluster:
 
     def new(self) -> str:
         """The URL of a new database."""
-        psycopg = pytest.importorskip("psycopg", reason="psycopg isn't installed: pip install 'meditune[postgres]'")
+        psycopg = pytest.importorskip("psycopg", reason="psycopg isn't installed: the extra postgres")
         name = f"store{next(_NUMBERS)}"
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name}")

@@ -112,7 +112,7 @@ def test_adafactor_is_that_of_the_paper_with_the_recipes_rate():
 def test_without_bitsandbytes_eight_bits_are_refused_before_anything_is_written(place, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     trained(place, "missing", train__optimizer="adamw8bit").refused(
-        4, "train.optimizer adamw8bit needs bitsandbytes", "meditune[quantized]"
+        4, "train.optimizer adamw8bit needs bitsandbytes", "[quantized]"
     )
     assert not (place.folder / "missing").exists()
 

@@ -11,7 +11,7 @@ from meditune.data.example import DECISIONS, Decision, Example
 from meditune.data.records import NO_CONTEXT, cell, group_of, is_empty, passages, records
 from meditune.data.rejects import Rejects
 from meditune.data.tables import Row, rows
-from meditune.errors import DataError
+from meditune.errors import DataError, install_command
 
 SOURCE = "own"
 
@@ -109,7 +109,7 @@ def _hub_rows(dataset: str, split: str, config: str | None) -> Iterator[Row]:
         from datasets import load_dataset
     except ImportError as error:
         raise DataError(
-            f"{dataset}: no such file, and a data set of the hub needs one more package: pip install 'meditune[hub]'."
+            f"{dataset}: no such file, and a data set of the hub needs one more package: {install_command('hub')}."
         ) from error
     try:
         for number, row in enumerate(load_dataset(dataset, config, split=split, streaming=True), start=1):

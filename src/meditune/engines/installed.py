@@ -6,7 +6,7 @@ import importlib
 from importlib.util import find_spec
 from typing import Any
 
-from meditune.errors import ModelError
+from meditune.errors import ModelError, install_command
 from meditune.models.quiet import no_telemetry
 
 EXTRAS = {"openvino": ("openvino", "openvino_genai"), "llamacpp": ("xllamacpp",), "onnx": ("onnxruntime",)}
@@ -26,5 +26,5 @@ def package(engine: str, name: str) -> Any:
     except ImportError as error:
         raise ModelError(
             f"The {engine} engine needs the package {name.split('.')[0]} ({error}). Install it: "
-            f"pip install 'meditune[{engine}]'"
+            f"{install_command(engine)}"
         ) from error

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from meditune.errors import ModelError
+from meditune.errors import ModelError, install_command
 
 WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
@@ -77,7 +77,7 @@ def _package() -> Any:
     except ImportError as error:
         raise ModelError(
             f"To hold answers to a JSON schema the transformers engine needs llguidance ({error}). Install it: "
-            "pip install 'meditune[serve]'"
+            f"{install_command('serve')}"
         ) from error
     return llguidance
 

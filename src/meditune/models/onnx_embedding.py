@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from meditune import machine
-from meditune.errors import ModelError
+from meditune.errors import ModelError, install_command
 from meditune.models import packages
 from meditune.models.catalogue import SENTENCE_MODEL, SENTENCE_MODEL_INT8
 
@@ -63,7 +63,7 @@ def load(model: Path, tokenizer: Path) -> OnnxSentenceModel:
         import onnxruntime
     except ImportError as error:
         raise ModelError(
-            f"{model} needs onnxruntime. Install it with: pip install 'meditune[retrieve]', or take the "
+            f"{model} needs onnxruntime. Install it with: {install_command('retrieve')}, or take the "
             "embedding model all-minilm-l6-v2, which needs torch."
         ) from error
     from tokenizers import Tokenizer

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import torch
 
-from meditune.errors import ModelError
+from meditune.errors import ModelError, install_command
 from meditune.files import read_json
 from meditune.recipe import Quantize
 
@@ -27,7 +27,7 @@ def require(key: str = "model.quantize") -> None:
     except ImportError as error:
         raise ModelError(
             f"{key} needs bitsandbytes, which can't be imported ({error}). Install it with: "
-            "pip install 'meditune[quantized]' (from a checkout: pip install --editable '.[quantized]')"
+            f"{install_command('quantized')}"
         ) from error
 
 

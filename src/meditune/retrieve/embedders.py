@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from meditune.errors import ModelError
+from meditune.errors import ModelError, install_command
 from meditune.files import sha256
 from meditune.models.catalogue import SENTENCE_MODEL, SENTENCE_MODEL_INT8
 
@@ -86,8 +86,8 @@ def _sentence_transformers(name: str) -> Embedder:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise ModelError(
-            f"The embedding model {name} needs sentence-transformers. Install it with: pip install "
-            f"'meditune[embeddings]', or take {DEFAULT} or {INT8}."
+            f"The embedding model {name} needs sentence-transformers. Install it with: "
+            f"{install_command('embeddings')}, or take {DEFAULT} or {INT8}."
         ) from error
     with loading(name, name):
         model = SentenceTransformer(name)

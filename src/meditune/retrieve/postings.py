@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from meditune.errors import DataError, ModelError
+from meditune.errors import DataError, ModelError, install_command
 
 SATURATION, LENGTH = 1.2, 0.75
 """BM25's k1 and b, those of LanceDB"""
@@ -149,5 +149,5 @@ def _stemmer() -> Any:
     try:
         from Stemmer import Stemmer
     except ImportError as error:
-        raise ModelError("An index needs PyStemmer. Install it with: pip install 'meditune[retrieve]'") from error
+        raise ModelError(f"An index needs PyStemmer. Install it with: {install_command('retrieve')}") from error
     return Stemmer("english")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from meditune.errors import DataError, ModelError
+from meditune.errors import DataError, ModelError, install_command
 from meditune.retrieve.passages.passage import IndexedPassage
 from meditune.retrieve.place import Place
 
@@ -28,7 +28,7 @@ def connect(place: Place) -> Any:
     try:
         import lancedb
     except ImportError as error:
-        raise ModelError("An index needs LanceDB. Install it with: pip install 'meditune[retrieve]'") from error
+        raise ModelError(f"An index needs LanceDB. Install it with: {install_command('retrieve')}") from error
     with readable(place):
         return lancedb.connect(place.tables, storage_options=place.options)
 

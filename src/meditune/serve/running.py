@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from meditune.errors import EngineUnavailableError, MedituneError, ModelError, Stopped
+from meditune.errors import EngineUnavailableError, MedituneError, ModelError, Stopped, install_command
 from meditune.serve.logs import LOGGER
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Place:
 def refuse_uninstalled() -> None:
     """Raise ModelError, with the line that installs it, where a package is missing that only servers need."""
     if find_spec("prometheus_client") is None:
-        raise ModelError("Serving needs prometheus-client. Install it with: pip install 'meditune[serve]'")
+        raise ModelError(f"Serving needs prometheus-client. Install it with: {install_command('serve')}")
 
 
 def listening(place: Place) -> socket.socket:

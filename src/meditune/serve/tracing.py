@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from meditune import __version__
-from meditune.errors import ModelError
+from meditune.errors import ModelError, install_command
 
 VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
@@ -55,7 +55,7 @@ def set_up(environment: Mapping[str, str] = os.environ) -> bool:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise ModelError(
-            f"{VARIABLES[1]} is set, and traces need OpenTelemetry. Install it with: pip install 'meditune[otel]'"
+            f"{VARIABLES[1]} is set, and traces need OpenTelemetry. Install it with: {install_command('otel')}"
         ) from error
     named = {"service.name": environment.get("OTEL_SERVICE_NAME") or "meditune", "service.version": __version__}
     _Tracing.provider = TracerProvider(resource=Resource.create(named), shutdown_on_exit=False)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from meditune.errors import StoreError
+from meditune.errors import StoreError, install_command
 from meditune.store.database import Connection, Cursor
 from meditune.store.migrations import LATEST, bring_up, refuse_later
 
@@ -41,7 +41,7 @@ class Postgres:
             import psycopg
             from psycopg_pool import ConnectionPool
         except ImportError as error:
-            raise StoreError("PostgreSQL needs psycopg. Install it with: pip install 'meditune[postgres]'") from error
+            raise StoreError(f"PostgreSQL needs psycopg. Install it with: {install_command('postgres')}") from error
         named: dict[str, Any] = {
             "autocommit": True,
             "row_factory": _named_rows,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from meditune import ranks
-from meditune.errors import MedituneError
+from meditune.errors import MedituneError, install_command
 from meditune.files import growing_jsonl
 from meditune.models.quiet import no_telemetry
 from meditune.recipe import Recipe, TrackerName
@@ -44,10 +44,7 @@ class Tracker(Protocol):
 def check_tracker(name: TrackerName) -> None:
     """Raise MedituneError, with the command, where the tracker's package isn't installed."""
     if name != "none" and find_spec(name) is None:
-        raise MedituneError(
-            f"train.tracker {name} needs the package {name}. Install it with: pip install 'meditune[{name}]' (from a "
-            f"checkout: pip install --editable '.[{name}]')"
-        )
+        raise MedituneError(f"train.tracker {name} needs the package {name}. Install it with: {install_command(name)}")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol, TypeVar
 
-from meditune.errors import MedituneError
+from meditune.errors import MedituneError, install_command
 
 Name = Literal["local", "ray"]
 Item = TypeVar("Item")
@@ -61,7 +61,7 @@ def _ray(workers: int) -> Iterator[Map]:
     try:
         import ray
     except ImportError as error:
-        raise MedituneError("--engine ray needs one more package: pip install 'meditune[scale]'.") from error
+        raise MedituneError(f"--engine ray needs one more package: {install_command('scale')}.") from error
     elsewhere = os.environ.get("RAY_ADDRESS")
     own = {} if elsewhere else {"num_cpus": workers, "include_dashboard": False}
     ray.init(address=elsewhere, log_to_driver=False, logging_level="error", **own)

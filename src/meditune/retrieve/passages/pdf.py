@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from meditune.errors import DataError
+from meditune.errors import DataError, install_command
 from meditune.retrieve.passages import pdf_text
 from meditune.retrieve.passages.passage import Section
 from meditune.retrieve.passages.unreadable import UnreadableError
@@ -40,7 +40,7 @@ def read(path: Path) -> tuple[str, list[Section]]:
     except ValueError as error:
         raise UnreadableError(f"reading it broke down or took more than {MOST_GB:.0f} GB of memory") from error
     if said.get("missing"):
-        raise DataError(f"{path}: reading PDF files needs pypdf. Install it with: pip install 'meditune[retrieve]'")
+        raise DataError(f"{path}: reading PDF files needs pypdf. Install it with: {install_command('retrieve')}")
     if said.get("problem"):
         raise UnreadableError(said["problem"])
     pages: list[str] = said["pages"]
