@@ -1,5 +1,7 @@
 """Remembered lower layers must change nothing but the time."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -48,6 +50,38 @@ def test_training_is_the_same_with_and_without_memory(architecture):
         losses.append([step.loss for step in steps])
     assert losses[0][-1] < losses[0][0]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "max_gb"), [(torch.float32, 2.0), (torch.float32, 1e-4), (torch.bfloat16, 2.0)], ids=str
+)
+def test_resumed_training_ends_with_the_same_bits(dtype, max_gb):
+    """A matrix product rounds by its batch's shape, and after a stop other rows are visited together first."""
+    many = [
+        EXAMPLES[0].model_copy(update={"id": f"e{n}", "question": "Does it help? " * (1 + n % 9)}) for n in range(24)
+    ]
+    spec = TrainSpec(batch_size=4, accumulation=1, epochs=3, learning_rate=1e-2, checkpoint_steps=1)
+    kept, runs = {}, []
+    for done in (0, 3):
+        loaded = tiny.loaded()
+        model = add_lora(loaded.model.to(dtype), LoraSpec(r=4), seed=1, top_layers=1)
+        encoder = loaded.encoder(PromptFormat(max_tokens=256, answer_tokens=32))
+        made = rows_of([encoder.supervised(example, "answer") for example in many])
+        frozen = FrozenLayers(model, 1, max_gb)
+        if not done:
+            with torch.no_grad():
+                frozen.predict(model, made[:9], loaded.pad_id)  # measured before the stop, so not again after it
+        frozen.group(made, 700)
+
+        def save(step, tensors, done=done):
+            if not done:
+                kept[step] = {key: value.clone() for key, value in tensors.items()}
+
+        resume = (done, kept[done]) if done else None
+        steps = train(model, loaded.pad_id, made, TokenWeights(many, made, spec), spec, 1, frozen, resume, save)
+        runs.append([replace(step, seconds=0) for step in steps])
+        assert 0 < frozen.bytes <= frozen.max_bytes
+    assert runs[1] == runs[0][3:]
 
 
 def test_memory_is_bounded():

@@ -1,8 +1,11 @@
-"""What the frozen layers below the trained ones say about a row, computed once and remembered.
+"""The hidden states that the frozen layers below the trained ones give for a row, computed once and remembered.
 
 Where only the top layers are trained or adapted (`model.top_layers`), the layers below give the same hidden states in
 every epoch, and for the tuned model the same as for the base. A row's second visit then costs the top layers only.
 The result is that of the whole model (a test holds it so); a row takes tokens * hidden size * 2 bytes in BF16.
+
+A matrix product rounds by the shape of the batch, so the last bits of a row depend on the rows beside it. `group` fixes
+them: a training that is stopped and resumed computes each row in the same batch as one that runs through.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import Any
 import torch
 
 from meditune.models.forward import Predicted, predict
-from meditune.models.rows import Batch, Row, collate
+from meditune.models.rows import Batch, Row, by_length, collate
 
 Key = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -23,22 +26,60 @@ class FrozenLayers:
     """Predicts rows with a model whose lowest `count` layers never change; 0 remembers nothing."""
 
     def __init__(self, model: Any, count: int, max_gb: float = 2.0) -> None:
-        self.blocks = blocks_of(model)[:count]
+        self.blocks, self._above = blocks_of(model)[:count], blocks_of(model)[count:]
         self.max_bytes = max_gb * 1e9
         self.bytes = 0
+        """Of the rows that are remembered, and of those that `group` has reserved room for"""
         self._kept: dict[Key, torch.Tensor] = {}
+        self._groups: dict[Key, list[Row]] = {}
         self._as_tuple = False
+        self._token_bytes = 0
+        if self.blocks:
+            embedding = model.get_input_embeddings().weight
+            self._token_bytes = model.config.get_text_config().hidden_size * embedding.element_size()
+
+    def group(self, rows: Sequence[Row], max_tokens: int) -> None:
+        """Compute each of `rows`, when it is first needed, in a batch that depends on this list alone.
+
+        A batch takes up to `max_tokens` tokens, padding included. If the rows don't fit beside what is remembered
+        already, that is given up; the shortest rows beyond `max_bytes` are computed at every visit.
+        """
+        if not self.blocks:
+            return
+        unique = list({_key(row): row for row in rows}.values())
+        self._groups = {}
+        for row in unique:
+            self._kept.pop(_key(row), None)  # computed in another batch
+        self.bytes = sum(len(kept) * self._token_bytes for kept in self._kept.values())
+        if self.bytes + sum(map(self._size, unique)) > self.max_bytes:
+            self.forget()
+        for indices in by_length(unique, max_tokens):
+            batch = [unique[index] for index in indices]
+            size = sum(map(self._size, batch))
+            if self.bytes + size > self.max_bytes:
+                # What is remembered must not depend on the order of visits, so nothing more is.
+                self.bytes = int(self.max_bytes)
+                return
+            self.bytes += size
+            self._groups |= {_key(row): batch for row in batch}
+
+    def forget(self) -> None:
+        """Give up everything that is remembered, and the batches of `group`."""
+        self._kept, self._groups, self.bytes = {}, {}, 0
 
     def predict(self, model: Any, rows: Sequence[Row], pad_id: int, logits: bool = True) -> tuple[Batch, Predicted]:
         """As `models.forward.predict`, for the batch of these rows."""
         batch = collate(rows, pad_id)
         if not self.blocks:
             return batch, predict(model, batch, logits)
-        keys = [(tuple(row.tokens), tuple(row.positions)) for row in rows]
-        if all(key in self._kept for key in keys):
+        keys = [_key(row) for row in rows]
+        if all(key in self._kept or key in self._groups for key in keys):
+            for key in keys:
+                if key not in self._kept:
+                    self._compute(model, self._groups[key], pad_id)
             with self._given([self._kept[key] for key in keys], batch.tokens.shape[1]):
                 return batch, predict(model, batch, logits)
-        with self._remembering(keys, rows):
+        with self._remembering(rows):
             return batch, predict(model, batch, logits)
 
     def without_dropout(self, model: Any) -> None:
@@ -54,16 +95,37 @@ class FrozenLayers:
             for child in block.children():
                 child.eval()
 
+    def _size(self, row: Row) -> int:
+        """Bytes that a row takes."""
+        return len(row) * self._token_bytes
+
+    @torch.no_grad()
+    def _compute(self, model: Any, rows: Sequence[Row], pad_id: int) -> None:
+        """Remember the rows of one group, by the plain layers; no layer above them runs."""
+
+        def passed_on(states: torch.Tensor, *_: Any, **__: Any) -> Any:
+            return (states,) if self._as_tuple else states
+
+        with ExitStack() as afterwards:
+            afterwards.enter_context(self._remembering(rows, grouped=True))
+            for block in self._above:
+                afterwards.enter_context(answering(block, passed_on))
+            predict(model, collate(rows, pad_id), logits=False)
+
     @contextmanager
-    def _remembering(self, keys: Sequence[Key], rows: Sequence[Row]) -> Iterator[None]:
+    def _remembering(self, rows: Sequence[Row], grouped: bool = False) -> Iterator[None]:
+        """Remember those of the rows that pass through the layers inside the block which are in a group, or in none."""
+
         def keep(_: torch.nn.Module, __: Any, output: Any) -> None:
             self._as_tuple = isinstance(output, tuple)
             hidden = (output[0] if self._as_tuple else output).detach()
-            for index, (key, row) in enumerate(zip(keys, rows, strict=True)):
-                size = len(row) * hidden.shape[-1] * hidden.element_size()
-                if key not in self._kept and self.bytes + size <= self.max_bytes:
+            for index, row in enumerate(rows):
+                key, size = _key(row), self._size(row)
+                if key in self._kept or (key in self._groups) != grouped:
+                    continue
+                if grouped or self.bytes + size <= self.max_bytes:
                     self._kept[key] = hidden[index, : len(row)].clone()
-                    self.bytes += size
+                    self.bytes += 0 if grouped else size
 
         hook = self.blocks[-1].register_forward_hook(keep)
         try:
@@ -88,6 +150,10 @@ class FrozenLayers:
                 afterwards.enter_context(answering(block, nothing))
             afterwards.enter_context(answering(self.blocks[-1], remembered))
             yield
+
+
+def _key(row: Row) -> Key:
+    return tuple(row.tokens), tuple(row.positions)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,11 @@ def check(splits: Splits, recipe: Recipe) -> None:
     check_dev(splits, recipe)
 
 
+def visited(rows: Sequence[Row], steps: Sequence[Sequence[int]]) -> list[Row]:
+    """The rows that any of the steps reads, in their order."""
+    return [rows[index] for index in sorted({index for step in steps for index in step})]
+
+
 def plan(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> Plan:
     """Plan the training of `loaded`, which must still be the base model; what it writes for replay goes to `folder`."""
     spec = recipe.train
@@ -126,6 +132,8 @@ def plan(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> P
     weights = TokenWeights(splits.train, rows, spec, often)
     steps = plan_steps(len(rows), spec, recipe.seed, mix)
     replay = plan_replay(pool, steps, weights, spec.replay, recipe.seed) if spec.replay.share else None
+    rehearsed = visited(replay.rows, replay.steps) if replay else []
+    loaded.frozen.group([*visited(rows, steps), *rehearsed], spec.micro_batch_tokens)
     found = retrieved_facts(rows, folder)
     further = {"retrieved": found} if found else {}
     return Plan(rows, fitted, weights, mix, steps, pool, replay, sources=sources, further=further)

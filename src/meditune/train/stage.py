@@ -77,6 +77,8 @@ def fine_tune(
         print(f"{ranks.world()} processes, {SHARED[how]} (train.parallel).", file=sys.stderr)
     if how == "fsdp":
         shard(model, device())
+        # Sharded layers are gathered by all processes at once, so no process computes a batch of its own.
+        loaded.frozen.forget()
     elif how == "ddp":
         start_alike([parameter for parameter in model.parameters() if parameter.requires_grad])
     if ranks.is_first():

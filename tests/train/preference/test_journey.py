@@ -185,7 +185,7 @@ SAMPLED = {
     "train__preference__sampled": "{answers: 3, temperature: 1.5, margin: 0.05}",
     "train__batch_size": 2,
     "train__checkpoint_steps": 2,
-    # In BF16, processors with AMX round by the batch that a remembered row was first computed in.
+    # BF16 would round most differences away that a resumed run must not have.
     "model__dtype": "float32",
 }
 

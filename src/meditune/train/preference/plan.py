@@ -17,7 +17,7 @@ from meditune.models.rows import Row, by_length
 from meditune.progress import Progress
 from meditune.recipe import Recipe
 from meditune.train.encode import check_masks, token_facts
-from meditune.train.plan import Plan
+from meditune.train.plan import Plan, visited
 from meditune.train.preference.losses import PairLoss, Reference, log_likelihoods
 from meditune.train.preference.written import pairs_of_own_answers
 from meditune.train.replay_text import replay_rows
@@ -43,6 +43,8 @@ def plan_pairs(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path
         )
     pool = replay_rows(loaded, recipe, splits, folder)
     check_masks([*rows, *pool])
+    steps = plan_steps(len(rows), spec, recipe.seed)
+    loaded.frozen.group(visited(rows, steps), spec.micro_batch_tokens)
     known = _reference(loaded, rows, spec.micro_batch_tokens, folder) if spec.objective == "dpo" else None
     loss = PairLoss(spec.preference.beta, known)
     return Plan(
@@ -50,7 +52,7 @@ def plan_pairs(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path
         fitted=token_facts(rows, len(pairs.train) - len(rows)),
         weights=loss,
         mix=None,
-        steps=plan_steps(len(rows), spec, recipe.seed),
+        steps=steps,
         pool=pool,
         replay=None,
         loss_of=loss,
