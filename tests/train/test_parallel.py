@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from meditune.train.parallel import dealt
 from tests import commands
 from tests.commands import meditune, read_rows
 
-# A step of 7 rows can't be dealt evenly; the last of an epoch is smaller still. FP32 leaves the order of sums alone.
+# Steps of 6 and 7 rows can't be dealt evenly. FP32 leaves the order of sums alone.
 UNEVEN = {"model__dtype": "float32", "train__batch_size": 7, "train__accumulation": 1, "train__micro_batch_tokens": 300}
 
 
@@ -175,8 +176,13 @@ def stop_two(place, name, **settings):
         out, err = process.communicate(timeout=600)
     assert process.returncode != 0
     assert err.count("run the same command again to go on") == 1, err
-    assert "meditune/" not in err, "a traceback through our code"
+    has_no_traceback(err)
     assert out == ""
+
+
+def has_no_traceback(err):
+    """Assert that no traceback leads through our package, wherever it lies; torchrun prints one of its own."""
+    assert f'File "{Path(ranks.__file__).parent}' not in err
 
 
 def checkpoint(place, name):
@@ -202,7 +208,7 @@ def test_an_error_ends_all_processes_with_one_message(place, given, code, said):
     assert len(re.findall("^Error: ", err, re.MULTILINE)) == 1, err
     assert said in err
     assert f"exitcode  : {code} " in err
-    assert "meditune/" not in err, "a traceback through our code"
+    has_no_traceback(err)
     assert out == ""
 
 
@@ -213,7 +219,7 @@ def test_an_error_in_one_process_ends_the_other_which_waits_for_it(place):
     assert process.returncode != 0
     assert len(re.findall("^Error: ", err, re.MULTILINE)) == 1, err
     assert "Three ways to get a model" in err
-    assert "meditune/" not in err, "a traceback through our code"
+    has_no_traceback(err)
     assert out == ""
 
 
