@@ -165,8 +165,20 @@ def test_every_example_comes_once_an_epoch():
     assert sorted(seen[:21]) == sorted(seen[21:42]) == list(range(21))
     assert len(seen[42:]) == 10
     assert seen[:21] != seen[21:42]
+    assert [len(step) for step in steps] == [7, 7, 7, 7, 7, 7, 5, 5]
     assert plan_steps(21, spec, seed=1) == steps
     assert plan_steps(21, spec, seed=2) != steps
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [(449, [29] + [30] * 14), (1, [1]), (32, [32]), (33, [16, 17]), (65, [21, 22, 22]), (64, [32, 32])],
+)
+def test_an_epochs_steps_have_equal_sizes(count, sizes):
+    """Each step has the full learning rate, so a last one of a single example would weigh 32 times as much."""
+    steps = plan_steps(count, TrainSpec(batch_size=8, accumulation=4, epochs=2), seed=1)
+    assert sorted(map(len, steps[: len(sizes)])) == sorted(map(len, steps[len(sizes) :])) == sizes
+    assert sorted(index for step in steps[: len(sizes)] for index in step) == list(range(count))
 
 
 def test_learning_rate_warms_up_and_falls():

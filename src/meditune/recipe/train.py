@@ -179,7 +179,9 @@ class TrainSpec(Spec):
         default_factory=lambda: list(TASKS), min_length=1, description="What each example teaches."
     )
     batch_size: int = Field(8, ge=1, description="Examples in one batch.")
-    accumulation: int = Field(4, ge=1, description="Batches in one optimizer step.")
+    accumulation: int = Field(
+        4, ge=1, description="Batches in one optimizer step, at most: all steps of an epoch have equal sizes."
+    )
     epochs: float = Field(3.0, gt=0, description="Passes over the training examples.")
     optimizer: OptimizerName = Field(
         "adamw", description="The last two remember less of each weight; adamw8bit needs bitsandbytes."
