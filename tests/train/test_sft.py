@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from meditune.models.adapters import add_lora
-from meditune.models.frozen import FrozenLayers
+from meditune.models.frozen import FrozenLayers, blocks_of
 from meditune.models.rows import PROMPT, rows_of, with_prompt
-from meditune.recipe import LoraSpec, PromptFormat, Recipe, TrainSpec
+from meditune.models.strategies import make_trainable
+from meditune.recipe import LoraSpec, ModelSpec, PromptFormat, Recipe, TrainSpec
 from meditune.train.dev import dev_loss
 from meditune.train.encode import encode
 from meditune.train.optimizer import MasterOptimizer, learning_rate
@@ -119,6 +120,36 @@ def test_gradient_checkpointing_changes_no_loss(architecture, frozen):
         losses.append([step.loss for step in steps])
     assert losses[0][-1] < losses[0][0]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@pytest.mark.parametrize("strategy", ["lora", "full"])
+def test_with_checkpointing_frozen_layers_take_one_forward_pass_and_no_backward_pass(architecture, strategy):
+    loaded = tiny.loaded(architecture)
+    encoder = loaded.encoder(PromptFormat(max_tokens=256, answer_tokens=32))
+    rows = rows_of([encoder.supervised(example, "answer") for example in EXAMPLES])
+    spec = TrainSpec(batch_size=3, accumulation=1, epochs=1, learning_rate=1e-2)
+    made = []
+    for checkpointing in (False, True):
+        spec = spec.model_copy(update={"gradient_checkpointing": checkpointing})
+        model = make_trainable(tiny.loaded(architecture).model, ModelSpec(strategy=strategy, top_layers=1), seed=1)
+        passes, slopes = [], {}
+        for number, block in enumerate(blocks_of(model)):
+            block.mlp.register_forward_pre_hook(lambda *_, passes=passes, number=number: passes.append(number))
+            block.register_forward_hook(
+                lambda _, __, output, slopes=slopes, number=number: slopes.update(
+                    {number: (output[0] if isinstance(output, tuple) else output).requires_grad}
+                )
+            )
+        weights = TokenWeights(EXAMPLES, rows, spec)
+        steps = list(train(model, loaded.pad_id, rows, weights, spec, 1, FrozenLayers(model, 0)))
+        assert passes == ([0, 1, 1] if checkpointing else [0, 1])
+        assert slopes == {0: False, 1: True}
+        trained = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        made.append((steps[0].grad_norm, trained))
+    assert made[1][0] == made[0][0]
+    for name, value in made[0][1].items():
+        assert torch.equal(made[1][1][name], value), name
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -18,12 +18,12 @@ from torch.utils.flop_counter import flop_registry
 
 from meditune.models.frozen import FrozenLayers, frozen_count
 from meditune.models.lora_layer import one_operation
-from meditune.models.quiet import quiet_transformers
 from meditune.models.rows import Row, join, with_prompt
 from meditune.models.virtual import virtual_tokens
 from meditune.prompts import Encoded
 from meditune.recipe import Recipe
 from meditune.train.head_loss import loss_of_rows
+from meditune.train.sft import recompute_activations
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,7 @@ def rehearse(model: Any, recipe: Recipe) -> Piece:
     rows = longest_rows(recipe)
     tokens = sum(map(len, rows))
     if recipe.train.gradient_checkpointing:
-        with quiet_transformers():
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
+        recompute_activations(model)
     model.train()
     count = 0 if virtual_tokens(model) else frozen_count(model, recipe.model.top_layers)
     frozen = FrozenLayers(model, count)

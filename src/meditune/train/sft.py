@@ -250,11 +250,20 @@ def probe(
 def _ready(model: Any, spec: TrainSpec, frozen: FrozenLayers) -> None:
     already = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
     if spec.gradient_checkpointing and not already:
-        with quiet_transformers():
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
+        recompute_activations(model)
     model.train()
     frozen.without_dropout(model)
+
+
+def recompute_activations(model: Any) -> None:
+    """Switch gradient checkpointing on, at no cost for frozen layers.
+
+    transformers lets the embeddings' output ask for a gradient, which only PyTorch's reentrant kind of checkpointing
+    needs. With it, frozen layers below the trained ones would be computed twice and take a backward pass for nothing.
+    """
+    with quiet_transformers():
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.disable_input_require_grads()
 
 
 class _Weighed(NamedTuple):
