@@ -337,7 +337,7 @@ def run_table(jobs: Sequence[Job]) -> str:
         ]
         training = report["training"]
         cells += [f"{training['trainable_parameters']:,}", f"{training['tokens_per_s']:,.0f}"]
-        cells += [f"{training['peak_rss_gb']:.1f}", f"{training['wall_seconds'] / 60:.1f}"]
+        cells += [f"{training.get('peak_gpu_gb', training['peak_rss_gb']):.1f}", f"{training['wall_seconds'] / 60:.1f}"]
         lines.append([job.row.title, *cells])
     made = next((report for _, report in reports if report), None)
     return table(HEAD, lines, f"\n\n{made_with(made)}" if made else "") if jobs else ""

@@ -3,8 +3,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from meditune import machine
+from meditune.train import stage
 
 
 def test_a_containers_quota_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,3 +49,12 @@ before = rss()
 give_back_memory()
 print(before, rss())
 """
+
+
+def test_training_names_the_peak_of_the_gpu_beside_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert stage.peaks().keys() == {"peak_rss_gb"}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 11_500_000_000)
+    found = stage.peaks()
+    assert found["peak_gpu_gb"] == 11.5
+    assert 0.1 < found["peak_rss_gb"] < 11.5

@@ -84,6 +84,10 @@ def test_the_table_shows_the_base_once_and_the_reports_verdict(tables, tmp_path)
     assert lines[2].endswith("| 1,234 | 1,000 | 2.0 | 1.5 |")
     assert lines[3].startswith("| DoRA | 61.0 better | ")
     assert "| 17.00 not shown |" in lines[3]
+    on_gpu = report(60.0)
+    on_gpu["training"]["peak_gpu_gb"] = 11.5
+    (jobs[0].folder / "report.json").write_text(json.dumps(on_gpu), "utf-8")
+    assert tables.markdown(jobs).splitlines()[2].endswith("| 1,234 | 1,000 | 11.5 | 1.5 |")
     assert "| not finished |" in lines[4]
     assert "measured on dev-151 with 60 answers, seed 17, data abababababab" in lines[6]
 

@@ -296,6 +296,21 @@ def test_what_was_dropped_and_shortened_is_counted(tmp_path: Path) -> None:
     assert "1 min 15 s" in words
 
 
+@pytest.mark.parametrize(
+    ("peaks", "said"),
+    [
+        ({"peak_rss_gb": 4.24}, "900 tokens a second, with at most 4.2 GB of memory."),
+        (
+            {"peak_rss_gb": 4.24, "peak_gpu_gb": 11.5},
+            "900 tokens a second, with at most 11.5 GB of GPU memory and 4.2 GB of main memory.",
+        ),
+    ],
+)
+def test_the_peak_of_memory_is_that_of_the_device(tmp_path: Path, peaks: dict[str, float], said: str) -> None:
+    training = {"steps": 3, "epochs": 1.0, "seconds": 75.0, "tokens_per_s": 900.0}
+    assert said in shown(finished_run(tmp_path, training=training | peaks))
+
+
 def test_sacrebleus_signatures_stand_in_the_small_print(tmp_path):
     signature = "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"
     page = render(finished_run(tmp_path, signatures={"bleu": signature})).read_text("utf-8")

@@ -95,8 +95,9 @@ def fine_tune(
         left = clock((planned.tokens - checkpoint.tokens_read(folder / checkpoint.FOLDER)) / speed)
         state = trainable * state_bytes(recipe.train) / 1e9 / (ranks.world() if how == "fsdp" else 1)
         each = " in each process" if how != "one" else ""
+        kind = "GPU memory" if device() == "cuda" else "memory"
         print(
-            f"About {left} at {speed:,.0f} tokens/s; {_peak_gb() + state:.1f} GB of memory{each}.",
+            f"About {left} at {speed:,.0f} tokens/s; {_peak_gb() + state:.1f} GB of {kind}{each}.",
             file=sys.stderr,
         )
         log, watch = _train_with_checkpoints(model, loaded, planned, recipe, folder, penalties, measure, len(dev))
@@ -109,7 +110,7 @@ def fine_tune(
         **counts,
         "tokens_per_s": round(sum(step.tokens for step in log) / seconds, 1),
         "supervised_tokens": sum(step.supervised_tokens for step in log),
-        "peak_rss_gb": round(peak_memory_gb(), 2),
+        **peaks(),
         "seconds": round(seconds, 1),
         "wall_seconds": round(time.monotonic() - started, 1),
         "epochs": log[-1].epoch,
@@ -182,8 +183,19 @@ def _trained(splits: Splits, recipe: Recipe, folder: Path, planned: Plan) -> lis
     return [*splits.train, *rehearsed(recipe, planned.pool)]
 
 
+def peaks() -> dict[str, float]:
+    """Return this process's peak memory so far, in 10^9 bytes: `peak_rss_gb` of the host and `peak_gpu_gb` of the GPU.
+
+    The second is there only if the model is trained on a GPU; it includes what PyTorch holds in reserve.
+    """
+    found = {"peak_rss_gb": round(peak_memory_gb(), 2)}
+    if device() == "cuda":
+        found["peak_gpu_gb"] = round(torch.cuda.max_memory_reserved() / 1e9, 2)
+    return found
+
+
 def _peak_gb() -> float:
-    """The most memory that was taken where the model is, in 10^9 bytes: of the GPU, or of this process."""
+    """Return the peak memory where the model is, in 10^9 bytes: of the GPU, or of this process."""
     return torch.cuda.max_memory_reserved() / 1e9 if device() == "cuda" else peak_memory_gb()
 
 
