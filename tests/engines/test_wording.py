@@ -33,6 +33,20 @@ def test_half_a_character_at_the_end_is_left_out():
     assert "".join(pieces(ids[:-1], [5])) == "yes "
 
 
+@pytest.mark.parametrize("broken", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("said", ["é", "血", "😀", "é yes 血"])
+def test_a_character_after_bytes_that_are_none_isnt_lost(broken, said):
+    tokenizer = tiny.tokenizer()
+    half = tokenizer("😀")["input_ids"][0]
+    ids = [
+        *tokenizer("no ")["input_ids"],
+        *[half] * broken,
+        *tokenizer(said)["input_ids"],
+        *tokenizer("!")["input_ids"],
+    ]
+    assert "".join(pieces(ids, [5])) == tokenizer.decode(ids) == "no " + "\ufffd" * broken + said + "!"
+
+
 @pytest.mark.parametrize(
     ("stop", "expected"),
     [

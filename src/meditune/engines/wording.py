@@ -28,10 +28,14 @@ class Wording:
     def add(self, token: int) -> str:
         """What is certain to come next in the text, now that this token is known; often nothing."""
         self._ids.append(token)
-        new = self._new()
-        if new.endswith(HALF) and len(self._ids) - self._read < LONGEST_CHARACTER:
-            return ""
-        self._before, self._read = self._read, len(self._ids)
+        new, read = self._new(), len(self._ids)
+        if new.endswith(HALF):
+            if read - self._read < LONGEST_CHARACTER:
+                return ""
+            # Nothing completes the first of these tokens any more, but the others may begin a character.
+            read = self._read + 1
+            new = self._new(read)
+        self._before, self._read = self._read, read
         return self._release(self._held + new)
 
     def rest(self) -> str:
@@ -41,9 +45,9 @@ class Wording:
         text = self._release(self._held + self._new().rstrip(HALF))
         return text if self.stopped else text + self._held
 
-    def _new(self) -> str:
+    def _new(self, end: int | None = None) -> str:
         known = self._decoded(self._ids[self._before : self._read])
-        return self._decoded(self._ids[self._before :])[len(known) :]
+        return self._decoded(self._ids[self._before : end])[len(known) :]
 
     def _release(self, text: str) -> str:
         found = [place for place in (text.find(stop) for stop in self.stop) if place >= 0]
