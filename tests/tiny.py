@@ -12,12 +12,18 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 from meditune.models.frozen import FrozenLayers
@@ -47,7 +53,7 @@ def tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="</s>")
 
 
-ARCHITECTURES = ("llama", "gpt2", "mistral", "gemma3")
+ARCHITECTURES = ("llama", "gpt2", "mistral", "gemma3", "qwen2", "phi", "gpt_neox")
 
 
 def model(architecture: str, seed: int = 0, **changes: int) -> PreTrainedModel:
@@ -67,6 +73,8 @@ def model(architecture: str, seed: int = 0, **changes: int) -> PreTrainedModel:
         **({"head_dim": 8} if architecture == "gemma3" else {}),
     }
     wide |= changes
+    if architecture in {"qwen2", "phi", "gpt_neox"}:
+        wide["initializer_range"] = 0.1  # or virtual tokens hardly change what a layer norm lets through
     if architecture == "gpt2":
         made: PreTrainedModel = GPT2LMHeadModel(
             GPT2Config(
@@ -84,11 +92,23 @@ def model(architecture: str, seed: int = 0, **changes: int) -> PreTrainedModel:
         made = LlamaForCausalLM(LlamaConfig(**wide, **shared))
     elif architecture == "mistral":
         made = MistralForCausalLM(MistralConfig(**wide, **shared, sliding_window=64))
+    elif architecture == "qwen2":
+        made = Qwen2ForCausalLM(Qwen2Config(**wide, **shared, tie_word_embeddings=True))
+    elif architecture == "phi":
+        made = PhiForCausalLM(PhiConfig(**wide, **shared))
+    elif architecture == "gpt_neox":
+        del wide["num_key_value_heads"]  # which this architecture doesn't know
+        made = GPTNeoXForCausalLM(GPTNeoXConfig(**wide, **shared))
     else:
         layers = ["sliding_attention", "full_attention"]
         made = Gemma3ForCausalLM(
             Gemma3TextConfig(**wide, **shared, sliding_window=64, layer_types=layers, tie_word_embeddings=True)
         )
+    if architecture in {"qwen2", "phi", "gpt_neox"}:
+        # transformers begins biases at zero, which would hide one that is left out.
+        for name, parameter in made.named_parameters():
+            if name.endswith("bias"):
+                torch.nn.init.normal_(parameter, std=0.02)
     return made.eval()
 
 

@@ -18,6 +18,8 @@ IDS = torch.randint(2, 480, (1, 90), generator=torch.Generator().manual_seed(2))
 def deep(architecture, count=5):
     """A tiny model of more layers, each of which does something else."""
     config = tiny.model(architecture).config
+    if architecture == "qwen2":
+        config.layer_types = ["full_attention"] * count
     if isinstance(config, Gemma3TextConfig):
         config.layer_types = [("full" if number % 2 else "sliding") + "_attention" for number in range(count)]
     config.num_hidden_layers = count
@@ -35,7 +37,7 @@ def by_hand(architecture, model, kept):
     if architecture == "gemma3":
         made.config.layer_types = [model.config.layer_types[number] for number in kept]
         made = type(made)(made.config).eval()
-    prefix = "transformer.h." if architecture == "gpt2" else "model.layers."
+    prefix = {"gpt2": "transformer.h.", "gpt_neox": "gpt_neox.layers."}.get(architecture, "model.layers.")
     state = {}
     for name, weight in model.state_dict().items():
         if name.startswith(prefix):

@@ -5,6 +5,7 @@ import torch
 
 from meditune.errors import ModelError
 from meditune.models.calibration import passages
+from meditune.models.frozen import blocks_of
 from meditune.models.load import load
 from meditune.models.rows import rows_of, windows
 from meditune.models.zeros import largest, linears, magnitude, two_of_four, wanda, zero_share
@@ -60,7 +61,7 @@ def test_nothing_outside_the_blocks_linear_layers_changes(architecture):
         if not torch.equal(old, new)
     }
     assert changed == {f"{name}.weight" for name in linears(before)}
-    kinds = {"gpt2": 4}.get(architecture, 7)
+    kinds = {"gpt2": 4, "gpt_neox": 4, "phi": 6}.get(architecture, 7)
     assert len(changed) == 2 * kinds
 
 
@@ -79,9 +80,8 @@ def test_wanda_equals_a_plain_reference(architecture, sparsity):
     """|W| times the norm of its input over all tokens, lowest of each row first; no batches, no padding."""
     loaded = tiny.loaded(architecture, attention="sdpa")
     model = tiny.model(architecture)
-    stack = model.transformer.h if architecture == "gpt2" else model.model.layers
     rows = rows_for(loaded)
-    for block in stack:
+    for block in blocks_of(model):
         for layer in block.modules():
             if type(layer).__name__ not in {"Linear", "Conv1D"}:
                 continue
