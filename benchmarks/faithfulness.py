@@ -2,6 +2,7 @@
 
     python benchmarks/faithfulness.py          # the tables of docs/metrics.md, on items that nothing was fitted on
     python benchmarks/faithfulness.py --fit    # first fit src/meditune/faithfulness/calibration.py anew
+    python benchmarks/faithfulness.py --references quickstart   # what it marks in a recipe's scored reference answers
 
 MEDITUNE_DATA names the folder with the publishers' pubmedqa and medquad. Of PubMedQA only the 500 items that the
 publisher trains on are taken, half of them to fit and choose on, the other half for the tables.
@@ -28,6 +29,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -35,10 +37,17 @@ import numpy as np
 from meditune.data import medquad, pubmedqa
 from meditune.data.example import Example, Passage
 from meditune.data.preference.corrupt import corrupt
+from meditune.data.prepare import prepare
 from meditune.data.rejects import Rejects
+from meditune.evaluate.compare import draws
+from meditune.evaluate.faithfulness import grade_references
+from meditune.evaluate.items import chosen_answers
+from meditune.evaluate.metrics import METRICS, references_of
+from meditune.evaluate.predictions import Predictions, answer_row
 from meditune.faithfulness import calibration, detect
 from meditune.faithfulness.evidence import Evidence, evidence
 from meditune.faithfulness.sources import Sentence, Sources
+from meditune.recipes.loading import load_recipe
 from meditune.text import sentences
 
 KINDS = ("number", "negation", "direction", "name", "replaced", "added")
@@ -115,7 +124,16 @@ class Answer:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fit", action="store_true", help="write calibration.py from the first half, then the tables")
+    parser.add_argument(
+        "--references",
+        nargs="+",
+        metavar=("RECIPE", "KEY=VALUE"),
+        help="only the detector metrics of its reference answers",
+    )
     arguments = parser.parse_args()
+    if arguments.references:
+        print("\n".join(references(*arguments.references)))
+        return
     root = Path(os.environ["MEDITUNE_DATA"]).expanduser()
     items, _ = pubmedqa.official_split(pubmedqa.read(root / "pubmedqa", Rejects()))
     items = sorted(items, key=lambda item: item.id)
@@ -127,6 +145,23 @@ def main() -> None:
         fit(judged([*conclusions(first), *extracts(first)], half(topics, 0)))
     answers = judged([*conclusions(second), *extracts(second), *of_medquad(pairs)], half(topics, 1))
     print("\n".join(tables(answers)))
+
+
+def references(name: str, *settings: str) -> Iterator[str]:
+    """Markdown: the detector metrics of the reference answers that a recipe scores, with bootstrap intervals."""
+    recipe = load_recipe(name, settings).recipe
+    with TemporaryDirectory() as folder:
+        measured = prepare(recipe, Path(folder) / "data").splits.measured(recipe.evaluate.split)
+    scored = chosen_answers(measured, recipe.evaluate.answers, recipe.seed)
+    rows = [answer_row(example, example.answer) for example in scored]
+    graded = grade_references(Predictions(answer=rows), {each.id: each for each in scored}, recipe.evaluate)
+    yield "| metric | reference answers | 95 % interval |\n|---|---|---|"
+    for key, found in references_of(Predictions(reference_faithfulness=list(graded or ()))).items():
+        metric, drawn = METRICS[key], np.concatenate(list(draws(len(found.ids), 10 * RESAMPLES, recipe.seed)))
+        low, high = np.nanpercentile(found.figure(drawn @ found.items), [2.5, 97.5])
+        figures = [f"{each:.{metric.digits}f}" for each in (found.value(), low, high)]
+        yield f"| {metric.title} | {figures[0]} | {figures[1]} to {figures[2]} |"
+    yield f"\n{len(scored)} answers, {sum(len(sentences(example.answer)) for example in scored)} sentences."
 
 
 def conclusions(items: Sequence[Example]) -> list[Answer]:

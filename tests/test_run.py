@@ -127,6 +127,8 @@ def test_the_report_has_its_keys(official, place):
         }
     )
     assert report["comparison"].keys() == report["base"].keys()
+    assert report["references"].keys() == FAITHFUL
+    assert all(report["comparison"][name]["references"] for name in FAITHFUL)
     for row in report["comparison"].values():
         assert row.keys() >= {"delta", "ci95", "p", "better"}
         assert row["ci95"][0] - 1e-9 <= row["delta"] <= row["ci95"][1] + 1e-9
@@ -152,8 +154,11 @@ def test_the_recipe_says_what_it_was_run_with(official, place):
 
 
 def test_a_damaged_report_is_computed_again(official, place):
+    """Also from an earlier version's predictions, without grades of the reference answers."""
     folder, _ = official
     report = place.report("official")
+    for graded in folder.glob("predictions/*reference_faithfulness.jsonl"):
+        graded.unlink()
     (folder / "report.json").write_text('{"meditune": ', encoding="utf-8")
     assert meditune("report", folder).code == 0
     assert place.report("official")["comparison"] == report["comparison"]

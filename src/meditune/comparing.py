@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from meditune.errors import GateError, MedituneError
-from meditune.evaluate.compare import too_few
+from meditune.evaluate.compare import caveats
 from meditune.evaluate.gate import Policy, check, load_policy
 from meditune.evaluate.measured import Measured, measured
 from meditune.evaluate.side_by_side import changed, side_by_side
@@ -31,8 +31,8 @@ def compare(names: Sequence[str], resamples: int, seed: int, held_to: Policy | N
         raise MedituneError("One model can't be compared. Give two folders or more: meditune compare A B")
     first, *others = (measured(name) for name in names)
     result = side_by_side([first, *others], resamples, seed)
-    few = (too_few(each["comparison"]) for each in result["comparisons"].values())
-    result["remarks"] = [*passages_remark([first, *others]), *dict.fromkeys(chain.from_iterable(few))]
+    said = (caveats(each["comparison"]) for each in result["comparisons"].values())
+    result["remarks"] = [*passages_remark([first, *others]), *dict.fromkeys(chain.from_iterable(said))]
     result["leakage"] = [model.leakage for model in (first, *others) if model.leakage]
     result["changes"] = {other.name: changed(first, other) for other in others}
     if held_to:

@@ -166,7 +166,7 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
     """
     from meditune.evaluate.coverage import remarks, unmeasured
     from meditune.evaluate.grading import grade
-    from meditune.evaluate.metrics import summarise
+    from meditune.evaluate.metrics import summarise, summarise_references
     from meditune.evaluate.official import write_pubmedqa
     from meditune.evaluate.predictions import read
     from meditune.evaluate.subgroups import subgroups
@@ -196,6 +196,7 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
         result = state | {
             "data": {"test_set": test_set, "sha256": data.sha256},
             "figures": summarise(predictions),
+            "references": summarise_references(predictions),
             "remarks": [*unmeasured(measured), *remarks(predictions, "model", measured, recipe)],
             "subgroups": subgroups(measured, None, predictions, recipe.seed),
             "leakage": read_json(folder / leakage.FILE_NAME),

@@ -8,7 +8,7 @@ from meditune.evaluate.compare import compare, too_few
 from meditune.evaluate.measured import Measured
 from meditune.evaluate.predictions import Predictions
 from meditune.evaluate.side_by_side import side_by_side
-from meditune.evaluate.significance import holm
+from meditune.evaluate.significance import exchange_p, holm
 from meditune.shares import wilson
 
 
@@ -37,6 +37,15 @@ def test_holm_is_holms_procedure():
     )
     assert holm({"only": 0.03}) == {"only": 0.03}
     assert holm({"a": 0.7, "b": 0.9}) == {"a": 1.0, "b": 1.0}
+
+
+def test_the_exchange_test_is_exact_where_one_side_has_no_event():
+    """Six of ten items are marked on one side and none on the other: 2 of 2**6 exchanges differ as much."""
+    first, second = np.array([[1.0, 1.0]] * 6 + [[0.0, 1.0]] * 4), np.array([[0.0, 1.0]] * 10)
+    every = np.array([[(n >> bit) & 1 for bit in range(10)] for n in range(1024)], dtype=float)
+    p = exchange_p(first, second, lambda sums: sums[..., 0] / sums[..., 1], every)
+    assert p == pytest.approx((1024 * 2 / 2**6 + 1) / 1025)
+    assert exchange_p(first, first, lambda sums: sums[..., 0] / sums[..., 1], every) == 1
 
 
 def test_wilsons_interval_is_the_published_one():

@@ -1,18 +1,23 @@
 """Answers are graded by their own sources; what can't be graded is counted, and the figures follow from the rows."""
 
+import re
+
 import pytest
 
 from meditune.data.example import Example, Passage
-from meditune.evaluate.compare import compare
+from meditune.evaluate.compare import caveats, compare, got_worse
 from meditune.evaluate.faithfulness import overview
+from meditune.evaluate.gate import Policy, check
 from meditune.evaluate.grading import grade
-from meditune.evaluate.metrics import summarise
+from meditune.evaluate.metrics import summarise, summarise_references
 from meditune.evaluate.metrics.faithfulness import agreement
 from meditune.evaluate.predictions import Predictions, read
 from meditune.evaluate.report import render
+from meditune.evaluate.subgroups import subgroups
 from meditune.files import read_json, write_json, write_jsonl
 from meditune.recipe import EvaluateSpec
-from tests.evaluate.test_report import finished_run
+from meditune.terminal.figures import print_comparison, print_worse
+from tests.evaluate.test_report import finished_run, shown
 from tests.models.test_support import judge
 
 TEXT = "Severe headaches increased in 30 adults. Aspirin did not lower blood pressure. The dose was 75 mg."
@@ -97,6 +102,110 @@ def test_a_model_gives_the_scores_and_the_spans_of_the_detector_stay(tmp_path):
     assert predictions.faithfulness[0]["score"] != by_words.faithfulness[0]["score"]
 
 
+def marked(count, often, kind="direction"):
+    """Graded answers of one sentence each, of which so many are marked."""
+    span = {"start": 0, "end": 4, "kind": kind, "why": "", "source": ""}
+    return [
+        {"id": str(n), "score": 0.9 - 0.5 * (n in often), "by": "words", "spans": [span] if n in often else [],
+         "sentences": [{"start": 0, "end": 9, "score": 0.5, "supported": n not in often}]}
+        for n in range(count)
+    ]  # fmt: skip
+
+
+def model(often, references=None, count=200):
+    beside = [] if references is None else marked(count, set(references))
+    return Predictions(faithfulness=marked(count, set(often)), reference_faithfulness=beside)
+
+
+def test_references_are_graded_by_the_same_sources(tmp_path):
+    rows = [{"id": each, "reference": ANSWERS["b"], "prediction": ANSWERS["a"]} for each in "abe"]
+    write_jsonl(tmp_path / "base-answer.jsonl", rows)
+    grade(tmp_path, "base", EXAMPLES, EvaluateSpec(similarity=False))
+    predictions = read(tmp_path, "base")
+    assert [row["id"] for row in predictions.reference_faithfulness] == ["a", "b"]
+    assert summarise(predictions)["contradictions"] == 0
+    assert summarise_references(predictions)["contradictions"] == 100
+
+
+@pytest.mark.parametrize(
+    ("base", "tuned", "references", "better"),
+    [
+        (2, 12, 9, None),  # more than the base, but no more than in true answers
+        (2, 24, 4, False),
+        (80, 14, 18, True),  # fewer than in true answers is no further gain, but the base had more
+        (14, 2, 10, None),  # fewer marks, but the base had no more than true answers have
+    ],
+)
+def test_a_change_is_claimed_only_beyond_the_references(base, tuned, references, better):
+    true = range(150, 150 + references)
+    row = compare(model(range(base), true), model(range(tuned), true), 1000, 17)["contradictions"]
+    assert row["better"] is better
+    assert row["difference"] is (tuned < base)
+    assert row["references"]["figure"] == pytest.approx(references / 2)
+    assert row["references"]["of"] == ("tuned" if tuned > base else "base")
+    assert bool(row["p_holm"] < 0.05) is (better is not None)
+
+
+def test_what_is_not_claimed_is_said():
+    true = range(150, 159)
+    within = compare(model(range(2), true), model(range(12), true), 1000, 17)
+    assert any("Contradicting sentences: no change is claimed" in each and "4.5" in each for each in caveats(within))
+    ungraded = compare(model(range(2)), model(range(24)), 1000, 17)
+    assert ungraded["contradictions"]["better"] is None
+    assert any("meditune report" in each and "Contradicting sentences" in each for each in caveats(ungraded))
+    one_side = compare(model(range(2)), model(range(24), range(150, 154)), 1000, 17)
+    assert one_side["contradictions"]["better"] is False
+
+
+def test_a_gate_warns_of_a_change_within_the_references():
+    true = range(150, 159)
+    rows = compare(model(range(2), true), model(range(12), true), 1000, 17)
+    checks = check(Policy(not_worse=["contradictions"]), rows, {})
+    assert [each.passed for each in checks] == [False]
+
+
+def test_the_terminal_shows_the_references_beside_both_models(capsys):
+    true = range(150, 159)
+    sides = {"base": model(range(2), true), "tuned": model(range(12), true)}
+    comparison = compare(sides["base"], sides["tuned"], 1000, 17)
+    figures = {name: summarise(each) for name, each in sides.items()}
+    print_comparison(figures | {"comparison": comparison})
+    print_worse(figures | {"comparison": comparison, "worse": got_worse(comparison)})
+    said = capsys.readouterr().out
+    line = next(line for line in said.splitlines() if line.startswith("Contradicting"))
+    assert line.split()[2:6] == ["200", "1.0", "6.0", "4.5"]
+    assert "not shown" in line
+    assert "not beyond the references" in said
+    assert "GOT WORSE" not in said
+
+
+def test_the_report_shows_the_references_and_claims_nothing_within_them(tmp_path):
+    true = range(150, 159)
+    sides = {"base": model(range(2), true), "tuned": model(range(12), true)}
+    rows = compare(sides["base"], sides["tuned"], 1000, 17)
+    figures = {name: {"contradictions": summarise(each)["contradictions"]} for name, each in sides.items()}
+    folder = finished_run(
+        tmp_path, **figures, comparison={"contradictions": rows["contradictions"]}, worse=["contradictions"]
+    )
+    page = shown(folder)
+    assert "Reference answers: 4.5 (" in page
+    assert "isn't shown to be worse than the reference answers" in page
+    assert "shown to be worse." not in page
+
+
+def test_a_subgroup_is_flagged_only_beyond_its_references():
+    examples = [example(str(n)).model_copy(update={"source": "one" if n < 60 else "other"}) for n in range(200)]
+    bad = model(range(30), range(2))
+    alike = model(range(30), range(28))
+
+    def flags(predictions):
+        rows = subgroups(examples, model(range(1)), predictions, 17)["metrics"]["contradictions"]
+        return next(row["flags"] for row in rows if row["group"] == "one")
+
+    assert flags(bad) == ["below the others", "got worse"]
+    assert flags(alike) == []
+
+
 def test_agreement_is_that_of_sentences_with_samples():
     answer = "Aspirin lowers fever. Bananas cure colds."
     assert agreement(answer, [answer, answer]) == pytest.approx(1)
@@ -125,10 +234,13 @@ def test_the_report_marks_what_is_not_borne_out(tmp_path):
             for n in range(20)
         ]  # fmt: skip
         write_jsonl(folder / "predictions" / f"{model}-faithfulness.jsonl", rows)
+        write_jsonl(folder / "predictions" / f"{model}-reference_faithfulness.jsonl", rows[8:])
     page = render(folder).read_text("utf-8")
     section = page[page.index('id="unsupported"') :]
     section = section[: section.index("</section>")]
     assert section.count("<article") == 6
+    counted = re.findall(r'">(\d+|Reference answers)</t[hd]>', section)
+    assert counted[:4] == ["Reference answers", "9", "9", "1"]
     assert section.index("Question number 0?") < section.index("Question number 1?")
     assert '<mark class="span number">' in section
     assert "No source has &lt;9&gt;." in section

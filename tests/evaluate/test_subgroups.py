@@ -67,7 +67,10 @@ def test_the_worst_group_comes_first_and_is_flagged_and_small_ones_come_last():
             faithfulness=[
                 graded(each.id, int(says), unsupported=fallen and each.source == "worse")
                 for each, says in zip(examples, loud, strict=True)
-            ]
+            ],
+            reference_faithfulness=[
+                graded(each.id, int(each.source != "silent"), unsupported=False) for each in examples
+            ],
         )
         for fallen in (False, True)
     )

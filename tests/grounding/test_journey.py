@@ -66,7 +66,8 @@ def test_both_models_are_measured_under_every_condition_on_the_same_items(folder
         for kind in ("likelihood", "answer"):
             assert rows(folder, f"{condition}_{kind}", name).keys() == rows(folder, kind, name).keys()
     assert {row["passages"] for row in rows(folder, "retrieved_answer", name).values()} <= {1, 2, 3}
-    assert rows(folder, "retrieved_faithfulness", name).keys() == rows(folder, "answer", name).keys()
+    for kind in ("retrieved_faithfulness", "retrieved_reference_faithfulness"):
+        assert rows(folder, kind, name).keys() == rows(folder, "answer", name).keys()
 
 
 def test_figures_and_differences_follow_from_what_is_stored(folder):

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from meditune.errors import DataError
-from meditune.evaluate.metrics import METRICS, Metric, Statistics, statistics_of
+from meditune.evaluate.metrics import METRICS, Metric, Statistics, references_of, statistics_of
 from meditune.evaluate.metrics.metric import Array
 from meditune.evaluate.predictions import Predictions
-from meditune.evaluate.significance import bootstrap_p, counted, gap, holm, mcnemar
+from meditune.evaluate.significance import bootstrap_p, counted, exchange_p, gap, holm, mcnemar
 from meditune.shares import wilson
 
 BLOCK = 500
@@ -30,7 +30,7 @@ def compare(
     - `ci95`: the paired bootstrap's percentile interval (Efron and Tibshirani 1993). Items with the same group in
       `groups` (id -> group) are drawn together, because they aren't independent of each other.
     - `p`, two-sided: McNemar's exact test (McNemar 1947) where each item is right or wrong, else the bootstrap's;
-      `test` says which. `p_holm`: the same, corrected by Holm's procedure (Holm 1979) over all metrics here.
+      `test` says which. `p_holm`: `claim_p`, corrected by Holm's procedure (Holm 1979) over all metrics here.
     - `better`: True or False where the interval excludes 0 on the good or the bad side, and None where it doesn't, or
       where there are fewer than FEWEST groups: draws of so few hardly vary. Their bootstrap's p is 1.
     - `effect`: delta over the standard deviation of one item's part in it, Cohen's d of paired differences (Cohen
@@ -38,25 +38,46 @@ def compare(
     - `base_ci95`, `tuned_ci95`: each model's own interval, Wilson's (Wilson 1927) for shares of independent items.
     - `items`, `groups`: how many there are.
     - `gained`, `lost`: where each item is right or wrong, how many only the tuned or only the base model got right.
+    - `references`, of detector metrics, which mark some true answers too: what `_References` says, or None where the
+      reference answers weren't graded. `better` is None unless the model with more marks is `beyond` the references;
+      `difference` is what it would be without them.
 
     Raises DataError where the two were measured on different items.
     """
     first, second = statistics_of(base), statistics_of(tuned)
     shared = [name for name in first if name in second]
-    second |= {name: _in_order(name, first[name], second[name]) for name in shared}
+    second |= {name: in_order(name, first[name], second[name]) for name in shared}
+    marked, marked_of_tuned = references_of(base), references_of(tuned)
     found: dict[str, dict[str, Any]] = {}
     for names in _measured_alike(shared, first):
-        clusters = _clusters(first[names[0]].ids, groups or {})
+        clusters = clusters_of(first[names[0]].ids, groups or {})
         pairs = [_Pair(METRICS[name], first[name], second[name], clusters) for name in names]
-        for drawn in _draws(int(clusters.max()) + 1, resamples, seed):
+        for pair in pairs:
+            name = pair.metric.name
+            pair.beside(marked.get(name), marked_of_tuned.get(name), resamples, seed)
+        for drawn in draws(int(clusters.max()) + 1, resamples, seed):
             for pair in pairs:
                 pair.draw(drawn)
         found |= {pair.metric.name: pair.result() for pair in pairs}
-    adjusted = holm({name: row["p"] for name, row in found.items()})
+    adjusted = holm({name: claim_p(row) for name, row in found.items()})
     return {name: found[name] | {"p_holm": adjusted[name]} for name in shared}
 
 
-def _in_order(name: str, first: Statistics, second: Statistics) -> Statistics:
+def claim_p(row: Mapping[str, Any]) -> float:
+    """The p that a claim of a change rests on: for detector metrics both the change and the excess over the references
+    must be significant, so the larger of the two (an intersection-union test, Berger 1982)."""
+    if "references" not in row:
+        return float(row["p"])
+    return max(float(row["p"]), float(row["references"]["p"])) if row["references"] else 1.0
+
+
+def shown(row: Mapping[str, Any]) -> bool | None:
+    """True or False where the interval of the difference lies on the good or the bad side, whatever the references."""
+    found: bool | None = row.get("difference", row["better"])
+    return found
+
+
+def in_order(name: str, first: Statistics, second: Statistics) -> Statistics:
     """`second` with its items in the order of `first`. Raises DataError where they aren't the same items."""
     if first.ids == second.ids:
         return second
@@ -86,12 +107,27 @@ class _Pair:
     clusters: Any
     """(n,) number of each item's cluster"""
     figures: list[tuple[Array, Array]] = field(default_factory=list)
+    references: _References | None = None
 
     def __post_init__(self) -> None:
-        self.sums = tuple(_by_cluster(each.items, self.clusters) for each in (self.base, self.tuned))
+        self.sums = tuple(by_cluster(each.items, self.clusters) for each in (self.base, self.tuned))
+
+    def beside(self, base: Statistics | None, tuned: Statistics | None, resamples: int, seed: int) -> None:
+        """Hold the model with more marks to its references; the other model's references stand in for missing ones."""
+        if not self.metric.detector:
+            return
+        wrong = is_wrong(self.metric, float(gap(self.metric, self.tuned.value(), self.base.value())))
+        side, name = (self.tuned, "tuned") if wrong else (self.base, "base")
+        found = [each for each in ((tuned, base) if wrong else (base, tuned)) if each and {*each.ids} == {*side.ids}]
+        if found:
+            ordered = in_order(self.metric.name, side, found[0])
+            sums = self.sums[1 if wrong else 0], by_cluster(ordered.items, self.clusters)
+            self.references = _References(self.metric, name, side, sums, resamples, seed)
 
     def draw(self, drawn: Array) -> None:
         """Figures of both models on draws (b, clusters)."""
+        if self.references:
+            self.references.draw(drawn)
         base, tuned = (each.figure(drawn @ sums) for each, sums in zip((self.base, self.tuned), self.sums, strict=True))
         self.figures.append((base, tuned))
 
@@ -117,6 +153,10 @@ class _Pair:
             "items": items,
             "groups": count,
         }
+        if self.metric.detector:
+            row |= {"references": self.references.result(few) if self.references else None, "difference": row["better"]}
+            if not (row["references"] and row["references"]["beyond"]):
+                row["better"] = None
         if not self.metric.share:
             return row
         was, now = (counted(each) for each in (self.base, self.tuned))
@@ -128,6 +168,75 @@ class _Pair:
             row |= {"p": mcnemar(gained, lost), "test": "McNemar, exact"}
             row |= {"base_ci95": wilson(int(was.sum()), items), "tuned_ci95": wilson(int(now.sum()), items)}
         return row
+
+
+class _References:
+    """What a detector marks in the reference answers, beside the model that has more marks.
+
+    `figure`, the references' own, with its `ci95`; `of`, which model is beside it; `excess`, that model's figure minus
+    the references', with its `excess_ci95` by the same draws; `p`, that they are alike (significance.exchange_p);
+    `beyond`, whether the model has significantly more marks.
+    """
+
+    def __init__(
+        self, metric: Metric, of: str, side: Statistics, sums: tuple[Array, Array], resamples: int, seed: int
+    ) -> None:
+        """`sums`: the model's and the references' statistics by cluster."""
+        self.metric, self.of, self.figure, self.sums = metric, of, side.figure, sums
+        self.drawn: list[tuple[Array, Array]] = []
+        swaps = np.random.default_rng([seed, 1]).integers(0, 2, (resamples, len(sums[0]))).astype(np.float64)
+        self.p = exchange_p(*sums, side.figure, swaps)
+
+    def draw(self, drawn: Array) -> None:
+        """The model's and the references' figures on draws (b, clusters)."""
+        model, references = (self.figure(drawn @ each) for each in self.sums)
+        self.drawn.append((model, references))
+
+    def result(self, few: bool) -> dict[str, Any]:
+        """The fields above; nothing is beyond the references on too few groups."""
+        model, references = (np.concatenate(column) for column in zip(*self.drawn, strict=True))
+        own, figure = (float(self.figure(each.sum(axis=0))) for each in self.sums)
+        return {
+            "figure": figure,
+            "ci95": _interval(references),
+            "of": self.of,
+            "excess": own - figure,
+            "excess_ci95": _interval(model - references),
+            "p": 1.0 if few else self.p,
+            "beyond": not few and self.p < LEVEL and is_wrong(self.metric, own - figure),
+        }
+
+
+def caveats(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Sentences on what the comparison can't claim, and why."""
+    return [*too_few(comparison), *_without_references(comparison), *_within_references(comparison)]
+
+
+def _without_references(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence on the detector metrics whose references weren't graded, if there are any."""
+    titles = [METRICS[name].title for name, row in comparison.items() if row.get("references", row) is None]
+    if not titles:
+        return []
+    return [
+        f"No change is claimed for {', '.join(titles)}, because what the detector marks in the reference answers isn't "
+        "stored. `meditune report RUN` adds it to a run, and `meditune evaluate` to an evaluation."
+    ]
+
+
+def _within_references(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence for each detector metric that changed, but not beyond what is marked in the reference answers."""
+    found = []
+    for name, row in comparison.items():
+        beside = row.get("references")
+        if beside and row["difference"] is not None and not beside["beyond"]:
+            digits = METRICS[name].digits
+            low, high = beside["ci95"]
+            found.append(
+                f"{METRICS[name].title}: no change is claimed. The detector gives the reference answers "
+                f"{beside['figure']:.{digits}f} (95 % interval {low:.{digits}f} to {high:.{digits}f}), and the "
+                f"{beside['of']} model isn't shown to be worse than that."
+            )
+    return found
 
 
 def too_few(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -151,10 +260,14 @@ def got_worse(comparison: dict[str, dict[str, Any]]) -> list[str]:
     worse = []
     for name, row in comparison.items():
         metric = METRICS[name]
-        wrong = row["delta"] < 0 if metric.direction == "up" else row["delta"] > 0
-        if wrong and (row["better"] is False or round(row["delta"], metric.digits) != 0):
+        if is_wrong(metric, row["delta"]) and (shown(row) is False or round(row["delta"], metric.digits) != 0):
             worse.append(name)
     return worse
+
+
+def is_wrong(metric: Metric, delta: float) -> bool:
+    """Whether a difference lies on the bad side."""
+    return delta < 0 if metric.direction == "up" else delta > 0
 
 
 def _measured_alike(names: Sequence[str], statistics: Mapping[str, Statistics]) -> list[list[str]]:
@@ -165,21 +278,21 @@ def _measured_alike(names: Sequence[str], statistics: Mapping[str, Statistics]) 
     return list(found.values())
 
 
-def _clusters(ids: Sequence[str], groups: Mapping[str, str]) -> Any:
+def clusters_of(ids: Sequence[str], groups: Mapping[str, str]) -> Any:
     """(n,) the number of each item's group; an item without one is a group of its own."""
     numbers: dict[tuple[bool, str], int] = {}
     keys = [(each in groups, groups.get(each, each)) for each in ids]
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
 
 
-def _by_cluster(items: Array, clusters: Any) -> Array:
-    """(clusters, k) sums of (n, k) items."""
-    sums = np.zeros((int(clusters.max()) + 1, items.shape[1]))
+def by_cluster(items: Array, clusters: Any, count: int | None = None) -> Array:
+    """(count, k) sums of (n, k) items; without a count, of as many clusters as there are."""
+    sums = np.zeros((count or int(clusters.max()) + 1, items.shape[1]))
     np.add.at(sums, clusters, items)
     return sums
 
 
-def _draws(count: int, resamples: int, seed: int) -> Iterator[Array]:
+def draws(count: int, resamples: int, seed: int) -> Iterator[Array]:
     """(b, count) how often each of `count` clusters was drawn, in blocks."""
     generator = np.random.default_rng(seed)
     for start in range(0, resamples, BLOCK):

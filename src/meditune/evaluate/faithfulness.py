@@ -32,29 +32,50 @@ def grade(
     `id`; `score`, None where nothing was said; `by`, WORDS or the model's name; `sentences` with `start`, `end`,
     `score` and whether they are `supported`; `spans` with `start`, `end`, `kind`, `why` and `source`.
     """
-    rows = [row for row in predictions.answer if row["id"] in examples and _texts(examples[row["id"]])]
-    if not rows:
-        return None
-    if spec.faithfulness_model == "none":
-        return _by_words(rows, examples)
-    return _by_model(rows, examples, spec.faithfulness_model)
+    return _graded(predictions.answer, examples, spec)
+
+
+def grade_references(
+    predictions: Predictions, examples: Mapping[str, Example], spec: EvaluateSpec
+) -> Iterable[dict[str, Any]] | None:
+    """As `grade`, of the reference answers to the same questions: what is marked in them are mostly false alarms."""
+    return _graded([row | {"prediction": row["reference"]} for row in predictions.answer], examples, spec)
 
 
 def grade_retrieved(
     predictions: Predictions, found: Mapping[str, Example], spec: EvaluateSpec
 ) -> Iterable[dict[str, Any]] | None:
     """As `grade`, of the answers from retrieved passages, by those for which there was room in the prompt."""
-    seen = {
+    return grade(predictions.under("retrieved"), _seen(predictions, found), spec)
+
+
+def grade_retrieved_references(
+    predictions: Predictions, found: Mapping[str, Example], spec: EvaluateSpec
+) -> Iterable[dict[str, Any]] | None:
+    """As `grade_references`, by the retrieved passages for which there was room in the prompt."""
+    return grade_references(predictions.under("retrieved"), _seen(predictions, found), spec)
+
+
+def _seen(predictions: Predictions, found: Mapping[str, Example]) -> dict[str, Example]:
+    """The examples, by id, with those of their retrieved passages that were in the prompt."""
+    return {
         row["id"]: with_best(found[row["id"]], row["passages"])
         for row in predictions.retrieved_answer
         if row["id"] in found and "passages" in row
     }
-    return grade(predictions.under("retrieved"), seen, spec)
 
 
 def overview(predictions: Predictions) -> dict[str, Any]:
     """How many answers were graded and by what, how many had no sources or said nothing, and spans by kind."""
-    rows = predictions.faithfulness
+    return _counted(predictions, predictions.faithfulness)
+
+
+def overview_of_references(predictions: Predictions) -> dict[str, Any]:
+    """The same of the reference answers."""
+    return _counted(predictions, predictions.reference_faithfulness)
+
+
+def _counted(predictions: Predictions, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     kinds = Counter(span["kind"] for row in rows for span in row["spans"])
     return {
         "by": rows[0]["by"] if rows else None,
@@ -63,6 +84,17 @@ def overview(predictions: Predictions) -> dict[str, Any]:
         "nothing_said": sum(row["score"] is None for row in rows),
         "spans": dict(kinds.most_common()),
     }
+
+
+def _graded(
+    answers: Sequence[dict[str, Any]], examples: Mapping[str, Example], spec: EvaluateSpec
+) -> Iterable[dict[str, Any]] | None:
+    rows = [row for row in answers if row["id"] in examples and _texts(examples[row["id"]])]
+    if not rows:
+        return None
+    if spec.faithfulness_model == "none":
+        return _by_words(rows, examples)
+    return _by_model(rows, examples, spec.faithfulness_model)
 
 
 def _by_words(rows: Sequence[dict[str, Any]], examples: Mapping[str, Example]) -> Iterator[dict[str, Any]]:

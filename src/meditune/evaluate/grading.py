@@ -23,8 +23,12 @@ GRADERS: dict[Kind, Grader] = {
     "calibration": lambda predictions, _, spec: calibration.fitted(predictions, spec),
     "similarity": similarity,
     "faithfulness": faithfulness.grade,
+    "reference_faithfulness": faithfulness.grade_references,
 }
-BY_PASSAGES: dict[Kind, Grader] = {"retrieved_faithfulness": faithfulness.grade_retrieved}
+BY_PASSAGES: dict[Kind, Grader] = {
+    "retrieved_faithfulness": faithfulness.grade_retrieved,
+    "retrieved_reference_faithfulness": faithfulness.grade_retrieved_references,
+}
 """Those that read the examples with the passages that were found for them"""
 
 

@@ -21,6 +21,8 @@ One JSON Lines file per model and task under `predictions/`:
     base-samples.jsonl      id, predictions            (answers written by chance)
     base-faithfulness.jsonl id, score, by, sentences, spans   (graded answers: evaluate/faithfulness.py)
     base-retrieved_faithfulness.jsonl   the same of answers from retrieved passages, by those that were in the prompt
+    base-reference_faithfulness.jsonl, base-retrieved_reference_faithfulness.jsonl   the same of the reference answers,
+                            graded by the same sources: what the grader marks in true answers
     base-similarity.jsonl   id, similarity, token_similarity   (of each answer to its nearest reference)
     base-choice.jsonl       id, subject, reference, nll, bytes   (general knowledge; nll and bytes of every choice)
     base-rating.jsonl       id, score                  (1 to 4 by raters, null where nothing was answered; ratings.py)
@@ -65,6 +67,8 @@ Kind = Literal[
     "samples",
     "faithfulness",
     "retrieved_faithfulness",
+    "reference_faithfulness",
+    "retrieved_reference_faithfulness",
     "safety",
     "rating",
 ]
@@ -94,6 +98,8 @@ class Predictions:
     retrieved_likelihood: list[dict[str, Any]] = field(default_factory=list)
     retrieved_answer: list[dict[str, Any]] = field(default_factory=list)
     retrieved_faithfulness: list[dict[str, Any]] = field(default_factory=list)
+    reference_faithfulness: list[dict[str, Any]] = field(default_factory=list)
+    retrieved_reference_faithfulness: list[dict[str, Any]] = field(default_factory=list)
     written: list[dict[str, Any]] = field(default_factory=list)
     calibration: list[dict[str, Any]] = field(default_factory=list)
     safety: list[dict[str, Any]] = field(default_factory=list)
@@ -111,10 +117,21 @@ class Predictions:
         An item without a context of its own is the same closed book, so it isn't asked twice.
         """
         if condition is None:
-            return Predictions(self.decision, self.likelihood, self.answer, faithfulness=self.faithfulness)
+            return Predictions(
+                self.decision,
+                self.likelihood,
+                self.answer,
+                faithfulness=self.faithfulness,
+                reference_faithfulness=self.reference_faithfulness,
+            )
         if condition == "retrieved":
-            graded = self.retrieved_faithfulness
-            return Predictions(self.retrieved, self.retrieved_likelihood, self.retrieved_answer, faithfulness=graded)
+            return Predictions(
+                self.retrieved,
+                self.retrieved_likelihood,
+                self.retrieved_answer,
+                faithfulness=self.retrieved_faithfulness,
+                reference_faithfulness=self.retrieved_reference_faithfulness,
+            )
         return Predictions(
             _filled(self.closed, self.decision),
             _filled(self.closed_likelihood, self.likelihood),

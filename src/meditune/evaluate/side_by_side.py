@@ -7,7 +7,7 @@ from typing import Any
 
 from meditune.errors import DataError
 from meditune.evaluate.changes import Change, changes
-from meditune.evaluate.compare import compare, got_worse
+from meditune.evaluate.compare import claim_p, compare, got_worse
 from meditune.evaluate.measured import Measured
 from meditune.evaluate.metrics import summarise
 from meditune.evaluate.significance import holm
@@ -43,7 +43,7 @@ def side_by_side(models: Sequence[Measured], resamples: int, seed: int) -> dict[
             raise NothingInCommonError(
                 f"{first.name} and {other.name} have no metric in common, so there is nothing to compare."
             )
-    adjusted = holm({f"{name}\n{metric}": row["p"] for name, rows in found.items() for metric, row in rows.items()})
+    adjusted = holm({f"{name}\n{metric}": claim_p(row) for name, rows in found.items() for metric, row in rows.items()})
     comparisons = {}
     for name, rows in found.items():
         corrected = {metric: row | {"p_holm": adjusted[f"{name}\n{metric}"]} for metric, row in rows.items()}

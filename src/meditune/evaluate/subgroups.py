@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from meditune.data.example import Example
 from meditune.data.traits import TRAITS
-from meditune.evaluate.metrics import METRICS, Metric, Statistics, statistics_of
+from meditune.evaluate.metrics import METRICS, Metric, Statistics, references_of, statistics_of
 from meditune.evaluate.metrics.metric import Array
 from meditune.evaluate.predictions import Predictions
-from meditune.evaluate.significance import counted, gap, holm, mcnemar
+from meditune.evaluate.significance import counted, exchange_p, gap, holm, mcnemar
 from meditune.shares import wilson
 
 LEAST = 10
@@ -32,7 +32,9 @@ def subgroups(examples: Sequence[Example], base: Predictions | None, tuned: Pred
     (`others`) with `p_others`, whether the two differ; with `base`, also its figure, `delta`, `ci95` and `p`. `flags`
     holds "below the others" and "got worse", where that stays significant after Holm's correction (Holm 1979) over all
     groups of the metric. Groups of fewer than `least` items come last, with their figures only. A group that holds all
-    items is left out, and one of whose items, or of all others, the metric knows nothing.
+    items is left out, and one of whose items, or of all others, the metric knows nothing. For
+    a detector metric, a row also has the figure of the group's `references`, and `p_references`, whether `tuned` is
+    worse than that; a flag needs both.
 
     Intervals are bootstrap percentiles over the whole set of items, Wilson's (1927) for shares. p is Fisher's exact
     test and McNemar's for shares, else that of the difference over its bootstrap standard error, by Student's t with
@@ -40,6 +42,7 @@ def subgroups(examples: Sequence[Example], base: Predictions | None, tuned: Pred
     """
     known = {example.id: example for example in examples}
     found, before = statistics_of(tuned), statistics_of(base) if base else {}
+    marked = references_of(tuned)
     draws: dict[tuple[str, ...], Array] = {}
     metrics: dict[str, list[dict[str, Any]]] = {}
     for name, statistics in found.items():
@@ -55,6 +58,9 @@ def subgroups(examples: Sequence[Example], base: Predictions | None, tuned: Pred
             if not mask.all() and not (by == "reference decision" and name in WITHIN_A_CLASS)
             if (row := _row(METRICS[name], before.get(name), statistics, mask, draws[ids]))
         ]
+        if METRICS[name].detector:
+            for row in (row for row in rows if row["items"] >= LEAST):
+                row |= _beside(METRICS[name], statistics, marked.get(name), groups[row["by"], row["group"]], seed)
         if rows:
             metrics[name] = _ranked(METRICS[name], rows)
     return {"least": LEAST, "resamples": RESAMPLES, "level": LEVEL, "metrics": metrics}
@@ -108,6 +114,19 @@ def _row(
     return row
 
 
+def _beside(
+    metric: Metric, tuned: Statistics, references: Statistics | None, mask: NDArray[np.bool_], seed: int
+) -> dict[str, Any]:
+    """What a detector gives the group's reference answers; p is 1 where `tuned` isn't worse, or nothing was graded."""
+    figure = _figure(references, mask) if references and references.ids == tuned.ids else np.nan
+    if references is None or not np.isfinite(figure):
+        return {"p_references": 1.0}
+    swaps = np.random.default_rng(seed).integers(0, 2, (RESAMPLES, int(mask.sum())))
+    p = exchange_p(tuned.items[mask], references.items[mask], tuned.figure, swaps.astype(np.float64))
+    behind = _worth(metric, _figure(tuned, mask)) < _worth(metric, figure)
+    return {"references": figure, "p_references": p if behind else 1.0}
+
+
 def _exact(base: Statistics | None, tuned: Statistics, mask: NDArray[np.bool_]) -> dict[str, Any]:
     """What is known exactly of shares: Wilson's intervals, Fisher's and McNemar's tests."""
     from scipy.stats import fisher_exact
@@ -130,7 +149,7 @@ def _ranked(metric: Metric, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         row["flags"] = []
     for key, flag in (("p_others", "below the others"), ("p", "got worse")):
         tested = [row for row in large if key in row]
-        corrected = holm({number: row[key] for number, row in enumerate(tested)})
+        corrected = holm({n: max(row[key], row.get("p_references", 0.0)) for n, row in enumerate(tested)})
         for number, row in enumerate(tested):
             row[f"{key}_holm"] = adjusted = corrected[number]
             if _is_worse(metric, row, key) and adjusted < LEVEL:

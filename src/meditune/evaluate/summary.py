@@ -10,11 +10,11 @@ from meditune.data.example import DECISIONS
 from meditune.data.prepare import Prepared
 from meditune.evaluate.abstention import abstention
 from meditune.evaluate.changes import changes, counted
-from meditune.evaluate.compare import compare, got_worse, too_few
+from meditune.evaluate.compare import caveats, compare, got_worse
 from meditune.evaluate.coverage import remarks, unmeasured
-from meditune.evaluate.faithfulness import overview
+from meditune.evaluate.faithfulness import overview, overview_of_references
 from meditune.evaluate.measured import groups_of
-from meditune.evaluate.metrics import summarise
+from meditune.evaluate.metrics import summarise, summarise_references
 from meditune.evaluate.metrics.calibration import calibrated
 from meditune.evaluate.metrics.confidence import reliability, risk_coverage
 from meditune.evaluate.metrics.decision import confusion, macro_f1, recalls
@@ -73,6 +73,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         **({"empty_answers": {"base": empty_answers(base), "tuned": empty_answers(tuned)}} if tuned.answer else {}),
         "base": summarise(base),
         "tuned": summarise(tuned),
+        "references": summarise_references(tuned),
         "comparison": comparison,
         "worse": got_worse(comparison),
         "changed": counted(changes(base, tuned, items)),
@@ -80,16 +81,20 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "decision": {"base": decisions(base, recipe.evaluate), "tuned": decisions(tuned, recipe.evaluate)}
         if tuned.decision
         else None,
-        "remarks": [*noted, *too_few(comparison)],
+        "remarks": [*noted, *caveats(comparison)],
         "subgroups": subgroups(measured, base, tuned, recipe.seed),
         "training": training,
         **({"signatures": signed} if signed else {}),
         **({"readability": _readability(base, tuned)} if tuned.answer and base.answer else {}),
         **({"safety": {"base": passing(base.safety), "tuned": passing(tuned.safety)}} if asked else {}),
         **({"texts": editions} if editions else {}),
-        **({"faithfulness": {"base": overview(base), "tuned": overview(tuned)}} if tuned.faithfulness else {}),
+        **({"faithfulness": _faithfulness(base, tuned)} if tuned.faithfulness else {}),
         **({"preference": {"base": by_kind(base), "tuned": by_kind(tuned)}} if pairs else {}),
     }
+
+
+def _faithfulness(base: Predictions, tuned: Predictions) -> dict[str, Any]:
+    return {"base": overview(base), "tuned": overview(tuned), "references": overview_of_references(tuned)}
 
 
 def _readability(base: Predictions, tuned: Predictions) -> dict[str, Any]:

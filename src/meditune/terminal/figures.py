@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from meditune.evaluate.changes import counted
+from meditune.evaluate.compare import shown as is_shown
 from meditune.evaluate.compare import survives
 from meditune.evaluate.metrics import METRICS, summarise
 from meditune.evaluate.predictions import Predictions
@@ -87,8 +88,9 @@ def print_seeds(result: dict[str, Any]) -> None:
 def print_comparison(result: dict[str, Any], first: str = "base", second: str = "tuned") -> None:
     """Both models' figures with the interval of their difference."""
     table = Table(box=None, pad_edge=False)
-    titles = ("metric", "items", first, second, "difference", "95 % interval", "effect", "p", "p, Holm", "verdict")
-    for title in titles:
+    beside = any(row.get("references") for row in result["comparison"].values())
+    titles = ["metric", "items", first, second, *(["references"] if beside else []), "difference", "95 % interval"]
+    for title in (*titles, "effect", "p", "p, Holm", "verdict"):
         table.add_column(title, justify="left" if title in {"metric", "verdict"} else "right")
     for name, row in result["comparison"].items():
         digits = METRICS[name].digits
@@ -98,18 +100,34 @@ def print_comparison(result: dict[str, Any], first: str = "base", second: str = 
             f"{row['items']:,}",
             f"{result['base'][name]:.{digits}f}",
             f"{result['tuned'][name]:.{digits}f}",
+            *([_references(row, digits)] if beside else []),
             f"{row['delta']:+.{digits}f}" + (" (distance from 1)" if METRICS[name].direction == "one" else ""),
             f"{low:+.{digits}f} to {high:+.{digits}f}",
             "" if row["effect"] is None else f"{row['effect']:+.2f}",
             _p(row["p"]),
             _p(row["p_holm"]),
-            VERDICTS[row["better"]] + ("?" if row["better"] and not survives(row) else ""),
+            _verdict(row),
         )
     console().print(table)
-    if any(row["better"] and not survives(row) for row in result["comparison"].values()):
+    _print_unsure(result["comparison"])
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    return VERDICTS[row["better"]] + ("?" if row["better"] and not survives(row) else "")
+
+
+def _print_unsure(rows: dict[str, dict[str, Any]]) -> None:
+    """What "better?" means, where a verdict says that."""
+    if any(row["better"] and not survives(row) for row in rows.values()):
         console().print(
             "better?: the interval excludes 0, but among so many metrics that may be chance (Holm's correction)."
         )
+
+
+def _references(row: dict[str, Any], digits: int) -> str:
+    """What the detector gives the reference answers; empty for metrics without a detector."""
+    found = row.get("references")
+    return f"{found['figure']:.{digits}f}" if found else ""
 
 
 def _p(value: float) -> str:
@@ -140,7 +158,7 @@ def print_crossval(result: dict[str, Any]) -> None:
             f"{row['delta']:+.{digits}f}",
             f"{row['ci95'][0]:+.{digits}f} to {row['ci95'][1]:+.{digits}f}",
             "<0.001" if row["p"] < 0.001 else f"{row['p']:.3f}",
-            VERDICTS[row["better"]],
+            VERDICTS[row["better"]] + (f" (references {_references(row, digits)})" if row.get("references") else ""),
         )
     out = console()
     out.print(table)
@@ -183,11 +201,17 @@ def print_worse(result: dict[str, Any]) -> None:
         return
     shown: list[str] = []
     noise: list[str] = []
+    within: list[str] = []
     for name in result["worse"]:
         digits = METRICS[name].digits
         moved = f"{METRICS[name].title} {result['base'][name]:.{digits}f} -> {result['tuned'][name]:.{digits}f}"
-        (shown if result["comparison"][name]["better"] is False else noise).append(moved)
+        row = result["comparison"][name]
+        if row["better"] is not False and is_shown(row) is False:
+            within.append(f"{moved} (references {_references(row, digits) or 'not graded'})")
+        else:
+            (shown if row["better"] is False else noise).append(moved)
     parts = [f"GOT WORSE: {'; '.join(shown)}"] if shown else []
+    parts += [f"MOVED THE WRONG WAY, but not beyond the references: {'; '.join(within)}"] if within else []
     parts += [f"MOVED THE WRONG WAY, within noise: {'; '.join(noise)}"] if noise else []
     console().print(f"[bold red]{'. '.join(parts)}[/]")
 
@@ -197,9 +221,16 @@ def print_figures(evaluation: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("metric")
     table.add_column(evaluation["model"], justify="right")
+    references = evaluation.get("references") or {}
+    if references:
+        table.add_column("references", justify="right")
     table.add_column("meaning")
     for name, value in evaluation["figures"].items():
-        table.add_row(METRICS[name].title, f"{value:.{METRICS[name].digits}f}", METRICS[name].meaning)
+        digits = METRICS[name].digits
+        figures = [f"{value:.{digits}f}"]
+        if references:
+            figures.append(f"{references[name]:.{digits}f}" if name in references else "")
+        table.add_row(METRICS[name].title, *figures, METRICS[name].meaning)
     console().print(table)
 
 

@@ -76,7 +76,9 @@ def measured(report: dict[str, Any]) -> list[str]:
     for name, row in report["comparison"].items():
         low, high = row["ci95"]
         figures = f"{report['base'][name]:.3f} | {report['tuned'][name]:.3f} | {low:+.3f} to {high:+.3f}"
-        lines.append(f"| {name} | {figures} |")
+        beside = row.get("references")
+        title = f"{name} (reference answers: {beside['figure']:.3f})" if beside else name
+        lines.append(f"| {title} | {figures} |")
     return [*lines, "", "The interval is that of the difference, by paired bootstrap over the test items.", ""]
 
 

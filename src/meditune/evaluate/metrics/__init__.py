@@ -24,7 +24,18 @@ from meditune.evaluate.metrics import (
 from meditune.evaluate.metrics.metric import Metric, Statistics
 from meditune.evaluate.predictions import Predictions
 
-__all__ = ["FAMILIES", "METRICS", "Family", "Metric", "Statistics", "family_of", "statistics_of", "summarise"]
+__all__ = [
+    "FAMILIES",
+    "METRICS",
+    "Family",
+    "Metric",
+    "Statistics",
+    "family_of",
+    "references_of",
+    "statistics_of",
+    "summarise",
+    "summarise_references",
+]
 
 
 @dataclass(frozen=True)
@@ -72,3 +83,13 @@ def statistics_of(predictions: Predictions) -> dict[str, Statistics]:
     for family in FAMILIES:
         found |= family.module.statistics(predictions)
     return {name: found[name] for name in METRICS if name in found}
+
+
+def references_of(predictions: Predictions) -> dict[str, Statistics]:
+    """Per-item statistics of every detector metric on the reference answers, as far as these are graded."""
+    return faithfulness.references(predictions) | contexts.references(predictions)
+
+
+def summarise_references(predictions: Predictions) -> dict[str, float]:
+    """Every detector metric on the reference answers."""
+    return {name: statistics.value() for name, statistics in references_of(predictions).items()}

@@ -68,6 +68,7 @@ def _sourced(metric: Metric, way: str) -> Metric:
         "The same of answers from passages that were found, by those that were in the prompt.",
         optional=True,
         detail=True,
+        detector=True,
     )
 
 
@@ -80,6 +81,12 @@ def statistics(predictions: Predictions) -> dict[str, Statistics]:
     for condition in CONDITIONS:
         found |= {f"{condition}_{name}": each for name, each in asked(predictions.under(condition)).items()}
     return {metric.name: found[metric.name] for metric in METRICS if metric.name in found}
+
+
+def references(predictions: Predictions) -> dict[str, Statistics]:
+    """What is marked in the reference answers by the passages that were in the prompt."""
+    graded = faithfulness.references(predictions.under("retrieved"))
+    return {f"retrieved_{name}": each for name, each in graded.items() if name in SOURCED}
 
 
 def asked(predictions: Predictions) -> dict[str, Statistics]:

@@ -12,7 +12,15 @@ from meditune.faithfulness.evidence import CONTRADICTIONS
 from meditune.faithfulness.sources import Sentence
 
 METRICS = (
-    Metric("faithfulness", "Faithfulness", "up", 3, "Mean score of answers: do their sources bear them out?", True),
+    Metric(
+        "faithfulness",
+        "Faithfulness",
+        "up",
+        3,
+        "Mean score of answers: do their sources bear them out?",
+        optional=True,
+        detector=True,
+    ),
     Metric(
         "unsupported_sentences",
         "Unsupported sentences",
@@ -20,6 +28,7 @@ METRICS = (
         1,
         "Share of the answers' sentences that their sources don't bear out, in percent.",
         optional=True,
+        detector=True,
     ),
     Metric(
         "contradictions",
@@ -28,6 +37,7 @@ METRICS = (
         1,
         "Share of sentences in which the sources deny something, say the opposite, or have another unit, in percent.",
         optional=True,
+        detector=True,
     ),
     Metric(
         "unsupported_numbers",
@@ -36,6 +46,7 @@ METRICS = (
         1,
         "Share of answers with a number that the sources don't have, or have of something else, in percent.",
         optional=True,
+        detector=True,
     ),
     Metric(
         "unsupported_names",
@@ -44,6 +55,7 @@ METRICS = (
         1,
         "Share of answers with a drug, disease or other name that no source has, in percent.",
         optional=True,
+        detector=True,
     ),
     Metric(
         "self_consistency",
@@ -59,6 +71,11 @@ METRICS = (
 def statistics(predictions: Predictions) -> dict[str, Statistics]:
     """Of each metric that the predictions allow. Answers that say nothing count in none but are no error."""
     return by_sources(predictions.faithfulness) | _by_samples(predictions)
+
+
+def references(predictions: Predictions) -> dict[str, Statistics]:
+    """The same of the reference answers to the same questions, graded by the same sources."""
+    return by_sources(predictions.reference_faithfulness)
 
 
 def agreement(answer: str, samples: list[str]) -> float | None:

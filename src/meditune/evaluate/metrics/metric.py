@@ -32,6 +32,9 @@ class Metric:
     """A percentage of items, each of which is right or wrong: its figure on a single item is 0 or 100."""
     detail: bool = False
     """Says more about another metric: the verdict names it only where it got worse."""
+    detector: bool = False
+    """Counts what a detector marks. It marks some true answers too, so no change is claimed unless the model with more
+    marks has significantly more of them than the reference answers have."""
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,10 @@ class Row:
     forest: Forest | None
     rose: bool
     """The tuned figure is above the base's."""
+    references: str = ""
+    """A detector metric's figure of the reference answers with its interval; empty where there is none"""
+    within: bool = False
+    """The figures differ significantly, but not beyond what the detector marks in the reference answers."""
 
     @property
     def compared(self) -> bool:
@@ -109,7 +113,18 @@ def row_of(
         wrong_way,
         forest(metric, measured["delta"], *measured["ci95"]) if measured else None,
         rose,
+        *_beside(measured or {}, metric.digits),
     )
+
+
+def _beside(compared: dict[str, Any], digits: int) -> tuple[str, bool]:
+    """The references' figure as text, and whether a significant difference isn't beyond it."""
+    found = compared.get("references")
+    if not found:
+        return "", False
+    bounds = f"{number(found['ci95'][0], digits)} to {number(found['ci95'][1], digits)}"
+    within = compared["difference"] is not None and not found["beyond"]
+    return f"{number(found['figure'], digits)} ({bounds})", within
 
 
 def _mark(compared: dict[str, Any]) -> Mark:

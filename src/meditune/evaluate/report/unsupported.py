@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from meditune.data.example import Example, Passage
-from meditune.evaluate.faithfulness import WORDS, overview
+from meditune.evaluate.faithfulness import WORDS, overview, overview_of_references
 from meditune.evaluate.measured import examples_of
 from meditune.evaluate.predictions import KINDS, path_of, read
 from meditune.files import read_jsonl
 
 SHOWN = 6
 MODELS = (("base", "Base model"), ("tuned", "Tuned model"))
+REFERENCES = ("references", "Reference answers")
 TITLES = {
     "number": "number",
     "unit": "unit",
@@ -53,9 +54,12 @@ def unsupported(folder: Path) -> dict[str, Any]:
     found = {name: overview(read(place, name)) for name in stored}
     if not any(each["graded"] for each in found.values()):
         return {}
+    references = overview_of_references(read(place, stored[-1]))
+    if references["graded"]:
+        found[REFERENCES[0]] = references
     kinds = [kind for kind in TITLES if any(each["spans"].get(kind) for each in found.values())]
     return {
-        "models": [(title, found[name]) for name, title in MODELS if name in found],
+        "models": [(title, found[name]) for name, title in (*MODELS, REFERENCES) if name in found],
         "by": next(each["by"] for each in found.values() if each["by"]),
         "by_words": all(each["by"] in (WORDS, None) for each in found.values()),
         "kinds": [(kind, TITLES[kind], [found[name]["spans"].get(kind, 0) for name in found]) for kind in kinds],
