@@ -152,6 +152,7 @@ def compare(
 @app.command()
 def seeds(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN [...]", help="Finished runs of one recipe.")],
+    resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 10_000,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
 ) -> None:
     """Does tuning help whatever the seed? Base against tuned over runs that differ in their seeds only."""
@@ -159,7 +160,7 @@ def seeds(
     from meditune.files import write_json
     from meditune.terminal.figures import print_seeds
 
-    result = over_seeds(runs)
+    result = over_seeds(runs, resamples)
     if json_file:
         write_json(json_file, result)
     print_seeds(result)

@@ -16,6 +16,8 @@ from meditune.terminal.console import console
 from meditune.terminal.data import print_leakage
 
 SHOWN_WITH = {"closed": "closed book", "given": "given context", "retrieved": "retrieved"}
+MANY_SEEDS = 10
+"""With fewer, what they can't tell is said."""
 VERDICTS = {True: "[green]better[/]", False: "[red]worse[/]", None: "not shown"}
 
 
@@ -62,27 +64,43 @@ def _short(text: str | None, most: int = 60) -> str:
 
 
 def print_seeds(result: dict[str, Any]) -> None:
-    """How base, tuned and their difference spread over runs with other seeds."""
-    table = Table(box=None, pad_edge=False)
-    titles = ("metric", "base", "tuned", "mean difference", "sd", "range", "95 % interval", "right way", "verdict")
-    for title in titles:
+    """How base, tuned and their difference spread over runs with other seeds, and what that can't tell."""
+    table, metrics = Table(box=None, pad_edge=False), result["metrics"]
+    beside = any(row.get("references") for row in metrics.values())
+    titles = ["metric", "items", "base", "tuned", *(["references"] if beside else []), "mean difference", "sd", "range"]
+    for title in (*titles, "95 % interval", "p, Holm", "right way", "verdict"):
         table.add_column(title, justify="left" if title in {"metric", "verdict"} else "right")
-    for name, row in result["metrics"].items():
+    for name, row in metrics.items():
         digits = METRICS[name].digits
         spans = [f"{min(row[side]):.{digits}f} to {max(row[side]):.{digits}f}" for side in ("base", "tuned")]
         low, high = (f"{bound:+.{digits}f}" for bound in row["range"])
         table.add_row(
             METRICS[name].title,
+            f"{row['items']:,}",
             *spans,
+            *([_references(row, digits)] if beside else []),
             f"{row['mean']:+.{digits}f}",
             f"{row['sd']:.{digits}f}",
             f"{low} to {high}",
             f"{row['ci95'][0]:+.{digits}f} to {row['ci95'][1]:+.{digits}f}",
+            _p(row["p_holm"]),
             f"{row['agree']} of {len(row['delta'])}",
-            VERDICTS[row["better"]],
+            _verdict(row),
         )
-    console().print(table)
-    console().print(f"Seeds: {', '.join(map(str, result['seeds']))}. Intervals: Student's t over the seeds.")
+    out, count = console(), len(result["seeds"])
+    out.print(table)
+    out.print(
+        f"Seeds: {', '.join(map(str, result['seeds']))}. Intervals: two-level bootstrap, of the mean over seeds and "
+        f"items. p: corrected by Holm's procedure for {len(metrics)} metrics."
+    )
+    _print_unsure(metrics)
+    if count < MANY_SEEDS:
+        out.print(
+            f"{count} seeds tell whether the mean difference, over seeds and over items like these, lies on one side "
+            f"of 0. Their own variance is estimated with {count - 1} degree{'s' if count > 2 else ''} of freedom, so "
+            "the interval can't tell how far a single further seed may fall, whether a rare seed fails, or which of "
+            f"two recipes varies less. Run {MANY_SEEDS} or more seeds for that."
+        )
 
 
 def print_comparison(result: dict[str, Any], first: str = "base", second: str = "tuned") -> None:
