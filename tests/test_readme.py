@@ -17,6 +17,7 @@ import typer.main
 
 from meditune.cli import app
 from meditune.evaluate.gate import load_policy
+from meditune.models.packages import note_unpacked
 from meditune.operate.loop import config as cycle
 from meditune.recipes import loading, shipped
 from tests import tiny
@@ -34,7 +35,7 @@ pages = pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES]
 
 @pytest.mark.slow
 def test_the_readmes_commands_run_in_order(tmp_path: Path) -> None:
-    tiny.save(tmp_path / "cache" / "models" / "smollm2-135m")
+    note_unpacked(tiny.save(tmp_path / "cache" / "models" / "smollm2-135m"))
     environment = {name: value for name, value in os.environ.items() if name != "MEDITUNE_DATA"}
     environment |= {
         "PATH": f"{Path(sys.executable).absolute().parent}{os.pathsep}{os.environ['PATH']}",

