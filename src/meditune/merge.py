@@ -12,7 +12,7 @@ from meditune.limits import LIMITS
 from meditune.models.api.model import find
 from meditune.models.catalogue import public_name
 from meditune.models.load import base_of, locate
-from meditune.models.names import ADAPTER_FILE, MERGED
+from meditune.models.names import ADAPTER_FILE, MERGED, split_revision
 from meditune.models.quantized import trained_on
 from meditune.prompts import load_format, save_format
 from meditune.recipe import ApiSpec, PromptFormat, Quantize
@@ -38,7 +38,7 @@ def merge(name: str, folder: Path, keep_zeros: bool = False) -> dict[str, Any]:
     merged = merging.merge(adapter, keep_zeros)
     facts = {
         "made_from": made_from,
-        "base": public_name(base_of(adapter)),
+        "base": public_name(split_revision(base_of(adapter))[0]),
         "adapter": read_json(adapter / ADAPTER_FILE).get("peft_type"),
         "trained_on": trained_on(adapter),
         "dtype": str(merged.dtype).removeprefix("torch."),

@@ -69,7 +69,7 @@ def _ready_to_tune(recipe: Recipe, folder: Path) -> Iterator[tuple[Prepared, Api
 
     remote = find(recipe.model.base, recipe.model.api)
     _refuse_several(recipe, remote)
-    with ranks.only_first(claimed(recipe, folder, recipe.model.base, to_tune=True)):
+    with ranks.only_first(claimed(recipe, folder, recipe.model.reference, to_tune=True)):
         data = None
         if ranks.is_first():
             with stage(folder, "prepare"):
@@ -265,7 +265,7 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
     result |= _conditions(both, recipe, measured, folder)
     # What an earlier version measured without a check is marked, because it can't be undone.
     path = folder / leakage.FILE_NAME
-    result["leakage"] = read_json(path) if path.is_file() else _leakage(recipe, data, recipe.model.base)
+    result["leakage"] = read_json(path) if path.is_file() else _leakage(recipe, data, recipe.model.reference)
     earlier = _earlier_command(folder / "report.json")
     result["stages"] = read_json(folder / STAGES) if (folder / STAGES).is_file() else {}
     if (folder / PRUNED / PRUNING).is_file():
@@ -297,7 +297,7 @@ def prepared(recipe: Recipe, folder: Path, model: str | None = None) -> Prepared
     faithfulness isn't to be had: after training it would be late to hear of it.
     """
     data = _data(recipe, folder)
-    name = model or recipe.model.base
+    name = model or recipe.model.reference
     checked = _leakage(recipe, data, name)
     remote = find(name, recipe.model.api)
     facts = grounded.find(recipe, data.splits, folder, remote.title if remote else "")

@@ -1,9 +1,18 @@
-"""Number formats on hardware that isn't here."""
+"""Which weights a name means, at which revision, and number formats on hardware that isn't here."""
+
+import shutil
 
 import pytest
 import torch
+from pydantic import ValidationError
 
+from meditune.errors import ModelError
+from meditune.files import read_json, write_json
 from meditune.models import load, quantized
+from meditune.models.names import ADAPTER_FILE
+from meditune.models.strategies import make_trainable
+from meditune.recipe import ModelSpec, Recipe
+from meditune.train.stage import save_model
 from tests import tiny
 
 
@@ -26,3 +35,74 @@ def test_gemma_whose_states_are_too_large_for_fp16_gets_fp32():
     assert load.in_range(torch.float16, gemma) == torch.float32
     assert load.in_range(torch.bfloat16, gemma) == torch.bfloat16
     assert load.in_range(torch.float16, llama) == torch.float16
+
+
+OLD, NEW = "a" * 40, "b" * 40
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """The hub's cache with two commits of one model, whose branch main stands at the newer one."""
+    cache = tmp_path_factory.mktemp("hub")
+    repository = cache / "models--clinic--tiny"
+    for number, commit in enumerate((OLD, NEW)):
+        folder = repository / "snapshots" / commit
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        tiny.model("llama", seed=number).save_pretrained(folder)
+        tiny.tokenizer().save_pretrained(folder)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(NEW)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield cache
+
+
+def weights_of(name):
+    """The first weights of a model, and the commit that they are of."""
+    found = load.load(name, ModelSpec(dtype="float32"))
+    return next(found.model.parameters()).detach(), found.commit
+
+
+def test_a_revision_says_which_weights_are_read(hub):
+    old, new = (next(tiny.model("llama", seed=number).parameters()) for number in range(2))
+    for name, weights, commit in (
+        ("clinic/tiny", new, NEW),
+        (f"clinic/tiny@{OLD}", old, OLD),
+        (ModelSpec(base="clinic/tiny", revision=OLD).reference, old, OLD),
+        ("clinic/tiny@main", new, NEW),
+    ):
+        found, of = weights_of(name)
+        assert of == commit
+        assert torch.equal(found, weights)
+    with pytest.raises(ModelError, match="could not be loaded"):
+        load.load(f"clinic/tiny@{'c' * 40}")
+
+
+def test_an_adapter_keeps_to_the_commit_that_it_was_trained_on(hub, tmp_path):
+    recipe = Recipe(name="r", model=ModelSpec(base="clinic/tiny", revision=OLD, dtype="float32"))
+    loaded = load.load(recipe.model.reference, recipe.model)
+    facts = {"rows": 1, "epochs": 1.0, "steps": 1, "supervised_tokens": 1, "trainable_parameters": 1, "parameters": 1}
+    adapter = tmp_path / "model"
+    save_model(
+        make_trainable(loaded.model, recipe.model, seed=1), loaded, recipe, facts | {"base_commit": OLD}, adapter
+    )
+    said = read_json(adapter / ADAPTER_FILE)
+    assert (said["base_model_name_or_path"], said["revision"]) == ("clinic/tiny", OLD)
+    assert f"read from `clinic/tiny@{OLD}`, commit `{OLD}`" in (adapter / "README.md").read_text()
+    assert weights_of(str(adapter))[1] == OLD
+    write_json(adapter / ADAPTER_FILE, said | {"revision": None})
+    assert weights_of(str(adapter))[1] == NEW
+
+
+def test_a_revision_belongs_to_a_model_of_the_hub(tmp_path):
+    folder = tiny.save(tmp_path / "tiny")
+    with pytest.raises(ModelError, match=r"belongs to a model of the hub, and .*tiny is a folder"):
+        load.locate(f"{folder}@{OLD}")
+    shutil.copytree(folder, tmp_path / "with@sign")
+    assert load.locate(str(tmp_path / "with@sign")) == str(tmp_path / "with@sign")
+    assert load.locate(f"gpt2@{OLD}") == f"openai-community/gpt2@{OLD}"
+    for wrong in ({"base": "api:x", "revision": OLD}, {"base": f"a/b@{OLD}", "revision": OLD}, {"revision": "../x"}):
+        with pytest.raises(ValidationError):
+            ModelSpec(**wrong)

@@ -9,7 +9,7 @@ import torch
 
 from meditune.errors import ModelError
 from meditune.models import merging, plain
-from meditune.models.load import loading, offline_reason
+from meditune.models.load import loading, source
 from meditune.models.names import ADAPTER_FILE
 
 
@@ -33,11 +33,8 @@ def _whole(place: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     plain.stored_dtype(place)
-    offline = offline_reason() is not None
     with loading(place, place):
-        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=offline)
-        model = AutoModelForCausalLM.from_pretrained(
-            place, local_files_only=offline, use_safetensors=True, dtype=torch.float32
-        )
+        tokenizer = AutoTokenizer.from_pretrained(**source(place))
+        model = AutoModelForCausalLM.from_pretrained(**source(place), use_safetensors=True, dtype=torch.float32)
     merging.stop_at_end(model.generation_config, tokenizer)
     return model.eval(), tokenizer

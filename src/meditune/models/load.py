@@ -14,7 +14,7 @@ from meditune.errors import ModelError
 from meditune.models import attention, packages, quantized
 from meditune.models.catalogue import CATALOGUE
 from meditune.models.frozen import FrozenLayers, frozen_count
-from meditune.models.names import ADAPTER_FILE, PRUNED, START
+from meditune.models.names import ADAPTER_FILE, PRUNED, START, split_revision
 from meditune.models.quiet import no_telemetry, quiet_transformers
 from meditune.models.strategies import merged
 from meditune.models.virtual import virtual_tokens
@@ -34,6 +34,8 @@ class LoadedModel:
     """The prompt format saved beside it, if any."""
     frozen: FrozenLayers
     """The layers that training leaves as they are."""
+    commit: str | None = None
+    """The commit of the hub's repository that the base model's weights are of; None for a folder."""
 
     @property
     def pad_id(self) -> int:
@@ -73,15 +75,14 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
             "its base model beside the weights."
         )
     weights = locate(base_of(adapter)) if adapter else place
-    offline = offline_reason() is not None
     options: dict[str, Any] = {"dtype": number_format(spec.dtype), "attn_implementation": _attention(spec.attention)}
     options |= quantized.loading_options(spec.quantize)
     with loading(name, place):
         if spec.dtype == "auto":
-            config = AutoConfig.from_pretrained(weights, local_files_only=offline)
+            config = AutoConfig.from_pretrained(**source(weights))
             options["dtype"] = in_range(options["dtype"], config)
-        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=offline)
-        model = AutoModelForCausalLM.from_pretrained(weights, local_files_only=offline, use_safetensors=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(**source(place))
+        model = AutoModelForCausalLM.from_pretrained(**source(weights), use_safetensors=True, **options)
         quantized.keep_trainable(model)
         if adapter:
             from peft import PeftModel
@@ -95,7 +96,7 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
     form = load_format(folder) if folder else None
     # Rows with virtual tokens are longer than what is remembered of them.
     count = 0 if virtual_tokens(model) else frozen_count(model, spec.top_layers)
-    return LoadedModel(name, model, tokenizer, form, FrozenLayers(model, count))
+    return LoadedModel(name, model, tokenizer, form, FrozenLayers(model, count), _commit(weights))
 
 
 @contextmanager
@@ -120,8 +121,44 @@ def loading(name: str, place: str, ways: str = "") -> Iterator[None]:
 def locate(name: str) -> str:
     """Folder or hub id of a model; a package-carried one is fetched if it isn't here yet.
 
-    Raises ModelError where the name means nothing here.
+    A hub id keeps the revision that follows it (`owner/name@commit`). Raises ModelError where the name means nothing
+    here, or a revision follows what isn't at a hub.
     """
+    given, (name, revision) = name, split_revision(name)
+    place = _located(name)
+    if not revision:
+        return place
+    if Path(place).is_dir():
+        raise ModelError(
+            f"{given}: a revision (model.revision) belongs to a model of the hub, and {name} is "
+            f"{'carried by a Python package, whose hash is checked' if name in CATALOGUE else 'a folder'}. Leave it "
+            "out."
+        )
+    return f"{place}@{revision}"
+
+
+def source(place: str) -> dict[str, Any]:
+    """Return what `from_pretrained` is given to read the model at `place`, a folder or a hub id with its revision."""
+    name, revision = split_revision(place)
+    return {
+        "pretrained_model_name_or_path": name,
+        "revision": revision or "main",
+        "local_files_only": offline_reason() is not None,
+    }
+
+
+def _commit(place: str) -> str | None:
+    """The commit of the hub's repository whose files were read for `place`; None for a folder."""
+    from huggingface_hub import try_to_load_from_cache
+
+    name, revision = split_revision(place)
+    if Path(name).is_dir():
+        return None
+    found = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(found).parent.name if isinstance(found, str) else None
+
+
+def _located(name: str) -> str:
     path = Path(name).expanduser()
     if (path / "model").is_dir() and (path / "recipe.yaml").is_file():
         return str(path / "model")
@@ -240,4 +277,5 @@ def base_of(adapter: Path) -> str:
         beside = adapter.resolve().parent / own
         if Path(base).name == own and beside.is_dir():
             return str(beside)
-    return str(base)
+    revision = read_json(adapter / ADAPTER_FILE).get("revision")
+    return f"{base}@{revision}" if revision and is_hub_id(str(base)) else str(base)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from meditune.errors import ModelError
-from meditune.models.load import base_of, has_tokenizer, loading, locate, offline_reason
+from meditune.models.load import base_of, has_tokenizer, loading, locate, source
 from meditune.models.names import ADAPTER_FILE
 from meditune.models.plain import stored_dtype
 from meditune.models.zeros import linears, zero_share
@@ -45,13 +45,11 @@ def merge(adapter: Path, keep_zeros: bool = False) -> Merged:
 
     check_mergeable(adapter)
     base = locate(base_of(adapter))
-    dtype, offline = stored_dtype(base), offline_reason() is not None
+    dtype = stored_dtype(base)
     spoken = str(adapter) if has_tokenizer(adapter) else base
     with loading(str(adapter), base):
-        tokenizer = AutoTokenizer.from_pretrained(spoken, local_files_only=offline)
-        model = AutoModelForCausalLM.from_pretrained(
-            base, local_files_only=offline, use_safetensors=True, dtype=torch.float32
-        )
+        tokenizer = AutoTokenizer.from_pretrained(**source(spoken))
+        model = AutoModelForCausalLM.from_pretrained(**source(base), use_safetensors=True, dtype=torch.float32)
         zeros = zero_share(model)
         pruned = {name: layer.weight == 0 for name, layer in linears(model).items()} if keep_zeros else {}
         # An adapter that was trained in BF16 would give its product in BF16.

@@ -9,7 +9,7 @@ import torch
 
 from meditune.errors import ModelError
 from meditune.files import full_disk_said
-from meditune.models.load import loading, offline_reason
+from meditune.models.load import loading, source
 from meditune.models.quiet import quiet_transformers
 
 
@@ -21,7 +21,7 @@ def stored_dtype(place: str) -> torch.dtype:
     from transformers import AutoConfig
 
     with loading(place, place):
-        config = AutoConfig.from_pretrained(place, local_files_only=offline_reason() is not None)
+        config = AutoConfig.from_pretrained(**source(place))
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(
             f"{place} is stored quantized, and changing its weights needs them in full precision. Name the model that "

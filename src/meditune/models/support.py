@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from meditune.errors import ModelError
 from meditune.faithfulness.evidence import Span
-from meditune.models.load import device, is_hub_id, loading, offline_reason
+from meditune.models.load import device, is_hub_id, loading, offline_reason, source
 from meditune.models.quiet import no_telemetry
 
 BATCH = 16
@@ -66,11 +66,10 @@ def supporter(name: str) -> Support:
     from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
     check(name)
-    local = offline_reason() is not None
     maker = AutoModelForTokenClassification if kind == "lettucedetect" else AutoModelForSequenceClassification
     with _loading(name, place):
-        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local, trust_remote_code=False)
-        model = maker.from_pretrained(place, local_files_only=local, use_safetensors=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(**source(place), trust_remote_code=False)
+        model = maker.from_pretrained(**source(place), use_safetensors=True, trust_remote_code=False)
     model.to(device()).eval()
     if kind == "lettucedetect":
         return TokenSupport(model, tokenizer)
@@ -85,9 +84,7 @@ def check(name: str) -> None:
     from transformers import AutoConfig
 
     with _loading(name, place):
-        config = AutoConfig.from_pretrained(
-            place, local_files_only=offline_reason() is not None, trust_remote_code=False
-        )
+        config = AutoConfig.from_pretrained(**source(place), trust_remote_code=False)
     _supporting(config, kind, name)
 
 

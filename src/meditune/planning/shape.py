@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from meditune.models.catalogue import CATALOGUE
-from meditune.models.load import base_of, loading, locate, offline_reason
+from meditune.models.load import base_of, loading, locate, source
 from meditune.models.names import ADAPTER_FILE
 from meditune.models.quiet import no_telemetry, quiet_transformers
 from meditune.models.strategies import make_trainable
@@ -33,10 +33,10 @@ def config_of(spec: ModelSpec) -> Any:
         if entry and entry.shape:
             config = AutoConfig.for_model(**entry.shape)
         else:
-            place = locate(spec.base)
+            place = locate(spec.reference)
             if (Path(place) / ADAPTER_FILE).is_file():
                 place = locate(base_of(Path(place)))
-            config = AutoConfig.from_pretrained(place, local_files_only=offline_reason() is not None)
+            config = AutoConfig.from_pretrained(**source(place))
     if spec.prune.layers:
         text = config.get_text_config()
         text.num_hidden_layers = max(1, text.num_hidden_layers - spec.prune.layers)

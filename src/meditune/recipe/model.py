@@ -139,6 +139,11 @@ class ModelSpec(Spec):
     base: str = Field(
         "smollm2-135m", min_length=1, description="Catalogue name, Hugging Face id, local folder, or api:NAME."
     )
+    revision: str | None = Field(
+        None,
+        pattern=r"^\w[\w.-]*$",
+        description="Commit, tag or branch of a hub model; only a commit always gives the same weights.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description="Number format of the weights; auto: BF16 where it is fast; float16: on a GPU only.",
@@ -159,3 +164,16 @@ class ModelSpec(Spec):
     prune: PruneSpec = Field(default_factory=PruneSpec, description="Pruning before tuning; off by default.")
     lora: LoraSpec = Field(default_factory=LoraSpec, description="Options of the strategies lora, dora and rslora.")
     api: ApiSpec = Field(default_factory=ApiSpec, description="For models behind an API.")
+
+    @model_validator(mode="after")
+    def _revision_is_of_a_hub_model(self) -> ModelSpec:
+        if self.revision and self.base.startswith("api:"):
+            raise ValueError("model.revision belongs to a model of the hub; leave it out for one behind an API")
+        if self.revision and "@" in self.base:
+            raise ValueError("model.base names a revision after @ already; leave model.revision out")
+        return self
+
+    @property
+    def reference(self) -> str:
+        """The base model as commands take it: its name, for a hub model with `@` and the revision."""
+        return f"{self.base}@{self.revision}" if self.revision else self.base

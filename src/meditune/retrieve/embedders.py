@@ -79,6 +79,7 @@ def _minilm_int8() -> Embedder:
 
 def _sentence_transformers(name: str) -> Embedder:
     from meditune.models.load import loading
+    from meditune.models.names import split_revision
     from meditune.models.quiet import no_telemetry
 
     no_telemetry()
@@ -90,7 +91,8 @@ def _sentence_transformers(name: str) -> Embedder:
             f"{install_command('embeddings')}, or take {DEFAULT} or {INT8}."
         ) from error
     with loading(name, name):
-        model = SentenceTransformer(name)
+        place, revision = split_revision(name)
+        model = SentenceTransformer(place, revision=revision)
 
     def embed(texts: Sequence[str]) -> Vectors:
         made: Vectors = model.encode(

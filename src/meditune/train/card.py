@@ -86,7 +86,8 @@ def _origin(recipe: Recipe, facts: dict[str, Any]) -> str:
     """Where the weights of the base model were read from."""
     if "start" in facts:
         return f"`start` in the run's folder: `{facts['start']}`, an adapter, merged into its own base model"
-    return f"`{locate(recipe.model.base)}`"
+    revision = f", commit `{facts['base_commit']}`" if facts.get("base_commit") else ""
+    return f"`{locate(recipe.model.reference)}`{revision}"
 
 
 def _carried(entry: BaseModel | None) -> str:

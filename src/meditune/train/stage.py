@@ -118,10 +118,11 @@ def fine_tune(
         "final_loss": log[-1].loss,
         "compiled": are_compiled,
         **({} if how == "one" else {"processes": ranks.world(), "parallel": how}),
+        **({"base_commit": loaded.commit} if loaded.commit else {}),
         **({"start": recipe.model.base} if (folder / START).is_dir() else {}),
         **({"dev": watch.facts(len(dev))} if watch else {}),
     }
-    shown = trained_on.record(_trained(splits, recipe, folder, planned), base_records(recipe.model.base))
+    shown = trained_on.record(_trained(splits, recipe, folder, planned), base_records(recipe.model.reference))
     loaded.model = save_model(model, loaded, recipe, facts, folder / "model", shown)
     if ranks.is_first():
         shutil.rmtree(folder / checkpoint.FOLDER, ignore_errors=True)
@@ -162,6 +163,9 @@ def _write_model(
     if base and base.is_dir():
         # A path that is relative to where the run was started would lead nowhere from elsewhere.
         model.peft_config["default"].base_model_name_or_path = str(base.resolve())
+    elif base:
+        # The adapter belongs to these weights, wherever a branch of the hub's moves to.
+        model.peft_config["default"].revision = loaded.commit
     with full_disk_said(folder), replacing_folder(folder) as partial, quiet_transformers():
         model.save_pretrained(partial, state_dict=weights)
         loaded.tokenizer.save_pretrained(partial)

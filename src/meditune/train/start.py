@@ -34,7 +34,7 @@ def base_records(name: str) -> list[Record]:
 
 def check_start(recipe: Recipe) -> None:
     """Raise ModelError where the base model is a tuned one that can't be tuned further, or not with this prompt."""
-    name, place = recipe.model.base, Path(locate(recipe.model.base))
+    name, place = recipe.model.base, Path(locate(recipe.model.reference))
     if (place / ADAPTER_FILE).is_file():
         if is_virtual(place):
             raise ModelError(
@@ -57,7 +57,7 @@ def check_start(recipe: Recipe) -> None:
 
 def check_plain(train: Sequence[Example], recipe: Recipe) -> None:
     """Raise DataError where the cue for plain words would be asked with and was never learnt."""
-    cue, name = recipe.prompt.plain_cue, recipe.model.base
+    cue, name = recipe.prompt.plain_cue, recipe.model.reference
     known = load_format(Path(locate(name))) if Path(name).expanduser().is_dir() else None
     if not cue or (known and known.plain_cue == cue):
         return
@@ -76,11 +76,11 @@ def starting_point(recipe: Recipe, folder: Path) -> str:
     All processes must call; the first makes it, because they share the run's folder.
     """
     name = _made(recipe, folder) if ranks.is_first() else ""
-    return str(folder / START) if ranks.told(name == str(folder / START)) else recipe.model.base
+    return str(folder / START) if ranks.told(name == str(folder / START)) else recipe.model.reference
 
 
 def _made(recipe: Recipe, folder: Path) -> str:
-    name, copy = recipe.model.base, folder / START
+    name, copy = recipe.model.reference, folder / START
     if (copy / MERGED).is_file() and any((folder / name).exists() for name in ("predictions", checkpoint.FOLDER)):
         return str(copy)
     place = Path(locate(name))
