@@ -18,7 +18,7 @@ def pubmedqa_item(number: int, **changes: Any) -> dict[str, Any]:
     """One item as in `ori_pqal.json`; `changes` replace fields, None as value removes one."""
     item: dict[str, Any] = {
         "QUESTION": f"Does treatment {number} help?",
-        "CONTEXTS": [f"We studied treatment {number}.", f"It helped {number} of 200 patients."],
+        "CONTEXTS": [f"We studied treatment {number} in ward {number}.", f"It helped {number} of 200 patients."],
         "LABELS": ["BACKGROUND", "RESULTS"],
         "MESHES": ["Humans", "Treatment Outcome"],
         "YEAR": "2011",

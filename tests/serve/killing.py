@@ -1,5 +1,5 @@
 """Servers to be killed: `python -m tests.serve.killing STORE` starts one for each line that it reads, and tells its id
-and port. Everything is imported once and each server is a fork of that, so that fifty take seconds, not minutes.
+and port. Everything is imported once and each server is a fork of that, so that many take seconds, not minutes.
 """
 
 from __future__ import annotations

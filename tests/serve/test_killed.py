@@ -16,7 +16,7 @@ import pytest
 from meditune.store.answers import Answers
 from meditune.store.opening import open_store
 
-KILLS = 50
+KILLS = 20
 CLIENTS = 3
 
 
@@ -71,7 +71,7 @@ def ask_until_killed(port, known, name):
 
 
 @pytest.mark.slow
-def test_what_was_told_is_there_after_fifty_kills(store):
+def test_what_was_told_is_there_after_twenty_kills(store):
     servers, rng = Servers(store), random.Random(5)
     known: dict[str, str | None] = {}
     for kill in range(KILLS):

@@ -68,11 +68,11 @@ def test_an_answer_that_is_nothing_else_stays():
 @pytest.mark.real
 def test_no_word_of_medquad_is_lost_by_its_layout(real_data):
     mended = 0
-    for example in medquad_rows(real_data)[::4]:
+    for example in medquad_rows(real_data)[::16]:
         for before, after in (
             (example.question, asked(example.question)),
             (example.answer, laid_out(example.answer)),
         ):
             assert words(before) == words(after), example.id
             mended += before != after
-    assert mended > 4_000
+    assert mended > 1_000

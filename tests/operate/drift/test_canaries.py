@@ -11,7 +11,7 @@ from meditune.operate.drift.request import Request
 from meditune.operate.drift.signals import BY_NAME
 from meditune.serve.events import Answer, Decision
 from meditune.serve.outcomes import facts_of
-from tests.commands import meditune
+from tests.commands import jsonl, meditune
 from tests.operate.drift.test_alerting import listening
 
 
@@ -79,9 +79,12 @@ GOOD = {f"c{n}": True for n in range(20)}
 
 def kept(path, *runs):
     """The verdict on these runs, given as what was right, or that and the model that answered."""
+    rows = []
     for number, (right, *model) in enumerate(runs):
         by = {"models": dict.fromkeys(right, model[0])} if model else {}
-        canaries.keep({"time": f"t{number}", "right": right, "critical": []} | by, path)
+        rows.append({"time": f"t{number}", "right": right, "critical": []} | by)
+    jsonl(path, rows[:-1])
+    canaries.keep(rows[-1], path)
     return canaries.verdict(path)
 
 
