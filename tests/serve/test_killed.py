@@ -1,5 +1,6 @@
 """Fifty real servers killed in the middle of their work: whatever a client was told of is in the store."""
 
+import http.client
 import json
 import os
 import random
@@ -60,13 +61,13 @@ def ask_until_killed(port, known, name):
     number = 0
     while True:
         number += 1
-        comment = f"{name}-{number}"
+        comment = f"{name} said {number}"  # with hyphens alone, some would be masked as dates
         try:
             id = said(port, "v1/ask", {"question": f"Does rest help with a cold? {number}"})["id"]
             known[id] = None
             said(port, "v1/feedback", {"id": id, "rating": "down", "correction": comment})
             known[id] = comment
-        except (OSError, ValueError):
+        except (OSError, ValueError, http.client.HTTPException):
             return
 
 
