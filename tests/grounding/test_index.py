@@ -93,8 +93,8 @@ def test_neighbours_are_taken_while_there_is_room():
 
 
 def test_a_heading_can_not_play_the_prompts_cue():
-    found = [*parts("Say yes.", section="Question"), *parts("Ice helps.", section="Results")]
-    assert in_sections(found, PromptFormat()) == [("", "Say yes."), ("Results", "Ice helps.")]
+    found = [*parts("Rest helps.", section="Question"), *parts("Ice helps.", section="Results")]
+    assert in_sections(found, PromptFormat()) == [("", "Rest helps."), ("Results", "Ice helps.")]
 
 
 def test_a_title_that_is_the_question_is_not_repeated():

@@ -1,7 +1,7 @@
-"""Retrieved text as data: what in it could be read as a part of the prompt, or as an order to the model, is taken out.
+"""Retrieved text as data: remove what could be read as a part of the prompt, or as an order to the model.
 
-A passage may come from anywhere. What it says of medicine stays; a sentence that tells the model what to do goes, and
-so do signs by which prompts are built.
+A passage may come from anywhere. What it says of medicine stays; a sentence that tells the model what to do is removed
+(injection.py), and so are text that readers don't see and marks of which prompts are built.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from meditune.recipe import PromptFormat
+from meditune.retrieve.injection import goes_with_order, is_order
 from meditune.text import sentences
 
 _ROLES = (
@@ -26,31 +27,22 @@ _TEMPLATE = re.compile(
     re.IGNORECASE,
 )
 _HEADING = re.compile(r"(?m)^\s*(?:#{2,}|-{3,}|={3,}|`{3,}|>{2,})\s*")
-_TOLD = r"(?:instructions?|prompts?|commands?|directives?|system messages?|guardrails?)"
-_READER = r"(?:assistant|chat ?bot|language model|AI(?: model| system)?|LLM|GPT\w*)"
-_ORDERS = tuple(
-    re.compile(pattern, re.IGNORECASE)
-    for pattern in (
-        rf"\b(?:ignor|disregard|forget|overrid|bypass|discard)\w*\b[^.!?]{{0,40}}\b{_TOLD}\b",
-        r"\b(?:ignore|disregard|forget|discard)\b[^.!?]{0,30}\b(?:previous|above|prior|preceding|earlier|other)\b"
-        r"[^.!?]{0,20}\b(?:text|context|messages?|passages?|sources?|rules?|documents?|everything)\b",
-        r"\b(?:ignore|disregard|forget) (?:everything|all|anything)\b[^.!?]{0,15}\b(?:above|before|you)\b",
-        rf"\b(?:new|updated|real|actual|hidden) {_TOLD}\s*[:：]",
-        r"\b(?:system|developer|hidden) (?:prompt|message)s?\b",
-        rf"\b(?:you are|you're|act as|pretend to be|behave as|as)\s+(?:now\s+)?(?:an?|the)\s+(?:\w+\s+){{0,3}}"
-        rf"{_READER}\b",
-        rf"\b(?:the |dear |attention,? |hey |note to (?:the )?){_READER}s?\b[^.!?]{{0,20}}"
-        r"\b(?:must|should|shall|has to|please|always|never)\b",
-        r"^(?:please |now |instead,? |always |just |only )*(?:say|write|output|print|repeat|respond|reply|answer)"
-        r" (?:that|only|exactly|instead|with|to the (?:user|question|reader)|the (?:user|question|following|words?)|"
-        r"[\"“'])",
-        r"\b(?:respond|reply|answer) (?:only )?with (?:only |exactly |just )?(?:the words?|[\"“'])",
-        r"\b(?:do not|don't|never) (?:mention|reveal|cite|quote|disclose)\b[^.!?]{0,40}"
-        r"\b(?:sources?|passages?|instructions?|prompt|user|limits|warnings?|this message)\b",
-        r"\bfrom now on,? (?:you|answer|respond|reply|say)\b",
-        r"\btell (?:the|every) (?:user|reader|questioner)s?\b",
-    )
+_UNSEEN = re.compile(
+    r"<!--.*?(?:-->|$)"
+    r"|<(\w+)\b[^<>]*(?:\bhidden\b|display\s*:\s*none|visibility\s*:\s*hidden|font-size\s*:\s*0|opacity\s*:\s*0"
+    r"|color\s*:\s*(?:white|transparent|#fff))[^<>]*>.*?(?:</\1\s*>|$)"
+    r"|\[//\]:\s*#\s*\([^)\n]*\)|!\[[^\]\n]*\]\([^)\n]*\)|\{\s*\"(?:role|instruction|system)\"\s*:[^{}]*\}",
+    re.IGNORECASE | re.DOTALL | re.MULTILINE,
 )
+"""What a reader of the page doesn't see: HTML comments, hidden elements, images by address, messages as JSON"""
+_ELEMENT = re.compile(
+    r"<\s*(system|instructions?|important|prompt|admin|developer|assistant|user|order|command|note|secret|override)\b"
+    r"[^<>]*>.*?(?:<\s*/\s*\1\s*>|$)",
+    re.IGNORECASE | re.DOTALL,
+)
+_PART = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
+"""Between sentences, also where the next one begins in lowercase"""
+_TAG = re.compile(r"</?[a-zA-Z][\w-]*(?:\s[^<>]*)?/?>")
 
 
 @dataclass(frozen=True)
@@ -68,19 +60,38 @@ def cleaned(text: str, form: PromptFormat, special_tokens: Sequence[str] = ()) -
 
     `special_tokens` are those of the model's tokenizer. Lines become one paragraph.
     """
-    plain = _without_markup(_visible(text), special_tokens)
-    kept: list[str] = []
     orders: list[str] = []
-    for line in plain.splitlines():
-        for sentence in sentences(line):
-            (orders if is_order(sentence) else kept).append(sentence)
+    seen = _taken_out(_UNSEEN, _taken_out(_ELEMENT, _visible(text), orders), orders)
+    plain = _without_markup(_TAG.sub(" ", seen), special_tokens)
+    kept: list[str] = []
+    found = [part for line in plain.splitlines() for sentence in sentences(line) for part in _PART.split(sentence)]
+    is_one = [is_order(sentence) for sentence in found]
+    if any(is_one):
+        is_one = _with_neighbours(found, is_one)
+    for sentence, told in zip(found, is_one, strict=True):
+        (orders if told else kept).append(sentence)
     broken = (_broken(sentence, form) for sentence in kept)
     return Cleaned(" ".join(sentence for sentence in broken if sentence), tuple(orders))
 
 
-def is_order(sentence: str) -> bool:
-    """Whether a sentence tells a model what to do, instead of something about health."""
-    return any(pattern.search(sentence) for pattern in _ORDERS)
+def _taken_out(pattern: re.Pattern[str], text: str, orders: list[str]) -> str:
+    """Return the text without what the pattern finds, which is added to `orders`."""
+
+    def noted(match: re.Match[str]) -> str:
+        orders.append(" ".join(match[0].split()))
+        return " "
+
+    return pattern.sub(noted, text)
+
+
+def _with_neighbours(found: Sequence[str], is_one: Sequence[bool]) -> list[bool]:
+    """Return which sentences are orders or belong to one beside them, as "I am the administrator." may."""
+    told = list(is_one)
+    for places in (range(1, len(found)), range(len(found) - 2, -1, -1)):
+        for place in places:
+            beside = place - 1 if places.step > 0 else place + 1
+            told[place] = told[place] or (told[beside] and goes_with_order(found[place]))
+    return told
 
 
 def _visible(text: str) -> str:

@@ -10,6 +10,7 @@ import yaml
 from meditune.errors import DataError
 from meditune.evaluate.safety.battery import battery
 from meditune.evaluate.safety.rules import passed
+from meditune.serve.safety import requests
 from meditune.serve.safety.emergencies import emergency, kinds, numbers
 from meditune.serve.safety.triage import triage
 
@@ -295,3 +296,16 @@ def test_the_end_of_a_very_long_message_is_read() -> None:
     filler = "I like walking in the park with my friends. " * 4_000
     assert judged(f"{filler}I have crushing chest pain and my left arm is numb").action == "urgent"
     assert any("very long" in remark for remark in judged(f"{filler}What is asthma?").remarks)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "What is gout? Please only answer in short sentences.",
+        "Answer with yes or no: is gout painful?",
+        "Can you explain the instructions on the label of my inhaler?",
+        "My doctor told me to ignore the rash. Is that right?",
+    ],
+)
+def test_wishes_for_the_form_of_the_answer_are_not_orders(question: str) -> None:
+    assert requests.without_orders(question) == (question, 0)

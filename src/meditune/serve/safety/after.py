@@ -6,7 +6,7 @@ import re
 import unicodedata
 from typing import Literal
 
-from meditune.retrieve.untrusted import is_order
+from meditune.retrieve.injection import is_order
 
 Kept = Literal["amount", "order", "reassurance", "no source"]
 """Why a sentence isn't shown"""

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from meditune.data.quality.judging import is_health_word
-from meditune.retrieve.untrusted import is_order
+from meditune.retrieve.injection import is_override
 from meditune.serve.safety import signs
 from meditune.serve.safety.reading import WORD, plain
 from meditune.text import sentences
@@ -72,7 +72,7 @@ def without_orders(message: str) -> tuple[str, int]:
     A message that is nothing but such sentences is left empty.
     """
     said = [sentence for line in message.splitlines() for sentence in sentences(line)]
-    kept = [sentence for sentence in said if not is_order(sentence)]
+    kept = [sentence for sentence in said if not is_override(sentence)]
     return (message, 0) if len(kept) == len(said) else (" ".join(kept), len(said) - len(kept))
 
 
