@@ -186,7 +186,7 @@ def _here(model: str, limit: int, context_tokens: int, style: Style) -> Writer:
             f"{model} reads {most} tokens, which leaves {room} for question and passages beside an answer of {limit}. "
             "Ask for a shorter one with --max-new-tokens."
         )
-    form = loaded.form or PromptFormat()
+    form = loaded.form or PromptFormat(quoted=True)
     whole = form.model_copy(update={"max_tokens": room + limit, "answer_tokens": limit})
     encoder = loaded.encoder(whole)
 
@@ -217,7 +217,7 @@ def _there(model: ApiModel, limit: int, context_tokens: int, style: Style) -> Wr
     from meditune.models.api.chat import Chat
     from meditune.models.api.tokens import of_chat
 
-    form = model.form or PromptFormat()
+    form = model.form or PromptFormat(quoted=True)
     model.key()
     if not model.spec.is_local:
         print(f"The question and what is found go to {model.title}, which is not this machine.", file=sys.stderr)

@@ -163,6 +163,11 @@ class PromptFormat(Spec):
         None, min_length=1, description="Asks for it in plain words, where a source has that style."
     )
     decision_cue: str = Field("Answer:", min_length=1, description="Asks for the decision.")
+    quoted: bool = Field(
+        False,
+        description='Begin every line of context with "> ", as mail quotes text, so that no passage can pass for a '
+        "part of the prompt. Tuned models keep what prompt.json says; untuned ones read an index's passages quoted.",
+    )
 
     @property
     def answer_room(self) -> int:

@@ -78,7 +78,11 @@ class Assistant:
 
         Raises ModelError where the model has no room for passages and an answer, DataError at an unknown country.
         """
-        self.engine, self.settings, self.form = engine, settings or AssistantSettings(), form or PromptFormat()
+        self.engine, self.settings, self.form = (
+            engine,
+            settings or AssistantSettings(),
+            form or PromptFormat(quoted=True),
+        )
         self._numbers = numbers(self.settings.country, self.settings.numbers)
         self._look = look or (second_look(index.embedder) if index else None)
         self._encoder = Encoder(engine.tokenizer, self.form)
