@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_STAT = Path("/proc/stat")
 
 
 def peak_gb() -> float:
@@ -54,25 +55,38 @@ class Peaks:
 
 
 class Clock:
-    """The time of optimizer steps, by the wall and by the processor. The first step is a warm-up and isn't counted."""
+    """The time of optimizer steps, and what else the machine did. The first step is a warm-up and isn't counted."""
 
     def __init__(self) -> None:
-        self.ends: list[tuple[float, float]] = []
+        self.ends: list[tuple[float, float, float | None]] = []
 
     def ended(self) -> int:
         """Note the end of a step; return the number of steps that have ended."""
-        self.ends.append((time.monotonic(), time.process_time()))
+        self.ends.append((time.monotonic(), time.process_time(), _busy()))
         return len(self.ends)
 
     def figures(self) -> dict[str, Any]:
-        """Return the seconds of all timed steps and of each, and the share of the cores' time that this process got.
+        """Return the seconds of all timed steps and of each, by the wall and by this process's use of processors.
 
-        Kernels that wait for each other spin, so the share is near 1 on a machine without other work.
+        `others_share` is the share of the cores' time that other processes took meanwhile.
         """
-        walls = [wall for wall, _ in self.ends]
-        seconds = walls[-1] - walls[0]
+        walls, owns, busy = zip(*self.ends, strict=True)
+        seconds, processor = walls[-1] - walls[0], owns[-1] - owns[0]
+        others = None
+        if busy[0] is not None and busy[-1] is not None:
+            others = round(max(0.0, busy[-1] - busy[0] - processor) / seconds / (os.cpu_count() or 1), 3)
         return {
-            "seconds": seconds,
-            "step_seconds": [round(after - before, 3) for before, after in itertools.pairwise(walls)],
-            "processor_share": round((self.ends[-1][1] - self.ends[0][1]) / seconds / (os.cpu_count() or 1), 3),
+            "wall_seconds": seconds,
+            "processor_seconds": processor,
+            "step_wall_seconds": [round(after - before, 3) for before, after in itertools.pairwise(walls)],
+            "step_processor_seconds": [round(after - before, 3) for before, after in itertools.pairwise(owns)],
+            "others_share": others,
         }
+
+
+def _busy() -> float | None:
+    """Return the seconds in which the cores did anything for anybody (proc(5)); None where that isn't known."""
+    if not _STAT.is_file():
+        return None
+    user, nice, system, _, _, irq, softirq, steal = map(int, _STAT.read_text().split(maxsplit=11)[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")

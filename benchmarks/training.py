@@ -13,14 +13,15 @@ With --json, measurements that the file already has are left out, so that a call
 later one goes on. An engine that is named more than once is measured more than once; ratios are to the mean of
 Meditune's runs.
 
-- examples/s: the work that every engine does alike.
+- examples/s: the work that every engine does alike. With --threads 1 a second is one of the processor's, which other
+  work on the machine disturbs least.
 - tokens/s: tokens that the engine read, without padding. A peer reads a row for the decision and one for the answer;
   Meditune reads their common prompt once, so it reads about half of the tokens for the same examples.
 - training GB: the most memory held from the first step on, weights included; all GB: since the process began.
 - MFU: operations that what was read needs at the least (cost.py) a second, as a share of the fastest BF16 matrix
   product that this machine did right before and after (limit.py); in brackets of the typical one. What gradient
   checkpointing computes again isn't counted.
-- processor: the share of the cores' time that the process got; well below that of other runs, it was disturbed.
+- others: the share of the cores' time that other processes took; a run with more than a few per cent was disturbed.
 
 Needs `pip install -e . --group bench`; LitGPT pins versions of its own and needs an interpreter of its own.
 """
@@ -35,6 +36,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -43,7 +45,7 @@ from typing import Any
 os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "true", "TOKENIZERS_PARALLELISM": "false"}
 
 from cost import Cost, Read, cost_of, read_of_row, total
-from limit import bf16_gflops, shapes_of
+from limit import Shape, bf16_gflops, shapes_of
 from material import FRESH, Material, config_of, lengths, material, sha256_of
 from memory import Clock, Peaks
 from peers import SETUPS, measured
@@ -82,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4, 8], help="rows in the peers' batches")
     parser.add_argument("--steps", type=int, default=2, help="steps that are timed")
     parser.add_argument("--max-tokens", type=int, default=512, help="longest row")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads that compute; 1 by the processor")
     parser.add_argument("--litgpt-python", default=sys.executable, help="interpreter that has LitGPT")
     parser.add_argument("--json", type=Path, help="write all metrics to this file and go on from what it has")
     parser.add_argument("--again", action="store_true", help="measure these engines and batches again")
@@ -99,15 +102,15 @@ def compare(options: argparse.Namespace) -> None:
         sys.exit(f"A batch of {wrong[0]} rows doesn't divide a step's {2 * BATCH} rows; take 1, 2, 4, 8 or 16.")
     if set(LITGPT) & set(options.engines) and not shutil.which(options.litgpt_python):
         sys.exit(f"--litgpt-python {options.litgpt_python} is no program that can be started.")
-    settings = {name: getattr(options, name) for name in ("model", "steps", "max_tokens")}
+    settings = {name: getattr(options, name) for name in ("model", "steps", "max_tokens", "threads")}
     found = earlier(options.json, settings) | settings | {"about": about()}
     found["runs"] = [run for run in found["runs"] if "error" not in run]
     if options.again:
         found["runs"] = [run for run in found["runs"] if (run["engine"], run["batch"]) not in jobs]
-    shapes = shapes_of(config_of(options.model))
+    shapes, clock = shapes_of(config_of(options.model)), "processor" if options.threads == 1 else "wall"
     for engine, size in missing(jobs, found["runs"]):
-        before, run = bf16_gflops(shapes), in_process(engine, size, options)
-        run = {"engine": engine, "batch": size} | with_speeds(run, before, bf16_gflops(shapes))
+        before, run = limit(shapes, options.threads), in_process(engine, size, options)
+        run = {"engine": engine, "batch": size} | with_speeds(run, clock, before, limit(shapes, options.threads))
         print(line(run, {}), flush=True)
         found["runs"].append(run)
         if options.json:
@@ -115,6 +118,14 @@ def compare(options: argparse.Namespace) -> None:
     print("\nBeside Meditune, the best batch of each:")
     for run in best(found["runs"]):
         print(line(run, mean_of(found["runs"], "meditune")))
+
+
+def limit(shapes: list[Shape], threads: int) -> dict[str, Any]:
+    """Return what the machine multiplies with so many threads, by the processor's time where it is one."""
+    import torch
+
+    torch.set_num_threads(threads)
+    return bf16_gflops(shapes, time.process_time if threads == 1 else time.perf_counter)
 
 
 def jobs_of(engines: list[str], sizes: list[int]) -> list[Job]:
@@ -170,7 +181,7 @@ def in_process(engine: str, size: int | None, options: argparse.Namespace) -> di
     words = [sys.executable, __file__, "--worker", engine, "--model", options.model, "--steps", str(options.steps)]
     words += ["--max-tokens", str(options.max_tokens), "--batch", str(size or 0)]
     words += ["--litgpt-python", options.litgpt_python]
-    environment = dict(os.environ)
+    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
     if engine not in OWN:
         # Meditune lets oneDNN keep code for fewer shapes; peers have oneDNN's default, as for their users.
         environment.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "1024")
@@ -185,14 +196,15 @@ def outcome(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return figures
 
 
-def with_speeds(run: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Return the run's metrics with examples and tokens a second and MFU."""
+def with_speeds(run: dict[str, Any], clock: str, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Return the run's metrics with examples and tokens a second and MFU, by the wall's or the processor's seconds."""
     if "error" in run:
         return run
-    flops = run["flops"] / run["seconds"] / 1e9
+    seconds = run[f"{clock}_seconds"]
+    flops = run["flops"] / seconds / 1e9
     return run | {
-        "examples_per_s": run["examples"] / run["seconds"],
-        "tokens_per_s": run["read_tokens"] / run["seconds"],
+        "examples_per_s": run["examples"] / seconds,
+        "tokens_per_s": run["read_tokens"] / seconds,
         "gflops": flops,
         "mfu": flops / max(before["best"], after["best"]),
         "mfu_of_typical": flops / ((before["typical"] + after["typical"]) / 2),
@@ -229,12 +241,13 @@ def line(run: dict[str, Any], ours: dict[str, float]) -> str:
         peak = ours["peak_gb"] / (training or run["peak_gb"])
         speed = ours["examples_per_s"] / run["examples_per_s"]
         ratios = f"  Meditune: {speed:.2f}x the speed, {peak:.2f}x the training GB"
+    others = "" if run["others_share"] is None else f", others {run['others_share']:.0%}"
     limits = [run[f"bf16_gflops_{when}"] for when in ("before", "after")]
     return (
         f"{name:24}{run['examples_per_s']:6.3f} examples/s, {run['tokens_per_s']:5.0f} tokens/s read  "
         f"{f'{training:.2f}' if training else '?'} training GB, {run['peak_gb']:.2f} all GB  "
         f"MFU {run['mfu']:.1%} ({run['mfu_of_typical']:.1%}) of "
-        f"{max(each['best'] for each in limits)} GFLOP/s, processor {run['processor_share']:.0%}{ratios}"
+        f"{max(each['best'] for each in limits)} GFLOP/s{others}{ratios}"
     )
 
 

@@ -24,7 +24,7 @@ def run_of(engine, batch, examples_per_s, gb=2.0):
         "peak_gb": gb,
         "mfu": 0.5,
         "mfu_of_typical": 0.6,
-        "processor_share": 0.99,
+        "others_share": 0.01,
         "bf16_gflops_before": limit,
         "bf16_gflops_after": limit,
     }
@@ -57,6 +57,14 @@ def test_each_engine_s_best_batch_counts_and_speed_is_that_of_examples():
     assert [(run["engine"], run["batch"]) for run in training.best(runs)] == [("meditune", None), ("trl", 1)]
     ours = training.mean_of([*runs, run_of("meditune", None, 5.0, 2.5)], "meditune")
     assert "Meditune: 4.00x the speed, 2.50x the training GB" in training.line(runs[0], ours)
+
+
+def test_speeds_are_of_the_tokens_that_were_read_by_the_chosen_clock():
+    run = {"wall_seconds": 10.0, "processor_seconds": 8.0, "examples": 16, "read_tokens": 4000, "flops": 8e12}
+    run |= {"tokens_of_separate_rows": 8000}
+    found = training.with_speeds(run, "processor", {"best": 1000, "typical": 800}, {"best": 900, "typical": 800})
+    assert (found["examples_per_s"], found["tokens_per_s"], found["mfu"]) == (2.0, 500.0, 1.0)
+    assert training.with_speeds(run, "wall", found["bf16_gflops_before"], found["bf16_gflops_after"])["mfu"] == 0.8
 
 
 @pytest.fixture(scope="module")
