@@ -33,8 +33,6 @@ class Setup:
     """Compute in BF16 by autocast with FP32 adapters; without it, adapters are BF16, too"""
     checkpointing: bool | None = None
     """Gradient checkpointing; None is the trainer's default"""
-    compile: bool = False
-    """torch_compile of the trainer's arguments"""
 
 
 SETUPS = {
@@ -45,7 +43,6 @@ SETUPS = {
     "trainer": Setup("transformers"),
     "trainer-bf16-true": Setup("transformers", autocast=False),
     "trainer-fp32-weights": Setup("transformers", weights="float32"),
-    "trainer-compiled": Setup("transformers", compile=True),
 }
 """`trl` has gradient checkpointing by default, `trainer` doesn't."""
 
@@ -74,7 +71,6 @@ def measured(given: Material, setup: Setup, rows: int, batch: int) -> dict[str, 
         "num_train_epochs": 1,
         "train_sampling_strategy": "sequential",
         "bf16": setup.autocast,
-        "torch_compile": setup.compile,
         "use_cpu": True,
         "report_to": [],
         "save_strategy": "no",
