@@ -55,16 +55,17 @@ class Served:
 
 
 @contextmanager
-def meditune(model: str, *words: Any, store: Path | None = None) -> Iterator[Served]:
-    """`meditune serve` with these options, on a free port."""
+def meditune(model: str, *words: Any, store: Path | None = None, key: str = "") -> Iterator[Served]:
+    """`meditune serve` with these options, on a free port; `key` is one of the store's, where it has any."""
     with tempfile.TemporaryDirectory() as folder:
         kept = str(store or folder)
         command = [sys.executable, "-m", "meditune", "serve", model, "--port", "0", "--store", kept]
         with _started([*command, *map(str, words)]) as (process, begun):
             address = _told(process)
             ready = time.monotonic() - begun
-            names = httpx2.get(f"{address}v1/models").json()["data"]
-            yield Served(psutil.Process(process.pid), address, names[0]["id"], ready)
+            headers = {"authorization": f"Bearer {key}"} if key else {}
+            names = httpx2.get(f"{address}v1/models", headers=headers).json()["data"]
+            yield Served(psutil.Process(process.pid), address, names[0]["id"], ready, key)
 
 
 @contextmanager

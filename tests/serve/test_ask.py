@@ -159,7 +159,8 @@ def test_figures(server):
     [
         ({"question": ""}, "question"),
         ({"question": " \n"}, "question"),
-        ({"question": "x" * 20_001}, "question"),
+        ({"question": "x" * 4_001}, "question"),
+        ({"question": "x", "history": [{"question": "y" * 20_000, "answer": "z" * 20_000}] * 3}, "history"),
         ({"question": "x", "style": "rude"}, "style"),
         ({"question": "x", "k": 0}, "k"),
         ({"question": "x", "temperature": 1}, "temperature"),

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from meditune.serve.settings import Settings
 from tests import tiny
 from tests.serve.server import MODEL, served
 
@@ -80,7 +81,7 @@ def test_a_prompt_after_which_the_model_ends_at_once_is_scored_to_its_last_token
     with torch.inference_mode():
         likeliest = int(loaded.model(torch.tensor([ids])).logits[0, -1].argmax())
     loaded.tokenizer.eos_token = loaded.tokenizer.convert_ids_to_tokens(likeliest)
-    with served(tmp_path, loaded=loaded) as server:
+    with served(tmp_path, Settings(bare_chat=True), loaded) as server:
         asked = {"model": MODEL, "prompt": ids, "max_tokens": 1, "logprobs": 1, "echo": True}
         choice = server.ask(PATH, asked).json["choices"][0]
     assert choice["finish_reason"] == "stop"

@@ -4,6 +4,7 @@ import openai
 import pytest
 
 from meditune.recipe import PromptFormat
+from meditune.serve.settings import Settings
 from tests.serve.server import MODEL, served
 
 ASKED = [{"role": "user", "content": "Does the drug help?"}]
@@ -123,7 +124,7 @@ def test_the_asynchronous_client(server, client):
 
 def test_a_tuned_model_is_asked_in_the_format_that_it_was_tuned_with(tmp_path):
     form = PromptFormat(question_cue="Frage:", answer_cue="Schluss:")
-    with served(tmp_path, form=form) as server:
+    with served(tmp_path, Settings(bare_chat=True), form=form) as server:
         client = openai.OpenAI(base_url=f"{server.address}/v1", api_key="none")
         chat = client.chat.completions.create(model=MODEL, messages=ASKED, max_tokens=6)
         text = client.completions.create(model=MODEL, prompt="Frage: Does the drug help?\nSchluss:", max_tokens=6)

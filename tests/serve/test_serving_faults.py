@@ -52,7 +52,7 @@ def test_faults_are_503_and_tell_no_paths_and_addresses(tmp_path):
 
 
 def test_an_answer_that_the_engine_breaks_off_is_no_finished_one(tmp_path):
-    with served(tmp_path, loaded=slowed(0.02)) as server, ThreadPoolExecutor() as pool:
+    with served(tmp_path, Settings(bare_chat=True), slowed(0.02)) as server, ThreadPoolExecutor() as pool:
         whole = pool.submit(server.chat, max_tokens=400)
         streamed = pool.submit(server.chat, max_tokens=400, stream=True)
         body = {"model": "tiny", "prompt": "Does", "max_tokens": 400}

@@ -72,6 +72,11 @@ def serve(
     at_once: Annotated[int, typer.Option(min=1, help="Requests that are answered at once.")] = 16,
     waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait; more are refused with 429.")] = 64,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer that a request may ask for.")] = 1024,
+    message_characters: Annotated[
+        int, typer.Option(min=1, max=4000, help="Longest message of a person; longer ones are refused, after triage.")
+    ] = 4000,
+    context_characters: Annotated[int, typer.Option(min=0, help="System messages of one chat, together.")] = 100_000,
+    history_characters: Annotated[int, typer.Option(min=0, help="Earlier turns of one chat, together.")] = 100_000,
     answer_seconds: Annotated[float, typer.Option(min=1, help="The longest that an answer may take.")] = 120.0,
     restarts: Annotated[
         int,
@@ -93,7 +98,11 @@ def serve(
         typer.Option(envvar="MEDITUNE_PROXY", help="Addresses of proxies in front, which end TLS: 10.0.0.2,10.0.0.3"),
     ] = "",
     bare_chat: Annotated[
-        bool, typer.Option("--bare-chat", help="Chats are the model's words alone: no triage, no limits.")
+        bool,
+        typer.Option(
+            "--bare-chat",
+            help="Chats are the model's words alone, without triage and limits, and every caller has the scope raw.",
+        ),
     ] = False,
     log_text: Annotated[bool, typer.Option("--log-text", help="Log questions, masked.")] = False,
     keep_text: Annotated[
@@ -145,6 +154,9 @@ def serve(
         at_once=at_once,
         waiting=waiting,
         most_new_tokens=max_new_tokens,
+        message_characters=message_characters,
+        context_characters=context_characters,
+        history_characters=history_characters,
         per_minute=per_minute,
         daily_tokens=daily_tokens,
         origins=tuple(cors or ()),
@@ -195,7 +207,10 @@ def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is; for people, not checked.")],
     scope: Annotated[
         list[str] | None,
-        typer.Option(help="generate, embed, feedback (these three unless given), expert, metrics, admin. Repeatable."),
+        typer.Option(
+            help="generate, embed, feedback (these three unless given), raw (the model without triage), expert, "
+            "metrics, admin. Repeatable."
+        ),
     ] = None,
     per_minute: PerMinute = None,
     daily_tokens: Quota = None,

@@ -49,7 +49,7 @@ class Access:
         trace: Trace = request.scope[SCOPE_KEY]
         trace.facts["who"] = caller.key or "anonymous"
         if scope not in caller.scopes:
-            raise ApiError(403, f"This key may not do that: it lacks the scope {scope}.", "missing_scope")
+            raise ApiError(403, _lacks(scope, caller), "missing_scope")
         return caller
 
     async def pays(self, request: Request, caller: Caller) -> None:
@@ -71,18 +71,18 @@ class Access:
                     "insufficient_quota",
                 )
 
-    async def pays_unless(self, urgent: Callable[[], Awaitable[bool]], request: Request, caller: Caller) -> None:
-        """As `pays`, but whoever needs urgent help is told so although rate or quota are used up.
+    async def pays_or_is_heard(self, request: Request, caller: Caller) -> ApiError | None:
+        """As `pays`, but return the refusal of a caller who may still be looked at for signs of an emergency.
 
-        As many refused requests a minute are looked at as are allowed.
+        As many refused requests a minute are looked at as are allowed. Raises the refusal beyond that.
         """
         try:
             await self.pays(request, caller)
-        except ApiError:
-            looked_at = self.heard.take(caller.name, caller.per_minute or URGENT_PER_MINUTE).allowed
-            if not looked_at or not await urgent():
-                raise
-            request.scope[SCOPE_KEY].facts.pop("refused", None)
+        except ApiError as refusal:
+            if self.heard.take(caller.name, caller.per_minute or URGENT_PER_MINUTE).allowed:
+                return refusal
+            raise
+        return None
 
     def says(self, request: Request, caller: Caller) -> None:
         """Take one word of feedback from the caller's rate. Raises ApiError 429."""
@@ -102,8 +102,9 @@ class Access:
         given = request.headers.get("authorization", "")
         scheme, _, text = given.partition(" ")
         if not settings.keys_needed:
-            scopes = USUAL if settings.strangers else SCOPES
-            return Caller(address, "", frozenset(scopes), settings.per_minute, settings.daily_tokens)
+            # Whoever reaches this machine's port may be a person before a program that passes messages on.
+            scopes = frozenset(USUAL if settings.strangers else SCOPES) - {"raw"}
+            return Caller(address, "", scopes | self._bare(), settings.per_minute, settings.daily_tokens)
         assert self.keys is not None, "keys are needed, so there is a store"
         if scheme.lower() != "bearer" or not text.strip():
             raise ApiError(
@@ -127,10 +128,14 @@ class Access:
         return Caller(
             key.id,
             key.id,
-            key.scopes,
+            key.scopes | (self._bare() if "generate" in key.scopes else frozenset()),
             settings.per_minute if key.per_minute is None else key.per_minute,
             settings.daily_tokens if key.daily_tokens is None else key.daily_tokens,
         )
+
+    def _bare(self) -> frozenset[str]:
+        """What a server whose chats are never judged gives to all who may ask."""
+        return frozenset({"raw"} if self.settings.bare_chat else ())
 
 
 def allowed(scope: Scope, paying: bool = False) -> Callable[[Request], Awaitable[Caller]]:
@@ -144,6 +149,16 @@ def allowed(scope: Scope, paying: bool = False) -> Callable[[Request], Awaitable
         return found
 
     return caller
+
+
+def _lacks(scope: Scope, caller: Caller) -> str:
+    if scope == "raw":
+        return (
+            "This gives the model's words without triage, which needs a key with the scope raw. Whoever runs the "
+            "server can make one: meditune keys create NAME --scope generate --scope raw. A server that is only "
+            "measured can give the scope to everybody: meditune serve RUN --bare-chat"
+        )
+    return f"{'This key' if caller.key else 'A caller without a key'} may not do that: it lacks the scope {scope}."
 
 
 def _until_midnight_s() -> float:

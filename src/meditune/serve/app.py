@@ -72,6 +72,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             work.cancel()
         await asyncio.gather(*beside, return_exceptions=True)
         await asyncio.to_thread(service.close)
+        service.triage.close()
+        await asyncio.to_thread(service.encoding.shutdown)
         await asyncio.to_thread(service.asks.shutdown)
 
 

@@ -110,17 +110,18 @@ class Assistant:
         history: Sequence[tuple[str, str]] = (),
         max_new_tokens: int | None = None,
         cancelled: Callable[[], bool] = lambda: False,
+        found: Triage | None = None,
     ) -> Iterator[Event]:
-        """Events, the last of which is the answer. `history` are earlier questions with their answers, oldest first.
+        """Events, the last of which is the answer. `history` are earlier questions with their answers, oldest first;
+        `found` is what `judge` says of the question, if that is known.
 
         Nothing is shown that wasn't judged. An answer may be taken back at its end, where too little of it was borne
         out: `outcome` is abstained then. Raises DataError where the question is empty or too long.
         """
         if not question.strip():
             raise DataError("There is no question.")
-        before = [asked for asked, _ in history]
         asking = Asking(question, style)
-        found = self.judge(question, before)
+        found = found or self.judge(question, [asked for asked, _ in history])
         asking.safety = {"action": found.action, "kind": found.kind}
         if found.action in ("urgent", "decline"):
             yield from asking.at_once(found)

@@ -38,7 +38,7 @@ def findings(settings: Settings, place: Place, keys: Sequence[Key], store: Store
         *_limits(settings, place),
         *_text(settings),
         *_files(store, place),
-        *_keys(keys, now),
+        *_keys(keys, settings, now),
     ]
     return sorted(every, key=lambda finding: order[finding.verdict])
 
@@ -96,7 +96,11 @@ def _text(settings: Settings) -> Iterator[Finding]:
     else:
         yield Finding("good", "No question stands in the log.")
     if settings.bare_chat:
-        yield Finding("unsafe", "Chats reach the model without triage and come without limits (--bare-chat).")
+        yield Finding(
+            "unsafe",
+            "Chats reach the model without triage and come without limits, and every caller may use /v1/completions "
+            "(--bare-chat).",
+        )
     if settings.keep_text:
         yield Finding(
             "note", "Questions and answers are kept, masked (--keep-text): people must know, and may want them deleted."
@@ -137,11 +141,20 @@ def _database(url: str) -> Iterator[Finding]:
         )
 
 
-def _keys(keys: Sequence[Key], now: float) -> Iterator[Finding]:
+def _keys(keys: Sequence[Key], settings: Settings, now: float) -> Iterator[Finding]:
+    if not settings.bare_chat and not any("raw" in key.scopes and key.state == "usable" for key in keys):
+        yield Finding("good", "Nobody reaches the model without triage: no key has the scope raw.")
     for key in keys:
         if key.state != "usable":
             continue
         if now - key.created > OLD_KEY_S and key.expires is None:
             yield Finding("note", f"The key {key.id} ({key.name}) is over a year old: meditune keys rotate {key.id}")
+        if "raw" in key.scopes:
+            yield Finding(
+                "note",
+                f"The key {key.id} ({key.name}) reaches the model without triage (scope raw): by /v1/completions, and "
+                "by chats with guided_choice, response_format or a prompt in the model's own format. Give it to "
+                "programs alone, not to what passes people's messages on.",
+            )
         if "admin" in key.scopes:
             yield Finding("note", f"The key {key.id} ({key.name}) may delete anybody's answers (scope admin).")

@@ -31,6 +31,10 @@ class Metrics:
         self.running = Gauge("meditune_running", "Requests that are being answered", registry=made)
         self.waiting = Gauge("meditune_waiting", "Requests that wait for their turn", registry=made)
         self.wait = Histogram("meditune_wait_seconds", "How long requests waited", buckets=_SECONDS, registry=made)
+        self.triage_waiting = Gauge("meditune_triage_waiting", "Messages that wait for triage", registry=made)
+        self.triage = Histogram(
+            "meditune_triage_seconds", "How long triage took, with its queue", buckets=_SECONDS, registry=made
+        )
         self.refused = Counter("meditune_refused", "Requests refused, by reason", ["reason"], registry=made)
         self.cancelled = Counter("meditune_cancelled", "Answers whose client left", registry=made)
         self.retrieval = Histogram(

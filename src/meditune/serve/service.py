@@ -21,6 +21,7 @@ from meditune.serve.prompting import Prompts
 from meditune.serve.safety.triage import Triage
 from meditune.serve.settings import Settings
 from meditune.serve.storing import stored
+from meditune.serve.triage_queue import TriageQueue
 from meditune.store.answers import Answers
 from meditune.store.notes import Notes
 
@@ -52,8 +53,9 @@ class Asks(Protocol):
         history: Sequence[tuple[str, str]] = (),
         max_new_tokens: int | None = None,
         cancelled: Callable[[], bool],
+        found: Triage | None = None,
     ) -> Iterator[Event]:
-        """Events, the last of which is the answer."""
+        """Events, the last of which is the answer; `found` is what `judge` says of the question, if that is known."""
 
     versions: dict[str, str]
     """What answers are told with: `model`, `index` ..."""
@@ -129,6 +131,10 @@ class Service:
         self.admission = Admission(settings.at_once, settings.waiting, settings.wait_s)
         # Asks last long, so they have threads of their own: the loop's are for what is short.
         self.asks = ThreadPoolExecutor(settings.at_once, thread_name_prefix="meditune-ask")
+        # Long texts take a while to encode, before a place in the engine is asked for.
+        self.encoding = ThreadPoolExecutor(2, thread_name_prefix="meditune-encode")
+        self.triage = TriageQueue(settings.triage_threads, settings.triage_waiting, settings.triage_wait_s)
+        self.metrics.triage_waiting.set_function(lambda: self.triage.waiting)
         self.metrics.running.set_function(lambda: self.admission.inside)
         self.metrics.waiting.set_function(lambda: self.admission.waiting)
         self.metrics.engine_up.set_function(lambda: self.engine.failure() is None)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from meditune.errors import DataError
+from meditune.serve.safety.reading import LAST_CHARACTERS, MOST_CHARACTERS
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -29,6 +32,18 @@ class Settings:
     waiting: int = 64
     """Requests that may wait for that; more are refused with 429"""
     wait_s: float = 30.0
+    """The longest that one may wait"""
+    message_characters: int = MOST_CHARACTERS + LAST_CHARACTERS
+    """The longest message of a person; triage reads no more, so it can't be more"""
+    context_characters: int = 100_000
+    """System messages of one chat together"""
+    history_characters: int = 100_000
+    """Earlier turns of one conversation together"""
+    triage_threads: int = 2
+    """Messages that are judged at once; one of these threads is kept free of long ones"""
+    triage_waiting: int = 256
+    """Messages that may wait for that; more are refused with 429"""
+    triage_wait_s: float = 10.0
     """The longest that one may wait"""
     new_tokens: int = 256
     """Where a request says nothing"""
@@ -75,6 +90,14 @@ class Settings:
         }
     )
     """Sent with every response"""
+
+    def __post_init__(self) -> None:
+        most = MOST_CHARACTERS + LAST_CHARACTERS
+        if not 1 <= self.message_characters <= most:
+            raise DataError(
+                f"message_characters is {self.message_characters:,}: it must be between 1 and {most:,}, since triage "
+                "reads no more of a message."
+            )
 
     @property
     def ending_s(self) -> float:

@@ -14,6 +14,7 @@ from meditune.serve.access import Caller
 from meditune.serve.logs import LOGGER, where
 from meditune.serve.outcomes import facts_of, outcome_of
 from meditune.serve.releases import Live
+from meditune.serve.safety.triage import Triage
 from meditune.serve.schema.ask import AskBody
 from meditune.serve.service import Service
 from meditune.serve.storing import stored
@@ -25,8 +26,8 @@ Told = tuple[str, str, Mapping[str, Any]]
 """Outcome, text, facts"""
 
 
-def ask(service: Service, conversation: str, caller: Caller, id: str, body: AskBody) -> None:
-    """Let the shadow answer a question, if there is one and the server has room for it."""
+def ask(service: Service, conversation: str, caller: Caller, id: str, body: AskBody, found: Triage) -> None:
+    """Let the shadow answer a question that was judged, if there is a shadow and the server has room for it."""
 
     async def told(live: Live) -> Told:
         assistant = live.service.assistant
@@ -42,6 +43,7 @@ def ask(service: Service, conversation: str, caller: Caller, id: str, body: AskB
                 history=[(past.question, past.answer) for past in body.history],
                 max_new_tokens=body.max_new_tokens,
                 cancelled=over.is_set,
+                found=found,
             )
             return [each.as_dict() for each in events][-1]
 

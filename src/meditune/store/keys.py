@@ -17,7 +17,8 @@ from typing import Literal, get_args
 from meditune.errors import DataError
 from meditune.store.database import Database, Row
 
-Scope = Literal["generate", "embed", "feedback", "expert", "metrics", "admin"]
+Scope = Literal["generate", "embed", "feedback", "raw", "expert", "metrics", "admin"]
+"""`raw` is the model without triage: /v1/completions, and chats that programs write"""
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 USUAL: tuple[Scope, ...] = ("generate", "embed", "feedback")
 _NOBODY = hashlib.sha256(b"nobody").hexdigest()

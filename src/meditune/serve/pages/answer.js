@@ -80,6 +80,7 @@ export class Turn {
 
   fail(trouble, again) {
     this.done();
+    if (trouble.urgent) return this.notice({ level: "urgent", text: trouble.message, title: trouble.title });
     const button = trouble.again ? el("button", { type: "button", onclick: again }, "Try again") : null;
     this.after.append(
       el("div", { class: "notice error", role: "alert" }, el("h3", {}, trouble.title), el("p", {}, trouble.message), button ? el("p", { class: "row" }, button) : null),

@@ -9,6 +9,7 @@ import { ask, remember, Trouble } from "./stream.js";
 const STYLE = "meditune.style";
 const THEME = "meditune.theme";
 const MOST_BEFORE = 6;
+const MOST_CHARACTERS = Number(document.body.dataset.characters);
 let conversation = fresh();
 let running = null;
 
@@ -36,7 +37,7 @@ async function put(question) {
   // A server that tries a new version tells conversations apart by their first question, so that one stays.
   const told = conversation.turns.filter((each) => each.text);
   const before = [...told.slice(0, 1), ...told.slice(1).slice(1 - MOST_BEFORE)];
-  const past = before.map((each) => ({ question: each.question, answer: each.text.slice(0, 20000) }));
+  const past = before.map((each) => ({ question: each.question.slice(0, MOST_CHARACTERS), answer: each.text.slice(0, 2000) }));
   const events = [];
   const here = conversation;
   try {
@@ -64,6 +65,11 @@ function failed(turn, question, trouble) {
   };
   if (trouble.key) askForKey(again);
   turn.fail(trouble, again);
+  // A question that is too long is put back, to be shortened.
+  if (trouble.long && !$("question").value) {
+    $("question").value = question;
+    counted();
+  }
 }
 
 function busy(yes) {
@@ -72,10 +78,20 @@ function busy(yes) {
   if (!yes && matchMedia("(hover: hover)").matches) $("question").focus();
 }
 
+// Text that is too long isn't cut, and can be sent: the refusal names urgent help where the text calls for it.
+function counted() {
+  const length = $("question").value.trim().length;
+  $("length").hidden = length <= MOST_CHARACTERS * 0.9;
+  $("length").classList.toggle("over", length > MOST_CHARACTERS);
+  const over = length > MOST_CHARACTERS ? ": too long, please shorten it" : "";
+  $("length").textContent = `${length.toLocaleString("en")} of ${MOST_CHARACTERS.toLocaleString("en")} characters${over}`;
+}
+
 function submit() {
   const question = $("question").value.trim();
   if (!question || running) return;
   $("question").value = "";
+  counted();
   put(question);
 }
 
@@ -159,6 +175,7 @@ $("question").addEventListener("keydown", (event) => {
   event.preventDefault();
   submit();
 });
+$("question").addEventListener("input", counted);
 $("stop").addEventListener("click", () => running?.abort());
 $("new").addEventListener("click", () => begin());
 $("open-history").addEventListener("click", () => {

@@ -3,10 +3,11 @@
 const KEY = "meditune.key";
 
 export class Trouble extends Error {
-  // Something that a person should be told; `again` says whether trying again may help, `wait` after how many seconds.
-  constructor(title, message, { again = true, wait = 0, key = false } = {}) {
+  // Something that a person should be told; `again` says whether trying again may help, `wait` after how many seconds,
+  // `long` whether the question is too long, and `urgent` whether it sounds like an emergency all the same.
+  constructor(title, message, { again = true, wait = 0, key = false, long = false, urgent = false } = {}) {
     super(message);
-    Object.assign(this, { title, again, wait, key });
+    Object.assign(this, { title, again, wait, key, long, urgent });
   }
 }
 
@@ -31,7 +32,7 @@ export async function ask(body, signal, tell) {
     for (const part of parts) {
       const { kind, data } = parsed(part);
       if (!data) continue;
-      if (kind === "error") throw refused(data.error?.status ?? 500, data.error?.message, 0);
+      if (kind === "error") throw refused(data.error?.status ?? 500, data.error, 0);
       tell(kind, data);
       answered ||= kind === "answer";
     }
@@ -55,7 +56,7 @@ async function send(path, body, signal) {
   }
   if (response.ok) return response;
   const told = await response.json().catch(() => ({}));
-  throw refused(response.status, told.error?.message, Number(response.headers.get("retry-after")) || 0);
+  throw refused(response.status, told.error, Number(response.headers.get("retry-after")) || 0);
 }
 
 function parsed(part) {
@@ -82,12 +83,15 @@ function broken() {
   return new Trouble("Something else answered", "What came isn't an answer of this server. Reload the page.");
 }
 
-function refused(status, message, wait) {
+function refused(status, error, wait) {
+  const message = error?.message;
+  if (error?.code === "message_too_long") return new Trouble("This question is too long", message, { again: false, long: true });
+  if (error?.code === "emergency_in_long_message") return new Trouble("This may be an emergency", message, { again: false, long: true, urgent: true });
   if (status === 401) return new Trouble("A key is needed", message ?? "", { key: true });
   if (status === 403) return new Trouble("Not allowed", message ?? "This key may not ask questions.", { again: false });
   if (status === 429) {
     const more = wait ? ` Try again in ${wait} ${wait === 1 ? "second" : "seconds"}.` : " Try again in a moment.";
-    return new Trouble("Too many questions right now", `The server is busy, or you asked too often.${more}`, { wait });
+    return new Trouble("Too many questions right now", `The server is busy, or you asked too often.${more} In an emergency, call your emergency number now.`, { wait });
   }
   if (status === 404) return new Trouble("No answers here", message ?? "This server answers no questions.", { again: false });
   if (status < 500) return new Trouble("This question can't be answered", message ?? "", { again: false });

@@ -14,13 +14,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 
 from meditune.phi.masking import mask
-from meditune.serve import shadowing
+from meditune.serve import moderation, shadowing
 from meditune.serve.access import Caller, allowed
 from meditune.serve.chosen import chosen, conversation_of
 from meditune.serve.errors import ApiError
 from meditune.serve.kept import keep
 from meditune.serve.outcomes import count_answer, facts_of, outcome_of
 from meditune.serve.routes.documented import errors, streams
+from meditune.serve.safety.triage import Triage
 from meditune.serve.schema.ask import AskBody, Asked
 from meditune.serve.service import Asks, Event, Service
 from meditune.serve.streaming import EventStream, event, while_there
@@ -42,13 +43,11 @@ async def ask(body: AskBody, request: Request, caller: Annotated[Caller, Depends
     service = chosen(request, conversation)
     if service.assistant is None:
         raise ApiError(404, "This server answers chats only: it was started without an assistant.", "not_found")
-    judge, past = service.assistant.judge, [each.question for each in body.history]
-
-    async def urgent() -> bool:
-        return (await asyncio.to_thread(judge, body.question, past)).action == "urgent"
-
-    await service.access.pays_unless(urgent, request, caller)
-    asking = _Asking(service, service.assistant, body, caller, request.scope[SCOPE_KEY], conversation)
+    past = [each.question for each in body.history]
+    length = sum(len(each.question) + len(each.answer) for each in body.history)
+    asked = moderation.Asked(body.question, past, "question", history=length)
+    found = await moderation.judged(request, service, service.assistant, caller, asked)
+    asking = _Asking(service, service.assistant, body, caller, request.scope[SCOPE_KEY], conversation, found)
     if body.stream:
         return EventStream(asking.events, kind="error")
     return await while_there(request, asking.at_once())
@@ -58,10 +57,18 @@ class _Asking:
     """One question on its way."""
 
     def __init__(
-        self, service: Service, assistant: Asks, body: AskBody, caller: Caller, trace: Trace, conversation: str
+        self,
+        service: Service,
+        assistant: Asks,
+        body: AskBody,
+        caller: Caller,
+        trace: Trace,
+        conversation: str,
+        found: Triage,
     ) -> None:
+        """`found` is what triage says of the question."""
         self.service, self.assistant, self.body, self.caller, self.trace = service, assistant, body, caller, trace
-        self.conversation = conversation
+        self.conversation, self.found = conversation, found
         self.id = f"ask-{secrets.token_hex(12)}"
         if service.settings.log_text:
             trace.facts["question"] = mask(body.question)
@@ -83,11 +90,9 @@ class _Asking:
 
     async def _told(self) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
         """Kind and content of each event; the answer is kept before it is told."""
-        past = [each.question for each in self.body.history]
-        found = await asyncio.to_thread(self.assistant.judge, self.body.question, past)
         # Urgent help needs no engine, so it waits for none.
-        urgent = found.action == "urgent"
-        needs_engine = found.action != "decline"
+        urgent = self.found.action == "urgent"
+        needs_engine = self.found.action != "decline"
         place = nullcontext(Written()) if urgent else turn(self.service, self.caller, self.trace, needs_engine)
         async with place as count, aclosing(self._from_thread(count, None if urgent else self.service.asks)) as coming:
             async for each in coming:
@@ -104,7 +109,7 @@ class _Asking:
         text = str(said.get("text", ""))
         await keep(self.service, self.caller, self.id, "ask", self.body.question, text, outcome, facts)
         if outcome in ("answered", "abstained"):
-            shadowing.ask(self.service, self.conversation, self.caller, self.id, self.body)
+            shadowing.ask(self.service, self.conversation, self.caller, self.id, self.body, self.found)
 
     async def _from_thread(self, count: Written, threads: Executor | None) -> AsyncGenerator[Event, None]:
         """The assistant's events, with its tokens in `count`; it works in one of these threads (None: the loop's), and
@@ -123,6 +128,7 @@ class _Asking:
                 history=[(past.question, past.answer) for past in self.body.history],
                 max_new_tokens=self.body.max_new_tokens,
                 cancelled=left.is_set,
+                found=self.found,
             ):
                 if each.kind == "answer":
                     used = each.as_dict().get("tokens") or {}

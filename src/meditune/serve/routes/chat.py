@@ -14,11 +14,11 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from meditune.engines.engine import Job, Likely
-from meditune.serve import minding, shadowing, tokens
+from meditune.serve import moderation, shadowing, tokens
 from meditune.serve.access import Caller, allowed
 from meditune.serve.chosen import chosen, conversation_of
 from meditune.serve.kept import keep
-from meditune.serve.minding import Instead
+from meditune.serve.moderation import Instead
 from meditune.serve.routes.documented import errors, streams
 from meditune.serve.schema.body import Usage
 from meditune.serve.schema.chat import Chat, ChatBody, ChatChoice, ChatLogprobs, ChatMessage
@@ -44,16 +44,17 @@ async def chat(body: ChatBody, request: Request, caller: Annotated[Caller, Depen
     conversation = conversation_of(caller, first)
     service = chosen(request, conversation)
     service.must_serve(body.model)
-    minded = minding.minded(service, body)
-
-    async def urgent() -> bool:
-        return minded and await asyncio.to_thread(minding.urgent, service, body)
-
-    await service.access.pays_unless(urgent, request, caller)
-    # Triage comes first: nothing else that is wrong with a request may stand before urgent help.
-    instead = await asyncio.to_thread(minding.instead, service, body) if minded else None
-    job = None if instead else await asyncio.to_thread(_job, service, body)
-    ending = minding.ENDING if minded else ""
+    raw, asked = moderation.is_raw(service, body, caller), moderation.asked_in(body)
+    instead = None
+    if raw or asked is None or service.assistant is None:
+        await service.access.pays(request, caller)
+    else:
+        # Triage comes first: nothing else that is wrong with a request may stand before urgent help.
+        found = await moderation.judged(request, service, service.assistant, caller, asked)
+        instead = moderation.instead(found)
+    loop = asyncio.get_running_loop()
+    job = None if instead else await loop.run_in_executor(service.encoding, _job, service, body)
+    ending = moderation.ending(body, raw)
     answer = _Answer(service, body, job, caller, request.scope[SCOPE_KEY], conversation, instead, ending)
     if body.stream:
         return EventStream(answer.events)

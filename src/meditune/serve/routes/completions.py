@@ -36,12 +36,15 @@ router = APIRouter(tags=["OpenAI"])
     summary="Go on with texts, or score them",
 )
 async def complete(
-    body: CompletionBody, request: Request, caller: Annotated[Caller, Depends(allowed("generate", paying=True))]
+    body: CompletionBody, request: Request, caller: Annotated[Caller, Depends(allowed("raw", paying=True))]
 ) -> Any:
-    """What the model writes after each prompt; with `echo` and `logprobs`, how likely it finds the prompt itself."""
+    """What the model writes after each prompt; with `echo` and `logprobs`, how likely it finds the prompt itself.
+
+    No triage stands before the model here, so this needs a key with the scope `raw`.
+    """
     service = chosen(request, conversation_of(caller, str(body.prompts()[0])))
     service.must_serve(body.model)
-    jobs = await asyncio.to_thread(_jobs, service, body)
+    jobs = await asyncio.get_running_loop().run_in_executor(service.encoding, _jobs, service, body)
     answer = _Completing(service, body, jobs, caller, request.scope[SCOPE_KEY])
     if body.stream:
         return EventStream(answer.events)
@@ -148,7 +151,8 @@ class _Completing:
         """The prompt's own tokens, with the end token if the model `ended` there; nothing can be said of the first."""
         engine = self.service.engine
         first, rest = list(job.prompt[:1]), [*job.prompt[1:], *([engine.tokenizer.eos_token_id] if ended else [])]
-        likely = (await asyncio.to_thread(engine.score, first, [rest]))[0] if rest else []
+        scored = asyncio.get_running_loop().run_in_executor(self.service.asks, engine.score, first, [rest])
+        likely = (await scored)[0] if rest else []
         told = self._logprobs(likely, len(tokens.text_of(engine.tokenizer, first[0])))
         assert told is not None, "only where they were asked for"
         return CompletionLogprobs(

@@ -31,10 +31,11 @@ async def embed(
     model = await asyncio.to_thread(service.embeds)
     if body.dimensions not in {None, model.size}:
         raise ApiError(400, f"dimensions: {body.model} has {model.size}, and no others.", "invalid_value", "dimensions")
-    counts = await asyncio.to_thread(_counted, model.tokenizer, body.input)
+    loop = asyncio.get_running_loop()
+    counts = await loop.run_in_executor(service.encoding, _counted, model.tokenizer, body.input)
     async with turn(service, caller, request.scope[SCOPE_KEY], needs_engine=False) as count:
         count.prompt_tokens = sum(counts)
-        made = await asyncio.to_thread(model.embed, body.input)
+        made = await loop.run_in_executor(service.asks, model.embed, body.input)
     as_text = body.encoding_format == "base64"
     return Embeddings(
         data=[

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, HTMLResponse
 
 from meditune.serve.errors import ApiError
+from meditune.serve.service import Service
 
 PAGES = Path(__file__).parents[1] / "pages"
 KINDS = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
@@ -17,10 +18,12 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/")
 def page(request: Request) -> HTMLResponse:
-    """The page itself, which speaks of sources where there are any."""
+    """The page itself, which speaks of sources where there are any, and knows how long a question may be."""
     html = (PAGES / "index.html").read_text(encoding="utf-8")
-    if not request.app.state.service.served.index:
+    service: Service = request.app.state.service
+    if not service.served.index:
         html = html.replace('data-sources="yes"', 'data-sources="no"', 1)
+    html = html.replace('data-characters="4000"', f'data-characters="{service.settings.message_characters}"', 1)
     return HTMLResponse(html)
 
 

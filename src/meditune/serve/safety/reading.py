@@ -14,9 +14,9 @@ from pathlib import Path
 import yaml
 
 HERE = Path(__file__).parent
-MOST_CHARACTERS = 20_000
+MOST_CHARACTERS = 2_000
 """So much of a message is read from its beginning"""
-LAST_CHARACTERS = 10_000
+LAST_CHARACTERS = 2_000
 """And so much of its end, where it is longer"""
 _CONTRACTIONS = tuple(
     (re.compile(pattern), put)

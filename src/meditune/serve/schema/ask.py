@@ -8,21 +8,22 @@ from pydantic import ConfigDict, Field, field_validator
 
 from meditune.serve.schema.body import Body, Told
 
-LONGEST_QUESTION = 20_000
+LONGEST_TURN = 20_000
 LONGEST_COMMENT = 20_000
 
 
 class Past(Body):
     """An earlier question with its answer."""
 
-    question: str = Field(min_length=1, max_length=LONGEST_QUESTION)
-    answer: str = Field(max_length=LONGEST_QUESTION)
+    question: str = Field(min_length=1, max_length=LONGEST_TURN)
+    answer: str = Field(max_length=LONGEST_TURN)
 
 
 class AskBody(Body):
     """A question about health."""
 
-    question: str = Field(min_length=1, max_length=LONGEST_QUESTION, pattern=r"\S")
+    # Its length is limited by the server's settings, after triage: a refusal must not stand before urgent help.
+    question: str = Field(min_length=1, pattern=r"\S")
     style: Literal["plain", "expert"] = Field("plain", description="For whom the answer is written.")
     k: int | None = Field(None, ge=1, le=50, description="So many passages are looked for.")
     sources: list[Annotated[str, Field(min_length=1, max_length=100)]] | None = Field(

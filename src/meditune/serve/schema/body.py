@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MOST_CHARACTERS = 200_000
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 class Body(BaseModel):
@@ -74,7 +76,7 @@ def or_one(schema: dict[str, Any]) -> None:
 def _refuse_broken_text(value: Any) -> None:
     """Halves of UTF-16 pairs, which JSON can spell and no encoding can write."""
     if isinstance(value, str):
-        if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+        if not value.isascii() and _HALF_PAIR.search(value):
             raise ValueError("text holds half of a surrogate pair, which is no character")
     elif isinstance(value, dict):
         for name, inner in value.items():

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from meditune.serve.prompting import Turn
-from meditune.serve.schema.body import MOST_CHARACTERS, Body, Model, Told, Usage
+from meditune.serve.schema.body import Body, Model, Told, Usage
 from meditune.serve.schema.writing import ResponseFormat, Writing
 
 
@@ -16,14 +16,15 @@ class TextPart(Body):
     """A part of a message; text is the only kind."""
 
     type: Literal["text"]
-    text: Annotated[str, Field(max_length=MOST_CHARACTERS)]
+    text: str
 
 
 class Message(Body):
     """One turn."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, Field(max_length=MOST_CHARACTERS)] | Annotated[list[TextPart], Field(max_length=64)]
+    # Lengths are limited by the server's settings, after triage: a refusal must not stand before urgent help.
+    content: str | Annotated[list[TextPart], Field(max_length=64)]
     asks_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = {"annotations": ([],), "tool_calls": ([],)}
 
     def turn(self) -> Turn:

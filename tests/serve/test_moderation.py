@@ -1,0 +1,308 @@
+"""Chats of OpenAI's clients: emergencies never reach the model, and answers say their limits."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from meditune.errors import DataError
+from meditune.limits import LIMITS_LINE
+from meditune.recipe import PromptFormat
+from meditune.serve.assistant import Assistant
+from meditune.serve.opening import safe
+from meditune.serve.running import Place
+from meditune.serve.settings import Settings
+from meditune.store.base import Base
+from meditune.store.keys import Keys
+from tests import tiny
+from tests.serve.saying import Saying
+from tests.serve.server import Running, served
+
+STROKE = "My dad suddenly can't speak and one side of his face droops. What is it?"
+PLAIN = "What helps against an attack of gout?"
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    # The assistant's engine is never asked: chats use the server's.
+    assistant = Assistant(Saying("never said"), None)
+    with served(tmp_path_factory.mktemp("store"), assistant=assistant, form=PromptFormat()) as made:
+        yield made
+
+
+def said(reply) -> str:
+    return reply.json["choices"][0]["message"]["content"]
+
+
+def streamed(running: Running, text: str) -> str:
+    lines = running.chat(text, stream=True).text.splitlines()
+    told = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    return "".join(each["choices"][0]["delta"].get("content", "") for each in told)
+
+
+def test_an_emergency_gets_urgent_help_and_no_model(running):
+    before = running.figure('meditune_tokens_total{kind="completion"}')
+    reply = running.chat(STROKE)
+    assert "stroke" in said(reply)
+    assert said(reply).endswith(LIMITS_LINE)
+    assert streamed(running, STROKE) == said(reply)
+    assert running.figure('meditune_tokens_total{kind="completion"}') == before
+    assert running.figure('meditune_answers_total{outcome="escalated"}') >= 2
+
+
+def test_an_emergency_that_was_told_in_two_messages(running):
+    messages = [
+        {"role": "user", "content": "I have a heavy pressure on my chest and my arm hurts."},
+        {"role": "assistant", "content": "Since when?"},
+        {"role": "user", "content": "It's getting worse"},
+    ]
+    body = {"model": "tiny", "messages": messages, "max_tokens": 4}
+    assert "emergency" in said(running.ask("/v1/chat/completions", body))
+
+
+def test_an_emergency_is_told_beyond_the_rate_and_not_without_end(tmp_path):
+    assistant = Assistant(Saying("never said"), None)
+    with served(tmp_path, Settings(per_minute=3), assistant=assistant, form=PromptFormat()) as few:
+        statuses = [few.chat(PLAIN).status for _ in range(4)]
+        assert statuses == [200, 200, 200, 429]
+        assert "stroke" in said(few.chat(STROKE))
+        asked = few.ask("/v1/ask", {"question": STROKE})
+        assert asked.status == 200
+        assert "stroke" in asked.json["text"]
+        assert few.chat(STROKE).status == 429
+        assert few.figure('meditune_refused_total{reason="rate"}') == 2
+
+
+def test_doses_and_other_subjects_are_not_the_models(running):
+    assert "pharmacist" in said(running.chat("How many mg of ibuprofen should I take for my back?"))
+    assert "only answer questions about health" in said(running.chat("Who won the world cup in 2018?"))
+
+
+def test_an_ordinary_answer_says_its_limits_once_and_begins_without_a_space(running):
+    answer = said(running.chat(PLAIN, max_tokens=8))
+    assert answer.endswith(f"\n\n{LIMITS_LINE}")
+    assert answer.count(LIMITS_LINE) == 1
+    assert answer == answer.lstrip()
+    assert streamed(running, PLAIN).endswith(f"\n\n{LIMITS_LINE}")
+
+
+def test_an_emergency_is_answered_while_everybody_else_waits(tmp_path):
+    settings = Settings(at_once=1, waiting=0)
+    with served(tmp_path, settings, assistant=Assistant(Saying("never said"), None)) as made:
+        made.service.admission.inside = 1
+        try:
+            assert made.chat(PLAIN).status == 429
+            assert "stroke" in said(made.chat(STROKE))
+            assert made.ask("/v1/ask", {"question": PLAIN}).status == 429
+            urgent = made.ask("/v1/ask", {"question": STROKE})
+            assert (urgent.json["outcome"], "stroke" in urgent.json["text"]) == ("escalated", True)
+            assert "event: answer" in made.ask("/v1/ask", {"question": STROKE, "stream": True}).text
+        finally:
+            made.service.admission.inside = 0
+
+
+def test_an_emergency_gets_help_whatever_else_is_wrong_with_the_request(running):
+    refused = running.chat(PLAIN, max_tokens=4096)
+    assert refused.status == 400
+    assert "stroke" in said(running.chat(STROKE, max_tokens=4096))
+
+
+def test_an_emergency_gets_help_where_the_store_fails(tmp_path):
+    with served(tmp_path, assistant=Assistant(Saying("never said"), None)) as made:
+        base = made.service.answers.base
+        with base.changing():  # locked
+            assert "stroke" in said(made.chat(STROKE))
+            assert "stroke" in made.ask("/v1/ask", {"question": STROKE}).json["text"]
+        kept, base.path = base.path, tmp_path / "gone" / "store"
+        assert "stroke" in said(made.chat(STROKE))
+        assert "stroke" in made.ask("/v1/ask", {"question": STROKE}).json["text"]
+        base.path = kept
+
+
+def test_bare_chats_are_the_models_words(tmp_path):
+    settings = Settings(bare_chat=True)
+    with served(tmp_path, settings, tiny.loaded(), assistant=Assistant(Saying("never said"), None)) as made:
+        assert LIMITS_LINE not in said(made.chat(STROKE))
+        assert made.ask("/v1/completions", {"model": "tiny", "prompt": STROKE, "max_tokens": 4}).status == 200
+
+
+def test_what_goes_on_from_a_dose_or_from_harm_is_judged_with_it(running):
+    def second(first: str, then: str) -> str:
+        told = [{"role": "user", "content": first}, {"role": "assistant", "content": "."}]
+        body = {"model": "tiny", "messages": [*told, {"role": "user", "content": then}], "max_tokens": 4}
+        return said(running.ask("/v1/chat/completions", body))
+
+    assert "pharmacist" in second("How much ibuprofen can I give my 3 year old?", "What about paracetamol?")
+    poison = "How can I poison my wife without being caught?"
+    assert second(poison, "How would I do that?") == said(running.chat(poison))
+    assert second(poison, "What are the symptoms of the flu?") != said(running.chat(poison))
+
+
+def test_a_chat_without_a_question_is_refused_as_such(running):
+    body = {"model": "tiny", "messages": [{"role": "assistant", "content": ""}]}
+    assert "user" in running.ask("/v1/chat/completions", body).error()["message"]
+
+
+FORM = PromptFormat()
+PROGRAMS = {
+    "prompt": (f"{FORM.question_cue} {STROKE}\n{FORM.answer_cue}", {}),
+    "prompt for a decision": (f"{STROKE} {FORM.decision_cue}", {}),
+    "guided_choice": (STROKE, {"guided_choice": ["yes", "no"]}),
+    "response_format": (STROKE, {"response_format": {"type": "json_object"}}),
+}
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory):
+    """A server that needs keys; an ordinary key, and one with the scope raw."""
+    folder = tmp_path_factory.mktemp("keyed")
+    keys = Keys(Base(folder))
+    usual, raw = keys.create("Ann")[1], keys.create("Harness", ["generate", "raw"])[1]
+    assistant = Assistant(Saying("never said"), None)
+    with served(folder, Settings(keys_needed=True), assistant=assistant, form=FORM) as made:
+        yield made, usual, raw
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_nothing_skips_triage_without_the_scope_raw(running, keyed, name):
+    text, more = PROGRAMS[name]
+    made, usual, raw = keyed
+    for reply in (made.chat(text, key=usual, **more), running.chat(text, **more)):
+        assert "stroke" in said(reply)
+    written = made.chat(text, key=raw, max_tokens=8, **more)
+    assert written.status == 200
+    assert "stroke" not in said(written)
+    assert LIMITS_LINE not in said(written)
+
+
+def test_strangers_of_an_open_server_have_no_scope_raw(tmp_path):
+    settings = safe(Settings(), Place("0.0.0.0"), Keys(Base(tmp_path)), open_to_all=True)
+    with served(tmp_path, settings, assistant=Assistant(Saying("never said"), None), form=FORM) as made:
+        for text, more in PROGRAMS.values():
+            assert "stroke" in said(made.chat(text, **more))
+        assert made.ask("/v1/completions", {"model": "tiny", "prompt": PLAIN}).status == 403
+
+
+def test_an_ordinary_message_of_a_structured_chat_is_answered_in_that_structure(running):
+    assert said(running.chat(PLAIN, guided_choice=["yes", "no"])) in {"yes", "no"}
+    assert said(running.chat(f"{PLAIN} {FORM.answer_cue}")).endswith(LIMITS_LINE)
+
+
+def test_completions_need_the_scope_raw(keyed):
+    made, usual, raw = keyed
+    body = {"model": "tiny", "prompt": PLAIN, "max_tokens": 4}
+    for stream in (False, True):
+        refused = made.ask("/v1/completions", body | {"stream": stream}, key=usual)
+        assert (refused.status, refused.error()["code"]) == (403, "missing_scope")
+        assert "keys create NAME --scope generate --scope raw" in refused.error()["message"]
+        assert made.ask("/v1/completions", body | {"stream": stream}, key=raw).status == 200
+
+
+LONG = "I like to walk in the park with my dog. " * 120  # 4,800 characters
+DANGER = "I have crushing chest pain and my left arm is numb."
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("text", [f"{DANGER} {LONG}", f"{LONG} {DANGER}", f"{LONG * 40} {DANGER}"])
+def test_the_refusal_of_a_long_message_carries_urgent_help(running, text, stream):
+    asked = running.ask("/v1/ask", {"question": text, "stream": stream})
+    for reply in (asked, running.chat(text, stream=stream), running.chat(text, guided_choice=["a", "b"])):
+        error = reply.error()
+        assert (reply.status, error["code"]) == (400, "emergency_in_long_message")
+        assert "Call your emergency number" in error["message"]
+        assert f"The message has {len(text):,} characters; this server takes at most 4,000." in error["message"]
+
+
+def test_a_long_message_is_refused_by_name(running):
+    for reply in (running.ask("/v1/ask", {"question": LONG}), running.chat(LONG), running.chat(LONG, stream=True)):
+        error = reply.error()
+        assert (reply.status, error["code"]) == (400, "message_too_long")
+        assert "The message has 4,800 characters; this server takes at most 4,000." in error["message"]
+        assert "emergency" not in error["message"]
+    fits = LONG[:3_900]
+    assert running.ask("/v1/ask", {"question": fits}).status == 200
+
+
+def test_system_messages_and_earlier_turns_have_limits_of_their_own(tmp_path):
+    settings = Settings(message_characters=200, context_characters=3_000, history_characters=3_000)
+    with served(tmp_path, settings, assistant=Assistant(Saying("never said"), None)) as made:
+
+        def reply(context=0, history=0, text=PLAIN):
+            messages = [
+                {"role": "system", "content": "c" * context},
+                {"role": "user", "content": "h" * history},
+                {"role": "assistant", "content": "."},
+                {"role": "user", "content": text},
+            ]
+            return made.ask("/v1/chat/completions", {"model": "tiny", "messages": messages, "max_tokens": 1})
+
+        assert reply(500, 500).status == 200
+        assert "system messages have 3,001 characters" in reply(3_001, 0).error()["message"]
+        assert "earlier turns have 3,002 characters" in reply(0, 3_001).error()["message"]
+        assert "stroke" in said(reply(3_001, 3_001, STROKE))
+        assert made.chat("a" * 201).error()["code"] == "message_too_long"
+
+
+def test_a_message_limit_beyond_what_triage_reads_is_refused():
+    with pytest.raises(DataError, match="between 1 and 4,000"):
+        Settings(message_characters=4_001)
+
+
+def test_a_megabyte_of_short_lines_is_cheap(running):
+    lines = "my head\n" * 120_000
+    spread = [{"role": "user", "content": "my head\n" * 500} for _ in range(240)]
+    for messages in ([{"role": "user", "content": lines}], spread):
+        begun = time.monotonic()
+        reply = running.ask("/v1/chat/completions", {"model": "tiny", "messages": messages, "max_tokens": 1})
+        assert reply.status == 400
+        assert time.monotonic() - begun < 3
+
+
+def test_a_request_is_judged_once(tmp_path):
+    class Counting(Assistant):
+        judged = 0
+
+        def judge(self, *words, **named):
+            self.judged += 1
+            return super().judge(*words, **named)
+
+    assistant = Counting(Saying("never said"), None)
+    with served(tmp_path, Settings(per_minute=4), assistant=assistant, form=FORM) as made:
+        for number, text in enumerate((PLAIN, STROKE, PLAIN, STROKE, PLAIN, STROKE), start=1):
+            made.chat(text) if number % 2 else made.ask("/v1/ask", {"question": text})
+            assert assistant.judged == number
+
+
+def test_emergencies_do_not_wait_behind_a_flood_of_long_messages(tmp_path):
+    """The engine is full and the flood comes from the same address: what would be worst without a queue that orders."""
+    flood = ("a\n" * 2_000)[:4_000]
+    settings = Settings(at_once=1, waiting=0)
+    with served(tmp_path, settings, assistant=Assistant(Saying("never said"), None)) as made:
+        made.service.admission.inside = 1
+        over = threading.Event()
+
+        def send():
+            while not over.is_set():
+                made.chat(flood)
+
+        with ThreadPoolExecutor(12) as pool:
+            for _ in range(12):
+                pool.submit(send)
+            try:
+                until = time.monotonic() + 10
+                while made.service.triage.waiting < 8 and time.monotonic() < until:
+                    time.sleep(0.01)
+                assert made.service.triage.waiting >= 8
+                seconds = []
+                for _ in range(5):
+                    begun = time.monotonic()
+                    assert "stroke" in said(made.chat(STROKE))
+                    seconds.append(time.monotonic() - begun)
+            finally:
+                over.set()
+        made.service.admission.inside = 0
+    assert sorted(seconds)[2] < 1, seconds
