@@ -42,6 +42,7 @@ def test_behind_a_proxy_with_keys_and_a_rate_all_is_well(store):
         ({}, Place("0.0.0.0", proxies="*"), "claim to be a proxy"),
         ({"origins": ("*",)}, Place("0.0.0.0", proxies="10.0.0.2"), "--cors"),
         ({"log_text": True}, Place(), "--log-text"),
+        ({"bare_chat": True}, Place(), "every caller may use /v1/completions (--bare-chat)"),
         ({"keep_days": 0}, Place(), "--keep-days"),
     ],
 )
@@ -74,3 +75,19 @@ def test_old_and_mighty_keys_are_noted(store):
     notes = " ".join(finding.sentence for finding in found if finding.verdict == "note")
     assert notes.count("over a year old") == 2
     assert f"The key {made.id} (Bo) may delete" in notes
+
+
+def test_what_reaches_the_model_without_triage_is_named(store):
+    keys = Keys(Base(store))
+
+    def told():
+        return {each.sentence: each.verdict for each in findings(Settings(**SAFE), Place(), keys.all(), store, 0.0)}
+
+    nobody = "Nobody reaches the model without triage: no key has the scope raw."
+    assert told()[nobody] == "good"
+    made, _ = keys.create("Harness", ["generate", "raw"])
+    (named,) = (each for each in told() if "scope raw" in each)
+    assert told()[named] == "note"
+    assert f"The key {made.id} (Harness) reaches the model without triage" in named
+    keys.revoke(made.id)
+    assert nobody in told()

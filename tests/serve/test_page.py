@@ -105,6 +105,27 @@ def test_sentences_come_while_the_model_writes_and_stop_ends_it(browser, tmp_pat
         clean(page)
 
 
+def test_a_question_that_is_too_long_is_counted_refused_and_put_back_and_help_is_shown(browser, tmp_path, index):
+    with chat(tmp_path, index, settings=Settings(message_characters=300)) as server:
+        page = opened(browser, server)
+        long = "I like to walk in the park with my dog. " * 10
+        box = page.get_by_label("Your question")
+        box.fill(long)
+        assert page.locator("#length").inner_text() == "399 of 300 characters: too long, please shorten it"
+        page.keyboard.press("Enter")
+        page.get_by_text("This question is too long").wait_for()
+        assert page.get_by_text("The message has 399 characters; this server takes at most 300.").is_visible()
+        assert box.input_value() == long.strip()
+        box.fill(f"{long} I have crushing chest pain and my left arm is numb.")
+        page.keyboard.press("Enter")
+        page.locator(".notice.urgent[role=alert]").wait_for()
+        assert page.locator(".notice.urgent .call").first.inner_text().startswith("Call your emergency number")
+        box.fill("Short again")
+        assert not page.locator("#length").is_visible()
+        page.problems = [each for each in page.problems if "400" not in each]
+        clean(page)
+
+
 def test_an_emergency_is_an_alert_and_no_model_is_asked(browser, tmp_path, index):
     with chat(tmp_path, index) as server:
         page = opened(browser, server)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from meditune.serve.settings import Settings
 from tests.serve.asking import Plain
 from tests.serve.server import served
 
@@ -15,7 +16,7 @@ CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,re
 
 @pytest.mark.slow
 def test_the_server_does_what_its_description_says_and_never_fails(tmp_path):
-    with served(tmp_path / "store") as server:
+    with served(tmp_path / "store", Settings(bare_chat=True)) as server:
         server.service.assistant = Plain(server.service.engine)
         command = [Path(sys.executable).parent / "st", "run", f"{server.address}/openapi.json", "--no-color"]
         options = ["--checks", CHECKS, "--max-examples", "8", "--seed", "17", "--request-timeout", "20"]
