@@ -106,7 +106,7 @@ def test_rates_without_keys_are_by_address(tmp_path):
 def test_callers_with_ipv6_are_known_by_their_network(tmp_path):
     body = {"model": "tiny", "prompt": "Does it", "max_tokens": 1}
     behind = Place(port=0, proxies="127.0.0.1")
-    with started(service(tmp_path, Settings(per_minute=2)), behind) as server:
+    with started(service(tmp_path, Settings(per_minute=2, bare_chat=True)), behind) as server:
 
         def statuses(*addresses):
             return [server.ask("/v1/completions", body, X_Forwarded_For=each).status for each in addresses]
