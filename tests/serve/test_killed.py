@@ -1,4 +1,4 @@
-"""Fifty real servers killed in the middle of their work: whatever a client was told of is in the store."""
+"""Real servers killed in the middle of their work: whatever a client was told of is in the store."""
 
 import http.client
 import json
