@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from meditune.serve.service import Service
 
+SWITCH_S = 0.0005
+"""The interpreter's switch interval: at its usual 5 ms the event loop waits too long for triage at each step"""
 LOCAL = {"127.0.0.1", "localhost", "::1"}
 EVERYWHERE = {"0.0.0.0", "::", ""}
 LOOK_S = 0.25
@@ -111,6 +114,7 @@ def run(service: Service, place: Place, sock: socket.socket, ready: Callable[[st
     `ready` is told the address when requests are taken. Raises EngineUnavailableError where the model's engine
     ended and can't be restarted: the process ends with that error's exit code.
     """
+    sys.setswitchinterval(SWITCH_S)
     server = server_of(service, place)
     address = service.address = place.address(sock.getsockname()[1])
     threading.Thread(target=_tell, args=(server, lambda: ready(address)), daemon=True).start()
