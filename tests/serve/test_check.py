@@ -51,6 +51,13 @@ def test_each_unsafe_thing_is_named(store, changes, place, said):
     assert said in sentence
 
 
+def test_a_missing_classifier_is_unsafe(store):
+    found = findings(Settings(**SAFE), Place(), Keys(Base(store)).all(), store, 0, "onnxruntime isn't installed.")
+    (finding,) = [each for each in found if each.verdict == "unsafe"]
+    assert "rules alone" in finding.sentence
+    assert "onnxruntime isn't installed." in finding.sentence
+
+
 def test_files_that_others_may_read_and_the_superuser(store, monkeypatch):
     store.chmod(0o755)
     (sentence,) = unsafe(store, Settings(), Place())

@@ -341,7 +341,7 @@ def _answers(store: str | None) -> Answers:
 def _print_check(settings: Settings, place: Place, store: str, open_to_all: bool) -> None:
     from tempfile import TemporaryDirectory
 
-    from meditune.serve.check import findings
+    from meditune.serve.check import classifier_error, findings
     from meditune.serve.opening import safe
     from meditune.store.opening import exists
 
@@ -350,7 +350,7 @@ def _print_check(settings: Settings, place: Place, store: str, open_to_all: bool
         known = _keys(store if exists(store) else nowhere)
         settings = safe(settings, place, known, open_to_all)
         made = known.all()
-    found = findings(settings, place, made, store, time.time())
+    found = findings(settings, place, made, store, time.time(), classifier_error())
     for finding in found:
         typer.echo(f"{finding.verdict:6}  {finding.sentence}")
     unsafe = sum(finding.verdict == "unsafe" for finding in found)

@@ -29,22 +29,37 @@ class OnnxSentenceModel:
 
     def embed(self, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """(n, size), each of length 1, as `models/embedding.py` makes them up to what 8 bits lose."""
-        rows = self.tokenizer.encode_batch(list(texts))
+        means = self.pool([row.ids for row in self.tokenizer.encode_batch(list(texts))])
+        unit: np.ndarray[Any, np.dtype[np.float32]] = means / np.maximum(
+            np.linalg.norm(means, axis=1, keepdims=True), 1e-12
+        )
+        return unit
+
+    def pool(self, rows: Sequence[Sequence[int]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return the mean of each row's token states, (n, size); rows are token ids with the special tokens."""
         made = np.empty((len(rows), self.size), dtype=np.float32)
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
         for start in range(0, len(order), BATCH):
             chosen = order[start : start + BATCH]
-            longest = max(len(rows[index].ids) for index in chosen)
+            longest = max(len(rows[index]) for index in chosen)
             tokens = np.zeros((len(chosen), longest), dtype=np.int64)
             mask = np.zeros_like(tokens)
             for row, index in enumerate(chosen):
-                tokens[row, : len(rows[index].ids)] = rows[index].ids
-                mask[row, : len(rows[index].ids)] = 1
+                tokens[row, : len(rows[index])] = rows[index]
+                mask[row, : len(rows[index])] = 1
             given = {"input_ids": tokens, "attention_mask": mask, "token_type_ids": np.zeros_like(tokens)}
             states = self.session.run(None, given)[0]
-            sums = (states * mask[:, :, None]).sum(axis=1)
-            made[chosen] = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+            made[chosen] = (states * mask[:, :, None]).sum(axis=1) / mask.sum(axis=1, keepdims=True)
         return made
+
+    def windows(self, text: str, tokens: int, stride: int) -> list[list[int]]:
+        """Return a text's token ids in windows of at most `tokens`, `stride` apart, with special tokens."""
+        encoded = self.tokenizer.encode(text, add_special_tokens=False)
+        parts = [encoded, *encoded.overflowing]
+        ids = [token for part in parts for token in part.ids]
+        starts = range(0, max(1, len(ids) - (tokens - stride)), stride)
+        first, last = (self.tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]"))
+        return [[first, *ids[start : start + tokens], last] for start in starts]
 
 
 def sentence_model() -> OnnxSentenceModel:
@@ -59,17 +74,22 @@ def sentence_model() -> OnnxSentenceModel:
 @cache
 def load(model: Path, tokenizer: Path) -> OnnxSentenceModel:
     """An encoder's file; read once in a process. Raises ModelError where onnxruntime isn't installed."""
+    return open_model(model, tokenizer, machine.cores())
+
+
+def open_model(model: Path | bytes, tokenizer: Path, threads: int) -> OnnxSentenceModel:
+    """Open an encoder by its file or the file's content. Raises ModelError where onnxruntime isn't installed."""
     try:
         import onnxruntime
     except ImportError as error:
         raise ModelError(
-            f"{model} needs onnxruntime. Install it with: {install_command('retrieve')}, or take the "
+            f"{tokenizer.parent.name} needs onnxruntime. Install it with: {install_command('retrieve')}, or take the "
             "embedding model all-minilm-l6-v2, which needs torch."
         ) from error
     from tokenizers import Tokenizer
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = machine.cores()
+    options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     reader = Tokenizer.from_file(str(tokenizer))
     reader.enable_truncation(MOST_TOKENS)

@@ -25,8 +25,7 @@ from meditune.serve.deciding import Correction, asks_yes_or_no, decide
 from meditune.serve.events import Decision, Event, Notice, Sources
 from meditune.serve.judging import Judging
 from meditune.serve.safety.emergencies import numbers
-from meditune.serve.safety.likeness import Look, second_look
-from meditune.serve.safety.triage import Triage, triage
+from meditune.serve.safety.triage import Classifier, Triage, triage
 from meditune.serve.tracing import span
 
 POLL_S = 0.05
@@ -71,10 +70,9 @@ class Assistant:
         *,
         form: PromptFormat | None = None,
         versions: Mapping[str, str] | None = None,
-        look: Look | None = None,
+        classifier: Classifier | None = None,
     ) -> None:
-        """`form` is the prompt format that the model was tuned with; `look` is triage's second look, where it isn't
-        to be the index's embedding model.
+        """`form` is the prompt format that the model was tuned with; without `classifier`, triage has rules alone.
 
         Raises ModelError where the model has no room for passages and an answer, DataError at an unknown country.
         """
@@ -84,7 +82,7 @@ class Assistant:
             form or PromptFormat(quoted=True),
         )
         self._numbers = numbers(self.settings.country, self.settings.numbers)
-        self._look = look or (second_look(index.embedder) if index else None)
+        self._classifier = classifier
         self._encoder = Encoder(engine.tokenizer, self.form)
         self._styles: tuple[Style, ...] = ("expert", "plain") if self.form.plain_cue else ("expert",)
         room = min(self.settings.context_tokens, engine.context_tokens - self.settings.max_new_tokens)
@@ -132,7 +130,7 @@ class Assistant:
     def judge(self, question: str, before: Sequence[str] = ()) -> Triage:
         """What is done with a message; `before` are earlier ones of the same person, oldest first."""
         with span("triage") as made:
-            found = triage(question, self._numbers, before, self._look)
+            found = triage(question, self._numbers, before, self._classifier)
             made.set_attribute("meditune.action", found.action)
             return found
 

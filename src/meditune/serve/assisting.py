@@ -11,16 +11,15 @@ from pathlib import Path
 from meditune.engines.engine import Engine
 from meditune.errors import ModelError
 from meditune.files import read_jsonl
-from meditune.models.catalogue import SENTENCE_MODEL_INT8
 from meditune.recipe import PromptFormat
 from meditune.retrieve import manifest
-from meditune.retrieve.embedders import DEFAULT, INT8, embedder
+from meditune.retrieve.embedders import DEFAULT, INT8
 from meditune.retrieve.index import Index
 from meditune.retrieve.place import place
 from meditune.serve.assistant import Assistant, AssistantSettings
 from meditune.serve.deciding import Correction
 from meditune.serve.logs import LOGGER
-from meditune.serve.safety.likeness import Look, second_look
+from meditune.serve.safety import classifier
 
 
 def open_assistant(
@@ -43,8 +42,7 @@ def open_assistant(
         decides=settings.decides and form is not None,
     )
     opened = open_index(index) if isinstance(index, str) else index
-    look = (second_look(opened.embedder) if opened else None) or _look()
-    return Assistant(engine, opened, settings, form=form, versions=versions, look=look)
+    return Assistant(engine, opened, settings, form=form, versions=versions, classifier=triage_classifier())
 
 
 def open_index(index: str) -> Index:
@@ -64,12 +62,12 @@ def _light(index: str) -> str | None:
     return INT8 if own == DEFAULT and "torch" not in sys.modules and find_spec("onnxruntime") else None
 
 
-def _look() -> Look | None:
-    """Triage's second look where the index doesn't bring it; None, and said so, where it can't be had."""
+def triage_classifier() -> classifier.TriageClassifier | None:
+    """Return triage's classifier; None, with an error in the log, if it can't be loaded."""
     try:
-        return second_look(embedder(SENTENCE_MODEL_INT8.name))
+        return classifier.load()
     except ModelError as error:
-        LOGGER.warning("emergencies are found by rules alone", extra={"why": str(error)})
+        LOGGER.error("triage has no classifier: rules alone miss most emergencies", extra={"why": str(error)})
         return None
 
 

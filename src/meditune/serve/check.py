@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import parse_qs, urlsplit
 
+from meditune.errors import ModelError
 from meditune.serve.running import LOCAL, Place
+from meditune.serve.safety import classifier
 from meditune.serve.settings import Settings
 from meditune.store.base import FILE
 from meditune.store.keys import Key
@@ -30,12 +32,18 @@ class Finding:
     sentence: str
 
 
-def findings(settings: Settings, place: Place, keys: Sequence[Key], store: StorePlace, now: float) -> list[Finding]:
-    """Everything that can be told of a configuration, what is unsafe first."""
+def findings(
+    settings: Settings, place: Place, keys: Sequence[Key], store: StorePlace, now: float, classifier_error: str = ""
+) -> list[Finding]:
+    """Return everything there is to say about a configuration, what is unsafe first.
+
+    `classifier_error` is the reason why triage's classifier can't be loaded, empty if it can.
+    """
     order = {"unsafe": 0, "note": 1, "good": 2}
     every = [
         *_reach(settings, place, keys),
         *_limits(settings, place),
+        *_triage(classifier_error),
         *_text(settings),
         *_files(store, place),
         *_keys(keys, settings, now),
@@ -88,6 +96,22 @@ def _limits(settings: Settings, place: Place) -> Iterator[Finding]:
         )
     if settings.waiting > 20 * settings.at_once:
         yield Finding("note", f"{settings.waiting} may wait for {settings.at_once} places: the last ones wait long.")
+
+
+def classifier_error() -> str:
+    """Load triage's classifier, and return why that fails; empty if it works."""
+    try:
+        classifier.load()
+    except ModelError as error:
+        return str(error)
+    return ""
+
+
+def _triage(error: str) -> Iterator[Finding]:
+    if error:
+        yield Finding("unsafe", f"Triage has rules alone, which miss most emergencies and harmful requests: {error}")
+    else:
+        yield Finding("good", "Triage has its rules and its classifier.")
 
 
 def _text(settings: Settings) -> Iterator[Finding]:

@@ -96,6 +96,11 @@ def touches(message: str) -> bool:
     return any(rule.met(seen) for kind in kinds() for rule in kind.rules)
 
 
+def named(name: str) -> Kind:
+    """Return the kind of emergency of that name."""
+    return next(kind for kind in kinds() if kind.name == name)
+
+
 @functools.cache
 def kinds() -> tuple[Kind, ...]:
     """All of them, the most urgent first. Raises DataError where a rule names a sign that isn't there."""

@@ -56,6 +56,7 @@ _BREAK = re.compile(
     r"\n|\s+(?=(?:and )?(?:now|today)\b\s+\w)"
     r"|\s+(?=(?:and|&) (?:i|my|he|she|his|her|it|we|our|they|am|is|are|has|have|can|feels?)\b)"
     r"|,\s+(?=(?:i|my|he|she|his|her|we|our|they)\b)"
+    r"|,\s+(?=(?:can|could|should|do|does|will|may|would|am|is|are) (?:i|he|she|we|they|it|my|his|her)\b)"
 )
 """Where something else may be told, though nothing says so: "I have a history of ... and I can't breathe" """
 _HISTORY = re.compile(r"\b(?:family |medical |past )*history of(?: (?!and\b|with\b|who\b)[a-z/'-]+){1,4}")

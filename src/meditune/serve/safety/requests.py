@@ -24,6 +24,11 @@ _ALSO = re.compile(
     r"(?:cigarette|alcohol|erecti|spastic|crav|pubert|toddler|sids|libido|hygien|caffein|nicotin|disabil)\w*"
 )
 """Words of health beside those of quality control"""
+_FOR_OTHERS = re.compile(
+    r"\b(?:give|giving|put|putting|test|testing|treat|treating|inject|slip|sneak|crush|infect\w*|make|making|hide|swap|"
+    r"stop|stopping) (?:(?!without|so)\w+ ){0,3}?(?:my|him|her|them|his|their|someone|somebody|people)\b"
+)
+"""Others are tested, treated or given something"""
 _PERSONAL = re.compile(
     r"\b(?:i|i am|me|my|mine|he|his|she|her|him|we|our|baby|child|son|daughter|toddler|kid|boy|girl|year old|month old"
     r"|kg|mother|father|wife|husband|mum|mom|dad|grand\w+|little one)\b"
@@ -43,6 +48,17 @@ def unsafe(message: str) -> Unsafe | None:
     """What the message asks for that would do harm; None where it asks for nothing of the kind."""
     words = _words(message)
     return next((each for each in _unsafe() if any(pattern.search(words) for pattern in each.patterns)), None)
+
+
+def named(name: str) -> Unsafe:
+    """Return the kind of unsafe request of that name."""
+    return next(each for each in _unsafe() if each.name == name)
+
+
+def is_confidential_care(message: str) -> bool:
+    """Return whether somebody wants care of their own without others hearing of it."""
+    words = _words(message)
+    return any(pattern.search(words) for pattern in _patterns("confidential")) and not _FOR_OTHERS.search(words)
 
 
 def asks_dose(message: str) -> bool:
