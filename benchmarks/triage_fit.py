@@ -3,9 +3,9 @@
     python benchmarks/triage_fit.py --folds 5      # out-of-fold figures, thresholds and temperature
     python benchmarks/triage_fit.py --write        # train on everything, write src/meditune/serve/safety/classifier.npz
 
-Needs MEDITUNE_DATA for real questions (MeQSum, LiveQA's and PubMedQA's training questions, MedQuAD), and onnx to find
-the weights in the sentence model's file. The training messages are synthetic: triage_training.jsonl (text, label) and
-the older triage_*.yaml but the fourth. Real questions count as ordinary where the rules see no emergency in them.
+Needs MEDITUNE_DATA for real questions (MeQSum and LiveQA's training questions), and onnx to find the weights in the
+sentence model's file. The training messages are synthetic: triage_training.jsonl (text, label) and the older
+triage_*.yaml but the fourth. Real questions count as ordinary where the rules see no emergency in them.
 
 The FROZEN lowest layers stay as they are, so their output is computed once; the others learn a low-rank adapter.
 """
@@ -82,7 +82,6 @@ def messages() -> tuple[list[str], np.ndarray, list[str]]:
     real = [text for text in real_questions() if not emergency(text)]
     rows += [(text, "ordinary", "real") for text in real]
     rows += embedded(rows, real)
-    rows += [(text, "ordinary", "short") for text in short_questions() if not emergency(text)]
     rows = list({row[0]: row for row in reversed(rows)}.values())  # where a text came twice, its first label counts
     texts, labels, groups = zip(*rows, strict=True)
     return list(texts), np.array([LABELS.index(label) for label in labels]), list(groups)
@@ -120,20 +119,6 @@ def real_questions() -> list[str]:
     found = list(dict.fromkeys(" ".join(text.split())[:450] for text in found))
     random.Random(5).shuffle(found)
     return found[:700]
-
-
-def short_questions() -> list[str]:
-    """Return short questions about health: summaries of consumers' questions, and two sources' own questions."""
-    from meditune.data import medquad, pubmedqa
-    from meditune.data.rejects import Rejects
-
-    folder, chance = Path(os.environ["MEDITUNE_DATA"]).expanduser(), random.Random(7)
-    lines = (folder / "meqsum" / "meqsum.jsonl").read_text(encoding="utf-8").splitlines()
-    found = chance.sample([json.loads(line)["Summary"] for line in lines], 800)
-    tested = pubmedqa.ground_truth(folder / "pubmedqa")
-    studies = [each.question for each in pubmedqa.read(folder / "pubmedqa", Rejects()) if each.group not in tested]
-    topics = sorted({each.question for each in medquad.read(folder / "medquad", Rejects())})
-    return [*found, *chance.sample(sorted(studies), 150), *chance.sample(topics, 250)]
 
 
 class LoRA(nn.Module):

@@ -128,7 +128,7 @@ def _merged(onnx: bytes, learned: Mapping[str, NDArray[np.generic]]) -> bytes:
     for index, (at, scales_at, rows, columns) in enumerate(learned["places"].tolist()):
         scales = np.frombuffer(onnx, np.float32, columns, scales_at)
         weights = np.frombuffer(onnx, np.int8, rows * columns, at).reshape(rows, columns) * scales
-        down = learned[f"down.{index}"].astype(np.float32) * learned[f"scale.{index}"]
+        down = learned[f"down.{index}"].astype(np.float32) * learned[f"scale.{index}"].astype(np.float32)
         weights = weights + down @ learned[f"up.{index}"].astype(np.float32)
         fresh = np.maximum(np.abs(weights).max(axis=0), 1e-8).astype(np.float32) / 127
         merged[at : at + rows * columns] = np.rint(weights / fresh).astype(np.int8).tobytes()
