@@ -7,6 +7,7 @@ from meditune.store.keys import Keys
 from meditune.store.opening import open_store
 from tests.review.browser import chromium
 from tests.serve.server import served
+from tests.serve.test_releases import until
 from tests.store.busy import MARKUP, fill
 
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
@@ -20,6 +21,7 @@ def test_figures_need_a_key_with_the_scope_admin(store):
         assert server.ask("/v1/admin/status").status == 401
         assert server.ask("/v1/admin/status", key=usual).error()["code"] == "missing_scope"
         assert server.ask("/v1/admin/status?hours=-1", key=admin).status == 400
+        until(lambda: any(each["alive"] for each in server.ask("/v1/admin/status", key=admin).json["servers"]))
         told = server.ask("/v1/admin/status", key=admin).json
     assert told["answers"]["count"] == 60
     assert sum(told["answers"]["outcomes"].values()) == sum(part["count"] for part in told["over_time"]) == 60
@@ -36,6 +38,7 @@ def test_a_server_tells_of_itself_and_leaves_no_trace_at_its_end(tmp_path):
     notes.put("server/killed", {"address": "http://127.0.0.1:8000/"})
     with served(tmp_path, address="http://127.0.0.1:8000/") as server:
         assert server.chat().status == 200
+        until(lambda: any("killed" not in note.name for note in notes.all("server")))
         (note,) = notes.all("server")
         assert "killed" not in note.name
         assert (note.facts["model"], note.facts["version"]) == ("tiny", "v1")

@@ -77,7 +77,7 @@ def over(server: Running, registry: Registry, id: str) -> None:
 
 def test_a_store_that_fails_takes_no_version_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = bare(tmp_path / "registry", 3)
-    with serving(registry, tmp_path / "store") as server:
+    with serving(registry, tmp_path / "store", Settings(follow_s=0.05, at_once=4, keep_text=True)) as server:
         for id in ("v0002", "v0003"):
             asked(server, 5)
             over(server, registry, id)
