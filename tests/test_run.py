@@ -44,7 +44,8 @@ DECIDED = {"accuracy", "macro_f1", "f1_yes", "f1_no", "f1_maybe", "ece", "brier"
 METRICS = DECIDED | {"perplexity", "bleu", "rouge1", "rouge2", "rougeL", "length_ratio"}
 METRICS |= {"unconditional_perplexity", "bits_per_byte"}
 METRICS |= {"chrf", "rougeLsum", "answer_repetition", "answer_loops"}
-METRICS |= {"grade_gap", "smog", "sentence_length", "rare_words", "unexplained_terms"}
+READABILITY = {"grade_gap", "smog", "sentence_length", "rare_words", "unexplained_terms"}
+METRICS |= READABILITY
 FAITHFUL = {"faithfulness", "unsupported_sentences", "contradictions", "unsupported_numbers", "unsupported_names"}
 METRICS |= FAITHFUL
 
@@ -432,7 +433,8 @@ def test_odd_data_makes_the_journey(place, tmp_path, name, changes, metrics):
     result = meditune("run", "quickstart", "-o", tmp_path / "run", *place.own(path))
     assert result.code == 0, result
     report = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
-    assert report["base"].keys() == report["tuned"].keys() == metrics
+    assert report["base"].keys() == metrics
+    assert metrics - READABILITY <= report["tuned"].keys() <= metrics  # a model this small may write no words
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
     for key in ("base", "tuned"):
         assert all(np.isfinite(value) for value in report[key].values())
