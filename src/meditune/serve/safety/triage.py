@@ -46,7 +46,7 @@ ENDING = "ending one's life"
 EATING = "eating disorders"
 """The unsafe request that is answered with care for an eating disorder"""
 EMERGENCY_AT, CRISIS_AT, HARMFUL_AT, OUTSIDE_AT = 0.6, 0.5, 0.4, 0.8
-"""The probabilities from which the classifier decides, set on held-out training messages (benchmarks/triage_fit.py)"""
+"""The probabilities from which the classifier decides, set on held-out training messages and 350 real questions"""
 KINDS = {
     "emergency: self-harm": "self-harm",
     "emergency: violence": "violence",
