@@ -24,10 +24,10 @@ def test_bf16_that_cuda_emulates_is_not_fast(monkeypatch, units):
     assert load.number_format("auto") == (torch.bfloat16 if units else torch.float16)
 
 
-def test_a_quantized_base_computes_in_the_format_that_weights_have_by_default(monkeypatch):
+def test_a_quantized_base_computes_in_the_given_format():
     pytest.importorskip("bitsandbytes")
-    monkeypatch.setattr(load, "number_format", {"auto": torch.float16}.get)
-    assert quantized.loading_options("nf4")["quantization_config"].bnb_4bit_compute_dtype == torch.float16
+    options = quantized.loading_options("nf4", torch.float16)
+    assert options["quantization_config"].bnb_4bit_compute_dtype == torch.float16
 
 
 def test_gemma_whose_states_are_too_large_for_fp16_gets_fp32():

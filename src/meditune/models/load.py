@@ -76,7 +76,7 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
         )
     weights = locate(base_of(adapter)) if adapter else place
     options: dict[str, Any] = {"dtype": number_format(spec.dtype), "attn_implementation": _attention(spec.attention)}
-    options |= quantized.loading_options(spec.quantize)
+    options |= quantized.loading_options(spec.quantize, number_format("auto"))
     with loading(name, place):
         if spec.dtype == "auto":
             config = AutoConfig.from_pretrained(**source(weights))

@@ -31,14 +31,15 @@ def require(key: str = "model.quantize") -> None:
         ) from error
 
 
-def loading_options(quantize: Quantize) -> dict[str, Any]:
-    """What transformers' `from_pretrained` is to be given; nothing for "none"."""
+def loading_options(quantize: Quantize, compute_dtype: Any) -> dict[str, Any]:
+    """Return the options that `from_pretrained` of transformers is called with; empty for "none".
+
+    NF4 weights are dequantized to compute_dtype, a torch dtype, for each matrix product.
+    """
     if quantize == "none":
         return {}
     require()
     from transformers import BitsAndBytesConfig
-
-    from meditune.models.load import number_format
 
     if quantize == "int8":
         return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
@@ -47,7 +48,7 @@ def loading_options(quantize: Quantize) -> dict[str, Any]:
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=number_format("auto"),
+            bnb_4bit_compute_dtype=compute_dtype,
         )
     }
 

@@ -15,7 +15,7 @@ def engine(name: str) -> Engine:
     """The function that finds spans of given kinds (or all) in a text. Raises DataError where Presidio isn't "
     "installed."""
     if name == "presidio":
-        from meditune.phi.presidio import find
+        from meditune.phi import presidio
 
-        return find
+        return presidio.find
     return detect.find

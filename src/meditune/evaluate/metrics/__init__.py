@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 
 from meditune.evaluate.metrics import (
     calibration,
@@ -43,33 +43,34 @@ class Family:
     """Metrics that say the same kind of thing, under one heading in a report."""
 
     title: str
-    module: ModuleType
-    """Has METRICS, and `statistics(predictions)` with those of them that the predictions allow"""
+    metrics: Sequence[Metric]
+    statistics: Callable[[Predictions], dict[str, Statistics]]
+    """Returns those of the metrics that the predictions allow."""
 
 
 FAMILIES = (
-    Family("Decisions", decision),
-    Family("Decisions, calibrated", calibration),
-    Family("Decisions, asked for in words", written),
-    Family("Likelihood of reference answers", fluency),
-    Family("Overlap with reference answers", overlap),
-    Family("Similarity in meaning to reference answers", similarity),
-    Family("Repetition in written answers", repetition),
-    Family("Faithfulness", faithfulness),
-    Family("Closed book, and with retrieved passages", contexts),
-    Family("Patient-friendliness", readability),
-    Family("Safety battery", safety),
-    Family("Ratings", rated),
-    Family("Forgetting", forgetting),
-    Family("Preferences (experimental)", preference),
+    Family("Decisions", decision.METRICS, decision.statistics),
+    Family("Decisions, calibrated", calibration.METRICS, calibration.statistics),
+    Family("Decisions, asked for in words", written.METRICS, written.statistics),
+    Family("Likelihood of reference answers", fluency.METRICS, fluency.statistics),
+    Family("Overlap with reference answers", overlap.METRICS, overlap.statistics),
+    Family("Similarity in meaning to reference answers", similarity.METRICS, similarity.statistics),
+    Family("Repetition in written answers", repetition.METRICS, repetition.statistics),
+    Family("Faithfulness", faithfulness.METRICS, faithfulness.statistics),
+    Family("Closed book, and with retrieved passages", contexts.METRICS, contexts.statistics),
+    Family("Patient-friendliness", readability.METRICS, readability.statistics),
+    Family("Safety battery", safety.METRICS, safety.statistics),
+    Family("Ratings", rated.METRICS, rated.statistics),
+    Family("Forgetting", forgetting.METRICS, forgetting.statistics),
+    Family("Preferences (experimental)", preference.METRICS, preference.statistics),
 )
-METRICS: dict[str, Metric] = {metric.name: metric for family in FAMILIES for metric in family.module.METRICS}
+METRICS: dict[str, Metric] = {metric.name: metric for family in FAMILIES for metric in family.metrics}
 """In the order of reports."""
 
 
 def family_of(name: str) -> str:
     """The title of the family of a metric; empty for one that isn't known here."""
-    return next((each.title for each in FAMILIES if name in {metric.name for metric in each.module.METRICS}), "")
+    return next((each.title for each in FAMILIES if name in {metric.name for metric in each.metrics}), "")
 
 
 def summarise(predictions: Predictions) -> dict[str, float]:
@@ -81,7 +82,7 @@ def statistics_of(predictions: Predictions) -> dict[str, Statistics]:
     """Per-item statistics of every metric that the predictions allow, in the order of METRICS."""
     found: dict[str, Statistics] = {}
     for family in FAMILIES:
-        found |= family.module.statistics(predictions)
+        found |= family.statistics(predictions)
     return {name: found[name] for name in METRICS if name in found}
 
 
