@@ -277,8 +277,8 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
     result["machine"] = machine()
     result["command"] = command or earlier or f"meditune report {folder}"
     write_json(folder / "report.json", result)
-    made = api_card if find(str(folder / "model"), recipe.model.api) else card
-    (folder / "model" / "README.md").write_text(made.model_card(recipe, training, result), encoding="utf-8")
+    described = api_card.model_card if find(str(folder / "model"), recipe.model.api) else card.model_card
+    (folder / "model" / "README.md").write_text(described(recipe, training, result), encoding="utf-8")
     render(folder)
     return result
 

@@ -24,7 +24,7 @@ Careless = Annotated[
 ]
 
 
-@app.command()
+@app.command("create")
 def create(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A recipe, a run's folder, or a table of your own.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the annotation set.")],
@@ -68,7 +68,7 @@ def create(
     typer.echo(f"Annotation set: {output.resolve()}. Let people check it: meditune annotate serve {output}")
 
 
-@app.command()
+@app.command("serve")
 def serve(
     folder: Set,
     host: Annotated[str, typer.Option(help="Where to listen; beyond this machine, with a token.")] = "127.0.0.1",
@@ -86,7 +86,7 @@ def serve(
     run_server(folder, host, port, lambda line: typer.echo(line), disputes, VALIDATE)
 
 
-@app.command()
+@app.command("results")
 def results(folder: Set, without: Without = None, without_careless: Careless = False) -> None:
     """Verdicts, agreement, careless raters, and what is disputed."""
     from meditune.review.annotate.results import write_results
@@ -97,7 +97,7 @@ def results(folder: Set, without: Without = None, without_careless: Careless = F
     typer.echo(f"Results: {(folder / 'results.json').resolve()}")
 
 
-@app.command()
+@app.command("export")
 def export(
     folder: Set,
     to: Annotated[Path | None, typer.Option("--to", help="The file; DIR/ratings.csv or DIR/label-studio.json.")] = None,

@@ -26,7 +26,18 @@ from meditune.serve.service import Service
 PRUNE_EVERY_S = 6 * 3600.0
 OPEN = {"/healthz", "/readyz"}
 """Routes that never need a key"""
-ROUTES = (page, chat, completions, embeddings, models, ask, feedback, health, admin, docs)
+ROUTERS = (
+    page.router,
+    chat.router,
+    completions.router,
+    embeddings.router,
+    models.router,
+    ask.router,
+    feedback.router,
+    health.router,
+    admin.router,
+    docs.router,
+)
 
 
 def app_for(service: Service) -> FastAPI:
@@ -41,8 +52,8 @@ def app_for(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
-    for route in ROUTES:
-        app.include_router(route.router)
+    for router in ROUTERS:
+        app.include_router(router)
     app.add_exception_handler(errors.ApiError, errors.on_api_error)
     app.add_exception_handler(MedituneError, errors.on_meditune_error)
     app.add_exception_handler(RequestValidationError, errors.on_invalid)
