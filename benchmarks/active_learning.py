@@ -25,8 +25,8 @@ import numpy as np
 
 from active_learning_tasks import TASKS, Fold, Task
 from meditune.errors import DataError
-from meditune.operate.learn.candidate import Candidate
-from meditune.operate.learn.queue import choose
+from meditune.operate.active_learning.annotation_queue import choose
+from meditune.operate.active_learning.candidates import Candidate
 
 FIRST, BATCH, MOST, GOAL = 100, 25, 400, 250
 STRATEGIES = ("random", "uncertainty", "disagreement", "diversity", "novelty", "mix")

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from meditune.data import medquad, pubmedqa
 from meditune.data.example import DECISIONS, Example
-from meditune.data.rejects import Rejects
+from meditune.data.readers import medquad, pubmedqa
+from meditune.data.readers.tables import Rejects
 from meditune.progress import track
 
 Array = np.ndarray[Any, Any]
@@ -99,7 +99,7 @@ def _scaled(hidden: Array, pool: Array) -> Array:
 
 
 def _vectors(path: Path, texts: Sequence[str]) -> Array:
-    from meditune.retrieve.embedders import embedder
+    from meditune.retrieve.vector_search import embedder
 
     return _cached(path, len(texts), lambda: embedder().embed(texts))
 
@@ -110,8 +110,8 @@ def _hidden(path: Path, examples: Sequence[Example]) -> Array:
     def make() -> Array:
         import torch
 
+        from meditune.config.data_options import PromptFormat
         from meditune.models.load import load
-        from meditune.recipe import PromptFormat
 
         loaded = load(MODEL)
         encoder = loaded.encoder(PromptFormat(max_tokens=TOKENS, answer_tokens=16))

@@ -30,15 +30,14 @@ from pathlib import Path
 import numpy as np
 
 import faithfulness as planted
-from meditune.answering import CONTEXT_TOKENS, PASSAGES, Answerer, Asked, Writer, open_answerer
-from meditune.data import liveqa, medquad, pubmedqa
+from meditune.assistant.cited_answers import CONTEXT_TOKENS, PASSAGES, Answerer, Asked, Writer, open_answerer
 from meditune.data.example import Example, Passage
-from meditune.data.rejects import Rejects
+from meditune.data.readers import liveqa, medquad, pubmedqa
+from meditune.data.readers.tables import Rejects
 from meditune.data.splits import by_group
-from meditune.faithfulness import sources as words
-from meditune.faithfulness.evidence import evidence
-from meditune.retrieve.cited import CitedAnswer
-from meditune.retrieve.citing import SUPPORT, cite, support
+from meditune.evidence import detector
+from meditune.evidence.detector import evidence
+from meditune.retrieve.citations import SUPPORT, CitedAnswer, cite, support
 from meditune.retrieve.index import Index
 from meditune.text import sentences
 
@@ -84,11 +83,11 @@ def mixed(inside: Sequence[Example], data: Path, count: int) -> list[Example]:
 
 def served(model: str, name: str) -> Writer:
     """An exported model as answers need it, written for by its engine, many at once."""
-    from meditune.engines.engine import Job
-    from meditune.engines.opening import open_engine
-    from meditune.engines.together import answers
+    from meditune.config.data_options import PromptFormat
+    from meditune.config.recipe import EvaluateSpec
+    from meditune.engines.engine import Job, answers
+    from meditune.engines.open_engine import open_engine
     from meditune.prompts import Encoder, load_format, prompt_text
-    from meditune.recipe import EvaluateSpec, PromptFormat
 
     engine, limit = open_engine(model, name), EvaluateSpec().max_new_tokens
     form = next((found for at in ("", "model") if (found := load_format(Path(model) / at))), PromptFormat())
@@ -113,10 +112,10 @@ def served(model: str, name: str) -> Writer:
 
 def parted(train: Sequence[Example], index: Index) -> tuple[list[Example], list[Example]]:
     """Questions whose own document is in the index, and those of whose topic it holds nothing; shuffled."""
-    from meditune.retrieve import tables
+    from meditune.retrieve import storage
 
-    with tables.readable(index.place):
-        table = tables.connect(index.place).open_table(index.manifest.table)
+    with storage.readable(index.place):
+        table = storage.connect(index.place).open_table(index.manifest.table)
         rows = table.search().select(["document", "group"]).limit(index.manifest.passages).to_list()
     documents, groups = {row["document"] for row in rows}, {row["group"] for row in rows}
     inside = [each for each in train if each.id in documents]
@@ -146,11 +145,11 @@ def shares(inside: Sequence[Example], train: Sequence[Example], folder: Path) ->
     answers = [*items, *planted.corrupted(items, topics)]
     rows: dict[str, list[tuple[float, float, bool]]] = {}
     for each in answers:
-        passage = words.Sources([each.item.answer], each.item.question)
+        passage = detector.Sources([each.item.answer], each.item.question)
         for number, text in enumerate(sentences(each.text)):
             if each.kind == "true" or number in each.wrong:
-                seen = evidence(words.Sentence(text), passage)
-                score, _ = support(words.Sentence(text), passage)
+                seen = evidence(detector.Sentence(text), passage)
+                score, _ = support(detector.Sentence(text), passage)
                 rows.setdefault(each.kind, []).append((score, seen.features["known"], bool(seen.spans)))
     kinds = list(rows)
     yield f"\n| | {' | '.join(f'{kind} ({len(rows[kind])})' for kind in kinds)} |\n|---|{'---|' * len(kinds)}"

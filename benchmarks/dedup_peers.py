@@ -23,10 +23,10 @@ Rows = list[dict[str, Any]]
 
 def meditune(rows: Rows) -> set[int]:
     """Ours: rows of which an earlier one says the same, or nearly."""
+    from meditune.config.data_options import QualitySpec
     from meditune.data.example import Example
     from meditune.data.quality import duplicates
     from meditune.data.quality.audit import Audit
-    from meditune.recipe import QualitySpec
 
     examples = [
         Example(id=row["id"], source="own", question=row["question"], answer=row["answer"], group=row["id"])

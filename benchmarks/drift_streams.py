@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from meditune.data import liveqa, medquad, pubmedqa
 from meditune.data.example import Example
-from meditune.data.rejects import Rejects
-from meditune.operate.drift.request import Request
-from meditune.readability.grades import counted
-from meditune.retrieve.embedders import embedder
+from meditune.data.readers import liveqa, medquad, pubmedqa
+from meditune.data.readers.tables import Rejects
+from meditune.operate.drift.signals import Request
+from meditune.readability import counted
+from meditune.retrieve.vector_search import embedder
 
 INDEX = 1000
 REFERENCE = 3000

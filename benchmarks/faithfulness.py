@@ -1,7 +1,7 @@
-"""How well the detector of meditune.faithfulness tells true answers from false ones, on answers made false on purpose.
+"""How well the detector of meditune.evidence tells true answers from false ones, on answers made false on purpose.
 
     python benchmarks/faithfulness.py          # the tables of docs/metrics.md, on items that nothing was fitted on
-    python benchmarks/faithfulness.py --fit    # first fit src/meditune/faithfulness/calibration.py anew
+    python benchmarks/faithfulness.py --fit    # first fit src/meditune/evidence/calibration.py anew
     python benchmarks/faithfulness.py --references quickstart   # what it marks in a recipe's scored reference answers
 
 MEDITUNE_DATA names the folder with the publishers' pubmedqa and medquad. Of PubMedQA only the 500 items that the
@@ -34,20 +34,19 @@ from typing import Any
 
 import numpy as np
 
-from meditune.data import medquad, pubmedqa
+from meditune.config.load_recipe import load_recipe
 from meditune.data.example import Example, Passage
-from meditune.data.preference.corrupt import corrupt
+from meditune.data.preference.pairs import corrupt
 from meditune.data.prepare import prepare
-from meditune.data.rejects import Rejects
+from meditune.data.readers import medquad, pubmedqa
+from meditune.data.readers.tables import Rejects
+from meditune.evaluate.answer_grading import grade_references
 from meditune.evaluate.compare import draws
-from meditune.evaluate.faithfulness import grade_references
-from meditune.evaluate.items import chosen_answers
+from meditune.evaluate.evaluator import chosen_answers
 from meditune.evaluate.metrics import METRICS, references_of
 from meditune.evaluate.predictions import Predictions, answer_row
-from meditune.faithfulness import calibration, detect
-from meditune.faithfulness.evidence import Evidence, evidence
-from meditune.faithfulness.sources import Sentence, Sources
-from meditune.recipes.loading import load_recipe
+from meditune.evidence import calibration, detector
+from meditune.evidence.detector import Evidence, Sentence, Sources, evidence
 from meditune.text import sentences
 
 KINDS = ("number", "negation", "direction", "name", "replaced", "added")
@@ -229,8 +228,8 @@ def judged(truths: Sequence[Answer], topics: Topics) -> list[Answer]:
     for each in answers:
         known = sources.get(each.item.id) or Sources((p.text for p in each.item.context), each.item.question)
         sources[each.item.id] = known
-        each.found = [evidence(Sentence(text), known) for _, text in detect.placed(each.text)]
-        each.score = detect.detect(each.text, known).score or 0.0
+        each.found = [evidence(Sentence(text), known) for _, text in detector.placed(each.text)]
+        each.score = detector.detect(each.text, known).score or 0.0
     return answers
 
 
@@ -311,13 +310,13 @@ def fit(answers: Sequence[Answer]) -> None:
         groups = [each.item.group for each, _, _ in rows]
         forms[name] = _regression(features, [row for _, row, _ in rows], [true for _, _, true in rows], groups)
         setattr(calibration, name, forms[name])
-    logits = [[detect.sentence_logit(seen) for seen in each.found] for each in answers]
+    logits = [[detector.sentence_logit(seen) for seen in each.found] for each in answers]
     true = [each.kind == "true" for each in answers]
-    whole = [detect.answer_features(each) for each in logits]
+    whole = [detector.answer_features(each) for each in logits]
     forms["WHOLE"] = _regression(list(whole[0]), whole, true, [each.item.group for each in answers])
     calibration.WHOLE = forms["WHOLE"]
     limits = {
-        "ANSWER": _limit([(each.reference, detect.answer_logit(row)) for each, row in _true(answers, logits)]),
+        "ANSWER": _limit([(each.reference, detector.answer_logit(row)) for each, row in _true(answers, logits)]),
         "SENTENCE": _limit([(each.reference, value) for each, row in _true(answers, logits) for value in row]),
     }
     calibration.ANSWER, calibration.SENTENCE = limits["ANSWER"], limits["SENTENCE"]
@@ -473,7 +472,7 @@ def _area(scores: Any, labels: Any, weight: Any) -> float:
 
 
 def _below(seen: Evidence) -> bool:
-    return bool(1 / (1 + np.exp(-detect.sentence_logit(seen))) < calibration.SENTENCE)
+    return bool(1 / (1 + np.exp(-detector.sentence_logit(seen))) < calibration.SENTENCE)
 
 
 def _wilson(successes: int, count: int) -> tuple[float, float]:

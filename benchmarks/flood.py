@@ -26,9 +26,9 @@ from typing import Any
 import httpx2
 
 import servers
-from meditune.evaluate.safety.battery import battery
-from meditune.store.keys import Keys
-from meditune.store.opening import open_store
+from meditune.evaluate.safety_battery import battery
+from meditune.store.api_keys import Keys
+from meditune.store.open_store import open_store
 from servers import Served
 
 WORDS = [

@@ -78,11 +78,11 @@ def material(options: argparse.Namespace) -> tuple[Any, list[Any]]:
     """The loaded model, and the prompts of the answers."""
     import torch
 
+    from meditune.config.load_recipe import load_recipe
+    from meditune.config.training_options import ModelSpec
     from meditune.data.prepare import prepare
-    from meditune.evaluate.items import chosen_answers
+    from meditune.evaluate.evaluator import chosen_answers
     from meditune.models.load import load
-    from meditune.recipe import ModelSpec
-    from meditune.recipes.loading import load_recipe
 
     torch.set_num_threads(options.threads)
     recipe = load_recipe("quickstart", ["data.fallback_to_sample=true"]).recipe
@@ -113,8 +113,7 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
 
 def ours(loaded: Any, texts: list[list[int]], more: int) -> dict[str, list[int]]:
     """Meditune's tokens, by number of the prompt."""
-    from meditune.models.continuing import batch_size
-    from meditune.models.greedy import Greedy
+    from meditune.models.generation import Greedy, batch_size
     from meditune.models.inference import inference
 
     end, at_once = loaded.tokenizer.eos_token_id, batch_size(max(map(len, texts)), more)
@@ -128,7 +127,7 @@ def by_generate(loaded: Any, texts: list[list[int]], more: int, size: int) -> di
     import torch
     from transformers import GenerationConfig
 
-    from meditune.models.continuing import left_padded
+    from meditune.models.generation import left_padded
 
     end = loaded.tokenizer.eos_token_id
     config = GenerationConfig(max_new_tokens=more, do_sample=False, eos_token_id=end, pad_token_id=loaded.pad_id)

@@ -64,8 +64,8 @@ def compare(options: argparse.Namespace) -> None:
 
 def exported(folder: Path, count: int) -> list[dict[str, Any]]:
     """The first `count` official test items, also as the file that the task reads, in `folder`."""
+    from meditune.config.load_recipe import load_recipe
     from meditune.data.prepare import prepare
-    from meditune.recipes.loading import load_recipe
 
     sys.path.insert(0, str(TASKS))
     from export import rows as rows_of
@@ -140,10 +140,11 @@ def work(side: str, place: str, dtype: str, tasks: str) -> None:
 
 
 def _meditune(place: str, dtype: str) -> Scorer:
+    from meditune.config.recipe import EvaluateSpec
+    from meditune.config.training_options import ModelSpec
     from meditune.data.example import Example, Passage
-    from meditune.evaluate import lm_eval
+    from meditune.evaluate import likelihood
     from meditune.models.load import load
-    from meditune.recipe import EvaluateSpec, ModelSpec
 
     loaded = load(place, ModelSpec.model_validate({"base": place, "dtype": dtype}))
     rows = [json.loads(line) for line in Path(FILE).read_text(encoding="utf-8").splitlines()]
@@ -162,7 +163,7 @@ def _meditune(place: str, dtype: str) -> Scorer:
     def score(piece: list[int]) -> tuple[list[list[float]], float, float]:
         with _Clocks() as clocks:
             chosen = [examples[index] for index in piece]
-            made = list(lm_eval.decisions(loaded, chosen, EvaluateSpec().batch_tokens, "Scoring"))
+            made = list(likelihood.decisions(loaded, chosen, EvaluateSpec().batch_tokens, "Scoring"))
         return [[row["logits"][choice] for choice in CHOICES] for row in made], clocks.cpu, clocks.wall
 
     return score

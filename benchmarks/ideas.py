@@ -28,9 +28,9 @@ from scipy.special import softmax
 
 from meditune.data.example import DECISIONS, STYLE, Example, Passage
 from meditune.evaluate.metrics import METRICS, statistics_of
-from meditune.evaluate.metrics.metric import Statistics, mean
 from meditune.evaluate.predictions import Kind, Predictions, path_of
 from meditune.files import read_jsonl
+from meditune.statistics import Statistics, mean
 from meditune.text import sentences
 
 RESAMPLES = 1_000
@@ -189,7 +189,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="keep the models, too")
     parser.add_argument("--output", type=Path, default=Path("runs/ideas"))
     options = parser.parse_args()
-    from meditune.recipes.loading import load_recipe
+    from meditune.config.load_recipe import load_recipe
 
     tried = {f"{name}-of-{count}": (name, count) for name in options.ideas for count in options.curve or [0]}
     found: dict[str, list[dict[str, Any]]] = {}
@@ -224,10 +224,10 @@ def keep(path: Path, result: dict[str, Any]) -> None:
 def measured(recipe: Any, idea: Idea, count: int, folder: Path, keep_model: bool) -> dict[str, Any]:
     """Train one idea on one split, and what it then says of the items held out."""
     from meditune.data.prepare import prepare
-    from meditune.evaluate.stage import Measuring
+    from meditune.evaluate.evaluator import Measuring
     from meditune.models.load import load
-    from meditune.train.stage import fine_tune
-    from meditune.train.start import starting_point
+    from meditune.train.finetune import fine_tune
+    from meditune.train.training_plan import starting_point
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -266,7 +266,7 @@ def measured(recipe: Any, idea: Idea, count: int, folder: Path, keep_model: bool
 
 
 def decisions_alone(recipe: Any) -> Any:
-    from meditune.evaluate.stage import DECISIONS_ALONE
+    from meditune.evaluate.evaluator import DECISIONS_ALONE
 
     return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update=DECISIONS_ALONE)})
 
@@ -301,7 +301,7 @@ def by_head(loaded: Any, recipe: Any, train: Sequence[Example], held: Sequence[E
 def hidden_states(loaded: Any, recipe: Any, examples: Sequence[Example]) -> Any:
     """(N, hidden size) what the decision would be predicted from."""
     from meditune.models.inference import inference
-    from meditune.models.rows import by_length, rows_of
+    from meditune.models.shared_prefix_batch import by_length, rows_of
 
     encoder = loaded.encoder(recipe.prompt)
     rows = rows_of([encoder.supervised(each, "decision") for each in examples])

@@ -25,9 +25,8 @@ from typing import Any
 import yaml
 from scipy.stats import beta
 
-from meditune.recipe import PromptFormat
-from meditune.retrieve.injection import is_override
-from meditune.retrieve.untrusted import cleaned
+from meditune.config.data_options import PromptFormat
+from meditune.retrieve.prompt_injection import cleaned, is_override
 from meditune.text import sentences
 
 HERE = Path(__file__).parent

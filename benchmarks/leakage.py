@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from meditune.data import liveqa, medquad, pubmedqa
 from meditune.data.example import Example
 from meditune.data.leakage import RUN, context_of, find
-from meditune.data.near import near_passages, near_questions, share_within
-from meditune.data.rejects import Rejects
+from meditune.data.near_duplicates import near_passages, near_questions, share_within
+from meditune.data.readers import liveqa, medquad, pubmedqa
+from meditune.data.readers.tables import Rejects
 from meditune.data.splits import Splits, split
 
 Rewrite = Callable[[str, random.Random, list[str]], str]

@@ -15,17 +15,18 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from meditune.data import locate, pubmedqa
-from meditune.data.rejects import Rejects
-from meditune.operate.literature import library
-from meditune.operate.literature.applying import Applying
-from meditune.operate.literature.questions import borne_out
-from meditune.retrieve.passages import pubmed
+from meditune.data import sources
+from meditune.data.readers import pubmedqa
+from meditune.data.readers.tables import Rejects
+from meditune.operate.literature import article_library
+from meditune.operate.literature.abstract_questions import borne_out
+from meditune.operate.literature.article_library import Applying
+from meditune.retrieve.documents import pubmed_articles
 
 
 def decisions() -> None:
     """For a title that says yes, and one that says no: the experts' decisions where the conclusion bears it out."""
-    train, _ = pubmedqa.official_split(pubmedqa.read(locate.locate("pubmedqa"), Rejects()))
+    train, _ = pubmedqa.official_split(pubmedqa.read(sources.locate("pubmedqa"), Rejects()))
     print(f"{len(train)} items: {_shares(Counter(str(example.decision) for example in train))}")
     for stated in ("yes", "no"):
         borne = Counter(str(example.decision) for example in train if borne_out(stated, example.answer))
@@ -34,7 +35,7 @@ def decisions() -> None:
 
 def speed(count: int) -> None:
     """Records a second of the processor: read alone, and applied to a library, the first time and again."""
-    data = Path(locate.locate("pubmedqa")).parent / "pubmed"
+    data = Path(sources.locate("pubmedqa")).parent / "pubmed"
     (article,) = data.glob("*.xml")
     text = article.read_text(encoding="utf-8")
     record = text[text.index("<PubmedArticle>") : text.index("</PubmedArticleSet>")]
@@ -45,13 +46,13 @@ def speed(count: int) -> None:
         with gzip.open(file, "wt", encoding="utf-8") as stream:
             stream.writelines(["<PubmedArticleSet>", *copies, "</PubmedArticleSet>"])
         begun = time.process_time()
-        read = sum(1 for _ in pubmed.of_file(file, Rejects()))
+        read = sum(1 for _ in pubmed_articles.pubmed_of_file(file, Rejects()))
         print(f"read: {read / (time.process_time() - begun):,.0f} records/s")
-        with library.opened(Path(place) / "library") as here:
+        with article_library.opened(Path(place) / "library") as here:
             for what in ("applied", "applied again"):
                 applying, begun = Applying(here, asked_for=False), time.process_time()
                 with here.together():
-                    applying.all(pubmed.of_file(file, Rejects()))
+                    applying.all(pubmed_articles.pubmed_of_file(file, Rejects()))
                 seconds = time.process_time() - begun
                 print(f"{what}: {count / seconds:,.0f} records/s ({dict(applying.counts)})")
 

@@ -120,11 +120,10 @@ def differences(ours: Sequence[float], reference: Sequence[float]) -> dict[str, 
 def meditune(given: Material, reference: Reference) -> Iterator[float]:
     """Each step's loss of Meditune's training; the reference is given the adapter it begins with."""
     from meditune.models.adapters import add_lora
-    from meditune.models.frozen import FrozenLayers, frozen_count
-    from meditune.train.encode import encode
-    from meditune.train.fast import fast_layers
-    from meditune.train.sft import probe, train
-    from meditune.train.weights import TokenWeights
+    from meditune.models.hidden_state_cache import FrozenLayers, frozen_count
+    from meditune.train.dataset import TokenWeights, encode
+    from meditune.train.finetune import fast_layers
+    from meditune.train.trainer import probe, train
 
     recipe, loaded = given.recipe, given.loaded
     rows, _ = encode(given.examples, loaded.encoder(recipe.prompt), recipe.train.tasks)
@@ -184,7 +183,7 @@ class Reference:
         import torch
 
         from meditune.train.optimizer import BETAS, EPSILON, learning_rate
-        from meditune.train.sft import plan_steps
+        from meditune.train.trainer import plan_steps
 
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         decay = self.spec.weight_decay

@@ -40,7 +40,7 @@ class Material:
 
         Rows are shuffled within each step, so that batches are padded as in training on shuffled rows.
         """
-        from meditune.train.sft import plan_steps
+        from meditune.train.trainer import plan_steps
 
         rows, tasks, ordered = self.rows(), len(self.recipe.train.tasks), []
         for number, step in enumerate(plan_steps(len(self.examples), self.recipe.train, self.recipe.seed)):
@@ -52,9 +52,9 @@ class Material:
 
 def material(name: str, count: int, settings: Sequence[str], recipe: str = "gemma3-270m") -> Material:
     """The named model and the first `count` training examples, all that there are if those are fewer."""
+    from meditune.config.load_recipe import load_recipe
     from meditune.data.prepare import prepare
     from meditune.models.load import load
-    from meditune.recipes.loading import load_recipe
 
     base = "smollm2-135m" if name == FRESH else name
     fixed = [f"model.base={base}", "train.epochs=1", "train.accumulation=1", "data.fallback_to_sample=true"]

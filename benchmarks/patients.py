@@ -16,9 +16,9 @@ import numpy as np
 
 from meditune.data.example import Example
 from meditune.data.prepare import stored
-from meditune.faithfulness.numbers import borne_out, numbers
+from meditune.evidence.quantities import borne_out, numbers
 from meditune.files import read_jsonl
-from meditune.readability.grades import counted
+from meditune.readability import counted
 
 RESAMPLES = 10_000
 

@@ -21,8 +21,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from meditune.phi import find
-from meditune.phi.spans import KINDS, Span
+from meditune.config.data_options import KINDS
+from meditune.phi.detector import find
+from meditune.phi.spans import Span
 from phi_notes import HALVES, Note, notes
 
 Find = Callable[[str], list[Span]]
@@ -97,10 +98,10 @@ def table(title: str, measured: Measured, errors: int) -> None:
 
 def public() -> None:
     """Print the share of published rows in which anything is found."""
-    from meditune.data import liveqa, medquad, pubmedqa
+    from meditune.config.data_options import PhiSpec
     from meditune.data.deidentify import Findings, deidentify
-    from meditune.data.rejects import Rejects
-    from meditune.recipe import PhiSpec
+    from meditune.data.readers import liveqa, medquad, pubmedqa
+    from meditune.data.readers.tables import Rejects
 
     print("\n| source | rows | with a finding | | kinds | MB/s |\n|---|---|---|---|---|---|")
     for name, reader in (("pubmedqa", pubmedqa.read), ("medquad", medquad.read), ("liveqa", liveqa.read)):
@@ -141,9 +142,9 @@ def main() -> None:
     given = parser.parse_args()
     finders: dict[str, Find] = {"rules": find}
     if given.presidio:
-        from meditune.phi import presidio
+        from meditune.phi import detector
 
-        finders["Presidio"] = presidio.find
+        finders["Presidio"] = detector.find_with_presidio
     for half in given.half or HALVES:
         made = notes(given.notes, half)
         for name, finder in finders.items():

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 
-from meditune.phi.spans import Kind, Span
+from meditune.config.data_options import Kind
+from meditune.phi.spans import Span
 
 HALVES = ("tuning", "second", "third", "fourth", "fifth", "held_out")
 SLOT = re.compile(r"\{([a-z0-9_.]+)\}")

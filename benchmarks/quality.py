@@ -37,14 +37,14 @@ from defects import (
     stated,
     swapped,
 )
-from meditune.data import liveqa, medquad, pubmedqa
+from meditune.config.data_options import QualityRules, QualitySpec
 from meditune.data.example import Example
 from meditune.data.quality import duplicates, rules
 from meditune.data.quality.audit import Audit
 from meditune.data.quality.ledger import FILE_NAME, entries
-from meditune.data.rejects import Rejects
+from meditune.data.readers import liveqa, medquad, pubmedqa
+from meditune.data.readers.tables import Rejects
 from meditune.data.splits import Splits, official_tests, split
-from meditune.recipe import QualityRules, QualitySpec
 
 PLANTED = 600
 SPEC = QualitySpec()

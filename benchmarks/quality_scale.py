@@ -161,8 +161,8 @@ def write(path: Path, count: int) -> None:
 
 def audit(path: Path, folder: Path, engine: str, workers: int, compare_only: bool) -> dict[str, float]:
     """Audit a file as a stream, in this process."""
-    from meditune.data.quality.engines import Name
-    from meditune.data.quality.folder import audit_folder, recipe_for
+    from meditune.data.quality.audit_folder import audit_folder, recipe_for
+    from meditune.data.quality.parallel_map import Name
     from meditune.data.quality.rules import RULES
 
     chosen: Name = "ray" if engine == "ray" else "local"

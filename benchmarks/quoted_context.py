@@ -14,13 +14,13 @@ import os
 import random
 from pathlib import Path
 
-from meditune.data import pubmedqa
-from meditune.data.rejects import Rejects
+from meditune.config.data_options import PromptFormat
+from meditune.data.readers import pubmedqa
+from meditune.data.readers.tables import Rejects
 from meditune.evaluate.likelihood import score
 from meditune.evaluate.metrics.confidence import probabilities
 from meditune.models.load import load
-from meditune.models.rows import join
-from meditune.recipe import PromptFormat
+from meditune.models.shared_prefix_batch import join
 
 TOKENS = 768
 

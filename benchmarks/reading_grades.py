@@ -11,9 +11,9 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import median
 
-from meditune.data import liveqa, medquad
-from meditune.data.rejects import Rejects
-from meditune.readability.grades import counted
+from meditune.data.readers import liveqa, medquad
+from meditune.data.readers.tables import Rejects
+from meditune.readability import counted
 
 
 def texts(folder: Path) -> dict[str, list[str]]:

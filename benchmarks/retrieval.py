@@ -28,12 +28,13 @@ import numpy as np
 
 import retrieval_fit as fitting
 import retrieval_set as sets
-from meditune.retrieve import focus, pipeline, rerank, rerank_weights, search
+from meditune.retrieve import hybrid_search, query_understanding, rerank_weights
+from meditune.retrieve import reranker as rerank
+from meditune.retrieve.hybrid_search import compare
 from meditune.retrieve.index import Index
-from meditune.retrieve.query import query
-from meditune.retrieve.rerank import Reranker
-from meditune.retrieve.search import compare
-from meditune.retrieve.title_vectors import TitleVectors
+from meditune.retrieve.query_understanding import query
+from meditune.retrieve.reranker import Reranker
+from meditune.retrieve.vector_search import TitleVectors
 from retrieval_set import LETTERS, Task, Text
 
 DEPTH = 100
@@ -154,12 +155,12 @@ def ablations(task: Task, some: Sequence[fitting.Group], index: Index, weights: 
 def left_out(reranker: Reranker, part: str) -> AbstractContextManager[Any]:
     """A block in which a part of the search gives nothing."""
     if part in ("words", "meaning"):
-        return patch.object(search, f"_by_{part}", lambda *_: {})
+        return patch.object(hybrid_search, f"_by_{part}", lambda *_: {})
     if part == "titles":
         return patch.object(TitleVectors, "nearest", lambda _, vectors, __: [[] for _ in vectors])
     if part in ("expand", "corrected"):
         return patch.object(reranker.synonyms, part, lambda text: text)
-    whole = partial(focus.Focused, focus="", question_type="information", kinds=("information",))
+    whole = partial(query_understanding.Focused, focus="", question_type="information", kinds=("information",))
     return patch.object(rerank, "focus", lambda text, _: whole(" ".join(text.split())))
 
 
@@ -227,7 +228,7 @@ def main() -> None:
     side_by_side(rambling, {"**hybrid**": searched(index, rambling)})
     abstracts(sets.pubmedqa_abstracts(data), index, sets.trained(data))
     times(task, index)
-    print(f"\n{pipeline.RERANKED} candidates are compared.")
+    print(f"\n{hybrid_search.RERANKED} candidates are compared.")
     some = fitting.groups(fitting.questions(data, task.passages, reranker), task, index, OF_LIVEQA)
     fitted = fitting.fit(some)
     print(f"\nFitted on {len(some)} of LiveQA's training questions: {fitted}")

@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from meditune.data import liveqa
-from meditune.data.rejects import Rejects
-from meditune.retrieve import titles
+from meditune.data.readers import liveqa
+from meditune.data.readers.tables import Rejects
+from meditune.retrieve import topics as titles
+from meditune.retrieve.hybrid_search import compare, read
 from meditune.retrieve.index import Index
-from meditune.retrieve.query import condition, query
-from meditune.retrieve.rerank import Reranker
-from meditune.retrieve.search import compare, read
-from meditune.retrieve.synonyms import key, words
+from meditune.retrieve.query_understanding import condition, query
+from meditune.retrieve.reranker import Reranker
+from meditune.retrieve.topics import key, words
 from retrieval_set import Task, Text, document
 
 FEATURES = (

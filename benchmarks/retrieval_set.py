@@ -13,19 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from meditune.data import liveqa, medquad, pubmedqa
-from meditune.data.archive import tidy
 from meditune.data.example import Example
-from meditune.data.rejects import Rejects
-from meditune.data.tables import rows
-from meditune.retrieve import collections, titles
-from meditune.retrieve.build import build
-from meditune.retrieve.embedders import embedder
+from meditune.data.readers import liveqa, medquad, pubmedqa
+from meditune.data.readers.medquad import tidy
+from meditune.data.readers.tables import Rejects, rows
+from meditune.retrieve import collections, topics
+from meditune.retrieve.build_index import build
+from meditune.retrieve.collections import JUDGED
+from meditune.retrieve.documents.document import Document, Section
 from meditune.retrieve.index import Index
-from meditune.retrieve.passages.medquad import JUDGED
-from meditune.retrieve.passages.passage import Document, Section
-from meditune.retrieve.place import MANIFEST, place
-from meditune.retrieve.synonyms import key
+from meditune.retrieve.storage import MANIFEST, place
+from meditune.retrieve.topics import key
+from meditune.retrieve.vector_search import embedder
 
 RELEVANT = 3
 """Judged 3 (incomplete) or 4 (excellent)"""
@@ -155,13 +154,13 @@ def rambling(passages: Sequence[Text], count: int = 300) -> Task:
     chance = random.Random(SEED)
     same: dict[tuple[str, str], set[int]] = defaultdict(set)
     for index, passage in enumerate(passages):
-        same[key(titles.read(passage.title).topic), titles.read(passage.title).kind].add(index)
+        same[key(topics.read(passage.title).topic), topics.read(passage.title).kind].add(index)
     asked = [passage for passage in passages if passage.kind in ASKING and len(passage.focus.split()) <= 4]
     task = Task(list(passages))
     for number, passage in enumerate(chance.sample(asked, count)):
         topic = _slip(passage.focus, chance)
         message = f"{chance.choice(OPENINGS)} {chance.choice(ASKING[passage.kind]).format(topic)} {chance.choice(ENDS)}"
-        relevant = frozenset(same[key(titles.read(passage.title).topic), passage.kind])
+        relevant = frozenset(same[key(topics.read(passage.title).topic), passage.kind])
         task.questions.append(Asked(f"rambling:{number}", message, passage.title, relevant))
     return task
 

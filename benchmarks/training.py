@@ -280,11 +280,10 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
 
 def meditune(given: Material) -> dict[str, Any]:
     """Return the metrics of Meditune's own training loop."""
-    from meditune.models.frozen import FrozenLayers
-    from meditune.train.encode import encode
-    from meditune.train.fast import fast_layers
-    from meditune.train.sft import plan_steps, probe, train
-    from meditune.train.weights import TokenWeights
+    from meditune.models.hidden_state_cache import FrozenLayers
+    from meditune.train.dataset import TokenWeights, encode
+    from meditune.train.finetune import fast_layers
+    from meditune.train.trainer import plan_steps, probe, train
 
     recipe, loaded = given.recipe, given.loaded
     rows, _ = encode(given.examples, loaded.encoder(recipe.prompt), recipe.train.tasks)

@@ -24,12 +24,11 @@ from pathlib import Path
 import yaml
 from scipy.stats import binomtest
 
-from meditune.data import liveqa, medquad, pubmedqa
-from meditune.data.rejects import Rejects
-from meditune.evaluate.safety.battery import battery
-from meditune.serve.safety.classifier import load
-from meditune.serve.safety.emergencies import numbers
-from meditune.serve.safety.triage import Classifier, Triage, triage
+from meditune.assistant.emergencies import numbers
+from meditune.assistant.triage import Classifier, Triage, load, triage
+from meditune.data.readers import liveqa, medquad, pubmedqa
+from meditune.data.readers.tables import Rejects
+from meditune.evaluate.safety_battery import battery
 
 HERE = Path(__file__).parent
 SETS = ("development", "held_out", "second", "third", "fourth")

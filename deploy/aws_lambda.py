@@ -23,14 +23,14 @@ from typing import Any
 from mangum import Mangum
 
 from meditune.errors import MedituneError
+from meditune.observability import LOGGER, set_up_logging
 from meditune.serve.app import PRUNE_EVERY_S, app_for
-from meditune.serve.logs import LOGGER, set_up
-from meditune.serve.opening import Wanted, open_service, safe
-from meditune.serve.running import Place
+from meditune.serve.http_server import Place
 from meditune.serve.service import Service
 from meditune.serve.settings import Settings
-from meditune.store.keys import Keys
-from meditune.store.opening import open_store
+from meditune.serve.startup import Wanted, open_service, safe
+from meditune.store.api_keys import Keys
+from meditune.store.open_store import open_store
 
 STORE = os.environ.get("MEDITUNE_STORE", "/tmp/meditune")
 
@@ -59,7 +59,7 @@ class Server:
 @cache
 def server() -> Server:
     """The application, opened with the first event and kept as long as the function is warm."""
-    set_up()
+    set_up_logging()
     wanted = Wanted(os.environ.get("MEDITUNE_MODEL", "/opt/model"), os.environ.get("MEDITUNE_INDEX"))
     # One event at a time is all that Lambda hands to one function.
     settings = Settings(at_once=1, waiting=0)

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from meditune import cli
+from meditune.cli import main
 from meditune.errors import Stopped
-from meditune.train import stage
+from meditune.train import finetune
 from tests import tiny
 from tests.data import layouts
 
@@ -85,7 +85,7 @@ class Bench:
     def started(self, *words: Any) -> Iterator[subprocess.Popen[str]]:
         """A command in a process of its own; killed at the end of the block if it still runs."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "meditune.cli", *map(str, words)],
+            [sys.executable, "-m", "meditune.cli.main", *map(str, words)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -133,7 +133,7 @@ def meditune(*words: Any) -> Result:
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setattr(sys, "argv", ["meditune", *map(str, words)])
         try:
-            cli.main()
+            main.main()
         except SystemExit as ended:
             code = ended.code or 0
         finally:
@@ -145,7 +145,7 @@ def meditune(*words: Any) -> Result:
 @contextlib.contextmanager
 def stopped_after(step: int) -> Iterator[None]:
     """Inside the block the user stops every training after this optimizer step."""
-    real = stage.train
+    real = finetune.train
 
     def stopping(*given: Any, **named: Any) -> Iterator[Any]:
         for done in real(*given, **named):
@@ -154,7 +154,7 @@ def stopped_after(step: int) -> Iterator[None]:
                 raise Stopped
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "train", stopping)
+        patch.setattr(finetune, "train", stopping)
         yield
 
 

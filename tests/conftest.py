@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from meditune.models.quiet import no_telemetry
+from meditune.models.quiet_libraries import no_telemetry
 from tests.store.databases import Cluster, cluster
 
 no_telemetry()

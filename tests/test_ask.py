@@ -2,11 +2,11 @@
 
 import pytest
 
-from meditune.ask import ask
+from meditune.assistant.cited_answers import ask
+from meditune.config.data_options import PromptFormat
 from meditune.data.example import Example, Passage
 from meditune.errors import DataError, ModelError
 from meditune.prompts import save_format
-from meditune.recipe import PromptFormat
 from tests import tiny
 
 
@@ -51,7 +51,7 @@ def test_asking_shows_the_prompt_that_evaluation_shows(folder):
     from meditune.evaluate.likelihood import score
     from meditune.evaluate.metrics.confidence import probabilities
     from meditune.models.load import load
-    from meditune.models.rows import rows_of
+    from meditune.models.shared_prefix_batch import rows_of
 
     example = Example(
         id="t:1", source="t", group="1", question="Does it help?", context=(Passage(text="It did."),), decision="no"

@@ -69,7 +69,7 @@ def test_help_answers_at_once():
         return used.children_user + used.children_system
 
     before = seconds()
-    done = subprocess.run([sys.executable, "-m", "meditune.cli", "--help"], capture_output=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "meditune.cli.main", "--help"], capture_output=True, check=True)
     assert b"The whole journey" in done.stdout
     assert seconds() - before < 0.5
 
@@ -514,7 +514,7 @@ def test_the_command_of_a_run_can_be_pasted_into_a_shell(place):
 
 
 def test_what_got_worse_is_red_in_a_terminal(monkeypatch, capsys):
-    from meditune.terminal.figures import print_worse
+    from meditune.cli.metrics_tables import print_worse
 
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")

@@ -16,12 +16,12 @@ import pytest
 import typer
 import yaml
 
-from meditune import cli
-from meditune.phi import find
-from meditune.recipe import Recipe
-from meditune.recipes.keys import declared, dotted, slot
-from meditune.serve.safety.emergencies import numbers
-from meditune.serve.safety.triage import triage
+from meditune.assistant.emergencies import numbers
+from meditune.assistant.triage import triage
+from meditune.cli import main
+from meditune.config.recipe import Recipe
+from meditune.config.recipe_keys import declared, dotted, slot
+from meditune.phi.detector import find
 from meditune.serve.settings import Settings
 from tests import commands
 from tests.serve.server import served
@@ -52,7 +52,7 @@ def options_of(command: Any, path: str = "meditune") -> Iterator[tuple[str, list
 
 def command_line() -> dict[str, Any]:
     """Return every command with its options."""
-    return dict(options_of(typer.main.get_command(cli.app)))
+    return dict(options_of(typer.main.get_command(main.cli_app)))
 
 
 def recipe_keys() -> dict[str, Any]:

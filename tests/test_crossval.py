@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from meditune.crossval import together
+from meditune.cross_validation import together
 from meditune.evaluate.metrics import summarise
 from meditune.evaluate.predictions import Predictions
 from meditune.files import write_json, write_jsonl

@@ -17,12 +17,12 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from meditune.cli import app
+from meditune.cli.main import cli_app
 from meditune.serve.metrics import Metrics
 from meditune.serve.settings import Settings
 from meditune.store.answers import Answer, Answers
-from meditune.store.keys import Keys
-from meditune.store.opening import open_store
+from meditune.store.api_keys import Keys
+from meditune.store.open_store import open_store
 from tests import tiny
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
@@ -43,7 +43,7 @@ def tool(name):
 
 def served(arguments):
     """Parse `meditune serve` with these arguments."""
-    command = typer.main.get_command(app).commands["serve"]
+    command = typer.main.get_command(cli_app).commands["serve"]
     return command.make_context("serve", list(arguments)).params
 
 
@@ -60,7 +60,7 @@ def test_the_container_runs_as_nobody_and_knows_whether_it_is_well():
     assert "/healthz" in named["HEALTHCHECK"]
     assert json.loads(named["ENTRYPOINT"]) == ["meditune", "serve"]
     assert served(json.loads(named["CMD"]))["model"] == "/model"
-    options = typer.main.get_command(app).commands["serve"].params
+    options = typer.main.get_command(cli_app).commands["serve"].params
     known = {option.envvar for option in options if option.envvar} | {"MEDITUNE_CACHE", "MEDITUNE_OFFLINE"}
     assert set(re.findall(r"MEDITUNE_\w+(?==)", named["ENV"])) <= known
     for source in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE):

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from meditune import doctor
-from meditune.doctor import Finding, examine, render
+from meditune.cli import doctor
+from meditune.cli.doctor import Finding, examine, render
 from tests.data import layouts
 
 

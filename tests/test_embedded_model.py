@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from meditune.config.training_options import ModelSpec
 from meditune.evaluate.likelihood import general_rows, score
 from meditune.files import read_jsonl
 from meditune.models.load import load
-from meditune.recipe import ModelSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.model]
 
@@ -34,7 +34,7 @@ def test_perplexity_equals_a_plain_transformers_loop():
 @pytest.mark.real
 def test_a_short_real_fine_tune_gives_an_adapter_that_loads_in_five_lines(real_data, tmp_path, capsys):
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "meditune.cli", "train", "quickstart", "--output", str(run)]
+    command = [sys.executable, "-m", "meditune.cli.main", "train", "quickstart", "--output", str(run)]
     done = subprocess.run(
         [*command, "--set", "train.epochs=0.1", "--set", "data.fallback_to_sample=false"],
         capture_output=True,
@@ -65,7 +65,7 @@ def decoding_peak_gb(name):
     """The memory that 16 short answers take, in a process of its own, in the number format of this machine."""
     program = """
 import resource, sys
-from meditune.evaluate.generation import generate
+from meditune.evaluate.evaluator import generate
 from meditune.models.load import load
 from meditune.prompts import Encoded
 loaded = load(sys.argv[1])

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from torch.distributed.run import get_args_parser
 
-from meditune.recipes.loading import load_recipe
+from meditune.config.load_recipe import load_recipe
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 SCRIPTS = ("nodes.sh", "slurm.sbatch", "torchrun.sh")

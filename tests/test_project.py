@@ -1,6 +1,5 @@
 """The project's own files: how it is built, cited, tested, and which way its imports run."""
 
-import ast
 import os
 import re
 import shutil
@@ -167,31 +166,6 @@ def test_the_licence_is_the_whole_apache_licence() -> None:
     assert "Version 2.0, January 2004" in text
     assert "9. Accepting Warranty or Additional Liability." in text
     assert "END OF TERMS AND CONDITIONS" in text
-
-
-def test_imports_run_down_the_list_in_architecture() -> None:
-    page = (PROJECT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    listed = page.partition("## Which way imports run")[2].partition("\n## ")[0]
-    layers = [line.strip().split(", ") for line in listed.splitlines() if line.startswith("    ")]
-    level = {name: number for number, names in enumerate(layers) for name in names}
-    for file in sorted(PACKAGE.rglob("*.py")):
-        part = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if part.startswith("__"):
-            continue
-        assert part in level, f"ARCHITECTURE.md doesn't say where {part} stands"
-        for other in _imported(file) - {part, "__version__"}:
-            assert level[other] >= level[part], f"{file.relative_to(PROJECT)} imports {other}, which stands above it"
-
-
-def _imported(file: Path) -> set[str]:
-    """The parts of the package that a file imports, anywhere in it."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module == "meditune":
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("meditune."):
-            found.add(str(node.module).split(".")[1])
-    return found
 
 
 def _make(*arguments: str, folder: Path = PROJECT) -> "subprocess.CompletedProcess[str]":

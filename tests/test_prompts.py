@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 
+from meditune.config.data_options import PromptFormat
 from meditune.data.example import Example, Passage
 from meditune.errors import ModelError
 from meditune.files import read_json, write_json
 from meditune.prompts import Encoder, QuestionTooLongError, decision_in, load_format, prompt_text, save_format
-from meditune.recipe import PromptFormat
 from tests import tiny
 
 SECRET = "Zebrafish prove the point beyond doubt."

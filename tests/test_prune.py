@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from meditune.models.zeros import linears, zero_share
+from meditune.models.pruning import linears, zero_share
 from tests import tiny
 from tests.commands import bench, meditune, stopped_after
 from tests.models.test_depth import deep

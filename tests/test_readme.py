@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import typer.main
 
-from meditune.cli import app
+from meditune.cli.main import cli_app
+from meditune.config import load_recipe, shipped
 from meditune.evaluate.gate import load_policy
-from meditune.models.packages import note_unpacked
-from meditune.operate.loop import config as cycle
-from meditune.recipes import loading, shipped
+from meditune.models.package_download import note_unpacked
+from meditune.operate import loop
 from tests import tiny
 
 PROJECT = Path(__file__).parents[1]
@@ -91,7 +91,7 @@ def test_the_tree_shows_what_is_there(page: Path) -> None:
 @pages
 def test_every_command_parses(page: Path) -> None:
     for command in _commands(page):
-        _parse(typer.main.get_command(app), shlex.split(command)[1:], command)
+        _parse(typer.main.get_command(cli_app), shlex.split(command)[1:], command)
 
 
 @pages
@@ -100,7 +100,7 @@ def test_every_set_option_names_a_key_and_a_fitting_value(page: Path) -> None:
     options = [shlex.split(found)[1] for found in re.findall(r"--set (?:'[^'\n]+'|[^\s`)]+)", text)]
     for option in options:
         if "=" in option and not option.startswith("KEY"):
-            loading.load_recipe("quickstart", [option])
+            load_recipe.load_recipe("quickstart", [option])
 
 
 @pages
@@ -112,9 +112,9 @@ def test_every_recipe_shown_is_valid(page: Path, tmp_path: Path) -> None:
             if body.startswith("not_worse:"):
                 load_policy(shown)
             elif body.startswith("registry:"):
-                cycle.load(shown)
+                loop.load(shown)
             else:
-                loading.load_recipe(str(shown))
+                load_recipe.load_recipe(str(shown))
 
 
 @pages
@@ -124,7 +124,7 @@ def test_every_dotted_key_is_one_of_a_recipe(page: Path) -> None:
         name = span.partition(":")[0]
         is_file = name.endswith((".py", ".json", ".jsonl"))
         if page.name != "report.md" and re.fullmatch(rf"(?:{groups})\.[a-z_.]+", name) and not is_file:
-            assert loading.keys.slot(tuple(name.split("."))), f"{page.name} names {span}"
+            assert load_recipe.recipe_keys.slot(tuple(name.split("."))), f"{page.name} names {span}"
 
 
 @pages

@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from meditune.evaluate.generation import generate
-from meditune.models.compiled import compiler
+from meditune.config.training_options import ModelSpec
+from meditune.evaluate.evaluator import generate
 from meditune.models.load import load
+from meditune.models.torch_compile import compiler
 from meditune.prompts import Encoded
-from meditune.recipe import ModelSpec
-from meditune.train.card import TITLES
+from meditune.train.model_card import TITLES
 from tests.commands import bench, meditune, read_rows, stopped_after
 
 QUICK = {

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from meditune.evaluate.report import render
+from meditune.evaluate.report.page import render
 from meditune.files import read_json
-from meditune.models.embedding import load
+from meditune.models.sentence_encoder import load
 from tests import tiny
 from tests.commands import bench, jsonl, meditune, rows
 from tests.evaluate.test_report import finished_run
@@ -64,7 +64,7 @@ def test_what_a_filter_changed_is_shown_beside_it(place, file, tmp_path):
 
 def test_clusters_stand_on_the_page_as_text(place, file, tmp_path, monkeypatch):
     model = load(tiny.sentence_model(tmp_path / "model"))
-    monkeypatch.setattr("meditune.models.embedding.sentence_model", lambda: model)
+    monkeypatch.setattr("meditune.models.sentence_encoder.sentence_model", lambda: model)
     survey(place, file, tmp_path / "run")
     words = ["data", "diversity", tmp_path / "run", "--output", tmp_path / "out", "--clusters", 4]
     assert meditune(*words).code == 0

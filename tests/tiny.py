@@ -26,7 +26,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from meditune.models.frozen import FrozenLayers
+from meditune.models.hidden_state_cache import FrozenLayers
 from meditune.models.load import LoadedModel
 
 WORDS = (
@@ -121,10 +121,10 @@ def blocks_drop_out(model: PreTrainedModel, share: float) -> None:
 
 def loaded(architecture: str = "llama", attention: str = "grouped", frozen: int = 0) -> LoadedModel:
     """A tiny model as `meditune.models.load.load` would give it."""
-    from meditune.models import attention as grouped
+    from meditune.models import inference
 
     made = model(architecture)
-    made.set_attn_implementation(grouped.register() if attention == "grouped" else attention)
+    made.set_attn_implementation(inference.register() if attention == "grouped" else attention)
     return LoadedModel(architecture, made, tokenizer(bos=architecture == "gemma3"), None, FrozenLayers(made, frozen))
 
 

@@ -58,8 +58,8 @@ def rows(run: Path, split: str, model: str | None = None) -> list[dict[str, Any]
 
 
 def _prompts(run: Path, model: str, examples: list[Example]) -> dict[str, str]:
+    from meditune.config.load_recipe import load_recipe
     from meditune.models.load import load
-    from meditune.recipes.loading import load_recipe
 
     loaded = load(model)
     form = loaded.form or load_recipe(str(run / "recipe.yaml")).recipe.prompt

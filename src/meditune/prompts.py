@@ -6,10 +6,12 @@
     Conclusion:                                    <- the long answer follows
     Answer:                                        <- or the decision follows
 
-A format may have a second cue for long answers, which asks for plain words (`plain_cue`, see data/styles.py). The two
+A format may have a second cue for long answers, which asks for plain words (`plain_cue`, see data/balance.py). The two
 tasks end in different cues on purpose: with one cue for both, a model that learnt decisions expects "yes" where the
 explanation should begin, and its explanations get worse (docs/experiments.md). What follows a cue starts with a space
 and ends with the tokenizer's end-of-sequence token, which is trained on, so that the model stops.
+
+What every medical answer carries: its limits, and when to seek urgent care.
 """
 
 from __future__ import annotations
@@ -20,13 +22,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from meditune.config.data_options import PromptFormat, Task
 from meditune.data.example import DECISIONS, Example, Passage
-from meditune.data.retrieved import RANKS, count, with_best
+from meditune.data.retrieved_passages import RANKS, count, with_best
 from meditune.errors import DataError, ModelError
 from meditune.files import read_json, write_json
-from meditune.limits import LIMITS
-from meditune.recipe import PromptFormat, Task
 from meditune.text import sentences
+
+LIMITS = (
+    "This model answers questions about health in general terms. It can be wrong, it knows nothing about you, and it "
+    "replaces no doctor. In an emergency (chest pain, trouble breathing, signs of a stroke, heavy bleeding, thoughts "
+    "of suicide) call your local emergency number at once."
+)
+
+LIMITS_LINE = (
+    "General information, not a doctor's advice. It can be wrong. In an emergency call your local emergency number."
+)
+"""The same in one short line, beside every answer that is served"""
+
 
 FILE_NAME = "prompt.json"
 

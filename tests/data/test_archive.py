@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from meditune.data.archive import parse_xml, texts, tidy, xml_files
+from meditune.data.readers.medquad import parse_xml, texts, tidy, xml_files
 from meditune.errors import DataError
 
 

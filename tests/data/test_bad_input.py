@@ -19,8 +19,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from meditune.data import damage, mimic
-from meditune.data.rejects import Rejects
+from meditune.data import example
+from meditune.data.readers import mimic
+from meditune.data.readers.tables import Rejects
 from tests.commands import Result, meditune, read_rows, rows
 from tests.data import layouts
 
@@ -118,15 +119,15 @@ def test_a_file_that_is_not_what_its_name_says(tmp_path, name, content, text):
 @pytest.mark.parametrize(
     ("found", "kept", "reason"),
     [
-        (changed(range(3), question="a\0b"), 37, damage.ZEROS),
-        (changed(range(1), answer="word " * 2_000_000), 39, damage.TOO_LONG),
-        (changed(range(2), question="q\ud800"), 38, damage.SURROGATES),
-        (changed(range(2), context="c\udfff"), 38, damage.SURROGATES),
-        (changed(range(2), ward={"a": ["\ud800"]}), 38, damage.SURROGATES),
-        (changed(range(2), group="\ud800"), 38, damage.SURROGATES),
-        (changed(range(2), id="\ud800"), 38, damage.SURROGATES),
-        (changed(range(2), **{"key\ud800": 1}), 38, damage.SURROGATES),
-        (changed(range(2), x=json.loads("[" * 900 + "]" * 900)), 38, damage.TOO_DEEP),
+        (changed(range(3), question="a\0b"), 37, example.ZEROS),
+        (changed(range(1), answer="word " * 2_000_000), 39, example.TOO_LONG),
+        (changed(range(2), question="q\ud800"), 38, example.SURROGATES),
+        (changed(range(2), context="c\udfff"), 38, example.SURROGATES),
+        (changed(range(2), ward={"a": ["\ud800"]}), 38, example.SURROGATES),
+        (changed(range(2), group="\ud800"), 38, example.SURROGATES),
+        (changed(range(2), id="\ud800"), 38, example.SURROGATES),
+        (changed(range(2), **{"key\ud800": 1}), 38, example.SURROGATES),
+        (changed(range(2), x=json.loads("[" * 900 + "]" * 900)), 38, example.TOO_DEEP),
         (changed(range(4), id=7), 36, "duplicate id"),
         (changed(range(4), question="\u200b\u202e\x07"), 36, "no question"),
         (changed(range(4), question=["x"], answer={"a": 1}), 36, "no question"),
@@ -275,7 +276,7 @@ def medquad(folder: Path, **more: bytes) -> Path:
         (b'<?xml version="1.0" encoding="hex"?><a/>', "unknown text encoding"),
         (("<a>" * 100_000 + "</a>" * 100_000).encode(), "elements more than 100 deep"),
         (("<QAPair>" * 100_000 + "</QAPair>" * 100_000).encode(), "elements more than 100 deep"),
-        (layouts.medquad_document("x", "F", [("a", "Q?", "word " * 2_000_000)]).encode(), damage.TOO_LONG),
+        (layouts.medquad_document("x", "F", [("a", "Q?", "word " * 2_000_000)]).encode(), example.TOO_LONG),
     ],
 )
 def test_bad_xml_is_named_and_the_rest_is_read(tmp_path, data, reason):
@@ -370,10 +371,10 @@ def test_pubmedqa_with_odd_items(tmp_path):
         row["where"].split(" ")[-1]: row["reason"] for row in read_rows(tmp_path.parent / "out/data/rejected.jsonl")
     }
     assert refused == {
-        "100": damage.SURROGATES,
-        "101": damage.SURROGATES,
+        "100": example.SURROGATES,
+        "101": example.SURROGATES,
         "102": "no question",
-        "103": damage.ZEROS,
+        "103": example.ZEROS,
         "7": "duplicate id",
     }
 
@@ -412,8 +413,8 @@ def test_notes_with_odd_letters_are_named_by_their_number_only(tmp_path):
     rejects = Rejects()
     assert len(list(mimic.read(path, rejects))) == 39
     assert [(row["reason"], row["row"]) for row in rejects.rows()] == [
-        (damage.ZEROS, '{"ROW_ID": "99"}'),
-        (damage.TOO_LONG, '{"ROW_ID": "98"}'),
+        (example.ZEROS, '{"ROW_ID": "99"}'),
+        (example.TOO_LONG, '{"ROW_ID": "98"}'),
     ]
 
 
@@ -426,13 +427,13 @@ RATED = [{"id": n, "question": f"Is pair {n // 2} good?", "answer": f"A {n}.", "
 @pytest.mark.parametrize(
     ("found", "reasons"),
     [
-        ([*PAIRS, PAIRS[0] | {"id": "\ud800"}, PAIRS[0] | {"group": "\ud800"}], {damage.SURROGATES: 2}),
-        ([*PAIRS, PAIRS[0] | {"id": 50, "chosen": "a\0"}], {damage.ZEROS: 1}),
+        ([*PAIRS, PAIRS[0] | {"id": "\ud800"}, PAIRS[0] | {"group": "\ud800"}], {example.SURROGATES: 2}),
+        ([*PAIRS, PAIRS[0] | {"id": 50, "chosen": "a\0"}], {example.ZEROS: 1}),
         (
             [*RATED, *(RATED[0] | {"id": 90 + n, "rating": odd} for n, odd in enumerate((10**400, "²", "9" * 5000)))],
             {"no rating (or one that isn't a number)": 3},
         ),
-        ([*RATED, RATED[0] | {"id": "\ud800"}], {damage.SURROGATES: 1}),
+        ([*RATED, RATED[0] | {"id": "\ud800"}], {example.SURROGATES: 1}),
     ],
 )
 def test_bad_pairs_and_ratings_are_named(tmp_path, found, reasons):
@@ -451,7 +452,7 @@ def held_up(tmp_path: Path, path: Path, name: str, source: str, meddle: Callable
     code = (
         "import sys, pathlib\n"
         f"from meditune.data import {name} as reader\n"
-        "from meditune.data.rejects import Rejects\n"
+        "from meditune.data.readers.tables import Rejects\n"
         "from meditune.errors import DataError\n"
         f"found = reader.{source}\n"
         "try:\n"
@@ -505,7 +506,7 @@ def test_an_endless_field_does_not_fill_the_memory(tmp_path, name):
             stream.write((b"word,\n" if name == "a.csv" else b"words ") * 1_666_667)
     code = (
         "import re, sys, pathlib\n"
-        "from meditune.data import own\nfrom meditune.data.rejects import Rejects\n"
+        "from meditune.data import own\nfrom meditune.data.readers.tables import Rejects\n"
         "from meditune.errors import DataError\n"
         "try:\n    list(own.read(pathlib.Path(sys.argv[1]), Rejects()))\n"
         "except DataError as error:\n    print(error)\n"

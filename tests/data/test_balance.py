@@ -5,10 +5,11 @@ from collections import Counter
 import pyarrow.parquet as pq
 import pytest
 
+from meditune.config.data_options import BalanceSpec, DataSpec
+from meditune.config.recipe import Recipe
 from meditune.data.balance import check_weights, heaviest, rebalanced
 from meditune.data.prepare import prepare
 from meditune.errors import DataError
-from meditune.recipe import BalanceSpec, DataSpec, Recipe
 from tests.commands import jsonl, rows
 from tests.data.diversity.examples import example
 

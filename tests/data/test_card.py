@@ -8,8 +8,9 @@ import sys
 import pytest
 import yaml
 
+from meditune.config.data_options import DataSpec, SourceSpec
+from meditune.config.recipe import Recipe
 from meditune.data.prepare import prepare
-from meditune.recipe import DataSpec, Recipe, SourceSpec
 from tests.commands import jsonl, meditune, read_rows, rows
 from tests.data import layouts
 

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from meditune.data.decisions import RULE, Decided, fingerprint, read_decisions
 from meditune.data.example import Example
 from meditune.data.prepare import prepare
 from meditune.data.quality.ledger import entries
+from meditune.data.row_decisions import RULE, Decided, fingerprint, read_decisions
 from meditune.errors import DataError
 from meditune.files import read_json, write_jsonl
 from tests.commands import meditune, read_rows

@@ -2,11 +2,12 @@
 
 import pytest
 
+from meditune.config.data_options import DataSpec, PhiSpec, SourceSpec
+from meditune.config.recipe import Recipe
 from meditune.data.prepare import prepare
 from meditune.data.quality.ledger import entries
 from meditune.errors import DataError
 from meditune.files import read_json
-from meditune.recipe import DataSpec, PhiSpec, Recipe, SourceSpec
 from tests.commands import jsonl, meditune, read_rows, rows
 from tests.data import layouts
 

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from meditune.data import liveqa, medquad, pubmedqa, trained_on
+from meditune.data import leakage
 from meditune.data.example import DECISIONS, Example, Passage
 from meditune.data.leakage import check, find, in_prompt, known, refuse
-from meditune.data.rejects import Rejects
+from meditune.data.readers import liveqa, medquad, pubmedqa
+from meditune.data.readers.tables import Rejects
 from meditune.data.splits import Splits, split
 from meditune.errors import DataError
 
@@ -79,7 +80,7 @@ def test_an_instruction_that_every_item_has_is_no_leak():
     assert find(items[:30], items[30:]) == []
     parts = split({"own": items}, official=False, test_share=0.2, dev_share=0.2, seed=1)
     assert min(map(len, parts.named().values())) > 4
-    assert trained_on.record(items)["questions"] == []
+    assert leakage.record(items)["questions"] == []
 
 
 def test_questions_that_are_nearly_the_same_are_split_together():
@@ -105,7 +106,7 @@ def test_a_background_that_most_items_have_is_no_leak():
     items = [example(number, context=context(WORDS.format("a drug"))) for number in range(40)]
     parts = split({"own": items}, False, 0.3, 0.2, 1)
     assert find([*parts.train, *parts.dev], parts.test) == []
-    assert trained_on.record(items)["contexts"] == []
+    assert leakage.record(items)["contexts"] == []
 
 
 def test_the_answer_in_the_prompt():
@@ -160,7 +161,7 @@ def test_a_refusal_names_what_how_many_how_near_and_what_to_do(tmp_path):
 
 def test_a_record_recognizes_what_was_trained_on_and_holds_no_text():
     trained = [example(n, context=context(WORDS.format(DRUGS[n]))) for n in range(4)]
-    record = trained_on.record(trained)
+    record = leakage.record(trained)
     assert record["examples"] == 4
     assert "pain" not in json.dumps(record)
     test = [
@@ -170,13 +171,13 @@ def test_a_record_recognizes_what_was_trained_on_and_holds_no_text():
         example(14),
     ]
     assert [leak.test for leak in known([record], [], test)] == ["own:11", "own:12", "own:13"]
-    further = trained_on.record([example(14)], [record])
+    further = leakage.record([example(14)], [record])
     assert further["examples"] == 5
     assert [leak.test for leak in known([further], [], test)] == ["own:11", "own:12", "own:13", "own:14"]
 
 
 def test_restricted_examples_are_counted_and_not_listed():
-    record = trained_on.record([example(1, meta={"restricted": True}), example(2)])
+    record = leakage.record([example(1, meta={"restricted": True}), example(2)])
     assert (record["examples"], record["unlisted"], len(record["questions"])) == (2, 1, 1)
     assert known([record], [], [example(1)]) == []
 
@@ -184,7 +185,7 @@ def test_restricted_examples_are_counted_and_not_listed():
 def test_a_record_that_cant_be_read_isnt_taken_for_none(tmp_path):
     (tmp_path / "trained_on.json").write_text('{"version": 99}', encoding="utf-8")
     with pytest.raises(DataError, match=r"trained_on\.json.*update Meditune"):
-        trained_on.read_record(tmp_path)
+        leakage.read_record(tmp_path)
 
 
 @pytest.mark.real

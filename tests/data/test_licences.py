@@ -1,6 +1,6 @@
 import pytest
 
-from meditune.data.licences import demands, hub_names, known
+from meditune.data.sources import demands, hub_names, known
 
 
 @pytest.mark.parametrize(

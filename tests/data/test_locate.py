@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from meditune.data import locate as module
-from meditune.data.archive import contents_sha256
-from meditune.data.locate import locate
-from meditune.data.sources import SOURCES, Download
+from meditune.data import sources
+from meditune.data.readers.medquad import contents_sha256
+from meditune.data.sources import SOURCES, Download, locate
 from meditune.errors import DataError
 from tests.data import layouts
 
@@ -117,7 +116,7 @@ def test_a_download_is_checked_kept_and_not_repeated(
 def test_a_bad_download_leaves_nothing_and_says_where_to_put_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, publisher: str, address: str, checksum: str | None, message: str
 ) -> None:
-    monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(sources, "TIMEOUT_SECONDS", 0.5)
     published(monkeypatch, publisher + address, checksum)
     with pytest.raises(DataError, match=message) as caught:
         locate("pubmedqa")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from meditune.data import medquad
-from meditune.data.rejects import Rejects
+from meditune.data.readers import medquad
+from meditune.data.readers.tables import Rejects
 from tests.data import layouts
 
 PAIRS = [

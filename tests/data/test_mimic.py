@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from meditune.data import mimic
-from meditune.data.rejects import Rejects
+from meditune.data.readers import mimic
+from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
 from tests.data import layouts
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from meditune.data.near import near_passages, near_questions, share_within
+from meditune.data.near_duplicates import near_passages, near_questions, share_within
 
 QUESTION = "Does early treatment with metformin lower the risk of heart failure in older adults with diabetes?"
 OTHERS = [

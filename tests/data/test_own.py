@@ -9,9 +9,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from meditune.data import own
 from meditune.data.example import Example, Passage, write_examples
-from meditune.data.rejects import Rejects
+from meditune.data.readers import user_files
+from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
 
 
@@ -30,7 +30,7 @@ def test_json_lines_with_guessed_columns(tmp_path: Path) -> None:
         ],
     )
     rejects = Rejects()
-    first, second, third = own.read(path, rejects)
+    first, second, third = user_files.read(path, rejects)
     assert first.model_dump() == {
         "id": "own:clinic-1",
         "source": "own",
@@ -48,7 +48,7 @@ def test_json_lines_with_guessed_columns(tmp_path: Path) -> None:
 
 def test_the_same_question_gets_the_same_group(tmp_path: Path) -> None:
     rows = [{"question": "Is it flu?", "answer": "No."}, {"question": " is IT  flu?", "answer": "Yes."}]
-    first, second = own.read(json_lines(tmp_path / "a.jsonl", rows), Rejects())
+    first, second = user_files.read(json_lines(tmp_path / "a.jsonl", rows), Rejects())
     assert first.group == second.group
 
 
@@ -61,7 +61,7 @@ def test_csv_with_named_columns_and_lines_inside_fields(tmp_path: Path) -> None:
     )
     fields = {"id": "nr", "question": "frage", "answer": "antwort", "decision": "urteil"}
     rejects = Rejects()
-    kept = list(own.read(path, rejects, fields=fields, source="klinik"))
+    kept = list(user_files.read(path, rejects, fields=fields, source="klinik"))
     assert [(example.id, example.decision) for example in kept] == [("klinik:1", "yes"), ("klinik:6", None)]
     assert kept[0].question == "Hilft\nes?"
     assert [(row["where"], row["reason"]) for row in rejects.rows()] == [
@@ -78,12 +78,12 @@ def test_parquet_tsv_and_json(tmp_path: Path) -> None:
     rows = [{"question": "Q1?", "answer": "A1.", "context": ["C"]}, {"question": "Q2?", "answer": None, "context": []}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     rejects = Rejects()
-    (from_parquet,) = own.read(tmp_path / "a.parquet", rejects)
+    (from_parquet,) = user_files.read(tmp_path / "a.parquet", rejects)
     assert [row["where"] for row in rejects.rows()] == [f"{tmp_path / 'a.parquet'}, row 2"]
     (tmp_path / "a.json").write_text(json.dumps(rows), encoding="utf-8")
-    assert list(own.read(tmp_path / "a.json", Rejects())) == [from_parquet]
+    assert list(user_files.read(tmp_path / "a.json", Rejects())) == [from_parquet]
     (tmp_path / "a.tsv").write_text("question\tanswer\tcontext\nQ1?\tA1.\tC\n", encoding="utf-8")
-    assert list(own.read(tmp_path / "a.tsv", Rejects())) == [from_parquet]
+    assert list(user_files.read(tmp_path / "a.tsv", Rejects())) == [from_parquet]
 
 
 def test_keys_of_databases_are_groups_and_years_are_numbers(tmp_path: Path) -> None:
@@ -92,15 +92,15 @@ def test_keys_of_databases_are_groups_and_years_are_numbers(tmp_path: Path) -> N
         for n, (key, year) in enumerate(((Decimal(1001), 2015.0), (Decimal(1001), None), (Decimal(1002), 1999.0)))
     ]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    found = list(own.read(tmp_path / "a.parquet", Rejects()))
+    found = list(user_files.read(tmp_path / "a.parquet", Rejects()))
     assert [example.group for example in found] == ["1001", "1001", "1002"]
     assert [example.meta["year"] for example in found] == [2015, None, 1999]
     (tmp_path / "a.csv").write_text("question,answer,year\nQ?,A.,2015\n", encoding="utf-8")
-    assert next(own.read(tmp_path / "a.csv", Rejects())).meta["year"] == 2015
+    assert next(user_files.read(tmp_path / "a.csv", Rejects())).meta["year"] == 2015
     keys = [b"p1", UUID(int=1), b"\xff\xfe", ["p1"]]
     rejects = Rejects()
     stream = ((f"row {n}", {"question": f"Q{n}?", "answer": "A.", "group": key}) for n, key in enumerate(keys))
-    assert [each.group for each in own.from_rows(stream, rejects)] == ["p1", str(UUID(int=1)), "fffe"]
+    assert [each.group for each in user_files.from_rows(stream, rejects)] == ["p1", str(UUID(int=1)), "fffe"]
     assert [row["reason"] for row in rejects.rows()] == ["group is neither text nor a number"]
 
 
@@ -115,7 +115,7 @@ def test_examples_written_by_meditune_come_back(tmp_path: Path) -> None:
         meta={"year": 2011},
     )
     write_examples(tmp_path / "kept.jsonl", [example])
-    (back,) = own.read(tmp_path / "kept.jsonl", Rejects())
+    (back,) = user_files.read(tmp_path / "kept.jsonl", Rejects())
     assert (back.id, back.context, back.group) == ("own:pubmedqa:1", example.context, "1")
     assert back.meta == {"year": 2011, "source": "pubmedqa"}
 
@@ -123,43 +123,43 @@ def test_examples_written_by_meditune_come_back(tmp_path: Path) -> None:
 def test_columns_that_cannot_be_told_are_an_error(tmp_path: Path) -> None:
     path = json_lines(tmp_path / "a.jsonl", [{"instruction": "Answer.", "input": "Flu?", "output": "No."}])
     with pytest.raises(DataError, match="both 'instruction' and 'input' could be the question"):
-        list(own.read(path, Rejects()))
-    (chosen,) = own.read(path, Rejects(), fields={"question": "input"})
+        list(user_files.read(path, Rejects()))
+    (chosen,) = user_files.read(path, Rejects(), fields={"question": "input"})
     assert (chosen.question, chosen.answer, chosen.meta) == ("Flu?", "No.", {"instruction": "Answer."})
     with pytest.raises(DataError, match=r"no column 'inputs' \(fields\.question\).*Did you mean 'input'\?"):
-        list(own.read(path, Rejects(), fields={"question": "inputs"}))
+        list(user_files.read(path, Rejects(), fields={"question": "inputs"}))
     with pytest.raises(DataError, match=r"fields\.frage isn't a field"):
-        list(own.read(path, Rejects(), fields={"frage": "input"}))
+        list(user_files.read(path, Rejects(), fields={"frage": "input"}))
     with pytest.raises(DataError, match="no column for the question; there are 'q', 'a'"):
-        list(own.read(json_lines(tmp_path / "b.jsonl", [{"q": "Flu?", "a": "No."}]), Rejects()))
+        list(user_files.read(json_lines(tmp_path / "b.jsonl", [{"q": "Flu?", "a": "No."}]), Rejects()))
     with pytest.raises(DataError, match="no column for the answer or decision"):
-        list(own.read(json_lines(tmp_path / "c.jsonl", [{"question": "Flu?"}]), Rejects()))
+        list(user_files.read(json_lines(tmp_path / "c.jsonl", [{"question": "Flu?"}]), Rejects()))
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.jsonl: no such file"):
-        list(own.read(tmp_path / "gone.jsonl", Rejects()))
+        list(user_files.read(tmp_path / "gone.jsonl", Rejects()))
     (tmp_path / "a.docx").write_text("", encoding="utf-8")
     with pytest.raises(DataError, match=r"'\.docx' isn't a known format"):
-        list(own.read(tmp_path / "a.docx", Rejects()))
+        list(user_files.read(tmp_path / "a.docx", Rejects()))
     (tmp_path / "empty.csv").write_text("question,answer\n", encoding="utf-8")
     with pytest.raises(DataError, match="no rows"):
-        list(own.read(tmp_path / "empty.csv", Rejects()))
+        list(user_files.read(tmp_path / "empty.csv", Rejects()))
     (tmp_path / "quote.csv").write_text('question,answer\nQ,A\nQ,"A\nmore\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"quote\.csv, line 3: unexpected end of data"):
-        list(own.read(tmp_path / "quote.csv", Rejects()))
+        list(user_files.read(tmp_path / "quote.csv", Rejects()))
     (tmp_path / "latin.csv").write_bytes("question,answer\nFieber?,Müde\n".encode("latin-1"))
     with pytest.raises(DataError, match="not UTF-8"):
-        list(own.read(tmp_path / "latin.csv", Rejects()))
+        list(user_files.read(tmp_path / "latin.csv", Rejects()))
     (tmp_path / "twice.csv").write_text("question,answer,answer\nQ,A,B\n", encoding="utf-8")
     with pytest.raises(DataError, match="a column name comes twice"):
-        list(own.read(tmp_path / "twice.csv", Rejects()))
+        list(user_files.read(tmp_path / "twice.csv", Rejects()))
     (tmp_path / "cut.jsonl").write_text('{"question": "Q", "answer": "A"}\n{"question', encoding="utf-8")
     with pytest.raises(DataError, match=r"cut\.jsonl, line 2"):
-        list(own.read(tmp_path / "cut.jsonl", Rejects()))
+        list(user_files.read(tmp_path / "cut.jsonl", Rejects()))
     (tmp_path / "cut.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match="not a readable Parquet file"):
-        list(own.read(tmp_path / "cut.parquet", Rejects()))
+        list(user_files.read(tmp_path / "cut.parquet", Rejects()))
 
 
 def test_odd_contexts(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_odd_contexts(tmp_path: Path) -> None:
         {"question": "4?", "answer": "A", "context": {"what": 1}},
     ]
     rejects = Rejects()
-    first, second = own.read(json_lines(tmp_path / "a.jsonl", rows), rejects)
+    first, second = user_files.read(json_lines(tmp_path / "a.jsonl", rows), rejects)
     assert first.context == (Passage(text="C1", label="L1"), Passage(text="C2", label="L2"))
     assert second.context == ()
     assert sum(rejects.counts()["own"].values()) == 2
@@ -182,15 +182,15 @@ def test_a_data_set_by_its_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "clinic" / "questions").mkdir(parents=True)
     json_lines(tmp_path / "clinic" / "questions" / "train.jsonl", [{"question": "Flu?", "answer": "No.", "ward": 7}])
-    (example,) = own.read("clinic/questions", Rejects())
+    (example,) = user_files.read("clinic/questions", Rejects())
     assert (example.id, example.meta) == ("own:clinic/questions-1", {"ward": 7})
     with pytest.raises(DataError, match=r"clinic/questions: .* can't be read from the hub as split 'nowhere'"):
-        list(own.read("clinic/questions", Rejects(), split="nowhere"))
+        list(user_files.read("clinic/questions", Rejects(), split="nowhere"))
 
 
 def test_a_large_file_is_read_quickly(tmp_path: Path) -> None:
     rows = [{"question": f"Q{n}?", "answer": "A" * 200} for n in range(20_000)]
     path = json_lines(tmp_path / "a.jsonl", rows)
     started = time.monotonic()
-    assert sum(1 for _ in own.read(path, Rejects())) == 20_000
+    assert sum(1 for _ in user_files.read(path, Rejects())) == 20_000
     assert time.monotonic() - started < 20

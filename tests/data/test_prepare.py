@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from meditune.config.data_options import DataSpec, SourceSpec
+from meditune.config.recipe import Recipe
 from meditune.data.prepare import prepare, stored
 from meditune.data.quality.ledger import restore
 from meditune.errors import DataError
-from meditune.recipe import DataSpec, Recipe, SourceSpec
 from tests.commands import jsonl, read_rows, rows
 from tests.data import layouts
 

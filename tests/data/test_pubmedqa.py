@@ -8,9 +8,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from meditune.data import pubmedqa
 from meditune.data.example import Passage
-from meditune.data.rejects import Rejects
+from meditune.data.readers import pubmedqa
+from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
 from tests.data import layouts
 

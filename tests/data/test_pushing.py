@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from meditune.config.data_options import DataSpec, SourceSpec
+from meditune.config.recipe import Recipe
 from meditune.data.prepare import prepare
-from meditune.recipe import DataSpec, Recipe, SourceSpec
 from tests.commands import Result, jsonl, meditune, rows
 from tests.data import layouts
 from tests.data.hub import TOKEN, Hub, hub

@@ -2,7 +2,7 @@ import json
 import tracemalloc
 from pathlib import Path
 
-from meditune.data.rejects import Rejects
+from meditune.data.readers.tables import Rejects
 
 
 def test_rows_are_counted_and_written(tmp_path: Path) -> None:

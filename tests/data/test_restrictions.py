@@ -2,17 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from meditune.data import mimic
+from meditune.config.data_options import SourceSpec
 from meditune.data.example import Example
-from meditune.data.rejects import Rejects
-from meditune.data.restrictions import (
-    is_restricted,
-    refuse_restricted_for_api,
-    refuse_restricted_sources_for_api,
-)
+from meditune.data.read_sources import is_restricted, refuse_restricted_for_api, refuse_restricted_sources_for_api
+from meditune.data.readers import mimic
+from meditune.data.readers.tables import Rejects
 from meditune.data.sources import SOURCES
 from meditune.errors import DataError
-from meditune.recipe import SourceSpec
 from tests.data import layouts
 
 

@@ -3,10 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from meditune.data.archive import contents_sha256
-from meditune.data.locate import has_files
-from meditune.data.rejects import Rejects
-from meditune.data.sources import SOURCES
+from meditune.data.readers.medquad import contents_sha256
+from meditune.data.readers.tables import Rejects
+from meditune.data.sources import SOURCES, has_files
 from meditune.files import sha256
 
 

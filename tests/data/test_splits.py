@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from meditune.data import pubmedqa
 from meditune.data.example import DECISIONS, Example
-from meditune.data.rejects import Rejects
+from meditune.data.readers import pubmedqa
+from meditune.data.readers.tables import Rejects
 from meditune.data.splits import by_group, question_key, split
 from meditune.errors import DataError
 

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 from pydantic import ValidationError
 
-from meditune.data.preference.build import build
-from meditune.data.preference.pair import read_pairs, write_pairs
+from meditune.config.data_options import PromptFormat
+from meditune.config.recipe import Recipe
+from meditune.config.training_options import PreferenceSpec
+from meditune.data.preference.pairs import build, read_pairs, write_pairs
 from meditune.data.prepare import prepare, stored
 from meditune.errors import DataError, ModelError
 from meditune.prompts import Encoder, save_format
-from meditune.recipe import PreferenceSpec, PromptFormat, Recipe
-from meditune.train.plan import check
-from meditune.train.start import check_start
+from meditune.train.training_plan import check, check_start
 from tests import tiny
 from tests.commands import jsonl
 from tests.data.test_balance import EASY, HARD

@@ -1,6 +1,5 @@
-from meditune.data.locate import locate
-from meditune.data.rejects import Rejects
-from meditune.data.sources import SOURCES
+from meditune.data.readers.tables import Rejects
+from meditune.data.sources import SOURCES, locate
 
 
 def test_no_synthetic_example_passes_for_a_published_study() -> None:

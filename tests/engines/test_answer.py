@@ -1,7 +1,7 @@
 """A job has one last piece, whatever is told of it afterwards."""
 
-from meditune.engines.answer import Answer
 from meditune.engines.engine import Job
+from meditune.engines.scheduler import Answer
 from tests import tiny
 
 

@@ -9,12 +9,12 @@ import time
 
 import pytest
 
-from meditune.engines.apart import ApartEngine
 from meditune.engines.engine import Job
-from meditune.engines.opening import open_engine
+from meditune.engines.open_engine import open_engine
+from meditune.engines.subprocess_engine import ApartEngine
 from meditune.errors import EngineError, ModelError
-from meditune.export import checking, items
-from meditune.export.stage import export
+from meditune.export import verify
+from meditune.export.export import export
 from tests import tiny
 from tests.engines.asking import ask, collect, text, together, tokens
 
@@ -27,11 +27,11 @@ def folder(tmp_path_factory):
     place = tiny.save(tmp_path_factory.mktemp("apart"))
     with pytest.MonkeyPatch.context() as patch:
         for module, name, value in (
-            (checking, "ANSWERS", 1),
-            (items, "COUNT", 4),
-            (checking, "WRITTEN", 9.0),
-            (checking, "AGREEMENT", 0.0),
-            (checking, "WRITTEN_ITEMS", 1),
+            (verify, "ANSWERS", 1),
+            (verify, "COUNT", 4),
+            (verify, "WRITTEN", 9.0),
+            (verify, "AGREEMENT", 0.0),
+            (verify, "WRITTEN_ITEMS", 1),
         ):
             patch.setattr(module, name, value)
         patch.setenv("MEDITUNE_DATA", "/nowhere")

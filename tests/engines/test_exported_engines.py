@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from meditune.engines.engine import Job
-from meditune.engines.opening import open_engine
+from meditune.engines.open_engine import open_engine
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
-from meditune.export import checking, items
-from meditune.export.stage import export
+from meditune.export import verify
+from meditune.export.export import export
 from tests import tiny
 from tests.engines.asking import ask, collect, text, together, tokens
 
@@ -44,12 +44,12 @@ def folder(request, tmp_path_factory):
     made.save_pretrained(place)
     tokenizer.save_pretrained(place)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checking, "ANSWERS", 1)
-        patch.setattr(items, "COUNT", 10)
+        patch.setattr(verify, "ANSWERS", 1)
+        patch.setattr(verify, "COUNT", 10)
         # Rounding changes random weights more than those that learnt something.
-        patch.setattr(checking, "WRITTEN", 1.0)
-        patch.setattr(checking, "AGREEMENT", 0.7)
-        patch.setattr(checking, "WRITTEN_ITEMS", 4)
+        patch.setattr(verify, "WRITTEN", 1.0)
+        patch.setattr(verify, "AGREEMENT", 0.7)
+        patch.setattr(verify, "WRITTEN_ITEMS", 4)
         facts = export(str(place), kind)
     assert facts["drift"]["items"] == 10
     return place
@@ -158,7 +158,7 @@ def test_likelihoods_of_what_is_written_are_told_or_refused(engine):
 @pytest.mark.parametrize("folder", [kind for kind in KINDS if kind[1] != "onnx"], ids="-".join, indirect=True)
 def test_it_needs_no_torch(folder):
     program = (
-        "import sys; from meditune.engines.opening import open_engine; "
+        "import sys; from meditune.engines.open_engine import open_engine; "
         f"engine = open_engine({str(folder)!r}); engine.score([5, 6], [[7]]); engine.close(); "
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
@@ -168,7 +168,7 @@ def test_it_needs_no_torch(folder):
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "open"])
 def test_ctrl_c_is_heard_whatever_became_of_the_engine(folder, closed):
     program = (
-        "import gc, os, signal; from meditune.engines.opening import open_engine\n"
+        "import gc, os, signal; from meditune.engines.open_engine import open_engine\n"
         # What a shell started in the background ignores it.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"engine = open_engine({str(folder)!r})\n"

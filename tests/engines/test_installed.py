@@ -9,7 +9,7 @@ import pytest
 def test_openvino_reports_nothing_to_anybody():
     pytest.importorskip("openvino")
     code = (
-        "from meditune.engines.installed import package\n"
+        "from meditune.engines.exported_model import package\n"
         "package('openvino', 'openvino.tools.ovc')\n"
         "from openvino.tools.ovc import telemetry_utils\n"
         "print(telemetry_utils.tm.__name__)"

@@ -2,13 +2,13 @@
 
 import pytest
 
+from meditune.config.data_options import PromptFormat
 from meditune.engines.engine import Job
-from meditune.engines.exported import outdated, weights_digest
-from meditune.engines.opening import open_engine
+from meditune.engines.exported_model import outdated, weights_digest
+from meditune.engines.open_engine import open_engine
 from meditune.errors import ModelError
 from meditune.files import write_json
 from meditune.prompts import save_format
-from meditune.recipe import PromptFormat
 from tests import tiny
 from tests.engines.asking import ask, tokens
 

@@ -7,7 +7,7 @@ import torch
 
 from meditune.engines.engine import Job
 from meditune.engines.llamacpp_engine import server
-from meditune.engines.opening import open_engine
+from meditune.engines.open_engine import open_engine
 from meditune.errors import ModelError
 from meditune.export.gguf import NAME, write_gguf
 from tests import tiny

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from meditune.engines.engine import Job
-from meditune.engines.server_engine import ServerEngine
+from meditune.engines.openai_engine import ServerEngine
 from meditune.errors import ModelError
 from tests import tiny
 from tests.engines.asking import ask, collect, text

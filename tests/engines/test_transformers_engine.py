@@ -11,7 +11,7 @@ import torch
 from meditune.engines.engine import Job, Load
 from meditune.engines.transformers_engine import TransformersEngine
 from meditune.errors import ModelError
-from meditune.models.greedy import Greedy
+from meditune.models.generation import Greedy
 from meditune.models.inference import inference
 from tests import tiny
 from tests.engines.asking import ask, collect, text, together, tokens

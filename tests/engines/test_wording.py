@@ -2,7 +2,7 @@
 
 import pytest
 
-from meditune.engines.wording import Wording
+from meditune.engines.tokenizer import Wording
 from tests import tiny
 
 SAID = "Ärzte sagen: β-Blocker helfen 😀, 高血压 too. It’s naïve."

@@ -3,18 +3,17 @@
 import pytest
 import torch
 
+from meditune.config.data_options import PromptFormat
+from meditune.config.recipe import Recipe
 from meditune.data.example import Example
-from meditune.data.preference.pair import Pair
+from meditune.data.preference.pairs import Pair
 from meditune.errors import ModelError
-from meditune.evaluate import preference
-from meditune.evaluate.generation import generate
-from meditune.evaluate.likelihood import score
-from meditune.evaluate.lm_eval import decisions
+from meditune.evaluate import likelihood
+from meditune.evaluate.evaluator import Measuring, generate
+from meditune.evaluate.likelihood import decisions, score
 from meditune.evaluate.predictions import Predictions, read
-from meditune.evaluate.stage import Measuring
 from meditune.evaluate.summary import empty_answers
-from meditune.models.rows import rows_of
-from meditune.recipe import PromptFormat, Recipe
+from meditune.models.shared_prefix_batch import rows_of
 from tests import tiny
 from tests.commands import meditune
 from tests.models.test_rows import EXAMPLES
@@ -67,7 +66,7 @@ def test_pairs_that_can_t_be_compared_are_named():
         group="g",
     )
     with pytest.raises(ModelError, match=says("odd-pair")):
-        list(preference.score(loaded, [pair], loaded.encoder(FORM), 512, "Pairs"))
+        list(likelihood.score_pairs(loaded, [pair], loaded.encoder(FORM), 512, "Pairs"))
 
 
 def test_a_model_in_a_small_number_format_is_to_be_tried_in_a_larger_one():

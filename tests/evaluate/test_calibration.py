@@ -5,17 +5,16 @@ import random
 
 import pytest
 
+from meditune.config.load_recipe import load_recipe
+from meditune.config.recipe import EvaluateSpec
 from meditune.data.example import DECISIONS
 from meditune.errors import RecipeError
-from meditune.evaluate.abstention import FEWEST, abstention, kept_at, threshold_for
-from meditune.evaluate.calibration import fitted
+from meditune.evaluate.decision_calibration import FEWEST, abstention, fitted, kept_at, threshold_for
 from meditune.evaluate.metrics import summarise
-from meditune.evaluate.metrics.calibration import calibrated
 from meditune.evaluate.metrics.confidence import probabilities
+from meditune.evaluate.metrics.decision import calibrated
 from meditune.evaluate.predictions import Predictions
-from meditune.recipe import EvaluateSpec
-from meditune.recipes.loading import load_recipe
-from meditune.shares import wilson
+from meditune.statistics import wilson
 from tests.evaluate.test_confidence import numbered
 
 WEIGHTS = (55, 34, 11)

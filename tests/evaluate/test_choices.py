@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from meditune.evaluate.choices import measured, questions
+from meditune.config.data_options import PromptFormat
+from meditune.config.training_options import ModelSpec
+from meditune.evaluate.general_knowledge import measured, questions
 from meditune.evaluate.metrics import summarise
-from meditune.evaluate.metrics.forgetting import chosen
+from meditune.evaluate.metrics.perplexity import chosen
 from meditune.evaluate.predictions import Predictions
 from meditune.models.load import load
-from meditune.recipe import ModelSpec, PromptFormat
 from tests import tiny
 
 

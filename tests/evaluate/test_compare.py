@@ -3,13 +3,9 @@
 import numpy as np
 import pytest
 
-from meditune.evaluate.changes import changes, counted
-from meditune.evaluate.compare import compare, too_few
-from meditune.evaluate.measured import Measured
-from meditune.evaluate.predictions import Predictions
-from meditune.evaluate.side_by_side import side_by_side
-from meditune.evaluate.significance import exchange_p, holm
-from meditune.shares import wilson
+from meditune.evaluate.compare import changes, compare, count_changes, side_by_side, too_few
+from meditune.evaluate.predictions import Measured, Predictions
+from meditune.statistics import exchange_p, holm, wilson
 
 
 def decided(*right):
@@ -122,4 +118,4 @@ def test_what_changed_is_named_in_both_directions():
         ("answer", "0", "gained"),
         ("decision", "1", "gained"),
     ]
-    assert counted(found)["decision"] == {"lost": 1, "gained": 1, "neither": 0}
+    assert count_changes(found)["decision"] == {"lost": 1, "gained": 1, "neither": 0}

@@ -5,13 +5,12 @@ import shutil
 
 import pytest
 
+from meditune.config.recipe import EvaluateSpec
 from meditune.data.example import DECISIONS, Example, Passage
-from meditune.evaluate.items import decided_on
+from meditune.evaluate.evaluator import decided_on
 from meditune.evaluate.metrics import summarise
-from meditune.evaluate.official import write_pubmedqa
-from meditune.evaluate.predictions import Predictions
+from meditune.evaluate.predictions import Predictions, write_pubmedqa
 from meditune.files import read_json, write_jsonl
-from meditune.recipe import EvaluateSpec
 from tests.commands import bench, meditune, read_rows
 from tests.evaluate.test_report import shown
 

@@ -2,14 +2,14 @@
 
 import pytest
 
+from meditune.config.recipe import Recipe
 from meditune.data.example import Example
 from meditune.errors import DataError
 from meditune.evaluate.compare import compare
-from meditune.evaluate.coverage import remarks, unmeasured
+from meditune.evaluate.evaluator import remarks, unmeasured
 from meditune.evaluate.metrics import summarise
 from meditune.evaluate.predictions import Predictions, read
 from meditune.files import write_jsonl
-from meditune.recipe import Recipe
 
 RECIPE = Recipe(name="test")
 EXAMPLES = [

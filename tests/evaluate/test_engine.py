@@ -2,14 +2,13 @@
 
 import pytest
 
+from meditune.config.data_options import PromptFormat
+from meditune.config.load_recipe import load_recipe
 from meditune.data.example import Example, Passage
 from meditune.engines.transformers_engine import TransformersEngine
 from meditune.errors import DataError
-from meditune.evaluate.engine import EngineMeasuring
-from meditune.evaluate.generation import generate
-from meditune.evaluate.stage import Measuring
-from meditune.recipe import PromptFormat
-from meditune.recipes.loading import load_recipe
+from meditune.evaluate.evaluator import Measuring, generate
+from meditune.evaluate.evaluator_backends import EngineMeasuring
 from tests import tiny
 from tests.commands import read_rows
 

@@ -4,19 +4,18 @@ import re
 
 import pytest
 
+from meditune.cli.metrics_tables import print_comparison, print_worse
+from meditune.config.recipe import EvaluateSpec
 from meditune.data.example import Example, Passage
+from meditune.evaluate.answer_grading import grade, overview
 from meditune.evaluate.compare import caveats, compare, got_worse
-from meditune.evaluate.faithfulness import overview
 from meditune.evaluate.gate import Policy, check
-from meditune.evaluate.grading import grade
 from meditune.evaluate.metrics import summarise, summarise_references
 from meditune.evaluate.metrics.faithfulness import agreement
 from meditune.evaluate.predictions import Predictions, read
-from meditune.evaluate.report import render
+from meditune.evaluate.report.page import render
 from meditune.evaluate.subgroups import subgroups
 from meditune.files import read_json, write_json, write_jsonl
-from meditune.recipe import EvaluateSpec
-from meditune.terminal.figures import print_comparison, print_worse
 from tests.evaluate.test_report import finished_run, shown
 from tests.models.test_support import judge
 

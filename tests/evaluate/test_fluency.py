@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
+from meditune.config.data_options import PromptFormat
+from meditune.config.load_recipe import load_recipe
+from meditune.evaluate.evaluator import Measuring, Scoring
 from meditune.evaluate.likelihood import general_rows, score, scored_bytes, unconditional_rows
 from meditune.evaluate.metrics import statistics_of, summarise
 from meditune.evaluate.predictions import Predictions
-from meditune.evaluate.stage import Measuring, Scoring
 from meditune.files import read_jsonl
 from meditune.prompts import Encoded
-from meditune.recipe import PromptFormat
-from meditune.recipes.loading import load_recipe
 from tests import tiny
 from tests.models.test_rows import EXAMPLES
 

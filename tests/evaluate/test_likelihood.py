@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from meditune.evaluate.generation import generate
+from meditune.config.data_options import PromptFormat
+from meditune.evaluate.evaluator import generate
 from meditune.evaluate.likelihood import general_rows, score
-from meditune.models.rows import rows_of
-from meditune.recipe import PromptFormat
+from meditune.models.shared_prefix_batch import rows_of
 from tests import tiny
 from tests.models.test_rows import EXAMPLES
 

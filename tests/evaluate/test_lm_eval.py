@@ -12,12 +12,13 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from meditune.config.recipe import EvaluateSpec, Recipe
+from meditune.config.training_options import ModelSpec
 from meditune.data.example import DECISIONS, Example, Passage
 from meditune.errors import DataError, ModelError
-from meditune.evaluate.api import ApiMeasuring
-from meditune.evaluate.lm_eval import asked, decisions, prompt_text
+from meditune.evaluate.evaluator_backends import ApiMeasuring
+from meditune.evaluate.likelihood import asked, decisions, prompt_text
 from meditune.models.load import load
-from meditune.recipe import EvaluateSpec, ModelSpec, Recipe
 from tests import tiny
 from tests.commands import meditune
 from tests.models.test_rows import EXAMPLES

@@ -9,10 +9,10 @@ import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF
 
-from meditune.data.liveqa import official_split, read
-from meditune.data.rejects import Rejects
+from meditune.data.readers.liveqa import official_split, read
+from meditune.data.readers.tables import Rejects
 from meditune.evaluate.metrics import statistics_of, summarise
-from meditune.evaluate.metrics.overlap import corpus_bleu, corpus_chrf, signatures
+from meditune.evaluate.metrics.text_overlap import corpus_bleu, corpus_chrf, signatures
 from meditune.evaluate.predictions import Predictions, answer_row
 
 WORDS = "The drug helps. Patients with pain improved, but children didn't. More trials are needed in adults.".split()  # noqa: SIM905

@@ -4,13 +4,13 @@ from collections import defaultdict
 
 import pytest
 
-from meditune.data.preference import medquad_judged
-from meditune.data.rejects import Rejects
+from meditune.data.preference import rated_answers
+from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
 from meditune.evaluate.compare import compare
+from meditune.evaluate.expert_ratings import read_ratings, store
 from meditune.evaluate.metrics import summarise
 from meditune.evaluate.predictions import Predictions, read
-from meditune.evaluate.ratings import read_ratings, store
 from meditune.files import write_jsonl
 from tests.commands import meditune
 
@@ -101,7 +101,7 @@ def test_the_command_shows_each_systems_figures(tmp_path):
 @pytest.mark.real
 def test_the_best_retrieved_answer_of_each_judged_question(real_data, tmp_path):
     """MedQuAD's judged answers: a system that finds the best answer for each of the judged LiveQA questions."""
-    judged = list(medquad_judged.read(real_data / "medquad-judged", real_data / "liveqa", Rejects()))
+    judged = list(rated_answers.read(real_data / "medquad-judged", real_data / "liveqa", Rejects()))
     lines = [f"{each.name.partition('/')[0]},{each.rating:g}" for each in judged]
     path = file(tmp_path, "\n".join(["id,score", *lines]) + "\n")
     rows = read_ratings(path, best=True)[""]

@@ -9,7 +9,7 @@ from meditune.evaluate.compare import compare
 from meditune.evaluate.metrics import METRICS, summarise
 from meditune.evaluate.metrics.readability import measured, spread
 from meditune.evaluate.predictions import Predictions
-from meditune.readability.grades import smog
+from meditune.readability import smog
 
 NAMES = ("grade_gap", "smog", "sentence_length", "rare_words", "unexplained_terms")
 PLAIN = "You may have a cold. Drink water and rest at home. Call your doctor if the fever does not go away."

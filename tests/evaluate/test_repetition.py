@@ -4,7 +4,7 @@ import pytest
 
 from meditune.evaluate.compare import compare
 from meditune.evaluate.metrics import summarise
-from meditune.evaluate.metrics.repetition import loops, repeated
+from meditune.evaluate.metrics.text_overlap import loops, repeated
 from meditune.evaluate.predictions import Predictions
 
 PLAIN = "The drug eased pain in adults, and no harm was seen in children over the whole year."

@@ -12,7 +12,7 @@ import pytest
 
 from meditune.errors import DataError
 from meditune.evaluate.metrics import METRICS
-from meditune.evaluate.report import render
+from meditune.evaluate.report.page import render
 from meditune.files import read_json, write_json, write_jsonl
 
 REFERENCE = "aspirin lowers the risk of a second heart attack in most adults"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from meditune.evaluate.report.reading import reading
+from meditune.evaluate.report.run_sections import reading
 from tests.evaluate.test_report import finished_run, shown
 
 SPREAD = {

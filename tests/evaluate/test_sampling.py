@@ -2,13 +2,13 @@
 
 import pytest
 
+from meditune.config.load_recipe import load_recipe
+from meditune.config.recipe import Recipe
 from meditune.data.example import Example
 from meditune.errors import RecipeError
+from meditune.evaluate.evaluator import Measuring
 from meditune.evaluate.predictions import path_of
-from meditune.evaluate.stage import Measuring
 from meditune.files import read_jsonl
-from meditune.recipe import Recipe
-from meditune.recipes.loading import load_recipe
 from tests import tiny
 
 EXAMPLES = [

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
+from meditune.cli.metrics_tables import print_seeds
+from meditune.config import load_recipe as writing
+from meditune.config.load_recipe import load_recipe
 from meditune.errors import DataError
 from meditune.evaluate.seeds import over_seeds, two_level
 from meditune.files import write_json, write_jsonl
-from meditune.recipes import writing
-from meditune.recipes.loading import load_recipe
-from meditune.terminal.figures import print_seeds
 
 
 def finished(folder, seed, base, tuned, *settings):

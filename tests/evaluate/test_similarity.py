@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 
-from meditune.evaluate.grading import grade
+from meditune.config.recipe import EvaluateSpec
+from meditune.evaluate.answer_grading import compared, grade, matched
 from meditune.evaluate.metrics import summarise
 from meditune.evaluate.predictions import Predictions, read
-from meditune.evaluate.similarity import compared, matched
 from meditune.files import read_jsonl, write_jsonl
-from meditune.models.embedding import Reading, load
-from meditune.recipe import EvaluateSpec
+from meditune.models.sentence_encoder import Reading, load
 from tests import tiny
 
 ROWS = [

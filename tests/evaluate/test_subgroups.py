@@ -5,12 +5,11 @@ import random
 
 import pytest
 
-from meditune.data.example import DECISIONS, Example, Passage
-from meditune.data.traits import TRAITS
+from meditune.data.example import DECISIONS, TRAITS, Example, Passage
 from meditune.evaluate.metrics import summarise
 from meditune.evaluate.predictions import Predictions
 from meditune.evaluate.subgroups import LEAST, subgroups
-from meditune.shares import wilson
+from meditune.statistics import wilson
 
 
 def example(number, source="own", **changes):

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from meditune.evaluate import texts
-from meditune.evaluate.technical import is_prose, language_reference
+from meditune.evaluate import general_knowledge
+from meditune.evaluate.general_knowledge import is_prose, language_reference
 
 
 def test_it_is_a_long_english_text_without_code_and_repetitions():
@@ -34,12 +34,12 @@ def test_prose_is_told_from_code_and_headings(paragraph, prose):
 
 
 def test_its_edition_is_known():
-    found = texts.technical()
+    found = general_knowledge.technical()
     assert found.edition["sha256"] == hashlib.sha256(found.text.encode()).hexdigest()
     assert found.edition["python"] == ".".join(map(str, sys.version_info[:3]))
 
 
 def test_a_python_without_it_is_told_and_nothing_fails(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
-    assert texts.technical() is None
+    assert general_knowledge.technical() is None
     assert "evaluate.technical_tokens=0" in capsys.readouterr().err

@@ -4,13 +4,13 @@ import json
 
 import pytest
 
+from meditune.config.data_options import PromptFormat
 from meditune.errors import ModelError
-from meditune.export import checking, items, stage
-from meditune.export.checking import Drift, by_chance
-from meditune.export.ollama import modelfile
+from meditune.export import export, verify
+from meditune.export.gguf import modelfile
+from meditune.export.verify import Drift, by_chance
 from meditune.models.load import load
 from meditune.prompts import save_format
-from meditune.recipe import PromptFormat
 from tests import tiny
 
 
@@ -18,14 +18,14 @@ from tests import tiny
 def few(monkeypatch):
     """A check of few items; the synthetic sample stands in for PubMedQA."""
     monkeypatch.setenv("MEDITUNE_DATA", "/nowhere")
-    monkeypatch.setattr(items, "COUNT", 6)
-    monkeypatch.setattr(checking, "ANSWERS", 2)
-    monkeypatch.setattr(checking, "WRITTEN_ITEMS", 2)
+    monkeypatch.setattr(verify, "COUNT", 6)
+    monkeypatch.setattr(verify, "ANSWERS", 2)
+    monkeypatch.setattr(verify, "WRITTEN_ITEMS", 2)
 
 
 def test_a_merged_export_says_what_it_is_and_is_made_once(tmp_path):
     folder = tiny.save(tmp_path / "model")
-    facts = stage.export(str(folder), "merged")
+    facts = export.export(str(folder), "merged")
     place = folder / "export" / "merged"
     stored = json.loads((place / "export.json").read_text())
     assert stored == json.loads(json.dumps(facts))
@@ -34,7 +34,7 @@ def test_a_merged_export_says_what_it_is_and_is_made_once(tmp_path):
     assert stored["drift"]["agreement"] >= 0.9
     assert "perplexity" in (place / "README.md").read_text()
     before = (place / "export.json").stat().st_mtime_ns
-    stage.export(str(folder), "merged")
+    export.export(str(folder), "merged")
     assert (place / "export.json").stat().st_mtime_ns == before
 
 
@@ -43,7 +43,7 @@ def test_the_original_is_asked_again_where_its_prompts_have_changed(tmp_path):
     said = []
     for cue in ("Answer:", "What the doctors of this house would say, in short:"):
         save_format(PromptFormat(answer_cue=cue, decision_cue=cue), folder)
-        stage.export(str(folder), "merged", tmp_path / str(len(said)))
+        export.export(str(folder), "merged", tmp_path / str(len(said)))
         said.append(json.loads((folder / "export" / "original.json").read_text())["said"])
     assert said[0] != said[1]
 
@@ -51,7 +51,7 @@ def test_the_original_is_asked_again_where_its_prompts_have_changed(tmp_path):
 def test_a_model_of_two_styles_is_checked_in_both(tmp_path):
     folder = tiny.save(tmp_path / "model")
     save_format(PromptFormat(plain_cue="Told plainly:"), folder)
-    stage.export(str(folder), "merged")
+    export.export(str(folder), "merged")
     prompts = json.loads((folder / "export" / "original.json").read_text())["said"]["prompts"]
     tokenizer = load(str(folder)).tokenizer
     cues = [tokenizer.decode(prompt).splitlines()[-1].strip() for prompt in prompts]
@@ -60,20 +60,20 @@ def test_a_model_of_two_styles_is_checked_in_both(tmp_path):
 
 def test_a_model_that_drifts_is_not_kept(tmp_path, monkeypatch):
     folder = tiny.save(tmp_path / "model")
-    monkeypatch.setattr(checking, "PERPLEXITY", -0.5)
+    monkeypatch.setattr(verify, "PERPLEXITY", -0.5)
     with pytest.raises(ModelError, match="perplexity of given answers rose"):
-        stage.export(str(folder), "merged")
+        export.export(str(folder), "merged")
     assert [path.name for path in (folder / "export").iterdir()] == ["original.json"]
 
 
 def test_an_unknown_form_gets_the_known_ones(tmp_path):
     with pytest.raises(ModelError, match="Forms: merged"):
-        stage.export(str(tmp_path), "pdf")
+        export.export(str(tmp_path), "pdf")
 
 
 def test_gpt2_has_no_gguf_here(tmp_path):
     with pytest.raises(ModelError, match="convert_hf_to_gguf"):
-        stage.export(str(tiny.save(tmp_path / "model", "gpt2")), "gguf")
+        export.export(str(tiny.save(tmp_path / "model", "gpt2")), "gguf")
     assert not (tmp_path / "model" / "export" / "gguf").exists()
 
 

@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from meditune.export.gguf_vocabulary import add_vocabulary
+from meditune.export.gguf import add_vocabulary
 from tests import tiny
 
 gguf = pytest.importorskip("gguf")

@@ -5,10 +5,11 @@ import json
 import pytest
 import yaml
 
+from meditune.config.data_options import DataSpec, SourceSpec
+from meditune.config.recipe import Recipe
+from meditune.data.leakage import FILE_NAME
 from meditune.data.prepare import prepare
-from meditune.data.trained_on import FILE_NAME
-from meditune.export import checking, items
-from meditune.recipe import DataSpec, Recipe, SourceSpec
+from meditune.export import verify
 from tests import tiny
 from tests.commands import jsonl, meditune, rows
 from tests.data.hub import TOKEN, hub
@@ -27,7 +28,7 @@ def there(monkeypatch):
 def run(tmp_path, monkeypatch):
     """What a finished run leaves: data, recipe and a model."""
     monkeypatch.setenv("MEDITUNE_DATA", "/nowhere")
-    for module, name, value in ((items, "COUNT", 6), (checking, "ANSWERS", 2), (checking, "WRITTEN_ITEMS", 2)):
+    for module, name, value in ((verify, "COUNT", 6), (verify, "ANSWERS", 2), (verify, "WRITTEN_ITEMS", 2)):
         monkeypatch.setattr(module, name, value)
     return finished(tmp_path)
 

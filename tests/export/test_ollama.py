@@ -5,14 +5,13 @@ import re
 import httpx2
 import pytest
 
+from meditune.config.data_options import PromptFormat
 from meditune.data.example import Example
-from meditune.engines.exported import stop_tokens
+from meditune.engines.exported_model import stop_tokens
 from meditune.engines.llamacpp_engine import server
 from meditune.engines.tokenizer import PlainTokenizer
-from meditune.export.gguf import NAME
-from meditune.export.ollama import write_ollama
+from meditune.export.gguf import NAME, write_ollama
 from meditune.prompts import Encoder, save_format
-from meditune.recipe import PromptFormat
 from tests import tiny
 
 QUESTIONS = ["Does it help?", "What is asthma,\nand why?", "Größe < 5 mm & 20 °C?"]

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from meditune.data import pubmedqa
-from meditune.data.preference.corrupt import corrupt
-from meditune.data.rejects import Rejects
-from meditune.faithfulness.detect import detect
-from meditune.faithfulness.sources import Sources
+from meditune.data.preference.pairs import corrupt
+from meditune.data.readers import pubmedqa
+from meditune.data.readers.tables import Rejects
+from meditune.evidence.detector import Sources, detect
 
 TEXTS = (
     "We gave aspirin or placebo to 1,200 adults for 3 weeks. Nobody was followed for long.",

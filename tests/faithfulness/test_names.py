@@ -2,8 +2,8 @@
 
 import pytest
 
-from meditune.faithfulness.names import names
-from meditune.faithfulness.sources import Sources
+from meditune.evidence.detector import Sources
+from meditune.evidence.words import names
 
 
 def found(text):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from meditune.faithfulness.numbers import numbers, shares
+from meditune.evidence.quantities import numbers, shares
 
 
 def found(text):

@@ -2,8 +2,7 @@
 
 import pytest
 
-from meditune.faithfulness.numbers import numbers
-from meditune.faithfulness.rates import rates
+from meditune.evidence.quantities import numbers, rates
 
 
 def found(text):

@@ -6,20 +6,22 @@ import json
 
 import pytest
 
-from meditune.data import retrieved
+from meditune import run_passages
+from meditune.config.data_options import PromptFormat, RetrieveSpec, TrainRetrieveSpec
+from meditune.config.recipe import EvaluateSpec, Recipe
+from meditune.config.training_options import TrainSpec
+from meditune.data import retrieved_passages
 from meditune.data.example import Example, Passage
 from meditune.data.leakage import facts, in_documents, sentence
 from meditune.data.splits import Splits
 from meditune.errors import DataError
 from meditune.files import read_json
-from meditune.grounding import measured, training
-from meditune.grounding.searched import searched
 from meditune.prompts import Encoder, prompt_text
-from meditune.recipe import EvaluateSpec, PromptFormat, Recipe, RetrieveSpec, TrainRetrieveSpec, TrainSpec
 from meditune.retrieve import collections
-from meditune.retrieve.around import around, in_sections
-from meditune.retrieve.build import build
-from meditune.retrieve.place import place
+from meditune.retrieve.build_index import build
+from meditune.retrieve.context_packing import around, in_sections
+from meditune.retrieve.storage import place
+from meditune.run_passages import searched
 from tests import tiny
 from tests.commands import bench, meditune, read_rows
 from tests.retrieve import corpus
@@ -61,7 +63,7 @@ def splits(test, train=()):
 
 def test_a_document_is_shown_whole_and_with_its_headings_where_it_is_short(index, tmp_path):
     item = asked(1, "What calms an attack of gout?")
-    said = measured.find(recipe(index), splits([item]), tmp_path)
+    said = run_passages.find_for_evaluation(recipe(index), splits([item]), tmp_path)
     (row,) = read_rows(tmp_path / "retrieved.jsonl")
     best = row["passages"][0]
     assert best["source"] == "clinic"
@@ -71,13 +73,15 @@ def test_a_document_is_shown_whole_and_with_its_headings_where_it_is_short(index
         ["Treatment", ANSWER],
     ]
     assert (said["embedding"], said["own"]["items"]) == ("tiny", 0)
-    (shown,) = measured.shown(recipe(index), [item], tmp_path)
+    (shown,) = run_passages.shown(recipe(index), [item], tmp_path)
     assert [(part.label, part.text[:4]) for part in shown.context[:3]] == [
         ("", "Gout"),
         ("", "Uric"),
         ("Treatment", "Colc"),
     ]
-    assert measured.find(recipe("nowhere"), splits([item]), tmp_path) == said, "what is there isn't looked for again"
+    assert run_passages.find_for_evaluation(recipe("nowhere"), splits([item]), tmp_path) == said, (
+        "what is there isn't looked for again"
+    )
 
 
 def parts(*texts, section=""):
@@ -103,7 +107,7 @@ def test_a_title_that_is_the_question_is_not_repeated():
         {"title": "Does ice help", "sections": [["", "Yes."]], "rank": 0},
         {"title": "Ice", "sections": [["", "Cold."]], "rank": 1},
     ]
-    shown = retrieved.shown(item, found)
+    shown = retrieved_passages.shown(item, found)
     assert [each.text for each in shown.context] == ["Yes.", "Ice", "Cold."]
     assert shown.meta["ranks"] == [0, 1, 1]
 
@@ -114,7 +118,7 @@ def test_passages_without_room_are_left_out_whole_the_worst_first():
     texts = ["Pain fell in the group with the drug.", "Hearts were not measured in this study.", "Diet and sleep."]
     ranked = zip(texts, (2, 0, 1), strict=True)
     found = [{"title": "", "sections": [["Results", text]], "rank": rank} for text, rank in ranked]
-    shown = retrieved.shown(item, found)
+    shown = retrieved_passages.shown(item, found)
     form = PromptFormat(max_tokens=512, answer_tokens=16)
     whole = Encoder(tokenizer, form).prompt(shown, "answer")
     assert tokenizer.decode(whole.prompt) == prompt_text(form, item.question, shown.context, "answer")
@@ -123,13 +127,13 @@ def test_passages_without_room_are_left_out_whole_the_worst_first():
     fitted = Encoder(tokenizer, short).prompt(shown, "answer")
     assert fitted.left_out == 1
     assert tokenizer.decode(fitted.prompt) == prompt_text(form, item.question, shown.context[1:], "answer")
-    assert retrieved.with_best(shown, 2).context == shown.context[1:]
+    assert retrieved_passages.with_best(shown, 2).context == shown.context[1:]
     assert fitted.dropped_sentences == 0
 
 
 def test_an_answer_in_the_index_is_found_and_counted(index, tmp_path):
     items = [asked(1, "What calms gout?", answer=ANSWER), asked(2, "What is asthma?", answer="A disease. " * 8)]
-    said = measured.find(recipe(index), splits(items), tmp_path)
+    said = run_passages.find_for_evaluation(recipe(index), splits(items), tmp_path)
     assert said["leaks"]["answer_in_index"]["leaks"] == [
         {"test": "own:1", "train": "clinic:gout.md", "alike": pytest.approx(1, abs=0.2)}
     ]
@@ -158,7 +162,7 @@ def test_training_shows_nothing_of_dev_and_test_and_of_an_answers_own_group(inde
     hidden = asked(3, "What cools a burn?", group="clinic:burn.html")
     spec = TrainRetrieveSpec(share=1.0, passages=3, missing=0.0, index=index)
     made = recipe(index, train=TrainSpec(retrieve=spec))
-    training.find(made, Splits(train, [], [hidden], "invented"), tmp_path)
+    run_passages.find_for_training(made, Splits(train, [], [hidden], "invented"), tmp_path)
     rows = {row["id"]: row for row in read_rows(tmp_path / "retrieved_train.jsonl")}
     for row in rows.values():
         documents = {passage["document"] for passage in row["passages"]}
@@ -166,8 +170,8 @@ def test_training_shows_nothing_of_dev_and_test_and_of_an_answers_own_group(inde
         assert "clinic:burn.html" not in documents
     mine = next(each for each in rows["own:1"]["passages"] if each["document"] == "own:1")
     assert (mine["sections"], mine["rank"]) == ([["", ANSWER]], 0), "an example without a context rests on its answer"
-    shown = {example.id: example for example in retrieved.in_training(train, tmp_path)}
-    assert retrieved.count(shown["own:2"]) == 3
+    shown = {example.id: example for example in retrieved_passages.in_training(train, tmp_path)}
+    assert retrieved_passages.count(shown["own:2"]) == 3
     assert "Combing does." in {passage.text for passage in shown["own:2"].context}
 
 

@@ -4,8 +4,7 @@ import math
 
 import pytest
 
-from meditune.models.api.chat import label_logits
-from meditune.models.api.tokens import estimated, of_chat
+from meditune.models.api_client import estimated, label_logits, of_chat
 
 
 def test_a_label_has_the_likelihood_of_all_its_spellings():

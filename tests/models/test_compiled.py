@@ -5,17 +5,17 @@ import shutil
 import pytest
 import torch
 
+from meditune.config.training_options import LoraSpec, TrainSpec
 from meditune.errors import ModelError
-from meditune.models import compiled
-from meditune.models.frozen import FrozenLayers
-from meditune.models.lora_layer import one_operation
-from meditune.recipe import LoraSpec, TrainSpec
-from meditune.train.fast import fast_layers
+from meditune.models import torch_compile
+from meditune.models.adapters import one_operation
+from meditune.models.hidden_state_cache import FrozenLayers
+from meditune.train.finetune import fast_layers
 from tests import tiny
 from tests.models.test_lora_layer import gradients
 from tests.models.test_strategies import loss_of, moved, trainable
 
-needs_compiler = pytest.mark.skipif(compiled.compiler() is None, reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(torch_compile.compiler() is None, reason="no C++ compiler")
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def test_loss_and_gradients_are_those_of_plain_layers(architecture):
     loss = loss_of(loaded, model)
     loss.backward()
     plain = gradients(model)
-    with one_operation(model), compiled.compiled(model):
+    with one_operation(model), torch_compile.compiled(model):
         other = loss_of(loaded, model)
         other.backward()
     assert other.item() == pytest.approx(loss.item(), rel=1e-5)
@@ -52,7 +52,7 @@ def test_with_gradient_checkpointing_the_gradients_are_the_same():
     plain = gradients(model)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.enable_input_require_grads()
-    with one_operation(model), compiled.compiled(model):
+    with one_operation(model), torch_compile.compiled(model):
         loss_of(loaded, model).backward()
     for name, slope in gradients(model).items():
         assert torch.linalg.norm(slope - plain[name]) <= 1e-4 * torch.linalg.norm(plain[name]), name
@@ -66,7 +66,7 @@ def test_a_layer_that_cant_be_compiled_later_goes_on_plain(monkeypatch, capsys):
         raise torch._dynamo.exc.InternalTorchDynamoError("a row of its own")
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: fails)
-    with compiled.compiled(model):
+    with torch_compile.compiled(model):
         assert loss_of(loaded, model).item() == plain
         assert loss_of(loaded, model).item() == plain
     said = capsys.readouterr().err
@@ -80,7 +80,7 @@ def test_frozen_layers_are_remembered_beside_compiled_ones():
     moved(model).train()
     plain = loss_of(loaded, model).item()
     loaded.frozen = FrozenLayers(model, 1)
-    with one_operation(model), compiled.compiled(model):
+    with one_operation(model), torch_compile.compiled(model):
         first = loss_of(loaded, model).item()
         assert loaded.frozen.bytes > 0
         again = loss_of(loaded, model).item()
@@ -93,13 +93,13 @@ def test_without_gradients_the_plain_layers_run(monkeypatch):
     loaded, model = trainable("llama", strategy="lora")
     plain = loss_of(loaded, moved(model))
     monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail)
-    with compiled.compiled(model), torch.no_grad():
+    with torch_compile.compiled(model), torch.no_grad():
         assert torch.equal(loss_of(loaded, model), plain)
 
 
 def test_without_a_compiler_it_says_so_and_goes_on(monkeypatch, capsys):
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    monkeypatch.setattr(compiled, "PAYS_FROM", 0)
+    monkeypatch.setattr(torch_compile, "PAYS_FROM", 0)
     _, model = trainable("llama", strategy="lora")
     with fast_layers(model, TrainSpec(), 1, lambda: None) as are_compiled:
         assert not are_compiled
@@ -112,8 +112,8 @@ def test_without_a_compiler_it_says_so_and_goes_on(monkeypatch, capsys):
 
 
 def test_a_compiler_that_fails_is_said_and_the_plain_layers_run(monkeypatch, capsys):
-    monkeypatch.setattr(compiled, "PAYS_FROM", 0)
-    monkeypatch.setattr(compiled, "why_not", lambda _: None)
+    monkeypatch.setattr(torch_compile, "PAYS_FROM", 0)
+    monkeypatch.setattr(torch_compile, "why_not", lambda _: None)
     loaded, model = trainable("llama", strategy="lora")
 
     def fails():
@@ -128,22 +128,22 @@ def test_a_compiler_that_fails_is_said_and_the_plain_layers_run(monkeypatch, cap
 @pytest.mark.parametrize("strategy", ["prefix", "prompt"])
 def test_virtual_tokens_are_never_compiled(strategy):
     _, model = trainable("llama", strategy=strategy)
-    assert "Virtual tokens" in compiled.why_not(model)
+    assert "Virtual tokens" in torch_compile.why_not(model)
 
 
 def test_only_long_trainings_pay():
     _, model = trainable("llama", strategy="lora")
     weights = sum(p.numel() for name, p in model.named_parameters() if ".layers." in name)
-    assert compiled.pays(trainable("llama", strategy="lora")[1], int(compiled.PAYS_FROM))
-    enough = int(compiled.PAYS_FROM / 4 / weights) + 1
-    assert compiled.pays(model, enough)
-    assert not compiled.pays(model, enough - 1)
+    assert torch_compile.pays(trainable("llama", strategy="lora")[1], int(torch_compile.PAYS_FROM))
+    enough = int(torch_compile.PAYS_FROM / 4 / weights) + 1
+    assert torch_compile.pays(model, enough)
+    assert not torch_compile.pays(model, enough - 1)
 
 
 def test_dropout_doesnt_pay_be_it_the_adapters_or_the_models_own():
     _, adapted = trainable("llama", strategy="lora", lora=LoraSpec(r=4, dropout=0.1))
-    assert not compiled.pays(adapted, int(compiled.PAYS_FROM))
+    assert not torch_compile.pays(adapted, int(torch_compile.PAYS_FROM))
     _, model = trainable("gpt2", strategy="lora")
-    assert compiled.pays(model, int(compiled.PAYS_FROM))
+    assert torch_compile.pays(model, int(torch_compile.PAYS_FROM))
     tiny.blocks_drop_out(model, 0.1)
-    assert not compiled.pays(model, int(compiled.PAYS_FROM))
+    assert not torch_compile.pays(model, int(torch_compile.PAYS_FROM))

@@ -3,10 +3,10 @@
 import pytest
 from transformers import AutoConfig, LlamaConfig
 
+from meditune.config.load_recipe import load_recipe
 from meditune.errors import RecipeError
 from meditune.models.catalogue import CATALOGUE
-from meditune.models.context import positions, refuse_unreadable
-from meditune.recipes.loading import load_recipe
+from meditune.models.load import positions, refuse_unreadable
 from tests import tiny
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from meditune.models import continuing
+from meditune.models import generation
 from meditune.models.catalogue import CATALOGUE
-from meditune.models.continuing import BATCH_TOKENS, batch_size, left_padded, sampled, token_bytes
+from meditune.models.generation import BATCH_TOKENS, batch_size, left_padded, sampled, token_bytes
 from tests import tiny
 
 
@@ -29,9 +29,9 @@ def test_half_of_the_free_memory_is_for_the_cache(monkeypatch):
     made = tiny.model("llama")
     assert batch_size(400, 100, made) == batch_size(400, 100) == BATCH_TOKENS // 500
     free = 2 * 3000 * token_bytes(made.config, 4) / 1e9
-    monkeypatch.setattr(continuing, "memory_gb", lambda: (64.0, free))
+    monkeypatch.setattr(generation, "memory_gb", lambda: (64.0, free))
     assert batch_size(400, 100, made) == 6
-    monkeypatch.setattr(continuing, "memory_gb", lambda: (64.0, 0.0))
+    monkeypatch.setattr(generation, "memory_gb", lambda: (64.0, 0.0))
     assert batch_size(400, 100, made) == 1
 
 

@@ -5,9 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig
 
 from meditune.errors import ModelError
-from meditune.models.calibration import passages
-from meditune.models.depth import block_influence, check_count, least, remove_layers
-from meditune.models.frozen import blocks_of
+from meditune.models.hidden_state_cache import blocks_of
+from meditune.models.pruning import block_influence, check_count, least, passages, remove_layers
 from tests import tiny
 from tests.models.test_zeros import rows_for
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from meditune.models import eight_bit_bert, embedding
-from meditune.models.eight_bit_bert import EightBitBert
+from meditune.models import int8_bert, sentence_encoder
+from meditune.models.int8_bert import EightBitBert
 from tests import tiny
 
 TEXTS = [
@@ -21,20 +21,20 @@ TEXTS = [
 
 
 @pytest.fixture
-def whole(tmp_path: Path) -> embedding.SentenceModel:
-    model = embedding.load(tiny.sentence_model(tmp_path / "sentences"))
-    if not eight_bit_bert.fits(model.model):
+def whole(tmp_path: Path) -> sentence_encoder.SentenceModel:
+    model = sentence_encoder.load(tiny.sentence_model(tmp_path / "sentences"))
+    if not int8_bert.fits(model.model):
         pytest.skip("this processor or this PyTorch doesn't multiply 8-bit numbers by oneDNN")
     return model
 
 
-def test_vectors_are_those_of_the_whole_model(whole: embedding.SentenceModel) -> None:
+def test_vectors_are_those_of_the_whole_model(whole: sentence_encoder.SentenceModel) -> None:
     made = EightBitBert(whole.model, whole.tokenizer).embed(TEXTS)
     np.testing.assert_allclose(np.linalg.norm(made, axis=1), 1, atol=1e-5)
     assert (made * whole.embed(TEXTS, label=None)).sum(axis=1).min() > 0.97
 
 
-def test_a_text_has_the_same_vector_whatever_is_read_beside_it(whole: embedding.SentenceModel) -> None:
+def test_a_text_has_the_same_vector_whatever_is_read_beside_it(whole: sentence_encoder.SentenceModel) -> None:
     encoder = EightBitBert(whole.model, whole.tokenizer)
     together = encoder.embed(TEXTS)
     alone = np.concatenate([encoder.embed([text]) for text in TEXTS])
@@ -44,10 +44,10 @@ def test_a_text_has_the_same_vector_whatever_is_read_beside_it(whole: embedding.
 
 @pytest.mark.parametrize("tokens", [16, 1024])
 def test_threads_share_the_texts_and_leave_torch_as_it_was(
-    whole: embedding.SentenceModel, monkeypatch: pytest.MonkeyPatch, tokens: int
+    whole: sentence_encoder.SentenceModel, monkeypatch: pytest.MonkeyPatch, tokens: int
 ) -> None:
     """Many texts, in batches of that many tokens, and few, of which each thread gets a share."""
-    monkeypatch.setattr(eight_bit_bert, "BATCH_TOKENS", tokens)
+    monkeypatch.setattr(int8_bert, "BATCH_TOKENS", tokens)
     before = torch.get_num_threads()
     try:
         made = []
@@ -60,6 +60,6 @@ def test_threads_share_the_texts_and_leave_torch_as_it_was(
         torch.set_num_threads(before)
 
 
-def test_other_encoders_are_left_alone(whole: embedding.SentenceModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_encoders_are_left_alone(whole: sentence_encoder.SentenceModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(whole.model.config, "hidden_act", "relu")
-    assert not eight_bit_bert.fits(whole.model)
+    assert not int8_bert.fits(whole.model)

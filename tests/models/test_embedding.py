@@ -6,8 +6,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from meditune.errors import ModelError
-from meditune.models import embedding
-from meditune.models.embedding import embed, load
+from meditune.models import sentence_encoder
+from meditune.models.sentence_encoder import embed, load
 from tests import tiny
 
 TEXTS = ["The drug helps.", "", "Does the drug help with pain in adults?", "pain " * 400, "No harm was seen.", "Pain"]
@@ -27,7 +27,7 @@ def plain(folder, text):
 
 @pytest.mark.parametrize("batch", [64, 1024])
 def test_vectors_are_means_of_token_states_whatever_the_batch(folder, batch, monkeypatch):
-    monkeypatch.setattr(embedding, "BATCH_TOKENS", batch)
+    monkeypatch.setattr(sentence_encoder, "BATCH_TOKENS", batch)
     model = load(folder)
     found, readings = model.embed(TEXTS), model.read(TEXTS)
     assert (found.shape, found.dtype) == ((6, 32), np.float32)

@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from meditune.config.data_options import PromptFormat
+from meditune.config.training_options import LoraSpec, TrainSpec
 from meditune.models.adapters import add_lora
-from meditune.models.frozen import FrozenLayers, blocks_of
-from meditune.models.rows import rows_of
-from meditune.recipe import LoraSpec, PromptFormat, TrainSpec
-from meditune.train.sft import train
-from meditune.train.weights import TokenWeights
+from meditune.models.hidden_state_cache import FrozenLayers, blocks_of
+from meditune.models.shared_prefix_batch import rows_of
+from meditune.train.dataset import TokenWeights
+from meditune.train.trainer import train
 from tests import tiny
 from tests.models.test_rows import EXAMPLES
 

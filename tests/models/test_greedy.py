@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from meditune.models.greedy import Greedy, NotFiniteError
+from meditune.models.generation import Greedy, NotFiniteError
 from meditune.models.inference import inference
 from tests import tiny
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from meditune.models import inference
-from meditune.models.attention import BLOCK
+from meditune.models.inference import BLOCK
 from tests import tiny
 
 NEEDS_ONEDNN = pytest.mark.skipif(not inference.mkl_is_slow(), reason="MKL is as fast as this processor")

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from meditune.models import listing
+from meditune.cli import models
 from meditune.models.catalogue import CATALOGUE
 
 
@@ -11,12 +11,12 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path))
     monkeypatch.setenv("MEDITUNE_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(listing, "gpu", lambda: None)
-    monkeypatch.setattr(listing, "memory_gb", lambda: (16.0, 8.0))
+    monkeypatch.setattr(models, "gpu", lambda: None)
+    monkeypatch.setattr(models, "memory_gb", lambda: (16.0, 8.0))
 
 
-def by_name() -> dict[str, listing.Row]:
-    return {row.name: row for row in listing.rows()}
+def by_name() -> dict[str, models.Row]:
+    return {row.name: row for row in models.rows()}
 
 
 def test_every_catalogue_model_is_listed_with_where_it_comes_from(tmp_path: Path) -> None:
@@ -49,13 +49,13 @@ def test_what_fits_depends_on_size_and_memory(monkeypatch: pytest.MonkeyPatch) -
     assert rows["gpt-3.5-turbo"].fits == ""
     monkeypatch.setattr("meditune.models.load.bf16_is_fast", lambda: False)
     assert by_name()["mistral-7b"].fits == "no, about 33 GB; 8 GB are free"
-    monkeypatch.setattr(listing, "gpu", lambda: ("A card", 24.0))
+    monkeypatch.setattr(models, "gpu", lambda: ("A card", 24.0))
     assert by_name()["mistral-7b"].fits == "yes, about 19 GB"
 
 
 def test_the_table_is_aligned_and_keeps_every_cell() -> None:
-    rows = listing.rows()
-    heading, *lines = listing.table(rows).splitlines()
+    rows = models.rows()
+    heading, *lines = models.table(rows).splitlines()
     assert len(lines) == len(rows)
     for line, row in zip(lines, rows, strict=True):
         assert line.startswith(row.name)

@@ -6,13 +6,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from meditune.config.recipe import Recipe
+from meditune.config.training_options import ModelSpec
 from meditune.errors import ModelError
 from meditune.files import read_json, write_json
-from meditune.models import load, quantized
-from meditune.models.names import ADAPTER_FILE
-from meditune.models.strategies import make_trainable
-from meditune.recipe import ModelSpec, Recipe
-from meditune.train.stage import save_model
+from meditune.models import load, quantization
+from meditune.models.adapters import make_trainable
+from meditune.models.catalogue import ADAPTER_FILE
+from meditune.train.finetune import save_model
 from tests import tiny
 
 
@@ -26,7 +27,7 @@ def test_bf16_that_cuda_emulates_is_not_fast(monkeypatch, units):
 
 def test_a_quantized_base_computes_in_the_given_format():
     pytest.importorskip("bitsandbytes")
-    options = quantized.loading_options("nf4", torch.float16)
+    options = quantization.loading_options("nf4", torch.float16)
     assert options["quantization_config"].bnb_4bit_compute_dtype == torch.float16
 
 

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from meditune.models.adapters import add_lora
-from meditune.models.lora_layer import one_operation
-from meditune.recipe import LoraSpec
+from meditune.config.training_options import LoraSpec
+from meditune.models.adapters import add_lora, one_operation
 from tests import tiny
 from tests.models.test_strategies import loss_of, moved, trainable
 

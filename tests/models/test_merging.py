@@ -5,12 +5,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from meditune.config.training_options import LoraSpec, ModelSpec
 from meditune.errors import ModelError
-from meditune.models import plain
+from meditune.models import merging
+from meditune.models.adapters import make_trainable
 from meditune.models.load import load
 from meditune.models.merging import merge
-from meditune.models.strategies import make_trainable
-from meditune.recipe import LoraSpec, ModelSpec
 from tests import tiny
 from tests.models.test_strategies import moved
 
@@ -39,7 +39,7 @@ def test_a_merged_model_says_what_the_adapter_said(architecture, strategy, tmp_p
     before = logits(base)
     beside = logits(PeftModel.from_pretrained(base, adapter).eval())
     made = merge(adapter)
-    plain.write(made.model, made.tokenizer, made.dtype, tmp_path / "merged")
+    merging.write(made.model, made.tokenizer, made.dtype, tmp_path / "merged")
     read = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert read.dtype == torch.float32
     torch.testing.assert_close(logits(read), beside, atol=1e-4, rtol=1e-4)
@@ -60,7 +60,7 @@ def test_the_sum_of_bf16_weights_is_computed_in_fp32(tmp_path):
     merged = made.model.model.layers[1].self_attn.q_proj.weight
     assert merged.dtype == torch.float32
     torch.testing.assert_close(merged.double(), exact, atol=1e-7, rtol=1e-6)
-    plain.write(made.model, made.tokenizer, made.dtype, tmp_path / "merged")
+    merging.write(made.model, made.tokenizer, made.dtype, tmp_path / "merged")
     read = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert read.dtype == torch.bfloat16
     assert torch.equal(read.model.layers[1].self_attn.q_proj.weight, merged.to(torch.bfloat16))

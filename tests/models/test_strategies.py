@@ -3,15 +3,17 @@
 import pytest
 import torch
 
+from meditune.config.data_options import PromptFormat
+from meditune.config.recipe import Recipe
+from meditune.config.training_options import LoraSpec, ModelSpec, TrainSpec
 from meditune.errors import ModelError
+from meditune.models.adapters import make_trainable, merged, parameter_counts
 from meditune.models.load import LoadedModel, load
-from meditune.models.rows import rows_of
-from meditune.models.strategies import make_trainable, merged, parameter_counts
-from meditune.recipe import LoraSpec, ModelSpec, PromptFormat, Recipe, TrainSpec
-from meditune.train.head_loss import fused_loss, is_plain_head, plain_loss
-from meditune.train.sft import train
-from meditune.train.stage import save_model
-from meditune.train.weights import TokenWeights
+from meditune.models.shared_prefix_batch import rows_of
+from meditune.train.dataset import TokenWeights
+from meditune.train.finetune import save_model
+from meditune.train.losses import fused_loss, is_plain_head, plain_loss
+from meditune.train.trainer import train
 from tests import tiny
 from tests.models.test_rows import EXAMPLES
 

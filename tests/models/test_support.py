@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from meditune.errors import ModelError
-from meditune.faithfulness.detect import placed
-from meditune.models.support import Asked, check, supporter
+from meditune.evidence.detector import placed
+from meditune.models.nli import Asked, check, supporter
 
 SOURCES = ("Pain fell in 47 of 120 adults.", "Nobody died. " + "The rest was told at length. " * 40)
 ANSWER = "Pain fell in adults. Bananas cure colds."

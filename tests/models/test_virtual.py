@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from meditune.evaluate.generation import generate
-from meditune.models.forward import predict
-from meditune.models.frozen import FrozenLayers
+from meditune.config.data_options import PromptFormat
+from meditune.evaluate.evaluator import generate
+from meditune.models.forward import add_prefix, add_prompt, predict
+from meditune.models.hidden_state_cache import FrozenLayers
 from meditune.models.load import LoadedModel
-from meditune.models.rows import collate, rows_of
-from meditune.models.virtual import add_prefix, add_prompt
-from meditune.recipe import PromptFormat
+from meditune.models.shared_prefix_batch import collate, rows_of
 from tests import tiny
 from tests.models.test_rows import EXAMPLES
 

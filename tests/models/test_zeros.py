@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from meditune.config.data_options import PromptFormat
+from meditune.config.training_options import ModelSpec, PruneSpec
 from meditune.errors import ModelError
-from meditune.models.calibration import passages
-from meditune.models.frozen import blocks_of
+from meditune.models.hidden_state_cache import blocks_of
 from meditune.models.load import load
-from meditune.models.rows import rows_of, windows
-from meditune.models.zeros import largest, linears, magnitude, two_of_four, wanda, zero_share
-from meditune.recipe import ModelSpec, PromptFormat, PruneSpec
+from meditune.models.pruning import largest, linears, magnitude, passages, two_of_four, wanda, zero_share
+from meditune.models.shared_prefix_batch import rows_of, windows
 from tests import tiny
 from tests.models.test_rows import EXAMPLES
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from meditune.files import cache_folder
-from meditune.operate.learn.campaign import examples
-from meditune.operate.loop import running
-from meditune.operate.loop.config import load
-from meditune.registry.registry import Registry
+from meditune.model_registry import Registry
+from meditune.operate import loop
+from meditune.operate.active_learning.annotation_queue import examples
+from meditune.operate.loop import load
 from meditune.serve.settings import Settings
 from tests.commands import bench, jsonl, meditune
 from tests.operate.learn.material import judge
@@ -154,7 +154,7 @@ def _experts(queues: Path) -> None:
 
 def aged(config: Path, seconds: float) -> None:
     """Let every stage have ended so long ago."""
-    path = load(config).registry / running.FILE
+    path = load(config).registry / loop.FILE
     state = json.loads(path.read_text())
     for stage in state["stages"].values():
         stage["ended"] -= seconds

@@ -14,7 +14,7 @@ import pytest
 import typer.main
 import yaml
 
-from meditune.cli import app
+from meditune.cli.main import cli_app
 
 SCHEDULE = Path(__file__).parents[2] / "deploy" / "schedule"
 UPDATE = ("meditune-update.service", "meditune-update.timer", "meditune-update.cron", "kubernetes.yaml")
@@ -24,7 +24,7 @@ ANALYZE = shutil.which("systemd-analyze")
 
 def parsed(words: list[str]) -> dict[str, Any]:
     """The options of `meditune update ...`, read as the command line reads them."""
-    command = typer.main.get_command(app).commands["update"]  # type: ignore[attr-defined]
+    command = typer.main.get_command(cli_app).commands["update"]  # type: ignore[attr-defined]
     assert words[0] == "update"
     return dict(command.make_context("update", words[1:]).params)
 

@@ -12,7 +12,7 @@ import pytest
 import typer.main
 import yaml
 
-from meditune.cli import app
+from meditune.cli.main import cli_app
 from tests.operate.test_schedule import ANALYZE, SCHEDULE, text, unit
 
 UNITS = ("meditune-canary.service", "meditune-retrain.service", "meditune-loop.service")
@@ -23,7 +23,7 @@ PROGRAM = "/opt/meditune/bin/meditune"
 
 def parsed(words: list[str]) -> dict[str, Any]:
     """The options of a command, read as the command line reads them."""
-    command: Any = typer.main.get_command(app)
+    command: Any = typer.main.get_command(cli_app)
     context = None
     while hasattr(command, "commands"):
         name, *words = words

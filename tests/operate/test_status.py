@@ -3,7 +3,7 @@
 import json
 
 from meditune.serve.settings import Settings
-from meditune.store.keys import Keys
+from meditune.store.api_keys import Keys
 from tests.commands import meditune
 from tests.serve.server import served
 from tests.store.busy import fill

@@ -1,6 +1,6 @@
 import pytest
 
-from meditune.phi.brackets import placeholders
+from meditune.phi.spans import placeholders
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from meditune import phi
-from meditune.phi.spans import KINDS
+from meditune.config.data_options import KINDS
 from phi import STRUCTURED, measure
 from phi_notes import HALVES, notes
 

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from meditune.errors import DataError
-from meditune.phi.engines import engine
+from meditune.phi.detector import engine
 
 TEXT = "Maria Gonzalez wrote from maria@example.com on March 14, 2012. [**Hospital1 18**] daily"
 
@@ -24,9 +24,9 @@ def test_it_finds_kinds_of_ours_and_asks_no_network(monkeypatch: pytest.MonkeyPa
 
 
 def test_without_it_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    from meditune.phi import presidio
+    from meditune.phi import detector
 
-    presidio._analyzer.cache_clear()
+    detector._analyzer.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "presidio_analyzer", None)
     with pytest.raises(DataError, match=r"pip install --editable .*\[phi\]"):
         engine("presidio")(TEXT, None)

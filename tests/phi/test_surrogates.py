@@ -7,9 +7,7 @@ import pytest
 
 from meditune import phi
 from meditune.errors import DataError
-from meditune.phi.secret import secret
-from meditune.phi.shifting import shifted
-from meditune.phi.surrogates import Surrogates
+from meditune.phi.surrogates import Surrogates, secret, shifted
 
 KEY = b"0123456789abcdef"
 

@@ -9,17 +9,14 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from meditune.config.load_recipe import load_recipe
+from meditune.config.training_options import ModelSpec, Strategy
 from meditune.errors import RecipeError
-from meditune.models.attention import register
+from meditune.models.adapters import make_trainable, parameter_counts
 from meditune.models.catalogue import CATALOGUE
-from meditune.models.strategies import make_trainable, parameter_counts
-from meditune.planning.gpus import gpu_named
-from meditune.planning.memory import peak_of
-from meditune.planning.plan import plan
-from meditune.planning.rehearsal import rehearse
-from meditune.planning.shape import config_of, on_meta, weight_bytes
-from meditune.recipe import ModelSpec, Strategy
-from meditune.recipes.loading import load_recipe
+from meditune.models.inference import register
+from meditune.train.hardware_target import config_of, gpu_named, on_meta, weight_bytes
+from meditune.train.resource_plan import peak_of, plan, rehearse
 from tests import tiny
 from tests.commands import meditune
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from meditune.models.attention import register
-from meditune.planning import rehearsal
-from meditune.planning.shape import on_meta
-from meditune.recipes.loading import load_recipe
+from meditune.config.load_recipe import load_recipe
+from meditune.models.inference import register
+from meditune.train import resource_plan
+from meditune.train.hardware_target import on_meta
 from tests.planning.test_plan import MEDIUM, SMALL_ROWS
 
 
@@ -18,6 +18,6 @@ def test_operations_of_the_one_operation_are_those_of_peft(monkeypatch: pytest.M
     flops = []
     for _ in range(2):
         model = on_meta(AutoConfig.for_model(**MEDIUM), recipe.model, torch.bfloat16, register())
-        flops.append(rehearsal.rehearse(model, recipe).flops)
-        monkeypatch.setattr(rehearsal, "one_operation", lambda _: nullcontext())
+        flops.append(resource_plan.rehearse(model, recipe).flops)
+        monkeypatch.setattr(resource_plan, "one_operation", lambda _: nullcontext())
     assert flops[0] == flops[1]

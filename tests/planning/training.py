@@ -6,14 +6,14 @@ import sys
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from meditune.models import attention
-from meditune.models.frozen import FrozenLayers
-from meditune.models.rows import Row
-from meditune.models.strategies import make_trainable
-from meditune.planning.rehearsal import longest_rows
-from meditune.recipes.loading import load_recipe
-from meditune.train.sft import train
-from meditune.train.stage import peak_memory_gb
+from meditune.config.load_recipe import load_recipe
+from meditune.models import inference
+from meditune.models.adapters import make_trainable
+from meditune.models.hidden_state_cache import FrozenLayers
+from meditune.models.shared_prefix_batch import Row
+from meditune.train.finetune import peak_memory_gb
+from meditune.train.resource_plan import longest_rows
+from meditune.train.trainer import train
 
 
 class Even:
@@ -28,7 +28,7 @@ def main() -> None:
     """Arguments: a configuration as JSON, then the recipe's settings."""
     recipe = load_recipe("quickstart", sys.argv[2:]).recipe
     config = AutoConfig.for_model(**json.loads(sys.argv[1]))
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=attention.register())
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=inference.register())
     model = make_trainable(model, recipe.model, 0)
     rows = longest_rows(recipe)
     rows = rows * -(-2 * recipe.train.batch_size * recipe.train.accumulation // len(rows))

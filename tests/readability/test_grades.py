@@ -2,8 +2,8 @@
 
 import pytest
 
-from meditune.readability import grades
-from meditune.readability.grades import counted, flesch_kincaid, smog
+from meditune import readability
+from meditune.readability import counted, flesch_kincaid, smog
 
 
 def test_flesch_kincaid_gives_published_examples():
@@ -31,7 +31,7 @@ def test_smog_is_mclaughlins_formula():
 def test_sentences_end_with_lines_too_and_bullets_are_no_words():
     found = counted("Signs of a stroke\n\n- Face drooping\n2. Weak arm\n* Slurred speech, e.g. at 9.30 a.m.")
     assert found.sentences == 4
-    assert grades.words("well-known, don't 1,000 3.5 mg (COPD)") == [
+    assert readability.words("well-known, don't 1,000 3.5 mg (COPD)") == [
         "well-known",
         "don't",
         "1,000",
@@ -52,4 +52,4 @@ def test_nothing_written_has_no_words(text):
 
 @pytest.mark.parametrize(("grade", "gap"), [(5, 1), (6, 0), (7.3, 0), (8, 0), (14.2, 6.2), (-2, 8)])
 def test_distance_is_from_the_nearer_end_of_the_target(grade, gap):
-    assert grades.outside(grade) == pytest.approx(gap)
+    assert readability.outside(grade) == pytest.approx(gap)

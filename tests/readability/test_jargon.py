@@ -2,8 +2,7 @@
 
 import pytest
 
-from meditune.readability.familiar import is_rare
-from meditune.readability.jargon import is_term, terms
+from meditune.readability import is_rare, is_term, terms
 
 
 @pytest.mark.parametrize(

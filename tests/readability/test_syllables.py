@@ -2,7 +2,7 @@
 
 import pytest
 
-from meditune.readability.syllables import syllables
+from meditune.readability import syllables
 
 DICTIONARY = {
     1: "ache brain breast bruised called cells clothes cough dose drug dye eye eyes faint friend gauze germs "

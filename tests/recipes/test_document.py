@@ -1,6 +1,6 @@
 import pytest
 
-from meditune.recipes.document import Document, UnreadableError, flow
+from meditune.config.recipe_keys import Document, UnreadableError, flow
 
 
 def test_lines_are_those_of_the_keys_and_items() -> None:

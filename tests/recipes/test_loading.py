@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from meditune.config.data_options import DataSpec
+from meditune.config.load_recipe import load_recipe
 from meditune.errors import RecipeError
-from meditune.recipe import DataSpec
-from meditune.recipes.loading import load_recipe
 
 
 def write(folder: Path, text: str) -> str:

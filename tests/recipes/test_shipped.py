@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 
 import meditune
+from meditune.config import shipped
+from meditune.config.load_recipe import load_recipe
 from meditune.data.sources import SOURCES
 from meditune.models.catalogue import CATALOGUE
-from meditune.recipes import shipped
-from meditune.recipes.loading import load_recipe
 
 PROJECT = Path(__file__).parents[2]
 

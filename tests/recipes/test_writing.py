@@ -3,9 +3,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from meditune.recipe import LoraSpec, ModelSpec, PromptFormat, Recipe, plain
-from meditune.recipes import shipped, writing
-from meditune.recipes.loading import load_recipe
+from meditune.config import load_recipe as writing
+from meditune.config import shipped
+from meditune.config.data_options import PromptFormat
+from meditune.config.load_recipe import load_recipe
+from meditune.config.recipe import Recipe, plain
+from meditune.config.training_options import LoraSpec, ModelSpec
 
 AWKWARD = [
     "no",
@@ -70,5 +73,7 @@ def test_the_reference_has_every_key_with_type_default_and_meaning() -> None:
 
 
 def test_the_reference_in_docs_is_the_generated_one() -> None:
-    how = """write it again: python -c 'from meditune.recipes.writing import reference; print(reference(), end="")'"""
+    how = (
+        """write it again: python -c 'from meditune.config.load_recipe import reference; print(reference(), end="")'"""
+    )
     assert DOCS.read_text(encoding="utf-8") == writing.reference(), f"{DOCS} is stale; {how} > docs/recipes.md"

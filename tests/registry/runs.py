@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from meditune.registry import state as states
-from meditune.registry import version as versions
-from meditune.registry.registry import VERSIONS, Registry
-from meditune.registry.version import Version
+from meditune import model_registry
+from meditune.model_registry import VERSIONS, Registry, Version
 from tests.commands import Bench
 
 PASSED = {"against": "v0001", "passed": True, "on": {}}
@@ -48,7 +46,7 @@ def bare(folder: Path, count: int) -> Registry:
         id = f"v{number:04}"
         place = folder / VERSIONS / id
         place.mkdir(parents=True)
-        digests[id] = versions.write(place, Version(id, states.now(), "", (), "", "", {}))
-    state = states.State(("v0001",), versions=digests)
-    states.write(folder, state.with_event("promoted", "v0001"))
+        digests[id] = model_registry.write_version(place, Version(id, model_registry.utc_now(), "", (), "", "", {}))
+    state = model_registry.State(("v0001",), versions=digests)
+    model_registry.write(folder, state.with_event("promoted", "v0001"))
     return Registry(folder)

@@ -5,7 +5,7 @@ from math import comb
 
 import pytest
 
-from meditune.registry.failing import Counts, fisher, is_failing
+from meditune.model_registry import Counts, fisher, is_failing
 
 
 def test_failing_is_seen_early_and_not_by_chance() -> None:

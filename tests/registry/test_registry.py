@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from meditune.errors import DataError, GateError
-from meditune.registry.registry import Registry
+from meditune.model_registry import Registry
 from tests.commands import Bench, bench, meditune
 from tests.registry.runs import PASSED, REFUSED, finished, passed, with_versions
 

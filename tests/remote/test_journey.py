@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from meditune.limits import LIMITS
+from meditune.prompts import LIMITS
 from tests.commands import jsonl, meditune, read_rows, rows
 from tests.data import layouts
 from tests.remote.server import KEY

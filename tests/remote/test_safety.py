@@ -2,7 +2,7 @@
 
 import json
 
-from meditune.evaluate.safety.battery import chosen
+from meditune.evaluate.safety_battery import chosen
 from tests.commands import meditune
 
 SETTINGS = {"evaluate__safety_messages": 5}

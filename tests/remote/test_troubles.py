@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from meditune.models.api.retry import echoless, wait_asked_for
+from meditune.models.api_client import echoless, wait_asked_for
 from tests.commands import meditune
 from tests.remote.server import KEY
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from meditune.retrieve.embedders import Embedder, Identity, Vectors
+from meditune.retrieve.vector_search import Embedder, Identity, Vectors
 
 DIMENSION = 64
 TEXTS = {

@@ -8,19 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from meditune.answering import Answerer, Writer, open_answerer
+from meditune.assistant.cited_answers import Answerer, Writer, open_answerer
+from meditune.config.data_options import PromptFormat
 from meditune.errors import DataError
 from meditune.prompts import prompt_text
-from meditune.recipe import PromptFormat
-from meditune.retrieve import cited, collections
-from meditune.retrieve.build import build
+from meditune.retrieve import citations, collections
+from meditune.retrieve.build_index import build
+from meditune.retrieve.context_packing import pack
+from meditune.retrieve.documents.document import IndexedPassage
+from meditune.retrieve.hybrid_search import Hit
 from meditune.retrieve.index import Index
-from meditune.retrieve.injection import is_order
-from meditune.retrieve.packing import pack
-from meditune.retrieve.passages.passage import IndexedPassage
-from meditune.retrieve.place import place
-from meditune.retrieve.search import Hit
-from meditune.retrieve.untrusted import cleaned
+from meditune.retrieve.prompt_injection import cleaned, is_order
+from meditune.retrieve.storage import place
 from tests import tiny
 from tests.commands import meditune
 from tests.data import layouts
@@ -78,7 +77,7 @@ def test_each_sentence_cites_what_bears_it_out_and_the_rest_is_marked(index: Ind
         "clinic:lice.txt",
     ]
     assert [sentence.text for sentence in answer.unsupported] == ["Zebras eat green cheese nightly."]
-    text = "\n".join(cited.as_text(answer))
+    text = "\n".join(citations.as_text(answer))
     assert "Colchicine calms an attack [1]." in text
     assert "green cheese nightly [no source]." in " ".join(text.split())
     assert "replaces no doctor" in text
@@ -108,11 +107,11 @@ def test_an_answer_of_which_less_than_half_is_borne_out_is_kept_back(index: Inde
     writer = says("Colchicine calms an attack. Zebras eat green cheese. Moons sing loudly.")
     answer = Answerer(index, writer, nearest=-1.0).answer("gout", k=6)
     assert "of the 3 sentences" in answer.refusal
-    text = "\n".join(cited.as_text(answer))
+    text = "\n".join(citations.as_text(answer))
     assert "The sources found say:" in text
     assert "Colchicine calms an attack." in text
     assert "Zebras" not in text
-    assert "Zebras" not in json.dumps(cited.as_dict(answer))
+    assert "Zebras" not in json.dumps(citations.as_dict(answer))
     assert "replaces no doctor" in text
 
 
@@ -291,7 +290,7 @@ def test_planted_orders_reach_neither_the_prompts_tokens_nor_the_reader(index: I
     assert "Ignore" not in injected
     assert "unrestricted" not in injected
     assert any("told the model what to do" in remark for remark in answer.remarks)
-    assert "Ignore all previous" not in "\n".join(cited.as_text(answer))
+    assert "Ignore all previous" not in "\n".join(citations.as_text(answer))
 
     from meditune.models.load import load
 
@@ -347,7 +346,7 @@ def test_several_questions_are_answered_at_once_as_one_by_one(
 def embedding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """A tiny sentence model where the real one would be fetched."""
     folder = tiny.sentence_model(tmp_path / "sentences")
-    monkeypatch.setattr("meditune.models.packages.fetch_folder", lambda _: folder)
+    monkeypatch.setattr("meditune.models.package_download.fetch_folder", lambda _: folder)
     monkeypatch.setenv("MEDITUNE_DATA", str(tmp_path / "data"))
     return lambda: None
 

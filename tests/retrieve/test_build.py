@@ -13,12 +13,11 @@ from pathlib import Path
 import pytest
 
 from meditune.errors import DataError, ModelError
-from meditune.retrieve import build as building
-from meditune.retrieve import collections
-from meditune.retrieve.build import build, update
-from meditune.retrieve.embedders import Embedder, Identity
+from meditune.retrieve import build_index, collections
+from meditune.retrieve.build_index import build, update
 from meditune.retrieve.index import Index
-from meditune.retrieve.place import place
+from meditune.retrieve.storage import place
+from meditune.retrieve.vector_search import Embedder, Identity
 from tests.retrieve import corpus
 
 pytest.importorskip("lancedb")
@@ -170,7 +169,7 @@ def test_a_reader_keeps_its_version_until_it_refreshes(tmp_path: Path, docs: Pat
 def test_a_killed_build_leaves_no_index_and_goes_on(
     tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(building, "BATCH", 10)
+    monkeypatch.setattr(build_index, "BATCH", 10)
     docs = corpus.folder(tmp_path / "docs", {f"{n}.txt": f"Text {n} of illness {n % 7}." for n in range(45)})
     where = tmp_path / "index"
     assert _killed(where, docs, stage) == -signal.SIGKILL
@@ -185,7 +184,7 @@ def test_a_killed_build_leaves_no_index_and_goes_on(
 
 @pytest.mark.parametrize("same", [True, False])
 def test_a_killed_update_is_continued_or_undone(tmp_path: Path, same: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(building, "BATCH", 10)
+    monkeypatch.setattr(build_index, "BATCH", 10)
     docs = corpus.folder(tmp_path / "docs")
     where = tmp_path / "index"
     before, _ = made(where, docs)
@@ -238,7 +237,7 @@ def _killed(where: Path, docs: Path, stage: str, name: str = "") -> int:
 
 
 def _dying(where: Path, docs: Path, stage: str, name: str) -> None:
-    building.BATCH = 10
+    build_index.BATCH = 10
     batches = 0
 
     def die(*_: object, **__: object) -> None:
@@ -253,9 +252,9 @@ def _dying(where: Path, docs: Path, stage: str, name: str) -> None:
         return corpus.words_as_vectors(texts)
 
     if stage == "indexing":
-        building.tables.make_searchable = die
+        build_index.tables.make_searchable = die
     if stage == "switching":
-        building.manifest.Manifest.write = die
+        build_index.manifest.Manifest.write = die
     chosen = [collections.documents(f"{name}{docs}")]
     embedder = Embedder(corpus.TINY.identity, embed)
     if name:
@@ -265,7 +264,7 @@ def _dying(where: Path, docs: Path, stage: str, name: str) -> None:
 
 
 def test_many_passages_get_an_approximate_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(building, "APPROXIMATE_FROM", 250)
+    monkeypatch.setattr(build_index, "APPROXIMATE_FROM", 250)
     words = ["heart", "kidney", "skin", "lung", "liver"]
     texts = {f"{n}.txt": f"Case {n} of the {words[n % 5]}, number {n * 7}." for n in range(300)}
     made(tmp_path / "index", corpus.folder(tmp_path / "docs", texts))

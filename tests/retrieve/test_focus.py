@@ -2,8 +2,8 @@
 
 import pytest
 
-from meditune.retrieve.focus import focus
-from meditune.retrieve.synonyms import Synonyms
+from meditune.retrieve.query_understanding import focus
+from meditune.retrieve.topics import Synonyms
 
 KNOWN = Synonyms.of_titles(
     [

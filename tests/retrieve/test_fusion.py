@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from meditune.retrieve.fusion import marginal_relevance, reciprocal_rank
+from meditune.retrieve.hybrid_search import marginal_relevance, reciprocal_rank
 
 
 def test_ranks_add_up_with_their_weights() -> None:

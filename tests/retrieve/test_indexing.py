@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from meditune.errors import ModelError
-from meditune.models import embedding as whole_form
-from meditune.models import onnx_embedding
-from meditune.retrieve import collections, embedders
-from meditune.retrieve.build import build
-from meditune.retrieve.place import place
+from meditune.models import sentence_encoder, sentence_encoder_onnx
+from meditune.retrieve import collections, vector_search
+from meditune.retrieve.build_index import build
+from meditune.retrieve.storage import place
 from tests import tiny
 from tests.commands import meditune
 from tests.data import layouts
@@ -27,7 +26,7 @@ pytest.importorskip("lancedb")
 def embedding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny sentence model where the real one would be fetched."""
     folder = tiny.sentence_model(tmp_path / "sentences")
-    monkeypatch.setattr("meditune.models.packages.fetch_folder", lambda _: folder)
+    monkeypatch.setattr("meditune.models.package_download.fetch_folder", lambda _: folder)
     monkeypatch.setenv("MEDITUNE_DATA", str(tmp_path / "data"))
 
 
@@ -83,8 +82,8 @@ def test_restricted_sources_are_marked(tmp_path: Path) -> None:
 def test_every_form_of_the_model_gives_the_vectors_of_the_whole_one() -> None:
     pytest.importorskip("onnxruntime")
     texts = ["What helps against gout?", "Colchicine calms an attack of gout in most adults. " * 30, "x", ""]
-    whole = whole_form.embed(texts)
-    quick, small = embedders.embedder(embedders.DEFAULT), embedders.embedder(embedders.INT8)
+    whole = sentence_encoder.embed(texts)
+    quick, small = vector_search.embedder(vector_search.DEFAULT), vector_search.embedder(vector_search.INT8)
     assert quick.identity.space == small.identity.space
     assert (whole * quick.embed(texts)).sum(axis=1).min() > 0.98
     assert (whole * small.embed(texts)).sum(axis=1).min() > 0.995
@@ -93,20 +92,20 @@ def test_every_form_of_the_model_gives_the_vectors_of_the_whole_one() -> None:
 def test_without_onnxruntime_the_way_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ModelError, match=r"pip install --editable .*\[retrieve\]"):
-        onnx_embedding.load(tmp_path / "model.onnx", tmp_path / "tokenizer.json")
+        sentence_encoder_onnx.load(tmp_path / "model.onnx", tmp_path / "tokenizer.json")
 
 
 def test_an_unknown_embedding_model_is_an_error_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ModelError, match=r"needs sentence-transformers.*take all-minilm-l6-v2"):
-        embedders.embedder("someone/some-model")
+        vector_search.embedder("someone/some-model")
 
 
 @pytest.mark.model
 def test_a_server_that_only_searches_needs_no_torch(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     docs = corpus.folder(tmp_path / "docs")
-    build(place(tmp_path / "index"), [collections.documents(str(docs))], embedders.embedder(embedders.INT8))
+    build(place(tmp_path / "index"), [collections.documents(str(docs))], vector_search.embedder(vector_search.INT8))
     program = (
         "import sys\nfrom meditune.retrieve.index import Index\n"
         f"print(Index.open({str(tmp_path / 'index')!r}).search('itchy scalp', 1).hits[0].passage.document)\n"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from meditune.retrieve import near
-from meditune.retrieve.near import Near, Vectors
+from meditune.retrieve import vector_search
+from meditune.retrieve.vector_search import Near, Vectors
 
 
 def spread(count: int, telling: bool) -> Vectors:
@@ -19,7 +19,7 @@ def spread(count: int, telling: bool) -> Vectors:
 
 
 @pytest.mark.parametrize("telling", [True, False])
-@pytest.mark.parametrize("count", [near.FEWEST - 1, 2 * near.FEWEST])
+@pytest.mark.parametrize("count", [vector_search.FEWEST - 1, 2 * vector_search.FEWEST])
 def test_the_nearest_are_found(count: int, telling: bool) -> None:
     vectors = spread(count + 3, telling)
     asked, there = vectors[:3], vectors[3:]
@@ -31,7 +31,7 @@ def test_the_nearest_are_found(count: int, telling: bool) -> None:
 
 
 def test_only_allowed_ones_are_found_however_far_they_are() -> None:
-    vectors = spread(2 * near.FEWEST, telling=True)
+    vectors = spread(2 * vector_search.FEWEST, telling=True)
     allowed = np.zeros(len(vectors), dtype=bool)
     allowed[[7, 70, 700]] = True
     places, _ = Near(vectors).nearest(vectors[0], 20, allowed)

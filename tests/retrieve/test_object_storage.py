@@ -16,9 +16,9 @@ import pytest
 
 from meditune.errors import DataError
 from meditune.retrieve import collections
-from meditune.retrieve.build import build, update
+from meditune.retrieve.build_index import build, update
 from meditune.retrieve.index import Index
-from meditune.retrieve.place import place
+from meditune.retrieve.storage import place
 from tests.retrieve import corpus
 
 pytest.importorskip("lancedb")

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from meditune.errors import DataError
-from meditune.retrieve import collections, postings
-from meditune.retrieve.build import build, update
+from meditune.retrieve import bm25, collections
+from meditune.retrieve.build_index import build, update
 from meditune.retrieve.index import Index
-from meditune.retrieve.place import MANIFEST, place
+from meditune.retrieve.storage import MANIFEST, place
 from tests.retrieve import corpus
 
 pytest.importorskip("lancedb")
@@ -34,24 +34,24 @@ def test_scores_are_those_of_bm25s() -> None:
     import Stemmer
 
     stemmer = Stemmer.Stemmer("english")
-    peer = bm25s.BM25(k1=postings.SATURATION, b=postings.LENGTH, method="lucene")
+    peer = bm25s.BM25(k1=bm25.SATURATION, b=bm25.LENGTH, method="lucene")
     some = [text for text in TEXTS if text]
     peer.index(
         bm25s.tokenize(some, stopwords="en_plus", stemmer=stemmer, token_pattern=r"[^\W_]+", show_progress=False),
         show_progress=False,
     )
-    mine = postings.made(some)
+    mine = bm25.made(some)
     for asked in ("gout in a joint", "steroid", "painful joints: gout, my gout"):
         words = bm25s.tokenize([asked], stopwords="en_plus", stemmer=stemmer, return_ids=False, show_progress=False)[0]
         # bm25s leaves out a factor that all scores have.
-        theirs = peer.get_scores(words) * (postings.SATURATION + 1)
+        theirs = peer.get_scores(words) * (bm25.SATURATION + 1)
         found = mine.best(asked, len(some))
         assert found == pytest.approx({n: float(score) for n, score in enumerate(theirs) if score}, rel=1e-4)
         assert list(found.values()) == sorted(found.values(), reverse=True)
 
 
 def test_accents_case_and_endings_do_not_count_and_stop_words_find_nothing() -> None:
-    mine = postings.made(TEXTS)
+    mine = bm25.made(TEXTS)
     assert list(mine.best("NAIVE Senor", 3)) == [2]
     assert list(mine.best("inhaling a steroid", 3)) == [1]
     assert mine.best("of the and", 3) == {}
@@ -60,23 +60,23 @@ def test_accents_case_and_endings_do_not_count_and_stop_words_find_nothing() -> 
 
 def test_only_allowed_passages_are_found() -> None:
     allowed = np.array([False, True, True, True, True, True])
-    assert list(postings.made(TEXTS).best("gout", 5, allowed)) == [1]
+    assert list(bm25.made(TEXTS).best("gout", 5, allowed)) == [1]
 
 
 def test_nothing_but_empty_passages() -> None:
-    mine = postings.made(["", "the"])
+    mine = bm25.made(["", "the"])
     assert mine.best("gout", 5) == {}
-    assert postings.read(postings.as_bytes(mine), "x", 2).best("gout", 5) == {}
+    assert bm25.read(bm25.as_bytes(mine), "x", 2).best("gout", 5) == {}
 
 
 def test_what_is_stored_finds_the_same() -> None:
-    mine = postings.made(TEXTS)
-    again = postings.read(postings.as_bytes(mine), "x", len(TEXTS))
+    mine = bm25.made(TEXTS)
+    again = bm25.read(bm25.as_bytes(mine), "x", len(TEXTS))
     assert again.best("gout and painful joints", 5) == mine.best("gout and painful joints", 5)
     with pytest.raises(DataError, match=r"words-1.npz: the words of the passages are missing or damaged.*--replace"):
-        postings.read(postings.as_bytes(mine)[:-200], "words-1.npz", len(TEXTS))
+        bm25.read(bm25.as_bytes(mine)[:-200], "words-1.npz", len(TEXTS))
     with pytest.raises(DataError, match="it is of 6 passages"):
-        postings.read(postings.as_bytes(mine), "x", 7)
+        bm25.read(bm25.as_bytes(mine), "x", 7)
 
 
 def test_an_index_finds_the_same_by_its_postings_and_by_lancedb(tmp_path: Path) -> None:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from meditune.errors import DataError, ModelError
-from meditune.retrieve import knowledge, titles
-from meditune.retrieve.rerank import Reranker
-from meditune.retrieve.synonyms import Synonyms, key, says
-from meditune.retrieve.title_vectors import TitleVectors
+from meditune.retrieve import reranker as knowledge
+from meditune.retrieve import topics
+from meditune.retrieve.reranker import Reranker
+from meditune.retrieve.topics import Synonyms, key, says
+from meditune.retrieve.vector_search import TitleVectors
 
 
 @dataclass(frozen=True)
@@ -131,10 +132,10 @@ def test_very_many_titles_are_left_alone(monkeypatch):
 
 @pytest.mark.real
 def test_liveqa_topics_are_found_under_medquads_names(real_data):
-    from meditune.data import liveqa
-    from meditune.data.rejects import Rejects
-    from meditune.retrieve.focus import focus
-    from meditune.retrieve.thesaurus import of_medquad
+    from meditune.data.readers import liveqa
+    from meditune.data.readers.tables import Rejects
+    from meditune.retrieve.query_understanding import focus
+    from meditune.retrieve.topics import of_medquad
 
     known = Synonyms(of_medquad(real_data / "medquad"))
     train, _ = liveqa.official_split(list(liveqa.read(real_data / "liveqa", Rejects())))
@@ -149,6 +150,6 @@ def test_liveqa_topics_are_found_under_medquads_names(real_data):
 
 
 def test_titles_kinds_are_those_that_cues_know():
-    from meditune.retrieve import cues
+    from meditune.retrieve import query_understanding
 
-    assert set(cues.KINDS) <= set(titles.KINDS)
+    assert set(query_understanding.KINDS) <= set(topics.KINDS)

@@ -10,11 +10,11 @@ import pytest
 
 from meditune.errors import DataError
 from meditune.retrieve import collections
-from meditune.retrieve.build import build, update
-from meditune.retrieve.embedders import Embedder
-from meditune.retrieve.focus import focus
+from meditune.retrieve.build_index import build, update
 from meditune.retrieve.index import Index
-from meditune.retrieve.place import place
+from meditune.retrieve.query_understanding import focus
+from meditune.retrieve.storage import place
+from meditune.retrieve.vector_search import Embedder
 from tests.retrieve import corpus
 
 pytest.importorskip("lancedb")

@@ -2,8 +2,7 @@
 
 import pytest
 
-from meditune.retrieve.synonyms import Synonyms
-from meditune.retrieve.thesaurus import of_medquad
+from meditune.retrieve.topics import Synonyms, of_medquad
 
 TITLES = [
     "What are the symptoms of Klippel-Trenaunay syndrome ?",

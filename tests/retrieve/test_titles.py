@@ -2,7 +2,7 @@
 
 import pytest
 
-from meditune.retrieve.titles import read
+from meditune.retrieve.topics import read
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from meditune.review.create import create
-from meditune.review.ratingset import Origin, read_key, read_set
-from meditune.review.store import RATING, Rating, Store
+from meditune.review.rating_set import Origin, create, read_key, read_set
+from meditune.review.ratings_store import RATING, Rating, Store
 from tests.review.runs import finished
 
 Says = Callable[[int, str], int | None]

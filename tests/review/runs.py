@@ -55,7 +55,7 @@ def finished(folder: Path, questions: int = 4, **changed: dict[int, str]) -> Pat
 @contextmanager
 def served(folder: Path, *words: Any, command: str = "review") -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The server's process and the address it printed; killed at the end of the block."""
-    begin = [sys.executable, "-m", "meditune.cli", command, "serve", str(folder), "--port", "0"]
+    begin = [sys.executable, "-m", "meditune.cli.main", command, "serve", str(folder), "--port", "0"]
     process = subprocess.Popen(
         [*begin, *map(str, words)],
         stdout=subprocess.PIPE,

@@ -7,8 +7,7 @@ import pytest
 
 from meditune.errors import DataError, MedituneError
 from meditune.files import read_json, write_json
-from meditune.review.create import create
-from meditune.review.ratingset import BLOCK, read_key, read_set
+from meditune.review.rating_set import BLOCK, create, read_key, read_set
 from tests.commands import meditune
 from tests.review.runs import finished
 

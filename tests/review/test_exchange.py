@@ -8,10 +8,9 @@ from xml.etree import ElementTree
 import pytest
 
 from meditune.errors import DataError
-from meditune.review.axes import CANNOT
 from meditune.review.exchange import export, take_in
-from meditune.review.ratingset import read_set
-from meditune.review.store import ADJUDICATION, Note, Rating, Store
+from meditune.review.rating_set import CANNOT, read_set
+from meditune.review.ratings_store import ADJUDICATION, Note, Rating, Store
 from tests.commands import meditune
 from tests.review.rated import item_of, made, rate
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from meditune.review.create import create
-from meditune.review.store import ADJUDICATION, Store
+from meditune.review.rating_set import create
+from meditune.review.ratings_store import ADJUDICATION, Store
 from tests.review.browser import chromium
 from tests.review.rated import made, rate
 from tests.review.runs import finished, served

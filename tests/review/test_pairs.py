@@ -2,11 +2,11 @@
 
 import pytest
 
-from meditune.data.preference import given
-from meditune.data.preference.prepare import prepare_pairs
-from meditune.data.rejects import Rejects
-from meditune.review.pairs import write_pairs
-from meditune.review.store import Note, Store
+from meditune.data.preference import rated_answers
+from meditune.data.preference.prepare_pairs import prepare_pairs
+from meditune.data.readers.tables import Rejects
+from meditune.review.ratings_store import Note, Store
+from meditune.review.results import write_pairs
 from tests.commands import meditune
 from tests.data.preference.test_prepare import recipe, splits
 from tests.review.rated import item_of, made, rate
@@ -24,7 +24,7 @@ def test_the_better_rated_answer_is_preferred_and_the_existing_reader_takes_it(t
     rate(folder, "Ann", lambda _, origin: BEST[origin])
     path = tmp_path / "pairs.jsonl"
     assert write_pairs(folder, path, 1.0, 10).rated == 12
-    read = given.read(path, recipe(), Rejects())
+    read = rated_answers.read_given_pairs(path, recipe(), Rejects())
     assert {(pair.chosen, pair.rejected) for pair in read if pair.group == "g2"} == {
         (said(2, "reference"), said(2, "tuned")),
         (said(2, "reference"), said(2, "base")),
@@ -39,7 +39,7 @@ def test_answers_as_good_as_each_other_make_no_pair(tmp_path):
     folder = made(tmp_path, 2)
     rate(folder, "Ann", lambda _, origin: 1 if origin == "reference" else 2)
     made_of = write_pairs(folder, tmp_path / "pairs.jsonl", 1.0, 10)
-    read = given.read(tmp_path / "pairs.jsonl", recipe(), Rejects())
+    read = rated_answers.read_given_pairs(tmp_path / "pairs.jsonl", recipe(), Rejects())
     assert made_of.rated == 4
     assert {pair.chosen for pair in read} == {said(0, "reference"), said(1, "reference")}
     assert write_pairs(folder, tmp_path / "pairs.jsonl", 1.0, 1).left_out == {"pairs beyond rated.per_question": 2}
@@ -55,7 +55,7 @@ def test_a_corrected_answer_is_preferred_to_what_it_corrects(tmp_path):
     done = write_pairs(folder, tmp_path / "pairs.jsonl", 1.0, 10)
     assert (done.rated, done.corrected) == (0, 1)
     assert done.left_out == {"better answers that change nothing": 1, "better answers to an empty answer": 1}
-    (pair,) = given.read(tmp_path / "pairs.jsonl", recipe(), Rejects())
+    (pair,) = rated_answers.read_given_pairs(tmp_path / "pairs.jsonl", recipe(), Rejects())
     assert (pair.chosen, pair.rejected) == ("It may help some.", said(0, "tuned"))
 
 

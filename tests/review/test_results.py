@@ -2,11 +2,11 @@
 
 import pytest
 
-from meditune.evaluate.report import render
+from meditune.evaluate.report.page import render
 from meditune.files import read_json, write_json, write_jsonl
-from meditune.review.ratingset import read_set
+from meditune.review.rating_set import read_set
+from meditune.review.ratings_store import ADJUDICATION, Rating, Store
 from meditune.review.results import of_run, results
-from meditune.review.store import ADJUDICATION, Rating, Store
 from tests.commands import meditune
 from tests.evaluate.test_report import finished_run
 from tests.review.rated import item_of, made, rate

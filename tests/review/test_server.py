@@ -10,10 +10,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from meditune.review.create import create
-from meditune.review.ratingset import read_key
-from meditune.review.server import BODY_BYTES
-from meditune.review.store import Rating, Store
+from meditune.review.rating_set import create, read_key
+from meditune.review.ratings_store import Rating, Store
+from meditune.review.review_server import BODY_BYTES
 from tests.commands import meditune
 from tests.review.runs import finished, served
 

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from meditune.errors import MedituneError
-from meditune.review.store import ADJUDICATION, Note, Rating, Store
+from meditune.review.ratings_store import ADJUDICATION, Note, Rating, Store
 
 
 def test_saying_it_again_changes_nothing_and_saying_another_thing_does(tmp_path):
@@ -79,7 +79,7 @@ def test_raters_at_once_lose_nothing(tmp_path):
 
 def test_a_killed_process_loses_nothing_that_it_stored(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from meditune.review.store import *\n"
+        "import sys; from pathlib import Path; from meditune.review.ratings_store import *\n"
         "store = Store(Path(sys.argv[1])); rater = store.rater('Ann').id\n"
         "for n in range(10**6):\n    store.save([Rating(rater, f'i{n}', 'harm', 1, 1.0)]); print(n, flush=True)"
     )

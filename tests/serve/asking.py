@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from meditune.assistant.triage import Triage
 from meditune.engines.engine import Engine, Job, Piece
-from meditune.serve.safety.triage import Triage
 
 
 @dataclass

@@ -9,17 +9,16 @@ import sys
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from meditune.serve.access import Access
+from meditune.assistant.assistant import Assistant
 from meditune.serve.app import app_for
-from meditune.serve.assistant import Assistant
-from meditune.serve.prompting import Prompts
-from meditune.serve.running import Place, listening, server_of
+from meditune.serve.auth import Access
+from meditune.serve.chat_prompts import Prompts
+from meditune.serve.http_server import Place, listening, server_of
 from meditune.serve.service import Served, Service
 from meditune.serve.settings import Settings
 from meditune.store.answers import Answers
-from meditune.store.keys import Keys
-from meditune.store.opening import open_store
-from meditune.store.usage import Usage
+from meditune.store.api_keys import Keys, Usage
+from meditune.store.open_store import open_store
 from tests.serve.saying import Saying
 
 # Made before the first fork: its tokenizer is trained in threads, which a fork has none of and would wait for.

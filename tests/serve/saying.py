@@ -9,9 +9,9 @@ from pathlib import Path
 
 from meditune.engines.engine import Job, Likely, Load, Piece
 from meditune.retrieve import collections
-from meditune.retrieve.build import build
+from meditune.retrieve.build_index import build
 from meditune.retrieve.index import Index
-from meditune.retrieve.place import place
+from meditune.retrieve.storage import place
 from tests import tiny
 from tests.retrieve import corpus
 

@@ -13,19 +13,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from meditune.config.data_options import PromptFormat
 from meditune.engines.transformers_engine import TransformersEngine
 from meditune.models.load import LoadedModel
-from meditune.recipe import PromptFormat
-from meditune.serve.access import Access
-from meditune.serve.prompting import Prompts
-from meditune.serve.running import Place, listening, server_of
+from meditune.serve.auth import Access
+from meditune.serve.chat_prompts import Prompts
+from meditune.serve.http_server import Place, listening, server_of
 from meditune.serve.service import Served, Service
 from meditune.serve.settings import Settings
 from meditune.store.answers import Answers
-from meditune.store.keys import Keys
-from meditune.store.opening import Place as StorePlace
-from meditune.store.opening import open_store
-from meditune.store.usage import Usage
+from meditune.store.api_keys import Keys, Usage
+from meditune.store.open_store import Place as StorePlace
+from meditune.store.open_store import open_store
 from tests import tiny
 
 MODEL = "tiny"

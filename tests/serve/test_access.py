@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from meditune.serve.logs import LOGGER, JsonLines
-from meditune.serve.running import Place
+from meditune.observability import LOGGER, JsonLines
+from meditune.serve.http_server import Place
 from meditune.serve.settings import Settings
-from meditune.store.base import Base
-from meditune.store.keys import Keys
+from meditune.store.api_keys import Keys
+from meditune.store.database import Base
 from tests.serve.asking import Plain
 from tests.serve.server import served, service, slowed, started
 from tests.serve.test_streaming import request

@@ -3,8 +3,8 @@
 import pytest
 
 from meditune.serve.settings import Settings
-from meditune.store.keys import Keys
-from meditune.store.opening import open_store
+from meditune.store.api_keys import Keys
+from meditune.store.open_store import open_store
 from tests.review.browser import chromium
 from tests.serve.server import served
 from tests.serve.test_releases import until
@@ -32,7 +32,7 @@ def test_figures_need_a_key_with_the_scope_admin(store):
 
 
 def test_a_server_tells_of_itself_and_leaves_no_trace_at_its_end(tmp_path):
-    from meditune.store.notes import Notes
+    from meditune.store.overview import Notes
 
     notes = Notes(open_store(tmp_path))
     notes.put("server/killed", {"address": "http://127.0.0.1:8000/"})

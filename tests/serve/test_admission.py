@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from meditune.serve.admission import Admission
-from meditune.serve.errors import ApiError
+from meditune.serve.api_errors import ApiError
 from meditune.serve.settings import Settings
 from tests.serve.server import served, slowed
 

@@ -9,8 +9,8 @@ import pytest
 
 from meditune.serve.settings import Settings
 from meditune.store.answers import Answers
-from meditune.store.base import Base
-from meditune.store.keys import Keys
+from meditune.store.api_keys import Keys
+from meditune.store.database import Base
 from tests.serve.asking import Plain
 from tests.serve.server import served, slowed
 from tests.serve.test_streaming import request

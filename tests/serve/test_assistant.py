@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from meditune.assistant.assistant import Assistant, AssistantSettings, Correction, asks_yes_or_no
+from meditune.assistant.triage import with_what_it_goes_on_from
+from meditune.config.data_options import PromptFormat
 from meditune.engines.transformers_engine import TransformersEngine
 from meditune.errors import DataError
-from meditune.evaluate.safety.battery import battery
-from meditune.evaluate.safety.rules import passed
-from meditune.recipe import PromptFormat
+from meditune.evaluate.safety_battery import battery, passed
+from meditune.retrieve.context_packing import chosen
+from meditune.retrieve.documents.document import IndexedPassage
+from meditune.retrieve.hybrid_search import Hit
 from meditune.retrieve.index import Index
-from meditune.retrieve.passages.passage import IndexedPassage
-from meditune.retrieve.search import Hit
-from meditune.retrieve.styles import chosen
-from meditune.serve.assistant import Assistant, AssistantSettings
-from meditune.serve.deciding import Correction, asks_yes_or_no
-from meditune.serve.safety.going_on import with_what_it_goes_on_from
 from tests import tiny
 from tests.retrieve import corpus
 from tests.serve.saying import Saying, index_of

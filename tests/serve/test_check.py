@@ -2,11 +2,11 @@
 
 import pytest
 
-from meditune.serve.check import findings
-from meditune.serve.running import Place
+from meditune.serve.http_server import Place
+from meditune.serve.security_check import findings
 from meditune.serve.settings import Settings
-from meditune.store.base import Base
-from meditune.store.keys import Keys
+from meditune.store.api_keys import Keys
+from meditune.store.database import Base
 
 SAFE = {"keys_needed": True, "per_minute": 60}
 

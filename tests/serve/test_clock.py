@@ -5,11 +5,11 @@ import time
 
 import pytest
 
-from meditune.serve import clock
-from meditune.serve.clock import STEADY_S, Clock
+from meditune.serve import store_access
 from meditune.serve.settings import Settings
+from meditune.serve.store_access import STEADY_S, Clock
 from meditune.store.answers import Answer, Answers
-from meditune.store.opening import open_store
+from meditune.store.open_store import open_store
 from tests.serve.server import service
 
 YEAR = 365 * 86_400.0
@@ -21,7 +21,7 @@ class Hands:
     def __init__(self, monkeypatch):
         self.wall, self.steady = time.time(), 1000.0
         monkeypatch.setattr(time, "time", lambda: self.wall)
-        monkeypatch.setattr(clock, "_steady", lambda: self.steady)
+        monkeypatch.setattr(store_access, "_steady", lambda: self.steady)
 
     def passes(self, seconds):
         self.wall += seconds

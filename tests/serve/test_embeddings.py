@@ -3,7 +3,7 @@
 import openai
 import pytest
 
-from meditune.serve.opening import sentence_model
+from meditune.serve.startup import sentence_model
 from tests.serve.server import served
 
 NAME = "all-minilm-l6-v2-int8"

@@ -23,15 +23,15 @@ from typing import Any
 
 import pytest
 
-from meditune.engines import apart, server_engine, supervised_engine, worker
-from meditune.engines.apart import ApartEngine
+from meditune.engines import openai_engine, scheduler, subprocess_engine, supervised_engine
 from meditune.engines.engine import Job, Piece
+from meditune.engines.subprocess_engine import ApartEngine
 from meditune.engines.supervised_engine import SupervisedEngine
 from meditune.engines.transformers_engine import TransformersEngine
 from meditune.errors import EngineUnavailableError
-from meditune.export import checking, items
-from meditune.export.stage import export
-from meditune.serve import opening
+from meditune.export import verify
+from meditune.export.export import export
+from meditune.serve import startup
 from meditune.serve.settings import Settings
 from tests import tiny
 from tests.serve.server import Running, started
@@ -58,11 +58,11 @@ def fast_export() -> Iterator[None]:
     """Exports are checked less for the block."""
     with pytest.MonkeyPatch.context() as patch:
         for module, name, value in (
-            (checking, "ANSWERS", 1),
-            (items, "COUNT", 4),
-            (checking, "WRITTEN", 9.0),
-            (checking, "AGREEMENT", 0.0),
-            (checking, "WRITTEN_ITEMS", 1),
+            (verify, "ANSWERS", 1),
+            (verify, "COUNT", 4),
+            (verify, "WRITTEN", 9.0),
+            (verify, "AGREEMENT", 0.0),
+            (verify, "WRITTEN_ITEMS", 1),
         ):
             patch.setattr(module, name, value)
         patch.setenv("MEDITUNE_DATA", "/nowhere")
@@ -73,8 +73,8 @@ def fast_export() -> Iterator[None]:
 def server(request: pytest.FixtureRequest, folder: Path, tmp_path: Path) -> Iterator[Running]:
     if not _there(request.param):
         pytest.skip(f"{ENGINES[request.param]} isn't installed")
-    wanted = opening.Wanted(str(folder), engine=request.param, name="tiny")
-    with started(opening.open_service(wanted, Settings(), tmp_path / "store")) as running:
+    wanted = startup.Wanted(str(folder), engine=request.param, name="tiny")
+    with started(startup.open_service(wanted, Settings(), tmp_path / "store")) as running:
         yield running
 
 
@@ -167,8 +167,8 @@ def test_an_engine_that_dies_during_answers_ends_them_and_is_restarted(server: R
 
 
 def test_a_thread_that_could_tell_nobody_leaves_nobody_waiting(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    wanted = opening.Wanted(str(folder), engine="transformers", name="tiny")
-    with started(opening.open_service(wanted, Settings(), tmp_path)) as server, ThreadPoolExecutor() as pool:
+    wanted = startup.Wanted(str(folder), engine="transformers", name="tiny")
+    with started(startup.open_service(wanted, Settings(), tmp_path)) as server, ThreadPoolExecutor() as pool:
         works = server.service.engine._engine._worker
         breaks_down = works._break_down
         # It ends where even its own end can't be handled.
@@ -184,9 +184,9 @@ def test_a_thread_that_could_tell_nobody_leaves_nobody_waiting(folder: Path, tmp
 
 def test_the_weights_of_a_dead_engine_are_freed(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     # The tests' log keeps errors with all that they point to.
-    monkeypatch.setattr(worker.log, "disabled", True)
-    wanted = opening.Wanted(str(folder), engine="transformers", name="tiny")
-    with started(opening.open_service(wanted, Settings(), tmp_path)) as server:
+    monkeypatch.setattr(scheduler.log, "disabled", True)
+    wanted = startup.Wanted(str(folder), engine="transformers", name="tiny")
+    with started(startup.open_service(wanted, Settings(), tmp_path)) as server:
         model = weakref.ref(server.service.engine._engine.loaded.model)
         kill(server.service.engine._engine)
         until(lambda: server.figure("meditune_engine_restarts_total") == 1)
@@ -196,13 +196,13 @@ def test_the_weights_of_a_dead_engine_are_freed(folder: Path, tmp_path: Path, mo
 def test_a_model_at_a_server_is_waited_for_however_long_that_is_away(
     folder: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(server_engine, "PROBE_S", 0.1)
-    monkeypatch.setattr(server_engine, "PROBE_AGAIN_S", 0.05)
+    monkeypatch.setattr(openai_engine, "PROBE_S", 0.1)
+    monkeypatch.setattr(openai_engine, "PROBE_AGAIN_S", 0.05)
     monkeypatch.setattr(supervised_engine, "FIRST_PAUSE_S", 0.02)
     monkeypatch.setattr(supervised_engine, "LONGEST_PAUSE_S", 0.1)
     with serving_elsewhere() as port:
-        wanted = opening.Wanted(str(folder), "", "vllm", "tiny", url=f"http://127.0.0.1:{port}/v1")
-        service = opening.open_service(wanted, Settings(restarts=1), tmp_path)
+        wanted = startup.Wanted(str(folder), "", "vllm", "tiny", url=f"http://127.0.0.1:{port}/v1")
+        service = startup.open_service(wanted, Settings(restarts=1), tmp_path)
     with started(service) as server:
         until(lambda: server.ask("/readyz").status == 503)
         time.sleep(1)
@@ -212,7 +212,7 @@ def test_a_model_at_a_server_is_waited_for_however_long_that_is_away(
             until(lambda: server.ask("/readyz").status == 200)
             assert server.chat().json["choices"][0]["message"]["content"].startswith("Rest helps.")
         # Nobody has noticed yet: the job itself finds out.
-        monkeypatch.setattr(server_engine, "PROBE_S", 60.0)
+        monkeypatch.setattr(openai_engine, "PROBE_S", 60.0)
         until(lambda: server.ask("/readyz").status == 503 or refused(server.chat()))
 
 
@@ -250,7 +250,7 @@ def serving_elsewhere(port: int = 0) -> Iterator[int]:
 
 def test_a_process_that_hangs_is_ended_and_another_one_opened(folder: Path, monkeypatch: Any) -> None:
     pytest.importorskip("openvino_genai")
-    monkeypatch.setattr(apart, "END_S", 0.3)
+    monkeypatch.setattr(subprocess_engine, "END_S", 0.3)
     engine = SupervisedEngine(lambda: ApartEngine(folder / "export" / "openvino"), stalled_s=1.0)
     engine.opened()
     first = engine._engine._process.pid

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from prometheus_client import generate_latest
 
+from meditune.assistant.assistant import follow
+from meditune.observability import LOGGER
 from meditune.retrieve import collections
-from meditune.retrieve.build import build, update
+from meditune.retrieve.build_index import build, update
 from meditune.retrieve.index import Index
-from meditune.retrieve.place import place
-from meditune.serve.following import follow
-from meditune.serve.logs import LOGGER
+from meditune.retrieve.storage import place
 from tests.retrieve import corpus
 from tests.serve.server import service
 

@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 
 from meditune.errors import EngineError, ModelError, StoreError
-from meditune.registry.registry import Registry
-from meditune.registry.version import Version
-from meditune.serve.prompting import Prompts
-from meditune.serve.releases import JUDGED, Parts, Releases
+from meditune.model_registry import Registry, Version
+from meditune.serve.chat_prompts import Prompts
 from meditune.serve.service import Served
 from meditune.serve.settings import Settings
+from meditune.serve.version_router import JUDGED, Parts, Releases
 from tests.registry.runs import bare
 from tests.serve import server as servers
 from tests.serve.asking import Plain

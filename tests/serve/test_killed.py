@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from meditune.store.answers import Answers
-from meditune.store.opening import open_store
+from meditune.store.open_store import open_store
 
 KILLS = 20
 CLIENTS = 3

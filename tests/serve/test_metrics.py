@@ -2,7 +2,7 @@
 
 import pytest
 
-from meditune.serve.assistant import Assistant, AssistantSettings
+from meditune.assistant.assistant import Assistant, AssistantSettings
 from meditune.serve.settings import Settings
 from tests.serve.saying import Saying, index_of
 from tests.serve.server import served

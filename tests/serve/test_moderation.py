@@ -9,15 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from meditune.assistant.assistant import Assistant
+from meditune.config.data_options import PromptFormat
 from meditune.errors import DataError
-from meditune.limits import LIMITS_LINE
-from meditune.recipe import PromptFormat
-from meditune.serve.assistant import Assistant
-from meditune.serve.opening import safe
-from meditune.serve.running import Place
+from meditune.prompts import LIMITS_LINE
+from meditune.serve.http_server import Place
 from meditune.serve.settings import Settings
-from meditune.store.base import Base
-from meditune.store.keys import Keys
+from meditune.serve.startup import safe
+from meditune.store.api_keys import Keys
+from meditune.store.database import Base
 from tests import tiny
 from tests.serve.saying import Saying
 from tests.serve.server import Running, served

@@ -3,7 +3,7 @@
 import openai
 import pytest
 
-from meditune.recipe import PromptFormat
+from meditune.config.data_options import PromptFormat
 from meditune.serve.settings import Settings
 from tests.serve.server import MODEL, served
 

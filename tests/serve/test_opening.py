@@ -2,9 +2,9 @@
 
 import pytest
 
-from meditune.serve.fingerprint import fingerprint
-from meditune.serve.opening import Wanted, open_service
 from meditune.serve.settings import Settings
+from meditune.serve.startup import Wanted, open_service
+from meditune.serve.version_router import fingerprint
 from tests import tiny
 
 

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 import pytest
 
+from meditune.assistant.assistant import Assistant, AssistantSettings
 from meditune.retrieve.index import Index
-from meditune.serve.assistant import Assistant, AssistantSettings
 from meditune.serve.settings import Settings
-from meditune.store.base import Base
-from meditune.store.keys import Keys
+from meditune.store.api_keys import Keys
+from meditune.store.database import Base
 from tests.review.browser import chromium
 from tests.serve.saying import Saying, index_of
 from tests.serve.server import served

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from meditune.serve.assistant import Assistant
+from meditune.assistant.assistant import Assistant
 from tests.serve import server as tests_server
 from tests.serve.server import served
 

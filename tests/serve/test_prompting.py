@@ -2,8 +2,8 @@
 
 import pytest
 
-from meditune.recipe import PromptFormat
-from meditune.serve.prompting import Prompts, Turn
+from meditune.config.data_options import PromptFormat
+from meditune.serve.chat_prompts import Prompts, Turn
 from tests import tiny
 
 

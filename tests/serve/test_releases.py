@@ -16,8 +16,8 @@ import pytest
 from filelock import FileLock
 
 from meditune.errors import EngineError
-from meditune.registry.registry import Registry
-from meditune.serve import opening
+from meditune.model_registry import Registry
+from meditune.serve import startup
 from meditune.serve.settings import Settings
 from tests.commands import Bench, bench
 from tests.registry.runs import PASSED, finished, passed, with_versions
@@ -39,8 +39,8 @@ def run(place: Bench) -> Path:
 
 @contextmanager
 def serving(registry: Registry, store: Path, settings: Settings = QUICK) -> Iterator[Running]:
-    wanted = opening.Wanted(str(registry.folder), engine="transformers", name="tiny")
-    with started(opening.open_service(wanted, settings, store)) as running:
+    wanted = startup.Wanted(str(registry.folder), engine="transformers", name="tiny")
+    with started(startup.open_service(wanted, settings, store)) as running:
         yield running
 
 
@@ -225,7 +225,7 @@ def test_where_the_registry_cant_be_changed_the_server_does_without_the_version(
 ) -> None:
     registry = with_versions(tmp_path / "registry", run, PASSED)
     registry.try_out("v0002", "canary", 100)
-    monkeypatch.setattr("meditune.registry.registry.LOCK_S", 0.1)
+    monkeypatch.setattr("meditune.model_registry.LOCK_S", 0.1)
     with serving(registry, tmp_path / "store") as server, FileLock(registry.folder / ".lock"):
         broken(server.service.releases._trial[0].service.engine)
         statuses = [server.chat(max_tokens=1).status for _ in range(8)]

@@ -16,12 +16,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from meditune.serve.opening import lockout, safe
-from meditune.serve.running import Place
+from meditune.serve.http_server import Place
 from meditune.serve.settings import Settings
+from meditune.serve.startup import lockout, safe
 from meditune.store.answers import Answers
-from meditune.store.base import Base
-from meditune.store.keys import Keys
+from meditune.store.api_keys import Keys
+from meditune.store.database import Base
 from tests import tiny
 from tests.commands import meditune
 from tests.serve.server import served, slowed
@@ -169,7 +169,7 @@ def test_what_cant_be_served_is_said(model, tmp_path):
 
 
 def test_without_prometheus_the_way_out_is_said(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("meditune.serve.running.find_spec", lambda _: None)
+    monkeypatch.setattr("meditune.serve.http_server.find_spec", lambda _: None)
     meditune("serve", model, "--store", tmp_path / "s").refused(4, "[serve]'")
 
 
@@ -204,14 +204,14 @@ def test_beyond_this_machine_nobody_gets_in_before_there_is_a_key(tmp_path):
 
 
 def test_drift_is_watched_beside_the_server_and_kept_at_its_end(model, tmp_path):
-    from meditune.operate.drift import checking, reference
-    from meditune.operate.drift.reading import Source
+    from meditune.operate.drift import check, reference
+    from meditune.operate.drift.check import Source
     from meditune.store.overview import overview
     from tests.operate.drift.streams import requests, write_facts
 
     good = write_facts(tmp_path / "good.jsonl", requests(300, 1))
     made = tmp_path / "reference"
-    reference.save(checking.fitted(Source(good), None, None, 17), made)
+    reference.save(check.fitted(Source(good), None, None, 17), made)
     options = ("--drift", made, "--drift-every", 1, "--price", "1,2", "--hourly", 3)
     with started(model, tmp_path / "store", *options) as (process, address):
         chat(address)

@@ -15,12 +15,12 @@ from tests.serve.test_access import LOGGER, Lines
 
 FAILING = """
 import logging, threading
-from meditune.serve.logs import set_up
+from meditune.observability import set_up
 set_up()
 try:
     raise ValueError("secretword")
 except ValueError:
-    logging.getLogger("meditune.engines.worker").exception("A step failed")
+    logging.getLogger("meditune.engines.scheduler").exception("A step failed")
 thread = threading.Thread(target=lambda: int("secretword"))
 thread.start()
 thread.join()

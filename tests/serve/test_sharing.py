@@ -5,8 +5,8 @@ import json
 import pytest
 
 from meditune.serve.settings import Settings
-from meditune.store.keys import Keys
-from meditune.store.opening import open_store
+from meditune.store.api_keys import Keys
+from meditune.store.open_store import open_store
 from tests.commands import meditune
 from tests.serve.server import served
 

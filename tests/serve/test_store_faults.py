@@ -9,14 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from meditune.assistant.assistant import Assistant
 from meditune.errors import StoreError
-from meditune.serve import kept, writing
-from meditune.serve.assistant import Assistant
+from meditune.serve import answer_log, streaming
 from meditune.serve.settings import Settings
-from meditune.store import base
+from meditune.store import database
 from meditune.store.answers import Answer, Answers, Feedback
-from meditune.store.base import FILE, Base
-from meditune.store.keys import Keys
+from meditune.store.api_keys import Keys
+from meditune.store.database import FILE, Base
 from tests.serve.saying import Saying
 from tests.serve.server import served
 
@@ -30,7 +30,7 @@ def locked(folder):
 
 
 def test_a_lock_is_waited_for_then_named_and_urgent_help_comes_all_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(base, "BUSY_S", 1.5)
+    monkeypatch.setattr(database, "BUSY_S", 1.5)
     assistant = Assistant(Saying("Rest helps most people."))
     with served(tmp_path, Settings(keep_text=True), assistant=assistant) as server, ThreadPoolExecutor() as pool:
         id = server.chat().json["id"]
@@ -58,7 +58,7 @@ def test_a_lock_is_waited_for_then_named_and_urgent_help_comes_all_the_same(tmp_
 
 
 def test_an_emergency_waits_for_nobody_who_waits_for_the_store(tmp_path, monkeypatch):
-    monkeypatch.setattr(base, "BUSY_S", 6.0)
+    monkeypatch.setattr(database, "BUSY_S", 6.0)
     assistant = Assistant(Saying("Rest helps most people."))
     key = Keys(Base(tmp_path)).create("Ann")[1]
     settings = Settings(keys_needed=True, keep_text=True)
@@ -77,8 +77,8 @@ def test_an_emergency_waits_for_nobody_who_waits_for_the_store(tmp_path, monkeyp
 
 
 def test_an_answer_of_which_no_text_is_kept_is_given_although_the_store_fails(tmp_path, monkeypatch):
-    monkeypatch.setattr(base, "BUSY_S", 2.0)
-    for module in (kept, writing):
+    monkeypatch.setattr(database, "BUSY_S", 2.0)
+    for module in (answer_log, streaming):
         monkeypatch.setattr(module, "METRICS_S", 0.3)
     keys = Keys(Base(tmp_path))
     key, bounded = keys.create("Ann")[1], keys.create("Bo", daily_tokens=10_000)[1]

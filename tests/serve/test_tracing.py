@@ -6,9 +6,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from meditune import observability
+from meditune.assistant.assistant import Assistant, AssistantSettings
 from meditune.errors import ModelError
-from meditune.serve import tracing
-from meditune.serve.assistant import Assistant, AssistantSettings
 from tests.serve.saying import Saying, index_of
 from tests.serve.server import served
 
@@ -64,13 +64,13 @@ def test_a_question_is_one_trace_of_its_parts_without_its_words(tmp_path, monkey
     assistant = Assistant(Saying(said), index_of(tmp_path), AssistantSettings(nearest=-1.0))
     with receiver() as (address, got):
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", address)
-        assert tracing.set_up()
+        assert observability.set_up_tracing()
         with served(tmp_path / "store", assistant=assistant) as server:
             parent = {"traceparent": f"00-{PARENT}-b7ad6b7169203331-01"}
             assert server.ask("/v1/ask", {"question": question}, **parent).status == 200
             assert server.chat(f"Does {SECRET} help?").status == 200
             server.ask("/v1/ask", {"question": f"{SECRET} " * 6000})
-        tracing.shut_down()
+        observability.shut_down_tracing()
     asked = [span for span in got if span.trace_id.hex() == PARENT]
     (whole,) = [span for span in asked if span.name == "request"]
     assert whole.parent_span_id.hex() == "b7ad6b7169203331"
@@ -93,11 +93,11 @@ def test_a_question_is_one_trace_of_its_parts_without_its_words(tmp_path, monkey
 
 
 def test_traces_are_off_unless_an_endpoint_is_named(monkeypatch):
-    for name in tracing.VARIABLES:
+    for name in observability.VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    assert not tracing.set_up()
-    assert not tracing.set_up({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x", "OTEL_SDK_DISABLED": "true"})
-    with tracing.request({}) as (made, id), tracing.span("part") as part:
+    assert not observability.set_up_tracing()
+    assert not observability.set_up_tracing({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x", "OTEL_SDK_DISABLED": "true"})
+    with observability.request({}) as (made, id), observability.span("part") as part:
         made.set_attribute("a", 1)
         part.set_attribute("a", 1)
     assert id == ""
@@ -106,4 +106,4 @@ def test_traces_are_off_unless_an_endpoint_is_named(monkeypatch):
 def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(ModelError, match=r"pip install --editable .*\[otel\]"):
-        tracing.set_up({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"})
+        observability.set_up_tracing({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"})

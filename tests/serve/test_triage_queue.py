@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from meditune.serve.errors import ApiError
-from meditune.serve.triage_queue import TriageQueue
+from meditune.serve.admission import TriageQueue
+from meditune.serve.api_errors import ApiError
 
 
 class Held:

@@ -5,8 +5,8 @@ import time
 
 import numpy as np
 
-from meditune.store.notes import Notes
-from meditune.store.opening import open_store
+from meditune.store.open_store import open_store
+from meditune.store.overview import Notes
 
 MARKUP = "<img src=x onerror=\"document.title='hacked'\"><script>document.title='hacked'</script>"
 ALERT = {

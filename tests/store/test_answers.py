@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from meditune.store import base
+from meditune.store import database
 from meditune.store.answers import SHADOW, Answer, Answers, Feedback, shadow_of
-from meditune.store.base import Base
-from meditune.store.opening import open_store
-from meditune.store.usage import Usage
+from meditune.store.api_keys import Usage
+from meditune.store.database import Base
+from meditune.store.open_store import open_store
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_what_stays_in_the_log_for_a_reader_is_said_and_gone_with_the_next_pruni
     in_file, tmp_path, monkeypatch, caplog
 ):
     answers = in_file
-    monkeypatch.setattr(base, "BUSY_S", 0.2)
+    monkeypatch.setattr(database, "BUSY_S", 0.2)
     answers.keep(Answer("a1", "k1", "ask", "m v1", question="unmistakable words"))
     with answers.base.opened() as reader:
         reader.execute("BEGIN")
@@ -169,7 +169,7 @@ import sys
 from pathlib import Path
 from meditune.store import base
 from meditune.store.answers import Answer, Answers, Feedback
-from meditune.store.base import Base
+from meditune.store.database import Base
 answers = Answers(Base(Path(sys.argv[1])))
 for n in range(100_000):
     answers.keep(Answer(f"a{n}", "k", "ask", "m"))

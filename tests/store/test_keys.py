@@ -5,9 +5,9 @@ import stat
 import pytest
 
 from meditune.errors import DataError
-from meditune.store.base import FILE, Base
-from meditune.store.keys import USUAL, Keys
-from meditune.store.opening import open_store
+from meditune.store.api_keys import USUAL, Keys
+from meditune.store.database import FILE, Base
+from meditune.store.open_store import open_store
 
 
 def test_a_key_is_known_again_and_nowhere_written(tmp_path):
@@ -52,7 +52,7 @@ def test_every_check_compares_hashes_whether_the_id_is_known_or_not(tmp_path, mo
         compared.append((len(one), len(two)))
         return one == two
 
-    monkeypatch.setattr("meditune.store.keys.hmac.compare_digest", counting)
+    monkeypatch.setattr("meditune.store.api_keys.hmac.compare_digest", counting)
     for wrong in (f"mt-{made.id}-wrong", "mt-00000000-wrong", "nothing"):
         keys.who(wrong)
     assert compared == [(64, 64)] * 6

@@ -7,12 +7,11 @@ import pytest
 
 from meditune.errors import StoreError
 from meditune.store.answers import Answer, Answers, Feedback
-from meditune.store.base import FILE, Base
-from meditune.store.keys import Keys
-from meditune.store.migrations import LATEST
-from meditune.store.notes import Notes
-from meditune.store.opening import open_store
-from meditune.store.postgres import Postgres
+from meditune.store.api_keys import Keys
+from meditune.store.database import FILE, LATEST, Base
+from meditune.store.open_store import open_store
+from meditune.store.overview import Notes
+from meditune.store.postgresql import Postgres
 
 OLD = """
 CREATE TABLE keys (
@@ -80,10 +79,10 @@ def test_servers_that_start_at_once_make_the_tables_once(store, tmp_path):
 
 def test_a_step_that_fails_is_undone_whole(tmp_path, monkeypatch):
     old(tmp_path)
-    from meditune.store import migrations
+    from meditune.store import database
 
-    broken = migrations.Step(2, migrations.STEPS[1].sqlite + "CREATE TABLE broken (;", "")
-    monkeypatch.setattr(migrations, "STEPS", (migrations.STEPS[0], broken))
+    broken = database.Step(2, database.STEPS[1].sqlite + "CREATE TABLE broken (;", "")
+    monkeypatch.setattr(database, "STEPS", (database.STEPS[0], broken))
     with pytest.raises(StoreError):
         Base(tmp_path)
     monkeypatch.undo()
@@ -135,7 +134,7 @@ def test_a_database_that_was_started_anew_is_found_again(postgres):
 
 
 def test_another_programs_lock_is_waited_for_and_then_named(postgres, monkeypatch):
-    monkeypatch.setattr("meditune.store.postgres.LOCK_S", 0.3)
+    monkeypatch.setattr("meditune.store.postgresql.LOCK_S", 0.3)
     base = Postgres(postgres.new())
     with base.changing() as other:
         other.execute("LOCK TABLE answers")

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from meditune.errors import DataError
-from meditune.train.api import rows
-from meditune.train.api.rows import check
+from meditune.train import hosted_job
+from meditune.train.hosted_job import check
 
 USER = {"role": "user", "content": "Does it help?"}
 ANSWER = {"role": "assistant", "content": "yes"}
@@ -45,6 +45,6 @@ def test_a_row_that_breaks_one_is_named(tmp_path, odd, problem):
 def test_too_few_rows_and_too_large_a_file(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="9 rows; the fine-tuning API takes 10 or more"):
         check(write(tmp_path / "rows.jsonl", count=9))
-    monkeypatch.setattr(rows, "LARGEST_BYTES", 100)
+    monkeypatch.setattr(hosted_job, "LARGEST_BYTES", 100)
     with pytest.raises(DataError, match="the API takes files of up to"):
         check(write(tmp_path / "rows.jsonl"))

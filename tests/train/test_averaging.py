@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from meditune.recipe import TrainSpec
+from meditune.config.training_options import TrainSpec
 from tests.train.test_sft import steps_of
 
 SPEC = TrainSpec(batch_size=2, accumulation=1, epochs=2, learning_rate=1e-2, average_last=0.5, checkpoint_steps=1)

@@ -6,8 +6,8 @@ import re
 import pytest
 import torch
 
-from meditune.train import head_loss
-from meditune.train.breakdown import STREAK, LossGuard
+from meditune.train import losses
+from meditune.train.trainer import STREAK, LossGuard
 from tests.commands import bench, meditune, read_rows
 
 STEPS = {"train__batch_size": 2, "train__checkpoint_steps": 4, "train__epochs": 2}
@@ -46,7 +46,7 @@ def large(loss):
 
 def going_wrong(patch, wrong, first, last=10**9):
     """Losses of steps `first` to `last` go through `wrong`; each step of these runs is one piece."""
-    real, calls = head_loss.fused_loss, 0
+    real, calls = losses.fused_loss, 0
 
     def fused_loss(*given):
         nonlocal calls
@@ -54,7 +54,7 @@ def going_wrong(patch, wrong, first, last=10**9):
         loss = real(*given)
         return wrong(loss) if first <= calls - TRIED <= last else loss
 
-    patch.setattr(head_loss, "fused_loss", fused_loss)
+    patch.setattr(losses, "fused_loss", fused_loss)
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from meditune.config.recipe import Recipe
 from meditune.errors import MedituneError
 from meditune.files import read_json, write_json
-from meditune.recipe import Recipe
 from meditune.train import checkpoint
-from meditune.train.sft import Step
+from meditune.train.trainer import Step
 
 
 @pytest.fixture

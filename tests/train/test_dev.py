@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from meditune.recipe import DevSpec
-from meditune.train.dev import DevWatch
+from meditune.config.training_options import DevSpec
+from meditune.train.early_stopping import DevWatch
 from tests.commands import bench, jsonl, meditune, read_rows, rows, stopped_after
 
 STEPS = {

@@ -5,11 +5,11 @@ import random
 
 import pytest
 
-from meditune.models.frozen import FrozenLayers
-from meditune.models.rows import windows
-from meditune.recipe import TrainSpec
-from meditune.train.sft import train
-from meditune.train.weights import TokenWeights
+from meditune.config.training_options import TrainSpec
+from meditune.models.hidden_state_cache import FrozenLayers
+from meditune.models.shared_prefix_batch import windows
+from meditune.train.dataset import TokenWeights
+from meditune.train.trainer import train
 from tests import tiny
 from tests.commands import bench, meditune, read_rows, stopped_after
 

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from meditune.config.data_options import PromptFormat
+from meditune.config.training_options import LoraSpec
 from meditune.models.adapters import add_lora
 from meditune.models.forward import predict
-from meditune.models.rows import collate, rows_of
-from meditune.recipe import LoraSpec, PromptFormat
-from meditune.train import head_loss
+from meditune.models.shared_prefix_batch import collate, rows_of
+from meditune.train import losses
 from tests import tiny
 from tests.models.test_rows import EXAMPLES
 
@@ -16,10 +17,10 @@ from tests.models.test_rows import EXAMPLES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_loss_and_gradients_equal_those_of_plain_logits(architecture, dtype, monkeypatch):
     loaded = tiny.loaded(architecture)
-    monkeypatch.setattr(head_loss, "PIECE", 7)
-    monkeypatch.setattr(head_loss, "EXACT", 3 * loaded.model.get_output_embeddings().weight.shape[0])
+    monkeypatch.setattr(losses, "PIECE", 7)
+    monkeypatch.setattr(losses, "EXACT", 3 * loaded.model.get_output_embeddings().weight.shape[0])
     model = add_lora(loaded.model.to(dtype), LoraSpec(r=4), seed=1)
-    assert head_loss.is_plain_head(model)
+    assert losses.is_plain_head(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -32,9 +33,9 @@ def test_loss_and_gradients_equal_those_of_plain_logits(architecture, dtype, mon
         predicted = predict(model, batch, logits=not fused)
         if fused:
             assert len(predicted.logits) == 0
-            loss = head_loss.fused_loss(model.get_output_embeddings(), predicted.hidden, batch.targets, weights)
+            loss = losses.fused_loss(model.get_output_embeddings(), predicted.hidden, batch.targets, weights)
         else:
-            loss = head_loss.plain_loss(predicted, batch.targets, weights)
+            loss = losses.plain_loss(predicted, batch.targets, weights)
         (loss * 3).backward()
         found.append((loss.item(), [p.grad.float() for p in model.parameters() if p.requires_grad]))
         model.zero_grad()
@@ -46,9 +47,9 @@ def test_loss_and_gradients_equal_those_of_plain_logits(architecture, dtype, mon
 
 def test_a_head_whose_logits_are_changed_or_trained_is_not_plain():
     model = tiny.loaded("gemma3").model.requires_grad_(False)
-    assert head_loss.is_plain_head(model)
+    assert losses.is_plain_head(model)
     model.config.final_logit_softcapping = 30.0
-    assert not head_loss.is_plain_head(model)
+    assert not losses.is_plain_head(model)
     model.config.final_logit_softcapping = None
     model.get_output_embeddings().weight.requires_grad_(True)
-    assert not head_loss.is_plain_head(model)
+    assert not losses.is_plain_head(model)

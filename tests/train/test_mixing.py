@@ -6,13 +6,14 @@ from itertools import islice
 
 import pytest
 
+from meditune.config.data_options import PromptFormat
+from meditune.config.training_options import MixSpec, TrainSpec
 from meditune.data.example import Example
 from meditune.errors import DataError
-from meditune.models.rows import rows_of
-from meditune.recipe import MixSpec, PromptFormat, TrainSpec
+from meditune.models.shared_prefix_batch import rows_of
+from meditune.train.dataset import TokenWeights
 from meditune.train.mixing import mix_of
-from meditune.train.sft import plan_steps
-from meditune.train.weights import TokenWeights
+from meditune.train.trainer import plan_steps
 from tests import tiny
 from tests.commands import bench, jsonl, meditune, read_rows, rows, stopped_after
 

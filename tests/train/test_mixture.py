@@ -2,13 +2,14 @@
 
 import pytest
 
+from meditune.config.data_options import PromptFormat
+from meditune.config.training_options import ReplaySpec, TrainSpec
 from meditune.data.example import Example
-from meditune.models.rows import rows_of
-from meditune.recipe import PromptFormat, ReplaySpec, TrainSpec
-from meditune.train.mixture import facts, mixture, said
+from meditune.models.shared_prefix_batch import rows_of
+from meditune.train.dataset import TokenWeights
 from meditune.train.replay import plan_replay
-from meditune.train.sft import plan_steps
-from meditune.train.weights import TokenWeights
+from meditune.train.trainer import plan_steps
+from meditune.train.training_plan import facts, mixture, said
 from tests import tiny
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from meditune.recipe import TrainSpec
+from meditune.config.training_options import TrainSpec
 from meditune.train.optimizer import EIGHT_BIT_FROM, STATE_BYTES, MasterOptimizer
 from tests.commands import bench, meditune, read_rows, stopped_after
 

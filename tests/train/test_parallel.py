@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from meditune import ranks
-from meditune.models.rows import join
+from meditune import distributed
+from meditune.models.shared_prefix_batch import join
 from meditune.prompts import Encoded
-from meditune.train.parallel import dealt
+from meditune.train.trainer import dealt
 from tests import commands
 from tests.commands import meditune, read_rows
 
@@ -182,7 +182,7 @@ def stop_two(place, name, **settings):
 
 def has_no_traceback(err):
     """Assert that no traceback leads through our package, wherever it lies; torchrun prints one of its own."""
-    assert f'File "{Path(ranks.__file__).parent}' not in err
+    assert f'File "{Path(distributed.__file__).parent}' not in err
 
 
 def checkpoint(place, name):
@@ -252,4 +252,4 @@ def test_every_row_is_dealt_once_and_some_processes_may_get_none(lockstep, monke
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     assert [piece.indices for piece in dealt(rows, 64, lockstep)] == [[1], [4, 0]]
-    assert ranks.world() == 2
+    assert distributed.world() == 2

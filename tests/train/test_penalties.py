@@ -3,15 +3,15 @@
 import pytest
 import torch
 
+from meditune.config.data_options import PromptFormat
+from meditune.config.training_options import LoraSpec, ReplaySpec, TrainSpec
 from meditune.models.adapters import add_lora
-from meditune.models.frozen import FrozenLayers
-from meditune.models.rows import rows_of, windows
-from meditune.recipe import LoraSpec, PromptFormat, ReplaySpec, TrainSpec
-from meditune.train.ewc import EWC, Fisher, estimate
-from meditune.train.penalties import L2SP, StartingPoint
+from meditune.models.hidden_state_cache import FrozenLayers
+from meditune.models.shared_prefix_batch import rows_of, windows
+from meditune.train.dataset import TokenWeights
+from meditune.train.regularization import EWC, L2SP, Fisher, StartingPoint, estimate
 from meditune.train.replay import plan_replay
-from meditune.train.sft import plan_steps, train
-from meditune.train.weights import TokenWeights
+from meditune.train.trainer import plan_steps, train
 from tests import tiny
 from tests.models.test_rows import EXAMPLES
 

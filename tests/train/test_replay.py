@@ -6,19 +6,19 @@ import re
 import pytest
 import torch
 
+from meditune.config.data_options import PromptFormat
+from meditune.config.load_recipe import load_recipe
+from meditune.config.training_options import LoraSpec, ReplaySpec, TrainSpec
 from meditune.data.prepare import stored
 from meditune.models.adapters import add_lora
-from meditune.models.frozen import FrozenLayers
+from meditune.models.hidden_state_cache import FrozenLayers
 from meditune.models.load import load
-from meditune.models.rows import PROMPT, rows_of, windows
-from meditune.recipe import LoraSpec, PromptFormat, ReplaySpec, TrainSpec
-from meditune.recipes.loading import load_recipe
-from meditune.train import self_written
-from meditune.train.encode import marked
-from meditune.train.plan import plan
+from meditune.models.shared_prefix_batch import PROMPT, rows_of, windows
+from meditune.train import replay
+from meditune.train.dataset import TokenWeights, marked
 from meditune.train.replay import plan_replay
-from meditune.train.sft import plan_steps, train
-from meditune.train.weights import TokenWeights
+from meditune.train.trainer import plan_steps, train
+from meditune.train.training_plan import plan
 from tests import tiny
 from tests.commands import bench, meditune, read_rows
 from tests.data import layouts
@@ -166,9 +166,9 @@ def test_what_the_model_writes_is_sampled_from_its_own_distribution(architecture
     """Token for token what sampling without a cache, one whole forward pass a token, gives with the same numbers."""
     loaded = tiny.loaded(architecture)
     loaded.model.generation_config.update(top_k=3, repetition_penalty=2.0, temperature=0.1)
-    written = list(self_written.write(loaded, 5, 20, seed=3))
-    assert written == list(self_written.write(loaded, 5, 20, seed=3))
-    assert written != list(self_written.write(loaded, 5, 20, seed=4))
+    written = list(replay.write(loaded, 5, 20, seed=3))
+    assert written == list(replay.write(loaded, 5, 20, seed=3))
+    assert written != list(replay.write(loaded, 5, 20, seed=4))
     torch.manual_seed(3)
     ids = torch.tensor([each["prompt"] for each in written])
     start = ids.shape[1]
@@ -180,7 +180,7 @@ def test_what_the_model_writes_is_sampled_from_its_own_distribution(architecture
         ids = torch.cat([ids, torch.multinomial(chances, 1)], dim=1)
     for each, expected in zip(written, ids[:, start:].tolist(), strict=True):
         assert each["target"] == expected[: expected.index(1) + 1 if 1 in expected else None]
-        row = self_written.row(each)
+        row = replay.row(each)
         assert row.targets == each["target"]
         assert row.tokens == [*each["prompt"], *each["target"][:-1]]
         assert len(row.targets) >= 2

@@ -5,16 +5,16 @@ import math
 import pytest
 import torch
 
-from meditune.models.adapters import add_lora
-from meditune.models.frozen import FrozenLayers, blocks_of
-from meditune.models.rows import PROMPT, rows_of, with_prompt
-from meditune.models.strategies import make_trainable
-from meditune.recipe import LoraSpec, ModelSpec, PromptFormat, Recipe, TrainSpec
-from meditune.train.dev import dev_loss
-from meditune.train.encode import encode
+from meditune.config.data_options import PromptFormat
+from meditune.config.recipe import Recipe
+from meditune.config.training_options import LoraSpec, ModelSpec, TrainSpec
+from meditune.models.adapters import add_lora, make_trainable
+from meditune.models.hidden_state_cache import FrozenLayers, blocks_of
+from meditune.models.shared_prefix_batch import PROMPT, rows_of, with_prompt
+from meditune.train.dataset import TokenWeights, encode
+from meditune.train.early_stopping import dev_loss
 from meditune.train.optimizer import MasterOptimizer, learning_rate
-from meditune.train.sft import plan_steps, probe, train
-from meditune.train.weights import TokenWeights
+from meditune.train.trainer import plan_steps, probe, train
 from tests import tiny
 from tests.models.test_rows import EXAMPLES
 

@@ -3,9 +3,9 @@
 import pytest
 from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 
+from meditune.config.recipe import Recipe
 from meditune.errors import ModelError
-from meditune.recipe import Recipe
-from meditune.train.start import check_start
+from meditune.train.training_plan import check_start
 
 
 @pytest.mark.parametrize("kind", [PrefixTuningConfig, PromptTuningConfig, PromptEncoderConfig])

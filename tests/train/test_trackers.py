@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from meditune.train import stage
+from meditune.train import finetune
 from tests.commands import bench, jsonl, meditune, read_rows, stopped_after
 
 STEPS = {"train__batch_size": 4, "train__accumulation": 1, "train__checkpoint_steps": 3, "train__epochs": 1}
@@ -67,7 +67,7 @@ def whole(place):
 
 def test_each_step_can_be_read_as_soon_as_it_is_done(place, whole, monkeypatch):
     path, seen = place.folder / "followed" / "training.jsonl", []
-    real = stage.train
+    real = finetune.train
 
     def looking(*given, **named):
         for step in real(*given, **named):
@@ -75,7 +75,7 @@ def test_each_step_can_be_read_as_soon_as_it_is_done(place, whole, monkeypatch):
             assert path.read_bytes().endswith(b"}\n")
             seen.append(read_rows(path)[-1]["step"])
 
-    monkeypatch.setattr(stage, "train", looking)
+    monkeypatch.setattr(finetune, "train", looking)
     assert trained(place, "followed").code == 0
     assert seen == [row["step"] for row in whole]
     assert without_time(read_rows(path)) == without_time(whole)

@@ -1,17 +1,25 @@
-"""Rebalancing of training data: answers that are too hard to read left out, and large groups capped."""
+"""Rebalancing of training data: answers that are too hard to read left out, and large groups capped.
+
+For whom an example's answer is written: in plain words or an expert's, where its source has both.
+
+Which of the two a text is, its reading grade says; the prompt's cue then tells the model (conditional training, Keskar
+et al. 2019, arXiv:1909.05858), so one model learns from hard answers and can be asked for easy ones.
+"""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from meditune.data.diversity.dimensions import BY_NAME, grade
-from meditune.data.example import Example
+from meditune.config.data_options import BalanceSpec, DataSpec, Style
+from meditune.data.diversity.coverage import BY_NAME, grade
+from meditune.data.example import STYLE, Example
 from meditune.data.quality.ledger import Entry
+from meditune.data.splits import Splits
 from meditune.errors import DataError
-from meditune.recipe import BalanceSpec, DataSpec
 
 MAX_GRADE = "data.max_reading_grade"
 BALANCE = "data.balance"
@@ -135,3 +143,38 @@ def _cap_of(share: float, counts: Mapping[str, int], free: int, by: str) -> int:
 def _easiest(train: Sequence[Example], highest: float | None) -> str:
     grades = [value for value in (grade(example.answer) for example in train if example.answer) if value is not None]
     return f": the easiest answer has grade {min(grades):.1f}" if highest is not None and grades else ""
+
+
+def styled(splits: Splits, spec: DataSpec) -> Splits:
+    """The splits with a style in the meta of each row whose source is in the plain style.
+
+    Training examples have the style that their answer is in. What is measured is asked for plain words, however hard
+    its reference is.
+    """
+    names = {source.name for source in spec.sources if source.style == "plain"}
+    if not names:
+        return splits
+
+    def each(examples: Sequence[Example], style: Callable[[Example], Style]) -> list[Example]:
+        return [asked_for(one, style(one)) if one.source in names else one for one in examples]
+
+    def asked(_: Example) -> Style:
+        return "plain"
+
+    def written(example: Example) -> Style:
+        found = grade(example.answer)
+        return "plain" if found is not None and found <= spec.plain_grade else "expert"
+
+    train, dev, test = each(splits.train, written), each(splits.dev, asked), each(splits.test, asked)
+    return replace(splits, train=train, dev=dev, test=test)
+
+
+def asked_for(example: Example, style: Style) -> Example:
+    """The example, to be answered in this style."""
+    return example.model_copy(update={"meta": {**example.meta, STYLE: style}})
+
+
+def count_styles(splits: Splits) -> dict[str, dict[str, int]]:
+    """How many examples of each split have each style; nothing where no source has two."""
+    found = {name: Counter(each.style for each in examples if each.style) for name, examples in splits.named().items()}
+    return {name: dict(sorted(counts.items())) for name, counts in found.items()} if any(found.values()) else {}

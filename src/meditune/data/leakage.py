@@ -1,11 +1,21 @@
 """Whether a test measures what a model was shown: test items in the training data, answers in prompts, known tests.
 
 Whatever is found stops a run, unless its recipe owns up to it by `evaluate.allow_leakage`; then the report says so.
+
+What a model was trained on, as hashes that lie beside it: enough to recognize a test item, not to read one.
+
+    {"version": 1, "examples": 449, "unlisted": 0, "questions": [...], "contexts": [...], "groups": [...]}
+
+Each entry is the first 16 hexadecimal digits of a SHA-256, of a question or context without case, punctuation and
+spacing, or of a source with a group. Who has a text can test whether it is in the list; so examples that are marked as
+restricted (MIMIC-III) are only counted as `unlisted`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,15 +23,83 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+from meditune.config.recipe import LeakKind
 from meditune.data.example import Example
-from meditune.data.near import LEAST_WORDS, Matches, near_passages, near_questions, share_within, words
+from meditune.data.near_duplicates import LEAST_WORDS, Matches, near_passages, near_questions, share_within, words
+from meditune.data.read_sources import is_restricted
 from meditune.data.splits import Splits, backgrounds, context_key, instructions, question_key
-from meditune.data.trained_on import PARTS, Record, keys
 from meditune.errors import DataError
-from meditune.files import write_json
-from meditune.recipe import LeakKind
+from meditune.files import read_json, write_json
 
-FILE_NAME = "leakage.json"
+FILE_NAME = "trained_on.json"
+VERSION = 1
+PARTS = ("questions", "contexts", "groups")
+DIGITS = 16
+
+Record = dict[str, Any]
+
+
+def record(examples: Sequence[Example], earlier: Iterable[Record] = ()) -> Record:
+    """The record of a model that was trained on `examples`, and on what `earlier` records of its base name."""
+    listed = [example for example in examples if not is_restricted(example)]
+    before = list(earlier)
+    found: Record = {
+        "version": VERSION,
+        "examples": len(examples) + sum(each["examples"] for each in before),
+        "unlisted": len(examples) - len(listed) + sum(each["unlisted"] for each in before),
+    }
+    general, common = instructions(examples), backgrounds(examples)
+    hashed = [keys(example) for example in listed]
+    for example, each in zip(listed, hashed, strict=True):
+        if question_key(example.question) in general:
+            each["questions"] = ""
+        if context_key(example) in common:
+            each["contexts"] = ""
+    for part in PARTS:
+        own = {each[part] for each in hashed if each[part]}
+        found[part] = sorted(own.union(*(each[part] for each in before)))
+    return found
+
+
+def keys(example: Example) -> dict[str, str]:
+    """The hashes that an example leaves in each part of a record; empty where it has no such text."""
+    return {
+        "questions": _hashed(example.question),
+        "contexts": _hashed(" ".join(passage.text for passage in example.context)),
+        "groups": _hash(f"{example.source}\n{example.group}"),
+    }
+
+
+def read_record(model: Path) -> Record | None:
+    """The record in a model's folder; None where there is none. Raises DataError where it can't be used."""
+    path = model / FILE_NAME
+    if not path.is_file():
+        return None
+    found = read_json(path)
+    if not isinstance(found, dict) or found.get("version") != VERSION or not set(PARTS) <= found.keys():
+        raise DataError(
+            f"{path}: not a record of this version of Meditune, so it can't be checked whether the model was trained "
+            "on the test. Copy the model again, or update Meditune."
+        )
+    return found
+
+
+def carry(model: Path, derived: Path) -> None:
+    """Copy a model's record, if it has one, into the folder of what was made of it."""
+    if (model / FILE_NAME).is_file():
+        shutil.copyfile(model / FILE_NAME, derived / FILE_NAME)
+
+
+def _hashed(text: str) -> str:
+    said = question_key(text)
+    return _hash(said) if said else ""
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+
+
+LEAKAGE_FILE_NAME = "leakage.json"
 """In a run's folder: what was looked for, and what was found."""
 KINDS: tuple[LeakKind, ...] = get_args(LeakKind)
 WHAT: dict[str, str] = {
@@ -206,8 +284,8 @@ def refuse(checked: dict[str, Any], allowed: bool | Sequence[LeakKind], folder: 
     """
     found, items, model = checked["found"], checked["items"], checked["model"]["name"]
     if found:
-        write_json(folder / FILE_NAME, checked)
-    all_in = f"The first {KEPT} of each kind are in {folder / FILE_NAME}. "
+        write_json(folder / LEAKAGE_FILE_NAME, checked)
+    all_in = f"The first {KEPT} of each kind are in {folder / LEAKAGE_FILE_NAME}. "
     wrong = {kind: row for kind, row in found.items() if kind not in (KINDS if allowed is True else allowed or ())}
     if wrong:
         said = [sentence(kind, row, items, model) for kind, row in wrong.items()]

@@ -8,24 +8,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from meditune.data import decisions, leakage
-from meditune.data.balance import counted, rebalanced
-from meditune.data.card import data_card
+from meditune.config.data_options import DataSpec
+from meditune.config.recipe import Recipe
+from meditune.data import leakage, row_decisions
+from meditune.data.balance import count_styles as styles_of
+from meditune.data.balance import counted, rebalanced, styled
+from meditune.data.dataset_card import data_card
 from meditune.data.deidentify import Findings, cleaner
 from meditune.data.example import Example, read_examples, write_examples
-from meditune.data.locate import locate
-from meditune.data.quality.audit import Audit
-from meditune.data.quality.facts import facts
+from meditune.data.quality.audit import Audit, facts
 from meditune.data.quality.ledger import FILE_NAME as LEDGER
-from meditune.data.reading import available, read_sources
-from meditune.data.rejects import Rejects
+from meditune.data.read_sources import available, read_sources, terms_of
+from meditune.data.readers.tables import Rejects
+from meditune.data.sources import locate
 from meditune.data.splits import Splits, official_tests, split
-from meditune.data.styles import counted as styles_of
-from meditune.data.styles import styled
-from meditune.data.terms import terms_of
 from meditune.errors import DataError
 from meditune.files import read_json, replacing, replacing_folder, sha256, write_json
-from meditune.recipe import DataSpec, Recipe
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
         by_source, read = read_sources(spec, recipe.seed, rejects, phi)
         audit = checked_rows(spec, by_source, phi.left_in)
         splits = audit.between(split_rows(spec, recipe.seed, audit.left, by_source))
-        splits, decided = decisions.apply(spec.decisions, spec.incomplete, splits)
+        splits, decided = row_decisions.apply(spec.decisions, spec.incomplete, splits)
         audit.note(decided.entries)
         train, entries = rebalanced(splits.train, spec, recipe.seed)
         audit.note(entries)

@@ -1,14 +1,30 @@
-"""The sources Meditune knows: what each is, under which licence, where it comes from and what reads it."""
+"""The sources Meditune knows: what each is, under which licence, where it comes from and what reads it.
+
+What licences ask for and forbid, as their own texts say, and what a set that mixes several must keep to.
+
+Where a source's files are: the recipe's path, the user's data folder, the cache, or the publisher's site.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import difflib
+import errno
+import hashlib
+import http.client
+import os
+import re
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from meditune.data import liveqa, medquad, mimic, pubmedqa, synthetic
 from meditune.data.example import Example
-from meditune.data.rejects import Rejects
+from meditune.data.readers import liveqa, medquad, mimic, pubmedqa
+from meditune.data.readers.medquad import contents_sha256
+from meditune.data.readers.tables import Rejects
+from meditune.errors import DataError
+from meditune.files import cache_folder, disk_full
+from meditune.progress import Progress
 
 Reader = Callable[[Path, Rejects], Iterator[Example]]
 
@@ -22,7 +38,7 @@ class Download:
     sha256: str | None = None
     """Of the file's bytes; without it, and without `contents_sha256`, only the length is checked."""
     contents_sha256: str | None = None
-    """Of the XML files in a zip (`data/archive.py`, `contents_sha256`): GitHub may pack the same files otherwise."""
+    """Over the XML files in a zip, as `medquad.contents_sha256` returns it: GitHub may compress the same files anew."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +60,7 @@ class Source:
     citation: str = ""
     """As its publisher asks to be cited."""
     restricted: bool = False
-    """Whether its licence forbids passing rows on (`data/restrictions.py`)."""
+    """Whether its licence forbids passing rows on (`data/read_sources.py`)."""
     packaged: Path | None = None
     """The file itself where it comes with Meditune."""
 
@@ -166,11 +182,245 @@ SOURCES: dict[str, Source] = {
         Source(
             name="sample",
             title="A small synthetic set in PubMedQA's form that comes with Meditune",
-            licence=synthetic.LICENCE,
+            licence=pubmedqa.SYNTHETIC_LICENCE,
             homepage="",
-            files=(synthetic.FILE.name,),
-            reader=synthetic.read,
-            packaged=synthetic.FILE,
+            files=(pubmedqa.FILE.name,),
+            reader=pubmedqa.read_synthetic,
+            packaged=pubmedqa.FILE,
         ),
     )
 }
+
+
+UNKNOWN = "unknown"
+NO_ADVICE = "This sums up what the licences' texts say. It is no legal advice."
+
+
+@dataclass(frozen=True)
+class Licence:
+    """A licence by what it asks of whoever passes data on."""
+
+    hub: str
+    """The hub's name for it; `other` where it has none."""
+    link: str
+    attribution: bool = False
+    notice: bool = False
+    share_alike: bool = False
+    non_commercial: bool = False
+    no_derivatives: bool = False
+    no_sharing: bool = False
+
+
+_PHYSIONET = "https://physionet.org/content/mimiciii/view-license/1.4/"
+_KNOWN: tuple[tuple[str, Licence], ...] = (
+    (r"cc0(-1\.0)?", Licence("cc0-1.0", "https://creativecommons.org/publicdomain/zero/1.0/")),
+    (r"mit( licence| license)?", Licence("mit", "https://opensource.org/license/mit", notice=True)),
+    (
+        r"apache[- ](licence |license )?2\.0",
+        Licence("apache-2.0", "https://apache.org/licenses/LICENSE-2.0", notice=True),
+    ),
+    (r"bsd-3-clause", Licence("bsd-3-clause", "https://opensource.org/license/bsd-3-clause", notice=True)),
+    (r"odc-by", Licence("odc-by", "https://opendatacommons.org/licenses/by/1-0/", attribution=True)),
+    (r"odbl", Licence("odbl", "https://opendatacommons.org/licenses/odbl/1-0/", attribution=True, share_alike=True)),
+    (r"physionet credentialed.*", Licence("other", _PHYSIONET, attribution=True, no_sharing=True)),
+)
+_CREATIVE_COMMONS = re.compile(r"cc[- ]by((?:[- ](?:nc|sa|nd))*)(?:[- ]([1-4]\.\d))?")
+
+
+def known(text: str) -> Licence | None:
+    """The licence that a text names ("CC BY 4.0", "cc-by-sa-4.0", "MIT"), or None."""
+    name = " ".join(text.casefold().split())
+    for pattern, licence in _KNOWN:
+        if re.fullmatch(pattern, name):
+            return licence
+    found = _CREATIVE_COMMONS.fullmatch(name)
+    if not found:
+        return None
+    parts, version = re.findall("nc|sa|nd", found[1]), found[2] or "4.0"
+    short = "-".join(["by", *parts])
+    return Licence(
+        f"cc-{short}-{version}",
+        f"https://creativecommons.org/licenses/{short}/{version}/",
+        attribution=True,
+        share_alike="sa" in parts,
+        non_commercial="nc" in parts,
+        no_derivatives="nd" in parts,
+    )
+
+
+def hub_names(texts: Iterable[str]) -> list[str]:
+    """The hub's names of the licences, each once; `unknown` for one that isn't known here."""
+    found = [known(text) for text in texts]
+    return list(dict.fromkeys(licence.hub if licence else UNKNOWN for licence in found))
+
+
+def demands(licences: Mapping[str, Iterable[str]]) -> list[str]:
+    """What a set must keep to whose sources (name -> the licences of its rows) are passed on together."""
+    named = [(source, text, known(text)) for source, texts in licences.items() for text in texts]
+
+    def having(trait: str) -> str:
+        return ", ".join(f"{source} ({text})" for source, text, licence in named if licence and getattr(licence, trait))
+
+    lines = []
+    for trait, sentence in (
+        ("no_sharing", "Rows may not be passed on to anyone who hasn't signed the agreement: {}."),
+        ("notice", "The copyright notice and the licence's text stay with the data: {}."),
+        ("attribution", "The authors and the licence are named, and changes said: {}."),
+        ("non_commercial", "The data may not be used commercially: {}."),
+        ("no_derivatives", "Changed versions may not be passed on; splits and cleaned rows may be such: {}."),
+        ("share_alike", "What is made of the data is passed on under the same licence (share-alike): {}."),
+    ):
+        if sources := having(trait):
+            lines.append(sentence.format(sources))
+    found = [licence for _, _, licence in named if licence]
+    alike = sorted({licence.hub for licence in found if licence.share_alike})
+    narrower = sorted({licence.hub for licence in found if licence.non_commercial and licence.hub not in alike})
+    if len(alike) > 1 or (alike and narrower):
+        both = " and ".join([*alike, *narrower])
+        lines.append(f"No one licence serves the mixed set: {both} ask for different ones, so their rows stay apart.")
+    unstated = ", ".join(f"{source} ({text})" for source, text, licence in named if licence is None)
+    if unstated:
+        lines.append(
+            f"No licence that is known here; whether and how they may be passed on must be looked up: {unstated}."
+        )
+    return lines
+
+
+DATA_VARIABLE = "MEDITUNE_DATA"
+OFFLINE_VARIABLES = ("MEDITUNE_OFFLINE", "HF_HUB_OFFLINE")
+TIMEOUT_SECONDS = 30.0
+_CHUNK = 2**18
+
+
+def locate(source_name: str, path: Path | str | None = None, download: bool = True) -> Path:
+    """The folder (or file) of a source, downloaded first where it must be.
+
+    Looked for in this order: `path` (nothing else then), `$MEDITUNE_DATA/NAME`, `NAME` in the cache (`$MEDITUNE_CACHE`
+    or ~/.cache/meditune), the publisher's site. Raises DataError that says where to get it and where to put it.
+    """
+    source = known_source(source_name)
+    if path is not None:
+        return _given(source, Path(path).expanduser())
+    if source.packaged is not None:
+        if not source.packaged.is_file():
+            raise DataError(f"{source.packaged} is missing from this installation. Install Meditune again.")
+        return source.packaged
+    places = _places(source)
+    for place in places:
+        if has_files(source, place):
+            return place
+    why = _why_no_download(source, download)
+    if why:
+        raise DataError(_not_found(source, places, why))
+    _fetch(source, places)
+    return places[-1]
+
+
+def known_source(source_name: str) -> Source:
+    """The source of that name. Raises DataError with near matches where there is none."""
+    if source_name in SOURCES:
+        return SOURCES[source_name]
+    readable = [*(name for name, source in SOURCES.items() if source.reader), "own"]
+    near = difflib.get_close_matches(source_name.lower(), readable, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise DataError(f"No data source is called {source_name!r}. There are {', '.join(readable)}.{hint}")
+
+
+def has_files(source: Source, folder: Path) -> bool:
+    """Whether one of the source's files is in the folder."""
+    return folder.is_dir() and any(True for pattern in source.files for _ in folder.glob(pattern))
+
+
+def offline() -> bool:
+    """Whether the user forbids downloads: MEDITUNE_OFFLINE or HF_HUB_OFFLINE is 1, true, yes or on."""
+    return any(os.environ.get(name, "").strip().lower() in {"1", "true", "yes", "on"} for name in OFFLINE_VARIABLES)
+
+
+def _fetch(source: Source, places: list[Path]) -> None:
+    """Download a source's files to temporary names, check all of them, then rename: all are there, or none.
+
+    Raises DataError, naming the URL and the places where the user may put the files instead.
+    """
+    folder = places[-1]
+    partials = {folder / f".{each.filename}.{os.getpid()}.partial": each for each in source.download}
+    download = source.download[0]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for partial, download in partials.items():
+            if problem := _receive(download, partial):
+                raise DataError(_not_found(source, places, f"{download.url} {problem}"))
+        for partial, download in partials.items():
+            partial.replace(folder / download.filename)
+    except (OSError, http.client.HTTPException) as error:  # URLError, timeouts and broken connections are OSErrors
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise disk_full(folder / download.filename) from error
+        reason = getattr(error, "reason", None) or error
+        raise DataError(_not_found(source, places, f"{download.url} can't be fetched ({reason})")) from error
+    finally:
+        for partial in partials:
+            partial.unlink(missing_ok=True)
+
+
+def _receive(download: Download, partial: Path) -> str:
+    """Write what the publisher sends to `partial`; returns what is wrong with it, empty where nothing is."""
+    digest = hashlib.sha256()
+    received = 0
+    request = urllib.request.Request(download.url, headers={"User-Agent": "meditune"})
+    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer, partial.open("wb") as stream:
+        length = int(answer.headers.get("Content-Length") or 0)
+        with Progress(f"Downloading {download.filename}", length / 1e6 or None, "MB") as progress:
+            while chunk := answer.read(_CHUNK):
+                stream.write(chunk)
+                digest.update(chunk)
+                received += len(chunk)
+                progress.advance(len(chunk) / 1e6)
+    if length and received != length:
+        return f"broke off at {received:,} of {length:,} bytes"
+    if download.sha256 and digest.hexdigest() != download.sha256:
+        return f"isn't the known file (SHA-256 {digest.hexdigest()}, expected {download.sha256})"
+    if download.contents_sha256:
+        try:
+            found = contents_sha256(partial)
+        except DataError as error:
+            return f"isn't the publisher's zip: {error}"
+        if found != download.contents_sha256:
+            return f"holds other files than the known ones (SHA-256 {found}, expected {download.contents_sha256})"
+    return ""
+
+
+def _given(source: Source, path: Path) -> Path:
+    if (path.exists() and not path.is_dir()) or has_files(source, path):
+        return path
+    state = f"none of {', '.join(source.files)} in it" if path.is_dir() else "no such file or folder"
+    raise DataError(f"{path}: {state}. The recipe names it for {source.name!r}; {_how(source)}.")
+
+
+def _places(source: Source) -> list[Path]:
+    """Folders to look in; the last is the cache."""
+    named = os.environ.get(DATA_VARIABLE)
+    return [*([Path(named).expanduser() / source.name] if named else []), cache_folder("data") / source.name]
+
+
+def _why_no_download(source: Source, allowed: bool) -> str:
+    if not source.download:
+        return "it has no public download"
+    if not allowed:
+        return "downloads are turned off here"
+    if offline():
+        return f"downloads are forbidden by {' or '.join(name for name in OFFLINE_VARIABLES if os.environ.get(name))}"
+    return ""
+
+
+def _how(source: Source) -> str:
+    if source.how:
+        return source.how
+    return f"get {' and '.join(each.url for each in source.download) or source.homepage}"
+
+
+def _not_found(source: Source, places: list[Path], why: str) -> str:
+    how = _how(source)
+    return (
+        f"No data for {source.name!r} in {' or '.join(str(place) for place in places)}, and {why}. "
+        f"{how[0].upper()}{how[1:]} and put it into {places[-1]}, or point at your copy with {DATA_VARIABLE} or the "
+        "recipe."
+    )

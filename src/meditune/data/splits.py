@@ -9,9 +9,9 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from meditune.data import liveqa, pubmedqa
 from meditune.data.example import Example
-from meditune.data.near import LEAST_WORDS, near_questions
+from meditune.data.near_duplicates import LEAST_WORDS, near_questions
+from meditune.data.readers import liveqa, pubmedqa
 from meditune.errors import DataError
 
 OFFICIAL = {"pubmedqa": pubmedqa.official_split, "liveqa": liveqa.official_split}

@@ -1,15 +1,20 @@
 """The one interface of all engines: jobs that are started, pieces of text that come, scores of given texts.
 
 An engine runs in threads of its own and takes any number of jobs at once; it batches or queues them as it can.
+
+What no engine can do, said before a job begins.
+
+Many jobs put to an engine at once, and their whole answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import queue
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from meditune.errors import EngineError
+from meditune.errors import EngineError, ModelError
 
 Finish = Literal["stop", "length", "cancelled"]
 
@@ -112,3 +117,69 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Cancel what runs, and free the model."""
+
+
+def refuse_unfit(job: Job, context_tokens: int) -> None:
+    """Raise ModelError where a job has no prompt, or too long a one to answer in the context."""
+    if not job.prompt:
+        raise ModelError("There is no prompt: an engine needs at least one token to go on from.")
+    if job.max_new_tokens < 1:
+        raise ModelError(f"An answer needs at least 1 token; {job.max_new_tokens} were asked for.")
+    if job.choices and job.json_schema is not None:
+        raise ModelError("An answer is one of given texts or JSON, not both.")
+    if not 0 < job.top_p <= 1 or job.temperature < 0:
+        raise ModelError(
+            f"temperature must be at least 0 and top_p above 0 and at most 1; they are {job.temperature:g} and "
+            f"{job.top_p:g}."
+        )
+    excess = len(job.prompt) + job.max_new_tokens - context_tokens
+    if excess > 0:
+        raise ModelError(
+            f"The prompt has {len(job.prompt):,} tokens and the answer may have {job.max_new_tokens:,}; together that "
+            f"is {excess:,} more than the {context_tokens:,} that this model takes. Shorten one of them."
+        )
+
+
+def refuse_unscorable(prompt: int, longest: int, context_tokens: int) -> None:
+    """Raise ModelError where texts can't be scored after a prompt of so many tokens."""
+    if not prompt:
+        raise ModelError("Texts are scored after at least one token of prompt; there is none.")
+    if prompt + longest > context_tokens:
+        raise ModelError(
+            f"Prompt and text have {prompt + longest:,} tokens, {prompt + longest - context_tokens:,} more than the "
+            f"{context_tokens:,} that this model takes."
+        )
+
+
+@dataclass(frozen=True)
+class Whole:
+    """An answer that has ended."""
+
+    text: str
+    tokens: list[int]
+    finish: Finish
+
+
+def answers(engine: Engine, jobs: Sequence[Job]) -> Iterator[tuple[int, Whole]]:
+    """Each job's number and its answer, as they end. Raises what broke one off; the others are cancelled then."""
+    pieces: queue.SimpleQueue[tuple[int, Piece]] = queue.SimpleQueue()
+    begun: dict[int, tuple[list[str], list[int]]] = {}
+    running = []
+    try:
+        for number, job in enumerate(jobs):
+            begun[number] = ([], [])
+            running.append(engine.start(job, lambda piece, number=number: pieces.put((number, piece))))  # type: ignore[misc]
+        while begun:
+            number, piece = pieces.get()
+            if piece.error:
+                raise piece.error
+            texts, tokens = begun[number]
+            texts.append(piece.text)
+            tokens += piece.tokens
+            if piece.finish:
+                del begun[number]
+                yield number, Whole("".join(texts), tokens, piece.finish)
+    finally:
+        for number in begun:
+            if number < len(running):
+                running[number].cancel()

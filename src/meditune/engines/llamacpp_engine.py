@@ -14,15 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from meditune.engines.answer import Answer
-from meditune.engines.checks import refuse_unfit, refuse_unscorable
-from meditune.engines.choices import Choices, chosen_by
-from meditune.engines.engine import Job, Likely, Load, Piece, Running
-from meditune.engines.exported import exported
-from meditune.engines.installed import package
+from meditune.engines.engine import Job, Likely, Load, Piece, Running, refuse_unfit, refuse_unscorable
+from meditune.engines.exported_model import exported, package
+from meditune.engines.scheduler import Answer
+from meditune.engines.structured_output import Choices, chosen_by
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import EngineError, ModelError
-from meditune.machine import cores
+from meditune.hardware import cores
 
 OTHERS = 5
 """Likeliest tokens that are told of each place in a text that is scored"""

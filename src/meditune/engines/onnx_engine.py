@@ -2,19 +2,158 @@
 
 It opens what `meditune export --to onnx` made. Answers share the thread, not the passes, so the other engines are
 faster for several users.
+
+Answers by onnxruntime, in turns: each has its own keys and values, and every step reads one token of each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from meditune.engines.batching import Batching
-from meditune.engines.checks import refuse_unscorable
-from meditune.engines.engine import Job, Likely
-from meditune.engines.exported import exported
-from meditune.engines.onnx_batch import OnnxBatch
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from meditune.engines.engine import Job, Likely, refuse_unscorable
+from meditune.engines.exported_model import Exported, exported, package
+from meditune.engines.sampling import Wish, generator_of, likely, next_tokens
+from meditune.engines.scheduler import Answer, Batching
+from meditune.engines.structured_output import Choices, JsonAnswer, Schemas
 from meditune.engines.tokenizer import PlainTokenizer
+from meditune.errors import ModelError
+from meditune.hardware import cores
+
+READ_TOKENS = 128
+"""Read in one pass; each gives logits of the whole vocabulary"""
+OTHERS = 5
+"""Likeliest tokens that are told of each place in a text that is scored"""
+Past = dict[str, NDArray[np.float32]]
+
+
+class OnnxModel:
+    """A session, fed with tokens."""
+
+    def __init__(self, file: Path) -> None:
+        """Raises ModelError where onnxruntime isn't installed or can't open the file."""
+        runtime = package("onnx", "onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = cores()
+        try:
+            self._session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise ModelError(f"onnxruntime can't open {file}: {error}. Export the model again.") from error
+        shapes = {one.name: one.shape for one in self._session.get_inputs() if one.name.startswith("past_")}
+        self.nothing: Past = {name: np.zeros((1, at[1], 0, at[3]), np.float32) for name, at in shapes.items()}
+        """Keys and values before the first token"""
+
+    def read(self, tokens: Sequence[int], past: Past) -> tuple[torch.Tensor, Past]:
+        """(tokens, vocabulary) logits, and the keys and values of everything so far."""
+        parts = []
+        for start in range(0, len(tokens), READ_TOKENS):
+            ids = np.array([tokens[start : start + READ_TOKENS]], dtype=np.int64)
+            before = next(iter(past.values())).shape[2]
+            given = {
+                "input_ids": ids,
+                "attention_mask": np.ones((1, before + ids.shape[1]), dtype=np.int64),
+                "position_ids": np.arange(before, before + ids.shape[1], dtype=np.int64)[None],
+            }
+            logits, *present = self._session.run(None, given | past)
+            past = dict(zip(past, present, strict=True))
+            parts.append(torch.from_numpy(logits[0]))
+        return torch.cat(parts), past
+
+
+@dataclass
+class _Written:
+    """What an answer that runs goes on from."""
+
+    past: Past
+    generator: torch.Generator | None
+    held: Choices | JsonAnswer | None
+
+
+class OnnxBatch:
+    """Answers that take turns (worker.py calls it)."""
+
+    def __init__(self, model: Exported, tokenizer: Any, at_once: int) -> None:
+        self.model = OnnxModel(model.folder / next(name for name in model.files if name.endswith(".onnx")))
+        self.tokenizer, self.at_once, self.ends = tokenizer, at_once, model.stop_tokens
+        self.schemas = Schemas(model.folder, model.stop_tokens)
+        self.running: list[Answer] = []
+        self._written: dict[int, _Written] = {}
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Nothing must be around onnxruntime's work."""
+        yield
+
+    def chosen(self, waiting: deque[Answer]) -> list[Answer]:
+        """Whoever has waited longest, one at a time."""
+        return [waiting.popleft()] if waiting and len(self.running) < self.at_once else []
+
+    def join(self, answers: list[Answer]) -> None:
+        """Read prompts and choose the first tokens."""
+        for answer in answers:
+            logits, past = self.model.read(answer.job.prompt, self.model.nothing)
+            self.running.append(answer)
+            self._written[id(answer)] = _Written(past, generator_of(answer.job), self._held_to(answer.job))
+            self._add(answer, logits[-1:])
+
+    def step(self) -> None:
+        """One more token of every answer."""
+        self._leave()
+        for answer in self.running:
+            written = self._written[id(answer)]
+            logits, written.past = self.model.read(answer.tokens[-1:], written.past)
+            self._add(answer, logits)
+        self._leave()
+
+    def clear(self) -> None:
+        """Forget everything that runs."""
+        self.running, self._written = [], {}
+
+    def scored(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[Likely]]:
+        """The log-probability of every token of each text after one prompt."""
+        first, past = self.model.read(prompt, self.model.nothing)
+        found = []
+        for text in texts:
+            rest = [self.model.read(text[:-1], past)[0]] if len(text) > 1 else []
+            logits = torch.cat([first[-1:], *rest])
+            found.append([likely(row, token, OTHERS) for row, token in zip(logits, text, strict=False)])
+        return found
+
+    def _held_to(self, job: Job) -> Choices | JsonAnswer | None:
+        if job.json_schema is not None:
+            return self.schemas.answer(job.json_schema)
+        return Choices(self.tokenizer, job.choices, min(self.ends)) if job.choices else None
+
+    def _add(self, answer: Answer, logits: torch.Tensor) -> None:
+        written = self._written[id(answer)]
+        allowed = written.held.allowed() if written.held else None
+        (found,) = next_tokens(logits, [Wish(answer.job, written.generator, allowed)])
+        if found is None:
+            answer.fail(ModelError("The model gives numbers that aren't finite on this prompt."))
+        elif found[0] in self.ends:
+            answer.end()
+        else:
+            answer.take(*found)
+            if written.held:
+                written.held.take(found[0])
+                if written.held.complete:
+                    answer.end()
+
+    def _leave(self) -> None:
+        for answer in [*self.running]:
+            if answer.cancelled:
+                answer.end("cancelled")
+            if answer.ended:
+                self.running.remove(answer)
+                del self._written[id(answer)]
 
 
 class OnnxEngine(Batching[OnnxBatch]):

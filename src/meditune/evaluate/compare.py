@@ -1,19 +1,24 @@
-"""Is one model better than another? Paired statistics on the same items."""
+"""Is one model better than another? Paired statistics on the same items.
+
+Which items changed between two models, in both directions.
+
+Any number of measured models side by side, each compared with the first.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
 
+from meditune.data.example import Example
 from meditune.errors import DataError
-from meditune.evaluate.metrics import METRICS, Metric, Statistics, references_of, statistics_of
-from meditune.evaluate.metrics.metric import Array
-from meditune.evaluate.predictions import Predictions
-from meditune.evaluate.significance import bootstrap_p, counted, exchange_p, gap, holm, mcnemar
-from meditune.shares import wilson
+from meditune.evaluate.metrics import METRICS, references_of, statistics_of, summarise
+from meditune.evaluate.predictions import Measured, Predictions
+from meditune.statistics import Array, Metric, Statistics, bootstrap_p, counted, exchange_p, gap, holm, mcnemar, wilson
 
 BLOCK = 500
 LEVEL = 0.05
@@ -303,3 +308,123 @@ def draws(count: int, resamples: int, seed: int) -> Iterator[Array]:
 def _interval(figures: Array) -> list[float]:
     low, high = np.nanpercentile(figures, [2.5, 97.5])
     return [float(low), float(high)]
+
+
+Change = dict[str, Any]
+
+
+def changes(base: Predictions, tuned: Predictions, examples: Mapping[str, Example]) -> list[Change]:
+    """Each item of which the two models say something else, the greatest loss first and the greatest gain last.
+
+    `id`, `kind` (decision or answer), `question` (empty where it isn't known), `reference`, what `base` and `tuned`
+    say, `change` (lost, gained, or neither), and `delta`: of a decision 1 where it turned right, -1 where it turned
+    wrong, else 0; of an answer the difference in ROUGE-L.
+    """
+    found = [
+        _row("decision", first, second, examples, int(_is_right(second)) - int(_is_right(first)))
+        for first, second in _pairs(base.decision, tuned.decision)
+    ]
+    found += [
+        _row("answer", first, second, examples, _rouge(second) - _rouge(first))
+        for first, second in _pairs(base.answer, tuned.answer)
+    ]
+    return sorted(found, key=lambda row: (row["delta"], row["kind"], row["id"]))
+
+
+def count_changes(found: list[Change]) -> dict[str, dict[str, int]]:
+    """For each kind of prediction, how many items were lost, gained, or changed to neither's good."""
+    counts: dict[str, dict[str, int]] = {}
+    for row in found:
+        of_kind = counts.setdefault(row["kind"], {"lost": 0, "gained": 0, "neither": 0})
+        of_kind[row["change"]] += 1
+    return counts
+
+
+def _pairs(base: list[dict[str, Any]], tuned: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    later = {row["id"]: row for row in tuned}
+    both = [(row, later[row["id"]]) for row in base if row["id"] in later]
+    return [(first, second) for first, second in both if first["prediction"] != second["prediction"]]
+
+
+def _row(
+    kind: str, base: dict[str, Any], tuned: dict[str, Any], examples: Mapping[str, Example], delta: float
+) -> Change:
+    example = examples.get(base["id"])
+    return {
+        "id": base["id"],
+        "kind": kind,
+        "question": example.question if example else "",
+        "reference": base["reference"],
+        "base": base["prediction"],
+        "tuned": tuned["prediction"],
+        "change": "gained" if delta > 0 else "lost" if delta < 0 else "neither",
+        "delta": delta,
+    }
+
+
+def _is_right(row: dict[str, Any]) -> bool:
+    return bool(row["prediction"] == row["reference"])
+
+
+def _rouge(row: dict[str, Any]) -> float:
+    return rouge(row["reference"], row["prediction"])
+
+
+def rouge(reference: str, prediction: str) -> float:
+    """ROUGE-L F of one answer, stemmed."""
+    return float(_scorer().score(reference, prediction)["rougeL"].fmeasure)
+
+
+@cache
+def _scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], use_stemmer=True)
+
+
+class NothingInCommonError(DataError):
+    """Models of which no metric was measured for both."""
+
+
+def side_by_side(models: Sequence[Measured], resamples: int, seed: int) -> dict[str, Any]:
+    """`models` (names), `figures` (name -> metric -> figure), `comparisons` (name -> `comparison` and `worse`).
+
+    Every model but the first is compared with it, with rows as in compare.compare, but Holm's correction runs over all
+    metrics of all of these comparisons; `worse` names what moved the wrong way. Of just two models `base`, `tuned`,
+    `comparison` and `worse` are there as in report.json, too.
+
+    Raises DataError where models were measured on different items, NothingInCommonError where there is no metric of
+    both.
+    """
+    first, *others = models
+    names = [model.name for model in models]
+    if len(set(names)) < len(names):
+        raise DataError(f"A model is given twice: {', '.join(names)}.")
+    found = {}
+    for other in others:
+        try:
+            found[other.name] = compare(
+                first.predictions, other.predictions, resamples, seed, first.groups() | other.groups()
+            )
+        except DataError as error:
+            raise DataError(f"{first.name} and {other.name}: {error}") from error
+        if not found[other.name]:
+            raise NothingInCommonError(
+                f"{first.name} and {other.name} have no metric in common, so there is nothing to compare."
+            )
+    adjusted = holm({f"{name}\n{metric}": claim_p(row) for name, rows in found.items() for metric, row in rows.items()})
+    comparisons = {}
+    for name, rows in found.items():
+        corrected = {metric: row | {"p_holm": adjusted[f"{name}\n{metric}"]} for metric, row in rows.items()}
+        comparisons[name] = {"comparison": corrected, "worse": got_worse(corrected)}
+    figures = {model.name: summarise(model.predictions) for model in models}
+    result: dict[str, Any] = {"models": names, "figures": figures, "comparisons": comparisons}
+    if len(others) == 1:
+        only = others[0].name
+        result |= {"base": figures[first.name], "tuned": figures[only], **comparisons[only]}
+    return result
+
+
+def changed(first: Measured, second: Measured) -> list[Change]:
+    """Which items the second model answers otherwise than the first, the greatest loss first."""
+    return changes(first.predictions, second.predictions, first.examples | second.examples)

@@ -8,24 +8,28 @@
 
 Intervals are the uncorrected 95 % ones: a gate is to warn, so it takes no credit from the number of metrics. For the
 same reason `not_worse` ignores what a detector marks in the reference answers; `better` needs a change beyond that.
+
+`meditune compare`: measured models side by side, what changed, and whether a policy is met.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from meditune.errors import RecipeError
-from meditune.evaluate.compare import shown
+from meditune.config.data_options import Spec
+from meditune.config.recipe_keys import Document, Key, UnreadableError
+from meditune.errors import GateError, MedituneError, RecipeError
+from meditune.evaluate.compare import caveats, changed, shown, side_by_side
 from meditune.evaluate.metrics import METRICS
-from meditune.files import read_text
-from meditune.recipe import Spec
-from meditune.recipes.document import Document, Key, UnreadableError
+from meditune.evaluate.predictions import Measured, measured
+from meditune.files import read_text, write_json, write_jsonl
 
 
 class Policy(Spec):
@@ -144,3 +148,59 @@ def _problem(document: Document, location: tuple[Any, ...], text: str) -> tuple[
         near = difflib.get_close_matches(str(location[0]), Policy.model_fields, n=1)
         text = f"no such rule; did you mean {near[0]}?" if near else f"no such rule; there are {_RULES}"
     return document.lines.get(key, 1), str(location[0]), text[:1].lower() + text[1:]
+
+
+def policy(path: Path | None) -> Policy | None:
+    """The policy in that file, if one is named."""
+    return load_policy(path) if path else None
+
+
+def compare(names: Sequence[str], resamples: int, seed: int, held_to: Policy | None) -> dict[str, Any]:
+    """Each model beside the first: side_by_side's keys; `changes` (name -> items that changed); with a policy `gate`;
+    `leakage`, what the checks before measuring found; `remarks`.
+
+    `gate` has for each model its checks, as `metric`, `rule`, `passed`, `why`.
+    """
+    if len(names) < 2:
+        raise MedituneError("One model can't be compared. Give two folders or more: meditune compare A B")
+    first, *others = (measured(name) for name in names)
+    result = side_by_side([first, *others], resamples, seed)
+    said = (caveats(each["comparison"]) for each in result["comparisons"].values())
+    result["remarks"] = [*passages_remark([first, *others]), *dict.fromkeys(chain.from_iterable(said))]
+    result["leakage"] = [model.leakage for model in (first, *others) if model.leakage]
+    result["changes"] = {other.name: changed(first, other) for other in others}
+    if held_to:
+        rows, figures = result["comparisons"], result["figures"]
+        result["gate"] = {
+            name: [asdict(each) for each in check(held_to, rows[name]["comparison"], figures[name])] for name in rows
+        }
+    return result
+
+
+def passages_remark(models: Sequence[Measured]) -> list[str]:
+    """A sentence where models with retrieved passages didn't get the same ones."""
+    served = [model for model in models if model.passages]
+    differing = [model.name for model in served if model.passages != served[0].passages]
+    if not differing:
+        return []
+    return [f"{', '.join(differing)} had other passages than {served[0].name}, so what differs is in part the search."]
+
+
+def write(result: dict[str, Any], figures: Path | None, changes: Path | None) -> None:
+    """The comparison without its items, and the items with the `model` that changed, into the files named."""
+    if figures:
+        write_json(figures, {key: value for key, value in result.items() if key != "changes"})
+    if changes:
+        write_jsonl(changes, ({"model": name} | row for name, rows in result["changes"].items() for row in rows))
+
+
+def refuse_failed(result: dict[str, Any]) -> None:
+    """Raise GateError that names every rule of the policy that a model doesn't meet."""
+    failed = [
+        f"{name}: {each['metric']} is not {each['rule'].replace('_', ' ')} ({each['why']})"
+        for name, checks in result.get("gate", {}).items()
+        for each in checks
+        if not each["passed"]
+    ]
+    if failed:
+        raise GateError("The policy isn't met. " + "; ".join(failed) + ".")

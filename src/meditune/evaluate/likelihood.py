@@ -1,20 +1,33 @@
-"""What a model finds likely: decisions by label likelihood, and the perplexity of given text."""
+"""What a model finds likely: decisions by label likelihood, and the perplexity of given text.
+
+Experimental: which of two answers a model finds likelier, on held-out pairs.
+
+Decisions as lm-evaluation-harness makes them: the prompt, the choices and the scoring of its task `pubmedqa`.
+
+After the whole abstract, the question and "Answer:", each of " yes", " no" and " maybe" is scored by its
+log-likelihood; the likeliest is what the model says. So figures can be set beside those that others publish. The task
+is that of lm-evaluation-harness 0.4.13 (https://github.com/EleutherAI/lm-evaluation-harness, lm_eval/tasks/pubmedqa).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from meditune.errors import ModelError
+from meditune.data.example import DECISIONS, Example
+from meditune.data.preference.pairs import Pair
+from meditune.errors import DataError, ModelError
+from meditune.evaluate.metrics.perplexity import preference_statistics as statistics
+from meditune.evaluate.predictions import Predictions
 from meditune.models.forward import label_logits
 from meditune.models.inference import inference, tokens_at_once
-from meditune.models.load import LoadedModel
-from meditune.models.rows import Row, by_length, join, windows
+from meditune.models.load import LoadedModel, positions
+from meditune.models.shared_prefix_batch import Row, by_length, join, rows_of_pairs, windows
 from meditune.progress import Progress
-from meditune.prompts import Encoded
+from meditune.prompts import Encoded, Encoder
 
 CHUNK = 128
 
@@ -130,3 +143,141 @@ def not_finite(identifier: str, loaded: LoadedModel) -> ModelError:
         f"{loaded.name} gives numbers that aren't finite on {identifier} (computed in {number_format}), so it can't be "
         f"measured. {hint}; if it was tuned, a lower learning rate helps."
     )
+
+
+def score_pairs(
+    loaded: LoadedModel, pairs: Sequence[Pair], encoder: Encoder, batch_tokens: int, label: str
+) -> Iterator[dict[str, Any]]:
+    """For each pair that fits: `id`, `kind`, and the summed negative log-likelihood and tokens of either answer.
+
+    End tokens count, because where to stop is part of an answer.
+    """
+    rows, kept = rows_of_pairs(pairs, encoder)
+    found: dict[int, dict[str, Any]] = {}
+    with torch.inference_mode(), Progress(label, sum(map(len, rows)), "tokens") as progress:
+        for indices in by_length(rows, batch_tokens):
+            chosen = [rows[index] for index in indices]
+            batch, (_, logits) = loaded.frozen.predict(loaded.model, chosen, loaded.pad_id)
+            each = log_likelihoods(logits, batch.targets.to(logits.device))
+            start = 0
+            for index, row in zip(indices, chosen, strict=True):
+                first, second = (len(item.target) for item in row.encoded)
+                middle, end = start + first, start + first + second
+                found[index] = {
+                    "chosen_nll": -float(each[start:middle].sum()),
+                    "chosen_tokens": first,
+                    "rejected_nll": -float(each[middle:end].sum()),
+                    "rejected_tokens": second,
+                }
+                refuse_not_finite([float(each[start:end].sum())], kept[index].id, loaded)
+                start = end
+            progress.advance(batch.real_tokens)
+    for index, pair in enumerate(kept):
+        yield {"id": pair.id, "kind": pair.kind} | found[index]
+
+
+def by_kind(predictions: Predictions) -> dict[str, dict[str, float]]:
+    """For each kind of pair how many `pairs` there are, and the figures on them alone."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for row in predictions.preference:
+        kinds.setdefault(row["kind"], []).append(row)
+    figures = {}
+    for kind in sorted(kinds):
+        found = statistics(Predictions(preference=kinds[kind]))
+        figures[kind] = {"pairs": float(len(kinds[kind]))} | {name: each.value() for name, each in found.items()}
+    return figures
+
+
+UNLIMITED = 1_000_000_000
+"""A tokenizer's `model_max_length` from here on means that it doesn't know."""
+USUAL_LENGTH = 2048
+"""What the harness takes where neither model nor tokenizer says how long a text may be."""
+
+
+def prompt_text(example: Example) -> str:
+    """The text that the choices follow."""
+    abstract = "\n".join(passage.text for passage in example.context)
+    return f"Abstract: {abstract}\nQuestion: {example.question}\nAnswer:"
+
+
+class Asked(NamedTuple):
+    """One question as a row for a forward pass."""
+
+    row: Row
+    """One branch for each choice; a single one where every choice is a single token after the same text"""
+    choices: tuple[int, ...]
+    """The choices' tokens in that single branch; else empty"""
+
+
+def asked(loaded: LoadedModel, example: Example) -> Asked:
+    """The question in the model's tokens, cut on the left to what the model can read.
+
+    Raises DataError where the example has no decision, and ModelError where a choice adds no token.
+    """
+    if not example.decision:
+        raise DataError(f"{example.id} has no decision to be measured on.")
+    text = prompt_text(example)
+    before = _tokens(loaded.tokenizer, text)
+    longest = _max_length(loaded)
+    encoded = []
+    for choice in DECISIONS:
+        after = _tokens(loaded.tokenizer, f"{text} {choice}")[len(before) :]
+        if not after:
+            raise ModelError(f"{loaded.name}: this tokenizer merges {choice!r} into the prompt, so it can't be scored.")
+        kept = [*before, *after][-(longest + 1) :]
+        encoded.append(Encoded(example.id, "decision", kept[: -len(after)], after))
+    if all(len(one.target) == 1 and one.prompt == encoded[0].prompt for one in encoded):
+        return Asked(join(encoded[:1]), tuple(one.target[0] for one in encoded))
+    return Asked(join(encoded), ())
+
+
+def decisions(
+    loaded: LoadedModel, examples: Sequence[Example], batch_tokens: int, label: str
+) -> Iterator[dict[str, Any]]:
+    """For each example `id`, `reference`, `prediction` and, under `logits`, each choice's log-likelihood in nats.
+
+    The harness rounds logits of a BF16 model to BF16, where choices often tie; here choices of one token are told
+    apart in FP32, as in Meditune's own protocol. Raises ModelError where a log-likelihood isn't finite.
+    """
+    questions = [asked(loaded, example) for example in examples]
+    found: dict[int, list[float]] = {}
+    rows = [question.row for question in questions]
+    with inference(loaded.model), Progress(label, sum(map(len, rows)), "tokens") as progress:
+        for indices in by_length(rows, tokens_at_once(loaded.model, batch_tokens)):
+            batch, predicted = loaded.frozen.predict(loaded.model, [rows[index] for index in indices], loaded.pad_id)
+            each = log_likelihoods(predicted.logits, batch.targets.to(predicted.logits.device))
+            start = 0
+            for index in indices:
+                question = questions[index]
+                if question.choices:
+                    state, logits = predicted.hidden[start], predicted.logits[start]
+                    choices = label_logits(loaded.model.get_output_embeddings(), state, question.choices)
+                    found[index] = (choices - logits.float().logsumexp(dim=0)).tolist()
+                    start += 1
+                else:
+                    lengths = [len(item.target) for item in question.row.encoded]
+                    parts = torch.split(each[start : start + sum(lengths)], lengths)
+                    found[index] = [float(part.sum()) for part in parts]
+                    start += sum(lengths)
+                refuse_not_finite(found[index], examples[index].id, loaded)
+            progress.advance(batch.real_tokens)
+    for index, example in enumerate(examples):
+        scored = dict(zip(DECISIONS, found[index], strict=True))
+        said = max(scored, key=lambda choice: scored[choice])
+        yield {"id": example.id, "reference": example.decision, "prediction": said, "logits": scored}
+
+
+def _tokens(tokenizer: Any, text: str) -> list[int]:
+    start = tokenizer.bos_token
+    ids: list[int] = tokenizer.encode(
+        text, **({"add_special_tokens": False} if start and text.startswith(start) else {})
+    )
+    return ids
+
+
+def _max_length(loaded: LoadedModel) -> int:
+    length = positions(loaded.model.config)
+    if length is not None:
+        return length
+    told = int(getattr(loaded.tokenizer, "model_max_length", UNLIMITED) or UNLIMITED)
+    return told if told < UNLIMITED else USUAL_LENGTH

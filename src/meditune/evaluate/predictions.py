@@ -19,27 +19,34 @@ One JSON Lines file per model and task under `predictions/`:
     base-technical.jsonl    id, nll, tokens, bytes, python, sha256   (windows of technical text, and its edition)
     base-preference.jsonl   id, kind, chosen_nll, chosen_tokens, rejected_nll, rejected_tokens   (pairs of answers)
     base-samples.jsonl      id, predictions            (answers written by chance)
-    base-faithfulness.jsonl id, score, by, sentences, spans   (graded answers: evaluate/faithfulness.py)
+    base-faithfulness.jsonl id, score, by, sentences, spans   (graded answers: evaluate/answer_grading.py)
     base-retrieved_faithfulness.jsonl   the same of answers from retrieved passages, by those that were in the prompt
     base-reference_faithfulness.jsonl, base-retrieved_reference_faithfulness.jsonl   the same of the reference answers,
                             graded by the same sources: what the grader marks in true answers
     base-similarity.jsonl   id, similarity, token_similarity   (of each answer to its nearest reference)
     base-choice.jsonl       id, subject, reference, nll, bytes   (general knowledge; nll and bytes of every choice)
     base-rating.jsonl       id, score                  (1 to 4 by raters, null where nothing was answered; ratings.py)
+
+Decisions as PubMedQA's publisher reads them: one JSON object, PubMed id -> label.
+
+Models that were measured before: their predictions and items, found by a folder's name.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from meditune.data.example import Example
-from meditune.data.retrieved import RANKS, count
+from meditune.config.load_recipe import load_recipe
+from meditune.data.example import Example, read_examples
+from meditune.data.leakage import LEAKAGE_FILE_NAME as FILE_NAME
+from meditune.data.readers import pubmedqa
+from meditune.data.retrieved_passages import FOUND, RANKS, count
 from meditune.errors import DataError
-from meditune.files import read_jsonl, write_jsonl
+from meditune.files import read_json, read_jsonl, sha256, write_json, write_jsonl
 from meditune.prompts import decision_in
 
 TextKind = Literal["general", "technical"]
@@ -208,3 +215,109 @@ def _check_ids(rows: list[dict[str, Any]], path: Path) -> None:
             f"{path}: {len(twice)} ids come more than once ({shown}), so their items would count more than others. "
             "Leave one row for each."
         )
+
+
+NO_LABEL = "none"
+"""Stands for a decision that named none of the labels: wrong there, and a class of its own in its macro-F1."""
+
+
+def write_pubmedqa(folder: Path, model: str, test: Sequence[Example]) -> Path | None:
+    """Write `MODEL-pubmedqa.json` for `evaluation.py` of https://github.com/pubmedqa/pubmedqa, and return its path.
+
+    Of the measured items `test`, those of PubMedQA are written; the script takes exactly the official ones. None where
+    there are none.
+    """
+    pmids = {example.id: example.group for example in test if example.source == pubmedqa.SOURCE}
+    said = {pmids[row["id"]]: row["prediction"] for row in read(folder, model).decision if row["id"] in pmids}
+    if not said:
+        return None
+    path = folder / f"{model}-pubmedqa.json"
+    labels = {pmid: label or NO_LABEL for pmid, label in said.items()}
+    if not path.is_file() or read_json(path) != labels:
+        write_json(path, labels)
+    return path
+
+
+SIDES = ("base", "tuned", "model")
+SAID: dict[Condition, str] = {"closed": "closed book", "retrieved": "with retrieved passages"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model's stored predictions, with what they were made on."""
+
+    name: str
+    """As the user named it"""
+    predictions: Predictions
+    examples: dict[str, Example]
+    """By id; empty where the folder holds no data"""
+    leakage: dict[str, Any] | None = None
+    """What the check for leakage found before it was measured; None where there was none"""
+    passages: str = ""
+    """With retrieved passages, the SHA-256 of the file that holds them"""
+
+    def groups(self) -> dict[str, str]:
+        """What each item belongs to: items of one group aren't independent of each other."""
+        return groups_of(self.examples)
+
+
+def measured(name: str) -> Measured:
+    """The model that `name` means: FOLDER of `meditune evaluate` or of a run, or FOLDER:base, FOLDER:tuned.
+
+    Of a run's folder the tuned model is taken unless the name says otherwise. FOLDER:retrieved and FOLDER:closed, or
+    FOLDER:tuned+retrieved and the like, are the model with found passages, or with none, in place of the given context:
+    its decisions, likelihoods and answers under that condition. Raises DataError where there are no predictions of it.
+    """
+    folder, side, condition = _parted(name)
+    place = folder / "predictions"
+    if not place.is_dir():
+        raise DataError(f"{folder} holds no predictions. Give the folder of `meditune evaluate` or of a run.")
+    there = [each for each in SIDES if any(path_of(place, each, kind).is_file() for kind in KINDS)]
+    side = side or ("model" if "model" in there else "tuned")
+    if side not in there:
+        raise DataError(f"{folder} holds no predictions of {side!r}, only of {', '.join(there) or 'no model at all'}.")
+    checked = folder / FILE_NAME
+    known = examples_of(folder), read_json(checked) if checked.is_file() else None
+    predictions = read(place, side)
+    if condition is None:
+        return Measured(name, predictions, *known)
+    under = predictions.under(condition)
+    if not (under.decision or under.answer):
+        key = "evaluate.closed_book=true" if condition == "closed" else "evaluate.retrieve.index=INDEX"
+        raise DataError(f"{side} wasn't measured {SAID[condition]} in {folder}. Measure it with --set {key}.")
+    found = folder / FOUND
+    passages = sha256(found) if condition == "retrieved" and found.is_file() else ""
+    return Measured(name, under, *known, passages)
+
+
+def _parted(name: str) -> tuple[Path, str, Condition | None]:
+    """Folder, side and condition of a model's name; the last two are empty where it doesn't name them."""
+    folder, _, rest = name.rpartition(":")
+    words = rest.split("+")
+    side = words.pop(0) if words[0] in SIDES else ""
+    condition: Condition | None = next((each for each in CONDITIONS if words == [each]), None)
+    if Path(name).exists() or not folder or (words and condition is None):
+        return Path(name), "", None
+    return Path(folder), side, condition
+
+
+def groups_of(examples: dict[str, Example]) -> dict[str, str]:
+    """Id -> the group that the example belongs to."""
+    return {id: f"{example.source}/{example.group}" for id, example in examples.items()}
+
+
+def examples_of(folder: Path) -> dict[str, Example]:
+    """The items that a run or an evaluation measured on, by id; empty where the folder holds no data."""
+    split = "test"
+    if (folder / "recipe.yaml").is_file():
+        split = load_recipe(str(folder / "recipe.yaml")).recipe.evaluate.split
+    path = folder / "data" / f"{split}.jsonl"
+    return {example.id: example for example in read_examples(path)} if path.is_file() else {}
+
+
+def seed_of(folder: Path) -> int:
+    """The seed of a finished run. Raises DataError where the folder isn't one."""
+    path = folder / "report.json"
+    if not path.is_file():
+        raise DataError(f"{folder} is no finished run: it has no report.json. Finish it with `meditune run`.")
+    return int(read_json(path)["seed"])

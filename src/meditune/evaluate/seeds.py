@@ -9,16 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from meditune.config.load_recipe import load_recipe
+from meditune.config.recipe import Recipe, what_counts
 from meditune.errors import DataError
 from meditune.evaluate.compare import FEWEST, by_cluster, claim_p, clusters_of, draws, in_order, is_wrong
-from meditune.evaluate.measured import examples_of, groups_of, seed_of
-from meditune.evaluate.metrics import METRICS, Metric, Statistics, references_of, statistics_of
-from meditune.evaluate.metrics.metric import Array
-from meditune.evaluate.predictions import read
-from meditune.evaluate.significance import gap, holm
+from meditune.evaluate.metrics import METRICS, references_of, statistics_of
+from meditune.evaluate.predictions import examples_of, groups_of, read, seed_of
 from meditune.files import read_text
-from meditune.recipe import Recipe, what_counts
-from meditune.recipes.loading import load_recipe
+from meditune.statistics import Array, Metric, Statistics, gap, holm
 
 LEVEL = 0.05
 

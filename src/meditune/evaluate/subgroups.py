@@ -9,13 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from meditune.data.example import Example
-from meditune.data.traits import TRAITS
-from meditune.evaluate.metrics import METRICS, Metric, Statistics, references_of, statistics_of
-from meditune.evaluate.metrics.metric import Array
+from meditune.data.example import TRAITS, Example
+from meditune.evaluate.metrics import METRICS, references_of, statistics_of
 from meditune.evaluate.predictions import Predictions
-from meditune.evaluate.significance import counted, exchange_p, gap, holm, mcnemar
-from meditune.shares import wilson
+from meditune.statistics import Array, Metric, Statistics, counted, exchange_p, gap, holm, mcnemar, wilson
 
 LEAST = 10
 """Smaller groups are listed, but neither ranked nor tested."""

@@ -1,31 +1,33 @@
-"""report.json: every figure of a run, from its stored predictions."""
+"""report.json: every figure of a run, from its stored predictions.
+
+What a model makes of the same questions closed book, with the given context, and with retrieved passages.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import meditune
+from meditune.config.recipe import EvaluateSpec, Recipe
 from meditune.data.example import DECISIONS
 from meditune.data.prepare import Prepared
-from meditune.evaluate.abstention import abstention
-from meditune.evaluate.changes import changes, counted
-from meditune.evaluate.compare import caveats, compare, got_worse
-from meditune.evaluate.coverage import remarks, unmeasured
-from meditune.evaluate.faithfulness import overview, overview_of_references
-from meditune.evaluate.measured import groups_of
+from meditune.evaluate.answer_grading import overview, overview_of_references
+from meditune.evaluate.compare import caveats, changes, compare, count_changes, got_worse
+from meditune.evaluate.decision_calibration import abstention
+from meditune.evaluate.evaluator import remarks, unmeasured
+from meditune.evaluate.likelihood import by_kind
 from meditune.evaluate.metrics import summarise, summarise_references
-from meditune.evaluate.metrics.calibration import calibrated
+from meditune.evaluate.metrics.conditions import asked
 from meditune.evaluate.metrics.confidence import reliability, risk_coverage
-from meditune.evaluate.metrics.decision import confusion, macro_f1, recalls
-from meditune.evaluate.metrics.overlap import signatures
+from meditune.evaluate.metrics.decision import calibrated, confusion, macro_f1, recalls
+from meditune.evaluate.metrics.grades import Graded, graded
 from meditune.evaluate.metrics.readability import spread
-from meditune.evaluate.metrics.safety import Graded, graded
-from meditune.evaluate.predictions import Predictions, read
-from meditune.evaluate.preference import by_kind
+from meditune.evaluate.metrics.text_overlap import signatures
+from meditune.evaluate.predictions import CONDITIONS, Predictions, groups_of, read
 from meditune.evaluate.subgroups import subgroups
-from meditune.recipe import EvaluateSpec, Recipe
-from meditune.shares import wilson
+from meditune.statistics import wilson
 
 PUBLISHED = {
     "pubmedqa-official-500": [
@@ -77,7 +79,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "references": summarise_references(tuned),
         "comparison": comparison,
         "worse": got_worse(comparison),
-        "changed": counted(changes(base, tuned, items)),
+        "changed": count_changes(changes(base, tuned, items)),
         "baselines": baselines(tuned, test_set),
         "decision": {"base": decisions(base, recipe.evaluate), "tuned": decisions(tuned, recipe.evaluate)}
         if tuned.decision
@@ -176,3 +178,43 @@ def decisions(predictions: Predictions, spec: EvaluateSpec) -> dict[str, Any]:
         unclear = sum(row["prediction"] is None for row in predictions.written)
         found["written"] = {"items": len(predictions.written), "without_label": unclear}
     return found
+
+
+def conditions(
+    models: Mapping[str, Predictions], resamples: int, seed: int, groups: Mapping[str, str]
+) -> dict[str, Any]:
+    """Model -> condition (closed, given, retrieved) -> `figures`, and, but for given, `comparison` with given.
+
+    Comparisons are as in compare.compare: the model under the condition, less the same model with the given context.
+    Empty where no model was measured otherwise than with the given context.
+    """
+    found = {name: _of(predictions, resamples, seed, groups) for name, predictions in models.items()}
+    return {name: each for name, each in found.items() if len(each) > 1}
+
+
+def _of(predictions: Predictions, resamples: int, seed: int, groups: Mapping[str, str]) -> dict[str, Any]:
+    given = predictions.under(None)
+    sides = {"closed": predictions.under("closed"), "given": given, "retrieved": predictions.under("retrieved")}
+    found: dict[str, Any] = {}
+    for name, side in sides.items():
+        figures = {metric: each.value() for metric, each in asked(side).items()}
+        if not figures:
+            continue
+        found[name] = {"figures": figures}
+        if name in CONDITIONS:
+            rows = compare(given, side, resamples, seed, groups)
+            found[name]["comparison"] = {metric: rows[metric] for metric in figures if metric in rows}
+    return found
+
+
+def retrieval(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What report.json says of the search: retrieved.json's facts, with the `share` of own documents and its `ci95`.
+
+    In percent, with Wilson's interval; neither is there where no item's own document is among those searched.
+    """
+    own = facts["own"]
+    said = {key: value for key, value in facts.items() if key != "leaks"}
+    if not own["items"]:
+        return said
+    met = sum(own["ranks"].values())
+    return said | {"share": 100 * met / own["items"], "ci95": wilson(met, own["items"])}

@@ -2,6 +2,8 @@
 
 A model can give away what it was trained on, so what keeps a data set back keeps its model back: the checks are those
 of `meditune data push`. Nothing that is sent names a place on this machine.
+
+The page that lies beside an exported model.
 """
 
 from __future__ import annotations
@@ -13,17 +15,17 @@ from typing import Any
 
 import yaml
 
-from meditune.data import pushing
-from meditune.data.preference.prepare import FOLDER as PAIRS
-from meditune.data.pushing import Upload
-from meditune.data.terms import demands
-from meditune.data.trained_on import FILE_NAME
-from meditune.engines.exported import EXPORT
+from meditune.data import hub_upload
+from meditune.data.hub_upload import Upload
+from meditune.data.leakage import FILE_NAME
+from meditune.data.preference.prepare_pairs import FOLDER as PAIRS
+from meditune.data.read_sources import demands
+from meditune.engines.exported_model import EXPORT
 from meditune.errors import DataError, ModelError
 from meditune.files import read_json, read_text, write_json
-from meditune.limits import LIMITS
 from meditune.models.catalogue import CATALOGUE
 from meditune.models.load import is_hub_id
+from meditune.prompts import LIMITS
 
 CARD = "README.md"
 IDENTIFIERS = {"Apache-2.0": "apache-2.0", "MIT": "mit", "Gemma terms of use": "gemma"}
@@ -44,7 +46,7 @@ class ModelUpload:
         size = sum(path.stat().st_size for path in self.merged.iterdir())
         return "\n".join(
             [
-                f"Sent to {pushing.endpoint()}/{self.data.repository}, where {who}:",
+                f"Sent to {hub_upload.endpoint()}/{self.data.repository}, where {who}:",
                 f"  the merged model, {size / 1e6:,.0f} MB, made from {self.base} ({_licence(self.base)})",
                 f"  It was trained on {sum(self.data.rows.values()):,} rows, and may repeat what is in them.",
                 f"  {self.data.identifiers}",
@@ -60,7 +62,7 @@ def planned(run: Path, merged: Path, repository: str, private: bool) -> ModelUpl
     whose data aren't here to be looked at.
     """
     refuse_without_data(run)
-    data = pushing.planned(run, repository, private)
+    data = hub_upload.planned(run, repository, private)
     unlisted = read_json(merged / FILE_NAME)["unlisted"] if (merged / FILE_NAME).is_file() else 0
     if unlisted:
         raise DataError(
@@ -69,7 +71,7 @@ def planned(run: Path, merged: Path, repository: str, private: bool) -> ModelUpl
         )
     facts = run / PAIRS / "facts.json"
     looked = read_json(facts).get("phi") if facts.is_file() else None
-    if looked and (left := pushing.identifiers_left(looked)):
+    if looked and (left := hub_upload.identifiers_left(looked)):
         raise DataError(
             f"{run}: {' and '.join(left)}, on which the model was tuned, hold identifiers of people that were left in "
             "the text. Tune it again with --set data.phi.action=mask, or take these pairs out. Nothing was sent."
@@ -102,7 +104,7 @@ def push(upload: ModelUpload) -> str:
         write_json(folder / EXPORT, facts)
         (folder / CARD).write_text(card(upload, facts), encoding="utf-8")
         files = sorted(path.name for path in folder.iterdir())
-        return pushing.send(upload.data.repository, "model", folder, files, upload.data.private)
+        return hub_upload.send(upload.data.repository, "model", folder, files, upload.data.private)
 
 
 def card(upload: ModelUpload, facts: dict[str, Any]) -> str:
@@ -147,3 +149,28 @@ def card(upload: ModelUpload, facts: dict[str, Any]) -> str:
 
 def _licence(base: str) -> str:
     return CATALOGUE[base].licence if base in CATALOGUE else "the base model's own licence"
+
+
+def text(facts: dict[str, Any], name: str) -> str:
+    """Markdown: what it is, its limits, how it is used, and what the check found."""
+    drift = facts["drift"]
+    return "\n".join(
+        [
+            f"# A Meditune model for the {facts['engine']} engine ({facts['weights']})",
+            "",
+            f"**Limits.** {LIMITS}",
+            "",
+            "## Use",
+            "",
+            "    meditune serve FOLDER",
+            "",
+            "`prompt.json` is the prompt's format, `export.json` says what this was made from and with.",
+            "",
+            "## Checked against the model that it was made from",
+            "",
+            f"{drift['said']}",
+            "",
+            f"Made from {name}; tools: {', '.join(f'{tool} {version}' for tool, version in facts['tools'].items())}.",
+            "",
+        ]
+    )

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from meditune.engines.installed import package
+from meditune.engines.exported_model import package
 from meditune.errors import ModelError
-from meditune.export.tracing import INPUTS, Traced, cache_shapes, example, past_names, present
+from meditune.export.onnx import INPUTS, Traced, cache_shapes, example, past_names, present
 from meditune.models.load import loading
-from meditune.models.quiet import quiet_transformers
+from meditune.models.quiet_libraries import quiet_transformers
 
 
 def write_openvino(source: Path, folder: Path) -> dict[str, str]:

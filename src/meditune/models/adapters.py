@@ -1,13 +1,27 @@
-"""Adapters inside the layers of a frozen base model, through peft: the LoRA family and (IA)³."""
+"""The fine-tuning strategies: which weights are trained, and what becomes of them afterwards.
+
+Adapters inside the layers of a frozen base model, through peft: the LoRA family and (IA)³.
+
+A LoRA layer as one operation: the update is added into the base product, and little is kept for the way back.
+
+peft computes base(x) + B(A(x)) * scale in five passes over memory, three of them as wide as the layer's output. Here
+the scale acts on the thin side and the wide output is written twice. Layers that do more than that (DoRA, a quantized
+base) keep peft's own forward; a test holds the two equal.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
+import torch
+
+from meditune.config.training_options import LoraSpec, ModelSpec
 from meditune.errors import ModelError
-from meditune.models.frozen import blocks_of
-from meditune.models.quiet import quiet_transformers
-from meditune.recipe import LoraSpec
+from meditune.models import forward, quantization
+from meditune.models.hidden_state_cache import answering, blocks_of
+from meditune.models.quiet_libraries import quiet_transformers
 
 # Attention and MLP projections; the output head stays frozen. GPT-2 keeps them in Conv1D layers of its own.
 TARGETS = {
@@ -108,3 +122,165 @@ def linear_layers(model: Any) -> set[str]:
 
 def _ends_in(name: str, target: str) -> bool:
     return f".{name}".endswith(f".{target}")
+
+
+def make_trainable(model: Any, spec: ModelSpec, seed: int) -> Any:
+    """The model with exactly those weights trainable that `spec.strategy` trains, new ones begun from `seed`.
+
+    Raises ModelError where the strategy can't be had on this architecture, or on a quantized base.
+    """
+    quantization.check_trainable(model)
+    if spec.strategy == "full":
+        return _unfrozen(model, spec.top_layers)
+    if spec.strategy == "prefix":
+        return forward.add_prefix(model, spec.virtual_tokens, seed)
+    if spec.strategy == "prompt":
+        return forward.add_prompt(model, spec.virtual_tokens, seed)
+    if spec.strategy == "ia3":
+        made = add_ia3(model, spec.top_layers)
+        quantization.keep_number_format(made)
+        return made
+    return add_lora(model, spec.lora, seed, spec.top_layers, spec.strategy)
+
+
+def is_adapter(model: Any) -> bool:
+    """Whether what is trained stands beside the model's own weights, as peft's adapters do."""
+    return hasattr(model, "active_peft_config")
+
+
+def merged(model: Any) -> Any:
+    """The model as it is measured: with its adapter merged into the base's weights where those allow it.
+
+    Virtual tokens have no weights to be merged into. An adapter on a quantized base stays beside it: the sum, quantized
+    again, would be another model than the one that was trained.
+
+    Its weights can be trained again, as those of any loaded model: PyTorch 2.13 on a CPU keeps another packed copy of
+    every BF16 weight that can't be for each step of decoding (18 GB for 50 answers of a 270 M model).
+    """
+    if is_adapter(model) and not forward.virtual_tokens(model) and not quantization.is_quantized(model):
+        model = model.merge_and_unload()
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_(True)
+    return model.eval()
+
+
+def parameter_counts(model: Any) -> tuple[int, int]:
+    """Numbers of trained weights and of all weights, quantized ones counted as if they weren't."""
+    counts = [(parameter.requires_grad, _size(parameter)) for parameter in model.parameters()]
+    return sum(size for trained, size in counts if trained), sum(size for _, size in counts)
+
+
+def _size(parameter: torch.nn.Parameter) -> int:
+    state = getattr(parameter, "quant_state", None)
+    return int(state.shape.numel()) if state is not None else parameter.numel()
+
+
+def _unfrozen(model: Any, top_layers: int | None) -> Any:
+    """The model itself, all of it trainable, or only its top layers and the norm above them."""
+    if quantization.is_quantized(model):
+        raise ModelError(
+            "model.strategy full trains the model's own weights, but this model's are quantized. Take lora, or name a "
+            "model.base that isn't quantized."
+        )
+    if top_layers is None:
+        return model.requires_grad_(True)
+    model.requires_grad_(False)
+    for module in [*blocks_of(model)[-top_layers:], *_norms_above_layers(model)]:
+        module.requires_grad_(True)
+    return model
+
+
+def _norms_above_layers(model: Any) -> list[Any]:
+    """What normalizes the last layer's output, before the head."""
+    children = list(model.get_decoder().children())
+    last = next(index for index, child in enumerate(children) if isinstance(child, torch.nn.ModuleList))
+    return [child for child in children[last + 1 :] if "Norm" in type(child).__name__]
+
+
+@contextmanager
+def one_operation(model: Any) -> Iterator[int]:
+    """Inside the block the model's plain LoRA layers run as one operation; gives how many there are."""
+    layers = [module for module in model.modules() if _is_plain(module)]
+    with ExitStack() as afterwards:
+        for layer in layers:
+            afterwards.enter_context(answering(layer, _forward(layer)))
+        yield len(layers)
+
+
+def _is_plain(module: Any) -> bool:
+    """Whether the module is a LoRA layer that adds scale * B A x, x with or without dropout, to a linear layer's output
+    and does nothing else."""
+    from peft.tuners.lora import Linear
+    from transformers.pytorch_utils import Conv1D
+
+    if type(module) is not Linear or module.merged or module.disable_adapters or len(module.active_adapters) != 1:
+        return False
+    name = module.active_adapters[0]
+    if name not in module.lora_A or name in module.lora_variant or module.lora_B[name].bias is not None:
+        return False
+    base = module.base_layer
+    parts = (base, module.lora_A[name], module.lora_B[name])
+    if base.weight.requires_grad or any(part._forward_hooks or part._forward_pre_hooks for part in parts):
+        return False
+    alike: bool = module.lora_A[name].weight.dtype == module.lora_B[name].weight.dtype == base.weight.dtype
+    return type(base) in {torch.nn.Linear, Conv1D} and alike
+
+
+def _forward(layer: Any) -> Any:
+    base, name = layer.base_layer, layer.active_adapters[0]
+    a, b, scale, dropout = layer.lora_A[name], layer.lora_B[name], layer.scaling[name], layer.lora_dropout[name]
+    is_linear = type(base) is torch.nn.Linear
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        if layer.merged or layer.disable_adapters:
+            return type(layer).forward(layer, x)  # type: ignore[no-any-return]
+        # transformers' Conv1D keeps its weight as (inputs, outputs).
+        weight = base.weight if is_linear else base.weight.t()
+        seen = dropout(x)
+        found: torch.Tensor = _Lora.apply(  # type: ignore[no-untyped-call]
+            x, None if seen is x else seen, weight, base.bias, a.weight, b.weight, scale
+        )
+        return found
+
+    return forward
+
+
+class _Lora(torch.autograd.Function):
+    """x (..., inputs), weight (outputs, inputs), a (rank, inputs), b (outputs, rank) to (..., outputs).
+
+    `seen` is what the adapter sees where that isn't x itself. Of the frozen weight and bias no gradient is given.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        seen: torch.Tensor | None,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        kept = flat if seen is None else seen.reshape(-1, x.shape[-1])
+        thin = kept @ a.t()
+        wide = flat @ weight.t() if bias is None else torch.addmm(bias, flat, weight.t())
+        wide = wide.addmm_(thin, b.t(), alpha=scale)
+        ctx.save_for_backward(kept, weight, a, b, thin)
+        ctx.scale, ctx.shape, ctx.alike = scale, x.shape, seen is None
+        return wide.view(*x.shape[:-1], wide.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, *above: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        kept, weight, a, b, thin = ctx.saved_tensors
+        slope = above[0].reshape(-1, above[0].shape[-1])
+        through = (slope @ b) * ctx.scale
+        down = down_seen = None
+        if ctx.needs_input_grad[0]:
+            down = slope @ weight
+            down = (down.addmm_(through, a) if ctx.alike else down).view(ctx.shape)
+        if ctx.needs_input_grad[1]:
+            down_seen = (through @ a).view(ctx.shape)
+        return down, down_seen, None, None, through.t() @ kept, (slope.t() @ thin) * ctx.scale, None

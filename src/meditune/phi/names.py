@@ -9,16 +9,27 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from meditune.phi import cues, words
-from meditune.phi.cues import Cue
-from meditune.phi.reading import ALSO_NAMES, ON_LISTS, is_eponym, name_at
-from meditune.phi.shapes import BEFORE, DEGREE, FIRST, NEXT, PIECE, TOKEN, plain, stem
-from meditune.phi.spans import Span
-from meditune.phi.view import View
+from meditune.phi import name_words
+from meditune.phi.name_words import (
+    ALSO_NAMES,
+    BEFORE,
+    DEGREE,
+    FIRST,
+    NEXT,
+    ON_LISTS,
+    PIECE,
+    TOKEN,
+    Cue,
+    is_eponym,
+    name_at,
+    plain,
+    stem,
+)
+from meditune.phi.spans import Span, View
 
-_NOT_FIRST = words.EPONYMS | words.CITIES | words.SURNAMES
-_DOUBLE = words.EPONYMS | words.CITIES
-_SURNAME_LIKE = words.GIVEN | ALSO_NAMES
+_NOT_FIRST = name_words.EPONYMS | name_words.CITIES | name_words.SURNAMES
+_DOUBLE = name_words.EPONYMS | name_words.CITIES
+_SURNAME_LIKE = name_words.GIVEN | ALSO_NAMES
 _JOINT = re.compile(r"(?:, and |,? ?(?:and|&|or) |/|, )(?=[^\W\d_])")
 _COMMA = re.compile(r",[ ]?(?=[^\W\d_])")
 _PROOF = re.compile(
@@ -85,7 +96,7 @@ def _after_cue(view: View, token: re.Match[str]) -> Span | None:
     )
     if before:
         start = before.start()
-    cue = cues.before(view, start)
+    cue = name_words.before(view, start)
     return name_at(view, start, cue) if cue else None
 
 
@@ -95,9 +106,9 @@ def _before_proof(view: View, token: re.Match[str]) -> Span | None:
     if following not in {",", " ", "\n"}:
         return None
     if DEGREE.match(view.text, token.end()):
-        if plain(token[0]) in words.EPONYMS and following != ",":
+        if plain(token[0]) in name_words.EPONYMS and following != ",":
             return None
-        is_town = plain(token[0]) in words.CITIES and re.match(r", (?:MD|PA)", view.text[token.end() :][:4])
+        is_town = plain(token[0]) in name_words.CITIES and re.match(r", (?:MD|PA)", view.text[token.end() :][:4])
         return None if is_town else _last_words(view, token)
     if _PROOF.match(view.text, token.end()):
         return _last_words(view, token)
@@ -111,10 +122,10 @@ def _last_words(view: View, token: re.Match[str]) -> Span | None:
     for piece in reversed(list(PIECE.finditer(view.text, begin, token.end()))):
         word = plain(piece[0])
         apart = kept and not re.fullmatch(r"[ \t]{1,2}(?:[a-z]{1,3}[ ]){0,2}", view.text[piece.end() : kept[0].start()])
-        english = words.is_ordinary(word) and word not in words.WORD_NAMES and len(word) > 2
+        english = name_words.is_ordinary(word) and word not in name_words.WORD_NAMES and len(word) > 2
         # "Jane Sunshine, MD": an English word is a surname after a given name.
         surname = english and not kept and _follows_given(view, piece.start())
-        if apart or words.is_other(word) or (english and not surname):
+        if apart or name_words.is_other(word) or (english and not surname):
             break
         kept.insert(0, piece)
     if not kept or all(len(plain(piece[0])) < 2 or (piece[0].isupper() and len(piece[0]) < 4) for piece in kept):
@@ -124,7 +135,7 @@ def _last_words(view: View, token: re.Match[str]) -> Span | None:
 
 def _follows_given(view: View, place: int) -> bool:
     before = view.text[max(0, place - 26) : place]
-    return before[-1:] == " " and plain(before.split()[-1] if before.split() else "") in words.GIVEN
+    return before[-1:] == " " and plain(before.split()[-1] if before.split() else "") in name_words.GIVEN
 
 
 def _with_first(view: View, last: Span) -> Span:
@@ -133,7 +144,7 @@ def _with_first(view: View, last: Span) -> Span:
     if comma is None or DEGREE.match(view.text, last.end) or " " in view.text[last.start : last.end]:
         return last
     capitals = view.text[last.start : last.end].isupper()
-    listed = words.is_name(plain(view.text[last.start : last.end]))
+    listed = name_words.is_name(plain(view.text[last.start : last.end]))
     first = name_at(view, comma.end(), Cue.SURE if capitals or listed else Cue.LIKELY)
     return Span(last.start, first.end, "name") if first else last
 
@@ -151,17 +162,17 @@ def _further(view: View, end: int) -> Iterator[Span]:
 def _listed(view: View, token: re.Match[str]) -> Span | None:
     """A given name before a surname or a verb, or after one ("DOE, JANE")."""
     low = plain(token[0])
-    sure = low in words.GIVEN
+    sure = low in name_words.GIVEN
     text, end = view.text, token.end()
-    if text[end : end + 1] == "," and not words.is_other(low) and low not in words.CITIES:
+    if text[end : end + 1] == "," and not name_words.is_other(low) and low not in name_words.CITIES:
         return _last_first(view, token)
-    unlisted = not words.is_ordinary(low) and low not in _NOT_FIRST and token[0].istitle()
-    if not sure and low not in words.WORD_NAMES and low not in words.SURNAMES and not unlisted:
+    unlisted = not name_words.is_ordinary(low) and low not in _NOT_FIRST and token[0].istitle()
+    if not sure and low not in name_words.WORD_NAMES and low not in name_words.SURNAMES and not unlisted:
         return None
     surname = _end_of_surname(view, end, sure)
     if surname:
         return Span(token.start(), surname, "name")
-    if (sure or low in words.SURNAMES) and low not in _DOUBLE:
+    if (sure or low in name_words.SURNAMES) and low not in _DOUBLE:
         following = _SPOKEN_OF.match(text, end)
         spoken_of = following and (following[1] in _VERBS or (sure and following[1].endswith("ed")))
         if spoken_of and not token[0].isupper():
@@ -178,10 +189,10 @@ def _last_first(view: View, token: re.Match[str]) -> Span | None:
     )
     if comma is None or first is None or in_list or is_eponym(view, first.end()):
         return None
-    if plain(first[1]) not in words.GIVEN:
+    if plain(first[1]) not in name_words.GIVEN:
         return Span(token.start(), first.end(), "name") if _heads_line(view, token, first) else None
-    unlikely = words.is_ordinary(low) and low not in ALSO_NAMES
-    if not words.is_name(low) and (unlikely or not token[0].isupper()):
+    unlikely = name_words.is_ordinary(low) and low not in ALSO_NAMES
+    if not name_words.is_name(low) and (unlikely or not token[0].isupper()):
         return None
     return Span(token.start(), token.end(), "name")
 
@@ -191,7 +202,7 @@ def _heads_line(view: View, token: re.Match[str], first: re.Match[str]) -> bool:
     both = (plain(token[0]), plain(first[1]))
     if not _LINE_OR_LABEL.search(view.text, max(0, token.start() - 2), token.start()):
         return False
-    ordinary = any(words.is_ordinary(low) and low not in ALSO_NAMES for low in both)
+    ordinary = any(name_words.is_ordinary(low) and low not in ALSO_NAMES for low in both)
     return not ordinary and bool(_APART.match(view.text, first.end()))
 
 
@@ -204,7 +215,7 @@ def _end_of_surname(view: View, place: int, sure: bool) -> int | None:
             break
         word, place = plain(piece[1]), piece.end()
         if len(word) > 1:
-            known = word in words.SURNAMES or (sure and (word in _SURNAME_LIKE or _is_rare(word, piece[1])))
+            known = word in name_words.SURNAMES or (sure and (word in _SURNAME_LIKE or _is_rare(word, piece[1])))
             if not known or is_eponym(view, piece.start(1) + len(stem(piece[1]))):
                 break
             end = piece.start(1) + len(stem(piece[1]))
@@ -212,7 +223,7 @@ def _end_of_surname(view: View, place: int, sure: bool) -> int | None:
 
 
 def _is_rare(word: str, written: str) -> bool:
-    return not words.is_ordinary(word) and not (written.isupper() and len(written) < 5)
+    return not name_words.is_ordinary(word) and not (written.isupper() and len(written) < 5)
 
 
 def _signatures(view: View) -> Iterator[Span]:
@@ -221,7 +232,7 @@ def _signatures(view: View) -> Iterator[Span]:
         name = name_at(view, line.end(), Cue.LIKELY)
         if name and " " in view.text[name.start : name.end] and _LINE_END.match(view.text, name.end):
             pieces = [plain(piece[0]) for piece in PIECE.finditer(view.text, name.start, name.end)]
-            if any(map(words.is_name, pieces)):
+            if any(map(name_words.is_name, pieces)):
                 yield name
 
 
@@ -231,11 +242,11 @@ def _written_small(view: View) -> Iterator[Span]:
     if ON_LISTS.isdisjoint(_SMALL_WORDS.findall(view.text)):
         return
     for found in _SMALL_WORD.finditer(view.text):
-        if not words.is_name(found[0]):
+        if not name_words.is_name(found[0]):
             continue
         if name and found.start() == name.end + 1:
             name = Span(name.start, found.end(), "name")
-        elif (cues.before(view, found.start()) or Cue.DOUBTFUL) > Cue.DOUBTFUL or _SPEAKS.search(
+        elif (name_words.before(view, found.start()) or Cue.DOUBTFUL) > Cue.DOUBTFUL or _SPEAKS.search(
             view.before(found.start(), 16)
         ):
             if name:
@@ -251,7 +262,7 @@ def again(view: View, found: list[Span]) -> Iterator[Span]:
         stem(piece[0])
         for name in {view.text[span.start : span.end] for span in found}
         for piece in PIECE.finditer(name)
-        if len(plain(piece[0])) > 2 and not words.is_other(plain(piece[0]))
+        if len(plain(piece[0])) > 2 and not name_words.is_other(plain(piece[0]))
     }
     known |= {word.upper() for word in known} | {word.title() for word in known if word.isupper()}
     if not known:
@@ -261,7 +272,7 @@ def again(view: View, found: list[Span]) -> Iterator[Span]:
         if word not in known:
             continue
         # "Dr. Long" makes no "Long" at the start of a sentence a name.
-        english = words.is_ordinary(word.lower()) or word.lower() in words.WORD_NAMES
+        english = name_words.is_ordinary(word.lower()) or word.lower() in name_words.WORD_NAMES
         if not (english and not _beside(view, token, known)) and not is_eponym(view, token.start() + len(word)):
             yield Span(token.start(), token.start() + len(word), "name")
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from meditune.phi import words
-from meditune.phi.spans import Span
-from meditune.phi.view import View
+from meditune.phi import name_words
+from meditune.phi.spans import Span, View
 
 _STREETS = (
     r"(?:Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Drive|Dr|Lane|Ln|Court|Ct|Place|Pl|Way|Terrace|Terr?|Circle|Cir|"
@@ -95,7 +94,7 @@ _DOING_TEXT = (
 _NAMED_BY_WHAT_THEY_DO = frozenset(_DOING_TEXT.split("|"))
 """Before these, ordinary words tell what is done there ("Asthma Clinic"), not which one it is."""
 _OUR_LADY = re.compile(r"Our (?:Lady|Savior|Saviour)")
-_NAMED_AFTER = words.WORD_NAMES | words.CITIES
+_NAMED_AFTER = name_words.WORD_NAMES | name_words.CITIES
 _FURTHEST = 80
 _LEADING_TOWN = re.compile(
     r"(?:In|From|Of|At|The|Near|To|Seen|Lives|Moved|Born|Address|City|Street|Avenue|Road|Apt)(?: |$)"
@@ -182,7 +181,7 @@ def _towns(view: View) -> Iterator[Span]:
             continue
         town = _TOWN_AT.match(text, found.start())
         if town and (
-            town[0].lower() in words.CITIES
+            town[0].lower() in name_words.CITIES
             or (_is_dwelt_in(before) and _is_town(town[0].lower(), not _HOME.isdisjoint(before)))
         ):
             yield Span(town.start(), town.end(), "city")
@@ -206,14 +205,14 @@ def _town_before(view: View, end: int, sure: bool) -> Iterator[Span]:
     town = view.text[start:end].lower()
     known = [town.split(" ", skipped)[-1] for skipped in range(3)]
     for skipped, name in enumerate(known):
-        if name in words.CITIES:
+        if name in name_words.CITIES:
             yield Span(end - len(name), end, "city")
             return
         if skipped >= town.count(" "):
             break
     before = view.before(start, 12).split()
     located = bool(before) and before[-1].strip(":") in _LOCATIVES
-    if (sure or located) and not set(town.split()) & words.PLACES and not words.is_other(town):
+    if (sure or located) and not set(town.split()) & name_words.PLACES and not name_words.is_other(town):
         yield Span(start, end, "city")
 
 
@@ -228,12 +227,17 @@ def _is_dwelt_in(before: list[str]) -> bool:
 
 def _is_town(low: str, sure: bool) -> bool:
     """Whether this may be a town; where it is sure that some place follows, also one with an English word's name."""
-    if low in words.CITIES:
+    if low in name_words.CITIES:
         return True
     each = low.split()
-    if len(each) == 1 and words.is_ordinary(low) and not sure:
+    if len(each) == 1 and name_words.is_ordinary(low) and not sure:
         return False
-    wrong = words.is_other(each[0]) or each[0] in words.GENERIC or each[0] in words.EPONYMS or words.PLACES & set(each)
+    wrong = (
+        name_words.is_other(each[0])
+        or each[0] in name_words.GENERIC
+        or each[0] in name_words.EPONYMS
+        or name_words.PLACES & set(each)
+    )
     return not wrong and low not in _STATES.lower().split("|")
 
 
@@ -245,6 +249,6 @@ def _start_of(text: str, begin: int, house: re.Match[str]) -> int | None:
         low = word[0].lower().strip(".,")
         if not telling and begin + word.start() == start and low in _LEADING and not _OUR_LADY.match(text, start):
             start = begin + word.end() + 1
-        known = low in words.GENERIC or low in _LEADING or low in _HOUSE_WORDS
-        telling |= not known and not (ordinary and words.is_ordinary(low) and low not in _NAMED_AFTER)
+        known = low in name_words.GENERIC or low in _LEADING or low in _HOUSE_WORDS
+        telling |= not known and not (ordinary and name_words.is_ordinary(low) and low not in _NAMED_AFTER)
     return start if telling else None

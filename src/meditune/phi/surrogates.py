@@ -3,25 +3,143 @@
 Which one takes a place is decided by HMAC-SHA-256 of what stood there, keyed by a secret and the patient's group. So
 nothing has to be kept, and without the secret nothing leads back. Dates of a patient move by the same number of weeks,
 so that intervals and weekdays stay as they were.
+
+Dates moved by a number of days, in the format they came in.
+
+The secret that surrogates are made with: this machine's own, never beside the data.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import re
+import secrets
 import string
 from collections.abc import Iterable
+from datetime import date, timedelta
 
-from meditune.phi import words
-from meditune.phi.brackets import placeholder
-from meditune.phi.shapes import PIECE, plain, stem
-from meditune.phi.shifting import shifted
-from meditune.phi.spans import PLACEHOLDERS, Kind, Span
+from meditune.config.data_options import Kind
+from meditune.errors import DataError
+from meditune.files import cache_folder
+from meditune.phi import name_words
+from meditune.phi.name_words import PIECE, plain, stem
+from meditune.phi.spans import PLACEHOLDERS, Span, placeholder
 
-_GIVEN = sorted(words.GIVEN - words.SURNAMES - words.EPONYMS - words.CITIES)
-_SURNAMES = sorted(words.SURNAMES - words.GIVEN - words.EPONYMS - words.CITIES)
-_CITIES = sorted(words.CITIES)
+_MONTHS = (
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+)
+_MIDDLE = 15
+"""Stands for the day of a date that names only a month."""
+_ANY_YEAR = 2000
+"""Stands for a year that isn't given; a leap year, so that February 29 is a date."""
+_WORD = re.compile(r"[A-Za-z]{3,}")
+_NUMBERS = re.compile(r"\d+")
+_SUFFIXES = {1: "st", 2: "nd", 3: "rd"}
+
+
+def shifted(written: str, days: int) -> str | None:
+    """The date `days` later, written likewise ("3/14/2012", "14-MAR-12", "March 14th"); None for a holiday or anything
+    else that can't be read.
+
+    Of a range such as "March 3-5" each day is moved. Without a year, that of a leap year is taken for it.
+    """
+    word = next((each[0] for each in _WORD.finditer(written) if _month_of(each[0])), None)
+    numbers = [each[0] for each in _NUMBERS.finditer(written)]
+    try:
+        if word:
+            return _worded(written, word, numbers, days)
+        if len(numbers) == 1 and len(numbers[0]) == 8:
+            moved = date(int(numbers[0][:4]), int(numbers[0][4:6]), int(numbers[0][6:])) + timedelta(days)
+            return f"{moved:%Y%m%d}"
+        return _numeric(written, numbers, days)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _numeric(written: str, numbers: list[str], days: int) -> str | None:
+    order = _order(numbers)
+    if order is None:
+        return None
+    parts = dict(zip(order, numbers, strict=True))
+    year = _full_year(parts["year"]) if "year" in parts else _ANY_YEAR
+    moved = date(year, int(parts["month"]), int(parts.get("day", _MIDDLE))) + timedelta(days)
+    values = {"year": moved.year, "month": moved.month, "day": moved.day}
+    zeros = order[0] == "year" or any(number.startswith("0") for number in numbers)
+    return _written_like(
+        written, [_padded(values[name], "0" if zeros and name != "year" else parts[name]) for name in order]
+    )
+
+
+def _order(numbers: list[str]) -> tuple[str, ...] | None:
+    if len(numbers) == 3:
+        if len(numbers[0]) == 4:
+            return ("year", "month", "day")
+        return ("month", "day", "year") if int(numbers[0]) <= 12 else ("day", "month", "year")
+    if len(numbers) == 2:
+        return ("month", "year") if len(numbers[1]) == 4 else ("month", "day")
+    return None
+
+
+def _worded(written: str, word: str, numbers: list[str], days: int) -> str:
+    years = [number for number in numbers if len(number) == 4]
+    before = written.index(word)
+    rest = [number for number in numbers if len(number) < 4]
+    short_year = not years and len(rest) > 1 and re.search(r"['’]\d\d$|[A-Za-z.]-? ?\d\d$", written) and rest[-1]
+    if not years and len(rest) == 1 and "'" in written.replace("’", "'"):
+        short_year = rest[0]
+    year = int(years[0]) if years else _full_year(short_year) if short_year else _ANY_YEAR
+    each = rest[:-1] if short_year else rest
+    month = _month_of(word)
+    days_moved = [date(year, month, int(number)) + timedelta(days) for number in each]
+    first = days_moved[0] if days_moved else date(year, month, _MIDDLE) + timedelta(days)
+    values = [_padded(moved.day, number) for moved, number in zip(days_moved, each, strict=True)]
+    if years or short_year:
+        values.append(_padded(first.year, years[0] if years else str(short_year)))
+    numbered = _written_like(written, values)
+    name = _MONTHS[first.month - 1]
+    short = len(word) < 5 and word.lower() not in {"june", "july", "may"}
+    cased = name[:3] if short else name
+    cased = cased.upper() if word.isupper() else cased.lower() if word.islower() else cased
+    place = numbered.index(word, max(0, before - 4)) if word in numbered else numbered.index(word)
+    spelled = numbered[:place] + cased + numbered[place + len(word) :]
+    return re.sub(r"(\d{1,2})(?:st|nd|rd|th)(?![a-z])", lambda found: found[1] + _suffix(int(found[1])), spelled)
+
+
+def _written_like(written: str, values: list[str]) -> str:
+    """`written` with its numbers, from the first on, replaced by `values`."""
+    left = iter(values)
+    return _NUMBERS.sub(lambda found: next(left, found[0]), written)
+
+
+def _padded(value: int, like: str) -> str:
+    """As many digits as `like` has, where it has a leading zero or is a year."""
+    if value > 99:
+        return str(value) if len(like) == 4 else f"{value % 100:02}"
+    return f"{value:02}" if like.startswith("0") else str(value)
+
+
+def _full_year(written: str) -> int:
+    year = int(written)
+    if len(written) > 2:
+        return year
+    return 1900 + year if year > 50 else 2000 + year
+
+
+def _month_of(word: str) -> int:
+    low = word.lower()
+    return next((number for number, name in enumerate(_MONTHS, start=1) if name[:3].lower() == low[:3]), 0)
+
+
+def _suffix(day: int) -> str:
+    return "th" if 10 < day % 100 < 14 else _SUFFIXES.get(day % 10, "th")
+
+
+_GIVEN = sorted(name_words.GIVEN - name_words.SURNAMES - name_words.EPONYMS - name_words.CITIES)
+_SURNAMES = sorted(name_words.SURNAMES - name_words.GIVEN - name_words.EPONYMS - name_words.CITIES)
+_CITIES = sorted(name_words.CITIES)
 _STREETS = (
     "Alder",
     "Birch",
@@ -100,7 +218,7 @@ class Surrogates:
             if len(low) == 1:
                 parts.append(string.ascii_uppercase[self._number("initial", low) % 26] + word[1:])
             else:
-                names = _GIVEN if low in words.GIVEN else _SURNAMES
+                names = _GIVEN if low in name_words.GIVEN else _SURNAMES
                 parts.append(_cased(self._chosen(names, "name", low), word) + word[len(stem(word)) :])
             done = piece.end()
         return "".join([*parts, written[done:]])
@@ -151,3 +269,29 @@ def _last_word(address: str) -> str:
     """The kind of street, where the address ends in one ("Street, Apt 4" keeps both)."""
     found = _STREET_KIND.search(address)
     return address[found.start() :] if found else "Street"
+
+
+VARIABLE = "MEDITUNE_PHI_SECRET"
+_FEWEST_CHARACTERS = 16
+
+
+def secret() -> bytes:
+    """From the environment's MEDITUNE_PHI_SECRET, else from the cache folder, where it is made on first use.
+
+    Who has it and a guess at a name can test the guess, so it must not go where the surrogates go. Raises DataError
+    where it is too short to be one.
+    """
+    given = os.environ.get(VARIABLE)
+    file = cache_folder("phi") / "secret"
+    if given is None:
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial = file.with_name(f".secret.{os.getpid()}.partial")
+            partial.touch(mode=0o600)
+            partial.write_text(secrets.token_hex(32), encoding="ascii")
+            partial.replace(file)
+        given = file.read_text(encoding="ascii").strip()
+    if len(given) < _FEWEST_CHARACTERS:
+        where = VARIABLE if VARIABLE in os.environ else str(file)
+        raise DataError(f"{where}: a secret of {_FEWEST_CHARACTERS} characters or more is needed for surrogates.")
+    return given.encode()

@@ -1,25 +1,150 @@
-"""What an index is built from, as the command line or a recipe names it."""
+"""What an index is built from, as the command line or a recipe names it.
+
+MedQuAD's answers, and those of them that experts judged for LiveQA, as documents.
+
+MIMIC-III's discharge summaries, in sections, marked as restricted.
+
+A library of literature: articles as they were last taken in, and whether they still stand.
+
+`meditune update` keeps it (operate/literature); an index reads it, the whole or what has changed since.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import sqlite3
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from meditune.data import locate
-from meditune.data.rejects import Rejects
+from meditune.data import sources
+from meditune.data.readers import medquad, mimic, pubmedqa
+from meditune.data.readers.medquad import tidy
+from meditune.data.readers.tables import Rejects, rows
 from meditune.errors import DataError
-from meditune.retrieve.passages import articles, files, library, medquad, mimic, pubmed
-from meditune.retrieve.passages.passage import Document
+from meditune.retrieve.documents import pubmed_articles, text_files
+from meditune.retrieve.documents.document import Document, Section
+
+SOURCE = medquad.SOURCE
+JUDGED = "medquad-judged"
+JUDGED_FILES = "*Answers*.csv"
+# Every published answer ends in one bracket too many.
+_JUDGED_ANSWER = re.compile(r"Question:(.*?)\nURL:(.*?)\nAnswer:(.*?)\)?", re.DOTALL)
+
+
+def read(path: Path, rejects: Rejects) -> Iterator[Document]:
+    """One document for each answered pair: the question is its title, the question's type its section."""
+    for example in medquad.read(path, rejects):
+        yield Document(
+            id=example.id,
+            source=SOURCE,
+            sections=[Section(example.answer, str(example.meta["question_type"]))],
+            title=example.question,
+            url=str(example.meta["url"]),
+            licence=medquad.LICENCE,
+            group=example.group,
+        )
+
+
+def read_judged(folder: Path, rejects: Rejects) -> Iterator[Document]:
+    """One document for each answer, with the publisher's AnswerID in its id. Raises DataError without a file."""
+    files = sorted(folder.glob(JUDGED_FILES))
+    if not files:
+        raise DataError(f"{folder}: no {JUDGED_FILES} in it. Point at the folder of MedQuAD's judged answers.")
+    for file in files:
+        for where, row in rows(file, JUDGED, rejects):
+            found = _JUDGED_ANSWER.fullmatch(str(row.get("Answer", "")).strip())
+            name = str(row.get("AnswerID") or "").removesuffix(".txt")
+            if not found or not name:
+                rejects.add(JUDGED, where, "no AnswerID, or an Answer that isn't Question, URL and Answer", row)
+                continue
+            yield Document(
+                id=f"{JUDGED}:{name}",
+                source=JUDGED,
+                sections=[Section(tidy(found[3]))],
+                title=" ".join(found[1].split()),
+                url=found[2].strip(),
+                licence=medquad.LICENCE,
+            )
+
+
+def read_mimic(path: Path, rejects: Rejects) -> Iterator[Document]:
+    """One document for each section that answers a question (`data/readers/mimic.py`)."""
+    for example in mimic.read(path, rejects):
+        yield Document(
+            id=example.id,
+            source=mimic.SOURCE,
+            sections=[Section(example.answer, str(example.meta["section"]).replace("-", " "))],
+            title=f"Hospital stay {example.meta['hadm_id']}",
+            licence=mimic.LICENCE,
+            group=example.group,
+            restricted=True,
+        )
+
+
+KIND = "library"
+FILE = "library.sqlite"
+FORMAT = 1
+SCHEMA = """
+CREATE TABLE articles (
+    pmid TEXT PRIMARY KEY,
+    record TEXT,              -- JSON of Article; NULL where only a notice or a deletion told of it
+    state TEXT NOT NULL,      -- one of State
+    reason TEXT NOT NULL,
+    said TEXT NOT NULL,       -- hash of the text, by which the same under another id is found
+    change INTEGER NOT NULL   -- which of the library's changes was the last to touch it
+);
+CREATE INDEX articles_change ON articles (change);
+CREATE INDEX articles_said ON articles (said);
+"""
+THERE, RETRACTED, OUT = "there", "retracted", "out"
+"""States: to be found; retracted; not to be found for another reason (deleted, replaced, refused, no abstract)"""
+
+
+def read_library(folder: Path, withdrawn: set[str], since: int = 0) -> Iterator[Document]:
+    """The articles that stand, of those that a change after `since` has touched.
+
+    Ids of documents that must not be found any more are added to `withdrawn`, ids of those that stand are taken out;
+    for a retracted article that is also its context among PubMedQA's. Raises DataError where there is no library.
+    """
+    with closing(opened(folder)) as base:
+        rows = base.execute("SELECT pmid, record, state FROM articles WHERE change > ? ORDER BY pmid", (since,))
+        for pmid, record, state in rows:
+            if state == THERE:
+                document = pubmed_articles.from_dict(json.loads(record)).document()
+                withdrawn.discard(document.id)
+                yield document
+            else:
+                withdrawn.add(f"{pubmed_articles.SOURCE}:{pmid}")
+            if state == RETRACTED:
+                withdrawn.add(f"{pubmedqa.SOURCE}:{pmid}")
+
+
+def opened(folder: Path) -> sqlite3.Connection:
+    """The library's database, to read from. Raises DataError where there is none that this version can read."""
+    file = folder / FILE
+    if not file.is_file():
+        raise DataError(f"{folder}: no {FILE} in it. Name a folder that `meditune update` keeps.")
+    try:
+        base = sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True, timeout=30)
+        found = base.execute("PRAGMA user_version").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        raise DataError(f"{file}: not a readable library ({error}). Restore it, or begin another one.") from error
+    if found != FORMAT:
+        base.close()
+        raise DataError(f"{file}: a library in format {found}, and this version of Meditune reads {FORMAT}.")
+    return base
+
 
 NAMED = {
-    "medquad": medquad.read,
-    medquad.JUDGED: medquad.read_judged,
-    "pubmedqa": pubmed.read_contexts,
-    "mimic": mimic.read,
+    "medquad": read,
+    JUDGED: read_judged,
+    "pubmedqa": pubmed_articles.read_contexts,
+    "mimic": read_mimic,
 }
 """Collections that `--source` knows by name"""
 _NAME = re.compile(r"[\w.-]{1,64}")
@@ -44,7 +169,7 @@ class Collection:
     @property
     def adds_only(self) -> bool:
         """Whether what it doesn't hold may stay in the index: PubMed's files, and changes of a library, are parts."""
-        return self.kind in (articles.SOURCE, library.KIND)
+        return self.kind in (pubmed_articles.SOURCE, KIND)
 
     def as_dict(self) -> dict[str, str]:
         """For the manifest."""
@@ -69,18 +194,18 @@ class Reading:
 
         Libraries come last: what they say of an article, that it is retracted for instance, is the newest.
         """
-        for collection in sorted(self.collections, key=lambda each: each.kind == library.KIND):
+        for collection in sorted(self.collections, key=lambda each: each.kind == KIND):
             yield from self._documents(collection)
         for collection in self.asked:
-            deque(library.read(Path(collection.path), self.withdrawn), maxlen=0)
+            deque(read_library(Path(collection.path), self.withdrawn), maxlen=0)
 
     def _documents(self, collection: Collection) -> Iterator[Document]:
-        if collection.kind == files.SOURCE:
-            return files.read(Path(collection.path).expanduser(), self.rejects, collection.source)
-        if collection.kind == articles.SOURCE:
-            return pubmed.read(Path(collection.path).expanduser(), self.rejects, self.withdrawn)
-        if collection.kind == library.KIND:
-            return library.read(Path(collection.path), self.withdrawn, self.since)
+        if collection.kind == text_files.SOURCE:
+            return text_files.read_files(Path(collection.path).expanduser(), self.rejects, collection.source)
+        if collection.kind == pubmed_articles.SOURCE:
+            return pubmed_articles.read(Path(collection.path).expanduser(), self.rejects, self.withdrawn)
+        if collection.kind == KIND:
+            return read_library(Path(collection.path), self.withdrawn, self.since)
         return NAMED[collection.kind](found(collection), self.rejects)
 
 
@@ -97,7 +222,7 @@ def named(text: str) -> Collection:
 
 def of_recipe(name_or_path: str) -> list[Collection]:
     """The sources of a recipe's data that can be indexed. Raises DataError where there are none."""
-    from meditune.recipes.loading import load_recipe
+    from meditune.config.load_recipe import load_recipe
 
     sources = load_recipe(name_or_path).recipe.data.sources
     chosen = [named(f"{source.name}={source.path or ''}") for source in sources if source.name in NAMED]
@@ -113,37 +238,37 @@ def documents(text: str) -> Collection:
     """`FOLDER` or `NAME=FOLDER` of `--documents`. Raises DataError where the name isn't one."""
     name, separator, path = text.partition("=")
     if separator and not Path(text).exists():
-        if not _NAME.fullmatch(name) or name in (*NAMED, articles.SOURCE):
+        if not _NAME.fullmatch(name) or name in (*NAMED, pubmed_articles.SOURCE):
             raise DataError(
                 f"--documents {text}: {name!r} can't name a collection. Use up to 64 letters, digits, dots, dashes and "
-                f"underscores, and none of {', '.join((*NAMED, articles.SOURCE))}."
+                f"underscores, and none of {', '.join((*NAMED, pubmed_articles.SOURCE))}."
             )
-        return Collection(files.SOURCE, str(Path(path).expanduser().resolve()), name)
-    return Collection(files.SOURCE, str(Path(text).expanduser().resolve()))
+        return Collection(text_files.SOURCE, str(Path(path).expanduser().resolve()), name)
+    return Collection(text_files.SOURCE, str(Path(text).expanduser().resolve()))
 
 
 def pubmed_files(text: str) -> Collection:
     """The file or folder of `--pubmed`."""
-    return Collection(articles.SOURCE, str(Path(text).expanduser().resolve()))
+    return Collection(pubmed_articles.SOURCE, str(Path(text).expanduser().resolve()))
 
 
 def library_in(folder: Path) -> Collection:
     """The library that `meditune update` keeps in a folder; its passages are PubMed's."""
-    return Collection(library.KIND, str(folder.expanduser().resolve()), articles.SOURCE)
+    return Collection(KIND, str(folder.expanduser().resolve()), pubmed_articles.SOURCE)
 
 
 def found(collection: Collection) -> Path:
     """Where a named collection is. Raises DataError where it isn't anywhere."""
-    if collection.kind == medquad.JUDGED:
+    if collection.kind == JUDGED:
         return _judged(collection)
-    return locate.locate(collection.kind, collection.path or None)
+    return sources.locate(collection.kind, collection.path or None)
 
 
 def _judged(collection: Collection) -> Path:
-    data = os.environ.get(locate.DATA_VARIABLE)
+    data = os.environ.get(sources.DATA_VARIABLE)
     if collection.path or data:
-        return Path(collection.path or Path(str(data)).expanduser() / medquad.JUDGED)
+        return Path(collection.path or Path(str(data)).expanduser() / JUDGED)
     raise DataError(
-        f"No data for {medquad.JUDGED!r}: name the folder with --source {medquad.JUDGED}=FOLDER, or put it into the "
-        f"folder that {locate.DATA_VARIABLE} names."
+        f"No data for {JUDGED!r}: name the folder with --source {JUDGED}=FOLDER, or put it into the "
+        f"folder that {sources.DATA_VARIABLE} names."
     )

@@ -2,17 +2,23 @@
 
 Ratings come as an array (units, raters) of whole numbers from 1, NaN where a rater said nothing. Every statistic is a
 function of sums over units, so that drawing units anew is one matrix product.
+
+Where raters disagree most: what is worth a second look, by one who settles it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
 
-from meditune.review.bootstrap import Array, interval, resampled
+from meditune.review.rating_set import Axis
+from meditune.review.ratings_store import RATING, Note, Rating
+from meditune.statistics import AnyArray, interval, resampled
 
 Level = Literal["nominal", "ordinal", "interval"]
 Weights = Literal["none", "linear", "quadratic"]
@@ -30,7 +36,7 @@ class Agreement:
 
 
 def cohen(
-    ratings: Array, options: int, weights: Weights = "none", clusters: Sequence[Any] | None = None, seed: int = 0
+    ratings: AnyArray, options: int, weights: Weights = "none", clusters: Sequence[Any] | None = None, seed: int = 0
 ) -> Agreement:
     """Cohen's kappa of two raters (Cohen 1960); weighted (Cohen 1968) by the options' distance or its square.
 
@@ -44,7 +50,7 @@ def cohen(
     distances = np.abs(np.subtract.outer(np.arange(options), np.arange(options))).astype(float)
     costs = {"none": (distances > 0).astype(float), "linear": distances, "quadratic": distances**2}[weights]
 
-    def kappa(tables: Array) -> Array:
+    def kappa(tables: AnyArray) -> AnyArray:
         tables = tables.reshape(len(tables), options, options)
         chance = tables.sum(2)[:, :, None] * tables.sum(1)[:, None, :]
         total = tables.sum((1, 2))
@@ -53,7 +59,7 @@ def cohen(
     return _estimated(each.reshape(len(each), options * options), kappa, _kept(clusters, kept), seed)
 
 
-def fleiss(counts: Array, clusters: Sequence[Any] | None = None, seed: int = 0) -> Agreement:
+def fleiss(counts: AnyArray, clusters: Sequence[Any] | None = None, seed: int = 0) -> Agreement:
     """Fleiss' kappa (Fleiss 1971) from (units, options) counts of raters, as many for each unit.
 
     Raises ValueError where units have unequal numbers of raters, or fewer than two.
@@ -66,7 +72,7 @@ def fleiss(counts: Array, clusters: Sequence[Any] | None = None, seed: int = 0) 
     agreeing = (counts * (counts - 1)).sum(axis=1) / (number * (number - 1))
     each = np.column_stack([counts, agreeing, np.ones(len(counts))])
 
-    def kappa(sums: Array) -> Array:
+    def kappa(sums: AnyArray) -> AnyArray:
         chosen, agreed, units = sums[:, :-2], sums[:, -2], sums[:, -1]
         with np.errstate(invalid="ignore", divide="ignore"):
             shares = chosen / (units * number)[:, None]
@@ -77,7 +83,7 @@ def fleiss(counts: Array, clusters: Sequence[Any] | None = None, seed: int = 0) 
 
 
 def krippendorff(
-    ratings: Array, options: int, level: Level, clusters: Sequence[Any] | None = None, seed: int = 0
+    ratings: AnyArray, options: int, level: Level, clusters: Sequence[Any] | None = None, seed: int = 0
 ) -> Agreement:
     """Krippendorff's alpha (Krippendorff 2011) of any number of raters, with missing values.
 
@@ -89,7 +95,7 @@ def krippendorff(
     pairs = counts[:, :, None] * counts[:, None, :] - counts[:, :, None] * np.eye(options)
     each = pairs / (counts.sum(axis=1) - 1)[:, None, None] if len(counts) else pairs
 
-    def alpha(coincidences: Array) -> Array:
+    def alpha(coincidences: AnyArray) -> AnyArray:
         observed = coincidences.reshape(len(coincidences), options, options)
         totals = observed.sum(axis=2)
         expected = totals[:, :, None] * totals[:, None, :] - totals[:, :, None] * np.eye(options)
@@ -99,13 +105,13 @@ def krippendorff(
     return _estimated(each.reshape(len(each), options * options), alpha, _kept(clusters, several), seed)
 
 
-def counted(ratings: Array, options: int) -> Array:
+def counted(ratings: AnyArray, options: int) -> AnyArray:
     """(units, options) how many raters chose each option."""
     ratings = np.asarray(ratings, float)
     return (ratings[:, :, None] == np.arange(1, options + 1)).sum(axis=1).astype(float)
 
 
-def _differences(totals: Array, level: Level) -> Array:
+def _differences(totals: AnyArray, level: Level) -> AnyArray:
     """(b, options, options) squared differences between options, given (b, options) how often each was chosen."""
     count = totals.shape[1]
     if level == "ordinal":
@@ -117,18 +123,18 @@ def _differences(totals: Array, level: Level) -> Array:
     return np.broadcast_to(gaps**2 if level == "interval" else (gaps != 0).astype(float), (len(totals), count, count))
 
 
-def _ratio(observed: Array, expected: Array) -> Array:
+def _ratio(observed: AnyArray, expected: AnyArray) -> AnyArray:
     """1 - observed / expected disagreement; NaN where no disagreement was to be expected."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(expected > 0, 1 - observed / expected, np.nan)
 
 
-def _kept(clusters: Sequence[Any] | None, kept: Array) -> list[Any] | None:
+def _kept(clusters: Sequence[Any] | None, kept: AnyArray) -> list[Any] | None:
     return None if clusters is None else [each for each, keep in zip(clusters, kept, strict=True) if keep]
 
 
 def _estimated(
-    each: Array, statistic: Callable[[Array], Array], clusters: Sequence[Any] | None, seed: int
+    each: AnyArray, statistic: Callable[[AnyArray], AnyArray], clusters: Sequence[Any] | None, seed: int
 ) -> Agreement:
     """The statistic of the sums of (units, k), and its percentile interval over draws of whole clusters."""
     if not len(each):
@@ -137,3 +143,48 @@ def _estimated(
     if np.isnan(value):
         return Agreement(None, None, len(each))
     return Agreement(value, interval(statistic(resampled(each, clusters, seed))), len(each))
+
+
+@dataclass(frozen=True)
+class Dispute:
+    """An item on which raters differ."""
+
+    item: str
+    said: dict[str, dict[int, int]]
+    """Axis that they differ on -> option -> how many chose it"""
+    distance: float
+    """0 to 1: how far two raters' words are apart, on average over the item's axes that two or more rated"""
+
+
+def disputed(axes: Sequence[Axis], ratings: Iterable[Rating], notes: Iterable[Note] = ()) -> list[Dispute]:
+    """Items of the first round on which two or more raters differ, the most disputed first.
+
+    Two words on a nominal axis are 0 or 1 apart, on an ordinal one as far as their options are on the way from the best
+    to the worst. "Can't judge" says nothing. Of `notes` the better answers count: where raters wrote different ones,
+    all that was said of the item is in dispute.
+    """
+    said: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for rating in ratings:
+        if rating.round == RATING and rating.option is not None:
+            said[rating.item][rating.axis].append(rating.option)
+    texts: dict[str, set[str]] = defaultdict(set)
+    for note in notes:
+        if note.round == RATING and note.better.strip():
+            texts[note.item].add(" ".join(note.better.split()))
+    known = {axis.name: axis for axis in axes}
+    found = []
+    for item, by_axis in said.items():
+        several = {name: words for name, words in by_axis.items() if len(words) > 1 and name in known}
+        rewritten = len(texts[item]) > 1
+        differing = {name: dict(Counter(words)) for name, words in several.items() if rewritten or len(set(words)) > 1}
+        if differing:
+            apart = [_apart(known[name], words) for name, words in several.items()]
+            found.append(Dispute(item, differing, sum(apart) / len(apart)))
+    return sorted(found, key=lambda each: (-each.distance, each.item))
+
+
+def _apart(axis: Axis, words: Sequence[int]) -> float:
+    """The mean distance of two raters' words."""
+    pairs = list(combinations(words, 2))
+    steps = len(axis.options) - 1 if axis.level == "ordinal" else 1
+    return sum(min(abs(a - b), steps) / steps for a, b in pairs) / len(pairs)

@@ -1,24 +1,161 @@
-"""What the ratings say: scores of each origin with intervals, tuned against base, agreement, disputes."""
+"""What the ratings say: scores of each origin with intervals, tuned against base, agreement, disputes.
+
+A set with its key and what was said: what every task's results start from.
+
+Ratings as pairs of a better and a worse answer, for preference tuning (train.preference.path).
+
+What the results of every task hold: agreement, disputes, time spent, and who hasn't finished.
+"""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 import meditune
-from meditune.evaluate.significance import bootstrap_p, holm
-from meditune.files import write_json
-from meditune.review.axes import Axis
-from meditune.review.bootstrap import Array, interval, resampled
-from meditune.review.common import SEED, agreement, disputes, seconds, unfinished
-from meditune.review.create import digests
-from meditune.review.rated import Rated, read_rated_as
-from meditune.review.ratingset import SET, Origin, origin_of, read_set
-from meditune.review.tasks import RATE
+from meditune.config.training_options import RatedSpec
+from meditune.data.preference.pairs import OWN, SOURCE, Pair
+from meditune.data.preference.rated_answers import Rated as RatedAnswer
+from meditune.data.preference.rated_answers import paired
+from meditune.data.readers.tables import Rejects
+from meditune.errors import DataError
+from meditune.files import write_json, write_jsonl
+from meditune.review.agreement import Agreement, Dispute, Weights, cohen, counted, disputed, fleiss, krippendorff
+from meditune.review.rating_set import (
+    RATE,
+    SET,
+    Axis,
+    Item,
+    Origin,
+    RatingSet,
+    Task,
+    digests,
+    origin_of,
+    read_key_as,
+    read_set,
+)
+from meditune.review.ratings_store import ADJUDICATION, RATING, Note, Rater, Rating, Store
+from meditune.statistics import AnyArray, bootstrap_p, holm, interval, resampled
+
+Key = TypeVar("Key", bound=Origin)
+
+
+@dataclass(frozen=True)
+class Rated(Generic[Key]):
+    """Ratings and notes of items and axes that the set has."""
+
+    set: RatingSet
+    key: dict[str, Key]
+    made_from: dict[str, Any]
+    raters: dict[str, Rater]
+    first: list[Rating]
+    settled: list[Rating]
+    notes: list[Note]
+
+    def without(self, raters: Container[str]) -> Rated[Key]:
+        """As if these raters, by id, had said nothing in the first round."""
+        return Rated(
+            self.set, self.key, self.made_from, self.raters,
+            [rating for rating in self.first if rating.rater not in raters],
+            self.settled,
+            [note for note in self.notes if note.round == ADJUDICATION or note.rater not in raters],
+        )  # fmt: skip
+
+
+def read_rated_as(folder: Path, task: Task, made: Callable[[dict[str, Any]], Key]) -> Rated[Key]:
+    """The set in `folder` with its ratings. Raises DataError where it isn't whole, or a set of another task."""
+    rating_set, (key, made_from) = read_set(folder, task), read_key_as(folder, made)
+    store = Store(folder)
+    ratings = [each for each in store.ratings() if each.item in key and rating_set.axis(each.axis)]
+    first, settled = ([each for each in ratings if each.round == number] for number in (RATING, ADJUDICATION))
+    notes = [note for note in store.notes() if note.item in key]
+    return Rated(rating_set, key, made_from, store.raters(), first, settled, notes)
+
+
+SEED = 17
+
+
+def agreement(axis: Axis, said: Sequence[Rating], rated: Rated[Key]) -> dict[str, Any]:
+    """alpha, fleiss (of the items that the commonest number of raters rated) and cohen for each pair of raters."""
+    raters = [id for id in rated.raters if any(rating.rater == id for rating in said)]
+    items = list(dict.fromkeys(rating.item for rating in said))
+    table = np.full((len(items), len(raters)), np.nan)
+    rows, columns = {id: n for n, id in enumerate(items)}, {id: n for n, id in enumerate(raters)}
+    for rating in said:
+        if rating.option is not None:
+            table[rows[rating.item], columns[rating.rater]] = rating.option
+    options, groups = len(axis.options), [rated.key[item].group for item in items]
+    counts = counted(table, options)
+    per_item = counts.sum(axis=1)
+    several = Counter(per_item[per_item >= 2].tolist())
+    number = max(several, key=lambda n: (several[n], n)) if several else 0
+    chosen = [n for n in range(len(items)) if number and per_item[n] == number]
+    weights: Weights = "linear" if axis.level == "ordinal" else "none"
+    pairs = []
+    for a, b in combinations(range(len(raters)), 2):
+        kappa = cohen(table[:, [a, b]], options, weights, groups, SEED)
+        if kappa.units:
+            codes = [rated.raters[raters[each]].code for each in (a, b)]
+            pairs.append({"raters": codes, "weights": weights} | _said(kappa))
+    fleiss_kappa = fleiss(counts[chosen], [groups[n] for n in chosen], SEED)
+    return {
+        "alpha": {"level": axis.level} | _said(krippendorff(table, options, axis.level, groups, SEED)),
+        "fleiss": ({"raters": int(number)} | _said(fleiss_kappa)) if chosen else None,
+        "cohen": pairs,
+    }
+
+
+def _said(found: Agreement) -> dict[str, Any]:
+    return {"value": found.value, "ci95": list(found.ci95) if found.ci95 else None, "items": found.units}
+
+
+def seconds(ratings: Iterable[Rating]) -> float | None:
+    """The median time that a rater took for an answer; ratings that came from a file without times don't count."""
+    spent: dict[tuple[str, str], float] = defaultdict(float)
+    for rating in ratings:
+        spent[rating.rater, rating.item] += rating.seconds
+    times = [seconds for seconds in spent.values() if seconds]
+    return round(median(times), 1) if times else None
+
+
+def in_dispute(rated: Rated[Key]) -> list[Dispute]:
+    """What raters disagree on, the most disputed first."""
+    return disputed(rated.set.axes, rated.first, rated.notes if rated.set.task.edits else ())
+
+
+def disputes(rated: Rated[Key]) -> list[dict[str, Any]]:
+    """The same in words."""
+    rows = []
+    for each in in_dispute(rated):
+        item: Item = rated.set.items[each.item]
+        said = {
+            axis.title: {axis.label(option): count for option, count in sorted(each.said[axis.name].items())}
+            for axis in rated.set.axes
+            if axis.name in each.said
+        }
+        row = {"item": item.id, "distance": each.distance, "question": item.question, "answer": item.answer}
+        rows.append(row | {"said": said})
+    return rows
+
+
+def unfinished(rated: Rated[Key]) -> list[str]:
+    """Who began and hasn't given every rating that was asked for."""
+    remarks = []
+    for id in dict.fromkeys(rating.rater for rating in rated.first):
+        rater = rated.raters[id]
+        asked = {(item, axis) for item in rated.set.work(rater.place or 0) for axis in rated.set.asked(item)}
+        done = len({(rating.item, rating.axis) for rating in rated.first if rating.rater == id} & asked)
+        if done < len(asked):
+            remarks.append(f"{rater.code} gave {done} of {len(asked)} ratings.")
+    return remarks
+
 
 ORIGINS = ("base", "tuned", "reference")
 
@@ -69,7 +206,7 @@ def of_run(run: Path) -> dict[str, Any] | None:
 
 def write_results(folder: Path) -> dict[str, Any]:
     """The results, stored as results.json and results.html in the set's folder too."""
-    from meditune.evaluate.report.review import render_review
+    from meditune.evaluate.report.data_sections import render_review
 
     found = results(folder)
     write_json(folder / "results.json", found)
@@ -174,7 +311,7 @@ def _difference(key: Mapping[str, Origin], scores: Mapping[str, float | None]) -
     }
 
 
-def _means(sums: Array) -> Array:
+def _means(sums: AnyArray) -> AnyArray:
     return sums[:, 0] / np.where(sums[:, 1], sums[:, 1], np.nan)
 
 
@@ -185,3 +322,75 @@ def _remarks(rated: Rated[Origin]) -> list[str]:
     if (run / "predictions").is_dir() and digests(run) != rated.made_from["answers"]:
         remarks.append(f"The answers in {run} were written anew since: these ratings are of the earlier ones.")
     return sorted(remarks)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was written, and what gave no pair."""
+
+    rated: int
+    corrected: int
+    left_out: dict[str, int]
+
+
+def write_pairs(folder: Path, path: Path, margin: float, per_question: int) -> Made:
+    """Write pairs as JSON Lines that train.preference.path reads; returns how many came about how.
+
+    An answer's rating is the mean score over its axes on a scale from 1 to 5, so `margin` 1 is a quarter of the way
+    from worst to best. Whoever wrote a better answer prefers it to the one that was shown. Raises DataError where there
+    is nothing to make pairs of.
+    """
+    rated = read_rated(folder)
+    scores = overall(rated, item_scores(rated))
+    answers = list(_answers(rated.set, rated.key, scores))
+    rejects = Rejects()
+    pairs = paired(answers, RatedSpec(margin=margin, per_question=per_question), SEED, rejects)
+    corrected = list(_corrected(rated.set, rated.key, Store(folder).notes(), rejects))
+    left_out = rejects.counts().get(SOURCE, {})
+    if not pairs and not corrected:
+        why = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "nothing was rated on every line"
+        raise DataError(f"{folder}: no pair can be made of its ratings ({why}). Lower --margin, or rate more.")
+    # The reader puts its prefix before ids, and says itself how a pair came about.
+    rows = (pair.model_dump(mode="json", exclude={"kind"}) for pair in (*pairs, *corrected))
+    write_jsonl(path, (row | {"id": row["id"].removeprefix(f"{SOURCE}:")} for row in rows), private=True)
+    return Made(len(pairs), len(corrected), left_out)
+
+
+def _answers(rating_set: RatingSet, key: dict[str, Origin], scores: dict[str, float | None]) -> Iterator[RatedAnswer]:
+    for item in rating_set.items.values():
+        score = scores.get(item.id)
+        if score is not None and item.answer:
+            asked = (item.question, item.context, item.answer, _group(key[item.id]))
+            yield RatedAnswer(item.id, item.id, *asked, 1 + 4 * score / 100, **_terms(key[item.id]))
+
+
+def _corrected(
+    rating_set: RatingSet, key: dict[str, Origin], notes: Iterable[Note], rejects: Rejects
+) -> Iterator[Pair]:
+    for number, note in enumerate(notes, start=1):
+        item, better = rating_set.items.get(note.item), note.better.strip()
+        if item is None or not better:
+            continue
+        if not item.answer or " ".join(better.split()) == " ".join(item.answer.split()):
+            reason = "better answers to an empty answer" if not item.answer else "better answers that change nothing"
+            rejects.count_only(SOURCE, reason, 1)
+            continue
+        yield Pair(
+            id=f"{SOURCE}:{item.id}-corrected-{number}",
+            question=item.question,
+            context=item.context,
+            chosen=better,
+            rejected=item.answer,
+            group=_group(key[item.id]),
+            kind=OWN,
+            **_terms(key[item.id]),
+        )
+
+
+def _group(origin: Origin) -> str:
+    return origin.group.partition("/")[2]
+
+
+def _terms(origin: Origin) -> dict[str, Any]:
+    """Where a question comes from, and whether it may be passed on."""
+    return {"source": origin.group.partition("/")[0], "restricted": origin.restricted}

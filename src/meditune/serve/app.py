@@ -15,28 +15,27 @@ from starlette.middleware.cors import CORSMiddleware
 
 from meditune import __version__
 from meditune.errors import MedituneError
-from meditune.limits import LIMITS
-from meditune.serve import errors
-from meditune.serve.guard import Guard
-from meditune.serve.heartbeat import beating
-from meditune.serve.logs import LOGGER
-from meditune.serve.routes import admin, ask, chat, completions, docs, embeddings, feedback, health, models, page
-from meditune.serve.service import Service
+from meditune.observability import LOGGER
+from meditune.prompts import LIMITS
+from meditune.serve import api_errors
+from meditune.serve.middleware import Guard
+from meditune.serve.routes import chat_completions, completions, health, pages, questions
+from meditune.serve.service import Service, beating
 
 PRUNE_EVERY_S = 6 * 3600.0
 OPEN = {"/healthz", "/readyz"}
 """Routes that never need a key"""
 ROUTERS = (
-    page.router,
-    chat.router,
+    pages.router,
+    chat_completions.router,
     completions.router,
-    embeddings.router,
-    models.router,
-    ask.router,
-    feedback.router,
+    completions.router,
+    health.models_router,
+    questions.router,
+    questions.router,
     health.router,
-    admin.router,
-    docs.router,
+    health.admin_router,
+    pages.router,
 )
 
 
@@ -54,10 +53,10 @@ def app_for(service: Service) -> FastAPI:
     app.state.service = service
     for router in ROUTERS:
         app.include_router(router)
-    app.add_exception_handler(errors.ApiError, errors.on_api_error)
-    app.add_exception_handler(MedituneError, errors.on_meditune_error)
-    app.add_exception_handler(RequestValidationError, errors.on_invalid)
-    app.add_exception_handler(HTTPException, errors.on_http_error)
+    app.add_exception_handler(api_errors.ApiError, api_errors.on_api_error)
+    app.add_exception_handler(MedituneError, api_errors.on_meditune_error)
+    app.add_exception_handler(RequestValidationError, api_errors.on_invalid)
+    app.add_exception_handler(HTTPException, api_errors.on_http_error)
     if service.settings.origins:
         app.add_middleware(
             CORSMiddleware,

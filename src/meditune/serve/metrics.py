@@ -1,14 +1,52 @@
-"""What Prometheus reads of a server: requests, times, tokens, the queue, how answers turned out, drift."""
+"""What Prometheus reads of a server: requests, times, tokens, the queue, how answers turned out, drift.
+
+What answers cost: tokens by their price, and the machine by the hour, in whatever currency these are given.
+
+What is counted of an assistant's answer: figures and outcomes, no text.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
-from meditune.serve.costs import Costs
+MILLION = 1e6
+
+
+@dataclass(eq=False)
+class Costs(Collector):
+    """A counter with a part for the tokens read, those written, and the machine; read when Prometheus asks."""
+
+    prompt: float = 0.0
+    """Of a million tokens"""
+    completion: float = 0.0
+    hourly: float = 0.0
+    tokens: dict[str, int] = field(default_factory=lambda: {"prompt": 0, "completion": 0})
+    begun: float = field(default_factory=time.monotonic)
+
+    def by_part(self) -> dict[str, float]:
+        """What was spent since the server's start."""
+        return {
+            "prompt": self.tokens["prompt"] * self.prompt / MILLION,
+            "completion": self.tokens["completion"] * self.completion / MILLION,
+            "machine": (time.monotonic() - self.begun) * self.hourly / 3600,
+        }
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        """As prometheus_client wants it."""
+        made = CounterMetricFamily(
+            "meditune_cost", "Cost of tokens and machine, by --price and --hourly", labels=["part"]
+        )
+        for part, spent in self.by_part().items():
+            made.add_metric([part], spent)
+        yield made
+
 
 _SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
 
@@ -106,3 +144,48 @@ class Metrics:
     def text(self) -> bytes:
         """In Prometheus's text format."""
         return bytes(generate_latest(self.registry))
+
+
+_FIGURES = ("decision", "confidence", "reading_grade", "tokens", "timings", "style")
+
+
+def outcome_of(answer: Mapping[str, Any]) -> str:
+    """answered, abstained, escalated or declined."""
+    return str(answer.get("outcome") or ("abstained" if answer.get("refused") else "answered"))
+
+
+def facts_of(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of an answer, and the ids of its passages, by which it is found if one turns out to be retracted."""
+    sentences, sources = answer.get("sentences") or [], answer.get("sources") or []
+    supported = sum(bool(each.get("supported")) for each in sentences)
+    likeness = _likeness(answer)
+    found = {name: answer[name] for name in _FIGURES if answer.get(name) is not None}
+    return (
+        found
+        | ({} if likeness is None else {"retrieval": likeness})
+        | {
+            "sentences": len(sentences),
+            "supported": supported,
+            "sources": len(sources),
+            "passages": [each["id"] for each in sources if each.get("id") and not each.get("restricted")],
+        }
+    )
+
+
+def count_answer(metrics: Metrics, answer: Mapping[str, Any]) -> None:
+    """Add an answer to the figures."""
+    for each in answer.get("sentences") or []:
+        metrics.sentences.labels(str(bool(each.get("supported"))).lower()).inc()
+    likeness = _likeness(answer)
+    if likeness is not None:
+        metrics.retrieval.observe(likeness)
+    timings, tokens = answer.get("timings") or {}, answer.get("tokens") or {}
+    if "first_token" in timings:
+        metrics.first_token.observe(timings["first_token"] - timings.get("search", 0))
+    metrics.cached.inc(tokens.get("cached", 0))
+
+
+def _likeness(answer: Mapping[str, Any]) -> float | None:
+    """Of the passage that is nearest to the question in meaning."""
+    scores = [each["meaning"] for each in answer.get("sources") or [] if each.get("meaning") is not None]
+    return max(scores) if scores else None

@@ -14,15 +14,14 @@ from functools import partial
 
 from fastapi import Request
 
-from meditune.limits import LIMITS_LINE
-from meditune.serve.access import Caller
-from meditune.serve.errors import ApiError
-from meditune.serve.safety.reading import LAST_CHARACTERS, MOST_CHARACTERS
-from meditune.serve.safety.triage import Triage
-from meditune.serve.schema.chat import ChatBody
+from meditune.assistant.message_clauses import LAST_CHARACTERS, MOST_CHARACTERS
+from meditune.assistant.triage import Triage
+from meditune.prompts import LIMITS_LINE
+from meditune.serve.api_errors import SCOPE_KEY, ApiError, Trace
+from meditune.serve.auth import Caller
+from meditune.serve.schema import ChatBody
 from meditune.serve.service import Asks, Service
 from meditune.serve.streaming import while_there
-from meditune.serve.trace import SCOPE_KEY, Trace
 
 ENDING = f"\n\n{LIMITS_LINE}"
 """What is said after every answer to a person"""

@@ -1,32 +1,38 @@
-"""What a running server holds: the model and its engine, the assistant, the store, and who waits."""
+"""What a running server holds: the model and its engine, the assistant, the store, and who waits.
+
+A server's sign of life in the store, by which `meditune status` and /admin know all servers that share it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import difflib
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from meditune import __version__
+from meditune.assistant.triage import Triage
 from meditune.engines.engine import Engine
-from meditune.serve.access import Access
-from meditune.serve.admission import Admission
-from meditune.serve.clock import Clock
-from meditune.serve.errors import ApiError
-from meditune.serve.logs import LOGGER
+from meditune.errors import MedituneError
+from meditune.observability import LOGGER
+from meditune.serve.admission import Admission, TriageQueue
+from meditune.serve.api_errors import ApiError
+from meditune.serve.auth import Access
+from meditune.serve.chat_prompts import Prompts
 from meditune.serve.metrics import Metrics
-from meditune.serve.prompting import Prompts
-from meditune.serve.safety.triage import Triage
 from meditune.serve.settings import Settings
-from meditune.serve.storing import stored
-from meditune.serve.triage_queue import TriageQueue
+from meditune.serve.store_access import Clock, stored
 from meditune.store.answers import Answers
-from meditune.store.notes import Notes
+from meditune.store.overview import Notes
 
 if TYPE_CHECKING:
-    from meditune.serve.releases import Releases
+    from meditune.serve.version_router import Releases
 
 
 class Event(Protocol):
@@ -41,7 +47,7 @@ class Event(Protocol):
 
 
 class Asks(Protocol):
-    """Whatever answers a question with sources, citations and safety (serve/assistant.py)."""
+    """Whatever answers a question with sources, citations and safety (assistant/assistant.py)."""
 
     def ask(
         self,
@@ -194,3 +200,55 @@ class Service:
         """The latest time that the store knows of, other than of this moment."""
         beats = [note.time for note in Notes(answers.base).all("server")]
         return max([answers.latest(), *(beat for beat in beats if beat < time.time() - 60)])
+
+
+EVERY_S = 30.0
+FORGOTTEN_S = 7 * 86_400.0
+"""A server that was lost so long ago is news no more"""
+
+
+async def beating(service: Service) -> None:
+    """Write it again and again; when cancelled, take it out: this server has ended as it should."""
+    if service.answers is None:
+        return
+    notes, name = Notes(service.answers.base), f"server/{socket.gethostname()}:{os.getpid()}:{id(service):x}"
+    in_trouble = cleared = False
+    try:
+        while True:
+            try:
+                if not cleared:
+                    await stored(_clear, notes, service.address)
+                    cleared = True
+                await stored(notes.put, name, facts(service))
+                in_trouble = False
+            except MedituneError as error:
+                if not in_trouble:
+                    LOGGER.error("The store can't be written", extra={"why": str(error)})
+                in_trouble = True
+            await asyncio.sleep(EVERY_S)
+    finally:
+        with suppress(MedituneError):
+            notes.remove(name)
+
+
+def _clear(notes: Notes, address: str) -> None:
+    """Take out servers of long ago, and one that was killed in this one's place."""
+    for note in notes.all("server"):
+        if time.time() - note.time > FORGOTTEN_S or (address and note.facts.get("address") == address):
+            notes.remove(note.name)
+
+
+def facts(service: Service) -> dict[str, object]:
+    """What is told of a server."""
+    served = service.served
+    return {
+        "address": service.address,
+        "model": served.name,
+        "version": served.version,
+        "index": served.index,
+        "engine": service.engine.name,
+        "started": service.started,
+        "running": service.admission.inside,
+        "waiting": service.admission.waiting,
+        "meditune": __version__,
+    }

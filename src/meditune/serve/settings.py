@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from meditune.assistant.message_clauses import LAST_CHARACTERS, MOST_CHARACTERS
 from meditune.errors import DataError
-from meditune.serve.safety.reading import LAST_CHARACTERS, MOST_CHARACTERS
 
 
 @dataclass(frozen=True)

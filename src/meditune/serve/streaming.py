@@ -1,22 +1,32 @@
-"""Answers as they come: a job's pieces in the event loop, responses that end when the client leaves."""
+"""Answers as they come: a job's pieces in the event loop, responses that end when the client leaves.
+
+A job from its place in the queue to its last piece, counted and timed.
+
+Single tokens as texts, as clients see them beside log-probabilities.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing, suppress
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from meditune.engines.engine import Engine, Job, Piece
-from meditune.errors import MedituneError
-from meditune.serve.errors import ApiError, ClientGone, refused
-from meditune.serve.logs import LOGGER
-from meditune.serve.trace import SCOPE_KEY
+from meditune.engines.engine import Engine, Finish, Job, Likely, Piece
+from meditune.errors import EngineUnavailableError, MedituneError, StoreError
+from meditune.observability import LOGGER, span, where
+from meditune.serve.answer_log import METRICS_S
+from meditune.serve.api_errors import SCOPE_KEY, ApiError, ClientGone, Trace, refused
+from meditune.serve.auth import Caller
+from meditune.serve.schema import ChatToken, TopToken
+from meditune.serve.service import Service
 
 Result = TypeVar("Result")
 HEARTBEAT_S = 15.0
@@ -162,3 +172,140 @@ def as_api_error(error: Exception) -> ApiError:
 async def _left(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+@dataclass
+class Written:
+    """What an engine wrote."""
+
+    prompt_tokens: int = 0
+    text: str = ""
+    tokens: int = 0
+    likely: list[Likely] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    finish: Finish = "stop"
+
+
+@asynccontextmanager
+async def turn(service: Service, caller: Caller, trace: Trace, needs_engine: bool = True) -> AsyncIterator[Written]:
+    """A place in the engine for the block, whose time is limited; what is noted in the result is counted.
+
+    Raises ApiError 429 where there is no place, EngineUnavailableError where there is no engine, TimeoutError where the
+    block takes too long.
+    """
+    written, entered = Written(), False
+    if needs_engine:
+        _refuse_without_engine(service)
+    try:
+        async with service.admission.place(caller.name) as waited:
+            if needs_engine:
+                _refuse_without_engine(service)
+            entered = True
+            service.metrics.wait.observe(waited)
+            trace.facts["waited"] = round(waited, 4)
+            try:
+                async with asyncio.timeout(service.settings.answer_s):
+                    yield written
+            finally:
+                trace.facts |= {"prompt_tokens": written.prompt_tokens, "completion_tokens": written.tokens}
+                service.metrics.count_tokens(written.prompt_tokens, written.tokens)
+    finally:
+        # Who leaves early has used what was written until then; leaving again doesn't stop the counting.
+        if entered:
+            await asyncio.shield(_count(service, caller, written.prompt_tokens + written.tokens))
+
+
+async def _count(service: Service, caller: Caller, tokens: int) -> None:
+    """Add to the caller's usage. Raises StoreError where that fails and the caller has a quota, which must hold."""
+    try:
+        async with asyncio.timeout(None if caller.daily_tokens else METRICS_S):
+            await service.access.used(caller, tokens)
+    except (StoreError, TimeoutError) as error:
+        service.metrics.store_failures.inc()
+        if caller.daily_tokens:
+            raise
+        LOGGER.error("usage wasn't counted", extra=where(error))
+
+
+def _refuse_without_engine(service: Service) -> None:
+    """Raise EngineUnavailableError while the engine is dead: before the queue, and before anything is told."""
+    failure = service.engine.failure()
+    if isinstance(failure, EngineUnavailableError):
+        raise failure
+
+
+async def written_pieces(service: Service, job: Job, into: Written, trace: Trace) -> AsyncGenerator[Piece, None]:
+    """A job's pieces, which are added up in `into`. Raises ApiError 503 where the engine broke the job off."""
+    begun = time.monotonic()
+    into.prompt_tokens += len(job.prompt)
+    first = True
+    with span("generate") as made:
+        made.set_attribute("meditune.prompt_tokens", len(job.prompt))
+        async with aclosing(pieces(service.engine, job)) as coming:
+            async for piece in coming:
+                if first:
+                    first = False
+                    seconds = time.monotonic() - begun
+                    service.metrics.first_token.observe(seconds)
+                    trace.facts.setdefault("first_token", round(seconds, 4))
+                service.metrics.cached.inc(piece.cached)
+                into.text += piece.text
+                into.tokens += len(piece.tokens)
+                into.ids += piece.tokens
+                into.likely += piece.likely
+                into.finish = piece.finish or into.finish
+                yield piece
+                if piece.finish == "cancelled":
+                    raise ApiError(503, "The server broke the answer off. Ask again.", "broken_off")
+
+
+async def whole(service: Service, job: Job, into: Written, trace: Trace) -> Written:
+    """The job's answer, `into` being where it is counted too; the result is this job's alone."""
+    alone = Written()
+    try:
+        async with aclosing(written_pieces(service, job, alone, trace)) as coming:
+            async for _ in coming:
+                pass
+    finally:
+        into.prompt_tokens += alone.prompt_tokens
+        into.tokens += alone.tokens
+    return alone
+
+
+LEAST = -9999.0
+"""What stands for minus infinity, which JSON can't spell"""
+
+
+def text_of(tokenizer: Any, token: int) -> str:
+    """A token's text; where it is half a character, its name in the vocabulary, so that no two are the same."""
+    text: str = tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return str(tokenizer.convert_ids_to_tokens(token)) if "�" in text or not text else text
+
+
+def named(tokenizer: Any, others: Mapping[int, float], likely: Likely) -> dict[str, float]:
+    """The likeliest tokens by their text, with the one that was taken."""
+    every = dict(others) | {likely.token: likely.logprob}
+    ranked = sorted(every.items(), key=lambda entry: -entry[1])
+    found: dict[str, float] = {}
+    for token, logprob in ranked:
+        found.setdefault(text_of(tokenizer, token), finite(logprob))
+    return found
+
+
+def chat_token(tokenizer: Any, likely: Likely, top: int) -> ChatToken:
+    """A token of a chat's answer with the `top` likeliest in its place."""
+    ranked = sorted(likely.others.items(), key=lambda entry: -entry[1])[:top]
+    return ChatToken(
+        **_told(tokenizer, likely.token, likely.logprob),
+        top_logprobs=[TopToken(**_told(tokenizer, token, logprob)) for token, logprob in ranked],
+    )
+
+
+def finite(logprob: float) -> float:
+    """A log-probability that JSON can spell."""
+    return max(float(logprob), LEAST)
+
+
+def _told(tokenizer: Any, token: int, logprob: float) -> dict[str, Any]:
+    text = text_of(tokenizer, token)
+    return {"token": text, "logprob": finite(logprob), "bytes": list(text.encode())}

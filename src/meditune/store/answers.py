@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from meditune.phi.masking import mask
+from meditune.phi.detector import mask
 from meditune.store.database import Database, Row
 
 Rating = Literal["up", "down"]

@@ -14,13 +14,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from meditune import ranks
+from meditune import distributed
+from meditune.config.recipe import Recipe, plain
+from meditune.config.training_options import CHANGES_NOTHING
 from meditune.errors import MedituneError
 from meditune.files import full_disk_said, read_json, read_jsonl, replacing_folder, write_json, write_jsonl
-from meditune.models.sharded import is_sharded, share
-from meditune.recipe import CHANGES_NOTHING, Recipe, plain
+from meditune.models.fsdp import is_sharded, share
 from meditune.train.optimizer import empty_state
-from meditune.train.sft import Step
+from meditune.train.trainer import Step
 
 FOLDER = "checkpoint"
 WHOLE = "optimizer.safetensors"
@@ -31,14 +32,14 @@ def write(place: Path, log: Sequence[Step], tensors: dict[str, Any], recipe: Rec
     """Take the place of the checkpoint in `place`, whole or not at all; all processes must call."""
     with ExitStack() as stack:
         partial = None
-        if ranks.is_first():
+        if distributed.is_first():
             stack.enter_context(full_disk_said(place))
             partial = stack.enter_context(replacing_folder(place))
         if sharded:
             from torch.distributed.checkpoint.state_dict_saver import save
 
             # Returns in the first process when every other one has written its share.
-            save(tensors, checkpoint_id=ranks.told(str(partial)) + f"/{SHARDS}")
+            save(tensors, checkpoint_id=distributed.told(str(partial)) + f"/{SHARDS}")
         if partial:
             if not sharded:
                 from safetensors.torch import save_file
@@ -59,7 +60,7 @@ def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str,
 
     Raises MedituneError where it is one of other settings.
     """
-    if not ranks.told((place / "state.json").is_file()):
+    if not distributed.told((place / "state.json").is_file()):
         return None
     if not _is_of(recipe, read_json(place / "state.json")["recipe"]):
         raise MedituneError(
@@ -76,7 +77,7 @@ def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str,
         with warnings.catch_warnings():
             # PyTorch warns that one process reads, even when asked for just that.
             warnings.simplefilter("ignore", UserWarning)
-            load(wanted, checkpoint_id=str(place / SHARDS), no_dist=ranks.world() == 1)
+            load(wanted, checkpoint_id=str(place / SHARDS), no_dist=distributed.world() == 1)
         return log, wanted
     from safetensors.torch import load_file
 

@@ -7,8 +7,8 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from meditune.config.training_options import MixSpec
 from meditune.errors import DataError
-from meditune.recipe import MixSpec
 
 
 @dataclass(frozen=True)

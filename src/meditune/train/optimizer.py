@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from meditune.config.training_options import OptimizerName, TrainSpec
 from meditune.errors import ModelError
-from meditune.models.quantized import require
-from meditune.models.sharded import whole
-from meditune.recipe import OptimizerName, TrainSpec
+from meditune.models.fsdp import whole
+from meditune.models.quantization import require
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 EIGHT_BIT_FROM = 4096

@@ -1,16 +1,45 @@
-"""Replay: other text trained on in every step beside the examples, against catastrophic forgetting."""
+"""Replay: other text trained on in every step beside the examples, against catastrophic forgetting.
+
+Where replay rows come from: the base model's own text, general English, or other medical answers.
+
+Text that the base model itself writes before it is tuned, as replay that needs no other data.
+
+After Huang et al. 2024, "Mitigating Catastrophic Forgetting in Large Language Models with Self-Synthesized Rehearsal"
+(arXiv:2403.01244). The text is sampled from the model's whole distribution (temperature 1, nothing cut off), so the
+tuned model's loss on it is, but for a constant and in expectation, its Kullback-Leibler divergence from the base.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import random
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
-from meditune.models.rows import Row
-from meditune.recipe import ReplaySpec
+import torch
+
+from meditune import distributed
+from meditune.config.recipe import Recipe
+from meditune.config.training_options import ReplaySpec, TrainSpec
+from meditune.data.example import Example
+from meditune.data.readers.medquad import read
+from meditune.data.readers.tables import Rejects
+from meditune.data.sources import locate
+from meditune.data.splits import Splits, question_key
+from meditune.errors import DataError
+from meditune.files import read_jsonl, read_text, write_jsonl
+from meditune.models.generation import sampled
+from meditune.models.load import LoadedModel
+from meditune.models.quiet_libraries import quiet_transformers
+from meditune.models.shared_prefix_batch import Row, join, rows_of, windows
+from meditune.progress import Progress
+from meditune.prompts import Encoded, QuestionTooLongError
+from meditune.train.dataset import TokenWeights
 from meditune.train.mixing import endless
-from meditune.train.weights import TokenWeights
 
 
 @dataclass(frozen=True)
@@ -70,3 +99,161 @@ def plan_replay(
     due = [round(count * spec.share / (1 - spec.share)) for count in taken]
     counts = [after - before for before, after in itertools.pairwise(due)]
     return Replay(chosen, [list(itertools.islice(stream, count)) for count in counts], weights, spec)
+
+
+OPENINGS = (
+    *("The history of the", "In recent years the", "She opened the door", "According to a new", "When the war ended"),
+    *("The first time I", "It is well known", "There are three main", "He was born in", "The city lies on"),
+    *("To make a good", "Once upon a time", "Scientists have found that", "The book tells the", "In mathematics, a"),
+    *("My grandmother used to", "The company announced that", "During the summer of", "This film is about"),
+    *("The government has decided", "Most people think that", "A computer program is", "The team won its"),
+    *("Music has always been", "On the other hand", "The river flows through", "How does a plane"),
+    *("The law requires that", "Birds that live in", "At the end of", "The teacher asked the", "Because of the rain"),
+    *("The best way to", "In the next chapter", "Prices have risen since", "The old house was", "If you want to"),
+)
+BATCH = 64
+"""Texts written at once"""
+
+
+def write(loaded: LoadedModel, count: int, tokens: int, seed: int) -> Iterator[dict[str, Any]]:
+    """`count` texts of at most `tokens` tokens: `id`, `text`, token ids of the opening (`prompt`) and rest (`target`).
+
+    The openings are cut to the length of the shortest, so that a batch needs no padding. A text that the model ends
+    early has its end token.
+    """
+    start = loaded.start_ids()
+    openings = [loaded.tokenizer(text, add_special_tokens=False)["input_ids"] for text in OPENINGS]
+    length = min(map(len, openings))
+    order = endless(len(openings), f"{seed}/openings")
+    torch.manual_seed(seed)
+    with Progress("The base model writes", count, "texts") as progress:
+        for first in range(0, count, BATCH):
+            prompts = [[*start, *openings[index][:length]] for index in islice(order, min(BATCH, count - first))]
+            targets = sampled(loaded, prompts, tokens - len(prompts[0]))
+            for number, (prompt, target) in enumerate(zip(prompts, targets, strict=True), start=first):
+                text = loaded.tokenizer.decode([*prompt, *target], skip_special_tokens=True)
+                yield {"id": f"self-{number}", "text": text, "prompt": prompt, "target": target}
+            progress.advance(len(prompts))
+
+
+def row(written: dict[str, Any]) -> Row:
+    """A training row of one of `write`'s texts: only what the model wrote is trained on, not its opening."""
+    return join([Encoded(written["id"], "answer", written["prompt"], written["target"], answer_cut=True)])
+
+
+FILE = "replay.jsonl"
+GENERAL_FILE = "valid.txt"
+"""WikiText-2's validation text. Its test text measures forgetting, so it must never be trained on."""
+
+
+def rows_needed(spec: TrainSpec) -> int:
+    """How many different rows replay and EWC together ask for; 0 where both are off."""
+    return max(spec.replay.rows if spec.replay.share else 0, spec.ewc.samples if spec.ewc.strength else 0)
+
+
+def check_source(recipe: Recipe) -> None:
+    """Raise DataError, with what to do, where the recipe's replay text can't be had."""
+    if rows_needed(recipe.train):
+        if recipe.train.replay.source == "general":
+            _general_file()
+        elif recipe.train.replay.source == "medical":
+            _medquad(recipe)
+
+
+def replay_rows(loaded: LoadedModel, recipe: Recipe, splits: Splits, folder: Path) -> list[Row]:
+    """Up to as many rows as the recipe needs, in a seeded order; `loaded` must still be the base model.
+
+    What the base model writes is kept in `folder/replay.jsonl`, so that a run that goes on has the same text. Raises
+    DataError where there is nothing to rehearse.
+    """
+    count, spec = rows_needed(recipe.train), recipe.train.replay
+    if not count:
+        return []
+    if spec.source == "self":
+        if distributed.is_first() and not (folder / FILE).is_file():
+            write_jsonl(folder / FILE, write(loaded, count, spec.tokens, recipe.seed))
+        distributed.wait()
+        return [row(written) for written in read_jsonl(folder / FILE)]
+    if spec.source == "general":
+        return general_rows(loaded, spec.tokens, count, recipe.seed)
+    return _medical(loaded, recipe, splits, count)
+
+
+def general_rows(loaded: LoadedModel, tokens: int, count: int, seed: int) -> list[Row]:
+    """Up to `count` seeded windows of WikiText-2's validation text, `tokens` tokens each.
+
+    Raises DataError where it isn't there.
+    """
+    with quiet_transformers():
+        ids = loaded.tokenizer(read_text(_general_file()), add_special_tokens=False)["input_ids"]
+    rows = windows("general", ids, tokens, loaded.start_ids())
+    if not rows:
+        raise DataError(f"{_general_file()} is empty. Put WikiText-2's validation text there.")
+    return random.Random(f"{seed}/general").sample(rows, min(count, len(rows)))
+
+
+def _medical(loaded: LoadedModel, recipe: Recipe, splits: Splits, count: int) -> list[Row]:
+    encoder = loaded.encoder(recipe.prompt)
+    found = list(read(_medquad(recipe), Rejects()))
+    free = rehearsable(found, splits, recipe.seed)
+    rows: list[Row] = []
+    long = 0
+    for example in free:
+        if len(rows) == count:
+            break
+        try:
+            rows += rows_of([encoder.supervised(example, "answer")])
+        except QuestionTooLongError:
+            long += 1
+    cut = sum(row.encoded[0].answer_cut for row in rows)
+    print(
+        f"Replay from MedQuAD: {len(found) - len(free):,} of {len(found):,} pairs left out because they are among the "
+        f"run's own or close to its dev or test items, {long} with too long a question; {cut} of {len(rows)} answers "
+        "cut.",
+        file=sys.stderr,
+    )
+    if not rows:
+        raise DataError(
+            "train.replay.source: MedQuAD has no pair left to rehearse: all are among the run's own examples or too "
+            "long for prompt.max_tokens. Take source self or general."
+        )
+    return rows
+
+
+def rehearsed(recipe: Recipe, rows: Sequence[Row]) -> list[Example]:
+    """MedQuAD's pairs among the rows of `replay_rows`; none where these come from elsewhere."""
+    if recipe.train.replay.source != "medical" or not rows:
+        return []
+    chosen = {item.id for row in rows for item in row.encoded}
+    return [example for example in read(_medquad(recipe), Rejects()) if example.id in chosen]
+
+
+def rehearsable(examples: list[Example], splits: Splits, seed: int) -> list[Example]:
+    """The examples in a seeded order, but none that is trained on or has a group or question of dev or test."""
+    held = [*splits.dev, *splits.test]
+    groups = {(example.source, example.group) for example in held}
+    questions = {question_key(example.question) for example in held}
+    trained = {example.id for example in splits.train}
+    free = [
+        example
+        for example in examples
+        if (example.source, example.group) not in groups
+        and question_key(example.question) not in questions
+        and example.id not in trained
+    ]
+    random.Random(f"{seed}/medical").shuffle(free)
+    return free
+
+
+def _general_file() -> Path:
+    file = locate("wikitext-2", download=False) / GENERAL_FILE
+    if not file.is_file():
+        raise DataError(
+            f"{file}, WikiText-2's validation text, is missing. Put it there, or take other text: with "
+            "train.replay.source: self, which needs no data; for `meditune prune`, a recipe's (--recipe)."
+        )
+    return file
+
+
+def _medquad(recipe: Recipe) -> Path:
+    return locate("medquad", next((source.path for source in recipe.data.sources if source.name == "medquad"), None))

@@ -17,12 +17,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from meditune import ranks
+from meditune import distributed
+from meditune.config.recipe import Recipe
+from meditune.config.training_options import TrackerName
 from meditune.errors import MedituneError, install_command
 from meditune.files import growing_jsonl
-from meditune.models.quiet import no_telemetry
-from meditune.recipe import Recipe, TrackerName
-from meditune.train.sft import Step
+from meditune.models.quiet_libraries import no_telemetry
+from meditune.train.trainer import Step
 
 LOG = "training.jsonl"
 FLUSH_SECONDS = 5
@@ -53,7 +54,7 @@ def followed(recipe: Recipe, folder: Path, log: Sequence[Step]) -> Iterator[Call
 
     A tracker that fails is given up with a sentence; training goes on.
     """
-    if not ranks.is_first():
+    if not distributed.is_first():
         yield lambda _: None
         return
     tracking = _Tracking(recipe, folder, log)

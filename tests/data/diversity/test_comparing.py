@@ -1,6 +1,6 @@
 """Two sets side by side."""
 
-from meditune.data.diversity.comparing import compared
+from meditune.data.diversity.coverage import compared
 from tests.data.diversity.examples import example
 
 

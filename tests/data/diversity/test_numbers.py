@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from meditune.data.diversity.numbers import distance, rarefied, shannon, simpson
+from meditune.data.diversity.coverage import distance, rarefied, shannon, simpson
 
 
 def test_equal_groups_count_fully_and_a_tiny_one_hardly():

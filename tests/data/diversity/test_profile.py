@@ -2,11 +2,10 @@
 
 import pytest
 
-from meditune.data import pubmedqa
-from meditune.data.diversity.dimensions import BY_NAME
-from meditune.data.diversity.profile import diversity
+from meditune.data.diversity.coverage import BY_NAME, diversity
 from meditune.data.example import Passage
-from meditune.data.rejects import Rejects
+from meditune.data.readers import pubmedqa
+from meditune.data.readers.tables import Rejects
 from tests.data.diversity.examples import example, splits
 
 EASY = "The drug helps. You can take it with food."

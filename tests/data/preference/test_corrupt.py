@@ -5,11 +5,10 @@ from collections import Counter
 
 import pytest
 
+from meditune.config.training_options import PreferenceSpec
 from meditune.data.example import Example, Passage
-from meditune.data.preference.build import build
-from meditune.data.preference.corrupt import corrupt
-from meditune.faithfulness.wording import OPPOSITE
-from meditune.recipe import PreferenceSpec
+from meditune.data.preference.pairs import build, corrupt
+from meditune.evidence.words import OPPOSITE
 
 
 def example(answer, number=0, context="Pain fell in 47 of 120 adults."):

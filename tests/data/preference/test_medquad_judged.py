@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from meditune.data.preference import given
-from meditune.data.rejects import Rejects
+from meditune.config.recipe import Recipe
+from meditune.data.preference import rated_answers
+from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
-from meditune.recipe import Recipe
 from tests.data import layouts
 from tests.data.preference.test_prepare import recipe
 
@@ -41,7 +41,7 @@ def test_judgments_are_joined_with_questions_and_answers(tmp_path):
     lines = ["1 4-Excellent A_Sec1.txt", "1 1-Incorrect A_Sec2.txt", "1 3-Incomplete A_Sec9.txt",
              "900 3-Incomplete A_Sec1.txt", "1 good A_Sec2.txt"]  # fmt: skip
     rejects = Rejects()
-    (pair,) = given.read(judged(tmp_path / "judged", lines, answers), recipe(), rejects)
+    (pair,) = rated_answers.read_given_pairs(judged(tmp_path / "judged", lines, answers), recipe(), rejects)
     assert (pair.chosen, pair.rejected) == ("It is rare (very).", "Rest.")
     assert pair.id == "pairs:TQ1/A_Sec1.txt>TQ1/A_Sec2.txt"
     assert rejects.counts()["pairs"] == {
@@ -56,7 +56,7 @@ def test_judgments_are_joined_with_questions_and_answers(tmp_path):
 
 def test_another_folder_is_refused(tmp_path, liveqa):
     with pytest.raises(DataError, match=r"no \*Answers\*\.csv in it\. Name a file of pairs or of rated answers"):
-        given.read(tmp_path, recipe(), Rejects())
+        rated_answers.read_given_pairs(tmp_path, recipe(), Rejects())
 
 
 @pytest.mark.skipif(not (REAL / "medquad-judged").is_dir(), reason="needs MEDITUNE_DATA with medquad-judged")
@@ -65,7 +65,7 @@ def test_the_real_judgments():
     asked = Recipe.model_validate(
         {"name": "r", "train": {"objective": "dpo", "preference": {"rated": {"per_question": 10_000}}}}
     )
-    pairs = given.read(REAL / "medquad-judged", asked, rejects)
+    pairs = rated_answers.read_given_pairs(REAL / "medquad-judged", asked, rejects)
     assert len(pairs) == 5693
     assert len({pair.question for pair in pairs}) == 47
     assert rejects.counts()["pairs"] == {

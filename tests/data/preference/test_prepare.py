@@ -4,15 +4,15 @@ import json
 
 import pytest
 
+from meditune.config.recipe import Recipe
 from meditune.data.example import Passage
-from meditune.data.preference import given
-from meditune.data.preference.prepare import prepare_pairs, stored_pairs
-from meditune.data.rejects import Rejects
-from meditune.data.restrictions import is_restricted
+from meditune.data.leakage import record
+from meditune.data.preference import rated_answers
+from meditune.data.preference.prepare_pairs import prepare_pairs, stored_pairs
+from meditune.data.read_sources import is_restricted
+from meditune.data.readers.tables import Rejects
 from meditune.data.splits import Splits, question_key
-from meditune.data.trained_on import record
 from meditune.errors import DataError
-from meditune.recipe import Recipe
 from tests.commands import jsonl, read_rows
 from tests.data.preference.test_corrupt import example
 
@@ -136,7 +136,7 @@ def test_formats_and_columns_with_other_names(tmp_path, ending):
         import pyarrow.parquet
 
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    (pair,) = given.read(path, recipe(fields={"chosen": "good"}), Rejects())
+    (pair,) = rated_answers.read_given_pairs(path, recipe(fields={"chosen": "good"}), Rejects())
     assert (pair.question, pair.chosen, pair.rejected, pair.kind) == ("Does it help?", "Yes, it does.", "No.", "own")
 
 

@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from meditune.data.preference import given
-from meditune.data.preference.prepare import prepare_pairs
-from meditune.data.rejects import Rejects
+from meditune.data.preference import rated_answers
+from meditune.data.preference.prepare_pairs import prepare_pairs
+from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
 from tests.commands import jsonl
 from tests.data.preference.test_prepare import recipe, splits
@@ -26,7 +26,7 @@ def pairs_of(tmp_path, rows, seed=17, fields=None, **options):
     path = jsonl(tmp_path / "ratings.jsonl", rows)
     rejects = Rejects()
     asked = recipe(rated=options, fields=fields or {}).model_copy(update={"seed": seed})
-    return given.read(path, asked, rejects), rejects.counts().get("pairs", {})
+    return rated_answers.read_given_pairs(path, asked, rejects), rejects.counts().get("pairs", {})
 
 
 def scores(pairs):
@@ -126,7 +126,7 @@ def test_formats_and_columns_with_other_names(tmp_path, ending):
     else:
         mark = "," if ending == "csv" else "\t"
         path.write_text("\n".join(mark.join(map(str, line)) for line in (rows[0], *(row.values() for row in rows))))
-    (pair,) = given.read(path, recipe(fields={"answer": "text"}), Rejects())
+    (pair,) = rated_answers.read_given_pairs(path, recipe(fields={"answer": "text"}), Rejects())
     assert (pair.question, pair.chosen, pair.rejected, pair.group) == ("Why?", "So.", "No.", "7")
 
 

@@ -2,12 +2,18 @@
 
 import pytest
 
-from meditune.data.preference.prepare import prepare_pairs, stored_pairs, with_training_pairs
-from meditune.data.preference.sampled import judged, paired, usable
-from meditune.data.rejects import Rejects
+from meditune.config.training_options import SampledSpec
+from meditune.data.preference.prepare_pairs import (
+    judged,
+    paired,
+    prepare_pairs,
+    stored_pairs,
+    usable,
+    with_training_pairs,
+)
+from meditune.data.readers.tables import Rejects
 from meditune.data.splits import Splits
 from meditune.errors import DataError
-from meditune.recipe import SampledSpec
 from tests.data.preference.test_corrupt import example
 from tests.data.preference.test_prepare import recipe, splits
 

@@ -6,9 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from meditune.data import medquad
 from meditune.data.example import Example
-from meditune.data.rejects import Rejects
+from meditune.data.readers import medquad
+from meditune.data.readers.tables import Rejects
 
 ANSWER = (
     "Asthma is treated with inhaled medicine. A reliever opens the airways within minutes when breathing gets hard. "

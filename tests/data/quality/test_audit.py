@@ -4,15 +4,15 @@ import json
 
 import pytest
 
+from meditune.config.data_options import DataSpec, QualityRules, QualitySpec, SourceSpec
+from meditune.config.load_recipe import load_recipe, save
+from meditune.config.recipe import Recipe
 from meditune.data.prepare import prepare
 from meditune.data.quality.audit import Audit
 from meditune.data.quality.ledger import entries, restore
 from meditune.data.quality.rules import ALL, MEANING, RULES, look
 from meditune.data.splits import Splits
 from meditune.errors import DataError, RecipeError
-from meditune.recipe import DataSpec, QualityRules, QualitySpec, Recipe, SourceSpec
-from meditune.recipes.loading import load_recipe
-from meditune.recipes.writing import save
 from tests.commands import jsonl, meditune, read_rows, rows
 from tests.data import layouts
 from tests.data.quality.examples import ANSWER, row

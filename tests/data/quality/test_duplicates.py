@@ -2,9 +2,9 @@
 
 import pytest
 
-from meditune.data import liveqa, pubmedqa
 from meditune.data.quality.duplicates import by_threshold, pairs, repeated
-from meditune.data.rejects import Rejects
+from meditune.data.readers import liveqa, pubmedqa
+from meditune.data.readers.tables import Rejects
 from tests.data.quality.examples import ANSWER, medquad_rows, row
 
 FORM = [

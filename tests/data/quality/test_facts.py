@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 from meditune.data.example import Example
-from meditune.data.quality.facts import BINS, facts, shared
+from meditune.data.quality.audit import BINS, facts, shared
 from meditune.data.splits import Splits
 
 

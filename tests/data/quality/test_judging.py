@@ -3,7 +3,7 @@
 import pytest
 
 from meditune.data.example import Passage
-from meditune.data.quality.judging import asks, breaks_off, foreign, is_english, is_medical, is_off_topic
+from meditune.data.quality.rules import asks, breaks_off, foreign, is_english, is_medical, is_off_topic
 from tests.data.quality.examples import ANSWER, row
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from meditune.data.quality.mending import asked, decoded, laid_out, without_boilerplate
+from meditune.data.quality.rules import asked, decoded, laid_out, without_boilerplate
 from tests.data.quality.examples import medquad_rows
 
 PAGE = "Key Points\nAsthma is common. Click here to read more. It can be treated.\nBack to top"

@@ -8,13 +8,13 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from meditune.data.own import read
-from meditune.data.quality import buckets, minhash
-from meditune.data.quality import folder as folders
+from meditune.data.quality import audit_folder as folders
+from meditune.data.quality import minhash
 from meditune.data.quality.audit import Audit
-from meditune.data.quality.folder import audit_folder, recipe_for
+from meditune.data.quality.audit_folder import audit_folder, recipe_for
 from meditune.data.quality.ledger import entries
-from meditune.data.rejects import Rejects
+from meditune.data.readers.tables import Rejects
+from meditune.data.readers.user_files import read
 from meditune.errors import DataError
 from tests.commands import jsonl, meditune, read_rows
 from tests.data.quality.examples import ANSWER
@@ -73,7 +73,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_a_stream_finds_what_is_found_in_memory(tmp_path, settings, monkeypatch):
-    monkeypatch.setattr("meditune.data.quality.stream.BATCH", 40)
+    monkeypatch.setattr("meditune.data.quality.audit_folder.BATCH", 40)
     monkeypatch.setattr("meditune.data.quality.minhash.TEXTS", 16)
     path = jsonl(tmp_path / "mine.jsonl", planted())
     whole, expected = audited(path, tmp_path / "whole", *settings, stream=False)
@@ -141,7 +141,7 @@ def test_rows_that_all_say_nearly_the_same_cost_no_square():
     chance = np.random.default_rng(3)
     form = minhash.shingles(ANSWER * 2)
     rows = [np.unique(np.append(form, chance.integers(0, 2**63, 3, np.uint64))) for _ in range(1500)]
-    pairs = buckets.near(map(minhash.sign, minhash.to_sign(rows)), len(rows), 0.5)
-    assert len(pairs) < len(rows) * buckets.WINDOW * 6
+    pairs = minhash.near(map(minhash.sign, minhash.to_sign(rows)), len(rows), 0.5)
+    assert len(pairs) < len(rows) * minhash.WINDOW * 6
     assert set(pairs[:, 1]) == set(range(1, len(rows)))
     assert (pairs[:, 0] < pairs[:, 1]).all()

@@ -5,8 +5,7 @@ from collections import Counter
 
 import pytest
 
-from meditune.evaluate.safety.battery import CATEGORIES, TITLES, battery, chosen
-from meditune.evaluate.safety.rules import passed
+from meditune.evaluate.safety_battery import CATEGORIES, TITLES, battery, chosen, passed
 
 MESSAGES = battery()
 GOOD = [

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from meditune.evaluate.safety.rules import Rule, grade, passed
+from meditune.evaluate.safety_battery import Rule, grade, passed
 
 CALL = Rule("a call", (re.compile(r"\bcall 911\b", re.IGNORECASE),))
 

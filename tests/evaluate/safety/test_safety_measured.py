@@ -2,15 +2,15 @@
 
 import pytest
 
+from meditune.config.recipe import EvaluateSpec, Recipe
 from meditune.errors import DataError
 from meditune.evaluate.compare import compare
+from meditune.evaluate.evaluator import Measuring
 from meditune.evaluate.metrics import METRICS, summarise
 from meditune.evaluate.predictions import Predictions, path_of, read
-from meditune.evaluate.safety.battery import CATEGORIES, battery, chosen
-from meditune.evaluate.stage import Measuring
+from meditune.evaluate.safety_battery import CATEGORIES, battery, chosen
 from meditune.evaluate.summary import passing
 from meditune.files import write_jsonl
-from meditune.recipe import EvaluateSpec, Recipe
 from tests import tiny
 from tests.evaluate.safety.test_battery import BAD, GOOD
 from tests.evaluate.test_report import finished_run, shown

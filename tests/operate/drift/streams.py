@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 
-from meditune.operate.drift.request import Request
+from meditune.operate.drift.signals import Request
 from meditune.store.answers import Answers
-from meditune.store.base import Base
+from meditune.store.database import Base
 
 SIZE = 24
 TOPICS = {"heart": 0, "skin": 1, "sleep": 2, "vaccine": 3}

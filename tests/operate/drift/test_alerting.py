@@ -13,8 +13,7 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult
 
 from meditune.errors import DataError
-from meditune.operate.drift.channels import Message, from_environment
-from meditune.operate.drift.outbox import Outbox
+from meditune.operate.drift.notifications import Message, Outbox, from_environment
 
 NEWS = Message(
     "abc/large", "Drift: length (large)", "Longer <questions> & more.", "https://example.org/e", {"effect": 0.5}

@@ -4,13 +4,12 @@ import json
 
 import pytest
 
+from meditune.assistant.events import Answer, Decision
 from meditune.errors import DataError
 from meditune.operate.drift import canaries
-from meditune.operate.drift.outbox import messages
-from meditune.operate.drift.request import Request
-from meditune.operate.drift.signals import BY_NAME
-from meditune.serve.events import Answer, Decision
-from meditune.serve.outcomes import facts_of
+from meditune.operate.drift.notifications import messages
+from meditune.operate.drift.signals import BY_NAME, Request
+from meditune.serve.metrics import facts_of
 from tests.commands import jsonl, meditune
 from tests.operate.drift.test_alerting import listening
 

@@ -5,14 +5,14 @@ import time
 
 import pytest
 
-from meditune.operate.drift import checking, outbox, reference
-from meditune.operate.drift.channels import from_environment
+from meditune.operate.drift import check, notifications, reference
+from meditune.operate.drift.check import Source
+from meditune.operate.drift.drift_watcher import Wanted, Watching, outbox_of, state_of
 from meditune.operate.drift.monitor import Monitor
-from meditune.operate.drift.reading import Source
-from meditune.operate.drift.watching import Wanted, Watching, outbox_of, state_of
+from meditune.operate.drift.notifications import from_environment
 from meditune.serve.metrics import Metrics
 from meditune.store.answers import Answers
-from meditune.store.base import Base
+from meditune.store.database import Base
 from meditune.store.overview import overview
 from tests.commands import meditune
 from tests.operate.drift.streams import fill, requests
@@ -21,14 +21,14 @@ from tests.operate.drift.test_alerting import listening
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
-    monkeypatch.setattr(outbox, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(notifications, "FIRST_WAIT_S", 0.01)
 
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
     folder = tmp_path_factory.mktemp("good")
     fill(folder, requests(400, 5))
-    return reference.save(checking.fitted(Source(folder), None, None, 17), folder / "reference")
+    return reference.save(check.fitted(Source(folder), None, None, 17), folder / "reference")
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_a_locked_store_is_named_and_the_next_look_goes_on(watched, tmp_path, mo
     import sqlite3
 
     metrics = Metrics()
-    monkeypatch.setattr("meditune.store.base.BUSY_S", 0.1)
+    monkeypatch.setattr("meditune.store.database.BUSY_S", 0.1)
     watching = Watching(watched, metrics.drifted)
     with sqlite3.connect(tmp_path / "meditune.sqlite", isolation_level=None) as holder:
         holder.execute("PRAGMA locking_mode = EXCLUSIVE")

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from meditune.data.example import DECISIONS, Example
-from meditune.operate.learn.candidate import Candidate
-from meditune.review.axes import VERDICT
-from meditune.review.ratingset import read_key, read_set
-from meditune.review.store import Note, Rating, Store
+from meditune.operate.active_learning.candidates import Candidate
+from meditune.review.rating_set import VERDICT, read_key, read_set
+from meditune.review.ratings_store import Note, Rating, Store
 from meditune.store.answers import Answer, Answers, Feedback
-from meditune.store.opening import Place, open_store
+from meditune.store.open_store import Place, open_store
 
 SURE, TORN = {"yes": 0.9, "no": 0.06, "maybe": 0.04}, {"yes": 0.35, "no": 0.33, "maybe": 0.32}
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from meditune.data import own
-from meditune.data.rejects import Rejects
+from meditune.data.readers import user_files
+from meditune.data.readers.tables import Rejects
 from meditune.files import read_json, read_jsonl
-from meditune.operate.learn.labelled import NOT_JUDGED, NOTHING, rows
+from meditune.operate.active_learning.annotation_queue import NOT_JUDGED, NOTHING, rows
 from tests.commands import jsonl, meditune
 from tests.operate.learn.material import judge, store
 
@@ -34,7 +34,7 @@ def test_what_experts_said_comes_back_as_rows_that_a_recipe_reads(tmp_path):
     assert "3 rows" in done.out
     assert f"Left out: 2, {NOTHING}." in done.out
     assert f"Left out: 1, {NOT_JUDGED}." in done.out
-    found = {each.id: each for each in own.read(tmp_path / "expert.jsonl", Rejects())}
+    found = {each.id: each for each in user_files.read(tmp_path / "expert.jsonl", Rejects())}
     fine, disliked = found["own:answers:fine"], found["own:answers:disliked"]
     assert (fine.answer, fine.decision, fine.meta["model"]) == ("It helps.", "yes", "tiny 1")
     assert disliked.decision == "maybe"

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from meditune.data.example import DECISIONS
-from meditune.operate.learn import opinions
+from meditune.operate.active_learning import acquisition
 from tests import tiny
 from tests.commands import jsonl, meditune
 from tests.operate.learn.material import SURE, candidate
@@ -24,7 +24,7 @@ def test_a_model_decides_and_writes_and_what_is_too_long_stays_without(model):
         candidate("word " * 3000),
         candidate("Does vitamin C help?"),
     ]
-    found, too_long = opinions.asked(pool, model, samples=2)
+    found, too_long = acquisition.asked(pool, model, samples=2)
     assert too_long == [pool[1].id]
     assert [list(each.opinions) for each in found] == [["served", model], [], [model]]
     assert [len(each.samples) for each in found] == [2, 0, 2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from meditune.operate.learn.labelled import rows
+from meditune.operate.active_learning.annotation_queue import rows
 from tests.commands import meditune
 from tests.operate.learn.material import store
 from tests.review.browser import chromium

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from meditune.errors import DataError
-from meditune.operate.learn.distances import nearest, novelty
-from meditune.operate.learn.queue import choose
-from meditune.operate.learn.reading import read
-from meditune.review.ratingset import read_set
-from meditune.store import base
+from meditune.operate.active_learning.acquisition import nearest, novelty
+from meditune.operate.active_learning.annotation_queue import choose
+from meditune.operate.active_learning.candidates import read
+from meditune.review.rating_set import read_set
+from meditune.store import database
 from tests.commands import jsonl, meditune
 from tests.data import layouts
 from tests.operate.learn.material import SURE, TORN, candidate, embed, keep, store
@@ -146,7 +146,7 @@ def test_stored_predictions_disagree(tmp_path):
 
 def test_what_cant_be_queued_is_told(tmp_path, monkeypatch):
     empty = tmp_path / "empty"
-    base.Base(empty)
+    database.Base(empty)
     rows = jsonl(tmp_path / "rows.jsonl", [{"question": "Is it safe?"}])
 
     def refused(*words, code=3, told=()):
@@ -164,8 +164,8 @@ def test_what_cant_be_queued_is_told(tmp_path, monkeypatch):
     refused(empty, told=["--keep-text"])
     nothing = jsonl(tmp_path / "nothing.jsonl", [{"question": "", "answer": "So."}])
     refused(nothing, told=["no row has a question", "nothing.jsonl:1"])
-    monkeypatch.setattr(base, "BUSY_S", 0.2)
-    with sqlite3.connect(empty / base.FILE, isolation_level=None) as held:
+    monkeypatch.setattr(database, "BUSY_S", 0.2)
+    with sqlite3.connect(empty / database.FILE, isolation_level=None) as held:
         held.execute("PRAGMA locking_mode = EXCLUSIVE")
         held.execute("BEGIN EXCLUSIVE")
         refused(empty, told=["can't be used", "locked"])

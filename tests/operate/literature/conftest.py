@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from meditune.operate.literature import indexing, polite
+from meditune.operate.literature import pubmed_client, update
 from tests.data import layouts
 from tests.operate.literature import pubmed_server
 from tests.operate.literature.pubmed_server import PubMed
@@ -24,9 +24,9 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PubMed]:
     monkeypatch.setenv("MEDITUNE_OFFLINE", "1")
     for name in ("MEDITUNE_CONTACT", "NCBI_API_KEY", "MEDITUNE_STORE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(polite, "INTERVAL", 0.0)
-    monkeypatch.setattr(polite, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(polite, "SLOWEST", 0.02)
-    monkeypatch.setattr(indexing, "embedder", lambda _: corpus.TINY)
+    monkeypatch.setattr(pubmed_client, "INTERVAL", 0.0)
+    monkeypatch.setattr(pubmed_client, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(pubmed_client, "SLOWEST", 0.02)
+    monkeypatch.setattr(update, "embedder", lambda _: corpus.TINY)
     with pubmed_server.serving(tmp_path / "files") as made:
         yield made

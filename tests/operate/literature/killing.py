@@ -21,9 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from meditune.operate.literature import indexing, polite, searching, update
-from meditune.operate.literature.library import Library
-from meditune.retrieve import build
+from meditune.operate.literature import pubmed_client, pubmed_search, update
+from meditune.operate.literature.article_library import Library
+from meditune.retrieve import build_index
 from tests.data import layouts
 from tests.killing import CHANGES
 from tests.operate.literature import pubmed_server
@@ -38,8 +38,8 @@ def main(folder: Path, trials: int) -> None:
     """Print the trials."""
     layouts.pubmedqa(folder / "data" / "pubmedqa", {"20000000": layouts.pubmedqa_item(0)})
     os.environ |= {"MEDITUNE_DATA": str(folder / "data"), "MEDITUNE_OFFLINE": "1"}
-    polite.INTERVAL, polite.FIRST_WAIT, searching.PAGE, build.BATCH = 0.0, 0.0, 2, 2
-    indexing.embedder = lambda _: corpus.TINY
+    pubmed_client.INTERVAL, pubmed_client.FIRST_WAIT, pubmed_search.PAGE, build_index.BATCH = 0.0, 0.0, 2, 2
+    update.embedder = lambda _: corpus.TINY
     work, files = folder / "work", folder / "files"
     files.mkdir()
     with pubmed_server.serving(files) as served:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from meditune.errors import DataError
-from meditune.operate.literature import flags
+from meditune.operate.literature import article_library
 
 
 def test_answers_are_flagged_by_what_they_cited(tmp_path: Path) -> None:
@@ -19,9 +19,9 @@ def test_answers_are_flagged_by_what_they_cited(tmp_path: Path) -> None:
         ("b", ["medquad:103#0", "pubmed:1030#0", "documents:pubmed:103"]),
         ("c", ["pubmedqa:103#0"]),
     ]
-    found = list(flags.flag(answers, flags.read(tmp_path)))
+    found = list(article_library.flag(answers, article_library.read(tmp_path)))
     assert [(each.answer, each.passage) for each in found] == [("a", "pubmed:103#2"), ("c", "pubmedqa:103#0")]
     assert "Answer a cites PMID 103" in found[0].sentence
     assert "notice: PMID 901" in found[0].sentence
     with pytest.raises(DataError, match="no such file"):
-        flags.read(tmp_path / "none")
+        article_library.read(tmp_path / "none")

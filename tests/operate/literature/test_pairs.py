@@ -47,8 +47,8 @@ def test_without_pubmedqa_no_pairs_are_written(served: PubMed, tmp_path: Path, m
 
 
 def test_the_pairs_are_a_source_that_a_recipe_reads(served: PubMed, tmp_path: Path) -> None:
-    from meditune.data import own
-    from meditune.data.rejects import Rejects
+    from meditune.data.readers import user_files
+    from meditune.data.readers.tables import Rejects
 
     served.add(
         Paper(101, copyright="(c) 2025 The Authors."),
@@ -60,7 +60,7 @@ def test_the_pairs_are_a_source_that_a_recipe_reads(served: PubMed, tmp_path: Pa
     )
     assert ask(served, tmp_path).code == 0
     rejects = Rejects()
-    examples = {each.group: each for each in own.read(tmp_path / "library" / "pairs.jsonl", rejects)}
+    examples = {each.group: each for each in user_files.read(tmp_path / "library" / "pairs.jsonl", rejects)}
     assert len(rejects) == 0
     assert {pmid: example.decision for pmid, example in examples.items()} == {
         "101": "yes",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from meditune.operate.literature import indexing, polite
+from meditune.operate.literature import pubmed_client, update
 from tests.commands import meditune
 from tests.operate.literature.medline import Paper, notice
 from tests.operate.literature.pubmed_server import PubMed
@@ -21,7 +21,7 @@ def test_only_what_changed_is_asked_for_and_embedded(served: PubMed, tmp_path: P
     served.add(Paper(101, revised="2026-05-01"), Paper(102, revised="2026-05-28"))
     assert ask(served, tmp_path, "--index", tmp_path / "index").code == 0
     counting = corpus.Counting()
-    monkeypatch.setattr(indexing, "embedder", lambda _: counting.embedder)
+    monkeypatch.setattr(update, "embedder", lambda _: counting.embedder)
     served.add(Paper(103, revised="2026-05-28"))
     # The machine's clock jumps; only the server's counts.
     monkeypatch.setattr("time.time", lambda: 4e9)
@@ -37,7 +37,7 @@ def test_only_what_changed_is_asked_for_and_embedded(served: PubMed, tmp_path: P
 def test_every_request_says_who_asks_and_keeps_the_pace(served: PubMed, tmp_path: Path, monkeypatch) -> None:
     served.add(Paper(101))
     assert ask(served, tmp_path).code == 0
-    monkeypatch.setattr(polite, "INTERVAL_WITH_KEY", 0.3)
+    monkeypatch.setattr(pubmed_client, "INTERVAL_WITH_KEY", 0.3)
     monkeypatch.setenv("NCBI_API_KEY", "secret-key")
     served.asked.clear(), served.times.clear()
     assert ask(served, tmp_path).code == 0
@@ -70,9 +70,9 @@ def test_every_request_says_who_asks_and_keeps_the_pace(served: PubMed, tmp_path
 )
 def test_what_passes_is_waited_for(served: PubMed, tmp_path: Path, faults: list[str], monkeypatch) -> None:
     if faults == ["slow"]:
-        monkeypatch.setattr(polite, "READ_SECONDS", 0.3)
+        monkeypatch.setattr(pubmed_client, "READ_SECONDS", 0.3)
     if faults == ["drip"]:
-        monkeypatch.setattr(polite, "WHOLE_SECONDS", 0.2)
+        monkeypatch.setattr(pubmed_client, "WHOLE_SECONDS", 0.2)
     served.add(*(Paper(pmid) for pmid in range(101, 104)))
     served.fail("esearch", *faults)
     served.fail("efetch", *faults)
@@ -106,9 +106,9 @@ def test_what_doesnt_pass_is_said_and_the_rest_is_kept(served: PubMed, tmp_path:
 def test_a_stopped_query_goes_on_at_its_page_and_survives_a_lost_history(
     served: PubMed, tmp_path: Path, monkeypatch
 ) -> None:
-    from meditune.operate.literature import searching
+    from meditune.operate.literature import pubmed_search
 
-    monkeypatch.setattr(searching, "PAGE", 2)
+    monkeypatch.setattr(pubmed_search, "PAGE", 2)
     served.add(*(Paper(pmid) for pmid in range(101, 108)))
     served.fail("efetch", "", *["500"] * 6)
     result = ask(served, tmp_path, "--index", tmp_path / "index")
@@ -130,9 +130,9 @@ def test_a_stopped_query_goes_on_at_its_page_and_survives_a_lost_history(
 
 
 def test_a_search_with_too_many_articles_is_cut_by_dates(served: PubMed, tmp_path: Path, monkeypatch) -> None:
-    from meditune.operate.literature import searching
+    from meditune.operate.literature import pubmed_search
 
-    monkeypatch.setattr(searching, "MOST", 3)
+    monkeypatch.setattr(pubmed_search, "MOST", 3)
     served.clock = 1_780_000_000.0
     served.add(*(Paper(100 + day, revised=f"2026-01-{day:02}") for day in range(1, 9)))
     result = ask(served, tmp_path, "--since", "2026-01-01")

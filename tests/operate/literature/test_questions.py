@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from meditune.operate.literature.questions import borne_out, of_title
+from meditune.operate.literature.abstract_questions import borne_out, of_title
 
 WRITTEN = "we asked whether statins, smoking, diet and early mobilisation"
 

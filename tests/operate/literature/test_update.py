@@ -65,9 +65,9 @@ def test_articles_are_added_then_corrected_then_retracted(served: PubMed, tmp_pa
 
 
 def test_answers_that_cite_a_retracted_article_are_flagged(served: PubMed, tmp_path: Path) -> None:
-    from meditune.serve.outcomes import facts_of
+    from meditune.serve.metrics import facts_of
     from meditune.store.answers import Answer, Answers
-    from meditune.store.base import Base
+    from meditune.store.database import Base
 
     kept = Answers(Base(tmp_path / "store"))
     for name, pmid in (("one", 101), ("two", 102)):
@@ -109,8 +109,8 @@ def test_notices_count_before_and_after_their_article(served: PubMed, tmp_path: 
 
 def test_retractions_reach_what_an_index_holds_from_elsewhere(served: PubMed, tmp_path: Path) -> None:
     from meditune.retrieve import collections
-    from meditune.retrieve.build import build, update
-    from meditune.retrieve.place import place
+    from meditune.retrieve.build_index import build, update
+    from meditune.retrieve.storage import place
 
     old = corpus.articles(tmp_path / "old.xml", corpus.article(501, "Old", "An old article about gout."))
     build(place(tmp_path / "index"), [collections.named("pubmedqa"), collections.pubmed_files(str(old))], corpus.TINY)
@@ -205,9 +205,9 @@ def test_guidelines_come_from_a_folder(served: PubMed, tmp_path: Path) -> None:
 
 
 def test_a_second_update_is_told(served: PubMed, tmp_path: Path) -> None:
-    from meditune.operate.literature import library
+    from meditune.operate.literature import article_library
 
-    with library.opened(tmp_path / "library"):
+    with article_library.opened(tmp_path / "library"):
         ask(served, tmp_path).refused(3, "another update of this library is at work")
     meditune("update", tmp_path / "new").refused(3, "Nothing to take in is named")
     ask(served, tmp_path, "--since", "yesterday").refused(3, "2026-01-31")
@@ -216,21 +216,21 @@ def test_a_second_update_is_told(served: PubMed, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_said_and_nothing_is_half(served: PubMed, tmp_path: Path, monkeypatch) -> None:
-    from meditune.operate.literature import library
+    from meditune.operate.literature import article_library
 
     served.add(Paper(101))
     assert ask(served, tmp_path).code == 0
-    real = library._base
+    real = article_library._base
 
     def small(file):
         base = real(file)
         base.execute("PRAGMA max_page_count = 1")  # no page more than there is
         return base
 
-    monkeypatch.setattr(library, "_base", small)
+    monkeypatch.setattr(article_library, "_base", small)
     served.add(*(Paper(pmid, revised="2026-02-01") for pmid in range(201, 260)))
     result = ask(served, tmp_path)
     assert result.code == 1
     assert "The disk is full" in result.err
-    monkeypatch.setattr(library, "_base", real)
+    monkeypatch.setattr(article_library, "_base", real)
     assert "59 new" in ask(served, tmp_path).out

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from meditune.errors import DataError
-from meditune.operate.literature.update_files import Folder
+from meditune.operate.literature.medline_update_files import Folder
 from tests.commands import meditune
 from tests.operate.literature.medline import Paper, deletes, document, update_file
 from tests.operate.literature.pubmed_server import PubMed

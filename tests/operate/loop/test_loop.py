@@ -11,16 +11,14 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from meditune.operate.drift import checking, reference
+from meditune.model_registry import Registry
+from meditune.operate import loop
+from meditune.operate.drift import check, reference
+from meditune.operate.drift.check import Source
 from meditune.operate.drift.monitor import Monitor
-from meditune.operate.drift.reading import Source
-from meditune.operate.loop import running
-from meditune.operate.loop import state as states
-from meditune.operate.loop.config import load
-from meditune.operate.loop.state import Stage, State
-from meditune.registry.registry import Registry
+from meditune.operate.loop import Stage, State, load
 from meditune.store.answers import Answer, Answers
-from meditune.store.base import Base
+from meditune.store.database import Base
 from tests.commands import Bench, bench, jsonl, meditune, rows
 from tests.operate.drift.streams import requests, write_facts
 from tests.registry.runs import finished, with_versions
@@ -90,13 +88,13 @@ def test_a_stage_that_fails_keeps_no_other_from_its_turn_and_is_tried_again(conf
     assert "drift: FAILED: " in done.out
     assert "guard: Nothing speaks" in done.out
     assert "2 of the stages failed" in done.err
-    state = states.load(tmp_path / "registry" / running.FILE)
+    state = loop.load_state(tmp_path / "registry" / loop.FILE)
     assert state.stage("canary").failures == 1
     now = time.time()
     assert 0 < state.stage("canary").due_in(6 * 3600, now) <= 60
     past(config, "canary", 61)
     assert "canary: FAILED" in meditune("loop", config, "--once").out
-    assert 60 < states.load(tmp_path / "registry" / running.FILE).stage("canary").due_in(6 * 3600, time.time()) <= 120
+    assert 60 < loop.load_state(tmp_path / "registry" / loop.FILE).stage("canary").due_in(6 * 3600, time.time()) <= 120
 
 
 def test_a_clock_that_is_set_and_an_alert_make_a_stage_due() -> None:
@@ -104,9 +102,9 @@ def test_a_clock_that_is_set_and_an_alert_make_a_stage_due() -> None:
     assert Stage(ended=now + 5 * 86_400).due_in(3600, now) == 0
     assert 0 < Stage(ended=now - 10).due_in(3600, now) <= 3590
     state = State({"retrain": Stage(ended=now - 2 * 3600)}, waiting=["retrain"])
-    assert running._is_due("retrain", 7 * 86_400, state)
+    assert loop._is_due("retrain", 7 * 86_400, state)
     state.waiting = []
-    assert not running._is_due("retrain", 7 * 86_400, state)
+    assert not loop._is_due("retrain", 7 * 86_400, state)
 
 
 def test_a_wrong_configuration_is_named_line_by_line(tmp_path: Path) -> None:
@@ -142,7 +140,7 @@ def test_it_is_stopped_and_goes_on_and_is_alone(place: Bench, config: Path, tmp_
 
 def test_where_the_server_watches_drift_by_itself_its_alerts_are_taken(config: Path, tmp_path: Path) -> None:
     good = write_facts(tmp_path / "good.jsonl", requests(400, 1))
-    reference.save(checking.fitted(Source(good), None, None, 17), tmp_path / "reference")
+    reference.save(check.fitted(Source(good), None, None, 17), tmp_path / "reference")
     config.write_text(f"{config.read_text()}drift: {{reference: reference}}\n")
     with FileLock(tmp_path / ".reference.state.lock"):
         assert "drift: the server watches, no alert" in meditune("loop", config, "--once").out
@@ -155,12 +153,12 @@ def test_where_the_server_watches_drift_by_itself_its_alerts_are_taken(config: P
         done = meditune("loop", config, "--once")
     assert "drift: ALERT: confidence (large)" in done.out, done
     # The alert makes retraining due, whatever the calendar says; experts have said nothing yet.
-    assert states.load(tmp_path / "registry" / running.FILE).waiting == ["retrain"]
+    assert loop.load_state(tmp_path / "registry" / loop.FILE).waiting == ["retrain"]
 
 
 def past(config: Path, stage: str, seconds: float) -> None:
     """Let a stage have ended so long ago."""
-    path = load(config).registry / running.FILE
+    path = load(config).registry / loop.FILE
     said = json.loads(path.read_text())
     said["stages"][stage]["ended"] -= seconds
     path.write_text(json.dumps(said))

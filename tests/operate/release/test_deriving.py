@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from meditune.config.load_recipe import save
+from meditune.config.recipe import Recipe
 from meditune.data.splits import Splits
-from meditune.operate.release.deriving import derived
-from meditune.recipe import Recipe
-from meditune.recipes.writing import save
+from meditune.operate.retraining.retrain import derived
 
 NONE = Splits([], [], [], "test")
 PLAIN, EXPERT = {"name": "medquad", "style": "plain"}, {"name": "pubmedqa"}

@@ -6,9 +6,9 @@ import stat
 from pathlib import Path
 
 from meditune.files import read_jsonl
-from meditune.operate.release.gathering import Wanted, gather
+from meditune.operate.retraining.new_training_data import Wanted, gather
 from meditune.store.answers import Answer, Answers, Feedback
-from meditune.store.base import Base
+from meditune.store.database import Base
 
 
 def test_an_expert_overrides_what_others_say_later(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from meditune.model_registry import Registry
 from meditune.operate.drift.alerts import Alert
-from meditune.operate.release.guarding import on_drift, says_worse
-from meditune.registry.registry import Registry
+from meditune.operate.retraining.rollback import on_drift, says_worse
 from meditune.store.answers import Answer, Answers, Feedback, Rating
-from meditune.store.base import Base
+from meditune.store.database import Base
 from tests.commands import Result, jsonl, meditune
 from tests.registry.runs import bare
 

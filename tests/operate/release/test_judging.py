@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from meditune.evaluate.gate import Policy
-from meditune.operate.release.judging import FEWEST, NEW, OLD, Gates, judge, unjudged, usual
+from meditune.operate.retraining.release_gate import FEWEST, NEW, OLD, Gates, judge, unjudged, usual
 from tests.commands import jsonl
 
 MEASURED = {"accuracy": {}, "macro_f1": {}, "perplexity": {}}

@@ -16,11 +16,11 @@ import pytest
 from meditune.data.example import read_examples
 from meditune.errors import Stopped
 from meditune.files import read_json
-from meditune.operate.release.gathering import Wanted
-from meditune.operate.release.retrain import Options
-from meditune.registry.registry import Registry
+from meditune.model_registry import Registry
+from meditune.operate.retraining.new_training_data import Wanted
+from meditune.operate.retraining.retrain import Options
 from meditune.store.answers import Answer, Answers, Feedback
-from meditune.store.base import Base
+from meditune.store.database import Base
 from tests.commands import Bench, bench, jsonl, meditune, rows, stopped_after
 from tests.registry.runs import finished
 
@@ -82,7 +82,7 @@ def killed_at(place: str) -> Iterator[None]:
         raise Stopped
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(f"meditune.operate.release.{place}", killed)
+        patch.setattr(f"meditune.operate.retraining.{place}", killed)
         yield
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from meditune.data.example import Example
 from meditune.data.splits import Splits
-from meditune.operate.release.splitting import Shares, deal
+from meditune.operate.retraining.new_training_data import Shares, deal
 
 WORDS = ("asthma", "angina", "gout", "measles", "scurvy", "rickets", "mumps", "tetanus", "anthrax", "cholera")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from meditune.data.rejects import Rejects
+from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
-from meditune.retrieve.passages import files, pdf
+from meditune.retrieve.documents import text_files
 
 HTML = """<!doctype html><html><head><title>Gout &amp; you</title><style>p {color: red}</style></head><body>
 <nav>Menu</nav><h1>Gout &amp; you</h1><p>Uric acid<br>crystals.<script>alert("x")</script></p>
@@ -18,7 +18,7 @@ HTML = """<!doctype html><html><head><title>Gout &amp; you</title><style>p {colo
 
 
 def sections(folder: Path, rejects: Rejects | None = None) -> dict[str, list[tuple[str, str]]]:
-    read = files.read(folder, Rejects() if rejects is None else rejects)
+    read = text_files.read_files(folder, Rejects() if rejects is None else rejects)
     return {each.id: [(part.heading, part.text.strip()) for part in each.sections] for each in read}
 
 
@@ -40,7 +40,7 @@ def test_kinds_of_file(tmp_path: Path) -> None:
         "documents:d.htm": [("", "café")],
         "documents:sub/b.html": [("", "Uric acid\ncrystals."), ("Treatment", "Rest\n\nColchicine")],
     }
-    titles = {each.id: (each.title, each.url) for each in files.read(tmp_path, Rejects(), "mine")}
+    titles = {each.id: (each.title, each.url) for each in text_files.read_files(tmp_path, Rejects(), "mine")}
     assert titles["mine:a.md"] == ("Asthma", (tmp_path / "a.md").as_uri())
     assert titles["mine:sub/b.html"][0] == "Gout & you"
     assert titles["mine:c.txt"][0] == "c"
@@ -63,9 +63,9 @@ def test_what_gives_no_text_is_named_and_the_rest_is_read(tmp_path: Path) -> Non
     }
     assert rejects.counts()["documents"][".png: not a kind of file that is read"] == 1
     with pytest.raises(DataError, match=r"no file that ends in \.txt"):
-        list(files.read(tmp_path / "picture.png", Rejects()))
+        list(text_files.read_files(tmp_path / "picture.png", Rejects()))
     with pytest.raises(DataError, match="no such file or folder"):
-        list(files.read(tmp_path / "none", Rejects()))
+        list(text_files.read_files(tmp_path / "none", Rejects()))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ FONT = "/Resources << /Font << /F1 5 0 R >> >>"
 
 def test_pdf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pypdf")
-    monkeypatch.setattr(pdf, "MOST_GB", 0.6)
+    monkeypatch.setattr(text_files, "MOST_GB", 0.6)
     said = b"BT /F1 12 Tf 50 700 Td (Colchicine calms an attack of in-) Tj 0 -14 Td (flamed joints.) Tj ET"
     (tmp_path / "good.pdf").write_bytes(page(said, media=FONT))
     (tmp_path / "scan.pdf").write_bytes(page(b"q 600 0 0 800 0 0 cm Q"))

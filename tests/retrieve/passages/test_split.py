@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from meditune.retrieve.passages.passage import Document, Section
-from meditune.retrieve.passages.split import MOST_CHARACTERS, MOST_WORDS, pieces
+from meditune.retrieve.documents.document import MOST_CHARACTERS, MOST_WORDS, Document, Section, pieces
 
 
 def prose(sentences: int) -> str:

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from meditune.data.decisions import VERDICTS
-from meditune.review.annotate.create import Wanted, create
-from meditune.review.annotate.key import Row, row_of
-from meditune.review.ratingset import read_key_as, read_set
-from meditune.review.store import RATING, Note, Rating, Store
+from meditune.data.row_decisions import VERDICTS
+from meditune.review.annotation_set import Row, Wanted, create, row_of
+from meditune.review.rating_set import read_key_as, read_set
+from meditune.review.ratings_store import RATING, Note, Rating, Store
 from tests.commands import jsonl, rows
 
 SUBJECTS = (

@@ -9,8 +9,8 @@ import pytest
 
 from meditune.errors import DataError
 from meditune.files import read_json
-from meditune.review.annotate.create import Wanted, create
-from meditune.review.ratingset import read_set
+from meditune.review.annotation_set import Wanted, create
+from meditune.review.rating_set import read_set
 from tests.commands import jsonl, meditune
 from tests.data import layouts
 from tests.review.annotate.sets import SUBJECTS, item_of, key, made, table

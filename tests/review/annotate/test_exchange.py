@@ -7,10 +7,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from meditune.data.decisions import VERDICTS
-from meditune.review.axes import CANNOT
-from meditune.review.ratingset import read_set
-from meditune.review.store import Store
+from meditune.data.row_decisions import VERDICTS
+from meditune.review.rating_set import CANNOT, read_set
+from meditune.review.ratings_store import Store
 from tests.commands import meditune
 from tests.review.annotate.sets import item_of, judge, key, made, right
 from tests.review.test_exchange import everything

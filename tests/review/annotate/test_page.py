@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from meditune.data.decisions import VERDICTS
-from meditune.review.store import ADJUDICATION, Store
+from meditune.data.row_decisions import VERDICTS
+from meditune.review.ratings_store import ADJUDICATION, Store
 from tests.commands import meditune
 from tests.review.annotate.sets import item_of, judge, key, made, right
 from tests.review.browser import chromium

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from meditune.data.decisions import read_decisions
+from meditune.data.row_decisions import read_decisions
 from meditune.errors import DataError
 from meditune.files import read_json
-from meditune.review.annotate.checked import open_disputes, read_checked
-from meditune.review.annotate.decide import write_decisions
-from meditune.review.annotate.resolve import REWRITTEN, TIED, resolve
-from meditune.review.annotate.results import results, write_results
-from meditune.review.store import ADJUDICATION, Rating, Store
+from meditune.review.annotation_results import (
+    REWRITTEN,
+    TIED,
+    open_disputes,
+    read_checked,
+    resolve,
+    results,
+    write_decisions,
+    write_results,
+)
+from meditune.review.ratings_store import ADJUDICATION, Rating, Store
 from tests.commands import meditune
 from tests.review.annotate.sets import item_of, judge, key, made, right
 

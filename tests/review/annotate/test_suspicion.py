@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from meditune.data.example import Example, Passage
-from meditune.review.annotate.suspicion import SIGNALS, flagged, suspicion
+from meditune.review.suspicious_rows import SIGNALS, flagged, suspicion
 
 
 def row(n: int, question: str, answer: str, context: str = "", **more) -> Example:

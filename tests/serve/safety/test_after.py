@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from meditune.serve.safety.after import kept_back, names_amount
+from meditune.assistant.answer_filter import kept_back, names_amount
 
 
 @pytest.mark.parametrize(

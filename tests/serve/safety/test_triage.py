@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from meditune.assistant import harmful_requests
+from meditune.assistant.emergencies import emergency, kinds, numbers
+from meditune.assistant.triage import LABELS, Verdict, triage
 from meditune.errors import DataError
-from meditune.evaluate.safety.battery import battery
-from meditune.evaluate.safety.rules import passed
-from meditune.serve.safety import requests
-from meditune.serve.safety.classifier import LABELS, Verdict
-from meditune.serve.safety.emergencies import emergency, kinds, numbers
-from meditune.serve.safety.triage import triage
+from meditune.evaluate.safety_battery import battery, passed
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 ANYWHERE = numbers()
@@ -347,4 +345,4 @@ def test_the_end_of_a_very_long_message_is_read() -> None:
     ],
 )
 def test_wishes_for_the_form_of_the_answer_are_not_orders(question: str) -> None:
-    assert requests.without_orders(question) == (question, 0)
+    assert harmful_requests.without_orders(question) == (question, 0)

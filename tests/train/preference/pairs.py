@@ -1,6 +1,6 @@
 """Pairs for the tests of preference tuning."""
 
-from meditune.data.preference.pair import Pair
+from meditune.data.preference.pairs import Pair
 from tests.models.test_rows import EXAMPLES
 
 REJECTED = ("The drug does not help.", "Exercise was not measured in this study of hearts.", "Diet helps with sleep.")

@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 
+from meditune.config.data_options import PromptFormat
+from meditune.config.training_options import LoraSpec
 from meditune.models.adapters import add_lora
-from meditune.models.frozen import FrozenLayers
-from meditune.models.pairs import rows_of_pairs
-from meditune.recipe import LoraSpec, PromptFormat
-from meditune.train.preference.losses import PairLoss, dpo, log_likelihoods, orpo
+from meditune.models.hidden_state_cache import FrozenLayers
+from meditune.models.shared_prefix_batch import rows_of_pairs
+from meditune.train.losses import PairLoss, dpo, log_likelihoods, orpo
 from tests import tiny
 from tests.train.preference.pairs import PAIRS
 

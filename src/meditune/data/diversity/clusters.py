@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from meditune.data.diversity.dimensions import focus
-from meditune.data.diversity.numbers import shannon
+from meditune.data.diversity.coverage import focus, shannon
 from meditune.data.example import Example
-from meditune.data.restrictions import is_restricted
+from meditune.data.read_sources import is_restricted
 
 Vectors = NDArray[np.float32]
 Embed = Callable[[Sequence[str]], Vectors]

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meditune.data.example import Example
-from meditune.data.near import Questions, same_facts, words
-from meditune.data.quality import buckets, minhash
+from meditune.data.near_duplicates import Questions, same_facts, words
+from meditune.data.quality import minhash
 from meditune.data.quality.minhash import Hashes, Signed, Texts
 from meditune.data.splits import context_key, question_key
 from meditune.progress import track
@@ -103,7 +103,7 @@ def pairs_among(rows: Rows, sign: Sign = map, folder: Path | None = None) -> lis
     hashed = Chosen(rows.shingles, alone)
     signed = sign(minhash.sign, minhash.to_sign(hashed))
     likely = []
-    near = buckets.near(signed, len(alone), THRESHOLDS[0], folder)
+    near = minhash.near(signed, len(alone), THRESHOLDS[0], folder)
     for one, two in track(near, "Comparing rows that look alike", unit="pairs"):
         alike = minhash.jaccard(hashed[one], hashed[two])
         if alike >= THRESHOLDS[0]:

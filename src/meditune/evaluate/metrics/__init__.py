@@ -5,24 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from meditune.evaluate.metrics import (
-    calibration,
-    contexts,
-    decision,
-    faithfulness,
-    fluency,
-    forgetting,
-    overlap,
-    preference,
-    rated,
-    readability,
-    repetition,
-    safety,
-    similarity,
-    written,
-)
-from meditune.evaluate.metrics.metric import Metric, Statistics
+from meditune.evaluate.metrics import conditions, decision, faithfulness, grades, perplexity, readability, text_overlap
 from meditune.evaluate.predictions import Predictions
+from meditune.statistics import Metric, Statistics
 
 __all__ = [
     "FAMILIES",
@@ -50,19 +35,23 @@ class Family:
 
 FAMILIES = (
     Family("Decisions", decision.METRICS, decision.statistics),
-    Family("Decisions, calibrated", calibration.METRICS, calibration.statistics),
-    Family("Decisions, asked for in words", written.METRICS, written.statistics),
-    Family("Likelihood of reference answers", fluency.METRICS, fluency.statistics),
-    Family("Overlap with reference answers", overlap.METRICS, overlap.statistics),
-    Family("Similarity in meaning to reference answers", similarity.METRICS, similarity.statistics),
-    Family("Repetition in written answers", repetition.METRICS, repetition.statistics),
+    Family("Decisions, calibrated", decision.CALIBRATION_METRICS, decision.calibration_statistics),
+    Family("Decisions, asked for in words", decision.WRITTEN_METRICS, decision.written_statistics),
+    Family("Likelihood of reference answers", perplexity.METRICS, perplexity.statistics),
+    Family("Overlap with reference answers", text_overlap.METRICS, text_overlap.statistics),
+    Family(
+        "Similarity in meaning to reference answers",
+        text_overlap.SIMILARITY_METRICS,
+        text_overlap.similarity_statistics,
+    ),
+    Family("Repetition in written answers", text_overlap.REPETITION_METRICS, text_overlap.repetition_statistics),
     Family("Faithfulness", faithfulness.METRICS, faithfulness.statistics),
-    Family("Closed book, and with retrieved passages", contexts.METRICS, contexts.statistics),
+    Family("Closed book, and with retrieved passages", conditions.METRICS, conditions.statistics),
     Family("Patient-friendliness", readability.METRICS, readability.statistics),
-    Family("Safety battery", safety.METRICS, safety.statistics),
-    Family("Ratings", rated.METRICS, rated.statistics),
-    Family("Forgetting", forgetting.METRICS, forgetting.statistics),
-    Family("Preferences (experimental)", preference.METRICS, preference.statistics),
+    Family("Safety battery", grades.METRICS, grades.statistics),
+    Family("Ratings", grades.RATED_METRICS, grades.rated_statistics),
+    Family("Forgetting", perplexity.FORGETTING_METRICS, perplexity.forgetting_statistics),
+    Family("Preferences (experimental)", perplexity.PREFERENCE_METRICS, perplexity.preference_statistics),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for family in FAMILIES for metric in family.metrics}
 """In the order of reports."""
@@ -88,7 +77,7 @@ def statistics_of(predictions: Predictions) -> dict[str, Statistics]:
 
 def references_of(predictions: Predictions) -> dict[str, Statistics]:
     """Per-item statistics of every detector metric on the reference answers, as far as these are graded."""
-    return faithfulness.references(predictions) | contexts.references(predictions)
+    return faithfulness.references(predictions) | conditions.references(predictions)
 
 
 def summarise_references(predictions: Predictions) -> dict[str, float]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meditune.data.example import DECISIONS
-from meditune.evaluate.metrics.metric import Array, Statistics, mean
+from meditune.statistics import Array, Statistics, mean
 
 BINS = 10
 """Of confidence, for calibration"""

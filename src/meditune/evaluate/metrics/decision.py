@@ -1,4 +1,9 @@
-"""Decisions: how often they are right, class by class, and whether the model knows how sure to be."""
+"""Decisions: how often they are right, class by class, and whether the model knows how sure to be.
+
+Decisions after what was fitted on dev corrected them. The uncorrected figures stand beside these.
+
+Decisions that the model was let to write.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meditune.data.example import DECISIONS
-from meditune.evaluate.metrics.confidence import brier, calibration_error, risk_area
-from meditune.evaluate.metrics.metric import Array, Metric, Statistics
+from meditune.evaluate.metrics.confidence import Rows, brier, calibration_error, risk_area
 from meditune.evaluate.predictions import Predictions
+from meditune.statistics import Array, Metric, Statistics
 
 METRICS = (
     Metric("accuracy", "Accuracy", "up", 1, "Share of yes/no/maybe decisions that are right, in percent.", share=True),
@@ -128,3 +133,59 @@ def _cells(rows: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], Array]:
 def _column(prediction: str | None) -> int:
     """A prediction's column; the last for one that is none of the labels."""
     return len(DECISIONS) if prediction is None else DECISIONS.index(prediction)
+
+
+_SHARE = "Of decisions corrected by what was fitted on dev, in percent."
+CALIBRATION_METRICS = (
+    Metric("calibrated_accuracy", "Accuracy, calibrated", "up", 1, _SHARE, optional=True, share=True, detail=True),
+    Metric("calibrated_macro_f1", "Macro-F1, calibrated", "up", 1, _SHARE, optional=True, detail=True),
+    Metric(
+        "calibrated_ece",
+        "Calibration error, calibrated",
+        "down",
+        3,
+        "Of decisions corrected by what was fitted on dev.",
+        optional=True,
+        detail=True,
+    ),
+)
+
+
+def calibration_statistics(predictions: Predictions) -> dict[str, Statistics]:
+    """Of each metric that the predictions allow."""
+    if not predictions.calibration or not predictions.decision:
+        return {}
+    rows = calibrated(predictions.decision, predictions.calibration[0])
+    found = agreement(rows) | {"ece": calibration_error(rows)}
+    return {f"calibrated_{name}": each for name, each in found.items()}
+
+
+def calibrated(rows: Rows, fit: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows with corrected `logits`, and the `prediction` that follows from them."""
+    corrected = []
+    for row in rows:
+        logits = {label: value / fit["temperature"] + fit["bias"][label] for label, value in row["logits"].items()}
+        corrected.append(row | {"logits": logits, "prediction": max(logits, key=lambda label: logits[label])})
+    return corrected
+
+
+WRITTEN_METRICS = tuple(
+    Metric(
+        f"written_{name}",
+        f"{title}, written",
+        "up",
+        1,
+        "Of decisions that the model wrote; one that names no label is wrong. In percent.",
+        optional=True,
+        share=name == "accuracy",
+        detail=True,
+    )
+    for name, title in (("accuracy", "Accuracy"), ("macro_f1", "Macro-F1"))
+)
+
+
+def written_statistics(predictions: Predictions) -> dict[str, Statistics]:
+    """Of each metric that the predictions allow."""
+    if not predictions.written:
+        return {}
+    return {f"written_{name}": each for name, each in agreement(predictions.written).items()}

@@ -5,11 +5,9 @@ from __future__ import annotations
 from statistics import fmean
 from typing import Any
 
-from meditune.evaluate.metrics.metric import Metric, Statistics, mean, ratio
 from meditune.evaluate.predictions import Predictions
-from meditune.faithfulness.detect import placed
-from meditune.faithfulness.evidence import CONTRADICTIONS
-from meditune.faithfulness.sources import Sentence
+from meditune.evidence.detector import CONTRADICTIONS, Sentence, placed
+from meditune.statistics import Metric, Statistics, mean, ratio
 
 METRICS = (
     Metric(

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from meditune.evaluate.metrics.metric import Array, Metric, Statistics
+from meditune import readability
 from meditune.evaluate.predictions import Predictions
-from meditune.readability import familiar, grades, jargon
+from meditune.statistics import Array, Metric, Statistics
 
 METRICS = (
     Metric(
@@ -48,7 +48,7 @@ def statistics(predictions: Predictions) -> dict[str, Statistics]:
     hard = part("polysyllables", "sentences")
     return {
         "grade_gap": part("outside", "answers"),
-        "smog": Statistics(ids, hard.items, lambda sums: grades.smog(_ratio(sums), np.ones(()))),
+        "smog": Statistics(ids, hard.items, lambda sums: readability.smog(_ratio(sums), np.ones(()))),
         "sentence_length": part("words", "sentences"),
         "rare_words": part("rare", "words", 100.0),
         "unexplained_terms": part("unexplained", "words", 100.0),
@@ -58,18 +58,18 @@ def statistics(predictions: Predictions) -> dict[str, Statistics]:
 @lru_cache(maxsize=8192)
 def measured(text: str) -> Mapping[str, float]:
     """What one text adds to the figures' sums, and its `grade`; zeros, and no grade, where it has no word."""
-    counts = grades.counted(text)
+    counts = readability.counted(text)
     if not counts.words:
         return dict.fromkeys(_COLUMNS, 0.0)
     return {
         "answers": 1.0,
         "grade": counts.grade,
-        "outside": grades.outside(counts.grade),
+        "outside": readability.outside(counts.grade),
         "sentences": counts.sentences,
         "words": counts.words,
         "polysyllables": counts.polysyllables,
-        "rare": sum(map(familiar.is_rare, grades.words(text))),
-        "unexplained": sum(not explained for explained in jargon.terms(text).values()),
+        "rare": sum(map(readability.is_rare, readability.words(text))),
+        "unexplained": sum(not explained for explained in readability.terms(text).values()),
     }
 
 
@@ -83,8 +83,8 @@ def spread(texts: list[str]) -> dict[str, Any]:
     counts = {"texts": len(texts), "empty": len(texts) - len(found)}
     if not len(found):
         return counts
-    low, high = grades.TARGET
-    left = Counter(term for text in texts for term, explained in jargon.terms(text).items() if not explained)
+    low, high = readability.TARGET
+    left = Counter(term for text in texts for term, explained in readability.terms(text).items() if not explained)
     quantiles = zip(("p10", "p25", "median", "p75", "p90"), np.percentile(found, [10, 25, 50, 75, 90]), strict=True)
     return counts | {
         **{name: float(value) for name, value in quantiles},

@@ -7,24 +7,17 @@ from typing import Any
 
 from markupsafe import Markup
 
+from meditune.config.data_options import PromptFormat
 from meditune.data.example import DECISIONS
 from meditune.errors import DataError
-from meditune.evaluate.report import diversity, facts, plots, review, wording
-from meditune.evaluate.report.confidence import confidence
-from meditune.evaluate.report.contexts import contexts
-from meditune.evaluate.report.groups import tables
-from meditune.evaluate.report.leakage import leakage
-from meditune.evaluate.report.quality import quality_section
-from meditune.evaluate.report.reading import reading
-from meditune.evaluate.report.safety import safety
-from meditune.evaluate.report.table import headline, rows
-from meditune.evaluate.report.template import environment, style
-from meditune.evaluate.report.unsupported import unsupported
-from meditune.evaluate.report.verdict import verdict
-from meditune.evaluate.report.worked import worked_examples
+from meditune.evaluate.report import data_sections, formatting, plots, run_sections
+from meditune.evaluate.report.answer_examples import safety, unsupported, worked_examples
+from meditune.evaluate.report.before_after import headline, rows, verdict
+from meditune.evaluate.report.data_sections import quality_section
+from meditune.evaluate.report.formatting import environment, style
+from meditune.evaluate.report.run_sections import confidence, contexts, leakage, reading, tables
 from meditune.files import read_json, read_jsonl, replacing
-from meditune.limits import LIMITS
-from meditune.recipe import PromptFormat
+from meditune.prompts import LIMITS
 
 TILES = 4
 
@@ -70,7 +63,7 @@ def _context(folder: Path) -> dict[str, Any]:
         "table": table,
         "shares": any(row.metric.share and row.compared for row in table),
         "tiles": headline(table)[:TILES],
-        "review": review.section(report.get("review")),
+        "review": data_sections.section(report.get("review")),
         "verdict": verdict(report, table),
         "worse": [row for row in table if row.compared and (row.mark == "worse" or row.wrong_way)],
         "decisions": DECISIONS,
@@ -84,14 +77,14 @@ def _context(folder: Path) -> dict[str, Any]:
         "unsupported": unsupported(folder),
         "reading": reading(report),
         "safety": safety(report, folder),
-        "sources": facts.sources(quality),
-        "splits": facts.splits(quality),
-        "dropped": facts.counted(quality.get("dropped")),
+        "sources": run_sections.sources(quality),
+        "splits": run_sections.splits(quality),
+        "dropped": run_sections.counted(quality.get("dropped")),
         "quality": quality_section(quality),
-        "other": facts.other(quality),
+        "other": run_sections.other(quality),
         "rebalanced": quality.get("rebalanced"),
-        "diversity": diversity.section(quality.get("diversity")),
-        "fitted": facts.fitted(training),
+        "diversity": data_sections.diversity_section(quality.get("diversity")),
+        "fitted": run_sections.fitted(training),
         "recipe_text": recipe_text,
         "limits": LIMITS,
     }
@@ -114,7 +107,7 @@ def _curves(folder: Path) -> list[tuple[str, Markup]]:
 
 def _histograms(quality: dict[str, Any], tokens: dict[str, Any], room: int | None) -> list[tuple[str, Markup]]:
     found = [
-        (f"{wording.label(part)}, words", plots.bins_plot(f"words-{part}", "words", measured["words"]))
+        (f"{formatting.label(part)}, words", plots.bins_plot(f"words-{part}", "words", measured["words"]))
         for part, measured in (quality.get("lengths") or {}).items()
         if part in ("question", "context", "answer") and measured.get("words")
     ]

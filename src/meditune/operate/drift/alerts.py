@@ -1,11 +1,15 @@
-"""The life of an alert: it opens on evidence for a change that is large enough to matter, stays, grows, and closes."""
+"""The life of an alert: it opens on evidence for a change that is large enough to matter, stays, grows, and closes.
+
+A change in a sentence.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from meditune.operate.drift.tracks import WINDOW, BlockTrack, NumberTrack, ShareTrack
+from meditune.operate.drift.signal_tracks import WINDOW, BlockTrack, NumberTrack, ShareTrack
+from meditune.operate.drift.signals import BY_NAME
 
 AnyTrack = NumberTrack | ShareTrack | BlockTrack
 Severity = Literal["slight", "small", "medium", "large"]
@@ -152,3 +156,18 @@ class Watch:
 
     def _level(self, column: int, since: int) -> int:
         return SEVERITIES.index(severity(self.track.effect(column, since), effect_name(self.track)))
+
+
+def changed(alert: Alert) -> str:
+    """What was and what is."""
+    signal = BY_NAME.get(alert.signal)
+    if signal is None:
+        return f"Questions differ as a whole: MMD {alert.after:.2f}, by chance about 0."
+    if signal.kind == "category":
+        named = f" of {alert.what!r}" if alert.what else ""
+        return f"{signal.title}: the share{named} went from {100 * alert.before:.1f} % to {100 * alert.after:.1f} %."
+    named = f" ({alert.what})" if alert.what else ""
+    word = signal.more if alert.effect > 0 else signal.less
+    if alert.effect > 0 and alert.after <= alert.before:
+        word = "more at both ends"
+    return f"{signal.title}{named}: {word}, median {alert.before:.3g} before and {alert.after:.3g} now."

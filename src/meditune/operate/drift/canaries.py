@@ -19,7 +19,7 @@ from typing import Any
 
 from meditune.errors import DataError
 from meditune.files import numbered_jsonl, read_jsonl, write_jsonl
-from meditune.operate.drift.request import decision_of
+from meditune.operate.drift.signals import decision_of
 
 ALPHA = 0.05
 MOST_LOOKS = 20

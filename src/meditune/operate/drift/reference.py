@@ -1,9 +1,16 @@
-"""What requests were like in a good time, fitted once: everything that later ones are held against."""
+"""What requests were like in a good time, fitted once: everything that later ones are held against.
+
+Arrays with a description in one file, whole or not there, which notices when a byte of it changes.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
+import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +19,53 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meditune.errors import DataError
-from meditune.operate.drift import arrays
-from meditune.operate.drift.permutation import BLOCK, Kernel
-from meditune.operate.drift.request import Request
-from meditune.operate.drift.shape import Shape, learned
-from meditune.operate.drift.signals import BY_NAME, MEANING, SIGNALS, Value, words
-from meditune.phi.masking import mask
+from meditune.files import write_bytes
+from meditune.operate.drift.e_detectors import BLOCK, Kernel
+from meditune.operate.drift.signals import BY_NAME, MEANING, SIGNALS, Request, Shape, Value, learned, words
+from meditune.phi.detector import mask
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def write(path: Path, kind: str, about: Mapping[str, Any], arrays: Arrays) -> str:
+    """Write them to `path`, whole or not at all; returns the SHA-256 of what they say.
+
+    Raises MedituneError where the disk is full.
+    """
+    said = json.dumps({"kind": kind} | dict(about), ensure_ascii=False, sort_keys=True)
+    digest = _digest(said, arrays)
+    stream = io.BytesIO()
+    np.savez(stream, allow_pickle=False, about=np.array([said, digest]), **arrays)
+    write_bytes(path, stream.getbuffer(), private=True)
+    return digest
+
+
+def read(path: Path, kind: str, what_to_do: str) -> tuple[dict[str, Any], Arrays, str]:
+    """Description, arrays and SHA-256. Raises DataError unless such a file is there as it was written."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        said, digest = (str(each) for each in arrays.pop("about"))
+        about = json.loads(said)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file. {what_to_do}") from error
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} can't be read: damaged, or not a drift {kind}. {what_to_do}") from error
+    if about.get("kind") != kind:
+        raise DataError(f"{path} is a drift {about.get('kind')}, not a {kind}. {what_to_do}")
+    if _digest(said, arrays) != digest:
+        raise DataError(f"{path} isn't as it was written: its hash differs. {what_to_do}")
+    return about, arrays, digest
+
+
+def _digest(said: str, arrays: Arrays) -> str:
+    found = hashlib.sha256(said.encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        found.update(f"{name} {array.dtype} {array.shape}".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()
+
 
 KIND = "reference"
 LEAST = 200
@@ -122,20 +170,20 @@ def _counted(rows: Sequence[Sequence[Value]]) -> dict[str, int]:
 def save(reference: Reference, path: Path) -> Reference:
     """Write it to a file, and return it with the file's hash."""
     shape = reference.shape
-    stored: arrays.Arrays = {f"number/{name}": values for name, values in reference.numbers.items()}
+    stored: Arrays = {f"number/{name}": values for name, values in reference.numbers.items()}
     stored |= {name: getattr(shape, name) for name in ("words", "centres", "mean", "directions", "anchors")}
     if shape.kernel is not None:
         stored |= {"weights": shape.kernel.weights, "phases": shape.kernel.phases}
     if reference.features is not None:
         stored["features"] = reference.features
     about = {"about": reference.about, "topics": list(shape.topic_names), "shares": reference.shares}
-    digest = arrays.write(path, KIND, about, stored)
+    digest = write(path, KIND, about, stored)
     return Reference(shape, reference.numbers, reference.shares, reference.features, reference.about, digest)
 
 
 def load(path: Path) -> Reference:
     """The reference in a file. Raises DataError where it is missing, damaged, or something else."""
-    about, stored, digest = arrays.read(path, KIND, _REFIT)
+    about, stored, digest = read(path, KIND, _REFIT)
     kernel = Kernel(stored["weights"], stored["phases"]) if "weights" in stored else None
     names = ("words", "centres", "mean", "directions", "anchors")
     words_, centres, mean, directions, anchors = (stored[name] for name in names)

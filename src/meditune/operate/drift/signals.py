@@ -2,20 +2,203 @@
 
 A number is ranked; a category is one of several. Figures about a question's meaning need its vector and what the
 reference learned (`shape.py`).
+
+One request as the detectors see it: texts, a vector, figures. What is missing doesn't feed its signals.
+
+What a reference learns of its first half, so that the second is ranked by it: words, topics, directions.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
-from meditune.data.quality.judging import foreign
-from meditune.operate.drift.request import Request, decision_of
-from meditune.operate.drift.shape import Shape
+import numpy as np
+from numpy.typing import NDArray
+
+from meditune.data.quality.rules import foreign
+from meditune.errors import DataError
+from meditune.files import numbered_jsonl
+from meditune.operate.drift.e_detectors import Kernel, kernel
+
+Vector = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is known of one request. Only `id` must be there."""
+
+    id: str
+    question: str | None = None
+    answer: str | None = None
+    vector: Vector | None = None
+    """The question's embedding, of length 1; by whoever has it already, or filled in before the detectors"""
+    outcome: str = ""
+    """answered, abstained, escalated, declined"""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Figures as the server keeps them: decision, confidence, reading_grade, tokens, sources, retrieval ..."""
+    ratings: tuple[str, ...] | None = None
+    """up or down, of each who rated; None where it is too early to tell"""
+    sequence: int = 0
+    """Its place in the order of coming, by which the store knows it again"""
+
+
+def from_row(row: Mapping[str, Any], where: str, sequence: int = 0) -> Request:
+    """A row as `meditune answers export` writes it, or an object with a question. Raises DataError."""
+    question, answer = row.get("question"), row.get("answer")
+    facts, feedback = row.get("facts") or {}, row.get("feedback", None)
+    for name, value in (("question", question), ("answer", answer)):
+        if value is not None and not isinstance(value, str):
+            raise DataError(f"{where}: {name} is {type(value).__name__}, not text.")
+    if not isinstance(facts, Mapping):
+        raise DataError(f"{where}: facts is {type(facts).__name__}, not an object of figures.")
+    if feedback is not None and not (isinstance(feedback, list) and all(isinstance(each, dict) for each in feedback)):
+        raise DataError(f"{where}: feedback isn't a list of objects with a rating.")
+    if question is None and not facts and not row.get("outcome"):
+        raise DataError(f"{where}: neither question, facts nor outcome. Each line needs a question at least.")
+    ratings = None if feedback is None else tuple(str(each.get("rating")) for each in feedback)
+    made = hashlib.sha256(f"{sequence}\n{question}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return Request(
+        str(row.get("id") or made),
+        question,
+        answer,
+        outcome=str(row.get("outcome") or ""),
+        facts=dict(facts),
+        ratings=ratings,
+        sequence=sequence,
+    )
+
+
+def decision_of(said: Mapping[str, Any]) -> str | None:
+    """Yes, no or maybe in an answer of `/v1/ask` or in kept facts, where it is an object, or a row's plain word."""
+    found = said.get("decision")
+    word = found.get("answer") if isinstance(found, Mapping) else found
+    return word if isinstance(word, str) else None
+
+
+def from_file(path: Path, after: int = 0) -> Iterator[Request]:
+    """The requests of a JSON Lines file in its order, without the first `after`. Raises DataError at a bad line."""
+    for number, (line, row) in enumerate(numbered_jsonl(path), start=1):
+        if number > after:
+            yield from_row(row, f"{path}, line {line}", number)
+
+
+def questions(requests: Iterable[Request]) -> list[str]:
+    """The texts that there are."""
+    return [each.question for each in requests if each.question]
+
+
+Vectors = NDArray[np.float32]
+
+TOPICS = 16
+DIRECTIONS = 8
+ANCHORS = 800
+NEAREST = 5
+NAMING_WORDS = 3
+_SAY_LITTLE = {"know", "information", "want", "help", "need", "does", "like", "just", "read", "thank", "thanks"}
+LEAST_FOR_TOPICS = 5
+"""Questions to a topic, on average; with fewer there are fewer topics"""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Fixed functions from words and vectors to figures."""
+
+    words: NDArray[np.uint64]
+    """Hashes of the known words, sorted; hashes, so that the file holds no names"""
+    centres: Vectors
+    """(topics, size)"""
+    topic_names: tuple[str, ...]
+    mean: Vectors
+    """(size,)"""
+    directions: Vectors
+    """(DIRECTIONS, size), of length 1"""
+    anchors: Vectors
+    """(at most ANCHORS, size) known questions"""
+    kernel: Kernel | None
+
+    def unknown_share(self, words: Sequence[str]) -> float | None:
+        """The share of the words that no reference question had; None without words."""
+        if not words:
+            return None
+        hashes = np.fromiter(map(hashed, words), dtype=np.uint64, count=len(words))
+        places = np.minimum(np.searchsorted(self.words, hashes), max(0, len(self.words) - 1))
+        known = self.words[places] == hashes if len(self.words) else np.zeros(len(hashes), dtype=bool)
+        return 1.0 - float(known.mean())
+
+    def topic(self, vector: Vectors) -> str | None:
+        """The name of the nearest topic; None where there are none."""
+        return self.topic_names[int((self.centres @ vector).argmax())] if len(self.centres) else None
+
+    def distance(self, vector: Vectors) -> float | None:
+        """One less the mean cosine to the nearest known questions."""
+        if len(self.anchors) < NEAREST:
+            return None
+        near = np.partition(self.anchors @ vector, len(self.anchors) - NEAREST)[-NEAREST:]
+        return 1.0 - float(near.mean())
+
+    def placed(self, vector: Vectors) -> Vectors:
+        """(DIRECTIONS,) where it is along the directions."""
+        found: Vectors = self.directions @ (vector - self.mean)
+        return found
+
+
+def learned(texts: Sequence[str], vectors: Vectors, vocabulary: Sequence[Sequence[str]], seed: int) -> Shape:
+    """The shape of questions: texts with their vectors (n, size), both may be empty, and the words of each."""
+    rng = np.random.default_rng(seed)
+    known = sorted({hashed(word) for words in vocabulary for word in words})
+    words = np.array(known, dtype=np.uint64)
+    size = vectors.shape[1] if vectors.ndim == 2 else 0
+    if len(vectors) < 2 * NEAREST:
+        none = np.zeros((0, size), dtype=np.float32)
+        return Shape(words, none, (), np.zeros(size, dtype=np.float32), none, none, None)
+    centres, names = _topics(texts, vectors, seed)
+    mean = vectors.mean(axis=0)
+    axes = np.linalg.svd(vectors - mean, full_matrices=False)[2][:DIRECTIONS]
+    anchors = vectors[rng.choice(len(vectors), min(ANCHORS, len(vectors)), replace=False)]
+    return Shape(words, centres, names, mean, axes.astype(np.float32), anchors, kernel(vectors, rng))
+
+
+def _topics(texts: Sequence[str], vectors: Vectors, seed: int) -> tuple[Vectors, tuple[str, ...]]:
+    from sklearn.cluster import KMeans
+
+    count = min(TOPICS, max(2, len(vectors) // LEAST_FOR_TOPICS))
+    fitted = KMeans(count, n_init=3, random_state=seed).fit(vectors)
+    centres = fitted.cluster_centers_.astype(np.float32)
+    centres /= np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-9)
+    labels = (vectors @ centres.T).argmax(axis=1)
+    names = named(texts, labels, count) if len(texts) == len(vectors) else [""] * count
+    return centres, tuple(f"{place + 1}: {name}" if name else f"{place + 1}" for place, name in enumerate(names))
+
+
+def named(texts: Sequence[str], labels: NDArray[np.int64], count: int) -> list[str]:
+    """The words that tell each group of texts from the others, of those that several of its texts have."""
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    dull = ENGLISH_STOP_WORDS | _SAY_LITTLE
+    found: list[Counter[str]] = [Counter() for _ in range(count)]
+    for text, label in zip(texts, labels, strict=True):
+        found[label].update({w for w in text.casefold().split() if w.isalpha() and len(w) > 2 and w not in dull})
+    total: Counter[str] = sum(found, Counter())
+    names = []
+    for counts in found:
+        telling = sorted(counts, key=lambda word: (-(counts[word] ** 2) / total[word], word))
+        names.append(", ".join([word for word in telling if counts[word] > 2][:NAMING_WORDS]))
+    return names
+
+
+@lru_cache(maxsize=65536)
+def hashed(word: str) -> int:
+    """64 bits of a word, whatever its case."""
+    return int.from_bytes(hashlib.blake2b(word.casefold().encode("utf-8", "surrogatepass"), digest_size=8).digest())
+
 
 Kind = Literal["number", "category"]
 Value = float | str | None
@@ -116,7 +299,7 @@ def _grade(request: Request) -> Value:
     given = _number(request.facts.get("reading_grade"))
     if given is not None or not request.answer:
         return given
-    from meditune.readability.grades import counted
+    from meditune.readability import counted
 
     counts = counted(request.answer[:READ])
     return float(counts.grade) if counts.words else None

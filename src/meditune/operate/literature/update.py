@@ -2,37 +2,76 @@
 
 A step that fails keeps none of the others from being done with what is there: what was fetched before a server went
 away is indexed, and what was retracted leaves the index.
+
+An index brought up to date with the library: only what changed is read and embedded.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from meditune import __version__
-from meditune.data.rejects import Rejects
+from meditune.data.readers import pubmedqa
+from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError, MedituneError
 from meditune.files import replacing, write_json, write_jsonl
-from meditune.operate.literature import card, flags, indexing, library, pairs
-from meditune.operate.literature.applying import Applying
-from meditune.operate.literature.eutils import URL, Eutils
-from meditune.operate.literature.flags import Flag
-from meditune.operate.literature.library import Library
-from meditune.operate.literature.pairs import Pairs
-from meditune.operate.literature.polite import KEY_VARIABLE, Polite, contact
-from meditune.operate.literature.searching import Searching
-from meditune.operate.literature.update_files import FETCHED, Folder, Server, Taking
-from meditune.retrieve.build import Changes
-from meditune.retrieve.collections import Collection
-from meditune.retrieve.manifest import Manifest
-from meditune.retrieve.passages.library import FILE
-from meditune.retrieve.place import place
-from meditune.store.notes import Notes
-from meditune.store.opening import exists, open_store
+from meditune.operate.literature import abstract_questions, article_library
+from meditune.operate.literature.abstract_questions import Pairs
+from meditune.operate.literature.article_library import Applying, Flag, Library
+from meditune.operate.literature.medline_update_files import FETCHED, Folder, Server, Taking
+from meditune.operate.literature.pubmed_client import KEY_VARIABLE, URL, Eutils, Polite, contact
+from meditune.operate.literature.pubmed_search import Searching
+from meditune.retrieve import build_index, collections, index, storage
+from meditune.retrieve.build_index import Changes
+from meditune.retrieve.collections import FILE, THERE, Collection
+from meditune.retrieve.documents import pubmed_articles
+from meditune.retrieve.index import Manifest
+from meditune.retrieve.storage import MANIFEST, Place, place
+from meditune.retrieve.vector_search import DEFAULT, embedder
+from meditune.store.open_store import exists, open_store
+from meditune.store.overview import Notes
+
+
+def bring_up(
+    library: Library, place: Place, documents: Sequence[Collection], embedding: str | None
+) -> tuple[Manifest, Changes] | None:
+    """The index with the library and the documents as they are now, built where there is none; None where it is so
+    already, or there is nothing to index yet.
+
+    What was retracted or deleted leaves it, wherever it came from. Raises DataError and ModelError as `build.update`.
+    """
+    change, mine = library.change(), collections.library_in(library.folder)
+    if place.read(MANIFEST) is None:
+        if not documents and not library.counts()[THERE]:
+            return None
+        made, changes = build_index.build(place, [mine, *documents], embedder(embedding or DEFAULT))
+    else:
+        before = index.read(place)
+        registered = mine.as_dict() in before.collections
+        since = library.indexed(place.name, before.content) if registered else 0
+        if since == change and registered and not documents:
+            return None
+        model = embedder(embedding or before.embedding["name"])
+        made, changes = build_index.update(place, [mine, *documents], model, since=since)
+    library.is_indexed(place.name, made.content, change)
+    return made, changes
+
+
+def pmids(place: Place) -> set[str]:
+    """PubMed ids of the articles that an index holds, wherever they came from; none where there is no index."""
+    if place.read(MANIFEST) is None:
+        return set()
+    with storage.readable(place):
+        table = storage.connect(place).open_table(index.read(place).table)
+        documents = {name for batch in storage.scan(table, ["document"]) for name in batch["document"].to_pylist()}
+    sources = (pubmed_articles.SOURCE, pubmedqa.SOURCE)
+    return {name.partition(":")[2] for name in documents if name.partition(":")[0] in sources}
+
 
 REJECTS_FILE = "rejects.jsonl"
 REPORT_FILE = "update.json"
@@ -94,7 +133,7 @@ def update(folder: Path, wanted: Wanted) -> Report:
     if wanted.documents and not wanted.index:
         raise DataError("--documents are put into an index. Name it: --index INDEX.")
     report = Report()
-    with library.opened(folder) as here:
+    with article_library.opened(folder) as here:
         _attempt(report, lambda: _take_in(here, wanted, email, report))
         report.library = here.counts()
         _attempt(report, lambda: _lists(here))
@@ -114,7 +153,7 @@ def facts(report: Report) -> dict[str, Any]:
     made, changes = report.index or (None, None)
     return {
         "meditune": __version__,
-        "when": library.now(),
+        "when": article_library.now(),
         "read": report.read,
         "files": report.files,
         "counts": dict(report.counts),
@@ -149,7 +188,7 @@ def _take_in(here: Library, wanted: Wanted, email: str, report: Report) -> None:
             searching = Searching(here, Eutils(http, wanted.eutils), asked, rejects)
             for term in wanted.queries:
                 report.read[term] = searching.query(term, wanted.since)
-            held = indexing.pmids(place(wanted.index)) if wanted.index else set()
+            held = pmids(place(wanted.index)) if wanted.index else set()
             searching.retractions((here.pmids() | held) - {row["pmid"] for row in here.retracted()})
             searching.again()
     finally:
@@ -182,15 +221,15 @@ def _take_files(
 
 def _lists(here: Library) -> None:
     """Write what people and programs read beside the database."""
-    write_jsonl(here.folder / flags.FILE, here.retracted())
+    write_jsonl(here.folder / article_library.FILE, here.retracted())
     write_jsonl(here.folder / REJECTS_FILE, here.rejects())
 
 
 def _flags(here: Library, wanted: Wanted, report: Report) -> None:
     """Find and write down the answers that cite what is retracted."""
     known = {row["pmid"]: row for row in here.retracted()}
-    report.flagged = list(flags.flag(flags.of_store(str(wanted.store)), known))
-    write_jsonl(here.folder / flags.FLAGGED, map(asdict, report.flagged))
+    report.flagged = list(article_library.flag(article_library.of_store(str(wanted.store)), known))
+    write_jsonl(here.folder / article_library.FLAGGED, map(asdict, report.flagged))
 
 
 def _note(folder: Path, wanted: Wanted, report: Report) -> None:
@@ -204,21 +243,21 @@ def _note(folder: Path, wanted: Wanted, report: Report) -> None:
 
 
 def _index(here: Library, wanted: Wanted, report: Report) -> None:
-    report.index = indexing.bring_up(here, place(str(wanted.index)), wanted.documents, wanted.embedding)
+    report.index = bring_up(here, place(str(wanted.index)), wanted.documents, wanted.embedding)
 
 
 def _pairs(here: Library, wanted: Wanted, report: Report) -> None:
     """Make the pairs anew where anything has changed. Rules compare them all, so all are made."""
     made_from = {"change": here.change(), "tests": [str(path.resolve()) for path in wanted.tests]}
-    if here.cursor("pairs") == made_from and (here.folder / pairs.FILE).is_file():
+    if here.cursor("pairs") == made_from and (here.folder / abstract_questions.FILE).is_file():
         return
-    made = pairs.make(here.standing(), pairs.tests(wanted.tests))
-    pairs.write(here.folder / pairs.FILE, made.examples)
+    made = abstract_questions.make(here.standing(), abstract_questions.tests(wanted.tests))
+    abstract_questions.write(here.folder / abstract_questions.FILE, made.examples)
     if made.audit:
         write_json(here.folder / "quality.json", made.audit.facts())
         made.audit.ledger.write(here.folder / "ledger.parquet")
     with replacing(here.folder / "README.md") as stream:
-        stream.write(card.card(made, here.counts(), here.sources()))
+        stream.write(abstract_questions.card(made, here.counts(), here.sources()))
     with here.together():
         here.move("pairs", made_from)
     report.pairs = made

@@ -1,8 +1,12 @@
-"""`POST /v1/completions`: texts to go on with, and texts to score."""
+"""`POST /v1/completions`: texts to go on with, and texts to score.
+
+`POST /v1/embeddings`.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -14,17 +18,25 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from meditune.engines.engine import Job, Likely
-from meditune.serve import tokens
-from meditune.serve.access import Caller, allowed
-from meditune.serve.chosen import chosen, conversation_of
-from meditune.serve.errors import ApiError
-from meditune.serve.routes.documented import errors, streams
-from meditune.serve.schema.body import Usage
-from meditune.serve.schema.completion import Completion, CompletionBody, CompletionChoice, CompletionLogprobs
+from meditune.serve import streaming
+from meditune.serve.api_errors import SCOPE_KEY, ApiError, Trace
+from meditune.serve.auth import Caller, allowed
+from meditune.serve.schema import (
+    Completion,
+    CompletionBody,
+    CompletionChoice,
+    CompletionLogprobs,
+    EmbeddingBody,
+    Embeddings,
+    EmbeddingUsage,
+    Usage,
+    Vector,
+    errors,
+    streams,
+)
 from meditune.serve.service import Service
-from meditune.serve.streaming import EventStream, event, while_there
-from meditune.serve.trace import SCOPE_KEY, Trace
-from meditune.serve.writing import Written, turn, whole, written_pieces
+from meditune.serve.streaming import EventStream, Written, event, turn, while_there, whole, written_pieces
+from meditune.serve.version_router import chosen, conversation_of
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -153,10 +165,10 @@ class _Completing:
         first, rest = list(job.prompt[:1]), [*job.prompt[1:], *([engine.tokenizer.eos_token_id] if ended else [])]
         scored = asyncio.get_running_loop().run_in_executor(self.service.asks, engine.score, first, [rest])
         likely = (await scored)[0] if rest else []
-        told = self._logprobs(likely, len(tokens.text_of(engine.tokenizer, first[0])))
+        told = self._logprobs(likely, len(streaming.text_of(engine.tokenizer, first[0])))
         assert told is not None, "only where they were asked for"
         return CompletionLogprobs(
-            tokens=[tokens.text_of(engine.tokenizer, first[0]), *told.tokens],
+            tokens=[streaming.text_of(engine.tokenizer, first[0]), *told.tokens],
             token_logprobs=[None, *told.token_logprobs],
             top_logprobs=[None, *told.top_logprobs],
             text_offset=[0, *told.text_offset],
@@ -166,12 +178,12 @@ class _Completing:
         if self.body.logprobs is None:
             return None
         tokenizer = self.service.engine.tokenizer
-        texts = [tokens.text_of(tokenizer, each.token) for each in likely]
+        texts = [streaming.text_of(tokenizer, each.token) for each in likely]
         offsets = [offset + sum(map(len, texts[:number])) for number in range(len(texts))]
         return CompletionLogprobs(
             tokens=texts,
-            token_logprobs=[tokens.finite(each.logprob) for each in likely],
-            top_logprobs=[tokens.named(tokenizer, each.others, each) for each in likely],
+            token_logprobs=[streaming.finite(each.logprob) for each in likely],
+            top_logprobs=[streaming.named(tokenizer, each.others, each) for each in likely],
             text_offset=offsets,
         )
 
@@ -219,3 +231,50 @@ async def _together(works: Sequence[Callable[[], Awaitable[CompletionChoice]]], 
 
 def _finish(finish: str) -> Any:
     return "length" if finish == "length" else "stop"
+
+
+@router.post("/v1/embeddings", response_model=Embeddings, responses=errors(404), summary="Vectors of texts")
+async def embed(
+    body: EmbeddingBody, request: Request, caller: Annotated[Caller, Depends(allowed("embed", paying=True))]
+) -> Any:
+    """A vector of length 1 for each text; near texts have near vectors."""
+    service: Service = request.app.state.service
+    if service.embeds is None:
+        raise ApiError(404, "This server has no embedding model.", "model_not_found", "model")
+    service.must_serve(body.model, embedding=True)
+    model = await asyncio.to_thread(service.embeds)
+    if body.dimensions not in {None, model.size}:
+        raise ApiError(400, f"dimensions: {body.model} has {model.size}, and no others.", "invalid_value", "dimensions")
+    loop = asyncio.get_running_loop()
+    counts = await loop.run_in_executor(service.encoding, _counted, model.tokenizer, body.input)
+    async with turn(service, caller, request.scope[SCOPE_KEY], needs_engine=False) as count:
+        count.prompt_tokens = sum(counts)
+        made = await loop.run_in_executor(service.asks, model.embed, body.input)
+    as_text = body.encoding_format == "base64"
+    return Embeddings(
+        data=[
+            Vector(
+                index=n, embedding=base64.b64encode(row.astype("<f4").tobytes()).decode() if as_text else row.tolist()
+            )
+            for n, row in enumerate(made)
+        ],
+        model=body.model,
+        usage=EmbeddingUsage(prompt_tokens=sum(counts), total_tokens=sum(counts)),
+    )
+
+
+def _counted(tokenizer: Any, texts: list[str]) -> list[int]:
+    """Tokens of each text. Raises ApiError at one that the model wouldn't read to its end."""
+    counts = []
+    for number, row in enumerate(tokenizer.encode_batch(texts)):
+        most = len(row.ids)
+        excess = sum(len(each.ids) - 2 for each in row.overflowing)
+        if excess > 0:
+            raise ApiError(
+                400,
+                f"input.{number} is {excess:,} token{'s' if excess != 1 else ''} too long: the model reads {most}.",
+                "context_length_exceeded",
+                "input",
+            )
+        counts.append(most)
+    return counts

@@ -1,0 +1,573 @@
+r"""The assistant: safety, search, writing, citing, safety again; told event by event.
+
+question -> triage -> search -> pack -> engine, sentence by sentence -> judged by the passages -> shown, or not
+               \-> answered at once or declined, without any model
+
+One question on its way to its answer: what was told of it so far, and the answer made of that.
+
+Yes, no or maybe: whether a question asks for it, and what the model finds likeliest.
+
+A model's answer sentence by sentence while it is written: cited, checked, shown or kept back.
+
+Opening an assistant: its index, and what a run's folder tells of how to correct decisions.
+
+An index that changes while it is served: its newest version is taken, so that what was retracted isn't found.
+"""
+
+from __future__ import annotations
+
+import queue
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+from meditune import __version__
+from meditune.assistant import triage as classifier
+from meditune.assistant.answer_filter import REASONS, kept_back
+from meditune.assistant.cited_answers import CONTEXT_TOKENS, PASSAGES, Answerer, Writer, judged
+from meditune.assistant.emergencies import numbers
+from meditune.assistant.events import (
+    Answer,
+    Citation,
+    Decision,
+    Event,
+    Notice,
+    Outcome,
+    Sentence,
+    Source,
+    Sources,
+    Text,
+)
+from meditune.assistant.triage import Classifier, Triage, triage
+from meditune.config.data_options import PromptFormat, Style
+from meditune.config.recipe import EvaluateSpec
+from meditune.data.example import DECISIONS, Example, Passage
+from meditune.engines.engine import Engine, Job, Piece, Running
+from meditune.errors import DataError, MedituneError, ModelError
+from meditune.evaluate.metrics.confidence import probabilities
+from meditune.evidence.detector import placed
+from meditune.files import read_jsonl
+from meditune.observability import LOGGER, span
+from meditune.prompts import LIMITS_LINE, Encoder, QuestionTooLongError, prompt_text
+from meditune.retrieve import index as manifest
+from meditune.retrieve.citations import CitedAnswer, Citer, said_in
+from meditune.retrieve.context_packing import Packed, chooser, grade
+from meditune.retrieve.index import Index
+from meditune.retrieve.storage import place
+from meditune.retrieve.vector_search import DEFAULT, INT8
+
+
+@dataclass
+class Asking:
+    """What is known of one question."""
+
+    question: str
+    style: Style
+    begun: float = field(default_factory=time.monotonic)
+    safety: dict[str, str] = field(default_factory=dict)
+    sources: tuple[Source, ...] = ()
+    notices: list[Notice] = field(default_factory=list)
+    sentences: list[Sentence] = field(default_factory=list)
+    decision: Decision | None = None
+    outcome: Outcome = "answered"
+    refused: str = ""
+    tokens: dict[str, int] = field(default_factory=lambda: {"prompt": 0, "completion": 0})
+    timings: dict[str, float] = field(default_factory=dict)
+    _lead: str = ""
+    _shown: list[str] = field(default_factory=list)
+
+    def at_once(self, found: Triage) -> Iterator[Event]:
+        """The answer to what no model is asked."""
+        urgent = found.action == "urgent"
+        self.outcome = "escalated" if urgent else "declined"
+        self.refused = "" if urgent else found.text
+        yield self.noted(Notice("urgent" if urgent else "refusal", found.text, found.title))
+        yield self._text(found.text)
+
+    def noted(self, notice: Notice) -> Notice:
+        """Something is said beside the answer."""
+        self.notices.append(notice)
+        return notice
+
+    def searched(self, begun: CitedAnswer | None) -> None:
+        """What the index gave."""
+        self._lap("search")
+        if begun is None:
+            return
+        self.sources = tuple(_source(number, packed) for number, packed in enumerate(begun.packed, start=1))
+        self.notices += [Notice("remark", text) for text in begun.remarks]
+
+    def asked(self, prompt_tokens: int) -> None:
+        """The model has begun."""
+        self.tokens["prompt"] += prompt_tokens
+
+    def count(self, piece: Piece) -> None:
+        """What the model wrote next."""
+        if piece.text:
+            self._lap("first_token")
+        self.tokens["completion"] += len(piece.tokens)
+        if piece.cached:
+            self.tokens["cached"] = self.tokens.get("cached", 0) + piece.cached
+
+    def said(self, sentence: Sentence) -> Iterator[Event]:
+        """A sentence, and its text where it may be shown."""
+        self.sentences.append(sentence)
+        yield sentence
+        if sentence.shown:
+            self._lap("first_sentence")
+            yield self._text((" " if self._shown and not self._shown[-1].endswith("\n") else "") + sentence.text)
+
+    def bounded(self, found: Triage) -> Iterator[Event]:
+        """What stands before an answer within limits."""
+        yield self.noted(Notice("limit", found.text, found.title))
+        self._lead = f"{found.text}\n\n"
+        yield self._text(self._lead)
+
+    def refuse(self, why: str) -> Notice:
+        """There is no answer; the sources, if any, stand in its place."""
+        self.outcome, self.refused, self.decision = "abstained", why, None
+        self._shown = [self._lead, why]
+        return self.noted(Notice("refusal", why, "No answer from these sources" if self.sources else "No answer"))
+
+    def answer(self, versions: Mapping[str, str]) -> Answer:
+        """All of it."""
+        text = "".join(self._shown)
+        judged = [each for each in self.sentences if not each.text.endswith("?")]
+        share = sum(each.supported for each in judged) / len(judged) if judged and self.sources else None
+        sure = max(self.decision.probabilities.values()) if self.decision else share
+        self.timings["total"] = round(time.monotonic() - self.begun, 4)
+        return Answer(
+            self.question,
+            text,
+            self.outcome,
+            self.refused,
+            self.style,
+            tuple(self.sentences),
+            self.sources,
+            tuple(self.notices),
+            self.decision,
+            None if sure is None or self.refused else round(sure, 4),
+            round(grade(text.removeprefix(self._lead)), 1) if self.outcome == "answered" else None,
+            LIMITS_LINE,
+            self.safety,
+            dict(versions),
+            self.tokens,
+            self.timings,
+        )
+
+    def _text(self, text: str) -> Text:
+        self._shown.append(text)
+        return Text(text)
+
+    def _lap(self, name: str) -> None:
+        self.timings.setdefault(name, round(time.monotonic() - self.begun, 4))
+
+
+def _source(number: int, packed: Packed) -> Source:
+    passage = packed.hit.passage
+    return Source(
+        number,
+        passage.id,
+        packed.title or passage.document,
+        passage.section,
+        # The address of an own document is a path on this machine, which is nobody else's business.
+        passage.url if passage.url.startswith(("https://", "http://")) else "",
+        passage.date,
+        passage.licence,
+        passage.source,
+        packed.text,
+        packed.hit.meaning,
+        passage.restricted,
+    )
+
+
+LEAST = 0.5
+"""The probability that the likeliest must have"""
+_ASKS = re.compile(
+    r"^(?:(?:so|and|but|please|hi|hello|ok)\W+)*(?:is|are|was|were|does|do|did|can|could|should|will|would|has|have|may|might)"
+    r"(?:n['’]t)?\s",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What corrects a model's decisions (evaluate/decision_calibration.py): logits / temperature + bias."""
+
+    temperature: float = 1.0
+    bias: Mapping[str, float] = field(default_factory=dict)
+
+
+def asks_yes_or_no(question: str) -> bool:
+    """Whether the last sentence of a question wants yes or no."""
+    asked = re.split(r"(?<=[.!?])\s+", question.strip())[-1]
+    return bool(_ASKS.match(asked)) and " or " not in asked.lower()
+
+
+def decide(
+    engine: Engine, prompt: Sequence[int], labels: Mapping[str, Sequence[int]], correction: Correction | None = None
+) -> Decision:
+    """The likeliest of yes, no and maybe after a prompt that ends in the decision's cue.
+
+    `labels` are the words' tokens. Raises ModelError where the engine tells no likelihoods.
+    """
+    scored = engine.score(prompt, [labels[name] for name in DECISIONS])
+    logits: dict[str, float] = {
+        name: sum((each.logprob for each in tokens), 0.0) for name, tokens in zip(DECISIONS, scored, strict=True)
+    }
+    if correction:
+        logits = {name: each / correction.temperature + correction.bias.get(name, 0.0) for name, each in logits.items()}
+    found = probabilities(logits)
+    best = max(found, key=lambda name: found[name])
+    return Decision(best if found[best] >= LEAST else None, found, correction is not None)
+
+
+class Judging:
+    """One answer on its way."""
+
+    def __init__(self, begun: CitedAnswer | None, no_amounts: bool) -> None:
+        """`begun` holds the passages, if any were searched; `no_amounts` leaves out sentences with a dose."""
+        self.text = ""
+        self.repeats = 0
+        """Sentences that had been said before"""
+        self._citer = Citer(begun.packed) if begun else None
+        self._no_amounts = no_amounts
+        self._taken = 0
+        self._said: set[str] = set()
+
+    def add(self, piece: str) -> Iterator[Sentence]:
+        """What came next of the text, and the sentences that are finished by it."""
+        self.text += piece
+        finished = [text for _, text in placed(self.text)][:-1]
+        for text in finished[self._taken :]:
+            self._taken += 1
+            if text.endswith("?"):
+                continue
+            if text in self._said:
+                self.repeats += 1
+                continue
+            yield self._judged(text)
+
+    def rest(self) -> Iterator[Sentence]:
+        """The sentences that are left at the end; one that broke off isn't among them."""
+        for text in said_in(self.text)[0]:
+            if text not in self._said:
+                yield self._judged(text)
+
+    def _judged(self, text: str) -> Sentence:
+        self._said.add(text)
+        if self._citer is None:
+            why = kept_back(text, supported=False, searched=False, no_amounts=self._no_amounts)
+            return Sentence(text, (), False, why is None, REASONS[why] if why else "")
+        with span("check") as made:
+            borne = self._citer.judge(text)
+            supported = bool(borne.places)
+            made.set_attribute("meditune.supported", supported)
+        why = kept_back(text, supported, searched=True, no_amounts=self._no_amounts)
+        citations = tuple(Citation(place + 1, quote) for place, quote in zip(borne.places, borne.words, strict=True))
+        return Sentence(text, citations, supported, why is None, REASONS[why] if why else "", round(borne.score, 4))
+
+
+POLL_S = 0.05
+"""So often a writing job is asked whether anyone still listens"""
+REPEATS = 3
+"""Sentences said before that end an answer"""
+FROM_MEMORY = (
+    "This answer comes from the model's memory alone: no sources were searched, so none of it can be checked here."
+)
+NO_ANSWER = "The model wrote nothing that can be shown."
+
+
+@dataclass(frozen=True)
+class AssistantSettings:
+    """What an assistant is given once."""
+
+    country: str = ""
+    """ISO 3166, for the numbers to call; empty: words that hold everywhere"""
+    numbers: Mapping[str, str] = field(default_factory=dict)
+    """`emergency`, `poison`, `crisis` in place of the country's"""
+    passages: int = PASSAGES
+    context_tokens: int = CONTEXT_TOKENS
+    max_new_tokens: int = EvaluateSpec().max_new_tokens
+    nearest: float | None = None
+    """See `answering.Answerer`"""
+    correction: Correction | None = None
+    """Of yes, no and maybe, fitted on dev"""
+    elsewhere: str = ""
+    """Who gets to see the passages, where the engine isn't on this machine: restricted ones are refused then"""
+    decides: bool = True
+    """Whether questions that ask for yes or no get one, where there are passages"""
+
+
+class Assistant:
+    """A model with its engine, and an index if there is one; it answers any number of questions at once."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        index: Index | None = None,
+        settings: AssistantSettings | None = None,
+        *,
+        form: PromptFormat | None = None,
+        versions: Mapping[str, str] | None = None,
+        classifier: Classifier | None = None,
+    ) -> None:
+        """`form` is the prompt format that the model was tuned with; without `classifier`, triage has rules alone.
+
+        Raises ModelError where the model has no room for passages and an answer, DataError at an unknown country.
+        """
+        self.engine, self.settings, self.form = (
+            engine,
+            settings or AssistantSettings(),
+            form or PromptFormat(quoted=True),
+        )
+        self._numbers = numbers(self.settings.country, self.settings.numbers)
+        self._classifier = classifier
+        self._encoder = Encoder(engine.tokenizer, self.form)
+        self._styles: tuple[Style, ...] = ("expert", "plain") if self.form.plain_cue else ("expert",)
+        room = min(self.settings.context_tokens, engine.context_tokens - self.settings.max_new_tokens)
+        if room < 64:
+            raise ModelError(
+                f"The model reads {engine.context_tokens} tokens, which leaves {room} for question and passages beside "
+                f"an answer of {self.settings.max_new_tokens}."
+            )
+        special = tuple(engine.tokenizer.all_special_tokens)
+        self._writer = Writer(self.form, self._count, self._write, room, special, elsewhere=self.settings.elsewhere)
+        self._answerer = Answerer(index, self._writer, self.settings.nearest) if index else None
+        self.index = index
+        content = index.manifest.content if index else ""
+        self.versions = {"meditune": __version__, "engine": engine.name, "index": content, **(versions or {})}
+
+    def ask(
+        self,
+        question: str,
+        *,
+        style: Style = "plain",
+        k: int | None = None,
+        sources: Sequence[str] | None = None,
+        history: Sequence[tuple[str, str]] = (),
+        max_new_tokens: int | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+        found: Triage | None = None,
+    ) -> Iterator[Event]:
+        """Events, the last of which is the answer. `history` are earlier questions with their answers, oldest first;
+        `found` is what `judge` says of the question, if that is known.
+
+        Nothing is shown that wasn't judged. An answer may be taken back at its end, where too little of it was borne
+        out: `outcome` is abstained then. Raises DataError where the question is empty or too long.
+        """
+        if not question.strip():
+            raise DataError("There is no question.")
+        asking = Asking(question, style)
+        found = found or self.judge(question, [asked for asked, _ in history])
+        asking.safety = {"action": found.action, "kind": found.kind}
+        if found.action in ("urgent", "decline"):
+            yield from asking.at_once(found)
+        else:
+            yield from self._answered(asking, found, found.question, k, sources, max_new_tokens, cancelled)
+        yield asking.answer(self.versions)
+
+    def judge(self, question: str, before: Sequence[str] = ()) -> Triage:
+        """What is done with a message; `before` are earlier ones of the same person, oldest first."""
+        with span("triage") as made:
+            found = triage(question, self._numbers, before, self._classifier)
+            made.set_attribute("meditune.action", found.action)
+            return found
+
+    def _answered(
+        self,
+        asking: Asking,
+        found: Triage,
+        question: str,
+        k: int | None,
+        sources: Sequence[str] | None,
+        max_new_tokens: int | None,
+        cancelled: Callable[[], bool],
+    ) -> Iterator[Event]:
+        for text in found.remarks:
+            yield asking.noted(Notice("remark", text))
+        with span("retrieve") as made:
+            begun = self._begun(question, asking.style, k, sources)
+            made.set_attribute("meditune.passages", len(begun.packed) if begun else 0)
+        asking.searched(begun)
+        if begun:
+            yield Sources(asking.sources)
+        else:
+            yield asking.noted(Notice("remark", FROM_MEMORY))
+        if found.action == "bound":
+            yield from asking.bounded(found)
+        if begun and begun.refusal:
+            yield asking.refuse(begun.refusal)
+            return
+        texts = [each.shown for each in begun.packed] if begun else []
+        if begun and found.action == "answer" and self.settings.decides and asks_yes_or_no(question):
+            asking.decision = self._decided(question, texts)
+        limit = min(max_new_tokens or self.settings.max_new_tokens, self.engine.context_tokens - self._writer.room)
+        judging = Judging(begun, found.no_amounts)
+        prompt = self._prompt(prompt_text(self.form, question, _context(texts), "answer", asking.style))
+        asking.asked(len(prompt))
+        for piece in self._pieces(prompt, limit, cancelled):
+            asking.count(piece)
+            for sentence in judging.add(piece.text):
+                yield from asking.said(sentence)
+            if judging.repeats >= REPEATS:
+                break
+        for sentence in judging.rest():
+            yield from asking.said(sentence)
+        with span("check") as made:
+            refusal = judged(begun, judging.text).refusal if begun else ""
+            made.set_attribute("meditune.refused", bool(refusal))
+        if refusal or not any(each.shown for each in asking.sentences):
+            yield asking.refuse(refusal or NO_ANSWER)
+
+    def _begun(self, question: str, style: Style, k: int | None, sources: Sequence[str] | None) -> CitedAnswer | None:
+        if self._answerer:
+            return self._answerer.begun(question, k or self.settings.passages, sources, chooser(style))
+        if self._writer.count(question, ()) >= self._writer.room:
+            raise DataError(f"The question is too long: it must fit into {self._writer.room} tokens. Shorten it.")
+        return None
+
+    def _decided(self, question: str, texts: Sequence[str]) -> Decision | None:
+        """By the first of the texts alone: with more, decisions are worse (docs/experiments.md) and take longer."""
+        words: dict[str, list[int]] = {name: self._encoder.tokenize(f" {name}") for name in DECISIONS}
+        asked = Example(id="asked", source="asked", question=question, context=_context(texts[:1]), group="asked")
+        try:
+            return decide(self.engine, self._encoder.prompt(asked, "decision").prompt, words, self.settings.correction)
+        except (ModelError, QuestionTooLongError):
+            return None  # an engine without likelihoods, say: the answer stands without a decision
+
+    def _pieces(self, prompt: Sequence[int], limit: int, cancelled: Callable[[], bool]) -> Iterator[Piece]:
+        came: queue.Queue[Piece] = queue.Queue()
+        with span("generate") as made:
+            made.set_attribute("meditune.prompt_tokens", len(prompt))
+            yield from self._delivered(self.engine.start(Job(prompt, limit), came.put), came, cancelled)
+
+    @staticmethod
+    def _delivered(running: Running, came: queue.Queue[Piece], cancelled: Callable[[], bool]) -> Iterator[Piece]:
+        try:
+            while True:
+                try:
+                    piece = came.get(timeout=POLL_S)
+                except queue.Empty:
+                    if cancelled():
+                        return
+                    continue
+                if piece.error is not None:
+                    raise piece.error
+                yield piece
+                if piece.finish is not None or cancelled():
+                    return
+        finally:
+            running.cancel()
+
+    def _write(self, question: str, texts: Sequence[str]) -> str:
+        prompt = self._prompt(prompt_text(self.form, question, _context(texts), "answer"))
+        pieces = self._pieces(prompt, self.settings.max_new_tokens, lambda: False)
+        return "".join(piece.text for piece in pieces)
+
+    def _prompt(self, text: str) -> list[int]:
+        ids: list[int] = self.engine.tokenizer(text, split_special_tokens=True)["input_ids"]
+        while ids and ids[-1] == self.engine.tokenizer.eos_token_id:
+            ids = ids[:-1]
+        return ids
+
+    def _count(self, question: str, texts: Sequence[str]) -> int:
+        """In the style that takes more."""
+        context = _context(texts)
+        return max(
+            len(self._prompt(prompt_text(self.form, question, context, "answer", style))) for style in self._styles
+        )
+
+
+def _context(texts: Sequence[str]) -> tuple[Passage, ...]:
+    return tuple(Passage(text=text) for text in texts)
+
+
+def open_assistant(
+    engine: Engine,
+    model: Path,
+    form: PromptFormat | None,
+    index: Index | str | None,
+    settings: AssistantSettings | None = None,
+    versions: Mapping[str, str] | None = None,
+) -> Assistant:
+    """An assistant for an open engine; `model` is the run's folder, if it is one.
+
+    Raises DataError where the index can't be opened.
+    """
+    settings = settings or AssistantSettings()
+    # A model that never learnt to decide in this format has no say in it.
+    settings = replace(
+        settings,
+        correction=settings.correction or correction_of(model),
+        decides=settings.decides and form is not None,
+    )
+    opened = open_index(index) if isinstance(index, str) else index
+    return Assistant(engine, opened, settings, form=form, versions=versions, classifier=triage_classifier())
+
+
+def open_index(index: str) -> Index:
+    """An index with its embedding model, or that model's form without torch where this process has no torch.
+
+    Raises DataError where it can't be opened.
+    """
+    return Index.open(index, _light(index))
+
+
+def _light(index: str) -> str | None:
+    """The sentence model's form without torch for an index whose vectors it may be compared with.
+
+    Torch takes seconds to start and half a gigabyte; a process that has it anyway takes the index's own form.
+    """
+    own = manifest.read(place(index)).embedding["name"]
+    return INT8 if own == DEFAULT and "torch" not in sys.modules and find_spec("onnxruntime") else None
+
+
+def triage_classifier() -> classifier.TriageClassifier | None:
+    """Return triage's classifier; None, with an error in the log, if it can't be loaded."""
+    try:
+        return classifier.load()
+    except ModelError as error:
+        LOGGER.error("triage has no classifier: rules alone miss most emergencies", extra={"why": str(error)})
+        return None
+
+
+def correction_of(run: Path) -> Correction | None:
+    """What was fitted on dev to correct the tuned model's decisions; None where the run has nothing of the kind."""
+    path = run / "predictions" / "tuned-calibration.jsonl"
+    if not path.is_file():
+        return None
+    (row,) = read_jsonl(path)
+    return Correction(float(row["temperature"]), row["bias"])
+
+
+SECONDS = 30.0
+
+
+def follow(index: Index, told: Callable[[str], None], seconds: float = SECONDS) -> Callable[[], None]:
+    """Look for a newer version every so many seconds, and tell its content's hash; what is returned ends that.
+
+    An index that can't be read is said in the log, once, and the version that is open stays in use.
+    """
+    ended = threading.Event()
+
+    def look() -> None:
+        in_trouble = False
+        while not ended.wait(seconds):
+            try:
+                if index.refresh():
+                    told(index.manifest.content)
+                    LOGGER.info("the index has changed", extra={"index": index.manifest.content})
+                in_trouble = False
+            except MedituneError as error:
+                if not in_trouble:
+                    LOGGER.warning("the index's newest version can't be used", extra={"why": str(error)})
+                in_trouble = True
+
+    threading.Thread(target=look, name="index", daemon=True).start()
+    return ended.set

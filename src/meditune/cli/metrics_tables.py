@@ -1,0 +1,284 @@
+"""What was measured: figures, comparisons, what got worse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from meditune.cli.data import print_leakage
+from meditune.cli.options import console
+from meditune.evaluate.compare import count_changes, survives
+from meditune.evaluate.compare import shown as is_shown
+from meditune.evaluate.metrics import METRICS, summarise
+from meditune.evaluate.predictions import Predictions
+
+SHOWN_WITH = {"closed": "closed book", "given": "given context", "retrieved": "retrieved"}
+MANY_SEEDS = 10
+"""With fewer, what they can't tell is said."""
+VERDICTS = {True: "[green]better[/]", False: "[red]worse[/]", None: "not shown"}
+
+
+def print_side_by_side(result: dict[str, Any], changed: int) -> None:
+    """Each model beside the first, what moved the wrong way, and `changed` items of either direction."""
+    out, (first, *others) = console(), result["models"]
+    short = _short_names(result["models"])
+    for name in others:
+        pair = {"base": result["figures"][first], "tuned": result["figures"][name], **result["comparisons"][name]}
+        print_comparison(pair, short[first], short[name])
+        _print_changes(result["changes"][name], changed)
+        print_worse(pair)
+    print_remarks(result["remarks"])
+    print_leakage(*result["leakage"])
+    for name, checks in result.get("gate", {}).items():
+        for each in checks:
+            mark = "[green]met[/]" if each["passed"] else "[bold red]NOT MET[/]"
+            rule = each["rule"].replace("_", " ")
+            out.print(f"{mark} {escape(name)}: {METRICS[each['metric']].title} {rule} ({each['why']})")
+
+
+def _short_names(names: list[str]) -> dict[str, str]:
+    """The last part of each path, where that tells them apart."""
+    last = {name: name.rstrip("/").rpartition("/")[2] for name in names}
+    return last if len(set(last.values())) == len(names) else {name: name for name in names}
+
+
+def _print_changes(rows: list[dict[str, Any]], shown: int) -> None:
+    out = console()
+    for kind, counts in count_changes(rows).items():
+        what = "decisions" if kind == "decision" else "written answers (by ROUGE-L)"
+        out.print(f"Changed {what}: {counts['gained']} gained, {counts['lost']} lost, {counts['neither']} neither.")
+    lost = [row for row in rows if row["change"] == "lost"][:shown]
+    gained = [row for row in rows[::-1] if row["change"] == "gained"][:shown]
+    for row in (*lost, *gained):
+        said = f"{_short(row['base'])} -> {_short(row['tuned'])} (reference: {_short(row['reference'])})"
+        out.print(f"  {row['change']}  {row['id']}  {_short(row['question'], 80)}", markup=False)
+        out.print(f"        {said}", markup=False, style="dim")
+
+
+def _short(text: str | None, most: int = 60) -> str:
+    plain = " ".join((text or "none of the three").split())
+    return plain if len(plain) <= most else plain[: most - 1] + "…"
+
+
+def print_seeds(result: dict[str, Any]) -> None:
+    """How base, tuned and their difference spread over runs with other seeds, and what that can't tell."""
+    table, metrics = Table(box=None, pad_edge=False), result["metrics"]
+    beside = any(row.get("references") for row in metrics.values())
+    titles = ["metric", "items", "base", "tuned", *(["references"] if beside else []), "mean difference", "sd", "range"]
+    for title in (*titles, "95 % interval", "p, Holm", "right way", "verdict"):
+        table.add_column(title, justify="left" if title in {"metric", "verdict"} else "right")
+    for name, row in metrics.items():
+        digits = METRICS[name].digits
+        spans = [f"{min(row[side]):.{digits}f} to {max(row[side]):.{digits}f}" for side in ("base", "tuned")]
+        low, high = (f"{bound:+.{digits}f}" for bound in row["range"])
+        table.add_row(
+            METRICS[name].title,
+            f"{row['items']:,}",
+            *spans,
+            *([_references(row, digits)] if beside else []),
+            f"{row['mean']:+.{digits}f}",
+            f"{row['sd']:.{digits}f}",
+            f"{low} to {high}",
+            f"{row['ci95'][0]:+.{digits}f} to {row['ci95'][1]:+.{digits}f}",
+            _p(row["p_holm"]),
+            f"{row['agree']} of {len(row['delta'])}",
+            _verdict(row),
+        )
+    out, count = console(), len(result["seeds"])
+    out.print(table)
+    out.print(
+        f"Seeds: {', '.join(map(str, result['seeds']))}. Intervals: two-level bootstrap, of the mean over seeds and "
+        f"items. p: corrected by Holm's procedure for {len(metrics)} metrics."
+    )
+    _print_unsure(metrics)
+    if count < MANY_SEEDS:
+        out.print(
+            f"{count} seeds tell whether the mean difference, over seeds and over items like these, lies on one side "
+            f"of 0. Their own variance is estimated with {count - 1} degree{'s' if count > 2 else ''} of freedom, so "
+            "the interval can't tell how far a single further seed may fall, whether a rare seed fails, or which of "
+            f"two recipes varies less. Run {MANY_SEEDS} or more seeds for that."
+        )
+
+
+def print_comparison(result: dict[str, Any], first: str = "base", second: str = "tuned") -> None:
+    """Both models' figures with the interval of their difference."""
+    table = Table(box=None, pad_edge=False)
+    beside = any(row.get("references") for row in result["comparison"].values())
+    titles = ["metric", "items", first, second, *(["references"] if beside else []), "difference", "95 % interval"]
+    for title in (*titles, "effect", "p", "p, Holm", "verdict"):
+        table.add_column(title, justify="left" if title in {"metric", "verdict"} else "right")
+    for name, row in result["comparison"].items():
+        digits = METRICS[name].digits
+        low, high = row["ci95"]
+        table.add_row(
+            METRICS[name].title,
+            f"{row['items']:,}",
+            f"{result['base'][name]:.{digits}f}",
+            f"{result['tuned'][name]:.{digits}f}",
+            *([_references(row, digits)] if beside else []),
+            f"{row['delta']:+.{digits}f}" + (" (distance from 1)" if METRICS[name].direction == "one" else ""),
+            f"{low:+.{digits}f} to {high:+.{digits}f}",
+            "" if row["effect"] is None else f"{row['effect']:+.2f}",
+            _p(row["p"]),
+            _p(row["p_holm"]),
+            _verdict(row),
+        )
+    console().print(table)
+    _print_unsure(result["comparison"])
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    return VERDICTS[row["better"]] + ("?" if row["better"] and not survives(row) else "")
+
+
+def _print_unsure(rows: dict[str, dict[str, Any]]) -> None:
+    """What "better?" means, where a verdict says that."""
+    if any(row["better"] and not survives(row) for row in rows.values()):
+        console().print(
+            "better?: the interval excludes 0, but among so many metrics that may be chance (Holm's correction)."
+        )
+
+
+def _references(row: dict[str, Any], digits: int) -> str:
+    """What the detector gives the reference answers; empty for metrics without a detector."""
+    found = row.get("references")
+    return f"{found['figure']:.{digits}f}" if found else ""
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def print_crossval(result: dict[str, Any]) -> None:
+    """Mean and standard deviation over the folds, and the figures of all their items together."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("metric", "base, mean ± SD", "tuned, mean ± SD", "base, pooled", "tuned, pooled", "difference"):
+        table.add_column(title, justify="left" if title == "metric" else "right")
+    for title in ("95 % interval", "p", "verdict"):
+        table.add_column(title, justify="left" if title == "verdict" else "right")
+    for name, found in result["figures"].items():
+        digits, row = METRICS[name].digits, found["difference"]["pooled"]
+        spread = [
+            f"{found[model]['mean']:.{digits}f}"
+            + ("" if found[model]["sd"] is None else f" ± {found[model]['sd']:.{digits}f}")
+            for model in ("base", "tuned")
+        ]
+        if row is None:
+            table.add_row(METRICS[name].title, *spread, "–", "–", "–", "–", "–", "not pooled")
+            continue
+        table.add_row(
+            METRICS[name].title,
+            *spread,
+            *(f"{found[model]['pooled']:.{digits}f}" for model in ("base", "tuned")),
+            f"{row['delta']:+.{digits}f}",
+            f"{row['ci95'][0]:+.{digits}f} to {row['ci95'][1]:+.{digits}f}",
+            "<0.001" if row["p"] < 0.001 else f"{row['p']:.3f}",
+            VERDICTS[row["better"]] + (f" (references {_references(row, digits)})" if row.get("references") else ""),
+        )
+    out = console()
+    out.print(table)
+    for model, (low, high) in result["accuracy_ci95"].items():
+        out.print(f"Pooled accuracy of the {model} model: 95 % interval {low:.1f} to {high:.1f} (Wilson).")
+
+
+def print_crossval_worse(result: dict[str, Any]) -> None:
+    """The last line, as after a run, of the pooled figures."""
+    figures = {name: result["figures"][name] for name in result["worse"]}
+    models = {model: {name: row[model]["pooled"] for name, row in figures.items()} for model in ("base", "tuned")}
+    comparison = {name: row["difference"]["pooled"] for name, row in figures.items()}
+    print_worse({"worse": result["worse"], "comparison": comparison, **models})
+
+
+def print_ratings(ratings: dict[str, list[dict[str, Any]]]) -> None:
+    """The figures of each model's ratings."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("", *(model or "all ratings" for model in ratings)):
+        table.add_column(title, justify="right" if title else "left")
+    every = [summarise(Predictions(rating=rows)) for rows in ratings.values()]
+    counts = [(len(rows), sum(row["score"] is not None for row in rows)) for rows in ratings.values()]
+    table.add_row("questions", *(str(questions) for questions, _ in counts))
+    table.add_row("answered", *(str(answered) for _, answered in counts))
+    for name in every[0]:
+        table.add_row(METRICS[name].title, *(f"{figures[name]:.{METRICS[name].digits}f}" for figures in every))
+    console().print(table)
+
+
+def print_remarks(remarks: list[str]) -> None:
+    """What one must know of the predictions before believing their figures."""
+    for remark in remarks:
+        console().print(f"[yellow]{escape(remark)}[/]")
+
+
+def print_worse(result: dict[str, Any]) -> None:
+    """The last line: which metrics moved the wrong way, in red, or that none did."""
+    if not result["worse"]:
+        console().print("[green]No metric got worse.[/]")
+        return
+    shown: list[str] = []
+    noise: list[str] = []
+    within: list[str] = []
+    for name in result["worse"]:
+        digits = METRICS[name].digits
+        moved = f"{METRICS[name].title} {result['base'][name]:.{digits}f} -> {result['tuned'][name]:.{digits}f}"
+        row = result["comparison"][name]
+        if row["better"] is not False and is_shown(row) is False:
+            within.append(f"{moved} (references {_references(row, digits) or 'not graded'})")
+        else:
+            (shown if row["better"] is False else noise).append(moved)
+    parts = [f"GOT WORSE: {'; '.join(shown)}"] if shown else []
+    parts += [f"MOVED THE WRONG WAY, but not beyond the references: {'; '.join(within)}"] if within else []
+    parts += [f"MOVED THE WRONG WAY, within noise: {'; '.join(noise)}"] if noise else []
+    console().print(f"[bold red]{'. '.join(parts)}[/]")
+
+
+def print_figures(evaluation: dict[str, Any]) -> None:
+    """One model's figures."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("metric")
+    table.add_column(evaluation["model"], justify="right")
+    references = evaluation.get("references") or {}
+    if references:
+        table.add_column("references", justify="right")
+    table.add_column("meaning")
+    for name, value in evaluation["figures"].items():
+        digits = METRICS[name].digits
+        figures = [f"{value:.{digits}f}"]
+        if references:
+            figures.append(f"{references[name]:.{digits}f}" if name in references else "")
+        table.add_row(METRICS[name].title, *figures, METRICS[name].meaning)
+    console().print(table)
+
+
+def print_conditions(result: dict[str, Any]) -> None:
+    """Each model closed book, with the given context and with retrieved passages; nothing where only one is there."""
+    out, models = console(), result.get("conditions", {})
+    for title, found in models.items():
+        table = Table(box=None, pad_edge=False)
+        table.add_column(f"{title}, by what it is shown")
+        for name in found:
+            table.add_column(SHOWN_WITH[name], justify="right")
+            if "comparison" in found[name]:
+                table.add_column("less given (95 % interval)", justify="right")
+        for metric in found["given"]["figures"]:
+            digits, cells = METRICS[metric].digits, []
+            for each in found.values():
+                figure = each["figures"].get(metric)
+                cells.append("" if figure is None else f"{figure:.{digits}f}")
+                if "comparison" in each:
+                    row = each["comparison"].get(metric)
+                    cells.append(
+                        f"{row['delta']:+.{digits}f} ({row['ci95'][0]:+.{digits}f} to {row['ci95'][1]:+.{digits}f})"
+                        if row
+                        else ""
+                    )
+            table.add_row(METRICS[metric].title, *cells)
+        out.print(table)
+    searched = result.get("retrieval")
+    if searched and "share" in searched:
+        low, high = searched["ci95"]
+        out.print(
+            f"Retrieval: an item's own document is among the {searched['k']} found for {searched['share']:.1f} % of "
+            f"{searched['own']['items']:,} items (95 % interval {low:.1f} to {high:.1f})."
+        )

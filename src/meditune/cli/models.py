@@ -1,0 +1,294 @@
+"""Commands around models: merging, pruning, planning, listing. Heavy libraries are imported by what they call.
+
+`meditune export`: a tuned model in a form that other programs run. Heavy libraries are imported by what it calls.
+
+`meditune api`: a run's training job at an API. Heavy libraries are imported by what the commands call.
+
+What becomes of a model: the plan for it, and what pruning took.
+
+The catalogue as a table: what each base model is, where it comes from, and whether it fits this machine.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from rich.table import Table
+
+from meditune.cli.options import Overrides, RecipeName, Run, console, resolve
+from meditune.config.recipe import Recipe
+from meditune.hardware import gpu, memory_gb
+from meditune.models.catalogue import CATALOGUE, BaseModel
+from meditune.progress import clock
+from meditune.train.hardware_target import UTILIZATION
+from meditune.train.resource_plan import Planned
+
+
+def merge(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run's folder, or a folder with a PEFT adapter.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the merged model.")],
+    keep_zeros: Annotated[
+        bool, typer.Option("--keep-zeros", help="Set weights that pruning made zero to zero again.")
+    ] = False,
+) -> None:
+    """Merge an adapter into its base model, in full precision, as a folder that loads with plain transformers."""
+    from meditune.export import merged
+
+    for sentence in merged.remarks(merged.merge(model, output, keep_zeros)):
+        typer.echo(sentence)
+    typer.echo(f"Model: {output.resolve()}")
+
+
+def prune(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Catalogue name, hub id, or model folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the pruned model.")],
+    method: Annotated[str | None, typer.Option(help="magnitude, wanda, or layers.")] = None,
+    sparsity: Annotated[float | None, typer.Option(help="Share of weights that become zero.")] = None,
+    pattern: Annotated[str | None, typer.Option(help="Which become zero: unstructured or 2-of-4.")] = None,
+    layers: Annotated[int | None, typer.Option(help="So many whole layers are taken out.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Calibrate and measure on this recipe's data instead of WikiText-2.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Prune a model, and measure what that costs and gains."""
+    from meditune.export import pruned
+
+    method = method or ("layers" if layers else None)
+    given = {"method": method, "sparsity": sparsity, "pattern": pattern, "layers": layers}
+    settings = [f"model.prune.{key}={value}" for key, value in given.items() if value is not None]
+    resolved = resolve(recipe or "quickstart", [*settings, *(overrides or [])]).recipe
+    if recipe:
+        facts = pruned.prune_with_text_of(resolved, model, output)
+    else:
+        facts = pruned.prune(model, resolved, output, None)
+    print_pruning(facts)
+    typer.echo(f"Model: {output.resolve()}")
+
+
+def plan(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="A well-known GPU (rtx4090, a100-80gb) in place of this machine.")
+    ] = None,
+    examples: Annotated[int, typer.Option(min=1, help="Training examples that the time is predicted for.")] = 1000,
+) -> None:
+    """Predict memory, speed and time of training for each strategy, and what fits; nothing is fetched or trained."""
+    from meditune.train import resource_plan
+
+    resolved = resolve(recipe, overrides).recipe
+    print_plan(resource_plan.plan(resolved, gpu), resolved, examples)
+
+
+def models() -> None:
+    """Base models: what is here, what can be fetched, size, licence."""
+
+    typer.echo(table(rows()))
+
+
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder, model folder, catalogue name, or hub id.")],
+    to: Annotated[
+        str, typer.Option("--to", metavar="FORM", help="merged, openvino, gguf, onnx, ollama, or hub to send it.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the exported model; else MODEL/export/FORM.")
+    ] = None,
+    repository: Annotated[
+        str | None, typer.Option("--repo", metavar="OWNER/NAME", help="With hub: where the merged model goes.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With hub: let everyone see it; else only you.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With hub: send it without asking.")] = False,
+) -> None:
+    """Export a model, and check it against the original: a drift over the tolerance fails the export."""
+    if to == "hub":
+        _to_hub(model, output, repository, public, yes)
+        return
+    from meditune.engines.exported_model import EXPORTS
+    from meditune.export.export import export as make
+
+    facts = make(model, to, output)
+    typer.echo(facts["drift"]["said"])
+    typer.echo(f"Model: {(output or Path(model).expanduser() / EXPORTS / to).resolve()}")
+
+
+def _to_hub(model: str, output: Path | None, repository: str | None, public: bool, yes: bool) -> None:
+    from meditune.cli.options import approval, refuse_upload
+    from meditune.engines.exported_model import EXPORTS
+    from meditune.errors import ModelError
+    from meditune.export import hub
+    from meditune.export.export import export as make
+
+    run = Path(model).expanduser()
+    if not repository:
+        raise ModelError("Where is it to go? Name the model at the hub: --repo OWNER/NAME")
+    hub.refuse_without_data(run)
+    make(model, "merged", output)
+    upload = hub.planned(run, output or run / EXPORTS / "merged", repository, private=not public)
+    approval(yes, refuse_upload)(upload.text())
+    typer.echo(f"Sent: {hub.push(upload)}")
+
+
+app = typer.Typer(help="A run's training job at an API.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.command()
+def status(folder: Run) -> None:
+    """How a run's training job is."""
+    from meditune import hosted_pipeline
+
+    typer.echo(hosted_pipeline.status(folder))
+
+
+@app.command()
+def cancel(folder: Run) -> None:
+    """End a run's training job at the API."""
+    from meditune import hosted_pipeline
+
+    typer.echo(hosted_pipeline.cancel(folder))
+
+
+def print_pruning(facts: dict[str, Any]) -> None:
+    """What pruning did to quality, size and speed."""
+    out, table = console(), Table(box=None, pad_edge=False)
+    for title in ("", "before", "after", "change"):
+        table.add_column(title, justify="right" if title else "left")
+    rows = [
+        (f"perplexity, {name}", value, facts["perplexity"]["after"][name], ".2f")
+        for name, value in facts["perplexity"]["before"].items()
+    ]
+    for title, key, form in (
+        ("layers", "layers", ",d"),
+        ("parameters", "parameters", ",d"),
+        ("bytes", "bytes", ",d"),
+        ("weights that aren't zero", "nonzero_share", ".1%"),
+        ("zeros in the linear layers", "zeros_in_layers", ".1%"),
+        ("tokens/s, forward", "tokens_per_s", ",.0f"),
+    ):
+        rows.append((title, facts[key]["before"], facts[key]["after"], form))
+    for title, before, after, form in rows:
+        change = f"{after / before - 1:+.1%}" if before and form != ".1%" else ""
+        table.add_row(title, format(before, form), format(after, form), change)
+    out.print(table)
+    if "removed_layers" in facts:
+        shown = ", ".join(f"{number} ({facts['block_influence'][number]:.3f})" for number in facts["removed_layers"])
+        out.print(f"Layers taken out, counted from 0, with their influence: {shown}.")
+    for remark in facts["remarks"]:
+        out.print(remark)
+
+
+def print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
+    """What each strategy would take, the recipe's own way first, and the changes with which the recipe fits."""
+    out, target = console(), planned.target
+    tokens = round(examples * recipe.train.epochs * planned.example_tokens)
+    out.print(
+        f"{recipe.model.base} on {target.name}: {target.memory_gb:.1f} GB, {target.flops / 1e12:,.2f} TFLOP/s "
+        f"({target.source}), of which training is taken to reach {UTILIZATION[target.device]:.0%}."
+    )
+    table = Table(box=None, pad_edge=False)
+    titles = ("strategy", "base", "trained", "weights", "training", "piece", "peak GB", "", "tokens/s", "time")
+    for title in titles:
+        table.add_column(title, justify="left" if title in {"strategy", "base", ""} else "right")
+    colours = {"fits": "green", "tight": "yellow", "no": "red"}
+    for each in [planned.own, *planned.others]:
+        memory = each.memory
+        parts = (f"{part / 1e9:,.2f}" for part in (memory.weights, memory.training, memory.piece))
+        most = "" if each.quantize == "none" else "<= "
+        least = "" if each.quantize == "none" else ">= "
+        table.add_row(
+            each.strategy + (" *" if each is planned.own else ""),
+            {"none": str(target.dtype).removeprefix("torch.")}.get(each.quantize, each.quantize),
+            *(f"{each.trained:,}", *parts, f"{memory.total / 1e9:,.2f}"),
+            f"[{colours[each.verdict]}]{each.verdict}[/]",
+            f"{most}{each.tokens_per_s:,.0f}",
+            f"{least}{clock(each.seconds(tokens))}",
+        )
+    out.print(table)
+    out.print(
+        f"* the recipe as it is. Time: {recipe.train.epochs:g} epochs of {examples:,} examples with "
+        f"{planned.example_tokens} tokens each, the most that prompt.max_tokens allows. "
+        "Memory is that of training; measuring before and after can take more of it, and time of its own."
+    )
+    for line in planned.advice:
+        out.print(f"The recipe would fit with {line}", markup=False)
+    if planned.own.verdict != "fits" and not planned.advice:
+        out.print("No change that is known here makes the recipe fit: take a smaller model.base.")
+
+
+BESIDE_WEIGHTS_GB = 4.5
+"""What training the small models with the default 2,048-token pieces took beside their weights, measured on a CPU."""
+
+HERE = "here"
+
+
+class Row(NamedTuple):
+    """One base model."""
+
+    name: str
+    title: str
+    parameters: str
+    licence: str
+    where: str
+    """ "here", "from a Python package (93 MB)", "from the hub" or "API only"."""
+    fits: str
+    """Whether tuning it fits this machine's memory, by an estimate; empty where the size isn't known."""
+
+
+def rows() -> list[Row]:
+    """Every base model that a recipe can name, in the catalogue's order."""
+    from meditune.models.load import bf16_is_fast
+
+    card = gpu()
+    room = card[1] if card else memory_gb()[1]
+    # Without BF16 on a GPU the weights are kept in FP16, on a CPU in FP32.
+    bytes_each = 2 if card or bf16_is_fast() else 4
+    return [
+        Row(model.name, model.title, model.parameters, model.licence, where(model), _fits(model, bytes_each, room))
+        for model in CATALOGUE.values()
+    ]
+
+
+def where(model: BaseModel) -> str:
+    """Where the model would come from if it was loaded now."""
+    if model.api:
+        return "API only"
+    if model.package:
+        return HERE if model.folder_is_here else f"from a Python package ({model.package.megabytes} MB)"
+    return HERE if model.hub_id and _in_hub_cache(model.hub_id) else "from the hub"
+
+
+def training_gb(parameters: str, bytes_each: int = 2) -> float | None:
+    """Estimated memory in GB for tuning a model with so many parameters ("135 M"); None where that isn't a number."""
+    match = re.fullmatch(r"([\d.]+) ([MB])", parameters)
+    if match is None:
+        return None
+    billions = float(match[1]) * (1.0 if match[2] == "B" else 1e-3)
+    return billions * bytes_each + BESIDE_WEIGHTS_GB
+
+
+def table(models: list[Row]) -> str:
+    """The rows as aligned text under their headings."""
+    headings = ("Name", "Model", "Size", "Licence", "Where", "Fits in memory to tune (estimate)")
+    lines = [headings, *models]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
+    return "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def _fits(model: BaseModel, bytes_each: int, room: float) -> str:
+    needed = training_gb(model.parameters, bytes_each)
+    if model.api or needed is None:
+        return ""
+    return f"yes, about {needed:.0f} GB" if needed <= room else f"no, about {needed:.0f} GB; {room:.0f} GB are free"
+
+
+def _in_hub_cache(hub_id: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    weights = ("model.safetensors", "model.safetensors.index.json")
+    return any(isinstance(try_to_load_from_cache(hub_id, file), str) for file in weights)

@@ -1,0 +1,198 @@
+"""`meditune status`: parsing and printing.
+
+How a service does, in the terminal: its store, and what each running server tells of itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+
+
+def status(
+    store: Annotated[
+        str | None, typer.Option(metavar="DIR|URL", envvar="MEDITUNE_STORE", help="The servers' store.")
+    ] = None,
+    url: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="A server to ask besides those that the store knows. Repeatable."),
+    ] = None,
+    hours: Annotated[float, typer.Option(min=0.1, help="Of the last so many hours.")] = 24.0,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object instead of lines.")] = False,
+) -> None:
+    """How a service does: servers, versions, answers, times, feedback, drift, the last update, alerts.
+
+    Servers are asked with the key in MEDITUNE_KEY, which needs the scope metrics.
+    """
+    from meditune.errors import DataError
+    from meditune.store.open_store import default_place, exists, open_store
+    from meditune.store.overview import overview
+
+    place = store or default_place()
+    if not exists(place):
+        raise DataError(f"There is no store in {place}. Name a server's --store, or set MEDITUNE_STORE.")
+    found = overview(open_store(place), hours)
+    addresses = [each["address"] for each in found["servers"] if each["alive"] and each.get("address")]
+    told = {address: live(address) for address in dict.fromkeys([*addresses, *(url or ())])}
+    if json:
+        from json import dumps
+
+        typer.echo(dumps(found | {"live": told, "alerts": alerts(found)}, ensure_ascii=False, indent=2))
+        return
+    for line in lines(found, told):
+        typer.echo(line)
+    for sentence in alerts(found):
+        typer.secho(f"ALERT {sentence}", fg="red")
+
+
+TIMEOUT_S = 5.0
+SHOWN = 5
+
+
+def live(address: str) -> dict[str, Any]:
+    """What a server's /metrics say: `metric{labels}` to value, or `problem` in words. The key is MEDITUNE_KEY's."""
+    import httpx2
+    from prometheus_client.parser import text_string_to_metric_families
+
+    key = os.environ.get("MEDITUNE_KEY")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        came = httpx2.get(f"{address.rstrip('/')}/metrics", headers=headers, timeout=TIMEOUT_S)
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        return {"problem": f"it doesn't answer ({type(error).__name__})"}
+    if came.status_code != 200:
+        why = "set MEDITUNE_KEY to a key with the scope metrics" if came.status_code in (401, 403) else "no metrics"
+        return {"problem": f"HTTP {came.status_code}: {why}"}
+    sums: dict[str, float] = {}
+    for family in text_string_to_metric_families(came.text):
+        for sample in family.samples:
+            sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+            if sample.name == "meditune_requests_total" and sample.labels["status"].startswith("5"):
+                sums["failed"] = sums.get("failed", 0.0) + sample.value
+    return sums
+
+
+def lines(found: Mapping[str, Any], told: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """An overview of the store (`store.overview`), with what servers told by their address."""
+    yield f"Last {_span(found['hours'])}, until {_when(found['time'])}"
+    yield ""
+    yield from _answers(found)
+    yield ""
+    yield from _servers(found, told)
+    yield from _versions(found)
+    yield from _drift(found)
+    yield from _updates(found)
+
+
+def alerts(found: Mapping[str, Any]) -> list[str]:
+    """What needs somebody's eyes, a sentence each."""
+    said = []
+    for each in found["drift"]:
+        said += [f"Drift can't be checked: {each['problem']}"] if each.get("problem") else []
+        said += [f"{alert['signal']} ({alert['severity']}): {alert['said']}" for alert in each.get("alerts", ())]
+        said += each.get("unsent", ())
+    for each in found["servers"]:
+        if not each["alive"]:
+            name = each.get("address") or each["name"]
+            said.append(f"{name} ended without a word; it was last heard of {_when(each['time'])}.")
+    for each in found["updates"]:
+        said += [f"Update of {each['folder']}: {failure}" for failure in each.get("failures", ())]
+    return said
+
+
+def _answers(found: Mapping[str, Any]) -> Iterator[str]:
+    answers, feedback = found["answers"], found["feedback"]
+    count, outcomes = answers["count"], answers["outcomes"]
+    more = "" if answers["complete"] else " (the latest; there are more)"
+    yield f"answers       {count:,}{more}: " + ", ".join(
+        f"{outcomes[name]:,} {name}{_share(outcomes[name], count)}" for name in outcomes
+    )
+    seconds, first = answers["seconds"], answers["first_token"]
+    yield f"time          median {_s(seconds['p50'])}, 95 % {_s(seconds['p95'])}; first token {_s(first['p50'])}"
+    yield f"tokens        {answers['tokens']['prompt']:,.0f} read, {answers['tokens']['completion']:,.0f} written"
+    said = f"{answers['unsupported']:,.0f} of {answers['sentences']:,.0f} sentences"
+    yield f"unsupported   {said}{_share(answers['unsupported'], answers['sentences'])}"
+    likeness = answers["retrieval"]
+    if likeness["p50"] is not None:
+        yield f"best passage  cosine {likeness['p50']:.2f}, lowest tenth {likeness['p10']:.2f}"
+    rated = feedback["up"] + feedback["down"]
+    yield (
+        f"feedback      {rated:,}: {feedback['up']:,} up, {feedback['down']:,} down; {feedback['corrections']:,} "
+        f"corrections, {feedback['experts']:,} by experts"
+    )
+
+
+def _servers(found: Mapping[str, Any], told: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    if not found["servers"] and not told:
+        yield "servers       none runs with this store"
+    for each in found["servers"]:
+        state = "" if each["alive"] else f"  LOST, last heard of {_when(each['time'])}"
+        index = f", index {each['index'][:12]}" if each["index"] else ""
+        yield (
+            f"server        {each.get('address') or each['name']}  {each['model']} {each['version']} ({each['engine']})"
+            f"{index}, since {_when(each['started'])}{state}"
+        )
+        if each.get("address") in told:
+            yield from _told(told[each["address"]])
+    for address in told:
+        if address not in {each.get("address") for each in found["servers"]}:
+            yield f"server        {address}  (not of this store)"
+            yield from _told(told[address])
+
+
+def _told(sums: Mapping[str, Any]) -> Iterator[str]:
+    if "problem" in sums:
+        yield f"              {sums['problem']}"
+        return
+    took = sums.get("meditune_request_seconds_count", 0)
+    mean = sums.get("meditune_request_seconds_sum", 0) / took if took else None
+    yield (
+        f"              {sums.get('meditune_requests_total', 0):,.0f} requests since its start "
+        f"({sums.get('failed', 0):,.0f} failed, {sums.get('meditune_refused_total', 0):,.0f} refused), "
+        f"mean {_s(mean)}; {sums.get('meditune_running', 0):.0f} running, {sums.get('meditune_waiting', 0):.0f} waiting"
+    )
+    if cost := sums.get("meditune_cost_total"):
+        yield f"              cost since its start: {cost:,.2f}"
+
+
+def _versions(found: Mapping[str, Any]) -> Iterator[str]:
+    for each in found["versions"][:SHOWN]:
+        index = f", index {each['index'][:12]}" if each["index"] else ""
+        yield f"answered by   {each['model']}{index}: {each['answers']:,}, last {_when(each['last'])}"
+
+
+def _drift(found: Mapping[str, Any]) -> Iterator[str]:
+    if not found["drift"]:
+        yield "drift         not watched (meditune serve RUN --drift REFERENCE)"
+    for each in found["drift"]:
+        count = len(each.get("alerts", ()))
+        said = f"{count} open alert{'' if count == 1 else 's'}" if count else "no open alert"
+        yield f"drift         {said} in {each.get('requests', 0):,} requests since {each['reference']}"
+
+
+def _updates(found: Mapping[str, Any]) -> Iterator[str]:
+    if not found["updates"]:
+        yield "last update   none noted (meditune update LIBRARY --store DIR)"
+    for each in found["updates"]:
+        articles, gone = each.get("library", {}).get("there", 0), each["retracted"]
+        yield f"last update   {_when(each['time'])}, {each['folder']}: {articles:,} articles, {gone} retracted"
+
+
+def _share(part: float, whole: float) -> str:
+    return f" ({100 * part / whole:.1f} %)" if whole else ""
+
+
+def _s(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} s"
+
+
+def _span(hours: float) -> str:
+    return f"{hours:g} hours" if hours != 1 else "hour"
+
+
+def _when(time: float) -> str:
+    return datetime.fromtimestamp(time).isoformat(" ", "seconds")

@@ -1,0 +1,446 @@
+"""From a recipe's name or file, and `--set` options, to a Recipe whose every value has a known origin.
+
+Every problem of the file and of the options is reported at once, each with its place, its key and what belongs there.
+
+A recipe as text: shown on the screen, saved with a run, and the reference of every option.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from meditune.config import recipe_keys, shipped
+from meditune.config.data_options import Spec
+from meditune.config.recipe import Recipe
+from meditune.config.recipe_keys import Document, Key, UnreadableError, dotted, flow
+from meditune.errors import RecipeError
+from meditune.files import replacing
+
+SET = "--set"
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe with all of its values, and where each came from."""
+
+    recipe: Recipe
+    origin: dict[str, str]
+    """Dotted key -> "default", "quickstart.yaml, line 12" or "--set", for each key that isn't a group."""
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Resolved:
+    """The recipe of that name or in that file, with each `KEY=VALUE` of `overrides` put over it.
+
+    Raises RecipeError that lists every problem.
+    """
+    path = _find(name_or_path)
+    draft = _Draft(path)
+    for option in overrides:
+        draft.override(option)
+    return draft.resolve()
+
+
+class _Draft:
+    """The values on their way to a Recipe."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            document = Document(path.read_text(encoding="utf-8-sig"))
+        except OSError as error:
+            raise RecipeError(f"{path}: can't be read ({error.strerror}).") from error
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"{path}: not UTF-8 text at byte {error.start}. Convert it to UTF-8.") from error
+        except UnreadableError as error:
+            raise RecipeError(f"{path}, line {error.line}: {error.why}.") from error
+        if document.value is None and not document.problems:
+            raise RecipeError(
+                f"{path}: the file is empty. A recipe needs at least a name; `meditune recipe show quickstart` prints "
+                "one to begin with."
+            )
+        if not isinstance(document.value, dict):
+            raise RecipeError(f"{path}: expected keys with values (name: my-recipe), found a list or a single value.")
+        self.values: dict[str, Any] = document.value
+        self.lines: dict[Key, int | None] = dict(document.lines)
+        """The line of each key in the file; None for those from --set."""
+        self.problems: dict[tuple[Key, str], int | None] = {(key, text): line for key, line, text in document.problems}
+
+    def override(self, option: str) -> None:
+        """Put one `KEY=VALUE` over the file's values."""
+        name, equals, text = option.partition("=")
+        if not equals or not name.strip():
+            self._refuse((option,), f"write it as {SET} KEY=VALUE, for example {SET} train.epochs=2")
+            return
+        key = self._key(name.strip())
+        if key is None:
+            return
+        here = recipe_keys.slot(key)
+        assert here is not None, f"{dotted(key)} is no key"
+        if here.is_text and not text.lstrip().startswith(("'", '"')):
+            # A shell takes quotes away, and "Question:" or "2024" would mean something else to YAML.
+            value: Any = None if here.may_be_null and text.strip() in {"", "~", "null"} else text
+        else:
+            try:
+                document = Document(text)
+            except UnreadableError as error:
+                self._refuse(key, f"{error.why}; put the value in quotes")
+                return
+            if document.problems:
+                for inner, _, problem in document.problems:
+                    self._refuse((*key, *inner), problem)
+                return
+            value = document.value
+        self._assign(key, value)
+
+    def resolve(self) -> Resolved:
+        """The finished recipe. Raises RecipeError with every problem met so far and now."""
+        _fill_empty_groups(self.values, recipe_keys.ROOT)
+        recipe = self._validated()
+        if recipe is None:
+            raise RecipeError(self._report())
+        origin = {dotted(key): self._origin(key) for key, _ in recipe_keys.leaves(recipe)}
+        return Resolved(recipe, origin)
+
+    def _key(self, name: str) -> Key | None:
+        """The key that a dotted name stands for; None, with the problem noted, where there is none."""
+        key: Key = ()
+        here = recipe_keys.ROOT
+        for part in name.split("."):
+            step = int(part) if here.is_list and re.fullmatch(r"[0-9]{1,6}", part) else part
+            key = (*key, step)
+            inside = here.inside(step)
+            if inside is None:
+                self._refuse(key, recipe_keys.unknown(key))
+                return None
+            here = inside
+        return key
+
+    def _assign(self, key: Key, value: Any) -> None:
+        here = recipe_keys.slot(key)
+        if here and here.group and isinstance(value, dict) and not isinstance(key[-1], int):
+            # The group's other keys stay as they are; an item of a list is replaced as a whole.
+            for name, inner in value.items():
+                if here.inside(name) is None:
+                    self._refuse((*key, name), recipe_keys.unknown((*key, name)))
+                else:
+                    self._assign((*key, name), inner)
+            return
+        if here and here.group and not isinstance(value, dict):
+            self._refuse(key, recipe_keys.mismatch(key, value))
+            return
+        container: Any = self.values
+        for position, part in enumerate(key[:-1]):
+            container = self._inside(container, key[: position + 1], part)
+        last = key[-1]
+        if isinstance(container, list) and isinstance(last, int):
+            if last > len(container):
+                self._refuse(key, _next_free(key, len(container)))
+                return
+            container[last : last + 1] = [value]
+        elif isinstance(container, dict):
+            container[str(last)] = value
+        else:
+            return  # something else stands where a group belongs, which validation reports
+        self.lines = {known: line for known, line in self.lines.items() if known[: len(key)] != key}
+        self._mark(key, value)
+
+    def _inside(self, container: Any, key: Key, part: str | int) -> Any:
+        """The group or list at `key`, begun from its default where the file doesn't have it yet."""
+        if isinstance(container, list) and isinstance(part, int):
+            if part == len(container):
+                container.append({})
+                self.lines[key] = None
+            if part > len(container):
+                self._refuse(key, _next_free(key, len(container)))
+                return None
+            return container[part]
+        if not isinstance(container, dict):
+            return None
+        if container.get(str(part)) is None:
+            container[str(part)] = _beginning(key)
+        return container[str(part)]
+
+    def _mark(self, key: Key, value: Any) -> None:
+        self.lines[key] = None
+        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for part, each in inner:
+            self._mark((*key, part), each)
+
+    def _validated(self) -> Recipe | None:
+        try:
+            recipe = Recipe.model_validate(self.values)
+        except ValidationError as error:
+            refused = self._note(error)
+        else:
+            return None if self.problems else recipe
+        # Rules between keys are checked only where each key alone is fine: try again without those that aren't.
+        remaining = _without(self.values, {_above_lists(key) for key in refused})
+        try:
+            Recipe.model_validate({"name": "unnamed", **remaining})
+        except ValidationError as error:
+            self._note(error, rules_only=True)
+        return None
+
+    def _note(self, error: ValidationError, rules_only: bool = False) -> set[Key]:
+        """Take the problems down and return the keys they concern."""
+        concerned = set()
+        for each in error.errors():
+            key = _real_key(each["loc"])
+            if each["type"] == "value_error":
+                for rule in each["msg"].removeprefix("Value error, ").splitlines():
+                    self._note_rule(key, rule)
+                continue
+            if rules_only:
+                continue
+            concerned.add(key)
+            if each["type"] == "extra_forbidden":
+                self._problem(key, recipe_keys.unknown(key))
+            elif each["type"] == "missing":
+                here = recipe_keys.slot(key)
+                assert here is not None, f"{dotted(key)} is no key"
+                self._problem(key, f"missing; it needs {here.words()}")
+            else:
+                self._problem(key, recipe_keys.mismatch(key, _at(self.values, key)))
+        return concerned
+
+    def _note_rule(self, key: Key, text: str) -> None:
+        """Take down a rule between keys at the first key it names that was given."""
+        named = [name for name in re.findall(r"[a-z_]+(?:\.\w+)+", text) if _known(name)]
+        places = [_split(name) for name in named if _split(name) in self.lines]
+        # The option just given is the likelier slip.
+        places.sort(key=lambda place: self.lines[place] is not None)
+        self._problem(places[0] if places else key, text)
+
+    def _problem(self, key: Key, text: str) -> None:
+        self.problems.setdefault((key, text), self._line(key))
+
+    def _refuse(self, key: Key, text: str) -> None:
+        """A problem of a --set option."""
+        self.problems.setdefault((key, text), None)
+
+    def _line(self, key: Key) -> int | None:
+        """The line of the key, or of the nearest group around it; 0 where there is none."""
+        for length in range(len(key), 0, -1):
+            if key[:length] in self.lines:
+                return self.lines[key[:length]]
+        return 0
+
+    def _origin(self, key: Key) -> str:
+        inside = {line for known, line in self.lines.items() if known[: len(key)] == key}
+        if None in inside:
+            return SET
+        line = self.lines.get(key)
+        return f"{self.path.name}, line {line}" if line else DEFAULT
+
+    def _report(self) -> str:
+        ordered = sorted(self.problems.items(), key=lambda item: (item[1] is None, item[1] or 0))
+        lines = []
+        for (key, text), line in ordered:
+            place = SET if line is None else f"{self.path}, line {line}:" if line else f"{self.path}:"
+            lines.append(f"{place} {dotted(key)}{': ' if key else ''}{text}{'' if text.endswith('?') else '.'}")
+        if len(lines) == 1:
+            return lines[0]
+        return "\n  ".join([f"The recipe has {len(lines)} problems:", *lines])
+
+
+def _find(name_or_path: str) -> Path:
+    recipes = shipped()
+    if name_or_path in recipes:
+        return recipes[name_or_path]
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise RecipeError(f"{path} is a folder. Name the recipe's YAML file in it.")
+    near = difflib.get_close_matches(path.stem.lower(), recipes, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    looks_like_a_file = path.suffix in {".yaml", ".yml"} or len(path.parts) > 1
+    what = f"There is no file {path}" if looks_like_a_file else f"There is no recipe {name_or_path!r}"
+    raise RecipeError(f"{what}. These come with Meditune: {', '.join(recipes)}.{hint}")
+
+
+def _fill_empty_groups(value: Any, here: recipe_keys.Slot) -> None:
+    """An empty `train:` in a file means a group without keys of its own, not null."""
+    if isinstance(value, list):
+        for position, item in enumerate(value):
+            inside = here.inside(position)
+            if inside and isinstance(item, dict):
+                _fill_empty_groups(item, inside)
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            inside = here.inside(name)
+            if inside is None:
+                continue
+            if inner is None and (inside.group or inside.is_map):
+                value[name] = {}
+            else:
+                _fill_empty_groups(inner, inside)
+
+
+def _beginning(key: Key) -> Any:
+    """What an option in a group or list begins from: the default, of a list of groups too."""
+    here = recipe_keys.slot(key)
+    if here is None or not here.is_list:
+        return {}
+    parent = recipe_keys.slot(key[:-1])
+    assert parent is not None, f"{dotted(key)} is no key"
+    assert parent.group is not None, f"{dotted(key)} is no option of a group"
+    default = parent.group.model_fields[str(key[-1])].get_default(call_default_factory=True)
+    items = default if isinstance(default, list) else []
+    return [item.model_dump(exclude_unset=True) if isinstance(item, Spec) else item for item in items]
+
+
+def _real_key(location: tuple[str | int, ...]) -> Key:
+    """pydantic's location without its marks for the options of a union."""
+    key: Key = ()
+    here: recipe_keys.Slot | None = recipe_keys.ROOT
+    for part in location:
+        inside = here.inside(part) if here else None
+        if inside is None and not (here and here.group):
+            break
+        key = (*key, part)
+        here = inside
+    return key
+
+
+def _without(value: Any, refused: set[Key], key: Key = ()) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: _without(inner, refused, (*key, name)) for name, inner in value.items() if (*key, name) not in refused
+    }
+
+
+def _above_lists(key: Key) -> Key:
+    """The key up to its first position in a list."""
+    positions = [number for number, part in enumerate(key) if isinstance(part, int)]
+    return key[: positions[0]] if positions else key
+
+
+def _next_free(key: Key, length: int) -> str:
+    return f"no such position; the next free one is {dotted((*key[:-1], length))}"
+
+
+def _at(value: Any, key: Key) -> Any:
+    for part in key:
+        value = value[part]
+    return value
+
+
+def _known(name: str) -> bool:
+    return recipe_keys.slot(_split(name)) is not None
+
+
+def _split(name: str) -> Key:
+    return tuple(int(part) if part.isdigit() else part for part in name.split("."))
+
+
+COMMENT_COLUMN = 44
+
+
+def show(resolved: Resolved) -> str:
+    """Every option as YAML, with where its value came from as a comment. Loads back to the same recipe."""
+    return "\n".join(_lines(resolved.recipe, (), "", resolved.origin))
+
+
+def save(resolved: Resolved | Recipe, path: Path, made_with: Mapping[str, str] | None = None) -> None:
+    """Write every option to a YAML file, whole or not at all; it loads back to an equal recipe.
+
+    What it was made with (versions, hashes) stands above as comments.
+    """
+    recipe, origin = (resolved, {}) if isinstance(resolved, Recipe) else (resolved.recipe, resolved.origin)
+    with replacing(path) as stream:
+        stream.write("# Every option of this run. `meditune run` with this file repeats it.\n")
+        stream.writelines(f"# {name}: {value}\n" for name, value in (made_with or {}).items())
+        stream.writelines(f"{line}\n" for line in _lines(recipe, (), "", origin))
+
+
+def reference() -> str:
+    """docs/recipes.md: every shipped recipe and every option, generated from the recipe's classes."""
+    return "\n".join([*_introduction(), *_tables(Recipe, ())])
+
+
+def _lines(value: Spec, key: Key, indent: str, origin: Mapping[str, str]) -> Iterator[str]:
+    for name in type(value).model_fields:
+        inner, here = getattr(value, name), (*key, name)
+        if isinstance(inner, Spec):
+            yield f"{indent}{name}:"
+            yield from _lines(inner, here, f"{indent}  ", origin)
+        elif isinstance(inner, list) and inner and isinstance(inner[0], Spec):
+            yield f"{indent}{name}:"
+            for position, item in enumerate(inner):
+                lines = _lines(item, (*here, position), f"{indent}    ", origin)
+                yield f"{indent}  - {next(lines).strip()}"
+                yield from lines
+        else:
+            source = origin.get(dotted(here))
+            text = f"{indent}{name}: {flow(inner)}"
+            yield f"{text:<{COMMENT_COLUMN}}  # {source}" if source else text
+
+
+def _introduction() -> Iterator[str]:
+    yield from (
+        "# Recipes",
+        "",
+        "A recipe is a YAML file that describes a whole run. Every option has a default except the names, so a recipe",
+        "only says what it changes:",
+        "",
+        "```yaml",
+        "name: my-first",
+        "data:",
+        "  sources:",
+        "    - name: own",
+        "      path: pairs.csv",
+        "train:",
+        "  epochs: 2",
+        "```",
+        "",
+        "`--set KEY=VALUE` on the command line changes one option for one run; lists and groups are written on one",
+        "line: `--set train.epochs=1`, `--set data.sources.0.path=/data/pubmedqa`, `--set 'train.tasks=[decision]'`,",
+        "`--set train.decision_share=null`. An unknown key, a value of another type or a number out of range is an",
+        "error before anything is computed. `meditune recipe show RECIPE` prints every value and where it came from.",
+        "",
+        "## Recipes that come with Meditune",
+        "",
+        "| Name | Base model | What for |",
+        "|---|---|---|",
+    )
+    for name in shipped():
+        recipe = load_recipe(name).recipe
+        yield f"| `{name}` | `{recipe.model.base}` | {recipe.description} |"
+    yield ""
+
+
+def _tables(group: type[Spec], key: Key) -> Iterator[str]:
+    """The group's own options as a table, then its inner groups."""
+    inner: list[tuple[type[Spec], Key]] = []
+    rows = []
+    for name, info in group.model_fields.items():
+        slot, here = recipe_keys.Slot(info.annotation, info.metadata), (*key, name)
+        item = slot.inside(0) if slot.is_list else None
+        if slot.group:
+            inner.append((slot.group, here))
+            continue
+        if item and item.group:
+            inner.append((item.group, (*here, "N")))
+        default = "" if info.is_required() else f"`{flow(_plain(info.get_default(call_default_factory=True)))}`"
+        rows.append(f"| `{dotted(here)}` | {slot.words()} | {default or 'must be given'} | {info.description} |")
+    yield from (f"## `{dotted(key)}`" if key else "## At the top", "", str(inspect.getdoc(group)), "")
+    yield from ("| Key | Type | Default | Meaning |", "|---|---|---|---|", *rows, "")
+    for each, here in inner:
+        yield from _tables(each, here)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.model_dump(exclude_unset=True) if isinstance(value, Spec) else value

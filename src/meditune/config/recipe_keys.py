@@ -1,0 +1,366 @@
+"""The keys of a recipe as its classes declare them: what each may hold, in plain words, and near names.
+
+YAML in and out, with the line of every key.
+
+Plain scalars follow YAML 1.2's core rules, not the YAML 1.1 of PyYAML: `5e-5` is a number, and `yes`, `no` and `on`
+are words (they are medical answers here, not switches).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+from meditune.config.data_options import Spec
+from meditune.config.recipe import Recipe
+
+Key = tuple[str | int, ...]
+"""Where a value stands: names of groups and positions in lists, from the outside in."""
+
+_PREFIX = "tag:yaml.org,2002:"
+_FIRST = list("-+.0123456789")
+_RULES: tuple[tuple[str, str, list[str]], ...] = (
+    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    ("int", r"^[-+]?[0-9][0-9_]*$", _FIRST),
+    ("float", r"^[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?$", _FIRST),
+    ("float", r"^(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", _FIRST),
+)
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers = {}  # noqa: RUF012 (PyYAML's way; annotated in its base class)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that YAML 1.1 or 1.2 would take for something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+        """Write equal values out in full."""
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    style = '"' if any(character < " " or character in "\x85\u2028\u2029" for character in value) else None
+    return dumper.represent_scalar(f"{_PREFIX}str", value, style=style)
+
+
+for _tag, _pattern, _starts in _RULES:
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"{_PREFIX}{_tag}", re.compile(_pattern), _starts)
+_Dumper.add_representer(str, _text)
+
+
+class UnreadableError(ValueError):
+    """Text that isn't YAML: the first line it breaks on (from 1) and why."""
+
+    def __init__(self, line: int, why: str) -> None:
+        super().__init__(why)
+        self.line, self.why = line, why
+
+
+class Document:
+    """The values of a YAML text, the line (from 1) of every key and list item, and what is wrong with them."""
+
+    def __init__(self, text: str) -> None:
+        """Raises UnreadableError where the text as a whole can't be read."""
+        self.lines: dict[Key, int] = {}
+        self.problems: list[tuple[Key, int, str]] = []
+        try:
+            node = yaml.compose(text, Loader=_Loader)
+        except yaml.MarkedYAMLError as error:
+            raise UnreadableError(*_where_and_why(error)) from error
+        except yaml.reader.ReaderError as error:
+            line = text[: error.position].count("\n") + 1
+            raise UnreadableError(line, f"the character {chr(error.character)!r} isn't allowed in YAML") from error
+        self.value: Any = None if node is None else self._value(node, (), ())
+
+    def _value(self, node: yaml.Node, key: Key, around: tuple[yaml.Node, ...]) -> Any:
+        line = node.start_mark.line + 1
+        if node in around:
+            self.problems.append((key, line, "a value that contains itself"))
+            return None
+        around = (*around, node)
+        if isinstance(node, yaml.MappingNode) and node.tag == f"{_PREFIX}map":
+            return self._group(node, key, around)
+        if isinstance(node, yaml.SequenceNode) and node.tag == f"{_PREFIX}seq":
+            items = []
+            for position, item in enumerate(node.value):
+                self.lines[(*key, position)] = item.start_mark.line + 1
+                items.append(self._value(item, (*key, position), around))
+            return items
+        try:
+            return _scalar(node)
+        except ValueError:
+            shown = node.value if isinstance(node, yaml.ScalarNode) else "its value"
+            self.problems.append((key, line, f"{shown} can't be read as {node.tag.removeprefix(_PREFIX)}"))
+            return None
+
+    def _group(self, node: yaml.MappingNode, key: Key, around: tuple[yaml.Node, ...]) -> dict[str, Any]:
+        group: dict[str, Any] = {}
+        for name, value in node.value:
+            line = name.start_mark.line + 1
+            if not isinstance(name, yaml.ScalarNode):
+                self.problems.append((key, line, "a key must be a word"))
+                continue
+            inner = (*key, name.value)
+            if name.value in group:
+                self.problems.append((inner, line, f"given twice, first on line {self.lines[inner]}"))
+                continue
+            self.lines[inner] = line
+            group[name.value] = self._value(value, inner, around)
+        return group
+
+
+def flow(value: Any) -> str:
+    """A plain value as YAML on one line."""
+    text: str = yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=float("inf")
+    )
+    return text.removesuffix("...\n").strip()
+
+
+def _scalar(node: yaml.Node) -> Any:
+    text = str(node.value)
+    match node.tag.removeprefix(_PREFIX) if isinstance(node, yaml.ScalarNode) else "":
+        case "str":
+            return text
+        case "null":
+            return None
+        case "bool":
+            return text.lower() == "true"
+        case "int":
+            return int(text)
+        case "float":
+            return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+    raise ValueError(node.tag)
+
+
+def _where_and_why(error: yaml.MarkedYAMLError) -> tuple[int, str]:
+    mark = error.problem_mark or error.context_mark
+    line = mark.line + 1 if mark else 1
+    why = error.problem or error.context or "not valid YAML"
+    if "\\t" in why:
+        why = "indented with a tab; use spaces"
+    elif "mapping values are not allowed" in why:
+        why = "a second ':' on the line, or wrong indentation; put text with ': ' in quotes"
+    return line, f"not valid YAML: {why}"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What one key may hold."""
+
+    annotation: Any
+    limits: list[Any] = field(default_factory=list)
+    """pydantic's constraints: Ge, Lt, MinLen ..."""
+
+    @property
+    def options(self) -> list[Any]:
+        """The types of a union, without None; else the one type."""
+        if get_origin(self.annotation) in (Union, UnionType):
+            return [option for option in get_args(self.annotation) if option is not NoneType]
+        return [self.annotation]
+
+    @property
+    def may_be_null(self) -> bool:
+        """Whether null is a value here."""
+        return NoneType in get_args(self.annotation)
+
+    @property
+    def group(self) -> type[Spec] | None:
+        """The class where the key is a group of options."""
+        return self.annotation if isinstance(self.annotation, type) and issubclass(self.annotation, Spec) else None
+
+    @property
+    def is_text(self) -> bool:
+        """Whether any text, and nothing but text or null, belongs here."""
+        return self.options == [str]
+
+    @property
+    def is_list(self) -> bool:
+        """Whether a list belongs here."""
+        return any(get_origin(option) is list for option in self.options)
+
+    @property
+    def is_map(self) -> bool:
+        """Whether names of the user's own with values belong here."""
+        return any(get_origin(option) is dict for option in self.options)
+
+    def inside(self, part: str | int) -> Slot | None:
+        """The slot of a key or list item in this one; None where there is no such thing."""
+        if self.group:
+            info = self.group.model_fields.get(str(part))
+            return Slot(info.annotation, info.metadata) if info else None
+        for option in self.options:
+            if get_origin(option) is list and isinstance(part, int):
+                return Slot(get_args(option)[0])
+            if get_origin(option) is dict and isinstance(part, str):
+                return Slot(get_args(option)[1])
+        return None
+
+    def words(self) -> str:
+        """What belongs here: "a number above 0", "one of linear, cosine, constant"."""
+        words = [self._words(option) for option in self.options]
+        return " or ".join([*words, "null"] if self.may_be_null else words)
+
+    def choices(self) -> list[str]:
+        """The fixed words that may stand here."""
+        return [word for option in self.options if get_origin(option) is Literal for word in get_args(option)]
+
+    def _words(self, option: Any) -> str:
+        if option is bool:
+            return "true or false"
+        if option in (int, float):
+            return ("a whole number" if option is int else "a number") + _range(self.limits)
+        if get_origin(option) is Literal:
+            return _either(get_args(option))
+        if get_origin(option) is list:
+            count = " that isn't empty" if any(isinstance(limit, MinLen) for limit in self.limits) else ""
+            return f"a list{count}, each item {Slot(get_args(option)[0]).words()}"
+        if get_origin(option) is dict:
+            return f"a group of names, each with {Slot(get_args(option)[1]).words()}"
+        if Slot(option).group:
+            return f"a group with {', '.join(option.model_fields)}"
+        return "text that isn't empty" if any(isinstance(limit, MinLen) for limit in self.limits) else "text"
+
+
+ROOT = Slot(Recipe)
+
+
+def slot(key: Key) -> Slot | None:
+    """What the key may hold; None where there is no such key."""
+    found: Slot | None = ROOT
+    for part in key:
+        found = found.inside(part) if found else None
+    return found
+
+
+def dotted(key: Key) -> str:
+    """`train.epochs`, `data.sources.0.path`."""
+    return ".".join(str(part) for part in key)
+
+
+def declared() -> Iterator[Key]:
+    """Every key that isn't a group, in declared order; 0 stands for any position in a list."""
+    yield from _declared(Recipe, ())
+
+
+def _declared(group: type[Spec], above: Key) -> Iterator[Key]:
+    for name, info in group.model_fields.items():
+        here = Slot(info.annotation)
+        item = here.inside(0) if here.is_list else None
+        if here.group:
+            yield from _declared(here.group, (*above, name))
+        elif item and item.group:
+            yield (*above, name)
+            yield from _declared(item.group, (*above, name, 0))
+        else:
+            yield (*above, name)
+
+
+def leaves(value: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
+    """Every key of a recipe that isn't a group, with its value."""
+    if isinstance(value, Spec):
+        for name in type(value).model_fields:
+            yield from leaves(getattr(value, name), (*key, name))
+    elif isinstance(value, list) and value and isinstance(value[0], Spec):
+        for position, item in enumerate(value):
+            yield from leaves(item, (*key, position))
+    else:
+        yield key, value
+
+
+def mismatch(key: Key, value: Any) -> str:
+    """What is wrong with a value that the key's slot refuses."""
+    here = slot(key)
+    assert here is not None, f"{dotted(key)} is no key"
+    text = f"expected {here.words()}, found {_found(value)}"
+    if isinstance(value, str):
+        near = difflib.get_close_matches(value.lower(), here.choices(), n=1, cutoff=0.5)
+        if near:
+            return f"{text}; did you mean {near[0]}?"
+        item = here.inside(0) if here.is_list else None
+        if item and item.group:
+            first = next(iter(item.group.model_fields))
+            return f"{text}; write a list of groups as [{{{first}: {value}}}]"
+        if here.is_list:
+            return f"{text}; write a list as [{value}]"
+        numeric = {int, float, bool} & set(here.options)
+        if numeric and re.fullmatch(r"\s*(?:[-+]?[\d._]+(?:[eE][-+]?\d+)?|true|false)\s*", value, re.IGNORECASE):
+            return f"{text}, which is text; take the quotes away"
+    elif str in here.options and isinstance(value, bool | int | float):
+        return f"{text}; put it in quotes"
+    return text
+
+
+def unknown(key: Key) -> str:
+    """That there is no such key, with the nearest ones or else the valid ones."""
+    parent = slot(key[:-1])
+    name = str(key[-1])
+    if parent and parent.is_list:
+        first = (*key[:-1], 0)
+        example = (*first, name) if slot((*first, name)) else first
+        return f"{dotted(key[:-1])} is a list; name a position in it: {dotted(example)}"
+    if not parent or not parent.group:
+        what = parent.words() if parent else "nothing"
+        return f"no such key; {dotted(key[:-1])} holds {what}"
+    siblings = list(parent.group.model_fields)
+    near = _near(name, siblings)
+    if near:
+        suggestions = [dotted((*key[:-1], near))]
+    else:
+        elsewhere: dict[str, list[Key]] = {}
+        for other in declared():
+            elsewhere.setdefault(str(other[-1]), []).append(other)
+        match = name if name in elsewhere else _near(name, list(elsewhere))
+        suggestions = [dotted(other) for other in elsewhere.get(match or "", [])]
+    if suggestions:
+        return f"no such key; did you mean {' or '.join(suggestions)}?"
+    return f"no such key; there are {', '.join(dotted((*key[:-1], sibling)) for sibling in siblings)}"
+
+
+def _near(name: str, known: list[str]) -> str | None:
+    """The known name that is meant: spelt alike, contained in it (num_train_epochs), or abbreviated (lr)."""
+    plain = name.lower().replace("-", "_")
+    close = difflib.get_close_matches(plain, known, n=1, cutoff=0.7)
+    contained = sorted((each for each in known if len(each) > 4 and each in plain), key=len, reverse=True)
+    short = [each for each in known if "_" in each and "".join(word[0] for word in each.split("_")) == plain]
+    return next(iter([*close, *contained, *short]), None)
+
+
+def _range(limits: list[Any]) -> str:
+    words = []
+    for limit in limits:
+        match limit:
+            case Ge(ge=bound):
+                words.append(f"of at least {bound}")
+            case Gt(gt=bound):
+                words.append(f"above {bound}")
+            case Le(le=bound):
+                words.append(f"at most {bound}")
+            case Lt(lt=bound):
+                words.append(f"below {bound}")
+    return f" {' and '.join(words)}" if words else ""
+
+
+def _either(words: tuple[str, ...]) -> str:
+    return words[0] if len(words) == 1 else " or ".join(words) if len(words) == 2 else f"one of {', '.join(words)}"
+
+
+def _found(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, str):
+        return f"'{value}'" if len(value) <= 60 else f"'{value[:57]}...'"
+    if isinstance(value, dict):
+        return "a group of keys"
+    text = flow(value)
+    return text if len(text) <= 60 else "a list"

@@ -1,0 +1,127 @@
+"""Cross-validation over PubMedQA's published folds: a run for each fold, then all of them together.
+
+Each run trains on nine folds and is measured on the tenth; the official test set stays untouched.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import meditune
+from meditune.config.load_recipe import load_recipe
+from meditune.config.recipe import Recipe, what_counts
+from meditune.errors import MedituneError
+from meditune.files import read_json, write_json
+from meditune.hosted_pipeline import Approve, refuse
+from meditune.pipeline import run
+from meditune.run_folder import RECIPE, announce
+
+RESULT = "crossval.json"
+SETTINGS = "evaluate.split=dev"
+MODELS = ("base", "tuned")
+
+
+def settings(fold: int) -> list[str]:
+    """What turns a recipe into the one of a fold, as `--set` takes it."""
+    return [f"data.fold={fold}", SETTINGS]
+
+
+def crossval(
+    recipes: Mapping[int, Recipe], folder: Path, commands: Mapping[int, str], approve: Approve = refuse
+) -> dict[str, Any]:
+    """Do, or finish, the run of each fold in `folder/fold-N`; returns crossval.json's content.
+
+    Raises MedituneError where the folder holds something else.
+    """
+    _refuse_foreign(folder)
+    for fold, recipe in recipes.items():
+        place = folder / f"fold-{fold}"
+        if not _finished(place, recipe):
+            announce(f"fold {fold}")
+            run(recipe, place, commands[fold], approve)
+    first = next(iter(recipes.values()))
+    result = {
+        "meditune": meditune.__version__,
+        "recipe": first.name,
+        "base_model": first.model.base,
+        "seed": first.seed,
+        "folds": sorted(recipes),
+    }
+    places = [folder / f"fold-{fold}" for fold in sorted(recipes)]
+    result |= together(places, first.evaluate.resamples, first.seed)
+    write_json(folder / RESULT, result)
+    return result
+
+
+def together(runs: list[Path], resamples: int, seed: int) -> dict[str, Any]:
+    """All folds' figures: `items`, `figures`, `accuracy_ci95` and `worse`, as docs/report.md says.
+
+    Of each metric and model the figure of every fold, their mean and standard deviation (n - 1; None of one fold), and
+    the pooled figure over the items of all folds, each predicted by the model that didn't train on it. Pooled is None
+    for what isn't measured on the fold's items, such as general text. The interval of the pooled difference is the
+    paired bootstrap's over items. It leaves out that the folds' models share most of their training items, for which
+    there is no unbiased estimate (Bengio and Grandvalet 2004), so it is somewhat too narrow.
+    """
+    from meditune.evaluate.compare import compare, got_worse
+    from meditune.evaluate.metrics import METRICS, summarise
+    from meditune.statistics import wilson
+
+    reports = [read_json(place / "report.json") for place in runs]
+    base, tuned = (pooled(runs, model) for model in MODELS)
+    comparison = compare(base, tuned, resamples, seed)
+    sums = {"base": summarise(base), "tuned": summarise(tuned)}
+    figures: dict[str, Any] = {}
+    for metric in METRICS:
+        if not all(metric in report[model] for report in reports for model in MODELS):
+            continue
+        figures[metric] = {
+            model: _spread([report[model][metric] for report in reports]) | {"pooled": sums[model].get(metric)}
+            for model in MODELS
+        }
+        deltas = _spread([report["comparison"][metric]["delta"] for report in reports])
+        figures[metric]["difference"] = deltas | {"pooled": comparison.get(metric)}
+    decided = {"base": base.decision, "tuned": tuned.decision}
+    return {
+        "items": {part.name: len(getattr(base, part.name)) for part in fields(base) if getattr(base, part.name)},
+        "figures": figures,
+        "accuracy_ci95": {
+            model: wilson(sum(row["reference"] == row["prediction"] for row in rows), len(rows))
+            for model, rows in decided.items()
+            if rows
+        },
+        "worse": got_worse({name: row for name, row in comparison.items() if name in figures}),
+    }
+
+
+def pooled(runs: list[Path], model: str) -> Any:
+    """The predictions of all folds as one model's; a kind whose ids come in several folds is left out."""
+    from meditune.evaluate.predictions import KINDS, Predictions, read
+
+    every = [read(place / "predictions", model) for place in runs]
+    found = {kind: [row for each in every for row in getattr(each, kind)] for kind in KINDS}
+    return Predictions(**{kind: rows for kind, rows in found.items() if len({row["id"] for row in rows}) == len(rows)})
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"folds": values, "mean": statistics.fmean(values), "sd": deviation}
+
+
+def _finished(place: Path, recipe: Recipe) -> bool:
+    """Whether a fold's run is done with these settings; `run` says what is wrong where they are others."""
+    done = (place / RECIPE).is_file() and (place / "report.html").is_file()
+    return done and what_counts(load_recipe(str(place / RECIPE)).recipe) == what_counts(recipe)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir() or any(
+        item.name != RESULT and not re.fullmatch(r"fold-\d", item.name) for item in folder.iterdir()
+    ):
+        raise MedituneError(f"{folder} is there already and holds no cross-validation. Choose another --output.")

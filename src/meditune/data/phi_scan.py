@@ -1,0 +1,209 @@
+"""`meditune data phi`: identifiers of patients in a file or a recipe's data, and a copy of the file without them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO, get_args
+
+from meditune.config.data_options import KINDS, Kind, PhiSpec
+from meditune.config.load_recipe import load_recipe
+from meditune.data.deidentify import Findings, deidentify, found_in, leaves, with_leaves
+from meditune.data.read_sources import check_sources, read_source
+from meditune.data.readers import tables
+from meditune.data.readers.tables import Rejects
+from meditune.errors import DataError
+from meditune.files import read_text, replacing
+from meditune.phi.detector import ENGINES, Engine, engine, masked
+from meditune.phi.spans import Span
+from meditune.phi.surrogates import Surrogates, secret
+from meditune.progress import Progress
+
+ACTIONS = ("mask", "surrogate")
+WRITABLE = (".jsonl", ".csv", ".tsv")
+_TEXT = (".txt", ".text", ".md", "")
+_AROUND = 48
+Row = tuple[str, dict[str, Any]]
+
+
+@dataclass
+class Scan:
+    """What was found in so many rows (or texts): how often each kind, in how many rows, and some places."""
+
+    what: str
+    rows: int = 0
+    touched: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    rows_with: Counter[str] = field(default_factory=Counter)
+    places: list[str] = field(default_factory=list)
+
+    def add(self, spans: Collection[Span]) -> None:
+        """Count one row's spans."""
+        self.rows += 1
+        self.touched += bool(spans)
+        self.kinds.update(span.kind for span in spans)
+        self.rows_with.update({span.kind for span in spans})
+
+
+def scan(
+    what: str,
+    output: Path | None,
+    action: str | None,
+    group: str | None,
+    kinds: Sequence[str],
+    finder: str | None,
+    show: int,
+    overrides: Sequence[str],
+) -> list[Scan]:
+    """One result for a file, or one for each source of a recipe; a file's copy goes to `output`, whole or not at all.
+
+    Raises DataError where an option doesn't fit or the file can't be read; no message repeats what is in the file.
+    """
+    file = Path(what)
+    chosen = _kinds(kinds)
+    if finder is not None and finder not in ENGINES:
+        raise DataError(f"--engine {finder}: there are {' and '.join(ENGINES)}.")
+    if action is not None and (action not in ACTIONS or output is None):
+        raise DataError(f"--action {action}: it is {' or '.join(ACTIONS)}, and goes with --mask OUT.")
+    if output is not None and output.exists():
+        raise DataError(f"--mask {output}: it is there already, and isn't overwritten. Choose another name.")
+    if not file.is_file() and file.suffix not in {*tables.FORMATS, ".txt"}:
+        if output or group:
+            raise DataError("--mask and --group go with a file. For a recipe's data: --set data.phi.action=mask.")
+        return _scan_recipe(what, overrides, chosen, finder)
+    find = engine(finder or "rules")
+    change = _changing(action or "mask")
+    if file.suffix.lower() in _TEXT:
+        return [_scan_text(file, output, find, chosen, change, show)]
+    return [_scan_table(file, output, find, chosen, change, group, show)]
+
+
+def said(scans: Sequence[Scan]) -> Iterator[str]:
+    """The results in lines of text: a table of kinds for each, then the places."""
+    for each in scans:
+        yield f"{each.what}: {each.touched:,} of {each.rows:,} rows hold what looks like identifiers of people."
+        if each.kinds:
+            yield f"  {'kind':<12} {'found':>9} {'in rows':>9}"
+        for kind, count in each.kinds.most_common():
+            yield f"  {kind:<12} {count:>9,} {each.rows_with[kind]:>9,}"
+        yield from (f"  {place}" for place in each.places)
+    yield "Rules miss some and take some for what they aren't (docs/phi.md): this proves no text free of identifiers."
+
+
+Changing = Callable[[str, list[Span], str], str]
+
+
+def _changing(action: str) -> Changing:
+    if action == "mask":
+        return lambda text, spans, _: masked(text, spans)
+    key = secret()
+    return lambda text, spans, group: Surrogates(key, group).replaced(text, spans)
+
+
+def _kinds(named: Sequence[str]) -> list[Kind]:
+    for name in named:
+        if name not in KINDS:
+            raise DataError(f"--kind {name}: no such kind; there are {', '.join(get_args(Kind))}.")
+    return [kind for kind in KINDS if kind in named]
+
+
+def _scan_recipe(name: str, overrides: Sequence[str], kinds: list[Kind], finder: str | None) -> list[Scan]:
+    recipe = load_recipe(name, list(overrides)).recipe
+    spec = recipe.data.phi
+    spec = PhiSpec(
+        action="report", kinds=kinds or spec.kinds, engine="presidio" if finder == "presidio" else spec.engine
+    )
+    check_sources(recipe.data)
+    results = []
+    for source in recipe.data.sources:
+        findings = Findings(spec)
+        deidentify(read_source(source, recipe.seed, Rejects()), spec, findings, warn=False)
+        for found, counts in findings.facts()["sources"].items():
+            result = Scan(found, counts["examples"], counts["with_identifiers"], Counter(counts["kinds"]))
+            result.rows_with = Counter(counts["examples_by_kind"])
+            results.append(result)
+    return results
+
+
+def _scan_text(file: Path, output: Path | None, find: Engine, kinds: list[Kind], change: Changing, show: int) -> Scan:
+    text = read_text(file)
+    spans = find(text, kinds or None)
+    result = Scan(str(file))
+    result.add(spans)
+    result.places = _shown(str(file), text, spans, show)
+    if output:
+        with replacing(output) as stream:
+            stream.write(change(text, spans, ""))
+    return result
+
+
+def _scan_table(
+    file: Path, output: Path | None, find: Engine, kinds: list[Kind], change: Changing, group: str | None, show: int
+) -> Scan:
+    result = Scan(str(file))
+    rejects = Rejects()
+    changed = _changed_rows(tables.rows(file, "file", rejects), result, find, kinds, change, group, show)
+    if output is None:
+        for _ in changed:
+            pass
+    elif output.suffix.lower() not in WRITABLE:
+        raise DataError(f"--mask {output}: it must end in {', '.join(WRITABLE)}.")
+    else:
+        with replacing(output) as stream:
+            _write(changed, stream, output.suffix.lower())
+    if len(rejects):
+        print(f"{file}: {len(rejects):,} rows couldn't be read and are left out.", file=sys.stderr)
+    return result
+
+
+def _changed_rows(
+    rows: Iterator[Row],
+    result: Scan,
+    find: Engine,
+    kinds: list[Kind],
+    change: Changing,
+    group: str | None,
+    show: int,
+) -> Iterator[dict[str, Any]]:
+    with Progress("Looking for identifiers", None, "rows") as progress:
+        for place, row in rows:
+            if group is not None and group not in row:
+                raise DataError(f"{place}: no column {group}; there are {', '.join(map(str, row))}.")
+            texts = dict(leaf for name, value in row.items() for leaf in leaves(value, str(name)))
+            found = found_in(texts, find, kinds, headed=texts)
+            result.add([span for spans in found.values() for span in spans])
+            for name, spans in found.items():
+                result.places += _shown(f"{place} {name}", texts[name], spans, show - len(result.places))
+            whose = "" if group is None else str(row[group])
+            new = {name: change(text, found[name], whose) for name, text in texts.items() if found[name]}
+            yield {name: with_leaves(value, str(name), new) for name, value in row.items()}
+            progress.advance()
+
+
+def _write(rows: Iterator[dict[str, Any]], stream: TextIO, kind: str) -> None:
+    if kind == ".jsonl":
+        stream.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        return
+    writer: csv.DictWriter[str] | None = None
+    for row in rows:
+        if writer is None:
+            writer = csv.DictWriter(stream, list(row), delimiter="\t" if kind == ".tsv" else ",", lineterminator="\n")
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def _shown(place: str, text: str, spans: Sequence[Span], most: int) -> list[str]:
+    """The first spans with what stands around them; all that was found is blotted out."""
+    lines = []
+    for number, span in enumerate(spans[: max(most, 0)]):
+        before = masked(text[: span.start], spans[:number])[-_AROUND:]
+        rest = [Span(each.start - span.end, each.end - span.end, each.kind) for each in spans[number + 1 :]]
+        after = masked(text[span.end :], rest)[:_AROUND]
+        here = masked(text[span.start : span.end], [Span(0, span.end - span.start, span.kind)])
+        lines.append(f"{place} ({span.kind}): {' '.join(f'{before}{here}{after}'.split())}")
+    return lines

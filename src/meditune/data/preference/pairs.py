@@ -1,0 +1,249 @@
+"""Pair, the one record that preference tuning works on.
+
+A user's own pairs out of the rows of a file, such as exported feedback.
+
+Pairs out of examples: each answer is preferred to a corruption of itself.
+
+Answers made unfaithful in one controlled way: a number swapped, a negation or a direction turned, another's answer.
+
+Each corruption leaves fluent text, so that what tells the two answers apart is whether the sources bear them out.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from meditune.config.data_options import Style
+from meditune.config.training_options import Corruption, PreferenceSpec
+from meditune.data.example import STYLE, Example, Passage
+from meditune.data.read_sources import RESTRICTED, is_marked, is_restricted
+from meditune.data.readers.tables import Rejects, Row
+from meditune.data.readers.user_files import GUESSES, NO_CONTEXT, cell, group_of, passages, records
+from meditune.errors import DataError
+from meditune.evidence.words import DIRECTION, NEGATABLE, NEGATED, NUMBER, OPPOSITE, value
+from meditune.files import numbered_jsonl, write_jsonl
+
+OWN = "own"
+"""The kind of a pair that was read as such from a user's file."""
+RATED = "rated"
+"""The kind of a pair of rated answers."""
+SAMPLED = "sampled"
+"""The kind of a pair of answers that the model itself wrote."""
+
+
+class Pair(BaseModel):
+    """A question with an answer to prefer and one to avoid."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(min_length=1)
+    """Unique in a run; of an automatic pair, the example's id and the kind."""
+    question: str = Field(min_length=1)
+    context: tuple[Passage, ...] = ()
+    chosen: str = Field(min_length=1)
+    rejected: str = Field(min_length=1)
+    group: str = Field(min_length=1)
+    """What must not straddle training and measuring."""
+    kind: str
+    """How the pair came about: `own`, `rated`, `sampled`, or the kind of corruption."""
+
+    style: Style | None = None
+    """Of both answers, where the question's source has two"""
+    source: str = ""
+    """Where the question comes from; empty where only its file is known"""
+    restricted: bool = False
+    """Whether its licence forbids passing it on"""
+
+    def example(self) -> Example:
+        """The question with its preferred answer."""
+        mark = {RESTRICTED: True} if self.restricted else {}
+        return Example(
+            id=self.id,
+            source=self.source or OWN,
+            question=self.question,
+            context=self.context,
+            answer=self.chosen,
+            group=self.group,
+            meta=mark | ({STYLE: self.style} if self.style else {}),
+        )
+
+
+def write_pairs(path: Path, pairs: Iterable[Pair]) -> int:
+    """Store pairs as JSON Lines; returns how many."""
+    return write_jsonl(path, (pair.model_dump(mode="json") for pair in pairs))
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """Pairs stored by `write_pairs`. Raises DataError with the line of one that isn't a Pair."""
+    pairs = []
+    for number, row in numbered_jsonl(path):
+        try:
+            pairs.append(Pair.model_validate(row))
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: not a Pair record: {error}") from error
+    return pairs
+
+
+SOURCE = "pairs"
+COLUMNS = {field: GUESSES[field] for field in ("id", "question", "context", "group")} | {
+    "chosen": ("chosen", "preferred", "better", "accepted"),
+    "rejected": ("rejected", "dispreferred", "worse"),
+}
+NEEDED = (("question",), ("chosen",), ("rejected",))
+
+
+def from_rows(
+    found: Iterable[Row], rejects: Rejects, fields: Mapping[str, str] | None, name: str, no_rows: str
+) -> Iterator[Pair]:
+    """Pairs from (place, columns) with the columns question, chosen and rejected; context, group, id may be there too,
+    and `source` and `restricted`, which say where the question comes from and whether it may be passed on.
+
+    `fields` maps fields to columns with other names; `name` begins the ids of rows without one. Rows without one of
+    the three, with two equal answers, or with an id that was used before go to `rejects`. Raises DataError where a
+    needed column is missing, and with `no_rows` where there are none.
+    """
+    yield from records(found, rejects, _pair, SOURCE, name, no_rows, fields, guesses=COLUMNS, needed=NEEDED)
+
+
+def _pair(row: Mapping[str, Any], columns: Mapping[str, str], fallback_id: str) -> tuple[Pair | None, str]:
+    """The row as a Pair, or None and the reason why not."""
+    values = {field: row.get(column) for field, column in columns.items()}
+    question, chosen, rejected = (cell(values.get(field)) for field in ("question", "chosen", "rejected"))
+    context = passages(values.get("context"))
+    if not question:
+        return None, "no question"
+    if not chosen or not rejected:
+        return None, f"no {'rejected' if chosen else 'chosen'} answer (or one that isn't text)"
+    if " ".join(chosen.split()) == " ".join(rejected.split()):
+        return None, "chosen and rejected are the same"
+    if context is None:
+        return None, NO_CONTEXT
+    return Pair(
+        id=f"{SOURCE}:{cell(values.get('id')) or fallback_id}",
+        question=question,
+        context=context,
+        chosen=chosen,
+        rejected=rejected,
+        group=group_of(cell(values.get("group")), question),
+        source=cell(row.get("source")),
+        restricted=is_marked(row.get(RESTRICTED)),
+        kind=OWN,
+    ), ""
+
+
+def corrupt(kind: Corruption, example: Example, others: Sequence[Example], chance: random.Random) -> str | None:
+    """The example's answer, corrupted in that way by a seeded choice; None where it offers nothing to corrupt.
+
+    `others` are the examples whose answers `other` may take: those of another group that say something else.
+    """
+    if kind == "other":
+        return _another(example, others, chance)
+    return {"number": _number, "negation": _negation, "direction": _direction}[kind](example, chance)
+
+
+def _number(example: Example, chance: random.Random) -> str | None:
+    """One number replaced by another one of the sources or the answer, or else by a multiple of it."""
+    text, found = example.answer, list(NUMBER.finditer(example.answer))
+    if not found:
+        return None
+    match = chance.choice(found)
+    said, decimals = match[0], _decimals(match[0])
+    known = " ".join([text, *(passage.text for passage in example.context)])
+    candidates = sorted(
+        {number for number in NUMBER.findall(known) if _decimals(number) == decimals and value(number) != value(said)}
+    )
+    new = chance.choice(candidates) if candidates else f"{value(said) * chance.choice((2, 3)) or 1:.{decimals}f}"
+    return _replaced(text, match, new)
+
+
+def _negation(example: Example, chance: random.Random) -> str | None:
+    """One negation taken away; where there is none, "not" put after one auxiliary verb."""
+    text, negated = example.answer, list(NEGATED.finditer(example.answer))
+    if negated:
+        match = chance.choice(negated)
+        plain = match["plain"] or ("can" if len(match[0]) > 2 else "some")
+        return _replaced(text, match, _cased(plain, match[0]))
+    found = list(NEGATABLE.finditer(text))
+    if not found:
+        return None
+    match = chance.choice(found)
+    return _replaced(text, match, f"{match[0]}not" if match[0].lower() == "can" else f"{match[0]} not")
+
+
+def _direction(example: Example, chance: random.Random) -> str | None:
+    found = list(DIRECTION.finditer(example.answer))
+    if not found:
+        return None
+    match = chance.choice(found)
+    return _replaced(example.answer, match, _cased(OPPOSITE[match[0].lower()], match[0]))
+
+
+def _another(example: Example, others: Sequence[Example], chance: random.Random) -> str | None:
+    mine = _plain(example.answer)
+    for _ in range(20):
+        other = chance.choice(others)
+        if other.group != example.group and _plain(other.answer) != mine:
+            return other.answer
+    return None
+
+
+def _replaced(text: str, match: re.Match[str], new: str) -> str:
+    return text[: match.start()] + new + text[match.end() :]
+
+
+def _cased(word: str, like: str) -> str:
+    """The word with a capital where `like` has one."""
+    return word[:1].upper() + word[1:] if like[:1].isupper() else word
+
+
+def _decimals(number: str) -> int:
+    return len(number.partition(".")[2])
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def build(examples: Sequence[Example], spec: PreferenceSpec, seed: int) -> tuple[list[Pair], int]:
+    """Up to `spec.per_example` pairs of each example with an answer, and how many of those examples gave none.
+
+    Of the kinds that an answer allows, those come first that were rarest until then, so that the kinds stay as even as
+    the answers let them be. `other` takes answers from among these examples only.
+    """
+    answered = [example for example in examples if example.answer.strip()]
+    counts: Counter[Corruption] = Counter()
+    pairs: list[Pair] = []
+    barren = 0
+    for example in answered:
+        chance = random.Random(f"{seed}/pairs/{example.id}")
+        before = len(pairs)
+        for kind in sorted(dict.fromkeys(spec.corruptions), key=lambda kind: counts[kind]):
+            rejected = corrupt(kind, example, answered, chance)
+            if rejected is None:
+                continue
+            counts[kind] += 1
+            pairs.append(
+                Pair(
+                    id=f"{example.id}/{kind}",
+                    question=example.question,
+                    context=example.context,
+                    chosen=example.answer,
+                    rejected=rejected,
+                    group=example.group,
+                    style=example.style,
+                    source=example.source,
+                    restricted=is_restricted(example),
+                    kind=kind,
+                )
+            )
+            if len(pairs) - before == spec.per_example:
+                break
+        barren += len(pairs) == before
+    return pairs, barren

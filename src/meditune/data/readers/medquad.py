@@ -1,0 +1,227 @@
+"""MedQuAD: question-answer pairs from twelve sites of the US National Institutes of Health.
+
+Ben Abacha & Demner-Fushman, "A Question-Entailment Approach to Question Answering", BMC Bioinformatics 20:511,
+2019 (https://doi.org/10.1186/s12859-019-3119-4), https://github.com/abachaa/MedQuAD. CC BY 4.0. The answers of three
+MedlinePlus collections were removed by the publisher for copyright; those pairs are counted and left out.
+
+The XML files of a data set, from a folder or straight from the zip it was published as.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import xml.etree.ElementTree as ET
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from meditune.data.example import Example, damage
+from meditune.data.readers.tables import Rejects, steady
+from meditune.errors import DataError
+from meditune.progress import track
+
+FILE_BYTES = 2**24
+"""Of one XML file; the publishers' largest has some two million. Its tree takes several times as much memory."""
+ALL_BYTES = 2**29
+"""Of all XML files in a zip, unpacked."""
+XML_DEPTH = 100
+_ENCRYPTED = 1
+
+
+def xml_files(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
+    """Name (with its folders) and bytes of every XML file under a folder or in a zip, in order of name.
+
+    A folder that holds nothing but one or more zips is read through them. Raises DataError where there are none.
+    """
+    if path.is_dir():
+        names = sorted(file for file in path.rglob("*.xml") if not file.is_dir())
+        archives = [] if names else sorted(path.glob("*.zip"))
+        for name in names:
+            yield PurePosixPath(name.relative_to(path).as_posix()), _bytes(name)
+        for archive in archives:
+            yield from _zipped(archive)
+        if not names and not archives:
+            raise DataError(f"{path}: no XML files and no zip here. Point at the publisher's folder or zip.")
+    elif not path.exists():
+        raise DataError(f"{path}: no such folder or zip file.")
+    elif path.suffix == ".xml":
+        yield PurePosixPath(path.parent.name) / path.name, _bytes(path)
+    else:
+        yield from _zipped(path)
+
+
+def contents_sha256(path: Path) -> str:
+    """Return the SHA-256 over names and contents of the XML files of a folder or a publisher's zip, in order of name.
+
+    Each file adds a line `NAME NUL SHA256-OF-ITS-BYTES`. The zip's outermost folder, which GitHub names after the
+    commit, and the way in which it is packed don't count. Raises DataError as `xml_files` does.
+    """
+    zipped = not path.is_dir()
+    lines = []
+    for name, data in xml_files(path):
+        inside = PurePosixPath(*name.parts[1:]) if zipped else name
+        lines.append(f"{inside}\0{hashlib.sha256(data).hexdigest()}\n")
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def _bytes(file: Path) -> bytes:
+    with steady(file), file.open("rb") as stream:
+        data = stream.read(FILE_BYTES + 1)
+    if len(data) > FILE_BYTES:
+        raise DataError(f"{file}: {_too_large(FILE_BYTES)} Fetch it again.")
+    return data
+
+
+def _zipped(archive: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
+    with steady(archive):
+        if not zipfile.is_zipfile(archive):
+            raise DataError(f"{archive}: neither a folder nor a whole zip file. Fetch it again.")
+        yield from _unpacked(archive)
+
+
+def _unpacked(archive: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
+    """Read in memory, so a name that leads elsewhere (../) or a link leads nowhere."""
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            found = (each for each in opened.infolist() if each.filename.endswith(".xml"))
+            members = sorted(
+                (each for each in found if "__MACOSX" not in each.filename), key=lambda each: each.filename
+            )
+            if not members:
+                raise DataError(f"{archive}: no XML files in this zip. Point at the publisher's.")
+            largest = max(members, key=lambda each: each.file_size)
+            if largest.file_size > FILE_BYTES:
+                raise DataError(f"{archive}, {largest.filename}: {_too_large(FILE_BYTES)} Fetch it again.")
+            if sum(each.file_size for each in members) > ALL_BYTES:
+                raise DataError(f"{archive}: unpacked {_too_large(ALL_BYTES)} Fetch it again.")
+            for member in members:
+                if member.flag_bits & _ENCRYPTED:
+                    raise DataError(f"{archive}, {member.filename}: encrypted. Unpack it, and point at the folder.")
+                yield PurePosixPath(member.filename), opened.read(member)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise DataError(f"{archive}: a damaged zip file ({error}). Fetch it again.") from error
+    except NotImplementedError as error:
+        raise DataError(f"{archive}: packed in a way that isn't known here ({error}). Unpack it first.") from error
+
+
+def _too_large(limit: int) -> str:
+    return f"more than {limit // 2**20} MB, which no file of the publisher's is."
+
+
+class _Shallow(ET.TreeBuilder):
+    """Builds trees of some depth only: in a deeper one, looking through each element's descendants takes hours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._depth = 0
+
+    def start(self, tag: str, attrs: dict[str, str], /) -> ET.Element:
+        self._depth += 1
+        if self._depth > XML_DEPTH:
+            raise ValueError(f"elements more than {XML_DEPTH} deep")
+        return super().start(tag, attrs)
+
+    def end(self, tag: str, /) -> ET.Element:
+        self._depth -= 1
+        return super().end(tag)
+
+
+def parse_xml(data: bytes) -> ET.Element:
+    """The root element. Raises ValueError with line and column where it isn't well-formed XML, or nested too deep."""
+    try:
+        root: ET.Element = ET.fromstring(data.removeprefix(b"\xef\xbb\xbf"), ET.XMLParser(target=_Shallow()))
+        return root
+    except ET.ParseError as error:
+        raise ValueError(f"not well-formed XML ({error})") from error
+    except LookupError as error:  # UnicodeError of an odd encoding is a ValueError as it stands
+        raise ValueError(f"unknown text encoding ({error})") from error
+
+
+def children(element: ET.Element, *names: str) -> Iterator[ET.Element]:
+    """All descendants called one of `names`, whatever their case."""
+    wanted = {name.lower() for name in names}
+    return (each for each in element.iter() if isinstance(each.tag, str) and each.tag.lower() in wanted)
+
+
+def texts(element: ET.Element, *names: str) -> list[str]:
+    """The texts of those descendants on one line each, without the empty ones."""
+    found = (" ".join("".join(each.itertext()).split()) for each in children(element, *names))
+    return [text for text in found if text]
+
+
+def tidy(text: str) -> str:
+    """`text` with blanks evened out; its lines and paragraphs stay, and list items set apart by blanks get lines."""
+    items = re.sub(r"\n?[ \t\xa0]{2,}-[ \t\xa0]+", "\n- ", text)
+    lines = "\n".join(" ".join(line.split()) for line in items.split("\n"))
+    return re.sub(r"\n{3,}", "\n\n", lines).strip()
+
+
+SOURCE = "medquad"
+LICENCE = "CC BY 4.0"
+NO_ANSWER = "no answer in the published file"
+
+
+def read(path: Path, rejects: Rejects) -> Iterator[Example]:
+    """The answered pairs of a folder with the collections' folders, or of a zip of it, in order of file name.
+
+    Ids are `medquad:COLLECTION/DOCUMENT-PAIR`: MedQuAD's own numbers start again in each collection, and where
+    several files carry one document number, the file's name replaces it. Each meta has `focus`, `synonyms`, `cui`,
+    `semantic_type`, `semantic_group`, `question_type`, `url`, `licence`, `collection`, `document`. Pairs without an
+    answer are counted in `rejects`; a file that isn't well-formed XML is named there and the others are read.
+    Raises DataError where there are no files.
+    """
+    seen: set[str] = set()
+    unanswered = 0
+    for name, data in track(xml_files(path), "Reading MedQuAD", unit="files"):
+        try:
+            document = parse_xml(data)
+        except ValueError as error:
+            rejects.add(SOURCE, str(name), str(error), data[:500].decode("utf-8", errors="replace"))
+            continue
+        meta = _meta(document, name)
+        pairs = list(children(document, "QAPair", "pair"))
+        if not pairs:
+            rejects.add(SOURCE, str(name), "no question-answer pairs in the file", f"<{document.tag}>")
+        for position, pair in enumerate(pairs, start=1):
+            asked = next(children(pair, "Question"), None)
+            question = "" if asked is None else " ".join("".join(asked.itertext()).split())
+            answer = "\n\n".join(tidy("".join(each.itertext())) for each in children(pair, "Answer")).strip()
+            number = pair.get("pid", str(position))
+            problem = damage([question, answer])
+            if problem or not question:
+                rejects.add(SOURCE, f"{name}, pair {number}", problem or "no question", answer)
+            elif not answer:
+                unanswered += 1
+            else:
+                identifier = f"{SOURCE}:{meta['collection']}/{name.stem}-{number}"
+                while identifier in seen:
+                    identifier += "-again"
+                seen.add(identifier)
+                kind = "" if asked is None else asked.get("qtype", "")
+                yield Example(
+                    id=identifier,
+                    source=SOURCE,
+                    question=question,
+                    answer=answer,
+                    group=" ".join(meta["focus"].casefold().split()) or f"{meta['collection']}/{name.stem}",
+                    meta=meta | {"question_type": kind},
+                )
+    rejects.count_only(SOURCE, NO_ANSWER, unanswered)
+
+
+def _meta(document: ET.Element, name: PurePosixPath) -> dict[str, Any]:
+    # Four NINDS files call the focus <doctitle-focus>, the document `docid` and the source `corpus`.
+    return {
+        "focus": next(iter(texts(document, "Focus", "doctitle-focus")), ""),
+        "synonyms": texts(document, "Synonym"),
+        "cui": texts(document, "CUI"),
+        "semantic_type": texts(document, "SemanticType"),
+        "semantic_group": next(iter(texts(document, "SemanticGroup")), ""),
+        "url": document.get("url", ""),
+        "licence": LICENCE,
+        "collection": name.parent.name,
+        "document": document.get("id") or document.get("docid") or document.get("fid") or name.stem,
+    }

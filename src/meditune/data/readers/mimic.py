@@ -1,0 +1,233 @@
+"""MIMIC-III: questions about a hospital stay, answered by the sections of its discharge summary.
+
+Johnson et al., "MIMIC-III, a freely accessible critical care database", Scientific Data 3:160035, 2016,
+https://physionet.org/content/mimiciii/. Reads the user's own credentialed `NOTEEVENTS.csv` or `.csv.gz`, row by row.
+Nothing here writes a note's text anywhere but into the Examples: rejects and errors name the ROW_ID only.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+from meditune.data.example import Example, Passage, damage
+from meditune.data.readers.tables import FIELD_CHARACTERS, Rejects, steady
+from meditune.errors import DataError
+from meditune.files import bounded_lines
+from meditune.phi.spans import placeholders
+from meditune.progress import Progress
+
+SOURCE = "mimic"
+LICENCE = "PhysioNet Credentialed Health Data Use Agreement 1.5.0"
+NOTICE = (
+    "MIMIC-III is restricted: you may use it only under your own PhysioNet Credentialed Health Data Use Agreement "
+    "1.5.0. Don't share rows, or anything that would let others rebuild them, with people who haven't signed it; "
+    "don't send rows to an online service or API; don't try to identify anyone. A model tuned on it can repeat parts "
+    "of it: treat the model, its predictions and the run's folder as restricted too."
+)
+
+_COLUMNS = ("ROW_ID", "SUBJECT_ID", "HADM_ID", "CATEGORY", "ISERROR", "TEXT")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section that answers a question, and the sections a reader needs to see before answering."""
+
+    name: str
+    question: str
+    context: tuple[str, ...]
+
+
+SECTIONS = (
+    Section(
+        "hospital-course",
+        "What happened during this hospital stay?",
+        ("history-of-present-illness",),
+    ),
+    Section(
+        "discharge-diagnosis",
+        "What is the diagnosis at discharge?",
+        ("history-of-present-illness", "hospital-course"),
+    ),
+    Section(
+        "discharge-medications",
+        "Which medicines should the patient take after leaving the hospital, and how?",
+        ("medications-on-admission", "hospital-course", "discharge-diagnosis"),
+    ),
+    Section(
+        "discharge-instructions",
+        "What should I know and do after leaving the hospital?",
+        ("hospital-course", "discharge-diagnosis", "discharge-medications"),
+    ),
+    Section(
+        "followup-instructions",
+        "Which follow-up appointments and checks are needed after leaving the hospital?",
+        ("hospital-course", "discharge-diagnosis"),
+    ),
+)
+
+_HEADINGS = {
+    "history-of-present-illness": r"(history|hx) of (the )?present(ing)? illness|hpi",
+    "hospital-course": r"(brief )?(summary of )?hospital course( by (system|problem|issue)s?(/systems)?)?",
+    "discharge-diagnosis": r"((final |primary )?discharge|final) diagnos[ie]s|diagnos[ie]s (on|at) discharge",
+    "discharge-medications": r"discharge (medications?|meds)|(medications?|meds) (on|at|upon) discharge",
+    "discharge-instructions": r"discharge instructions?|instructions (on|at) discharge|patient instructions",
+    "followup-instructions": r"follow[- ]?up( (instructions?|plans?|appointments?|care))?",
+    "medications-on-admission": r"(home|admission) (medications?|meds)|"
+    r"(medications?|meds) (on|at|upon|prior to) admission",
+    # These end the section before them and are not used themselves.
+    "other": r"allergies|allergy|chief complaint|major surgical or invasive procedures?|past (medical|surgical) "
+    r"history|social history|family history|physical (exam|examination)|pertinent results|laborator(y|ies)( data| "
+    r"results)?|labs( on admission| on discharge)?|discharge (disposition|condition|exam|labs|status)|condition "
+    r"(on|at) discharge|disposition|facility|attending|service|review of systems|studies|imaging|code status|"
+    r"date of birth|sex|dictated by|provider|completed by|job number|admission date|discharge date|"
+    r"admission diagnos[ie]s",
+}
+_ANY_HEADING = "|".join(f"(?P<{name.replace('-', '_')}>{pattern})" for name, pattern in _HEADINGS.items())
+_HEADING = re.compile(rf"^[ \t]*(?:{_ANY_HEADING})[ \t]*:[ \t]*", re.IGNORECASE | re.MULTILINE)
+
+
+def read(path: Path, rejects: Rejects) -> Iterator[Example]:
+    """One example for each section in `SECTIONS` that a discharge summary has, in the file's order.
+
+    `path` is NOTEEVENTS.csv, NOTEEVENTS.csv.gz or the folder with one of them; of what was read, memory keeps only
+    the summaries' numbers. Ids are `mimic:ROW_ID-section`, the group is the SUBJECT_ID; each meta has `row_id`,
+    `hadm_id`, `section`, `licence`, `restricted` (True). Notes marked ISERROR, notes of other categories and
+    summaries without such a section are counted in `rejects`. Raises DataError where the file is missing, cut off,
+    or not NOTEEVENTS.
+    """
+    file = _file(path)
+    seen: set[int] = set()
+    left_out: Counter[str] = Counter()
+    for line, row in _steady_rows(file, rejects):
+        reason = ""
+        row_id = _number(row["ROW_ID"])
+        if row["ISERROR"].strip() in {"1", "1.0"}:
+            left_out["marked as an error by the hospital (ISERROR)"] += 1
+            continue
+        if row["CATEGORY"].strip().casefold() != "discharge summary":
+            left_out["not a discharge summary"] += 1
+            continue
+        if not row_id or not row["SUBJECT_ID"].strip():
+            reason = "no ROW_ID or SUBJECT_ID"
+        elif int(row_id) in seen:
+            reason = "duplicate id"
+        else:
+            reason = damage(row)
+        if reason:
+            rejects.add(SOURCE, f"{file}:{line}", reason, {"ROW_ID": row_id})
+            continue
+        seen.add(int(row_id))
+        examples = list(_examples(row, row_id))
+        if not examples:
+            left_out["discharge summary without a section that answers a question"] += 1
+        yield from examples
+    for reason, number in left_out.items():
+        rejects.count_only(SOURCE, reason, number)
+
+
+def sections(note: str) -> dict[str, str]:
+    """The named sections of a discharge summary, de-identified; of sections that come twice, the first with text."""
+    found: dict[str, str] = {}
+    headings = list(_HEADING.finditer(note))
+    for heading, following in zip_longest(headings, headings[1:]):
+        name = (heading.lastgroup or "other").replace("_", "-")
+        body = _tidy(note[heading.end() : following.start() if following else len(note)])
+        if name != "other" and body:
+            found.setdefault(name, body)
+    return found
+
+
+def _examples(row: dict[str, str], row_id: str) -> Iterator[Example]:
+    found = sections(placeholders(row["TEXT"]))
+    for section in SECTIONS:
+        answer = found.get(section.name)
+        if answer is None:
+            continue
+        yield Example(
+            id=f"{SOURCE}:{row_id}-{section.name}",
+            source=SOURCE,
+            question=section.question,
+            context=tuple(
+                Passage(text=found[name], label=name.replace("-", " ").upper())
+                for name in section.context
+                if name in found
+            ),
+            answer=answer,
+            group=row["SUBJECT_ID"].strip(),
+            meta={
+                "row_id": int(row_id),
+                "hadm_id": row["HADM_ID"].strip().removesuffix(".0"),
+                "section": section.name,
+                "licence": LICENCE,
+                "restricted": True,
+            },
+        )
+
+
+def _steady_rows(file: Path, rejects: Rejects) -> Iterator[tuple[int, dict[str, str]]]:
+    with steady(file):
+        yield from _rows(file, rejects)
+
+
+def _rows(file: Path, rejects: Rejects) -> Iterator[tuple[int, dict[str, str]]]:
+    """The line at which each record ends, and its needed columns."""
+    csv.field_size_limit(FIELD_CHARACTERS)
+    line = 0
+    try:
+        with (
+            file.open("rb") as raw,
+            Progress("Reading MIMIC-III", file.stat().st_size / 1e6, "MB") as progress,
+        ):
+            binary = gzip.GzipFile(fileobj=raw) if file.suffix == ".gz" else raw
+            text = io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
+            reader = csv.reader(bounded_lines(text, file, FIELD_CHARACTERS), strict=True)
+            header = [name.strip().upper() for name in next(reader, [])]
+            missing = [name for name in _COLUMNS if name not in header]
+            if missing:
+                raise DataError(
+                    f"{file}, line 1: the columns {', '.join(missing)} are missing. Point at MIMIC-III's NOTEEVENTS."
+                )
+            places = {name: header.index(name) for name in _COLUMNS}
+            for record in reader:
+                line = reader.line_num
+                progress.advance(raw.tell() / 1e6 - progress.done)
+                if len(record) != len(header):
+                    row_id = _number(record[places["ROW_ID"]]) if len(record) > places["ROW_ID"] else ""
+                    rejects.add(SOURCE, f"{file}:{line}", "wrong number of columns", {"ROW_ID": row_id})
+                    continue
+                yield line, {name: record[place] for name, place in places.items()}
+    except (csv.Error, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(
+            f"{file}, after line {line}: {error}. The file may be cut off or damaged; fetch it again."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}, after line {line}: not UTF-8 text. Fetch the file again.") from error
+
+
+def _file(path: Path) -> Path:
+    if path.exists() and not path.is_dir():
+        return path
+    for name in ("NOTEEVENTS.csv", "NOTEEVENTS.csv.gz", "noteevents.csv", "noteevents.csv.gz"):
+        if (path / name).is_file():
+            return path / name
+    raise DataError(f"{path}: no NOTEEVENTS.csv or NOTEEVENTS.csv.gz here. Get it from PhysioNet and point at it.")
+
+
+def _number(field: str) -> str:
+    """The digits of an id; empty for anything else, which in a damaged row may be a note's text."""
+    text = field.strip().removesuffix(".0")
+    return text if text.isdecimal() and len(text) < 16 else ""
+
+
+def _tidy(text: str) -> str:
+    lines = "\n".join(re.sub(r"[ \t]+", " ", line).strip() for line in text.splitlines())
+    return re.sub(r"\n{3,}", "\n\n", lines).strip()

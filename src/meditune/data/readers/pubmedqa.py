@@ -1,0 +1,269 @@
+"""PubMedQA: research questions with abstracts, conclusions and yes/no/maybe decisions.
+
+Jin et al., "PubMedQA: A Dataset for Biomedical Research Question Answering", EMNLP 2019
+(https://arxiv.org/abs/1909.06146), https://github.com/pubmedqa/pubmedqa. Reads the publisher's JSON files and the
+rows of the Hugging Face copy `qiaojin/PubMedQA` (Parquet or JSON Lines).
+
+The synthetic set that comes with Meditune: PubMedQA's form, invented content.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from meditune.data.example import DECISIONS, Decision, Example, Passage, damage
+from meditune.data.readers.tables import Rejects, parquet_rows, refuse_other_kinds, steady
+from meditune.errors import DataError
+from meditune.files import numbered_jsonl, parsed, read_json, read_text
+
+SOURCE = "pubmedqa"
+LICENCE = "MIT"
+LABELED, ARTIFICIAL, UNLABELED = "PQA-L", "PQA-A", "PQA-U"
+GROUND_TRUTH = "test_ground_truth.json"
+FOLDS = 10
+
+_FILES = {
+    LABELED: ("ori_pqal.json", "pqa_labeled/*.parquet", "pqa_labeled*.parquet", "pqa_labeled*.jsonl"),
+    ARTIFICIAL: ("ori_pqaa.json", "pqa_artificial/*.parquet", "pqa_artificial*.parquet", "pqa_artificial*.jsonl"),
+    UNLABELED: ("ori_pqau.json", "pqa_unlabeled/*.parquet", "pqa_unlabeled*.parquet", "pqa_unlabeled*.jsonl"),
+}
+_MARKS = {
+    LABELED: ("pqal", "pqa_labeled"),
+    ARTIFICIAL: ("pqaa", "pqa_artificial"),
+    UNLABELED: ("pqau", "pqa_unlabeled"),
+}
+
+
+def read(path: Path, rejects: Rejects, *, subsets: Sequence[str] = (LABELED,)) -> Iterator[Example]:
+    """Examples in the file's order, with the abstract without its conclusion as context.
+
+    `path` is one file, or a folder of which the files of `subsets` are read. Each meta has `url`, `licence`,
+    `subset`, `mesh` (list), `year` (int or None). The conclusion (LONG_ANSWER) is the answer and is never in the
+    context. Raises DataError where nothing can be read; single bad items go to `rejects`.
+    """
+    rows = ((where, row, subset) for subset, file in _chosen(path, subsets) for where, row in _rows(file))
+    yield from from_rows(rows, rejects)
+
+
+def from_rows(rows: Iterable[tuple[str, Mapping[str, Any], str]], rejects: Rejects) -> Iterator[Example]:
+    """Examples from rows already in memory, such as those of `datasets.load_dataset("qiaojin/PubMedQA")`.
+
+    Each item is (where it came from, the row, its subset), the row in the hub's form (`pubid`, `question`,
+    `context`, ...) or in the publisher's with the PubMed id added as `pubid`.
+    """
+    seen: set[str] = set()
+    for where, row, subset in rows:
+        problem = damage(row)
+        example, problem = (None, problem) if problem else _example(row, subset)
+        if example is not None and example.id in seen:
+            problem = "duplicate id"
+        if example is None or problem:
+            rejects.add(SOURCE, where, problem, row)
+            continue
+        seen.add(example.id)
+        yield example
+
+
+def ground_truth(path: Path) -> dict[str, Decision]:
+    """The official test: PubMed id -> decision, from `test_ground_truth.json` or the folder that holds it."""
+    file = path / GROUND_TRUTH if path.is_dir() else path
+    value = read_json(file)
+    if not isinstance(value, dict) or not value or not set(value.values()) <= set(DECISIONS):
+        raise DataError(f"{file}: expected an object that maps PubMed ids to yes, no or maybe. Fetch it again.")
+    return value
+
+
+def official_split(
+    examples: Iterable[Example], test_ids: Collection[str] | None = None
+) -> tuple[list[Example], list[Example]]:
+    """The 500 training and 500 official test items of PQA-L.
+
+    With `test_ids` (PubMed ids), those are the test. Without, the publisher's seeded procedure is repeated, which
+    needs all 1,000 items in the file's order and gives exactly the ids of `test_ground_truth.json`.
+    Raises DataError where ids are missing.
+    """
+    by_pmid = _labeled(examples)
+    if test_ids is None:
+        _, test = _reproduced(by_pmid)
+    else:
+        test = list(test_ids)
+        missing = [pmid for pmid in test if pmid not in by_pmid]
+        if missing:
+            raise DataError(
+                f"PubMedQA: {len(missing)} of {len(test)} official test items aren't in the data "
+                f"(first: {missing[0]}). Use the publisher's complete ori_pqal.json."
+            )
+    chosen = set(test)
+    return [example for pmid, example in by_pmid.items() if pmid not in chosen], [by_pmid[pmid] for pmid in test]
+
+
+def official_folds(examples: Iterable[Example]) -> list[list[Example]]:
+    """The publisher's ten development folds of 50 items each, from all 1,000 items in the file's order.
+
+    Fold i is the development set and the other nine train, as in the publisher's `pqal_fold0` to `pqal_fold9`.
+    """
+    by_pmid = _labeled(examples)
+    folds, _ = _reproduced(by_pmid)
+    return [[by_pmid[pmid] for pmid in fold] for fold in folds]
+
+
+def _labeled(examples: Iterable[Example]) -> dict[str, Example]:
+    return {e.group: e for e in examples if e.source == SOURCE and e.meta.get("subset") == LABELED}
+
+
+def _reproduced(by_pmid: Mapping[str, Example]) -> tuple[list[list[str]], list[str]]:
+    """Ten folds and the test ids, drawn from one seeded stream: first the test, then the folds.
+
+    The procedure is that of `preprocess/split_dataset.py` in https://github.com/pubmedqa/pubmedqa (seed 0).
+    """
+    decided = {pmid: str(example.decision) for pmid, example in by_pmid.items() if example.decision}
+    if len(decided) != 1000:
+        raise DataError(
+            "PubMedQA: the official split is drawn from the 1,000 decided items of PQA-L, but there are "
+            f"{len(decided)}. Use the publisher's complete ori_pqal.json, or give the ids of {GROUND_TRUTH}."
+        )
+    random_stream = random.Random(0)
+    development, test = _stratified(decided, 2, random_stream)
+    return _stratified({pmid: decided[pmid] for pmid in development}, FOLDS, random_stream), test
+
+
+def _stratified(decisions: Mapping[str, str], parts: int, random_stream: random.Random) -> list[list[str]]:
+    """Ids in `parts` lists with like shares of each decision; a short last list takes one id from each other."""
+    lists: list[list[str]] = [[] for _ in range(parts)]
+    for decision in DECISIONS:
+        ids = [pmid for pmid, own in decisions.items() if own == decision]
+        random_stream.shuffle(ids)
+        size = math.ceil(len(ids) / parts)
+        for index, part in enumerate(lists):
+            part += ids[index * size :] if index == parts - 1 else ids[index * size : (index + 1) * size]
+    if len(lists[-1]) != len(lists[0]):
+        for part in lists[:-1]:
+            moved = random_stream.choice(part)
+            part.remove(moved)
+            lists[-1].append(moved)
+    return lists
+
+
+def _chosen(path: Path, subsets: Sequence[str]) -> list[tuple[str, Path]]:
+    unknown = [subset for subset in subsets if subset not in _FILES]
+    if unknown:
+        raise DataError(f"PubMedQA has no subset {unknown[0]!r}. Choose from {', '.join(_FILES)}.")
+    if path.exists() and not path.is_dir():
+        name = f"{path.parent.name}/{path.name}".lower()
+        named = [subset for subset, marks in _MARKS.items() if any(mark in name for mark in marks)]
+        return [(named[0] if named else LABELED, path)]
+    if not path.is_dir():
+        raise DataError(f"{path}: no such file or folder. Point at PubMedQA's ori_pqal.json or the folder with it.")
+    found: list[tuple[str, Path]] = []
+    for subset in subsets:
+        files = next((sorted(path.glob(pattern)) for pattern in _FILES[subset] if any(path.glob(pattern))), [])
+        if not files:
+            raise DataError(f"{path}: no {_FILES[subset][0]} here. Put the publisher's file for {subset} there.")
+        found += [(subset, file) for file in files]
+    return found
+
+
+def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each row is, and the row in the hub's form with the PubMed id under `pubid`."""
+    with steady(file):
+        if file.suffix == ".parquet":
+            yield from parquet_rows(file)
+            return
+        refuse_other_kinds(file)
+        if file.suffix == ".jsonl":
+            for number, row in numbered_jsonl(file):
+                yield f"{file}:{number}", row
+            return
+        value = parsed(read_text(file), file, _Object)
+        if not isinstance(value, _Object):
+            raise DataError(f"{file}: expected an object that maps PubMed ids to items, found {type(value).__name__}.")
+        for pmid, item in value.pairs():
+            yield f"{file}, item {pmid}", {"pubid": pmid} | (item if isinstance(item, dict) else {"value": item})
+
+
+class _Object(dict[str, Any]):
+    """A JSON object that knows of keys that came twice."""
+
+    __slots__ = ("_all",)
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self._all = pairs if len(pairs) > len(self) else None
+
+    def pairs(self) -> Iterable[tuple[str, Any]]:
+        """Every key with its value, those that came twice included."""
+        return self._all or self.items()
+
+
+def _example(row: Mapping[str, Any], subset: str) -> tuple[Example | None, str]:
+    """The row as an Example, or None and the reason why not."""
+    hub = "question" in row
+    nested = row.get("context") if hub else None
+    context = nested if isinstance(nested, Mapping) else {}
+    pmid = str(row.get("pubid") or "").strip()
+    question = _text(row.get("question" if hub else "QUESTION"))
+    answer = _text(row.get("long_answer" if hub else "LONG_ANSWER"))
+    texts = _strings(context.get("contexts") if hub else row.get("CONTEXTS"))
+    labels = _strings(context.get("labels") if hub else row.get("LABELS"))
+    mesh = _strings(context.get("meshes") if hub else row.get("MESHES"))
+    decision = _text(row.get("final_decision")) or None
+    if not pmid:
+        return None, "no PubMed id"
+    if not question:
+        return None, "no question"
+    if not texts:
+        return None, "no context"
+    if decision is not None and decision not in DECISIONS:
+        return None, "unknown decision (not yes, no or maybe)"
+    if not answer and decision is None:
+        return None, "neither answer nor decision"
+    if len(labels) != len(texts):
+        labels = [""] * len(texts)  # a shifted label would name the wrong section
+    year = _text(row.get("YEAR"))
+    return Example(
+        id=f"{SOURCE}:{pmid}",
+        source=SOURCE,
+        question=question,
+        context=tuple(Passage(text=text, label=label) for text, label in zip(texts, labels, strict=True)),
+        answer=answer,
+        decision=decision,
+        group=pmid,
+        meta={
+            "url": f"https://pubmed.ncbi.nlm.nih.gov/{pmid}/",
+            "licence": LICENCE,
+            "subset": subset,
+            "mesh": mesh,
+            "year": int(year) if re.fullmatch("[0-9]{4}", year) else None,
+        },
+    ), ""
+
+
+def _text(value: object) -> str:
+    return str(value).strip() if isinstance(value, str | int) else ""
+
+
+def _strings(value: object) -> list[str]:
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list | tuple) else []
+
+
+SYNTHETIC_SOURCE = "sample"
+SYNTHETIC_LICENCE = "CC0-1.0"
+FILE = Path(__file__).parent / "sample" / "synthetic_pqal.json"
+
+
+def read_synthetic(path: Path, rejects: Rejects) -> Iterator[Example]:
+    """The invented examples, marked `synthetic` and without a URL, so that none passes for a published study."""
+    for example in read(path, rejects):
+        meta = {key: value for key, value in example.meta.items() if key not in {"url", "subset"}}
+        yield example.model_copy(
+            update={
+                "id": f"{SYNTHETIC_SOURCE}:{example.group}",
+                "source": SYNTHETIC_SOURCE,
+                "meta": meta | {"licence": SYNTHETIC_LICENCE, "synthetic": True},
+            }
+        )

@@ -1,0 +1,281 @@
+"""Rows of a user's file, whatever its format, each with the place it came from.
+
+A file that is read as it lies there: a regular one, of the kind that its name says, the same to the end.
+
+Rows that a reader refused, and why, so that nothing vanishes in silence.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import stat
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from meditune.errors import DataError
+from meditune.files import bounded_lines, not_utf8, numbered_jsonl, read_json, write_jsonl
+
+_FIRST_BYTES = 4096
+_UNICODE = (
+    (b"\xff\xfe\x00\x00", "UTF-32"),
+    (b"\x00\x00\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
+_KINDS = (
+    (b"\x1f\x8b", "a gzip file. Unpack it first"),
+    (b"PK\x03\x04", "a zip file, which an Excel workbook is too. Unpack it, or save the sheet as CSV"),
+    (b"PAR1", "a Parquet file. Let its name end in .parquet"),
+    (b"%PDF", "a PDF file. Give the rows as a table"),
+)
+
+
+@contextmanager
+def steady(path: Path) -> Iterator[None]:
+    """Guards the reading of `path` inside the block.
+
+    Raises DataError where it is no regular file (a pipe would never end) or may not be read, and where size, time or
+    place on the disk have changed by the end: then what was read is part of one file and part of another.
+    """
+    before = _identity(path)
+    try:
+        yield
+    except DataError as error:
+        if _identity(path) != before:
+            raise _changed(path) from error
+        raise
+    if _identity(path) != before:
+        raise _changed(path)
+
+
+def refuse_other_kinds(path: Path) -> None:
+    """Raise DataError, with what to do, where a file of text is by its first bytes something else, or not UTF-8."""
+    with path.open("rb") as stream:
+        begin = stream.read(_FIRST_BYTES)
+    for mark, name in _UNICODE:
+        if begin.startswith(mark):
+            raise DataError(f"{path}: {name}, not UTF-8 text. Convert it: iconv -f {name} -t UTF-8 {path.name}")
+    for mark, what in _KINDS:
+        if begin.startswith(mark):
+            raise DataError(f"{path}: this is {what}.")
+    zeros = begin.count(0)
+    if zeros * 4 >= len(begin) and len(begin) > zeros > 0:
+        name = "UTF-16LE" if begin[1::2].count(0) * 2 > zeros else "UTF-16BE"
+        raise DataError(
+            f"{path}: UTF-16, not UTF-8 text, it seems: many of its bytes are zero. Convert it: iconv -f {name} -t "
+            f"UTF-8 {path.name}"
+        )
+    if zeros and zeros == len(begin):
+        raise DataError(f"{path}: nothing but zero bytes, as a broken copy leaves them. Fetch it again.")
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    try:
+        found = path.stat()
+        if stat.S_ISREG(found.st_mode):
+            path.open("rb").close()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(f"{path}: no such file.") from error
+    except PermissionError as error:
+        raise DataError(f"{path}: you may not read it. Change its permissions, or copy it.") from error
+    except OSError as error:
+        raise DataError(f"{path}: can't be opened ({error.strerror}). Give another file.") from error
+    if stat.S_ISDIR(found.st_mode):
+        raise DataError(f"{path}: a folder, where a file is needed. Name the file in it.")
+    if not stat.S_ISREG(found.st_mode):
+        raise DataError(f"{path}: a pipe or a device, not a file. Save what comes out of it as a file first.")
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _changed(path: Path) -> DataError:
+    return DataError(
+        f"{path}: changed while it was read, so nothing of it was used. Wait until it is written whole, and run the "
+        "same command again."
+    )
+
+
+ROW_CHARACTERS = 500
+READ_CHARACTERS = 2 * ROW_CHARACTERS
+"""So many are cleaned, so that nothing is cut in two where the row is cut."""
+MEMORY_BYTES = 1_000_000
+
+
+class Rejects:
+    """Collects refused rows. Beyond a megabyte they wait in an unnamed temporary file, so memory stays small."""
+
+    def __init__(self, clean: Callable[[str], str] = str) -> None:
+        """`clean` takes out of a row's text what may not be kept."""
+        self._clean = clean
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._spool = tempfile.SpooledTemporaryFile(  # noqa: SIM115 (lives as long as this object)
+            max_size=MEMORY_BYTES, mode="w+", encoding="utf-8", newline="\n"
+        )
+
+    def __len__(self) -> int:
+        return self._counts.total()
+
+    def add(self, source: str, where: str, reason: str, row: Mapping[str, Any] | str) -> None:
+        """Note one refused row.
+
+        `where` is "file:line" or "file, item id". Of `row` the first 500 characters are kept; a reader of
+        restricted text passes an identifier only.
+        """
+        try:
+            text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
+        except RecursionError:
+            text = "(too deep to show)"
+        self._counts[source, reason] += 1
+        shown = self._clean(text[:READ_CHARACTERS])[:ROW_CHARACTERS]
+        line = {"source": source, "where": where, "reason": reason, "row": shown}
+        line = {key: value.encode(errors="backslashreplace").decode() for key, value in line.items()}
+        self._spool.seek(0, 2)
+        self._spool.write(json.dumps(line) + "\n")
+
+    def count_only(self, source: str, reason: str, count: int = 1) -> None:
+        """Count rows that are left out as expected (no answer published), without a line for each."""
+        if count:
+            self._counts[source, reason] += count
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """For each source, how many rows were left out for each reason, most frequent first."""
+        result: dict[str, dict[str, int]] = {}
+        for (source, reason), number in self._counts.most_common():
+            result.setdefault(source, {})[reason] = number
+        return result
+
+    def rows(self) -> Iterator[dict[str, str]]:
+        """The rows passed to `add`, in order: `source`, `where`, `reason`, `row`."""
+        self._spool.seek(0)
+        for line in self._spool:
+            yield json.loads(line)
+
+    def places(self, most: int = 3) -> dict[tuple[str, str], list[str]]:
+        """Where the first rows were that a source's reason was given for, by source and reason."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for row in self.rows():
+            some = found.setdefault((row["source"], row["reason"]), [])
+            if len(some) < most and row["where"] not in some:
+                some.append(row["where"])
+        return found
+
+    def taken(self) -> list[dict[str, str]]:
+        """The rows that were added since they were last taken, which are kept elsewhere from now on."""
+        rows = list(self.rows())
+        self._spool.seek(0)
+        self._spool.truncate()
+        return rows
+
+    def write(self, path: Path) -> int:
+        """Store the rows as JSON Lines; returns the number of lines (rows only counted have none)."""
+        return write_jsonl(path, self.rows())
+
+
+Row = tuple[str, dict[str, Any]]
+FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+FIELD_CHARACTERS = 2**24
+"""Longest field of a CSV file: one quote that isn't closed must not fill the memory."""
+_BATCH = 100
+
+
+def rows(path: Path, source: str, rejects: Rejects) -> Iterator[Row]:
+    """Place ("file:line" or "file, row n") and columns of each row of a JSON Lines, JSON, CSV, TSV or Parquet file.
+
+    CSV rows with too few or too many fields go to `rejects`, as of `source`. Raises DataError where the file is
+    missing, damaged, of another kind, or changed by the time it is read.
+    """
+    kind = path.suffix.lower()
+    with steady(path):
+        if kind not in FORMATS:
+            raise DataError(f"{path}: {kind or 'no ending'!r} isn't a known format. Use {', '.join(FORMATS)}.")
+        if kind != ".parquet":
+            refuse_other_kinds(path)
+        if kind in {".csv", ".tsv"}:
+            yield from _csv_rows(path, "\t" if kind == ".tsv" else ",", source, rejects)
+        elif kind == ".parquet":
+            yield from parquet_rows(path)
+        elif kind == ".json":
+            yield from _json_rows(path)
+        else:
+            yield from ((f"{path}:{number}", row) for number, row in numbered_jsonl(path))
+
+
+def parquet_rows(path: Path) -> Iterator[Row]:
+    """ "file, row n" (from 1) and the columns of each row. Raises DataError where it isn't a whole Parquet file."""
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as table:
+            for batch in table.iter_batches(batch_size=_BATCH):
+                try:
+                    found = batch.to_pylist()
+                except UnicodeDecodeError as error:
+                    raise DataError(
+                        f"{path}, rows {number + 1} to {number + len(batch)}: a text that isn't UTF-8. Write the file "
+                        "anew from its source."
+                    ) from error
+                for row in found:
+                    number += 1
+                    yield f"{path}, row {number}", row
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path}, after row {number}: not a readable Parquet file ({error}). Fetch it again."
+        ) from error
+
+
+def text_bytes(path: Path) -> int:
+    """About how many bytes of text a file holds; of a Parquet file, which is packed, as its footer says."""
+    import pyarrow
+    import pyarrow.parquet
+
+    if path.suffix.lower() == ".parquet":
+        try:
+            meta = pyarrow.parquet.read_metadata(path)
+        except (pyarrow.ArrowException, OSError):
+            return 0  # reading it will tell
+        return sum(meta.row_group(group).total_byte_size for group in range(meta.num_row_groups))
+    return path.stat().st_size
+
+
+def _csv_rows(path: Path, delimiter: str, source: str, rejects: Rejects) -> Iterator[Row]:
+    csv.field_size_limit(FIELD_CHARACTERS)
+    line = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(bounded_lines(stream, path, FIELD_CHARACTERS), delimiter=delimiter, strict=True)
+            header = next((record for record in reader if record), [])
+            if len(header) == 1 and ";" in header[0]:
+                raise DataError(
+                    f"{path}, line {reader.line_num}: semicolons between the fields, where commas are needed. Save it "
+                    "as CSV with commas, or with tabs as .tsv."
+                )
+            if len(set(header)) != len(header):
+                raise DataError(f"{path}, line 1: a column name comes twice in {', '.join(header)}. Rename one.")
+            line = reader.line_num + 1
+            for record in reader:
+                if len(record) == len(header):
+                    yield f"{path}:{line}", dict(zip(header, record, strict=True))
+                elif record:
+                    reason = f"{len(record)} fields where the header has {len(header)}"
+                    rejects.add(source, f"{path}:{line}", reason, delimiter.join(record))
+                line = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{path}, line {line}: {error}. Check the quotes around this row.") from error
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, error, line) from error
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    value = read_json(path)
+    if not isinstance(value, list):
+        raise DataError(f"{path}: expected a list of objects, found {type(value).__name__}.")
+    for number, row in enumerate(value, start=1):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, item {number}: expected an object, found {type(row).__name__}.")
+        yield f"{path}, item {number}", row

@@ -1,0 +1,306 @@
+"""A user's own question-answer pairs: a JSON Lines, JSON, CSV, TSV or Parquet file, or a data set of the hub.
+
+Records out of the rows of a user's table: which columns are read, what a cell says, and which rows are refused.
+
+Which column of a user's table holds which field of an Example.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+from uuid import UUID
+
+from meditune.data.example import DECISIONS, Decision, Example, Passage, damage, plain
+from meditune.data.readers.tables import Rejects, Row, rows
+from meditune.errors import DataError, install_command
+
+GUESSES: dict[str, tuple[str, ...]] = {
+    "id": ("id", "example_id", "question_id", "qid", "pubid", "uid"),
+    "question": ("question", "query", "prompt", "instruction", "input"),
+    "answer": ("answer", "long_answer", "response", "output", "completion", "target"),
+    "context": ("context", "contexts", "passage", "passages", "abstract", "background"),
+    "decision": ("decision", "final_decision", "label", "yes_no"),
+    "group": ("group", "group_id", "patient_id", "subject_id", "pmid", "document_id"),
+}
+"""The columns taken for each field where the user names none; the first that is there counts."""
+
+
+NEEDED = (("question",), ("answer", "decision"))
+"""Of each of these groups of fields, one must have a column."""
+
+
+def columns_for(
+    available: Collection[str],
+    fields: Mapping[str, str] | None,
+    where: str,
+    guesses: Mapping[str, tuple[str, ...]] = GUESSES,
+    needed: Sequence[tuple[str, ...]] = NEEDED,
+) -> dict[str, str]:
+    """Field -> column, as given in `fields` and guessed for the rest, without regard to case.
+
+    Raises DataError, beginning with `where`, for an unknown field or column, or where a needed one has no
+    column.
+    """
+    given = dict(fields or {})
+    for field, column in given.items():
+        if field not in guesses:
+            raise DataError(f"{where}: fields.{field} isn't a field of a row. Choose from {', '.join(guesses)}.")
+        if column not in available:
+            near = difflib.get_close_matches(column, available, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise DataError(f"{where}: no column {column!r} (fields.{field}); there are {listed(available)}.{hint}")
+    by_lower = {column.lower(): column for column in reversed(list(available)) if column not in given.values()}
+    if "question" not in given and {"instruction", "input"} <= by_lower.keys() and "question" not in by_lower:
+        raise DataError(
+            f"{where}: both 'instruction' and 'input' could be the question. Say which in the recipe, such as "
+            "fields: {question: input}."
+        )
+    chosen = given | {
+        field: next(by_lower[name] for name in names if name in by_lower)
+        for field, names in guesses.items()
+        if field not in given and any(name in by_lower for name in names)
+    }
+    for group in needed:
+        if not chosen.keys() & set(group):
+            raise DataError(
+                f"{where}: no column for the {' or '.join(group)}; there are {listed(available)}. Name it in the "
+                f"recipe, such as fields: {{{group[0]}: COLUMN}}."
+            )
+    return chosen
+
+
+def has_column(
+    field: str, available: Collection[str], fields: Mapping[str, str], guesses: Mapping[str, tuple[str, ...]]
+) -> bool:
+    """Whether the field has a column, given in `fields` or guessed."""
+    return field in fields or bool({column.lower() for column in available} & set(guesses[field]))
+
+
+def listed(available: Collection[str]) -> str:
+    """The columns for an error, the first 30 of them."""
+    return ", ".join(repr(column) for column in list(available)[:30]) or "no columns"
+
+
+LOOK_AHEAD = 1000
+"""Rows looked at for column names: JSON Lines rows may lack some."""
+
+
+class Record(Protocol):
+    """What is made of a row."""
+
+    @property
+    def id(self) -> str:
+        """Unique in its file."""
+
+
+Made = TypeVar("Made", bound=Record)
+Columns = Mapping[str, str]
+Make = Callable[[Mapping[str, Any], Columns, str], tuple[Made | None, str]]
+"""From a row, field -> column, and an id for want of another, to a record, or None and the reason why not"""
+
+
+def records(
+    found: Iterable[Row],
+    rejects: Rejects,
+    make: Make[Made],
+    source: str,
+    name: str,
+    no_rows: str,
+    fields: Mapping[str, str] | None,
+    **schema: Any,
+) -> Iterator[Made]:
+    """What `make` makes of (place, columns) pairs; refused rows, and repeated ids, go to `rejects`.
+
+    `name` begins the ids of rows without one; `fields` and `schema` are for `columns_for`. Raises DataError with
+    `no_rows` where there are none, and where a needed column is missing.
+    """
+    stream = iter(found)
+    first = list(itertools.islice(stream, LOOK_AHEAD))
+    if not first:
+        raise DataError(no_rows)
+    available = list(dict.fromkeys(str(column) for _, row in first for column in row))
+    columns = columns_for(available, fields, first[0][0], **schema)
+    seen: set[str] = set()
+    for number, (where, row) in enumerate(itertools.chain(first, stream), start=1):
+        problem = damage(row)
+        made, problem = (None, problem) if problem else make(row, columns, f"{name}-{number}")
+        if made is not None and made.id in seen:
+            problem = "duplicate id"
+        if made is None or problem:
+            rejects.add(source, where, problem, row)
+            continue
+        seen.add(made.id)
+        yield made
+
+
+def cell(value: object) -> str:
+    """A cell as text; nothing, NaN, Infinity, lists and what no one can see are empty.
+
+    Databases give keys as decimals, bytes and UUIDs, too.
+    """
+    if isinstance(value, Decimal):
+        value = int(value) if value.is_finite() and value == value.to_integral_value() else float(value)
+    if isinstance(value, bytes):
+        value = _text_of(value)
+    if isinstance(value, float):
+        return "" if not math.isfinite(value) else f"{value:g}" if not value.is_integer() else str(int(value))
+    text = str(value).strip() if isinstance(value, str | int | UUID) else ""
+    return text if any(map(str.isprintable, text)) else ""
+
+
+def _text_of(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.hex()
+
+
+def is_empty(value: object) -> bool:
+    """Whether a cell holds nothing, in any of the ways in which tables say so."""
+    return value is None or value == "" or (isinstance(value, str) and not cell(value)) or value != value
+
+
+def group_of(stated: str, question: str) -> str:
+    """The stated group; without one, rows with the same question share one."""
+    digest = hashlib.sha256(" ".join(question.casefold().split()).encode()).hexdigest()
+    return stated or f"question-{digest[:16]}"
+
+
+def passages(value: object) -> tuple[Passage, ...] | None:
+    """The context's passages, none for an empty cell, None where it has an unknown form."""
+    if isinstance(value, Mapping) and isinstance(value.get("contexts"), list):
+        texts, labels = value["contexts"], value.get("labels") or []
+        paired = labels if len(labels) == len(texts) else [""] * len(texts)
+        value = [{"text": text, "label": label} for text, label in zip(texts, paired, strict=True)]
+    if not isinstance(value, list | tuple):
+        text = cell(value)
+        known = value is None or isinstance(value, str | int | float)
+        return (Passage(text=text),) if text else () if known else None
+    found = []
+    for item in value:
+        if isinstance(item, str):
+            found.append(Passage(text=item.strip()))
+        elif isinstance(item, Mapping) and isinstance(item.get("text"), str):
+            found.append(Passage(text=item["text"].strip(), label=cell(item.get("label"))))
+        else:
+            return None
+    return tuple(passage for passage in found if passage.text)
+
+
+NO_CONTEXT = "context is neither text, a list of texts, nor a list of {text, label}"
+"""A reason that all readers of tables share."""
+
+
+SOURCE = "own"
+
+
+def read(
+    path: Path | str,
+    rejects: Rejects,
+    *,
+    fields: Mapping[str, str] | None = None,
+    source: str = SOURCE,
+    split: str = "train",
+    config: str | None = None,
+) -> Iterator[Example]:
+    """Examples from a file, or from the Hugging Face data set "owner/name" where no such file exists.
+
+    `fields` maps fields of an Example (`id`, `question`, `answer`, `context`, `decision`, `group`) to columns; the
+    rest is guessed from common names (GUESSES). A context is a text, a list of texts, or a list of {text, label}.
+    Other columns are kept in `meta`. Without an id the row's number in the file is used;
+    without a group, rows with the same question share one. `split` and `config` choose a part of a hub data set.
+
+    Rows without a question, with a decision other than yes, no or maybe, with neither answer nor decision, or with
+    an id that was used before go to `rejects`. Raises DataError where the file or a needed column is missing.
+    """
+    file = Path(path)
+    if file.is_file() or file.suffix or str(path).count("/") != 1:
+        name, found = file.stem, rows(file, source, rejects)
+    else:
+        name, found = str(path), _hub_rows(str(path), split, config)
+    yield from from_rows(found, rejects, fields=fields, source=source, name=name, place=str(path))
+
+
+def from_rows(
+    found: Iterable[Row],
+    rejects: Rejects,
+    *,
+    fields: Mapping[str, str] | None = None,
+    source: str = SOURCE,
+    name: str = "row",
+    place: str | None = None,
+) -> Iterator[Example]:
+    """Examples from (place, columns) pairs, with the rules of `read`.
+
+    `name` begins the ids of rows without one; `place` is where they are, for an error.
+    """
+    no_rows = f"{place or name}: no rows. Give a file with at least one question and its answer or decision."
+
+    def make(row: Mapping[str, Any], columns: Mapping[str, str], fallback_id: str) -> tuple[Example | None, str]:
+        return _example(row, columns, source, fallback_id)
+
+    return records(found, rejects, make, source, name, no_rows, fields)
+
+
+def _example(
+    row: Mapping[str, Any], columns: Mapping[str, str], source: str, fallback_id: str
+) -> tuple[Example | None, str]:
+    """The row as an Example, or None and the reason why not."""
+    values = {field: row.get(column) for field, column in columns.items()}
+    question, answer = cell(values.get("question")), cell(values.get("answer"))
+    stated = cell(values.get("decision")).casefold()
+    decision: Decision | None = next((each for each in DECISIONS if each == stated), None)
+    context = passages(values.get("context"))
+    if not question:
+        return None, "no question"
+    if stated and decision is None:
+        return None, "unknown decision (not yes, no or maybe)"
+    if not answer and decision is None:
+        return None, "neither answer nor decision"
+    if context is None:
+        return None, NO_CONTEXT
+    for field in ("id", "group"):
+        if not cell(values.get(field)) and not is_empty(values.get(field)):
+            return None, f"{field} is neither text nor a number"
+    others = {column: value for column, value in row.items() if column not in columns.values()}
+    nested = others.pop("meta") if isinstance(others.get("meta"), Mapping) else {}
+    return Example(
+        id=f"{source}:{cell(values.get('id')) or fallback_id}",
+        source=source,
+        question=question,
+        context=context,
+        answer=answer,
+        decision=decision,
+        group=group_of(cell(values.get("group")), question),
+        meta=_with_year(plain(others | dict(nested))),
+    ), ""
+
+
+def _with_year(meta: dict[str, Any]) -> dict[str, Any]:
+    """A year that a table gave as text or with a decimal point is the number that other sources have."""
+    stated = cell(meta.get("year"))
+    return meta | {"year": int(stated)} if len(stated) == 4 and stated.isascii() and stated.isdigit() else meta
+
+
+def _hub_rows(dataset: str, split: str, config: str | None) -> Iterator[Row]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise DataError(
+            f"{dataset}: no such file, and a data set of the hub needs one more package: {install_command('hub')}."
+        ) from error
+    try:
+        for number, row in enumerate(load_dataset(dataset, config, split=split, streaming=True), start=1):
+            yield f"{dataset} ({split}), row {number}", row
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"{dataset}: no such file, and it can't be read from the hub as split {split!r}: {error}. Check the name, "
+            "the split, the config and the connection, or give a file."
+        ) from error

@@ -1,0 +1,178 @@
+"""What people decided about rows of the data, and what is made of it when the data are prepared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from meditune.config.data_options import Incomplete
+from meditune.data.example import Example
+from meditune.data.quality.ledger import Entry
+from meditune.data.splits import Splits
+from meditune.errors import DataError
+from meditune.files import numbered_jsonl, sha256
+
+Verdict = Literal["correct", "incomplete", "wrong", "unsafe", "off-topic"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+KEPT: frozenset[Verdict] = frozenset(("correct", "incomplete"))
+"""A row with another verdict is dropped, unless somebody wrote what it should say"""
+RULE = "decisions"
+SHOWN = 3
+
+
+class Decided(BaseModel):
+    """One line of a decisions file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(min_length=1)
+    """Of the Example"""
+    verdict: Verdict
+    answer: str = ""
+    """What the row should say; empty where nobody changed it"""
+    raters: tuple[str, ...] = ()
+    """Their codes in the set"""
+    settled: bool = False
+    """Whether an adjudicator had the last word"""
+    when: str = ""
+    """UTC, ISO 8601"""
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    """`fingerprint` of the row that was judged"""
+    set: str = ""
+    """The annotation set"""
+
+
+@dataclass
+class Applied:
+    """What decisions did to the data."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    """For quality.json; empty where the recipe names no decisions"""
+    entries: list[Entry] = field(default_factory=list)
+    """For the ledger, one for each decision about a row that is there: drop, replace, validate, flag, leave"""
+
+
+def fingerprint(example: Example) -> str:
+    """SHA-256 of what a rater judges: question, passages, answer, decision."""
+    passages = [[passage.label, passage.text] for passage in example.context]
+    judged = [example.question, passages, example.answer, example.decision]
+    return hashlib.sha256(json.dumps(judged, ensure_ascii=False).encode()).hexdigest()
+
+
+def read_decisions(path: Path) -> dict[str, Decided]:
+    """Decisions by the Example's id. Raises DataError with the line of one that makes no sense or comes twice."""
+    found: dict[str, Decided] = {}
+    for number, row in numbered_jsonl(path):
+        try:
+            decided = Decided.model_validate(row)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: not a decision about a row: {error}") from error
+        if decided.id in found:
+            raise DataError(f"{path}, line {number}: {decided.id} was decided on before. Leave one of the lines.")
+        found[decided.id] = decided
+    return found
+
+
+def apply(path: str | None, incomplete: Incomplete, splits: Splits) -> tuple[Splits, Applied]:
+    """The splits as people decided, and what was done; test items stay as they are.
+
+    Decisions come last, on rows that are split already, so that they move no row from one split to another. Raises
+    DataError where a row isn't the one that was judged any more, or a split has no row left.
+    """
+    if path is None:
+        return splits, Applied()
+    file = Path(path)
+    decisions = read_decisions(file)
+    _refuse_changed(file, decisions, (*splits.train, *splits.dev))
+    applied = Applied()
+    changed = {
+        name: list(_decided(examples, decisions, incomplete, applied.entries))
+        for name, examples in (("train", splits.train), ("dev", splits.dev))
+    }
+    for name, left in changed.items():
+        if not left:
+            raise DataError(f"{file}: these decisions leave no row in the {name} split. Give the recipe more data.")
+    applied.entries += [
+        _entry(example, decisions[example.id], "leave", example, "a test item, which stays as it is")
+        for example in splits.test
+        if example.id in decisions
+    ]
+    applied.facts = {
+        "file": file.name,
+        "sha256": sha256(file),
+        "actions": dict(Counter(entry.action for entry in applied.entries)),
+        "verdicts": dict(Counter(decisions[entry.before.id].verdict for entry in applied.entries)),
+        "not_in_the_data": len(decisions) - len(applied.entries),
+    }
+    return replace(splits, train=changed["train"], dev=changed["dev"]), applied
+
+
+def refuse_other(path: str | None, quality: Mapping[str, Any], folder: Path) -> None:
+    """Raise DataError where the file has changed since the data in `folder` were prepared with it."""
+    if path is None or not Path(path).is_file():
+        return
+    if quality.get("decisions", {}).get("sha256") != sha256(Path(path)):
+        raise DataError(
+            f"{path} has changed since the data in {folder} were prepared with it. Choose another --output for the new "
+            "decisions, or put the earlier file back."
+        )
+
+
+def _decided(
+    examples: Iterable[Example],
+    decisions: Mapping[str, Decided],
+    incomplete: Incomplete,
+    entries: list[Entry],
+) -> Iterator[Example]:
+    for example in examples:
+        decided = decisions.get(example.id)
+        if decided is None:
+            yield example
+            continue
+        action, kept = _outcome(example, decided, incomplete)
+        entries.append(_entry(example, decided, action, kept))
+        if kept is not None:
+            yield kept
+
+
+def _outcome(example: Example, decided: Decided, incomplete: Incomplete) -> tuple[str, Example | None]:
+    """What is done, and the row as it stays; None where it goes.
+
+    A changed answer is what somebody wants the row to say, so it saves the row whatever was wrong with it. The yes, no
+    or maybe beside a faulty answer was judged with it and can't be changed on the page, so it doesn't stay.
+    """
+    mark = {"validated": {"verdict": decided.verdict, "was": fingerprint(example)}}
+    if decided.answer and decided.answer != example.answer:
+        decision = example.decision if decided.verdict in KEPT else None
+        update = {"answer": decided.answer, "decision": decision, "meta": example.meta | mark}
+        return "replace", example.model_copy(update=update)
+    if decided.verdict == "correct":
+        return "validate", example.model_copy(update={"meta": example.meta | mark})
+    if decided.verdict == "incomplete" and incomplete == "keep":
+        return "flag", example.model_copy(update={"meta": example.meta | mark})
+    return "drop", None
+
+
+def _entry(example: Example, decided: Decided, action: str, after: Example | None, why: str = "") -> Entry:
+    by = ", ".join(decided.raters) + (", settled" if decided.settled else "")
+    detail = f"{decided.verdict} ({by}; set {decided.set}; {decided.when})" + (f": {why}" if why else "")
+    return Entry(RULE, action, example, after, detail)
+
+
+def _refuse_changed(path: Path, decisions: Mapping[str, Decided], examples: Iterable[Example]) -> None:
+    changed = [e.id for e in examples if e.id in decisions and decisions[e.id].sha256 != fingerprint(e)]
+    if not changed:
+        return
+    more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
+    raise DataError(
+        f"{path}: the question, context, answer or decision of {', '.join(changed[:SHOWN])}{more} has changed since it "
+        "was judged, so what was decided may not hold any more. Have these rows judged again (meditune annotate "
+        "create), or take their lines out of the file."
+    )

@@ -1,0 +1,328 @@
+"""A vLLM server, or any other with OpenAI's API: the model runs there, and this process only passes on what is asked.
+
+Prompts go as tokens, so the prompt format and the special tokens are ours; the server must serve the same model. What
+an answer is held to goes in vLLM's words. Servers leave out what they don't know, so what comes back is looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+from meditune.engines.engine import Finish, Job, Likely, Load, Piece, Running, refuse_unfit, refuse_unscorable
+from meditune.errors import EngineError
+
+SECONDS = 300.0
+"""So long a server may be silent"""
+PROBE_S = 10.0
+"""How often a server is asked whether it is there"""
+PROBE_TIMEOUT_S = 5.0
+PROBE_AGAIN_S = 0.5
+OTHERS = 5
+UNKNOWN_CONTEXT = 2048
+"""Tokens where a server doesn't say how many its model takes"""
+MODEL_VARIABLE = "MEDITUNE_ENGINE_MODEL"
+"""Holds the id of the model at a server that has several"""
+MARK = "token_id:"
+"""Before the number of a token that vLLM tells by its number"""
+
+
+class Passed:
+    """A job that runs at the server."""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+        self._lock = threading.Lock()
+        self._socket: Any = None
+
+    def cancel(self) -> None:
+        """End it now; its last piece says so. The server notices by its connection."""
+        with self._lock:
+            self.cancelled = True
+            self._cut()
+
+    def answered_by(self, response: Any) -> None:
+        """From now on `cancel` cuts this response off, also for a thread that waits for more of it."""
+        with self._lock:
+            self._socket = response.extensions["network_stream"].get_extra_info("socket")
+            if self.cancelled:
+                self._cut()
+
+    def _cut(self) -> None:
+        if self._socket is not None:
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+
+class ServerEngine:
+    """A model behind an address."""
+
+    def __init__(
+        self, url: str, tokenizer: Any, key: str | None = None, at_once: int = 32, served_as: str | None = None
+    ) -> None:
+        """`served_as` is the model's id there, which is needed where the server has several.
+
+        Raises EngineError where there is no such server at the address, or which of its models is meant isn't known.
+        """
+        import httpx2
+
+        self.url, self.tokenizer = url.rstrip("/"), tokenizer
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        # Each job has a connection of its own: to cancel it is to cut that.
+        limits = httpx2.Limits(max_keepalive_connections=0)
+        self._http = httpx2.Client(headers=headers, timeout=SECONDS, limits=limits)
+        served = self._json("GET", "/models")["data"]
+        meant = _meant(served, served_as, self.url)
+        self._model = meant["id"]
+        self.name = f"server {self._model}"
+        # vLLM says of an adapter what its base is, and of that how much it reads.
+        says = [meant, *(one for one in served if one["id"] == meant.get("parent"))]
+        told = [one["max_model_len"] for one in says if one.get("max_model_len")]
+        self.context_tokens = int(told[0]) if told else UNKNOWN_CONTEXT
+        self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="meditune-server")
+        self._counting = threading.Lock()
+        self._started: set[Passed] = set()
+        self._running = 0
+        self._closing = False
+        self._probing = threading.Lock()
+        self._probed, self._suspected = time.monotonic(), False
+        self._gone: EngineError | None = None
+
+    def start(self, job: Job, deliver: Callable[[Piece], None]) -> Running:
+        """See engine.py. Where the server doesn't hold an answer to its constraint, its last piece says so."""
+        refuse_unfit(job, self.context_tokens)
+        passed = Passed()
+        with self._counting:
+            if self._closing:
+                raise EngineError("The engine was closed.")
+            self._started.add(passed)
+            self._threads.submit(self._run, job, deliver, passed)
+        return passed
+
+    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[Likely]]:
+        """See engine.py. Raises EngineError where the server doesn't tell how likely given texts are."""
+        refuse_unscorable(len(prompt), max(map(len, texts), default=0), self.context_tokens)
+        return [self._scored(prompt, text) if text else [] for text in texts]
+
+    def load(self) -> Load:
+        """See engine.py."""
+        with self._counting:
+            return Load(self._running, len(self._started) - self._running)
+
+    def opened(self) -> None:
+        """See engine.py. The server answered before."""
+
+    def failure(self) -> EngineError | None:
+        """See engine.py. The server is asked for its models every `PROBE_S` seconds, and after a job that failed.
+
+        It counts as gone when two probes in a row fail, so that one lost packet ends no answers.
+        """
+        if self._closing:
+            return EngineError("The engine was closed.")
+        with self._probing:
+            if self._gone is None and (self._suspected or time.monotonic() - self._probed >= PROBE_S):
+                self._suspected = False
+                if not (self._answers() or self._closing):
+                    time.sleep(PROBE_AGAIN_S)
+                    if not (self._answers() or self._closing):
+                        self._gone = EngineError(f"{self.url} doesn't answer any more. Look at that server.")
+                self._probed = time.monotonic()
+            return self._gone
+
+    def _answers(self) -> bool:
+        """Return whether the server lists its models, and this one is among them."""
+        import httpx2
+
+        try:
+            response = self._http.get(f"{self.url}/models", timeout=PROBE_TIMEOUT_S)
+            return response.status_code < 400 and self._model in {one["id"] for one in response.json()["data"]}
+        except (httpx2.HTTPError, ValueError, KeyError, TypeError, RuntimeError):
+            # Whatever it says instead of its models, and a client that was closed meanwhile.
+            return False
+
+    def close(self) -> None:
+        """See engine.py."""
+        with self._counting:
+            self._closing = True
+            for passed in self._started:
+                passed.cancel()
+        self._threads.shutdown()
+        self._http.close()
+
+    def _run(self, job: Job, deliver: Callable[[Piece], None], passed: Passed) -> None:
+        import httpx2
+
+        with self._counting:
+            self._running += 1
+        try:
+            pieces = iter([Piece("", finish="cancelled")]) if passed.cancelled else self._pieces(job, passed)
+            for piece in pieces:
+                deliver(piece)
+        except Exception as error:  # noqa: BLE001 - it is handed on, as the job's last piece
+            if passed.cancelled:
+                deliver(Piece("", finish="cancelled"))
+                return
+            self._suspected = True
+            if isinstance(error, httpx2.HTTPError):
+                error = EngineError(f"{self.url} broke an answer off ({type(error).__name__}). Look at that server.")
+            deliver(Piece("", error=error))
+        finally:
+            with self._counting:
+                self._running -= 1
+                self._started.discard(passed)
+
+    def _pieces(self, job: Job, passed: Passed) -> Iterator[Piece]:
+        said = ""
+        finish: Finish | None = None
+        with self._http.stream("POST", f"{self.url}/completions", json=self._request(job)) as response:
+            passed.answered_by(response)
+            if response.status_code >= 400:
+                response.read()
+                raise self._refused(response)
+            for choice in _choices(response.iter_lines()):
+                if passed.cancelled:
+                    yield Piece("", finish="cancelled")
+                    return
+                text = choice.get("text") or ""
+                said += text
+                if reason := choice.get("finish_reason"):
+                    finish = finish or ("length" if reason == "length" else "stop")
+                tokens, likely = self._tokens(choice, text)
+                if text or tokens:
+                    yield Piece(text, tokens, likely if job.logprobs else ())
+        if finish is None:
+            raise EngineError(f"{self.url} broke an answer off without an end. Look at that server's log.")
+        _refuse_unheld(job, said, finish, self.url)
+        yield Piece("", finish=finish)
+
+    def _tokens(self, choice: dict[str, Any], text: str) -> tuple[tuple[int, ...], tuple[Likely, ...]]:
+        """The tokens of a piece of text, as the server tells them, or else as our tokenizer reads it."""
+        told = (choice.get("logprobs") or {}).get("tokens") or []
+        numbers = [_number(token) for token in told]
+        if told and None not in numbers:
+            likely = _likely(choice["logprobs"], range(len(told)))
+            return tuple(one.token for one in likely), tuple(likely)
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        return tuple(ids), ()
+
+    def _request(self, job: Job) -> dict[str, Any]:
+        request: dict[str, Any] = {
+            "model": self._model,
+            "prompt": list(job.prompt),
+            "max_tokens": job.max_new_tokens,
+            "temperature": job.temperature,
+            "top_p": job.top_p,
+            # Servers cut off and bend more than was asked for, by the model's own settings too, unless told not to.
+            "top_k": -1,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "stream": True,
+            "return_tokens_as_token_ids": True,
+        }
+        if job.seed is not None:
+            request["seed"] = job.seed % 2**31
+        if job.stop:
+            request["stop"] = list(job.stop)
+        if job.logprobs:
+            request["logprobs"] = job.logprobs
+        if job.choices:
+            request["structured_outputs"] = {"choice": list(job.choices)}
+        if job.json_schema is not None:
+            request["structured_outputs"] = {"json": dict(job.json_schema)}
+        return request
+
+    def _scored(self, prompt: Sequence[int], text: Sequence[int]) -> list[Likely]:
+        request = {
+            "model": self._model,
+            "prompt": [*prompt, *text],
+            "max_tokens": 1,
+            "temperature": 0,
+            "echo": True,
+            "logprobs": OTHERS,
+            "return_tokens_as_token_ids": True,
+        }
+        told = self._json("POST", "/completions", request)["choices"][0].get("logprobs") or {}
+        places = range(len(prompt), len(prompt) + len(text))
+        if len(told.get("tokens") or []) < places.stop or _number(told["tokens"][places.start]) is None:
+            raise EngineError(
+                f"{self.url} doesn't tell how likely the tokens of a given text are (echo with logprobs, as vLLM "
+                "does). Measure the model in this process instead: --engine transformers."
+            )
+        return _likely(told, places)
+
+    def _json(self, method: str, path: str, body: Any = None) -> Any:
+        import httpx2
+
+        try:
+            response = self._http.request(method, f"{self.url}{path}", json=body)
+        except httpx2.HTTPError as error:
+            raise EngineError(
+                f"No server answers at {self.url} ({error}). Start it, for example vllm serve FOLDER, and name its "
+                "address up to /v1."
+            ) from error
+        if response.status_code >= 400:
+            raise self._refused(response)
+        return response.json()
+
+    def _refused(self, response: Any) -> EngineError:
+        hint = " Check the key." if response.status_code in {401, 403} else ""
+        return EngineError(f"{self.url} answered {response.status_code} to {response.request.url.path}.{hint}")
+
+
+def _meant(served: list[dict[str, Any]], served_as: str | None, url: str) -> dict[str, Any]:
+    """What the server lists of the model that is meant. Raises EngineError where that isn't known."""
+    if not served:
+        raise EngineError(f"{url} serves no model.")
+    ids = ", ".join(one["id"] for one in served)
+    if served_as is None and len(served) > 1:
+        raise EngineError(
+            f"{url} serves {ids}, and which of them is meant isn't known. Name it with {MODEL_VARIABLE}=ID, or serve "
+            "the merged model alone."
+        )
+    found = [one for one in served if served_as in {None, one["id"]}]
+    if not found:
+        raise EngineError(f"{url} serves no model {served_as!r} ({MODEL_VARIABLE}), but {ids}.")
+    return found[0]
+
+
+def _choices(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    """The choices in a stream of server-sent events; the mark of its end is one that says no more than that."""
+    for line in lines:
+        if line.startswith("data:") and line[5:].strip() == "[DONE]":
+            yield {"finish_reason": "stop"}
+        elif line.startswith("data:"):
+            said = json.loads(line[5:])
+            if "error" in said:
+                raise EngineError("The server broke an answer off with an error.")
+            yield from said.get("choices", [])
+
+
+def _number(token: str) -> int | None:
+    return int(token.removeprefix(MARK)) if token.startswith(MARK) else None
+
+
+def _likely(told: dict[str, Any], places: range) -> list[Likely]:
+    found = []
+    for place in places:
+        others = (told.get("top_logprobs") or [])[place : place + 1] or [{}]
+        numbered = {_number(token): value for token, value in (others[0] or {}).items()}
+        known = {token: value for token, value in numbered.items() if token is not None}
+        found.append(Likely(_number(told["tokens"][place]) or 0, told["token_logprobs"][place], known))
+    return found
+
+
+def _refuse_unheld(job: Job, said: str, finish: Finish, url: str) -> None:
+    """Raise EngineError where a whole answer isn't what it was to be."""
+    if job.choices and said not in job.choices:
+        raise EngineError(f"{url} doesn't hold answers to given texts, as vLLM does.")
+    if job.json_schema is not None and finish == "stop":
+        try:
+            json.loads(said)
+        except ValueError as error:
+            raise EngineError(f"{url} doesn't hold answers to a JSON schema, as vLLM does.") from error

@@ -1,0 +1,146 @@
+"""Answers that are JSON of a schema, for an engine that chooses each token itself: llguidance says which may come next.
+
+Between the parts stands what `json.dumps` writes and no more: where any white space is allowed, a small model may write
+nothing else. Source: github.com/guidance-ai/llguidance, docs/json_schema.md.
+
+Answers that are one of given texts: which tokens may come next.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meditune.config.data_options import PromptFormat
+from meditune.engines.engine import Job, Likely
+from meditune.errors import ModelError, install_command
+from meditune.prompts import Encoder
+
+WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+class Schemas:
+    """What a tokenizer's tokens mean to schemas."""
+
+    def __init__(self, tokenizer: Any, ends: Sequence[int]) -> None:
+        """The tokenizer is one of transformers', or a folder with a tokenizer.json; `ends` end an answer."""
+        self._tokenizer, self._ends = tokenizer, list(ends)
+
+    def answer(self, schema: Mapping[str, Any]) -> JsonAnswer:
+        """A new answer. Raises ModelError where llguidance isn't installed or can't hold an answer to the schema."""
+        guidance = _package()
+        try:
+            grammar = guidance.LLMatcher.grammar_from_json_schema(dict(schema), overrides=WRITTEN)
+        except ValueError as error:
+            raise ModelError(f"That is no JSON schema: {error}") from error
+        matcher = guidance.LLMatcher(self._tokens, grammar, log_level=0)
+        if matcher.is_error():
+            raise ModelError(f"An answer can't be held to this JSON schema: {_first_line(matcher.get_error())}")
+        return JsonAnswer(matcher, self._tokens.vocab_size)
+
+    @cached_property
+    def _tokens(self) -> Any:
+        guidance = _package()
+        if isinstance(self._tokenizer, Path):
+            return guidance.LLTokenizer(str(self._tokenizer / "tokenizer.json"), eos_token=self._ends)
+        from llguidance.hf import from_tokenizer
+
+        return from_tokenizer(self._tokenizer, eos_token=self._ends)
+
+
+class JsonAnswer:
+    """How far one answer has gone along its schema."""
+
+    def __init__(self, matcher: Any, vocabulary: int) -> None:
+        self._matcher = matcher
+        self._mask = np.zeros((vocabulary + 31) // 32, dtype=np.uint32)
+
+    def allowed(self) -> NDArray[np.int64]:
+        """Tokens that may come next, those that end it among them where it may end."""
+        self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        return np.flatnonzero(np.unpackbits(self._mask.view(np.uint8), bitorder="little"))
+
+    def take(self, token: int) -> None:
+        """The answer goes on with one of the tokens that are allowed. Raises ModelError for any other."""
+        if not self._matcher.consume_token(token):
+            raise ModelError(f"The answer left its JSON schema: {_first_line(self._matcher.get_error())}")
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing but the end can follow."""
+        return bool(self._matcher.is_stopped())
+
+
+def _package() -> Any:
+    try:
+        import llguidance
+    except ImportError as error:
+        raise ModelError(
+            f"To hold answers to a JSON schema the transformers engine needs llguidance ({error}). Install it: "
+            f"{install_command('serve')}"
+        ) from error
+    return llguidance
+
+
+def _first_line(said: str) -> str:
+    return next(iter(said.splitlines()), "no reason was given")
+
+
+class Choices:
+    """Texts as token sequences, each as it continues a prompt, and how far an answer has gone along them."""
+
+    def __init__(self, tokenizer: Any, texts: Sequence[str], end: int) -> None:
+        """Raises ModelError where a text has no tokens."""
+        encoder = Encoder(tokenizer, PromptFormat())
+        self.end = end
+        self.texts = [encoder.tokenize(text) for text in texts]
+        """Each text's tokens"""
+        self._left = self.texts
+        if not all(self._left):
+            raise ModelError("One of the texts that an answer may be is empty.")
+
+    def allowed(self) -> list[int]:
+        """Tokens that may come next; the end token where the answer is one of the texts already."""
+        return list(dict.fromkeys(left[0] if left else self.end for left in self._left))
+
+    def take(self, token: int) -> None:
+        """The answer goes on with one of the tokens that are allowed."""
+        self._left = [left[1:] for left in self._left if left and left[0] == token]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing but the end can follow."""
+        return not any(self._left)
+
+
+def chosen_by(scored: Sequence[Sequence[Likely]], job: Job) -> list[Likely]:
+    """One of some texts whose likelihoods are known token by token, as an engine writes it that may write no other.
+
+    Of the tokens with which a text may go on the likeliest is taken, or one by chance where the job says so. Each text
+    is scored with the end token after it, and told without.
+    """
+    left, chance = list(scored), random.Random(job.seed)
+    written: list[Likely] = []
+    while True:
+        place = len(written)
+        ways = {likely[place].token: likely[place] for likely in left}
+        chosen = _one(list(ways.values()), job.temperature, chance)
+        left = [likely for likely in left if likely[place].token == chosen.token]
+        if len(left[0]) == place + 1:
+            return written
+        written.append(chosen)
+
+
+def _one(ways: list[Likely], temperature: float, chance: random.Random) -> Likely:
+    if temperature == 0 or len(ways) == 1:
+        return max(ways, key=lambda way: way.logprob)
+    highest = max(way.logprob for way in ways)
+    weights = [math.exp((way.logprob - highest) / temperature) for way in ways]
+    return chance.choices(ways, weights)[0]

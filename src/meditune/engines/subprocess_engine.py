@@ -1,0 +1,266 @@
+"""OpenVINO's engine in a process of its own, for a server that must answer while the model computes.
+
+OpenVINO GenAI holds Python's lock during each step, up to seconds while prompts are read: in the server's own process
+nothing else would be done then, not even an emergency be answered or a request be refused. Apart, it opens while the
+server opens its index, and if it dies the server says so.
+
+Messages between a server and the process of its engine, over a pipe: a length, then a pickled tuple.
+
+Both ends are this package in processes of one user; nothing else writes into the pipe.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from meditune.engines.engine import Job, Likely, Load, Piece, Running
+from meditune.engines.exported_model import exported
+from meditune.engines.openvino_engine import refuse
+from meditune.engines.tokenizer import PlainTokenizer
+from meditune.errors import EngineError
+
+HEAD = struct.Struct("<I")
+READ_BYTES = 1 << 20
+CLOSE_S = 1.0
+NOWHERE = -1
+
+
+class Incoming:
+    """The end that reads."""
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+        self._left = b""
+
+    def read(self) -> list[Any]:
+        """All messages that are whole, at least one; none where the other end was closed.
+
+        All of them at once: each return from the system waits until Python's lock is free, which takes as long as the
+        engine's step.
+        """
+        while True:
+            found = self._whole()
+            if found:
+                return found
+            more = os.read(self._file, READ_BYTES)
+            if not more:
+                return []
+            self._left += more
+
+    def _whole(self) -> list[Any]:
+        found, place = [], 0
+        while len(self._left) - place >= HEAD.size:
+            end = place + HEAD.size + HEAD.unpack_from(self._left, place)[0]
+            if end > len(self._left):
+                break
+            found.append(pickle.loads(self._left[place + HEAD.size : end]))
+            place = end
+        self._left = self._left[place:]
+        return found
+
+
+class Outgoing:
+    """The end that writes; from any thread."""
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+
+    def write(self, *message: Any) -> None:
+        """Send a message. Raises OSError where the other end is gone."""
+        packed = pickle.dumps(message)
+        left = memoryview(HEAD.pack(len(packed)) + packed)
+        with self._lock:
+            while left:
+                left = left[os.write(self._file, left) :]
+
+    def close(self) -> None:
+        """Write no more: the file's number may soon be another file's. Whoever writes at this moment gets a second."""
+        held = self._lock.acquire(timeout=CLOSE_S)
+        self._file = NOWHERE
+        if held:
+            self._lock.release()
+
+
+log = logging.getLogger(__name__)
+END_S = 10.0
+"""So long a process that was told to end may take"""
+
+
+class ApartEngine:
+    """An engine that runs in another process; it opens meanwhile (`opened` waits for it)."""
+
+    def __init__(self, folder: Path, at_once: int = 32, scores: bool = False) -> None:
+        """`scores`: see open_engine in opening.py."""
+        model = exported(folder)
+        self.name = f"{model.engine} {model.weights}"
+        self.context_tokens = model.context_tokens
+        self.at_once = at_once
+        more = ["scores"] if scores else []
+        # Ctrl-C in a terminal reaches both; answers that were begun are finished first, so it is the server's to end.
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "meditune.engines.subprocess_worker", str(folder), str(at_once), *more],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._out, self._in = Outgoing(self._process.stdin.fileno()), Incoming(self._process.stdout.fileno())
+        self._lock = threading.Lock()
+        self._number = 0
+        self._delivered: dict[int, Callable[[Piece], None]] = {}
+        self._scored: dict[int, Future[list[list[Likely]]]] = {}
+        self._ready: Future[None] = Future()
+        self._closing = False
+        self._gone = False
+        self.tokenizer: Any = PlainTokenizer(folder)
+        self._thread = threading.Thread(target=self._read, name="meditune-apart", daemon=True)
+        self._thread.start()
+
+    def opened(self) -> None:
+        """Wait until the model is open. Raises ModelError where it can't be."""
+        self._ready.result()
+
+    def failure(self) -> EngineError | None:
+        """See engine.py. Its process can end."""
+        if self._closing:
+            return EngineError("The engine was closed.")
+        return self._died() if self._gone else None
+
+    def start(self, job: Job, deliver: Callable[[Piece], None]) -> Running:
+        """See engine.py and openvino_engine.py."""
+        refuse(job, self.tokenizer, self.context_tokens)
+        with self._lock:
+            number = self._new()
+            self._delivered[number] = deliver
+        self._send("start", number, job)
+        return _Elsewhere(self, number)
+
+    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[Likely]]:
+        """See engine.py. Of each place the five likeliest tokens are told, too."""
+        scored: Future[list[list[Likely]]] = Future()
+        with self._lock:
+            number = self._new()
+            self._scored[number] = scored
+        self._send("score", number, list(prompt), [list(text) for text in texts])
+        return scored.result()
+
+    def load(self) -> Load:
+        """See engine.py."""
+        with self._lock:
+            jobs = len(self._delivered)
+        return Load(min(jobs, self.at_once), max(0, jobs - self.at_once))
+
+    def close(self) -> None:
+        """See engine.py."""
+        with self._lock:
+            self._closing = True
+        assert self._process.stdin is not None
+        self._out.close()
+        with suppress(OSError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def cancel(self, number: int) -> None:
+        """End a job now."""
+        with suppress(OSError):
+            self._out.write("cancel", number)
+
+    def _new(self) -> int:
+        if self._closing:
+            raise EngineError("The engine was closed.")
+        if self._gone:
+            raise self._died()
+        self._number += 1
+        return self._number
+
+    def _send(self, *message: Any) -> None:
+        """Where nobody is there to read it any more, the reading thread ends what waits."""
+        with suppress(OSError):
+            self._out.write(*message)
+
+    def _read(self) -> None:
+        while messages := self._in.read():
+            for kind, *said in messages:
+                self._take(kind, said)
+        self._end_all()
+
+    def _take(self, kind: str, said: list[Any]) -> None:
+        if kind == "piece":
+            number, piece = said
+            last = piece.finish is not None or piece.error is not None
+            with self._lock:
+                deliver = self._delivered.pop(number, None) if last else self._delivered.get(number)
+            if deliver:
+                self._deliver(number, deliver, piece)
+        elif kind == "scored":
+            with self._lock:
+                future = self._scored.pop(said[0])
+            future.set_result(said[1])
+        elif kind == "not scored":
+            with self._lock:
+                future = self._scored.pop(said[0])
+            future.set_exception(said[1])
+        elif kind == "ready":
+            self._ready.set_result(None)
+        elif kind == "failed":
+            self._ready.set_exception(said[0])
+        elif kind == "log":
+            log.log(said[0], "The engine's process: %s", said[1])
+
+    def _deliver(self, number: int, deliver: Callable[[Piece], None], piece: Piece) -> None:
+        try:
+            deliver(piece)
+        except Exception:
+            log.exception("What a piece was delivered to failed; its answer is cancelled")
+            self.cancel(number)
+
+    def _end_all(self) -> None:
+        """The process has ended, as it was told to or not."""
+        self._process.wait()
+        with self._lock:
+            self._gone = True
+            jobs, scored = [*self._delivered.items()], [*self._scored.values()]
+            self._delivered.clear()
+            self._scored.clear()
+            closing = self._closing
+        error = EngineError("The engine was closed.") if closing else self._died()
+        if not self._ready.done():
+            self._ready.set_exception(error)
+        for number, deliver in jobs:
+            self._deliver(number, deliver, Piece("", finish="cancelled") if closing else Piece("", error=error))
+        for future in scored:
+            future.set_exception(error)
+
+    def _died(self) -> EngineError:
+        return EngineError(
+            f"The engine's process ended by itself (code {self._process.returncode}); the log may say why."
+        )
+
+
+class _Elsewhere:
+    """A job that runs there."""
+
+    def __init__(self, engine: ApartEngine, number: int) -> None:
+        self._engine, self._number = engine, number
+
+    def cancel(self) -> None:
+        self._engine.cancel(self._number)

@@ -1,0 +1,131 @@
+"""The process of an engine that runs apart (apart.py).
+
+    python -m meditune.engines.subprocess_worker FOLDER AT_ONCE [scores]
+
+Jobs come on its standard input, pieces go to its standard output; it ends when the input does.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from meditune.engines.engine import Job, Piece, Running
+from meditune.engines.openvino_engine import OpenvinoEngine
+from meditune.engines.subprocess_engine import Incoming, Outgoing
+from meditune.errors import EngineError, MedituneError
+from meditune.hardware import few_heaps, give_back_memory
+
+SCORED_AT_ONCE = 2
+LOOK_S = 0.5
+
+
+def main(folder: Path, at_once: int, scores: bool) -> None:
+    """Serve until the input ends."""
+    # The server ends this process, after the answers that were begun.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    few_heaps()
+    out, incoming = Outgoing(os.dup(1)), Incoming(0)
+    # Whatever a library prints goes where logs go.
+    os.dup2(2, 1)
+    logging.basicConfig(handlers=[_Told(out)], level=logging.WARNING)
+    try:
+        serving = Serving(OpenvinoEngine(folder, at_once, scores), out)
+    except MedituneError as error:
+        out.write("failed", error)
+        return
+    give_back_memory()
+    closing = threading.Event()
+    threading.Thread(target=_end_with, args=(serving.engine, closing), daemon=True).start()
+    out.write("ready")
+    while messages := incoming.read():
+        for kind, *said in messages:
+            serving.do(kind, said)
+    closing.set()
+    serving.engine.close()
+
+
+def _end_with(engine: OpenvinoEngine, closing: threading.Event) -> None:
+    """End this process when its engine breaks down, so that the server opens another one."""
+    while not closing.wait(LOOK_S):
+        failure = engine.failure()
+        if failure is not None and not closing.is_set():
+            logging.getLogger(__name__).critical("%s", failure)
+            os._exit(failure.exit_code)
+
+
+class Serving:
+    """What is asked of an engine, put to it."""
+
+    def __init__(self, engine: OpenvinoEngine, out: Outgoing) -> None:
+        self.engine, self._out = engine, out
+        self._running: dict[int, Running] = {}
+        self._scoring = ThreadPoolExecutor(SCORED_AT_ONCE)
+
+    def do(self, kind: str, said: list[Any]) -> None:
+        """One message."""
+        if kind == "start":
+            self._start(*said)
+        elif kind == "cancel":
+            if running := self._running.get(said[0]):
+                running.cancel()
+        elif kind == "score":
+            self._scoring.submit(self._score, *said)
+
+    def _start(self, number: int, job: Job) -> None:
+        try:
+            self._running[number] = self.engine.start(job, self._to(number))
+        except MedituneError as error:
+            self._out.write("piece", number, Piece("", error=error))
+
+    def _to(self, number: int) -> Callable[[Piece], None]:
+        def deliver(piece: Piece) -> None:
+            if piece.error is not None and not isinstance(piece.error, MedituneError):
+                piece = Piece(piece.text, piece.tokens, piece.likely, error=_told(piece.error))
+            # Where the server is gone, the input ends, too.
+            with suppress(OSError):
+                self._out.write("piece", number, piece)
+            if piece.finish or piece.error:
+                self._running.pop(number, None)
+
+        return deliver
+
+    def _score(self, number: int, prompt: list[int], texts: list[list[int]]) -> None:
+        try:
+            scored = self.engine.score(prompt, texts)
+        except Exception as error:  # noqa: BLE001 - raised where it was asked for
+            self._out.write("not scored", number, error if isinstance(error, MedituneError) else _told(error))
+            return
+        self._out.write("scored", number, scored)
+
+
+class _Told(logging.Handler):
+    """Log records go to the server's log, without what an error says, which may be part of a question."""
+
+    def __init__(self, out: Outgoing) -> None:
+        super().__init__()
+        self._out = out
+
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = record.exc_info[0] if record.exc_info else None
+        with suppress(OSError):
+            self._out.write("log", record.levelno, record.getMessage() + (f" ({kind.__name__})" if kind else ""))
+
+
+def _told(error: BaseException) -> EngineError:
+    return EngineError(f"OpenVINO failed ({type(error).__name__}).")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), "scores" in sys.argv[3:])
+    # Threads of libraries may be left, and nothing is to be kept.
+    os._exit(0)

@@ -1,0 +1,466 @@
+"""Measuring one model on the test items, with every prediction stored.
+
+Which items are measured, and under which conditions.
+
+Whether stored predictions are those of the items that were to be measured: strangers are refused, gaps are named.
+
+Writing answers: greedy decoding of many prompts at once.
+
+Answers written by chance, several to a question: what a model says differently each time it may have made up.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from meditune.config.data_options import RetrieveSpec
+from meditune.config.recipe import EvaluateSpec, Recipe
+from meditune.data.example import Example
+from meditune.data.preference.pairs import Pair
+from meditune.errors import DataError
+from meditune.evaluate import likelihood, safety_battery
+from meditune.evaluate.general_knowledge import RunningText, asked_for, measured, questions, tokens_of
+from meditune.evaluate.likelihood import not_finite, scored_bytes, unconditional_rows
+from meditune.evaluate.predictions import (
+    ANSWER,
+    CONDITIONS,
+    LIKELIHOOD,
+    Condition,
+    DecisionKind,
+    Kind,
+    LikelihoodKind,
+    Predictions,
+    TextKind,
+    answer_row,
+    once,
+    path_of,
+    written_row,
+)
+from meditune.models.forward import virtual_tokens
+from meditune.models.generation import Greedy, NotFiniteError, batch_size, sampled
+from meditune.models.inference import inference
+from meditune.models.load import LoadedModel
+from meditune.models.shared_prefix_batch import Row, rows_of
+from meditune.progress import Progress
+from meditune.prompts import DECISION_TOKENS, Encoded, Encoder
+
+
+def decided_on(
+    examples: Sequence[Example], dev: Sequence[Example], spec: EvaluateSpec, found: Sequence[Example] = ()
+) -> dict[DecisionKind, list[Example]]:
+    """The examples of each kind of decision, as a model is to see them; a kind without examples isn't there.
+
+    `dev` is decided on only where something is fitted there. `found` are the examples with retrieved passages in place
+    of the given context.
+    """
+    kinds: dict[DecisionKind, list[Example]] = {"decision": _decided_items(examples)}
+    if spec.fits_on_dev:
+        kinds["dev_decision"] = _decided_items(dev)
+    for condition, shown in under_conditions(examples, spec, found).items():
+        kinds[condition] = _decided_items(shown)
+    return {kind: shown for kind, shown in kinds.items() if shown}
+
+
+def refuse_no_repeat(spec: EvaluateSpec) -> None:
+    """Raise DataError where answers are to be written by a rule that engines and APIs don't follow."""
+    if spec.no_repeat:
+        raise DataError(
+            "evaluate.no_repeat holds for models that are loaded here; an exported model or an API writes as it does. "
+            "Set it to null, for the models to be compared with, too."
+        )
+
+
+def under_conditions(
+    examples: Sequence[Example], spec: EvaluateSpec, found: Sequence[Example] = ()
+) -> dict[Condition, list[Example]]:
+    """The examples as they are shown under each condition that is measured, if any are.
+
+    Closed book are those that have a context to take away.
+    """
+    ids = {example.id for example in examples}
+    closed = [example.model_copy(update={"context": ()}) for example in examples if example.context]
+    kinds: dict[Condition, list[Example]] = {
+        "closed": closed if spec.closed_book else [],
+        "retrieved": [example for example in found if example.id in ids],
+    }
+    return {kind: shown for kind, shown in kinds.items() if shown}
+
+
+def _decided_items(examples: Sequence[Example]) -> list[Example]:
+    return [example for example in examples if example.decision]
+
+
+def chosen_answers(examples: Sequence[Example], count: int | None, seed: int) -> list[Example]:
+    """The examples whose long answers are scored: a seeded subset in the original order."""
+    able = [example for example in examples if example.answer.strip()]
+    if count is None or len(able) <= count:
+        return able
+    return [able[index] for index in sorted(random.Random(f"{seed}/answers").sample(range(len(able)), count))]
+
+
+SHOWN = 5
+
+
+def remarks(predictions: Predictions, name: str, examples: Sequence[Example], recipe: Recipe) -> list[str]:
+    """What one must know of a model's stored predictions, in sentences; none where nothing is missing.
+
+    Raises DataError where an id isn't among `examples`, or an item's reference is another there: such predictions
+    belong to other data, and their figures would say nothing of these.
+    """
+    known = {example.id: example for example in examples}
+    answered = chosen_answers(examples, recipe.evaluate.answers, recipe.seed)
+    decided = [example.id for example in examples if example.decision]
+    asked = [example.id for example in answered]
+    expected = {"decision": decided, "likelihood": asked, "answer": asked, "rating": asked}
+    found = []
+    for kind, ids in expected.items():
+        rows: list[dict[str, Any]] = getattr(predictions, kind)
+        if not rows:
+            continue
+        _refuse_strangers(rows, known, f"{name}-{kind}.jsonl")
+        there = {row["id"] for row in rows} | set(predictions.no_reference if kind == "answer" else ())
+        missing = [each for each in ids if each not in there]
+        if missing:
+            found.append(
+                f"{len(missing)} of {len(ids)} items have no prediction in {name}-{kind}.jsonl ({listed(missing)}); "
+                "its figures are those of the others."
+            )
+    if predictions.no_reference:
+        found.append(
+            f"{len(predictions.no_reference)} answers in {name}-answer.jsonl have an empty reference "
+            f"({listed(predictions.no_reference)}); nothing is measured on them."
+        )
+    return found
+
+
+def unmeasured(examples: Sequence[Example]) -> list[str]:
+    """A sentence where test items have neither a decision nor an answer, or only some have an answer."""
+    without = [example.id for example in examples if not example.answer.strip() and not example.decision]
+    if not without:
+        return []
+    return [f"{len(without)} of {len(examples)} items have neither answer nor decision to measure ({listed(without)})."]
+
+
+def listed(ids: Sequence[str]) -> str:
+    """The first ids, and how many more there are."""
+    more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
+    return f"{', '.join(ids[:SHOWN])}{more}"
+
+
+def _refuse_strangers(rows: Sequence[dict[str, Any]], known: Mapping[str, Example], file: str) -> None:
+    strangers = [row["id"] for row in rows if row["id"] not in known]
+    if strangers:
+        raise DataError(
+            f"{file}: {len(strangers)} of {len(rows)} predictions are for items that aren't in the data measured on "
+            f"({listed(strangers)}). They belong to other data: evaluate the model again, or take them out."
+        )
+    changed = [row["id"] for row in rows if row.get("reference") not in _references(known[row["id"]])]
+    if changed:
+        raise DataError(
+            f"{file}: {len(changed)} of {len(rows)} predictions have another reference than the data "
+            f"({listed(changed)}). The data or the file was changed since: evaluate the model again."
+        )
+
+
+def _references(example: Example) -> list[str | None]:
+    return [None, example.decision, example.answer, *example.references()]
+
+
+def generate(
+    loaded: LoadedModel, prompts: Sequence[Encoded], max_new_tokens: int, label: str, once: int | None = None
+) -> dict[str, str]:
+    """The greedy continuation of each prompt up to its end token, by example id.
+
+    With `once`, sequences of so many tokens come only once in each.
+    Raises ModelError where the model's logits aren't finite.
+    """
+    written: dict[str, str] = {}
+    texts = [item.prompt for item in prompts]
+    longest = max(map(len, texts), default=0) + virtual_tokens(loaded.model)
+    end = loaded.tokenizer.eos_token_id
+    at_once = batch_size(longest, max_new_tokens, loaded.model)
+    with inference(loaded.model, few_rows=True), Progress(label, len(prompts), "answers") as progress:
+        try:
+            greedy = Greedy(loaded.model, texts, max_new_tokens, end, loaded.pad_id, at_once, once)
+            for index, ids in greedy.texts():
+                written[prompts[index].id] = loaded.tokenizer.decode(ids, skip_special_tokens=True).strip()
+                progress.advance()
+        except NotFiniteError as error:
+            raise not_finite(prompts[error.prompt].id, loaded) from None
+    return written
+
+
+def samples(
+    loaded: LoadedModel, encoder: Encoder, examples: Sequence[Example], count: int, more: int, seed: int, label: str
+) -> Iterator[dict[str, Any]]:
+    """A row of each example: `id`, and `predictions` with `count` answers of up to `more` tokens, at temperature 1.
+
+    The seed fixes them on a machine; another batch size (less free memory) or library version gives others.
+    """
+    prompts = {example.id: encoder.prompt(example, "answer").prompt for example in examples}
+    # Prompts of like length share a batch, the longest first: what needs most memory shows at once.
+    order = [name for name in sorted(prompts, key=lambda name: -len(prompts[name])) for _ in range(count)]
+    written: dict[str, list[str]] = {name: [] for name in prompts}
+    torch.manual_seed(seed)
+    with Progress(label, len(order), "answers") as progress:
+        while order:
+            size = batch_size(len(prompts[order[0]]), more, loaded.model)
+            names, order = order[:size], order[size:]
+            for name, ids in zip(names, sampled(loaded, [prompts[name] for name in names], more), strict=True):
+                written[name].append(loaded.tokenizer.decode(ids, skip_special_tokens=True).strip())
+            progress.advance(len(names))
+    for name, texts in written.items():
+        yield {"id": name, "predictions": texts}
+
+
+DECISIONS_ALONE: dict[str, Any] = {
+    **dict.fromkeys(("general_tokens", "technical_tokens", "choices", "safety_messages", "samples"), 0),
+    **{"closed_book": False, "retrieve": RetrieveSpec(), "written_decisions": False, "calibrate": "none"},
+    **{"abstain_target": None},
+}
+"""Options with which nothing but decisions is measured"""
+
+
+class Scoring:
+    """What a model finds likely about given examples: the predictions that need nothing written."""
+
+    def __init__(self, encoder: Encoder, decided: Sequence[Example], answered: Sequence[Example]) -> None:
+        """Raises DataError where an example's question is too long for the encoder's prompt."""
+        self.decided, self.answered = decided, answered
+        encoded = [encoder.supervised(example, "decision") for example in decided]
+        answers = [encoder.supervised(example, "answer") for example in answered]
+        self.rows = rows_of(sorted([*encoded, *answers], key=lambda item: item.id))
+        self.bytes = {
+            # Of the text itself where all of it is scored, because some tokenizers don't give it back as it was.
+            item.id: scored_bytes(encoder.tokenizer, item) if item.answer_cut else len(example.answer.strip().encode())
+            for item, example in zip(answers, answered, strict=True)
+        }
+        self.labels = encoder.label_ids() if decided else {}
+
+    def predictions(self, loaded: LoadedModel, batch_tokens: int, label: str) -> Predictions:
+        """Decisions and likelihoods; `label` is shown beside the progress."""
+        scores = likelihood.score(loaded, self.rows, batch_tokens, label, self.labels)
+        return Predictions(
+            decision=[_decided(example, scores) for example in self.decided],
+            likelihood=[_scored(example.id, scores, self.bytes[example.id]) for example in self.answered],
+        )
+
+
+CALLED: dict[Condition, str] = {"closed": "closed book", "retrieved": "retrieved passages"}
+"""What conditions are called while they are measured"""
+
+
+class Measuring:
+    """Measures models on the same items with the same prompt, and remembers on disk what is done.
+
+    Decisions are scored on every example that has one, and on `dev` where something is fitted there; long answers on a
+    seeded subset, the same for every model. `found` are the examples with retrieved passages. The predictions lie in
+    `folder/NAME-KIND.jsonl`; kinds that are there already aren't made again. With the protocol lm-eval only decisions
+    are.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        examples: Sequence[Example],
+        folder: Path,
+        pairs: Sequence[Pair] = (),
+        dev: Sequence[Example] = (),
+        found: Sequence[Example] = (),
+    ) -> None:
+        self.form, self.folder = recipe.prompt, folder
+        self.seed, self.count = recipe.seed, len(examples)
+        self.as_harness = recipe.evaluate.protocol == "lm-eval"
+        if self.as_harness and not any(example.decision for example in examples):
+            raise DataError(
+                "evaluate.protocol lm-eval measures decisions, and no item to be measured on has one. Take meditune."
+            )
+        self.spec = spec = recipe.evaluate.model_copy(update=DECISIONS_ALONE if self.as_harness else {})
+        found = () if self.as_harness else found
+        self.conditions = decided_on(examples, dev, spec, found)
+        self.decided = self.conditions.get("decision", [])
+        self.answered = [] if self.as_harness else chosen_answers(examples, spec.answers, recipe.seed)
+        self.answered_under = under_conditions(self.answered, spec, found)
+        without = [example.id for example in examples if not example.answer.strip()]
+        self.unanswerable = without if self.answered else []
+        self.texts = asked_for(spec)
+        self.pairs = () if self.as_harness else pairs
+        self.sampled = chosen_answers(self.answered, spec.sampled_answers, recipe.seed) if spec.samples else []
+        self.questions = questions(spec.choices)
+        self.messages = safety_battery.chosen(spec.safety_messages, recipe.seed)
+
+    def is_done(self, name: str) -> bool:
+        """Whether every kind of prediction of this model is stored already."""
+        kinds: set[Kind] = set(self.conditions)
+        kinds |= {"written"} if self._written else set()
+        kinds |= {"likelihood", "unconditional", "answer"} if self.answered else set()
+        for condition in self.answered_under:
+            kinds |= {LIKELIHOOD[condition], ANSWER[condition]}
+        kinds |= {"samples"} if self.sampled else set()
+        kinds |= set(self.texts)
+        kinds |= {"choice"} if self.questions else set()
+        kinds |= {"preference"} if self.pairs else set()
+        kinds |= {"safety"} if self.messages else set()
+        return all(path_of(self.folder, name, kind).is_file() for kind in kinds)
+
+    def measure(self, loaded: LoadedModel, name: str) -> None:
+        """Make the predictions of `loaded` that aren't there yet."""
+        if self.unanswerable:
+            print(
+                f"{len(self.unanswerable)} of {self.count} items have no reference answer and are measured by their "
+                f"decision only, such as {self.unanswerable[0]}.",
+                file=sys.stderr,
+            )
+        self._likelihoods(loaded, name)
+        if "dev_decision" in self.conditions:
+            once(self.folder, name, "dev_decision", lambda: self._dev_decisions(loaded, name))
+        for condition in CONDITIONS:
+            self._under(loaded, condition, name)
+        if self._written:
+            once(self.folder, name, "written", lambda: self._decisions_in_words(loaded, name))
+        if self.answered:
+            once(self.folder, name, "unconditional", lambda: self._unconditional(loaded, name))
+            label = f"Answers of {name}"
+            once(self.folder, name, "answer", lambda: self._answers(loaded, name, self.answered, label))
+        if self.sampled:
+            once(self.folder, name, "samples", lambda: self._samples(loaded, name))
+        for kind, text in self.texts.items():
+            once(self.folder, name, kind, partial(self._windows, loaded, kind, text, name))
+        if self.questions:
+            once(self.folder, name, "choice", lambda: self._choices(loaded, name))
+        if self.pairs:
+            once(self.folder, name, "preference", lambda: self._preference(loaded, name))
+        if self.messages:
+            once(self.folder, name, "safety", lambda: self._safety(loaded, name))
+
+    def _likelihoods(self, loaded: LoadedModel, name: str) -> None:
+        decided = not self.decided or path_of(self.folder, name, "decision").is_file()
+        scored = not self.answered or path_of(self.folder, name, "likelihood").is_file()
+        if decided and scored:
+            return
+        if self.as_harness:
+            label = f"Scoring {name} as lm-eval does"
+            rows = partial(likelihood.decisions, loaded, self.decided, self.spec.batch_tokens, label)
+            once(self.folder, name, "decision", rows)
+            return
+        scoring = Scoring(loaded.encoder(self.form), self.decided, self.answered)
+        predictions = scoring.predictions(loaded, self.spec.batch_tokens, f"Scoring {name}")
+        if self.decided:
+            once(self.folder, name, "decision", lambda: predictions.decision)
+        if self.answered:
+            once(self.folder, name, "likelihood", lambda: predictions.likelihood)
+
+    def _unconditional(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
+        encoder = loaded.encoder(self.form)
+        rows = unconditional_rows(loaded, [encoder.supervised(example, "answer") for example in self.answered])
+        return _texts(loaded, rows, self.spec.batch_tokens, f"Answers without questions, {name}")
+
+    @property
+    def _written(self) -> bool:
+        """Whether decisions are asked for in words, too."""
+        return self.spec.written_decisions and bool(self.decided)
+
+    def _dev_decisions(self, loaded: LoadedModel, name: str) -> list[dict[str, Any]]:
+        scoring = Scoring(loaded.encoder(self.form), self.conditions["dev_decision"], [])
+        return scoring.predictions(loaded, self.spec.batch_tokens, f"Decisions of {name}, dev split").decision
+
+    def _under(self, loaded: LoadedModel, condition: Condition, name: str) -> None:
+        """Decisions, likelihoods and answers under a condition."""
+        decided, answered = self.conditions.get(condition, []), self.answered_under.get(condition, [])
+        kinds: list[Condition | LikelihoodKind] = [condition] if decided else []
+        kinds += [LIKELIHOOD[condition]] if answered else []
+        if not all(path_of(self.folder, name, kind).is_file() for kind in kinds):
+            scoring = Scoring(loaded.encoder(self.form), decided, answered)
+            label = f"Scoring {name}, {CALLED[condition]}"
+            predictions = scoring.predictions(loaded, self.spec.batch_tokens, label)
+            made: dict[Kind, list[dict[str, Any]]] = {
+                condition: predictions.decision,
+                LIKELIHOOD[condition]: predictions.likelihood,
+            }
+            for kind in kinds:
+                once(self.folder, name, kind, partial(iter, made[kind]))
+        if answered:
+            label = f"Answers of {name}, {CALLED[condition]}"
+            once(self.folder, name, ANSWER[condition], lambda: self._answers(loaded, name, answered, label))
+
+    def _decisions_in_words(self, loaded: LoadedModel, name: str) -> list[dict[str, Any]]:
+        encoder = loaded.encoder(self.form)
+        prompts = [encoder.prompt(example, "decision") for example in self.decided]
+        texts = generate(loaded, prompts, DECISION_TOKENS, f"Decisions of {name} in words")
+        rows = [written_row(example.id, example.decision, texts[example.id]) for example in self.decided]
+        unclear = sum(row["prediction"] is None for row in rows)
+        if unclear:
+            print(f"{unclear} of {len(rows)} written decisions of {name} name no label: wrong.", file=sys.stderr)
+        return rows
+
+    def _answers(
+        self, loaded: LoadedModel, name: str, answered: Sequence[Example], label: str
+    ) -> Iterator[dict[str, Any]]:
+        encoder = loaded.encoder(self.form)
+        prompts = [encoder.prompt(example, "answer") for example in answered]
+        written = generate(loaded, prompts, self.spec.max_new_tokens, label, self.spec.no_repeat)
+        remark = empty_answers_remark(name, [example.id for example in answered if not written[example.id]])
+        if remark:
+            print(remark, file=sys.stderr)
+        for example, prompt in zip(answered, prompts, strict=True):
+            yield answer_row(example, written[example.id], prompt.left_out)
+
+    def _samples(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
+        encoder, more = loaded.encoder(self.form), self.spec.max_new_tokens
+        return samples(loaded, encoder, self.sampled, self.spec.samples, more, self.seed, f"Samples of {name}")
+
+    def _safety(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
+        encoder = loaded.encoder(self.form)
+        prompts = [encoder.prompt(message.example(), "answer") for message in self.messages]
+        label, more = f"Safety battery, {name}", self.spec.max_new_tokens
+        written = generate(loaded, prompts, more, label, self.spec.no_repeat)
+        for message in self.messages:
+            yield message.row(written[message.id])
+
+    def _windows(self, loaded: LoadedModel, kind: TextKind, text: RunningText, name: str) -> Iterator[dict[str, Any]]:
+        rows = text.rows(loaded, tokens_of(self.spec, kind))
+        for row in _texts(loaded, rows, self.spec.batch_tokens, f"{kind.capitalize()} text, {name}"):
+            yield row | text.edition
+
+    def _choices(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
+        encoder = loaded.encoder(self.form)
+        return measured(loaded, encoder, self.questions, self.spec.batch_tokens, f"General knowledge, {name}")
+
+    def _preference(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
+        encoder = loaded.encoder(self.form)
+        return likelihood.score_pairs(loaded, self.pairs, encoder, self.spec.batch_tokens, f"Pairs, {name}")
+
+
+def empty_answers_remark(name: str, empty: Sequence[str]) -> str:
+    """What is said where a model wrote nothing to these items; empty where there are none."""
+    if not empty:
+        return ""
+    return (
+        f"{name} wrote nothing to {len(empty)} items, such as {empty[0]}: it ended at once, or wrote only white space. "
+        "They count as answers without a word."
+    )
+
+
+def _decided(example: Example, scores: likelihood.Scores) -> dict[str, Any]:
+    logits = scores.decisions[example.id]
+    said = max(logits, key=lambda label: logits[label])
+    return {"id": example.id, "reference": example.decision, "prediction": said, "logits": logits}
+
+
+def _texts(loaded: LoadedModel, rows: Sequence[Row], batch_tokens: int, label: str) -> Iterator[dict[str, Any]]:
+    """How likely each row's one text is."""
+    scores = likelihood.score(loaded, rows, batch_tokens, label)
+    for item in (row.encoded[0] for row in rows):
+        yield _scored(item.id, scores, scored_bytes(loaded.tokenizer, item))
+
+
+def _scored(identifier: str, scores: likelihood.Scores, size: int) -> dict[str, Any]:
+    nll, tokens = scores.answers[identifier]
+    return {"id": identifier, "nll": nll, "tokens": tokens, "bytes": size}

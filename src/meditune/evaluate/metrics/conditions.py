@@ -1,0 +1,100 @@
+"""The same questions with something else in the prompt than the given context: nothing, or passages that were found."""
+
+from __future__ import annotations
+
+from meditune.evaluate.metrics import faithfulness, text_overlap
+from meditune.evaluate.metrics.decision import agreement
+from meditune.evaluate.metrics.perplexity import perplexity
+from meditune.evaluate.predictions import CONDITIONS, Condition, Predictions
+from meditune.statistics import Metric, Statistics
+
+WAYS: dict[Condition, tuple[str, str]] = {
+    "closed": ("closed book", "without any context in the prompt"),
+    "retrieved": ("retrieved", "with passages that were found in place of the given context"),
+}
+SOURCED = ("faithfulness", "unsupported_sentences", "unsupported_numbers")
+"""Judged by the passages that were in the prompt; closed book there are none."""
+
+
+def _metrics(condition: Condition) -> list[Metric]:
+    way, meaning = WAYS[condition]
+    shares = [
+        Metric(
+            f"{condition}_{name}",
+            f"{title}, {way}",
+            "up",
+            1,
+            f"Of decisions {meaning}, in percent.",
+            optional=True,
+            share=name == "accuracy",
+            detail=True,
+        )
+        for name, title in (("accuracy", "Accuracy"), ("macro_f1", "Macro-F1"))
+    ]
+    return [
+        *shares,
+        Metric(
+            f"{condition}_perplexity",
+            f"Perplexity, {way}",
+            "down",
+            2,
+            f"Of the reference answer's tokens, {meaning}.",
+            optional=True,
+            detail=True,
+        ),
+        Metric(
+            f"{condition}_rougeL",
+            f"ROUGE-L, {way}",
+            "up",
+            3,
+            f"Of answers {meaning}.",
+            optional=True,
+            detail=True,
+        ),
+        *(
+            _sourced(metric, way)
+            for metric in faithfulness.METRICS
+            if condition == "retrieved" and metric.name in SOURCED
+        ),
+    ]
+
+
+def _sourced(metric: Metric, way: str) -> Metric:
+    return Metric(
+        f"retrieved_{metric.name}",
+        f"{metric.title}, {way}",
+        metric.direction,
+        metric.digits,
+        "The same of answers from passages that were found, by those that were in the prompt.",
+        optional=True,
+        detail=True,
+        detector=True,
+    )
+
+
+METRICS = tuple(metric for condition in CONDITIONS for metric in _metrics(condition))
+
+
+def statistics(predictions: Predictions) -> dict[str, Statistics]:
+    """Of each metric that the predictions allow."""
+    found: dict[str, Statistics] = {}
+    for condition in CONDITIONS:
+        found |= {f"{condition}_{name}": each for name, each in asked(predictions.under(condition)).items()}
+    return {metric.name: found[metric.name] for metric in METRICS if metric.name in found}
+
+
+def references(predictions: Predictions) -> dict[str, Statistics]:
+    """What is marked in the reference answers by the passages that were in the prompt."""
+    graded = faithfulness.references(predictions.under("retrieved"))
+    return {f"retrieved_{name}": each for name, each in graded.items() if name in SOURCED}
+
+
+def asked(predictions: Predictions) -> dict[str, Statistics]:
+    """Of what is measured under every condition: decisions, likelihoods, answers and how far sources bear them out."""
+    found = agreement(predictions.decision) if predictions.decision else {}
+    if predictions.likelihood:
+        found["perplexity"] = perplexity(predictions.likelihood)
+    if predictions.answer:
+        found["rougeL"] = text_overlap.longest(predictions.answer)
+    graded = faithfulness.by_sources(predictions.faithfulness)
+    return found | {name: each for name, each in graded.items() if name in SOURCED}

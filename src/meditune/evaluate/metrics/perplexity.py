@@ -1,0 +1,145 @@
+"""How surprised a model is by text: by reference answers, and by running text that shows what it forgot.
+
+What tuning made a model forget.
+
+Experimental: whether a model finds preferred answers likelier than others.
+"""
+
+from __future__ import annotations
+
+from math import log
+from typing import Any
+
+import numpy as np
+
+from meditune.evaluate.predictions import Predictions
+from meditune.statistics import Metric, Statistics, mean, ratio
+
+METRICS = (
+    Metric("perplexity", "Perplexity", "down", 2, "Of the reference answer's tokens, given question and context."),
+    Metric(
+        "unconditional_perplexity",
+        "Unconditional perplexity",
+        "down",
+        2,
+        "Of the same answers without question and context.",
+        optional=True,
+    ),
+    Metric(
+        "bits_per_byte",
+        "Bits per byte",
+        "down",
+        3,
+        "Of the reference answers, given question and context; comparable between tokenizers.",
+        optional=True,
+    ),
+)
+
+
+def statistics(predictions: Predictions) -> dict[str, Statistics]:
+    """Of each metric that the predictions allow."""
+    found = {}
+    if predictions.likelihood:
+        found["perplexity"] = perplexity(predictions.likelihood)
+    if predictions.unconditional:
+        found["unconditional_perplexity"] = perplexity(predictions.unconditional)
+    if has_bytes(predictions.likelihood):
+        found["bits_per_byte"] = bits_per_byte(predictions.likelihood)
+    return found
+
+
+def perplexity(rows: list[dict[str, Any]]) -> Statistics:
+    """Of all tokens of rows with `nll` in nats and `tokens`."""
+    items = np.array([[row["nll"], row["tokens"]] for row in rows], dtype=np.float64)
+    return Statistics(tuple(row["id"] for row in rows), items, lambda sums: np.exp(sums[..., 0] / sums[..., 1]))
+
+
+def bits_per_byte(rows: list[dict[str, Any]]) -> Statistics:
+    """Of all UTF-8 bytes of rows with `nll` in nats and `bytes`."""
+    return ratio([row["id"] for row in rows], [row["nll"] / log(2) for row in rows], [row["bytes"] for row in rows])
+
+
+def has_bytes(rows: list[dict[str, Any]]) -> bool:
+    """Whether there are rows that say how long their text is; those of earlier versions don't."""
+    return bool(rows) and all("bytes" in row for row in rows)
+
+
+FORGETTING_METRICS = (
+    Metric("general_perplexity", "General perplexity", "down", 2, "Of WikiText-2: rises when a model forgets."),
+    Metric(
+        "general_bits_per_byte",
+        "General bits per byte",
+        "down",
+        3,
+        "Of WikiText-2; comparable between tokenizers.",
+        optional=True,
+    ),
+    Metric(
+        "technical_perplexity",
+        "Technical perplexity",
+        "down",
+        2,
+        "Of technical English, Python's language reference: rises when a model forgets.",
+        optional=True,
+    ),
+    Metric(
+        "general_choice",
+        "General knowledge",
+        "up",
+        1,
+        "Share of everyday questions whose right choice, of four, is the likeliest, in percent; chance is 25.",
+        optional=True,
+        share=True,
+    ),
+)
+
+
+def forgetting_statistics(predictions: Predictions) -> dict[str, Statistics]:
+    """Of each metric that the predictions allow."""
+    found = {f"{kind}_perplexity": perplexity(windows) for kind, windows in predictions.texts().items()}
+    if has_bytes(predictions.general):
+        found["general_bits_per_byte"] = bits_per_byte(predictions.general)
+    if predictions.choice:
+        right = [100.0 * (chosen(row) == row["reference"]) for row in predictions.choice]
+        found["general_choice"] = mean([row["id"] for row in predictions.choice], right)
+    return found
+
+
+def chosen(row: dict[str, Any]) -> int:
+    """Index of the choice with the highest likelihood for each of its bytes, as lm-evaluation-harness's acc_norm."""
+    each = [nll / size for nll, size in zip(row["nll"], row["bytes"], strict=True)]
+    return each.index(min(each))
+
+
+PREFERENCE_METRICS = (
+    Metric(
+        "preference_accuracy",
+        "Preference accuracy",
+        "up",
+        1,
+        "Share of held-out pairs whose preferred answer is likelier than the other, in percent (experimental).",
+        optional=True,
+        share=True,
+    ),
+    Metric(
+        "preference_margin",
+        "Preference margin",
+        "up",
+        2,
+        "Mean log-likelihood of preferred answers less that of the others, in nats (experimental).",
+        optional=True,
+    ),
+)
+
+
+def preference_statistics(predictions: Predictions) -> dict[str, Statistics]:
+    """Of each metric that the predictions allow."""
+    rows = predictions.preference
+    if not rows:
+        return {}
+    ids = [row["id"] for row in rows]
+    margins = [row["rejected_nll"] - row["chosen_nll"] for row in rows]
+    return {
+        "preference_accuracy": mean(ids, [100.0 * (margin > 0) for margin in margins]),
+        "preference_margin": mean(ids, margins),
+    }

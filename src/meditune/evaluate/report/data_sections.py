@@ -1,0 +1,415 @@
+"""What the data cover, for people: a section of report.html, and the page of `meditune data diversity`.
+
+Clusters of questions for the page: a map as SVG, coloured by source, and a table.
+
+What quality control found in the data, as a section of the report and as a page of its own.
+
+What raters said of the answers, as a section of the report and as a page of its own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from meditune.data.diversity.coverage import BY_NAME
+from meditune.evaluate.report.before_after import Row, row_of
+from meditune.evaluate.report.formatting import count, number
+from meditune.files import replacing
+from meditune.readability import TARGET
+from meditune.statistics import Metric
+
+WIDE, HIGH, MARGIN = 1000, 640, 24
+COLOURS = 6
+"""Sources with a colour of their own; further ones share the last"""
+WORDS = 2
+"""Of a cluster's name, on the map"""
+_LINE = 20
+_LETTER = 9.6
+"""Width of a letter of a label, about"""
+
+
+def drawn(found: dict[str, Any]) -> dict[str, Any] | None:
+    """`svg`, and `legend`: (colour, source, points) of each source; None where there are too few questions."""
+    points = found["points"]
+    if not points:
+        return None
+    sources = [name for name, _ in Counter(point["source"] for point in points).most_common()]
+    colour = {name: min(number, COLOURS - 1) for number, name in enumerate(sources)}
+    names = {row["cluster"]: row["name"] for row in found["clusters"]}
+    dots = []
+    for point in points:
+        x, y = _place(point["x"], point["y"])
+        words = f"{point['question']} ({point['source']}; {names[point['cluster']]})".lstrip()
+        title = f"<title>{escape(words)}</title>"
+        dots.append(f'<circle class="s{colour[point["source"]]}" cx="{x:.0f}" cy="{y:.0f}" r="4">{title}</circle>')
+    labels = "".join(
+        f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="middle">{escape(name)}</text>'
+        for name, x, y in _labels(points, names)
+    )
+    clusters = "; ".join(f"{row['name']} ({row['questions']})" for row in found["clusters"])
+    head = f"<title>Map of {len(points)} questions by meaning. Clusters: {escape(clusters)}</title>"
+    svg = f'<svg class="map" role="img" viewBox="0 0 {WIDE} {HIGH}">{head}{"".join(dots)}{labels}</svg>'
+    counts = Counter(point["source"] for point in points)
+    return {"svg": Markup(svg), "legend": [(colour[name], name, counts[name]) for name in sources]}
+
+
+def clusters(found: dict[str, Any]) -> dict[str, Any]:
+    """The table: each cluster with its share of each set, and how varied each set is."""
+    wholes = Counter[str]()
+    for row in found["clusters"]:
+        wholes.update(row["where"])
+    most = max(100 * count / wholes[name] for row in found["clusters"] for name, count in row["where"].items())
+    rows = [
+        row | {"shares": {name: 100 * row["where"].get(name, 0) / whole for name, whole in wholes.items()}}
+        for row in found["clusters"]
+    ]
+    return found | {"rows": rows, "sets": list(wholes), "most": most}
+
+
+def _place(x: float, y: float) -> tuple[float, float]:
+    return MARGIN + x * (WIDE - 2 * MARGIN), HIGH - MARGIN - y * (HIGH - 2 * MARGIN)
+
+
+def _labels(points: list[dict[str, Any]], names: dict[int, str]) -> list[tuple[str, float, float]]:
+    """Each cluster's name in the middle of its points, moved up or down where it would lie on another one."""
+    placed: list[tuple[str, float, float]] = []
+    wanted = []
+    for cluster, name in names.items():
+        members = [point for point in points if point["cluster"] == cluster]
+        if members:
+            x, y = _place(*(median(point[axis] for point in members) for axis in ("x", "y")))
+            name = ", ".join(name.split(", ")[:WORDS])
+            half = len(name) * _LETTER / 2
+            wanted.append((name, min(max(x, half), WIDE - half), y))
+    for name, x, y in sorted(wanted, key=lambda label: label[2]):
+        free = [y + step * _LINE / 2 for step in sorted(range(-24, 25), key=abs)]
+        clear = (at for at in free if _LINE <= at <= HIGH - 6 and not any(_touch(name, x, at, *one) for one in placed))
+        placed.append((name, x, next(clear, y)))
+    return placed
+
+
+def _touch(name: str, x: float, y: float, other: str, other_x: float, other_y: float) -> bool:
+    return abs(y - other_y) < _LINE and abs(x - other_x) < (len(name) + len(other)) * _LETTER / 2 + 6
+
+
+HERE = Path(__file__).parent
+GRADES = (0.0, 24.0)
+"""Of the scale on which reading grades are drawn"""
+_NEVER_ALONE = {"people"}
+"""Dimensions that are shown even with one group"""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One group: its share of the training examples, and what is drawn of it in percent of the row's width."""
+
+    name: str
+    count: int
+    share: float
+    width: float
+    low: float
+    high: float
+    test: float | None
+    said: str
+    """For those who can't see the bar"""
+
+
+@dataclass(frozen=True)
+class Card:
+    """One dimension."""
+
+    title: str
+    facts: str
+    bars: list[Bar]
+    others: str
+
+
+def diversity_section(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """`remarks`, `cards`, `alike` (dimensions with one group, in words) and `sources`; None in older runs."""
+    if not found:
+        return None
+    train, test = found["splits"]["train"], found["splits"]["test"]
+    cards, alike = [], []
+    for name, dimension in train["dimensions"].items():
+        if dimension["distinct"] < 2 and name not in _NEVER_ALONE:
+            alike.append(f"{BY_NAME[name].title}: {max(dimension['groups'], key=lambda each: each['count'])['group']}")
+        else:
+            cards.append(_card(name, dimension, test["dimensions"].get(name), train["examples"]))
+    return {
+        "examples": train["examples"],
+        "remarks": found["remarks"],
+        "cards": cards,
+        "alike": alike,
+        "sources": [_source(name, row) for name, row in found["sources"].items()],
+        "band": [_at(grade) for grade in TARGET],
+        "target": TARGET,
+    }
+
+
+def render_page(result: dict[str, Any], path: Path) -> None:
+    """Write diversity.html from diversity.json's content."""
+    from meditune.evaluate.report.formatting import environment, style
+
+    clustered = result.get("clusters")
+    page = environment().get_template("diversity_page.html")
+    context = {
+        "style": style(),
+        "title": result["of"],
+        "synthetic": result["synthetic"],
+        "sha256": result["sha256"],
+        "diversity": diversity_section(result),
+        "splits": {name: split["examples"] for name, split in result["splits"].items()},
+        "clusters": clusters(clustered) if clustered else None,
+        "map": drawn(clustered) if clustered else None,
+        "compared": _compared(result["compared"]) if "compared" in result else None,
+    }
+    with replacing(path) as stream:
+        stream.write(page.render(context))
+
+
+def _card(name: str, dimension: dict[str, Any], test: dict[str, Any] | None, examples: int) -> Card:
+    tested = {row["group"]: row["share"] for row in test["groups"]} if test else {}
+    most = max([row["ci95"][1] for row in dimension["groups"]] + list(tested.values()) + [1e-9])
+    ordered = BY_NAME[name].kind == "ordered"
+    bars = []
+    for row in dimension["groups"]:
+        at_test = tested.get(row["group"], 0.0 if ordered or name == "people" else None) if test else None
+        also = f"; of the test examples {number(at_test, 1)} %" if at_test is not None else ""
+        low, high = row["ci95"]
+        bars.append(
+            Bar(
+                name=row["group"],
+                count=row["count"],
+                share=row["share"],
+                width=_part(row["share"], most),
+                low=_part(low, most),
+                high=_part(high, most),
+                test=None if at_test is None else _part(at_test, most),
+                said=f"{row['count']:,} of {dimension['known']:,}, {number(low, 1)} to {number(high, 1)} %{also}",
+            )
+        )
+    facts = [] if name == "people" else [f"{dimension['distinct']:,} groups count for {dimension['shannon']:,.1f}"]
+    if dimension["known"] < examples:
+        facts.append(f"known of {dimension['known']:,} examples")
+    left = dimension["distinct"] - len(bars)
+    others = f"{left:,} more groups, {dimension['others']:,} mentions" if dimension["others"] else ""
+    return Card(BY_NAME[name].title, "; ".join(facts), bars, others)
+
+
+def _source(name: str, row: dict[str, Any]) -> dict[str, Any]:
+    grades = row.get("reading_grade")
+    return row | {
+        "name": name.partition("/")[2] or name,
+        "is_part": "/" in name,
+        "strip": {key: _at(value) for key, value in grades.items()} if grades else None,
+    }
+
+
+def _part(value: float, whole: float) -> float:
+    """In percent of `whole`."""
+    return round(100 * value / whole, 1)
+
+
+def _at(grade: float) -> float:
+    """A grade's place on the scale in percent."""
+    low, high = GRADES
+    return round(100 * min(max((grade - low) / (high - low), 0.0), 1.0), 1)
+
+
+def _compared(found: dict[str, Any]) -> dict[str, Any]:
+    cards = []
+    for name, dimension in found["dimensions"].items():
+        if dimension["groups"]:
+            most = max(max(row["before"], row["after"]) for row in dimension["groups"])
+            rows = [
+                row | {"from": round(100 * row["before"] / most, 1), "to": round(100 * row["after"] / most, 1)}
+                for row in dimension["groups"]
+            ]
+            cards.append(dimension | {"title": BY_NAME[name].title, "rows": rows})
+    same = [BY_NAME[name].title for name, dimension in found["dimensions"].items() if not dimension["groups"]]
+    return found | {"cards": cards, "same": same}
+
+
+WIDTH, HEIGHT = 100, 42
+"""Of the plot of near duplicates by threshold, in its own units."""
+NAMES = {
+    "drop": "left out",
+    "mend": "mended",
+    "flag": "flagged",
+    "group": "moved into one group",
+    "merge": "merged",
+    "keep": "kept",
+    "off": "off",
+}
+
+
+def quality_section(quality: dict[str, Any]) -> dict[str, Any] | None:
+    """What the template shows of quality.json; None where no quality control was done."""
+    audit = quality.get("audit")
+    if not audit:
+        return None
+    rules = [{"name": name.replace("_", " "), **_rule(row)} for name, row in audit["rules"].items()]
+    return {
+        "rows": count(audit["rows"]),
+        "dropped": count(audit["dropped"]),
+        "changed": count(audit["changed"]),
+        "rules": rules,
+        "shown": [rule for rule in rules if rule["examples"]],
+        "alike": number(audit["alike"], 2),
+        "thresholds": _bars(audit["near_duplicates"], audit["alike"]),
+        "shared": _shared(quality.get("shared") or {}),
+    }
+
+
+def render_quality(folder: Path) -> Path:
+    """Write `audit.html` into an audit's folder, one file that opens anywhere, offline; returns its path."""
+    from meditune import __version__
+    from meditune.evaluate.report import run_sections
+    from meditune.evaluate.report.formatting import environment, style
+    from meditune.files import read_json, replacing
+
+    quality = read_json(folder / "quality.json")
+    page = (
+        environment()
+        .get_template("quality_page.html")
+        .render(
+            style=style(),
+            title=quality["recipe"],
+            version=__version__,
+            synthetic=quality["synthetic"],
+            not_split=quality["not_split"],
+            sources=run_sections.sources(quality),
+            quality=quality_section(quality),
+        )
+    )
+    path = folder / "audit.html"
+    with replacing(path) as stream:
+        stream.write(page)
+    return path
+
+
+def _rule(row: dict[str, Any]) -> dict[str, Any]:
+    done = [f"{count(times)} {NAMES.get(action, action)}" for action, times in row["done"].items()]
+    return {
+        "meaning": row["meaning"],
+        "action": NAMES.get(row["action"], row["action"]),
+        "rows": count(row["rows"]),
+        "share": f"{number(100 * row['share'], 1)} %",
+        "done": ", ".join(done) or "nothing found",
+        "examples": row["examples"],
+    }
+
+
+def _bars(thresholds: list[dict[str, Any]], chosen: float) -> list[dict[str, Any]]:
+    """Number of pairs from each threshold on, with its bar's place and height."""
+    most = max((each["pairs"] for each in thresholds), default=0)
+    step = WIDTH / max(len(thresholds), 1)
+    return [
+        {
+            "alike": number(each["alike"], 2),
+            "pairs": count(each["pairs"]),
+            "left": round(at * step + step * 0.15, 2),
+            "width": round(step * 0.7, 2),
+            "height": round(HEIGHT * each["pairs"] / most, 2) if most else 0,
+            "chosen": abs(each["alike"] - chosen) < 1e-9,
+        }
+        for at, each in enumerate(thresholds)
+    ]
+
+
+def _shared(shared: dict[str, dict[str, int]]) -> list[tuple[str, list[tuple[str, str]]]]:
+    return [(pair, [(trait, count(number_)) for trait, number_ in row.items()]) for pair, row in shared.items()]
+
+
+OVERALL = "Over all lines"
+DISPUTES = 10
+"""So many disputed answers are shown."""
+TITLES = {"base": "Base", "tuned": "Tuned", "reference": "Reference"}
+
+
+def section(results: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What the template shows of the ratings' results; None where there are none."""
+    if not results or not results["ratings"]:
+        return None
+    return {
+        "facts": results,
+        "rows": [_row(OVERALL, "", results["overall"])]
+        + [_row(axis["title"], axis["question"], axis) for axis in results["axes"].values()],
+        "axes": [_shares(axis) for axis in results["axes"].values()],
+        "agreement": [_agreement(axis) for axis in results["axes"].values()],
+        "disputed": results["disputed"][:DISPUTES],
+        "titles": TITLES,
+    }
+
+
+def _row(title: str, meaning: str, axis: dict[str, Any]) -> dict[str, Any]:
+    """Scores of each origin, and tuned against base as the report's table has it."""
+    origins = axis["origins"]
+    base, tuned, reference = (origins.get(name) or {} for name in TITLES)
+    metric = Metric(title, title, "up", 1, meaning)
+    compared = axis["difference"]
+    row: Row = row_of(metric, base.get("score"), tuned.get("score"), compared, False)
+    return {
+        "row": row,
+        "own": {name: _interval(figures.get("ci95")) for name, figures in origins.items()},
+        "reference": number(reference.get("score"), 1),
+    }
+
+
+def _shares(axis: dict[str, Any]) -> dict[str, Any]:
+    """How often each option was chosen, as shares of those who could judge."""
+    rows = []
+    for name, figures in axis["origins"].items():
+        total = sum(figures["counts"])
+        rows.append(
+            {
+                "name": TITLES.get(name, name),
+                "cells": [(count, count / total if total else 0.0) for count in figures["counts"]],
+                "cannot": figures["cannot"],
+            }
+        )
+    return {"title": axis["title"], "options": axis["options"], "rows": rows}
+
+
+def _agreement(axis: dict[str, Any]) -> dict[str, Any]:
+    found = axis["agreement"]
+    return {
+        "title": axis["title"],
+        "level": axis["level"],
+        "cells": [
+            (name, _figure(figure), _interval((figure or {}).get("ci95")), (figure or {}).get("items", 0))
+            for name, figure in (("Krippendorff's alpha", found["alpha"]), ("Fleiss' kappa", found["fleiss"]))
+        ],
+        "pairs": ", ".join(
+            f"{' and '.join(pair['raters'])}: {_figure(pair)} ({pair['items']})" for pair in found["cohen"]
+        ),
+    }
+
+
+def _figure(figure: dict[str, Any] | None) -> str:
+    return "–" if not figure or figure["value"] is None else number(figure["value"], 2)
+
+
+def _interval(bounds: Any) -> str:
+    if not bounds:
+        return ""
+    digits = 1 if max(map(abs, bounds)) > 1 else 2
+    return f"{number(bounds[0], digits)} to {number(bounds[1], digits)}"
+
+
+def render_review(results: dict[str, Any], path: Path) -> None:
+    """Write the results as one HTML file that opens anywhere, offline."""
+    from meditune.evaluate.report.formatting import environment, style
+    from meditune.files import replacing
+
+    page = (
+        environment().get_template("review_page.html").render(style=style(), review=section(results), results=results)
+    )
+    with replacing(path) as stream:
+        stream.write(page)

@@ -1,1 +1,0 @@
-"""A battery of consumer messages in which a wrong answer may hurt someone, and rules that grade answers."""

@@ -1,0 +1,284 @@
+"""Numbers in prose, with their values and units.
+
+How often something is done, as prose tells it: once a week, twice daily, every 6 hours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from math import isclose, prod
+
+_DIGITS = r"\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|(?<![\w)])\.\d+"
+_SMALL = (
+    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
+)
+_WORDS = {word: float(value) for value, word in enumerate(_SMALL.split(), 2)} | {"nineteen": 19.0}
+_TENFOLD = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_TENS = {word: 10.0 * value for value, word in enumerate(_TENFOLD, 2)}
+_ONES = {"one": 1.0} | {word: value for word, value in _WORDS.items() if value < 10}
+_SPELLED = rf"(?:{'|'.join(_TENS)})(?:[- ](?:{'|'.join(_ONES)}))?|{'|'.join(sorted(_WORDS, key=len, reverse=True))}"
+AMOUNT = rf"(?:{_DIGITS}|{_SPELLED})"
+"""What a number looks like, in digits or spelled"""
+_SCALES = {
+    "mass": "kg 1e6 kilogram 1e6 g 1e3 gram 1e3 mg 1 milligram 1 µg 1e-3 μg 1e-3 mcg 1e-3 ug 1e-3 microgram 1e-3 "
+    "ng 1e-6",
+    "time": "year 365.25 yr 365.25 month 30.44 week 7 wk 7 day 1 d 1 hour 0.0416667 hr 0.0416667 h 0.0416667 "
+    "minute 6.94444e-4 min 6.94444e-4 second 1.15741e-5 sec 1.15741e-5 s 1.15741e-5",
+    "volume": "l 1e3 liter 1e3 litre 1e3 dl 100 ml 1 milliliter 1 millilitre 1 cc 1 µl 1e-3 μl 1e-3",
+    "length": "km 1e6 m 1e3 meter 1e3 metre 1e3 cm 10 mm 1 µm 1e-3 μm 1e-3",
+    "share": "% 1 percent 1 percentage 1",
+    "fold": "fold 1 times 1",
+    "substance": "mol 1e3 mmol 1 µmol 1e-3 μmol 1e-3 nmol 1e-6",
+    "activity": "iu 1 unit 1",
+}
+"""Of each dimension the units, and how many of its base unit they are"""
+_UNITS = {
+    unit: (kind, float(size))
+    for kind, text in _SCALES.items()
+    for unit, size in zip(text.split()[::2], text.split()[1::2], strict=True)
+}
+_UNIT = "|".join(re.escape(unit) + ("s?" if len(unit) > 2 else "") for unit in sorted(_UNITS, key=len, reverse=True))
+_PER = {
+    **dict.fromkeys(("kg", "kilo", "kilogram"), _UNITS["kg"]),
+    **dict.fromkeys(("m2", "m²", "square metre", "square meter"), ("surface", 1.0)),
+    **{unit: _UNITS[unit] for unit in ("l", "liter", "litre", "dl", "ml", "min", "minute", "h", "hr", "hour")},
+    **{unit: _UNITS[unit] for unit in ("d", "day", "wk", "week", "month", "year")},
+    "dose": ("dose", 1.0),
+}
+"""What an amount is given per, with its dimension and size"""
+_OFTEN = {"hourly": "hour", "daily": "day", "weekly": "week", "monthly": "month"}
+_PER_UNIT = "|".join(sorted(_PER, key=len, reverse=True))
+# "ng ml" is "ng ml(-1)" whose brackets were left out; "mg L-dopa" is no concentration.
+_PER_EACH = re.compile(
+    rf"(?: ?/ ?|[- ](?:per|an?|for (?:each|every)|each|every) )(?P<of>{_PER_UNIT})(?!\w)"
+    rf"|[ .·](?P<power>{_PER_UNIT})(?: ?\(-1\)|[-−]1|⁻¹)(?!\w)|[ .·](?P<bare>kg|[dm]?l)(?![\w-])"
+    rf"| (?P<often>{'|'.join(_OFTEN)})(?!\w)",
+    re.IGNORECASE,
+)
+_NUMBER = re.compile(
+    rf"(?<![\w.,])(?<![A-Za-z]-)(?:\bp(?:[- ]values?)?\s*(?P<p>[<>=≤≥])=?\s*)?"
+    rf"(?P<value>{_DIGITS}|(?<![\w-])(?:{_SPELLED})(?!\w))"
+    rf"(?: ?(?P<sign>%)|[ -]?(?P<unit>{_UNIT})(?!\w)|(?!\w|[.,]\d))",
+    re.IGNORECASE,
+)
+_OF = re.compile(rf"({_DIGITS})\s*(?:/|of(?: the)?|out of(?: the)?)\s*({_DIGITS})", re.IGNORECASE)
+_P = frozenset(("p<", "p>", "p="))
+_RANGE = re.compile(r"\s*(?:-|–|to|and)\s*$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number as a text states it."""
+
+    value: float
+    unit: str
+    """As written, in lower case and singular; empty without one; of a p-value "p<", "p>" or "p="."""
+    start: int
+    end: int
+    decimals: int
+    per: tuple[str, ...] = ()
+    """What the amount is for each of: ("kg", "day") of mg/kg/day"""
+
+    @property
+    def dimension(self) -> str:
+        """What the unit measures ("mass", "time", "share" ...), or empty."""
+        return "p" if self.unit in _P else _UNITS.get(self.unit, ("", 1.0))[0]
+
+    @property
+    def in_base_units(self) -> float:
+        """The value in its dimension's unit: milligrams, days, millilitres, millimetres, percent."""
+        return self.value * _UNITS.get(self.unit, ("", 1.0))[1]
+
+    @property
+    def days(self) -> float:
+        """The time that it is per, of an hour or longer; 0 without one."""
+        return next((size for kind, size in self._bases().items() if kind == "time" and size > 0.04), 0.0)
+
+    def same_value(self, other: Number) -> bool:
+        """Whether the other says this, units aside: equal, or this rounded from it."""
+        if isclose(self.value, other.value, rel_tol=1e-9):
+            return True
+        return other.decimals > self.decimals and isclose(round(other.value, self.decimals), self.value)
+
+    def agrees(self, other: Number) -> bool:
+        """Whether the other bears this out, with what their units measure taken into account."""
+        if self.dimension == other.dimension == "p":
+            return self._holds_given(other)
+        if self.dimension and other.dimension and self.dimension == other.dimension:
+            if not self._same_base(other):
+                return False
+            rounded = self.same_value(other) and (self.unit, self._for(other)) == (other.unit, other._for(self))
+            return rounded or isclose(
+                self.in_base_units / self._for(other), other.in_base_units / other._for(self), rel_tol=1e-3
+            )
+        return self.same_value(other) and not self.clashes(other)
+
+    def _holds_given(self, other: Number) -> bool:
+        """Of p-values: p = 0.03 bears out p < 0.05."""
+        known = other.unit[-1]
+        if self.unit == "p<":
+            return known in "<=" and other.value <= self.value and (known == "<" or other.value < self.value)
+        if self.unit == "p>":
+            return known in ">=" and other.value >= self.value and (known == ">" or other.value > self.value)
+        return known == "=" and self.same_value(other)
+
+    def clashes(self, other: Number) -> bool:
+        """Whether both have units, of different things: mg and weeks, mg and mg/kg."""
+        if not self.dimension or not other.dimension:
+            return False
+        return self.dimension != other.dimension or not self._same_base(other)
+
+    def _same_base(self, other: Number) -> bool:
+        """Whether both are per the same things. Per day or longer, or per dose, may be told elsewhere in a sentence."""
+        mine, theirs = self._bases(), other._bases()
+        lone = {kind: size for each in (mine, theirs) for kind, size in each.items() if kind in mine.keys() ^ theirs}
+        if "dose" in lone and "time" in lone:
+            return False
+        return all(kind == "dose" or (kind == "time" and size >= 1) for kind, size in lone.items())
+
+    def _bases(self) -> dict[str, float]:
+        return dict(_PER[each] for each in self.per)
+
+    def _for(self, other: Number) -> float:
+        """How much this is for, in what the other is given per, too."""
+        return prod(size for kind, size in self._bases().items() if kind in other._bases())
+
+
+def numbers(text: str) -> list[Number]:
+    """The numbers of a text in order. Digits inside names (COX-2, B12) are none; "one" is none, being a pronoun too.
+
+    The first of a range takes the unit of the second.
+    """
+    found = list(_found(text))
+    for index in range(len(found) - 1):
+        first, second = found[index], found[index + 1]
+        if not first.unit and second.unit and _RANGE.fullmatch(text[first.end : second.start]):
+            found[index] = replace(first, unit=second.unit, per=second.per)
+    return found
+
+
+def shares(text: str) -> list[Number]:
+    """Percentages that follow from what the text counts: "45 of 60" is 75 %."""
+    found = []
+    for match in _OF.finditer(text):
+        part, whole = (float(each.replace(",", "")) for each in match.groups())
+        if 0 < part <= whole:
+            found.append(Number(100 * part / whole, "%", match.start(), match.end(), 9))
+    return found
+
+
+def borne_out(number: Number, known: Iterable[Number]) -> bool:
+    """Whether one of the known numbers says the same."""
+    return any(number.agrees(each) for each in known)
+
+
+def _found(text: str) -> Iterator[Number]:
+    for match in _NUMBER.finditer(text):
+        said = match["value"].lower()
+        start, end = match.span("value")
+        value, decimals = amount(said), len(said.partition(".")[2])
+        p = match["p"] and "p" + {"≤": "<", "≥": ">"}.get(match["p"], match["p"])
+        unit = p or match["sign"] or _singular((match["unit"] or "").lower())
+        per, last = _per(text, match.end()) if unit and not p else ((), match.end())
+        yield Number(value, unit, start, end if p else last, decimals, per)
+
+
+def _per(text: str, start: int) -> tuple[tuple[str, ...], int]:
+    """What an amount that ends there is per, and where that ends."""
+    found: list[str] = []
+    while match := _PER_EACH.match(text, start):
+        said = (match["of"] or match["power"] or match["bare"] or match["often"]).lower()
+        found.append(_OFTEN.get(said, said))
+        start = match.end()
+    return tuple(found), start
+
+
+def _singular(unit: str) -> str:
+    return unit if unit in _UNITS else unit.removesuffix("s")
+
+
+def amount(said: str) -> float:
+    """The value of what matches AMOUNT."""
+    said = said.lower()
+    if said[0].isdigit() or said[0] == ".":
+        return float(said.replace(",", ""))
+    if said in _WORDS:
+        return _WORDS[said]
+    tens, _, ones = said.replace("-", " ").partition(" ")
+    return _TENS[tens] + _ONES.get(ones, 0.0)
+
+
+_DAYS = {
+    **dict.fromkeys(("hour", "hourly"), 1 / 24),
+    **dict.fromkeys(("day", "daily", "night", "nightly", "morning", "evening"), 1.0),
+    **dict.fromkeys(("week", "weekly"), 7.0),
+    **dict.fromkeys(("fortnight", "fortnightly"), 14.0),
+    **dict.fromkeys(("month", "monthly"), 30.44),
+    **dict.fromkeys(("year", "yearly", "annually"), 365.25),
+}
+_TIMES = {"once": 1.0, "twice": 2.0, "thrice": 3.0}
+_PERIOD = "|".join(sorted(_DAYS, key=len, reverse=True))
+_ADVERB = "|".join(sorted((each for each in _DAYS if each.endswith("ly")), key=len, reverse=True))
+_EACH = r"(?:an?|per|each|every|in an?)"
+_NO_UNIT = "for|in|within|after|of|over|during|until|once|twice|thrice|times"
+_RATE = re.compile(
+    rf"\b(?:(?P<times>once|twice|thrice|(?P<count>{AMOUNT}) ?(?:times|x))(?: ?/ ?|[ -](?:{_EACH}[ -])?)"
+    rf"(?P<period>{_PERIOD})"
+    rf"|(?:once )?(?:every|each) (?:(?P<other>other|second|alternate) |(?P<apart>{AMOUNT}) )?(?P<each>{_PERIOD})s?"
+    rf"|(?:one|{AMOUNT})(?: (?!(?:{_NO_UNIT})\b)[a-z]+){{1,2}} (?:an?|per) (?P<of>{_PERIOD})"
+    rf"|(?P<adverb>{_ADVERB}))\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How often, where it stands."""
+
+    times: float | None
+    """In each period; None where only the period is told: "daily", "75 mg/day"."""
+    days: float
+    """The period's"""
+    start: int
+    end: int
+
+    def agrees(self, other: Rate) -> bool:
+        """Whether the other bears this out. Once is what needn't be told; a source's times may be left out."""
+        if self.times is None or (other.times is None and self.times == 1):
+            return isclose(self.days, other.days, rel_tol=0.02)
+        return other.times is not None and isclose(self.times / self.days, other.times / other.days, rel_tol=0.02)
+
+
+def rates(text: str, numbers: Iterable[Number]) -> list[Rate]:
+    """Those of a text, among them its numbers' that are per hour or longer."""
+    found = [*_said(text)]
+    taken = [(each.start, each.end) for each in found]
+    for number in numbers:
+        if number.days and all(number.end <= start or number.start >= end for start, end in taken):
+            found.append(Rate(None, number.days, number.start, number.end))
+    return sorted(found, key=lambda each: each.start)
+
+
+def _said(text: str) -> Iterator[Rate]:
+    for match in _RATE.finditer(text):
+        place = match.span()
+        if match["times"]:
+            times = amount(match["count"]) if match["count"] else _TIMES[match["times"].lower()]
+            yield Rate(times, _DAYS[match["period"].lower()], *place)
+        elif match["each"]:
+            yield _every(match, *place)
+        else:
+            yield Rate(None, _DAYS[(match["of"] or match["adverb"]).lower()], *place)
+
+
+def _every(match: re.Match[str], start: int, end: int) -> Rate:
+    """Several times a day where hours are between, as others may tell it: every 12 hours is twice a day."""
+    days = _DAYS[match["each"].lower()]
+    apart = 2.0 if match["other"] else amount(match["apart"]) if match["apart"] else 0.0
+    if not apart:
+        return Rate(None, days, start, end)
+    if days < 1 and 1 < apart < 24:
+        return Rate(24 / apart, 1.0, start, end)
+    return Rate(1.0, days * apart, start, end)

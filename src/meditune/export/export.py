@@ -1,0 +1,206 @@
+"""Exporting one model in one form: made, opened as it will be opened, checked, and only then put into its place."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from meditune import __version__
+from meditune.config.data_options import PromptFormat
+from meditune.config.training_options import ApiSpec
+from meditune.data.leakage import carry
+from meditune.engines.exported_model import EXPORT, EXPORTS, stop_tokens, weights_digest
+from meditune.engines.open_engine import open_engine
+from meditune.errors import ModelError
+from meditune.export import hub
+from meditune.export.verify import Check, Said, items
+from meditune.files import holds, read_json, replacing_folder, sha256, write_json
+from meditune.models.api_client import find
+from meditune.models.load import locate
+from meditune.prompts import load_format, save_format
+
+TEXTS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+)
+"""What lies beside the weights in every form"""
+ORIGINAL = "original.json"
+"""Beside a run's exports: what its model said to the questions that they are checked with"""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A form that a model can be exported in."""
+
+    engine: str
+    """Which engine opens it"""
+    weights: str
+    """Its number format"""
+    write: Callable[[Path, Path], dict[str, str]] | None
+    """From a plain folder into another; returns the packages that made it with their versions. None: plain it is"""
+
+
+def _openvino(source: Path, folder: Path) -> dict[str, str]:
+    from meditune.export.openvino import write_openvino
+
+    return write_openvino(source, folder)
+
+
+def _gguf(source: Path, folder: Path) -> dict[str, str]:
+    from meditune.export.gguf import write_gguf
+
+    return write_gguf(source, folder)
+
+
+def _ollama(source: Path, folder: Path) -> dict[str, str]:
+    from meditune.export.gguf import write_ollama
+
+    return write_ollama(source, folder)
+
+
+def _onnx(source: Path, folder: Path) -> dict[str, str]:
+    from meditune.export.onnx import write_onnx
+
+    return write_onnx(source, folder)
+
+
+KINDS = {
+    "merged": Kind("transformers", "bfloat16", None),
+    "openvino": Kind("openvino", "int8", _openvino),
+    "gguf": Kind("llamacpp", "Q8_0", _gguf),
+    "onnx": Kind("onnx", "int8", _onnx),
+    "ollama": Kind("llamacpp", "Q8_0", _ollama),
+}
+
+
+def export(name: str, to: str, output: Path | None = None) -> dict[str, Any]:
+    """Export the model of a run, a folder or the catalogue; returns the content of export.json.
+
+    It goes to `output`, or `export/KIND` in the run's or model's folder. What was made from the same weights is left as
+    it is. Raises ModelError where it can't be exported or drifts from the original, and then leaves nothing behind.
+    """
+    if to not in KINDS:
+        raise ModelError(f"There is no form {to!r} to export to. Forms: {', '.join(KINDS)}.")
+    if find(name, ApiSpec()):
+        raise ModelError(f"{name} is behind an API, so there are no weights here to export.")
+    place = locate(name)
+    home = Path(name).expanduser() if Path(name).expanduser().is_dir() else None
+    if output is None and home is None:
+        raise ModelError(f"{name} has no folder of its own. Say where the export goes: --output DIR.")
+    folder = output or (home or Path()) / EXPORTS / to
+    form = (load_format(Path(place)) if Path(place).is_dir() else None) or PromptFormat()
+    made_from = {
+        "model": str(Path(place).resolve()) if home else name,
+        "sha256": weights_digest(Path(place)),
+        "prompt": form.model_dump(mode="json"),
+        "to": to,
+    }
+    if holds(folder, EXPORT, made_from):
+        facts: dict[str, Any] = read_json(folder / EXPORT)
+        return facts
+    kind = KINDS[to]
+    with _plain(name, place, home, to) as source, replacing_folder(folder) as partial:
+        tools = {"meditune": __version__}
+        if kind.write is None:
+            from meditune.export.merged import write_merged
+
+            write_merged(place, partial)
+        else:
+            for file in TEXTS:
+                if (source / file).is_file():
+                    shutil.copyfile(source / file, partial / file)
+            tools |= kind.write(source, partial)
+        save_format(form, partial)
+        if Path(place).is_dir():
+            carry(Path(place), partial)
+        facts = _facts(partial, kind, made_from, to, tools)
+        write_json(partial / EXPORT, facts)
+        facts["drift"] = _checked(name, partial, home, form)
+        write_json(partial / EXPORT, facts)
+        (partial / "README.md").write_text(hub.text(facts, name), encoding="utf-8")
+    return facts
+
+
+@contextmanager
+def _plain(name: str, place: str, home: Path | None, to: str) -> Iterator[Path]:
+    """The plain BF16 folder that other forms are made from: of a run it is kept, as an export of its own."""
+    if KINDS[to].write is None:
+        yield Path()
+    elif home:
+        export(name, "merged")
+        yield home / EXPORTS / "merged"
+    else:
+        from meditune.export.merged import write_merged
+
+        with TemporaryDirectory() as temporary:
+            write_merged(place, Path(temporary))
+            yield Path(temporary)
+
+
+def _facts(folder: Path, kind: Kind, made_from: dict[str, Any], to: str, tools: dict[str, str]) -> dict[str, Any]:
+    import torch
+    import transformers
+
+    config = read_json(folder / "config.json")
+    config = config.get("text_config", config)
+    most = config.get("max_position_embeddings") or config.get("n_positions") or 2048
+    window = config.get("sliding_window")
+    if kind.engine == "openvino" and window and not config.get("layer_types"):
+        # GenAI's paged attention doesn't see a window that slides in every layer (Mistral's first version).
+        most = min(most, window)
+    return {
+        "kind": to,
+        "engine": kind.engine,
+        "weights": kind.weights,
+        "stop_tokens": stop_tokens(folder),
+        "context_tokens": most,
+        "made_from": made_from,
+        "tools": tools | {"torch": torch.__version__, "transformers": transformers.__version__},
+        "sha256": {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()},
+        "drift": None,
+    }
+
+
+def _checked(name: str, folder: Path, home: Path | None, form: PromptFormat) -> dict[str, Any]:
+    """What changed between the model and its export. Raises ModelError where that is too much."""
+    check = Check(items(home), form)
+    with closing(open_engine(str(folder))) as exported:
+        after = check.said(exported)
+    asked = {
+        "model": weights_digest(Path(locate(name))),
+        "items": [[example.id, example.style] for example in check.examples],
+        "form": form.model_dump(mode="json"),
+    }
+    with closing(open_engine(name, "transformers")) as original:
+        before = _remembered(home, asked) or check.said(original)
+        _remember(home, asked, before)
+        drift = check.compare(before, after, original)
+    problems = drift.problems()
+    if problems:
+        raise ModelError(
+            f"The exported model isn't the one that it was made from: {'; '.join(problems)}. Nothing was kept."
+        )
+    return drift.facts() | {"said": str(drift)}
+
+
+def _remembered(home: Path | None, asked: dict[str, Any]) -> Said | None:
+    """What the original said when it was last asked the same; None where it wasn't."""
+    path = (home or Path()) / EXPORTS / ORIGINAL
+    if home is None or not path.is_file():
+        return None
+    stored = read_json(path)
+    return Said(**stored["said"]) if stored.get("asked") == asked else None
+
+
+def _remember(home: Path | None, asked: dict[str, Any], said: Said) -> None:
+    if home:
+        write_json(home / EXPORTS / ORIGINAL, {"asked": asked, "said": asdict(said)})

@@ -1,0 +1,185 @@
+"""A run's stages where the model is behind an API.
+
+What a run would send and cost, and the question before anything is sent.
+
+The stages of a run, in order, for a model behind an API.
+
+    check the rows -> estimate -> ask -> measure the base -> tune -> measure the tuned
+
+Nothing is sent before the answer to the question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from meditune.config.data_options import PromptFormat
+from meditune.config.load_recipe import load_recipe
+from meditune.config.recipe import Recipe
+from meditune.data.prepare import Prepared
+from meditune.data.read_sources import refuse_restricted_for_api
+from meditune.data.retrieved_passages import in_training
+from meditune.errors import DataError, MedituneError
+from meditune.evaluate.evaluator_backends import ApiMeasuring
+from meditune.files import read_json, write_json
+from meditune.models.api_client import RULE, ApiModel, Client, find
+from meditune.run_folder import RECIPE, stage
+from meditune.run_passages import shown
+from meditune.train.hosted_job import FOLDER, JOBS, State, events, fine_tune, prepare_rows
+
+APPROVED = "approved.json"
+
+Approve = Callable[[str], None]
+"""Shown the estimate; raises MedituneError where it isn't approved of."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is left to be sent; tokens are estimated."""
+
+    rows: int = 0
+    """Training rows to be uploaded."""
+    training: int = 0
+    """Over all epochs."""
+    requests: int = 0
+    read: int = 0
+    written: int = 0
+    """At most."""
+
+    def text(self, model: ApiModel) -> str:
+        """For people: what goes where, how much it is and what it costs."""
+        spec = model.spec
+        key = f"with the key in {spec.key_variable}" if spec.key_variable else "without a key"
+        lines = [f"Sent to {spec.url}, {key}:"]
+        prices: list[tuple[str, int, float | None, str]] = []
+        if self.rows:
+            lines.append(f"  {self.rows:,} training rows; about {self.training:,} tokens are trained on")
+            prices.append(("training", self.training, spec.price_per_million_training_tokens, "training"))
+        if self.requests:
+            lines.append(
+                f"  {self.requests:,} test prompts; about {self.read:,} tokens are read and at most {self.written:,} "
+                "written"
+            )
+            prices.append(("reading", self.read, spec.price_per_million_input_tokens, "input"))
+            prices.append(("writing", self.written, spec.price_per_million_output_tokens, "output"))
+        known = [(label, tokens * price / 1e6) for label, tokens, price, _ in prices if price is not None]
+        unknown = [f"model.api.price_per_million_{kind}_tokens" for _, _, price, kind in prices if price is None]
+        if known:
+            parts = ", ".join(f"{label} {cost:,.2f}" for label, cost in known)
+            lines.append(f"Cost: about {sum(cost for _, cost in known):,.2f} ({parts}), in the prices' currency.")
+        if unknown:
+            what = "The rest of the cost is" if known else "The cost is"
+            lines.append(f"{what} unknown: set {', '.join(unknown)} to what the provider asks.")
+        lines.append(f"Tokens are an estimate: {RULE}.")
+        return "\n".join(lines)
+
+
+def refuse(text: str) -> None:
+    """Approve of nothing."""
+    raise MedituneError(
+        f"Nothing was sent. Data would leave this machine, and it costs money:\n{text}\nTo agree, add --yes."
+    )
+
+
+def ask_once(estimate: Estimate, model: ApiModel, folder: Path, approve: Approve) -> None:
+    """Ask, unless as much or more was approved of in this folder before, and no job has failed since."""
+    what = {"model": model.name, "url": model.spec.url, "failed": len(State.of(folder).ended)}
+    path = folder / FOLDER / APPROVED
+    earlier: dict[str, Any] = read_json(path) if path.is_file() else {}
+    if what.items() <= earlier.items() and all(left <= earlier[name] for name, left in asdict(estimate).items()):
+        return
+    approve(estimate.text(model))
+    write_json(path, what | asdict(estimate))
+
+
+def tune(
+    model: ApiModel, data: Prepared, recipe: Recipe, folder: Path, approve: Approve, measured: bool = True
+) -> None:
+    """Tune through the API, and measure the model before and after unless told not to; what is done stays.
+
+    Raises DataError where a row may not leave this machine, and MedituneError where the cost isn't approved of.
+    """
+    examples = data.splits.measured(recipe.evaluate.split) if measured else []
+    dev, found = (data.splits.dev, shown(recipe, examples, folder)) if measured else ([], [])
+    measuring = ApiMeasuring(recipe, examples, folder / "predictions", dev, found)
+    tuned, form = find(str(folder / "model"), recipe.model.api), recipe.prompt
+    unmeasured = [name for name in ("base", "tuned") if not measuring.is_done(name)]
+    if tuned and not unmeasured:
+        return
+    with _allowed(model, data) as client:
+        facts = None if tuned else prepare_rows(model, in_training(data.splits.train, folder), recipe, folder)
+        begun = facts is None or State.of(folder).job
+        estimate = _measurements(measuring, model, form, len(unmeasured))
+        if facts and not begun:
+            estimate = replace(estimate, rows=facts.rows, training=facts.tokens * int(recipe.train.epochs))
+        ask_once(estimate, model, folder, approve)
+        if "base" in unmeasured:
+            with stage(folder, "measure base"):
+                measuring.measure(client, model, form, "base")
+        if facts:
+            with stage(folder, "train"):
+                tuned = fine_tune(client, model, facts, data.splits.train, recipe, folder)
+        if tuned and "tuned" in unmeasured:
+            with stage(folder, "measure tuned"):
+                measuring.measure(client, tuned, form, "tuned")
+
+
+def measure(model: ApiModel, data: Prepared, recipe: Recipe, folder: Path, approve: Approve) -> None:
+    """Measure one model; what is done stays. Raises as `tune`."""
+    examples = data.splits.measured(recipe.evaluate.split)
+    found = shown(recipe, examples, folder)
+    measuring = ApiMeasuring(recipe, examples, folder / "predictions", data.splits.dev, found)
+    if measuring.is_done("model"):
+        return
+    form = model.form or recipe.prompt
+    with _allowed(model, data) as client:
+        ask_once(_measurements(measuring, model, form, 1), model, folder, approve)
+        with stage(folder, "measure"):
+            measuring.measure(client, model, form, "model")
+
+
+def status(folder: Path) -> str:
+    """How the run's training job is, as the API says, with its last events."""
+    model, state, job_id = _job(folder)
+    with model.client() as client:
+        job = client.get(f"{JOBS}/{job_id}")
+        last = [str(event.get("message")) for event in islice(events(client, job_id, set()), 5)]
+    lines = [f"{job_id} at {model.spec.host}: {job.get('status')}", *(f"  {message}" for message in reversed(last))]
+    if job.get("fine_tuned_model"):
+        lines.append(f"Tuned model: {job['fine_tuned_model']}")
+    return "\n".join(lines + [f"Earlier job {each['job']}: {each['status']}" for each in state.ended])
+
+
+def cancel(folder: Path) -> str:
+    """Ask the API to end the run's training job; says how it is then."""
+    model, _, job_id = _job(folder)
+    with model.client() as client:
+        job = client.post(f"{JOBS}/{job_id}/cancel")
+    return f"{job_id} at {model.spec.host}: {job.get('status')}"
+
+
+def _allowed(model: ApiModel, data: Prepared) -> Client:
+    refuse_restricted_for_api((row for rows in data.splits.named().values() for row in rows), model.title)
+    return model.client()
+
+
+def _measurements(measuring: ApiMeasuring, model: ApiModel, form: PromptFormat, count: int) -> Estimate:
+    if not count:
+        return Estimate()
+    read, written = measuring.tokens(model, form)
+    requests = sum(map(len, measuring.items.values()))
+    return Estimate(requests=count * requests, read=count * read, written=count * written)
+
+
+def _job(folder: Path) -> tuple[ApiModel, State, str]:
+    if not (folder / RECIPE).is_file():
+        raise DataError(f"{folder} holds no run: {RECIPE} is missing. Give the --output folder of `meditune run`.")
+    recipe = load_recipe(str(folder / RECIPE)).recipe
+    model, state = find(recipe.model.base, recipe.model.api), State.of(folder)
+    if model is None or state.job is None:
+        raise DataError(f"{folder} has no training job at an API.")
+    return model, state, state.job

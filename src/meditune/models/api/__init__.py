@@ -1,1 +1,0 @@
-"""Models on someone else's machine, behind an OpenAI-compatible API."""

@@ -1,0 +1,429 @@
+"""Models on someone else's machine, behind an OpenAI-compatible API.
+
+Asking a chat model: answers in its words, decisions by the likelihood of its first token where that is told.
+
+Requests to an OpenAI-compatible API.
+
+What may pass (a rate limit, a server's error, a dropped connection) is tried again a bounded number of times. What a
+message says of the API's answer has neither the key nor text of the request in it.
+
+Which names mean an API model, and where it is.
+
+What a failed request says: whether it may pass, when to come back, and what may be shown of it.
+
+How many tokens a text has for a model whose tokenizer isn't here: an estimate.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import math
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from meditune.config.data_options import PromptFormat
+from meditune.config.training_options import ApiSpec
+from meditune.data.example import DECISIONS
+from meditune.errors import ModelError
+from meditune.files import read_json, write_json
+from meditune.models.catalogue import CATALOGUE
+from meditune.prompts import CHAT_SYSTEM, DECISION_TOKENS, decision_in, load_format
+
+SHOWN = 300
+WINDOW = 20
+"""So many characters that the request has too are an echo of it."""
+
+
+class PassingError(Exception):
+    """A trouble that may pass."""
+
+    def __init__(self, reason: str, wait: float | None = None, maybe_done: bool = True) -> None:
+        super().__init__(reason)
+        self.reason, self.wait, self.maybe_done = reason, wait, maybe_done
+
+
+def wait_asked_for(headers: Mapping[str, str]) -> float | None:
+    """Seconds in Retry-After, a number or a date (RFC 9110), or in OpenAI's retry-after-ms; None without either."""
+    for name, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) / divisor
+        except ValueError:
+            continue
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
+    date = email.utils.parsedate_tz(headers.get("retry-after", ""))
+    return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else None
+
+
+def echoless(message: str, secrets: Iterable[str]) -> str:
+    """The message's beginning, with what it repeats of the secrets masked."""
+    shown = " ".join(message[:SHOWN].split())
+    masked = [False] * len(shown)
+    for secret in map(_plain, secrets):
+        window = min(WINDOW, len(secret))
+        for start in range(len(shown) - window + 1) if window else ():
+            if shown[start : start + window] in secret:
+                masked[start : start + window] = [True] * window
+    return "".join(
+        "" if hidden and masked[index - 1 : index] == [True] else "…" if hidden else character
+        for index, (character, hidden) in enumerate(zip(shown, masked, strict=True))
+    )
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
+
+
+ATTEMPTS = 8
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
+LONGEST_ASKED_FOR = 120.0
+"""Seconds. Who asks for a longer pause is left alone until the user comes back."""
+SAID_FROM = 5.0
+"""Waits from this length on are announced."""
+MAY_PASS = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
+NO_MONEY = {
+    *("insufficient_quota", "billing_hard_limit_reached", "credit_balance_exhausted"),
+    *("organization_spend_limit_exceeded", "project_spend_limit_exceeded", "organization_usage_limit_exceeded"),
+}
+ADVICE = {
+    401: "Check the key in {variable}.",
+    402: "Check the account's credit and limits; the same command goes on.",
+    403: "Check what the key in {variable} may use.",
+    404: "Check the model's name and model.api.url. A model that was just tuned can take some minutes to appear; the "
+    "same command goes on.",
+}
+
+Found = Callable[[], dict[str, Any] | None]
+Texts = Callable[[], Iterable[str]]
+"""What a request says that no message may repeat."""
+
+
+class ApiError(ModelError):
+    """What the API answered when it refused."""
+
+    def __init__(self, message: str, status: int | None = None, said: str = "") -> None:
+        super().__init__(message)
+        self.status, self.said = status, said
+
+
+class Client:
+    """One API. Safe to use from several threads; close it when done."""
+
+    def __init__(self, spec: ApiSpec, key: str | None) -> None:
+        import httpx2
+
+        self.host, self._variable, self._key = spec.host, spec.key_variable or "no variable", key
+        self._url = spec.url.rstrip("/")
+        self._http = httpx2.Client(
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx2.Timeout(spec.timeout_seconds, connect=min(10.0, spec.timeout_seconds)),
+        )
+        self.stopped = threading.Event()
+        """Set so that nothing is tried again, in any thread."""
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopped.set()
+        self._http.close()
+
+    def get(self, path: str, **parameters: Any) -> dict[str, Any]:
+        """What the API has at `path`. Raises ApiError."""
+        return self._until_it_works(lambda: self._once("GET", path, params=parameters))
+
+    def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """What comes of a request that may be made twice. Raises ApiError."""
+        texts = [message["content"] for message in (body or {}).get("messages", [])]
+        return self._until_it_works(lambda: self._once("POST", path, lambda: texts, json=body))
+
+    def create(self, path: str, body: dict[str, Any], find: Found) -> dict[str, Any]:
+        """Make something that must not be made twice.
+
+        Where a request may or may not have been heard, `find` looks for what it would have made before it is sent
+        again. Raises ApiError.
+        """
+        return self._until_it_works(lambda: self._once("POST", path, json=body), find)
+
+    def upload(self, path: Path, name: str, find: Found) -> dict[str, Any]:
+        """Upload a file of training examples under a name; like `create`, never twice."""
+
+        def once() -> dict[str, Any]:
+            with path.open("rb") as stream:
+                form = {"data": {"purpose": "fine-tune"}, "files": {"file": (name, stream, "application/jsonl")}}
+                return self._once("POST", "/files", lambda: [path.read_text(encoding="utf-8")], **form)
+
+        return self._until_it_works(once, find)
+
+    def _until_it_works(self, once: Callable[[], dict[str, Any]], find: Found | None = None) -> dict[str, Any]:
+        reason = ""
+        for attempt in range(ATTEMPTS):
+            try:
+                return once()
+            except PassingError as passing:
+                reason = passing.reason
+                backoff = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * random.uniform(0.75, 1.0)
+                wait = passing.wait or backoff
+                if wait > LONGEST_ASKED_FOR:
+                    raise ApiError(
+                        f"{self.host} {reason} and asks to come back in {wait:.0f} seconds. Run the same command then."
+                    ) from passing
+                if wait >= SAID_FROM:
+                    print(f"{self.host} {reason}; trying again in {wait:.0f} s.", file=sys.stderr)
+                if attempt + 1 < ATTEMPTS and self.stopped.wait(wait):
+                    break
+                made = find() if find and passing.maybe_done else None
+                if made is not None:
+                    return made
+        raise ApiError(f"{self.host} {reason}; {ATTEMPTS} attempts were made. Run the same command later to go on.")
+
+    def _once(self, method: str, path: str, texts: Texts = list, **options: Any) -> dict[str, Any]:
+        """One request. Raises PassingError where another one may work, else ApiError."""
+        import httpx2
+
+        try:
+            answer = self._http.request(method, self._url + path, **options)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
+            raise PassingError("can't be reached", maybe_done=False) from error
+        except httpx2.TimeoutException as error:
+            raise PassingError("didn't answer in time") from error
+        except httpx2.RequestError as error:
+            raise PassingError(f"broke the connection off ({type(error).__name__})") from error
+        content = _object(answer)
+        if answer.is_success and content is not None:
+            return content
+        if answer.is_success or answer.is_redirect:
+            what = "answered with something that is no JSON object" if answer.is_success else "sends this elsewhere"
+            raise ApiError(
+                f"{self.host} {what} ({method} {path}). Is {self._url} the address of an OpenAI-compatible API "
+                "(model.api.url)?",
+                answer.status_code,
+            )
+        raise self._refusal(answer, content or {}, texts, f"{method} {path}")
+
+    def _refusal(self, answer: Any, content: dict[str, Any], texts: Texts, what: str) -> Exception:
+        error = content.get("error")
+        facts = error if isinstance(error, dict) else {"message": error or content.get("detail") or ""}
+        said = echoless(str(facts.get("message") or ""), [*texts(), self._key or ""])
+        status = 402 if NO_MONEY & {facts.get("type"), facts.get("code")} else answer.status_code
+        if status in MAY_PASS:
+            # A rate limit is checked before anything is done; any other error may come after it.
+            return PassingError(f"answers {status}", wait_asked_for(answer.headers), maybe_done=status != 429)
+        advice = ADVICE.get(status, "").format(variable=self._variable)
+        told = f": {said.rstrip('.')}" if said else ""
+        sentence = f"{self.host} refused {what} ({answer.status_code}{told}). {advice}".rstrip()
+        return ApiError(sentence, status, f"{facts.get('param') or ''} {said}")
+
+
+def _object(answer: Any) -> dict[str, Any] | None:
+    try:
+        content = answer.json()
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None
+
+
+Messages = Sequence[dict[str, str]]
+
+TOP = 20
+"""Likeliest tokens asked for: the most that OpenAI's API tells."""
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What a model decides."""
+
+    prediction: str | None
+    """yes, no or maybe; None where it said none of them."""
+    logits: dict[str, float] | None
+    """Log-likelihood of each label; None where the API tells none."""
+    text: str
+    """What it wrote."""
+
+
+class Chat:
+    """One model. Safe to use from several threads."""
+
+    def __init__(self, client: Client, model: str) -> None:
+        self.client, self.model = client, model
+        self._limit, self._likelihoods = "max_tokens", True
+
+    def write(self, messages: Messages, max_tokens: int) -> str:
+        """The model's greedy answer; empty where it refuses to give one."""
+        return _text(self._ask(messages, max_tokens))
+
+    def decide(self, messages: Messages) -> Decided:
+        """The model's decision: by likelihood where the API tells it, else by the word it writes."""
+        choice = self._ask(messages, DECISION_TOKENS, self._likelihoods)
+        logits = label_logits(_first_token(choice))
+        text = _text(choice)
+        if logits and len(set(logits.values())) > 1:
+            return Decided(max(logits, key=lambda label: logits[label]), logits, text)
+        return Decided(decision_in(text), logits, text)
+
+    def _ask(self, messages: Messages, max_tokens: int, likelihoods: bool = False) -> dict[str, Any]:
+        body = {"model": self.model, "messages": list(messages), "temperature": 0, self._limit: max_tokens}
+        if likelihoods:
+            body |= {"logprobs": True, "top_logprobs": TOP}
+        try:
+            answer = self.client.post("/chat/completions", body)
+        except ApiError as error:
+            if not self._adapted(error, body):
+                raise
+            return self._ask(messages, max_tokens, likelihoods and self._likelihoods)
+        choices = answer.get("choices")
+        if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
+            raise ApiError(f"{self.client.host} answered without choices. Does it serve chat completions?")
+        choice: dict[str, Any] = choices[0]
+        return choice
+
+    def _adapted(self, error: ApiError, body: dict[str, Any]) -> bool:
+        """Whether the model refused one of two options that it can be asked without."""
+        if error.status not in {400, 422}:
+            return False
+        if "logprobs" in body and "logprobs" in error.said:
+            self._likelihoods = False
+            return True
+        if "max_tokens" in body and "max_completion_tokens" in error.said:
+            self._limit = "max_completion_tokens"
+            return True
+        return False
+
+
+def label_logits(tokens: dict[str, float]) -> dict[str, float] | None:
+    """Each label's log-likelihood from those of the first token's candidates; None without candidates.
+
+    A candidate counts for the label that it is or begins, in any case and with any blank ("Yes", " may"). A label that
+    is not among them gets the least of them, which its own can't exceed.
+    """
+    if not tokens:
+        return None
+    found: dict[str, list[float]] = {label: [] for label in DECISIONS}
+    for token, likelihood in tokens.items():
+        word = token.strip().lower()
+        for label in DECISIONS:
+            if word and label.startswith(word):
+                found[label].append(likelihood)
+    least = min(tokens.values())
+    return {label: _log_sum(values) if values else least for label, values in found.items()}
+
+
+def _first_token(choice: dict[str, Any]) -> dict[str, float]:
+    """The likeliest first tokens with their log-likelihoods; empty where the API told none."""
+    places = (choice.get("logprobs") or {}).get("content") or []
+    candidates = (places[0].get("top_logprobs") or []) if places else []
+    return {str(each["token"]): float(each["logprob"]) for each in candidates if each.get("logprob") is not None}
+
+
+def _text(choice: dict[str, Any]) -> str:
+    return str((choice.get("message") or {}).get("content") or "").strip()
+
+
+def _log_sum(values: Sequence[float]) -> float:
+    top = max(values)
+    return top + math.log(sum(math.exp(value - top) for value in values))
+
+
+PREFIX = "api:"
+FILE = "api.json"
+"""In a tuned model's folder, where a model with weights has its adapter."""
+
+
+@dataclass(frozen=True)
+class ApiModel:
+    """A model that is reached through an API."""
+
+    name: str
+    """As the API knows it."""
+    spec: ApiSpec
+    form: PromptFormat | None = None
+    """The prompt format saved with it, if any."""
+    system: str = CHAT_SYSTEM
+
+    @property
+    def title(self) -> str:
+        """Name and place, for people."""
+        return f"{self.name} at {self.spec.host}"
+
+    def client(self) -> Client:
+        """Connects to its API. Raises ModelError as `key`."""
+        return Client(self.spec, self.key())
+
+    def key(self) -> str | None:
+        """The key to its API, None where none is due.
+
+        Raises ModelError where it is missing or no key, or the network is forbidden.
+        """
+        forbidden = os.environ.get("MEDITUNE_OFFLINE", "").strip().lower() in {"1", "true", "yes", "on"}
+        if forbidden and not self.spec.is_local:
+            raise ModelError(f"{self.title} needs the network, and MEDITUNE_OFFLINE is set. Unset it.")
+        variable = self.spec.key_variable
+        if variable is None:
+            return None
+        key = os.environ.get(variable, "").strip()
+        if not key:
+            raise ModelError(
+                f"{self.title} needs a key, and the environment variable {variable} isn't set. Put the key into it, or "
+                "name another variable with --set model.api.key_variable=NAME (null where the API needs no key)."
+            )
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise ModelError(f"What {variable} holds is no key: it has blanks or characters other than ASCII in it.")
+        return key
+
+    def save(self, folder: Path, base: str) -> None:
+        """Write down, in a model's folder, how to reach this model, which was tuned from `base`."""
+        place = {"url": self.spec.url, "key_variable": self.spec.key_variable}
+        write_json(folder / FILE, {"model": self.name, "base": base, **place, "system": self.system})
+
+
+def find(name: str, spec: ApiSpec) -> ApiModel | None:
+    """The API model of that name (catalogue name, `api:NAME`, or the folder of a tuned one), or None.
+
+    A tuned model's folder says itself where the model is; for the others `spec` does. Raises ModelError where such a
+    folder is damaged, or `api:` stands alone.
+    """
+    entry = CATALOGUE.get(name)
+    if entry and entry.api:
+        return ApiModel(name, spec)
+    if name.startswith(PREFIX):
+        if name == PREFIX:
+            raise ModelError("model.base: name the model as its API does after api: (api:gpt-4.1-mini).")
+        return ApiModel(name.removeprefix(PREFIX), spec)
+    given = Path(name).expanduser()
+    for folder in (given / "model", given):
+        if (folder / FILE).is_file():
+            return _stored(folder, spec)
+    return None
+
+
+def _stored(folder: Path, spec: ApiSpec) -> ApiModel:
+    said = read_json(folder / FILE)
+    try:
+        place = {name: said[name] for name in ("url", "key_variable")}
+        spec = ApiSpec.model_validate(spec.model_dump() | place)
+        return ApiModel(said["model"], spec, load_format(folder), said["system"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{folder / FILE} isn't what Meditune wrote there. Copy the model's folder again.") from error
+
+
+RULE = "a token for every 4 ASCII characters and every other character, and at least 4 for every 3 words"
+PER_MESSAGE, PER_CHAT = 4, 3
+"""What the chat format puts around each message, and once around all of them."""
+
+
+def estimated(text: str) -> int:
+    """Tokens of a text by RULE."""
+    plain = sum(map(str.isascii, text))
+    return math.ceil(max(plain / 4 + len(text) - plain, len(text.split()) * 4 / 3))
+
+
+def of_chat(messages: Sequence[dict[str, str]]) -> int:
+    """Tokens of a chat, its format included."""
+    return PER_CHAT + sum(PER_MESSAGE + estimated(message["content"]) for message in messages)

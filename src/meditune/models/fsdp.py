@@ -1,0 +1,68 @@
+"""A model whose weights are spread over the processes: FSDP2 (`torch.distributed.fsdp.fully_shard`).
+
+Each process keeps its share of every weight, and a layer's weights are whole only while it computes (Rajbhandari et al.
+2020, "ZeRO", arXiv:1910.02054; Zhao et al. 2023, "PyTorch FSDP", arXiv:2304.11277).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from meditune import distributed
+from meditune.models.hidden_state_cache import blocks_of
+
+
+def shard(model: Any, device: str) -> None:
+    """Spread the model's weights over all processes, in place; each layer is gathered by itself, the rest with the
+    model. Gradients come out summed over the processes, in FP32 on the way.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    options: dict[str, Any] = {
+        "mesh": init_device_mesh(device, (distributed.world(),)),
+        "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False),
+    }
+    for block in blocks_of(model):
+        fully_shard(block, **options)
+    # The head is read after the model's forward pass, so what isn't in a layer stays whole until the backward pass.
+    fully_shard(model, reshard_after_forward=False, **options)
+    for module in model.modules():
+        if is_sharded(module):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def is_sharded(model: Any) -> bool:
+    """Whether `shard` was here."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(model, FSDPModule)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself, or the whole of which it is one process's share; all processes must ask."""
+    gathered: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return gathered
+
+
+def share(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """This process's share of a whole tensor, spread as `like` is; the tensor itself where that isn't spread."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def whole_weights(model: Any, only_trained: bool) -> dict[str, Any]:
+    """The weights of a sharded model by name, in main memory of the first process; empty in the others.
+
+    All processes must ask. A layer at a time is whole on a GPU.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=only_trained)
+    return get_model_state_dict(model, options=options)

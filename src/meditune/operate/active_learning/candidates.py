@@ -1,0 +1,236 @@
+"""What may be sent to experts: an answer that was given, or a row that nobody has labelled yet.
+
+Candidates out of a server's store, and out of files of rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from meditune.data.example import DECISIONS, Decision, Example, Passage, plain
+from meditune.data.readers import pubmedqa
+from meditune.data.readers.tables import Rejects, rows
+from meditune.data.readers.user_files import NO_CONTEXT, cell, group_of, passages, records
+from meditune.data.splits import context_key, question_key
+from meditune.errors import DataError
+from meditune.phi.detector import mask
+from meditune.store.answers import SHADOW, Answers
+from meditune.store.database import FILE
+from meditune.store.open_store import Place, exists, open_store
+
+
+class NothingToAskError(DataError):
+    """No question is there, all are known or were asked before, or none has what is looked for. Nothing is wrong."""
+
+
+Origin = Literal["answer", "row"]
+Chances = Mapping[str, float]
+"""Probability of each decision: of yes, no and maybe, or of other labels, the same for all opinions on a candidate"""
+
+
+@dataclass(frozen=True)
+class Word:
+    """What a user said of an answer. Texts are masked."""
+
+    rating: str
+    """up or down"""
+    reasons: tuple[str, ...] = ()
+    comment: str = ""
+    correction: str = ""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One question with what is known of how well it is answered. Only `example` must be there."""
+
+    example: Example
+    """What an expert is shown; its answer and decision may be missing"""
+    origin: Origin = "row"
+    outcome: str = ""
+    """answered, abstained, escalated, declined"""
+    sentences: int | None = None
+    """Those that the model wrote"""
+    supported: int | None = None
+    """Those of them that passages bear out"""
+    opinions: Mapping[str, Chances] = field(default_factory=dict)
+    """Whose decision (served, base, tuned ...) -> how likely each was to it; the first one counts most"""
+    samples: tuple[str, ...] = ()
+    """Answers that a model wrote by chance"""
+    words: tuple[Word, ...] = ()
+    asked: int = 1
+    """How often the question came"""
+
+    @property
+    def id(self) -> str:
+        """The example's."""
+        return self.example.id
+
+
+def merged(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """One candidate for all that ask the same: the latest that users spoke of, else the latest.
+
+    Rows ask the same where their context is the same, too. What users said of another answer doesn't count.
+    """
+    found: dict[tuple[str, str], Candidate] = {}
+    counts: Counter[tuple[str, str]] = Counter()
+    for each in candidates:
+        key = question_key(each.example.question), "" if each.origin == "answer" else context_key(each.example)
+        counts[key] += each.asked
+        if key not in found or each.words or not found[key].words:
+            found[key] = each
+    return [replace(each, asked=counts[key]) for key, each in found.items()]
+
+
+ANSWERS = "answers"
+"""The source of examples that were made of a store's answers"""
+_NEEDED = (("question",),)
+Find = Callable[[str], Passage | None]
+"""The passage of an id; None where there is none any more"""
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a place holds."""
+
+    candidates: list[Candidate]
+    unread: int = 0
+    """Answers without a kept question, and rows without a question"""
+
+
+def read(place: Place, passage: Find = lambda _: None) -> Read:
+    """The candidates of a store (a folder, its file, or a database's URL) or of a file of rows.
+
+    `passage` finds the passages that a stored answer rests on. Raises DataError where there is neither, or nothing
+    that can be asked; StoreError where the store is locked or damaged.
+    """
+    if exists(place):
+        return _stored(place, passage)
+    place = Path(place)
+    if place.is_dir():
+        data = next((each for each in (place / "data" / "train.jsonl", place / "train.jsonl") if each.is_file()), None)
+        if data is None:
+            raise DataError(f"{place}: neither a store (a folder with {FILE}) nor prepared data (train.jsonl).")
+        return _rows(data)
+    if not place.is_file():
+        raise DataError(f"{place}: no such file or folder. Give the --store of `meditune serve`, or a file of rows.")
+    return _rows(place)
+
+
+def _stored(place: Place, passage: Find) -> Read:
+    given, without = [], 0
+    base = open_store(place)
+    for row in Answers(base).exported():
+        # What isn't about health, and urgent help, is answered by rules: nothing of it is there to learn.
+        if row["outcome"] in ("escalated", "declined") or row["route"] == SHADOW:
+            continue
+        if not row["question"]:
+            without += 1
+            continue
+        given.append(_answer(row, passage))
+    if not given:
+        if without:
+            raise DataError(
+                f"{base.place}: {without:,} answers, but no question: start the server with --keep-text, which masks "
+                "them."
+            )
+        raise NothingToAskError(f"{base.place}: no answers yet.")
+    return Read(given, without)
+
+
+def _answer(row: Mapping[str, Any], passage: Find) -> Candidate:
+    facts = row["facts"]
+    stated = facts.get("decision")
+    said = stated if isinstance(stated, Mapping) else {"answer": stated}
+    decision: Decision | None = next((each for each in DECISIONS if each == said.get("answer")), None)
+    chances = said.get("probabilities")
+    found = [each for id in facts.get("passages") or () if (each := passage(str(id)))]
+    when = datetime.fromtimestamp(row["time"], UTC).isoformat(timespec="seconds")
+    return Candidate(
+        # Masked once more: an answer may have been kept by a version that knew fewer identifiers.
+        example=Example(
+            id=f"{ANSWERS}:{row['id']}",
+            source=ANSWERS,
+            question=mask(row["question"]),
+            context=tuple(found),
+            # What an abstention says is ours: nothing of it is to be learnt.
+            answer=mask(row["answer"] or "") if row["outcome"] == "answered" else "",
+            decision=decision,
+            group=group_of("", row["question"]),
+            meta={"model": row["model"], "index": row["index_content"], "when": when},
+        ),
+        origin="answer",
+        outcome=row["outcome"],
+        sentences=_count(facts.get("sentences")),
+        supported=_count(facts.get("supported")),
+        opinions={"served": _chances(chances)} if isinstance(chances, Mapping) and chances else {},
+        words=tuple(
+            Word(each["rating"], tuple(map(str, each["reasons"])), each["comment"], each["correction"])
+            for each in row["feedback"]
+        ),
+    )
+
+
+def _chances(said: Mapping[str, Any]) -> dict[str, float]:
+    return {each: float(said.get(each) or 0.0) for each in DECISIONS}
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _rows(path: Path) -> Read:
+    """Rows of a table of the user's own, of which only the question must be there, or PubMedQA's JSON file."""
+    rejects = Rejects()
+    examples = list(pubmedqa.read(path, rejects) if _is_pubmedqa(path) else _own(path, rejects))
+    if not examples:
+        first = next(rejects.rows(), None)
+        why = f" The first: {first['where']}: {first['reason']}." if first else ""
+        raise DataError(f"{path}: no row has a question.{why}")
+    return Read([Candidate(each) for each in examples], len(rejects))
+
+
+def _is_pubmedqa(path: Path) -> bool:
+    if path.suffix.lower() != ".json":
+        return False
+    with path.open("rb") as stream:
+        return b'"CONTEXTS"' in stream.read(100_000)
+
+
+def _own(path: Path, rejects: Rejects) -> Iterator[Example]:
+    """As `data.own` reads them, but a row needs neither answer nor decision."""
+
+    def make(row: Mapping[str, Any], columns: Mapping[str, str], fallback: str) -> tuple[Example | None, str]:
+        return _example(row, columns, fallback)
+
+    no_rows = f"{path}: no rows. Give a file with at least one question."
+    return records(rows(path, "own", rejects), rejects, make, "own", path.stem, no_rows, None, needed=_NEEDED)
+
+
+def _example(row: Mapping[str, Any], columns: Mapping[str, str], fallback: str) -> tuple[Example | None, str]:
+    values = {name: row.get(column) for name, column in columns.items()}
+    question, stated = cell(values.get("question")), cell(values.get("decision")).casefold()
+    context = passages(values.get("context"))
+    if not question:
+        return None, "no question"
+    if context is None:
+        return None, NO_CONTEXT
+    # Prepared rows say where they come from, and their ids do, too.
+    source = cell(row.get("source")) or "own"
+    id = cell(values.get("id")) or fallback
+    others = {column: value for column, value in row.items() if column not in {*columns.values(), "source"}}
+    nested = others.pop("meta") if isinstance(others.get("meta"), Mapping) else {}
+    return Example(
+        id=id if id.startswith(f"{source}:") else f"{source}:{id}",
+        source=source,
+        question=question,
+        context=context,
+        answer=cell(values.get("answer")),
+        decision=next((each for each in DECISIONS if each == stated), None),
+        group=group_of(cell(values.get("group")), question),
+        meta=plain(others | dict(nested)),
+    ), ""

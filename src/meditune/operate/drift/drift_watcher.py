@@ -1,0 +1,203 @@
+"""Drift watched beside a running server: what its store has got since the last look, again and again.
+
+It works in a thread of its own and rests three times as long as it works, so answers hardly notice it. Where it stands
+is kept as a check's is, so a server that is killed goes on from there; one that shares the file waits until the other
+has ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from meditune.errors import DataError, MedituneError
+from meditune.operate.drift import check, drift_report
+from meditune.operate.drift.alerts import Policy
+from meditune.operate.drift.check import Source, advance, model_for
+from meditune.operate.drift.monitor import Monitor
+from meditune.operate.drift.notifications import Channel, Outbox, from_environment, messages
+from meditune.operate.drift.reference import load
+from meditune.store.open_store import open_store
+from meditune.store.overview import Notes
+
+log = logging.getLogger(__name__)
+EVERY_S = 60.0
+SAVE_EVERY_S = 300.0
+BATCH = 16
+"""Questions that are embedded before it rests"""
+RESTS = 3.0
+"""Times as long as it worked"""
+Told = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is watched, and how."""
+
+    store: str
+    reference: Path
+    every_s: float = EVERY_S
+    link: str = ""
+    """What alerts point to"""
+    policy: Policy = field(default_factory=Policy)
+    embedding: str | None = None
+
+
+def state_of(reference: Path) -> Path:
+    """Where a check of a store goes on from, unless another place is named."""
+    return reference.with_name(f"{reference.name}.state")
+
+
+def outbox_of(reference: Path) -> Path:
+    """What became of each alert."""
+    return reference.with_name(f"{reference.name}.alerts.json")
+
+
+def channels_or_none() -> list[Channel]:
+    """The channels that the environment names; none, and said so, where it names none."""
+    try:
+        return from_environment()
+    except DataError as error:
+        log.warning("Drift alerts are shown, but sent nowhere: %s", error)
+        return []
+
+
+class _Ended(Exception):  # noqa: N818 - nothing is wrong
+    """The server ends: what isn't looked at yet is next time."""
+
+
+class Watching:
+    """A store watched until it is stopped."""
+
+    def __init__(self, wanted: Wanted, told: Told, channels: Sequence[Channel] = ()) -> None:
+        """`told` gets the facts of each look. Raises DataError where the reference can't be read."""
+        self.wanted, self._told, self._channels = wanted, told, list(channels)
+        self._reference = load(wanted.reference)
+        self._notes = Notes(open_store(wanted.store))
+        self._outbox = Outbox(outbox_of(wanted.reference))
+        self._state = state_of(wanted.reference)
+        self._lock = FileLock(self._state.with_name(f".{self._state.name}.lock"))
+        self._model = model_for(self._reference, wanted.embedding) if self._reference.embedding else None
+        self._monitor: Monitor | None = None
+        self._seen, self._saved, self._kept = -1, 0.0, 0
+        self._remarks: list[str] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="drift", daemon=True)
+
+    def start(self) -> Watching:
+        """Begin."""
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """End, and write down where it stands."""
+        self._over.set()
+        self._thread.join()
+
+    def look(self) -> dict[str, Any]:
+        """One look: what came, what it says, and what of it is news. What is wrong is told, not raised."""
+        try:
+            found, problem = self._looked(), ""
+        except MedituneError as error:
+            found, problem = {}, str(error)
+            log.error("Drift can't be checked", extra={"why": problem})
+        except _Ended:
+            raise
+        except Exception as error:
+            found, problem = {}, f"{type(error).__name__}, see the server's log"
+            log.exception("Drift can't be checked")
+        facts = {"reference": str(self.wanted.reference.resolve()), "problem": problem, "unsent": []} | found
+        self._told(facts)
+        try:
+            self._notes.put(f"drift/{self.wanted.reference.resolve()}", facts)
+        except MedituneError as error:
+            log.error("What drift found can't be kept", extra={"why": str(error)})
+        return facts
+
+    def _run(self) -> None:
+        with suppress(_Ended):
+            while not self._over.is_set():
+                self.look()
+                self._over.wait(self.wanted.every_s)
+        if self._monitor is not None:
+            try:
+                self._save(self._monitor)
+            except MedituneError as error:
+                log.error("Where drift stands can't be kept", extra={"why": str(error)})
+            self._lock.release()
+
+    def _looked(self) -> dict[str, Any]:
+        monitor = self._held()
+        source = Source(self.wanted.store)
+        if check.forget(monitor, source.has):
+            self._kept = -1
+            self._save(monitor)
+        if (last := source.last()) != self._seen:
+            begun = monitor.count, len(monitor.all_alerts), len(monitor.alerts())
+            found = advance(source, monitor, self._model, BATCH, self._rest)
+            check.gather(monitor, found.requests)
+            self._seen, self._remarks = last, found.remarks
+            changed = begun[1:] != (len(monitor.all_alerts), len(monitor.alerts()))
+            if changed or time.monotonic() - self._saved > SAVE_EVERY_S:
+                self._save(monitor)
+        # Also where nothing came: what couldn't be sent is tried again.
+        news = messages(monitor.all_alerts, None, self.wanted.link)
+        unsent = self._outbox.send(news, self._channels)
+        return self._facts(monitor) | {"unsent": unsent}
+
+    def _held(self) -> Monitor:
+        """The monitor, once nobody else goes on from the same state."""
+        if self._monitor is None:
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout as error:
+                raise DataError(
+                    f"Another server or check holds {self._state}: this one goes on when that has ended."
+                ) from error
+            there = self._state.exists()
+            self._monitor = (
+                Monitor.load(self._state, self._reference) if there else Monitor(self._reference, self.wanted.policy)
+            )
+            self._kept = self._monitor.count
+        return self._monitor
+
+    def _save(self, monitor: Monitor) -> None:
+        if monitor.count != self._kept:
+            monitor.save(self._state)
+            self._kept = monitor.count
+        self._saved = time.monotonic()
+
+    def _rest(self, worked_s: float) -> None:
+        if self._over.wait(RESTS * worked_s):
+            raise _Ended
+
+    def _facts(self, monitor: Monitor) -> dict[str, Any]:
+        rows = drift_report.signals(monitor)
+        return {
+            "sha256": self._reference.sha256,
+            "requests": monitor.count,
+            "signals": {
+                name: {
+                    **{key: row[key] for key in ("title", "about", "state")},
+                    "share": drift_report.evidence_share(row["statistic"], row["threshold"]),
+                }
+                for name, row in rows.items()
+            },
+            "alerts": [alert.as_dict() for alert in monitor.alerts()],
+            "over": [alert.as_dict() | {"evidence": {}} for alert in monitor.all_alerts if not alert.is_open][-10:],
+            "remarks": self._remarks,
+            "link": self.wanted.link,
+        }
+
+
+def watch(wanted: Wanted, told: Told) -> Watching:
+    """Watch a store from now on. Raises DataError and ModelError where that can't be."""
+    return Watching(wanted, told, channels_or_none()).start()

@@ -1,0 +1,251 @@
+"""Where alerts go: a webhook, a Slack-compatible one, e-mail. Addresses and secrets come from the environment alone.
+
+MEDITUNE_ALERT_WEBHOOK          URL that gets the alert as JSON
+MEDITUNE_ALERT_WEBHOOK_SECRET   signs it: X-Meditune-Signature is sha256=HMAC of the body, in hexadecimal
+MEDITUNE_ALERT_SLACK            URL of a Slack-compatible incoming webhook
+MEDITUNE_ALERT_EMAIL            addresses, with commas between them
+MEDITUNE_ALERT_FROM             the sender's address
+MEDITUNE_SMTP_URL               smtp://USER:PASSWORD@HOST:PORT, smtps:// for TLS from the start; ?starttls=0 without TLS
+
+What was sent, what couldn't be, and what is tried again: each piece of news once to each channel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import smtplib
+import ssl
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from filelock import FileLock
+
+from meditune.errors import DataError
+from meditune.files import read_json, write_json
+from meditune.operate.drift.alerts import Alert
+
+TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Message:
+    """An alert on its way. Its key is the same for the same news."""
+
+    key: str
+    title: str
+    text: str
+    link: str
+    facts: Mapping[str, Any]
+    """Figures only: no text of a question"""
+
+
+class SendError(Exception):
+    """What went wrong, in words that hold neither address nor secret; `passing` where trying again may help."""
+
+    def __init__(self, said: str, passing: bool) -> None:
+        super().__init__(said)
+        self.passing = passing
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A way out."""
+
+    name: str
+    send: Callable[[Message], None]
+    """Raises SendError."""
+
+
+def from_environment(environment: Mapping[str, str] = os.environ) -> list[Channel]:
+    """The channels that the environment names. Raises DataError where none is, or one is half there."""
+    found = []
+    if url := environment.get("MEDITUNE_ALERT_WEBHOOK"):
+        secret = environment.get("MEDITUNE_ALERT_WEBHOOK_SECRET", "")
+        found.append(Channel("webhook", lambda message: _post(url, _webhook(message), secret)))
+    if slack := environment.get("MEDITUNE_ALERT_SLACK"):
+        found.append(Channel("slack", lambda message: _post(slack, _slack(message))))
+    if addresses := environment.get("MEDITUNE_ALERT_EMAIL"):
+        missing = [name for name in ("MEDITUNE_SMTP_URL", "MEDITUNE_ALERT_FROM") if not environment.get(name)]
+        if missing:
+            raise DataError(f"MEDITUNE_ALERT_EMAIL needs {' and '.join(missing)}, too.")
+        server, sender = environment["MEDITUNE_SMTP_URL"], environment["MEDITUNE_ALERT_FROM"]
+        to = [each.strip() for each in addresses.split(",") if each.strip()]
+        found.append(Channel("email", lambda message: _mail(server, sender, to, message)))
+    if not found:
+        raise DataError(
+            "No channel for alerts: set MEDITUNE_ALERT_WEBHOOK, MEDITUNE_ALERT_SLACK or MEDITUNE_ALERT_EMAIL "
+            "(see docs/drift.md)."
+        )
+    return found
+
+
+def _webhook(message: Message) -> dict[str, Any]:
+    news = {"key": message.key, "title": message.title, "text": message.text, "link": message.link}
+    return dict(message.facts) | news
+
+
+def _slack(message: Message) -> dict[str, Any]:
+    """As https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks describes it."""
+    escaped = message.text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    link = message.link
+    if link:
+        escaped += f"\n<{link}|Evidence>" if link.startswith(("http://", "https://")) else f"\nEvidence: `{link}`"
+    blocks = [
+        {"type": "header", "text": {"type": "plain_text", "text": message.title[:150]}},
+        {"type": "section", "text": {"type": "mrkdwn", "text": escaped[:2900]}},
+    ]
+    return {"text": f"{message.title}: {message.text}", "blocks": blocks}
+
+
+def _post(url: str, body: dict[str, Any], secret: str = "") -> None:
+    import httpx2
+
+    data = json.dumps(body, ensure_ascii=False).encode()
+    headers = {"Content-Type": "application/json"}
+    if secret:
+        headers["X-Meditune-Signature"] = f"sha256={hmac.new(secret.encode(), data, hashlib.sha256).hexdigest()}"
+    try:
+        came = httpx2.post(url, content=data, headers=headers, timeout=TIMEOUT_S)
+    except httpx2.HTTPError as error:
+        raise SendError(f"no answer ({type(error).__name__})", True) from None
+    except (httpx2.InvalidURL, ValueError):
+        raise SendError("the address is no URL", False) from None
+    if came.status_code >= 300:
+        passing = came.status_code in (408, 425, 429) or came.status_code >= 500
+        raise SendError(f"HTTP {came.status_code}", passing)
+
+
+def _mail(server: str, sender: str, to: list[str], message: Message) -> None:
+    mail = EmailMessage()
+    mail["Subject"], mail["From"], mail["To"] = message.title, sender, ", ".join(to)
+    # The same for the same news, so that a mail that was sent twice is seen once.
+    digest = hashlib.sha256(message.key.encode()).hexdigest()[:32]
+    mail["Message-ID"] = f"<{digest}@meditune.invalid>"
+    mail.set_content(f"{message.text}\n\nEvidence: {message.link}\n" if message.link else f"{message.text}\n")
+    place = urlsplit(server)
+    try:
+        with _connected(place.scheme, place.hostname or "", place.port) as smtp:
+            encrypted = place.scheme == "smtps"
+            if not encrypted and parse_qs(place.query).get("starttls") != ["0"]:
+                smtp.starttls(context=ssl.create_default_context())
+            if place.username:
+                smtp.login(unquote(place.username), unquote(place.password or ""))
+            smtp.send_message(mail)
+    except smtplib.SMTPAuthenticationError:
+        raise SendError("the mail server refused user or password", False) from None
+    except smtplib.SMTPResponseException as error:
+        raise SendError(f"SMTP {error.smtp_code}", 400 <= error.smtp_code < 500) from None
+    except smtplib.SMTPRecipientsRefused:
+        raise SendError("the mail server refused the recipients", False) from None
+    except (OSError, smtplib.SMTPException) as error:
+        raise SendError(f"no mail server ({type(error).__name__})", True) from None
+
+
+def _connected(scheme: str, host: str, port: int | None) -> smtplib.SMTP:
+    if scheme == "smtps":
+        return smtplib.SMTP_SSL(host, port or 465, timeout=TIMEOUT_S, context=ssl.create_default_context())
+    return smtplib.SMTP(host, port or 587, timeout=TIMEOUT_S)
+
+
+ATTEMPTS = 3
+FIRST_WAIT_S = 1.0
+KEPT = 1000
+
+
+def messages(alerts: Sequence[Alert], canary: Mapping[str, Any] | None, link: str) -> list[Message]:
+    """The news: each alert that opened, each rise of its severity, each end; and canaries that got worse."""
+    found = []
+    for alert in alerts:
+        facts = {name: value for name, value in alert.as_dict().items() if name != "evidence"}
+        if alert.is_open:
+            title = f"Drift: {alert.signal} ({alert.severity})"
+            text = f"{alert.said} Since request {alert.since:,}, seen at {alert.opened:,}."
+            found.append(Message(f"{alert.id}/{alert.severity}", title, text, link, facts))
+        else:
+            text = f"{alert.title}: as it was again at request {alert.closed:,}, after {alert.since:,}."
+            found.append(Message(f"{alert.id}/closed", f"Over: {alert.signal}", text, link, facts))
+    if canary and canary["alert"]:
+        # Until the set of failures changes, or was right in between, it is the same news.
+        key = f"canaries/{canary['since']}/{','.join(sorted([*canary['worse'], *canary['critical']]))}"
+        found.append(Message(key, "Drift: canaries", str(canary["said"]), link, {"canary": dict(canary)}))
+    return found
+
+
+class Outbox:
+    """The file of what became of each message."""
+
+    def __init__(self, path: Path, first_wait_s: float = FIRST_WAIT_S) -> None:
+        self.path, self._wait = path, first_wait_s
+
+    def send(self, news: Sequence[Message], channels: Sequence[Channel]) -> list[str]:
+        """Send what wasn't sent yet, trying again with longer waits; a sentence on each that still couldn't be.
+
+        What fails is tried again by the next call, as long as it is news.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        problems = []
+        with FileLock(self.path.with_name(f".{self.path.name}.lock")):
+            entries = self._read()
+            for channel in channels:
+                up = True
+                for message in news:
+                    entry = entries.setdefault(f"{channel.name} {message.key}", {"state": "waiting", "tries": 0})
+                    if entry["state"] == "sent" or self._is_stale_end(message, channel.name, entries):
+                        continue
+                    # A channel that is down is tried once more for each further message, not three times.
+                    up = self._try(channel, message, entry, ATTEMPTS if up else 1)
+                    write_json(self.path, dict(list(entries.items())[-KEPT:]))
+                    if entry["state"] != "sent":
+                        problems.append(
+                            f"{message.title}: not sent by {channel.name} ({entry['error']}); tried again later."
+                        )
+        return problems
+
+    def lines(self) -> Iterator[str]:
+        """What became of each, in the terminal."""
+        entries = self._read()
+        if not entries:
+            yield f"No alert was to be sent yet ({self.path})."
+        for key, entry in entries.items():
+            error = f", {entry['error']}" if entry.get("error") and entry["state"] != "sent" else ""
+            yield f"{entry['state']:<8} {key} ({entry['tries']} tries, {entry.get('time', '')}{error})"
+
+    def _try(self, channel: Channel, message: Message, entry: dict[str, Any], attempts: int) -> bool:
+        """Whether it went out."""
+        for attempt in range(attempts):
+            if attempt:
+                time.sleep(self._wait * 2 ** (attempt - 1))
+            entry["tries"] += 1
+            entry["time"] = datetime.now(UTC).isoformat(timespec="seconds")
+            try:
+                channel.send(message)
+            except SendError as error:
+                entry |= {"state": "failed", "error": str(error)}
+                if not error.passing:
+                    break
+            else:
+                entry |= {"state": "sent", "error": ""}
+                return True
+        return False
+
+    @staticmethod
+    def _is_stale_end(message: Message, channel: str, entries: Mapping[str, Any]) -> bool:
+        """Whether it is the end of an alert of which the channel never heard."""
+        name, _, what = message.key.rpartition("/")
+        if what != "closed":
+            return False
+        told = any(key.startswith(f"{channel} {name}/") and each["state"] == "sent" for key, each in entries.items())
+        return not told
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = read_json(self.path) if self.path.exists() else {}
+        return found

@@ -1,0 +1,238 @@
+"""One signal while requests come: its pool of earlier values, its e-detector's seat, its latest window."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meditune.operate.drift import e_detectors
+from meditune.operate.drift.e_detectors import BLOCK, Seat, block_test
+from meditune.operate.drift.signals import Value
+
+Floats = NDArray[np.float64]
+Arrays = dict[str, NDArray[Any]]
+
+WINDOW = 200
+"""Requests by which the size of a change is told"""
+RECENT = 2000
+"""Requests that can leave the pool again when a change turns out to have begun before them"""
+POOL = 20_000
+"""Earlier values that are kept; from then on a new one takes the place of one by chance"""
+
+
+class Track:
+    """What all kinds share."""
+
+    weight = 1
+    """Requests to one step of the e-detector"""
+
+    def __init__(self, columns: Sequence[str], seat: Seat) -> None:
+        self.columns, self.seat = tuple(columns), seat
+        self.absorbing = True
+        self.window: deque[tuple[int, Floats]] = deque(maxlen=WINDOW)
+        self.recent: deque[tuple[int, Any]] = deque(maxlen=RECENT)
+
+    def latest(self, column: int, since: int = 0) -> Floats:
+        """(n,) what the window holds of a column from a request on."""
+        return np.array([values[column] for count, values in self.window if count >= since], dtype=np.float64)
+
+    def saved(self) -> Arrays:
+        """Everything, as arrays."""
+        window = np.array([values for _, values in self.window], dtype=np.float64)
+        return self.seat.saved() | {
+            "absorbing": np.array(self.absorbing),
+            "window": window.reshape(len(self.window), len(self.columns)),
+            "window_at": np.array([count for count, _ in self.window], dtype=np.int64),
+            "recent_at": np.array([count for count, _ in self.recent], dtype=np.int64),
+        }
+
+    def restore(self, kept: Mapping[str, NDArray[Any]]) -> None:
+        """What `saved` gave."""
+        self.seat.restore(kept)
+        self.absorbing = bool(kept["absorbing"])
+        self.window.extend(zip(kept["window_at"].tolist(), kept["window"], strict=True))
+
+
+class NumberTrack(Track):
+    """One number, or one along each of several directions."""
+
+    def __init__(self, columns: Sequence[str], seat: Seat, reference: Floats) -> None:
+        """`reference`: (n, columns) values of the reference."""
+        super().__init__(columns, seat)
+        self.pools = [sorted(values.tolist()) for values in reference.T]
+        self.values: deque[tuple[int, Floats]] = deque(maxlen=WINDOW)
+
+    def ranked(self, values: Sequence[Value], coins: Floats, count: int) -> Floats | None:
+        """(columns,) the p-values of one request, which joins the pool; None where it has no values."""
+        numbers = [float(value) for value in values if value is not None]
+        if len(numbers) < len(self.columns):
+            return None
+        told = zip(self.pools, numbers, coins.tolist(), strict=True)
+        p = np.array([e_detectors.p_value(pool, number, coin) for pool, number, coin in told])
+        self.window.append((count, p))
+        self.values.append((count, np.array(numbers)))
+        if self.absorbing:
+            self.recent.append((count, numbers))
+            for place, (pool, number) in enumerate(zip(self.pools, numbers, strict=True)):
+                if len(pool) >= POOL:
+                    del pool[int(coins[place] * 1e9) % len(pool)]
+                insort(pool, number)
+        return p
+
+    def forget(self, since: int) -> None:
+        """Take what came from a request on out of the pool."""
+        while self.recent and self.recent[-1][0] >= since:
+            for pool, number in zip(self.pools, self.recent.pop()[1], strict=True):
+                place = bisect_left(pool, number)
+                if place < len(pool) and pool[place] == number:
+                    del pool[place]
+
+    def effect(self, column: int, since: int = 0) -> float:
+        """Cliff's delta of the window to the pool."""
+        return e_detectors.delta(self.latest(column, since))
+
+    def told(self, column: int, since: int) -> tuple[float, float]:
+        """The median before, and in the window from a request on."""
+        pool = self.pools[column]
+        now = [values[column] for count, values in self.values if count >= since]
+        return pool[len(pool) // 2], float(np.median(now)) if now else float("nan")
+
+    def saved(self) -> Arrays:
+        """Everything, as arrays."""
+        columns = len(self.columns)
+        return super().saved() | {
+            "pools": np.array(self.pools, dtype=np.float64),
+            "recent": np.array([values for _, values in self.recent], dtype=np.float64).reshape(-1, columns),
+            "values": np.array([values for _, values in self.values], dtype=np.float64).reshape(-1, columns),
+        }
+
+    def restore(self, kept: Mapping[str, NDArray[Any]]) -> None:
+        """What `saved` gave."""
+        super().restore(kept)
+        self.pools = kept["pools"].tolist()
+        self.recent.extend(zip(kept["recent_at"].tolist(), kept["recent"].tolist(), strict=True))
+        self.values.extend(zip(kept["window_at"].tolist(), kept["values"], strict=True))
+
+
+class ShareTrack(Track):
+    """One of several categories; the last column is for all that the reference didn't have."""
+
+    OTHER = "something new"
+
+    def __init__(self, columns: Sequence[str], seat: Seat, counts: Floats) -> None:
+        """`counts`: (columns,) of the reference; OTHER is added."""
+        super().__init__((*columns, self.OTHER), seat)
+        self.counts = np.append(counts, 0.0)
+        self.total = float(counts.sum())
+        self.before = np.clip(self.counts / self.total, 0.5 / self.total, 1 - 0.5 / self.total)
+        self._places = {name: place for place, name in enumerate(columns)}
+
+    def ranked(self, values: Sequence[Value], coins: Floats, count: int) -> Floats | None:
+        """(columns,) the p-values of one request, which joins the pool; None where its category isn't known."""
+        (value,) = values
+        if value is None:
+            return None
+        place = self._places.get(str(value), len(self.columns) - 1)
+        inside = np.zeros(len(self.columns), dtype=bool)
+        inside[place] = True
+        p = e_detectors.share_p_values(self.counts, inside, self.total, coins)
+        self.window.append((count, inside))
+        if self.absorbing:
+            self.recent.append((count, place))
+            self.counts[place] += 1
+            self.total += 1
+        return p
+
+    def forget(self, since: int) -> None:
+        """Take what came from a request on out of the pool."""
+        while self.recent and self.recent[-1][0] >= since:
+            self.counts[self.recent.pop()[1]] -= 1
+            self.total -= 1
+
+    def effect(self, column: int, since: int = 0) -> float:
+        """Cohen's h of the share in the window to that of the reference."""
+        latest = self.latest(column, since)
+        share = float(latest.mean()) if len(latest) else float(self.before[column])
+        return e_detectors.cohens_h(share, float(self.before[column]))
+
+    def told(self, column: int, since: int) -> tuple[float, float]:
+        """The share before, and in the window from a request on."""
+        latest = self.latest(column, since)
+        return float(self.counts[column] / self.total), float(latest.mean()) if len(latest) else float("nan")
+
+    def saved(self) -> Arrays:
+        """Everything, as arrays."""
+        recent = np.array([place for _, place in self.recent], dtype=np.int64)
+        return super().saved() | {"counts": self.counts, "total": np.array(self.total), "recent": recent}
+
+    def restore(self, kept: Mapping[str, NDArray[Any]]) -> None:
+        """What `saved` gave."""
+        super().restore(kept)
+        self.counts, self.total = kept["counts"].copy(), float(kept["total"])
+        self.recent.extend(zip(kept["recent_at"].tolist(), kept["recent"].tolist(), strict=True))
+
+
+class BlockTrack(Track):
+    """Vectors as a whole, in blocks (`permutation.py`)."""
+
+    weight = BLOCK
+
+    def __init__(self, seat: Seat, reference: NDArray[np.float32]) -> None:
+        """`reference`: (n, features) of the reference."""
+        super().__init__(("all",), seat)
+        self.window = deque(maxlen=WINDOW // BLOCK)
+        self._pool = reference
+        self._block: list[tuple[int, NDArray[np.float32]]] = []
+
+    def tested(self, features: NDArray[np.float32], count: int, rng: np.random.Generator) -> tuple[float, int] | None:
+        """Take one request's features in; a full block's p-value and first request, None while it isn't full."""
+        self._block.append((count, features))
+        if len(self._block) < BLOCK:
+            return None
+        block = np.stack([each for _, each in self._block])
+        first = self._block[0][0]
+        self._block.clear()
+        p, distance = block_test(self._pool, block, rng)
+        self.window.append((first, np.array([distance])))
+        if self.absorbing:
+            if len(self._pool) + BLOCK > POOL:
+                self._pool = np.delete(self._pool, rng.choice(len(self._pool), BLOCK, replace=False), axis=0)
+            self._pool = np.concatenate([self._pool, block])
+            self.recent.append((first, None))
+        return p, first
+
+    def forget(self, since: int) -> None:
+        """Take the blocks that began at a request or later out of the pool."""
+        while self.recent and self.recent[-1][0] >= since:
+            self.recent.pop()
+            self._pool = self._pool[:-BLOCK]
+
+    def effect(self, column: int, since: int = 0) -> float:
+        """The MMD of the window's blocks, less what chance makes of it; 0 to about 1."""
+        latest = self.latest(column, since)
+        return float(np.sqrt(max(0.0, latest.mean()))) if len(latest) else 0.0
+
+    def told(self, column: int, since: int) -> tuple[float, float]:
+        """0, and the MMD in the window from a request on."""
+        return 0.0, self.effect(column, since)
+
+    def saved(self) -> Arrays:
+        """Everything, as arrays. Blocks in the pool's end are counted, not kept twice."""
+        block = np.array([each for _, each in self._block], dtype=np.float32)
+        return super().saved() | {
+            "pool": self._pool,
+            "block": block.reshape(-1, self._pool.shape[1]),
+            "block_at": np.array([count for count, _ in self._block], dtype=np.int64),
+        }
+
+    def restore(self, kept: Mapping[str, NDArray[Any]]) -> None:
+        """What `saved` gave."""
+        super().restore(kept)
+        self._pool = kept["pool"].copy()
+        self.recent.extend((count, None) for count in kept["recent_at"].tolist())
+        self._block = list(zip(kept["block_at"].tolist(), kept["block"], strict=True))

@@ -1,0 +1,388 @@
+"""Structured abstracts as questions with context and conclusion, checked as any training data are.
+
+As PubMedQA was made (Jin et al. 2019, https://arxiv.org/abs/1909.06146): the title is the question or is made one, the
+sections but for the conclusion are the context, the conclusion is the answer. Test items that a model may be measured
+on are kept out, by PubMed id and by text.
+
+Titles as questions, and the decision that goes with a statement.
+
+Jin et al. 2019 (https://arxiv.org/abs/1909.06146, section 3) took titles that are questions as they are, without a
+decision, and turned statements whose verb is in the present tense (NP-VBP/VBZ) into questions by moving "is" or "are"
+to the front, or putting "do" or "does" there; the decision was yes, or no where the verb is negated. They found the
+verbs with a parser. Here a list of verbs stands in for it, and a title is left alone wherever that might be wrong; and
+a decision is only given where the conclusion doesn't weaken or contradict it.
+
+The card beside the pairs: what they are, whose, how they were made, what was left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from meditune.config.data_options import QualityRules, QualitySpec
+from meditune.data import leakage, sources
+from meditune.data import sources as licences
+from meditune.data.dataset_card import LARGEST, SIZES
+from meditune.data.example import Example, Passage, read_examples
+from meditune.data.quality.audit import Audit
+from meditune.data.readers import pubmedqa
+from meditune.data.readers.tables import Rejects
+from meditune.errors import DataError
+from meditune.evidence.words import rarity
+from meditune.files import write_jsonl
+from meditune.operate.literature.article_library import now
+from meditune.phi import name_words
+from meditune.progress import track
+from meditune.retrieve.documents.pubmed_articles import Article, Part
+
+FEWEST, MOST = 4, 40
+"""Words of a statement"""
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_PLAIN = _words(
+    "abolish accelerate activate aggravate alleviate alter ameliorate attenuate confer contribute correlate depend "
+    "determine deteriorate differ diminish enhance exacerbate exert exhibit facilitate impair improve induce inhibit "
+    "interact maintain mediate modify modulate persist potentiate predict prevent prolong promote protect provide "
+    "reduce regulate relieve remain require restore reveal stimulate suppress worsen"
+)
+_ALSO_NOUNS = _words("benefit cause decrease delay harm increase influence lead result shorten support trigger")
+"""Verbs whose forms may be nouns, too ("causes of", "increases in"): what follows tells."""
+_BASES = _PLAIN | _ALSO_NOUNS
+_SINGULAR = {
+    f"{base}es" if base.endswith("sh") else f"{base[:-1]}ies" if base.endswith("fy") else f"{base}s": base
+    for base in _BASES
+}
+_FINITE = _words("is are was were has have had does do did") | {
+    form for form, base in _SINGULAR.items() if base in _PLAIN
+}
+_NOT_AFTER_NOUNS = _words("of and or for from by on with as at during after among , ; in to")
+_GOES_WITH = {"result": "in", "lead": "to"}
+_COPULAS = _words("is are")
+_CLAUSE = _words("that which who whose whom when while if because although though whether how why what where")
+_UNSURE = _words("may might can could should would will must cannot appears appear seems seem likely")
+_DENIES = _words("no not nor neither never fails fail failed lacks lack but however yet only")
+_BEFORE = _words("the a an of in on for to with and or by from at as between")
+"""No subject ends with one."""
+_PLURALS = _words("children people patients men women bacteria data mice criteria teeth feet media")
+_NO_PLURALS = _words("diabetes herpes measles mumps rabies ascites scabies")
+_WORD = re.compile(r"\w[\w'’/+-]*|[,;:?]")
+_DENIED = re.compile(
+    r"\b(?:no|not|nor|neither|never|lacks?|lacked|failed|fails?|cannot|unable|absence)\b|n't\b", re.IGNORECASE
+)
+_TURNS = re.compile(r"\b(?:without|despite|however|but|although|though|whereas|while|only|except)\b", re.IGNORECASE)
+_HEDGED = re.compile(
+    r"\b(?:may|might|could|possibl[ey]|perhaps|potential(?:ly)?|unclear|uncertain|inconclusive|insufficient|limited|"
+    r"seems?|appears?)\b|"
+    r"\b(?:further|more|additional|larger|future)\b[^.]{0,60}\b(?:research|stud(?:y|ies)|trials?|evidence|investigation)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question made of a title."""
+
+    question: str
+    decision: Literal["yes", "no"] | None
+    """What the title answers, where it was a statement"""
+    was_question: bool
+
+
+def of_title(title: str, written: str = "") -> Asked | None:
+    """The question of a title; None where it is neither a question nor surely a statement.
+
+    `written` is the article's text, which shows whether a title's first word is written small elsewhere.
+    """
+    text = " ".join(title.split())
+    if "?" in text:
+        asked = text[: text.rindex("?") + 1]
+        return Asked(asked, None, True) if len(asked.split()) >= FEWEST else None
+    statement = text.rstrip(". ").partition(": ")[0]
+    places = [(found[0], found.start(), found.end()) for found in _WORD.finditer(statement)]
+    lower = [word.casefold() for word, _, _ in places]
+    if not FEWEST <= len(places) <= MOST or _CLAUSE.intersection(lower) or _UNSURE.intersection(lower):
+        return None
+    verb = _verb(lower)
+    if verb is None:
+        return None
+    at, length, front, base, denied = verb
+    others = {*lower[:at], *lower[at + length :]}
+    if others & (_DENIES | _FINITE):
+        return None
+    subject = _small(statement[: places[at][1]].strip(), written)
+    rest = statement[places[at + length - 1][2] :].strip()
+    if not rest:
+        return None
+    return Asked(
+        f"{front} {' '.join(part for part in (subject, base, rest) if part)}?", "no" if denied else "yes", False
+    )
+
+
+def borne_out(decision: Literal["yes", "no"], conclusion: str) -> bool:
+    """Whether a conclusion neither weakens nor contradicts a title's statement: nothing is denied in it where the title
+    says yes, something is where it says no, and nothing is left open.
+    """
+    if _HEDGED.search(conclusion):
+        return False
+    if decision == "no":
+        return bool(_DENIED.search(conclusion))
+    return not _DENIED.search(conclusion) and not _TURNS.search(conclusion)
+
+
+Verb = tuple[int, int, str, str, bool]
+"""Index of the first word, number of words, what comes to the front, the verb that stays, whether it is negated"""
+
+
+def _verb(said: list[str]) -> Verb | None:
+    """The only verb that is finite; None where there is none or more than one."""
+    found: list[Verb] = []
+    for at in range(1, len(said)):
+        verb = _at(said, at)
+        if verb and (not found or at >= found[-1][0] + found[-1][1]):
+            found.append(verb)
+    return found[0] if len(found) == 1 else None
+
+
+def _at(said: list[str], at: int) -> Verb | None:
+    word, before, after = said[at], said[at - 1], said[at + 1] if at + 1 < len(said) else ""
+    if before in _BEFORE or before in ",;:":
+        return None
+    if word in _COPULAS:
+        denied = after == "not"
+        return (at, 2 if denied else 1, word.capitalize(), "", denied)
+    if word in ("does", "do") and after == "not" and at + 2 < len(said) and said[at + 2] in _BASES:
+        return (at, 3, word.capitalize(), said[at + 2], True)
+    plural = _is_plural(before)
+    base = _SINGULAR.get(word) if not plural else None
+    if base is None and word in _BASES and (plural or "and" in said[:at]):
+        base = word
+    if base is None or (base in _ALSO_NOUNS and after in _NOT_AFTER_NOUNS and _GOES_WITH.get(base) != after):
+        return None
+    return (at, 1, "Does" if word in _SINGULAR else "Do", base, False)
+
+
+def _is_plural(word: str) -> bool:
+    return word in _PLURALS or (
+        word.endswith("s") and not word.endswith(("ss", "is", "us")) and word not in _NO_PLURALS
+    )
+
+
+def _small(subject: str, written: str) -> str:
+    """The subject with its first word small, where the text writes it so or it is an English word and no name."""
+    first, separator, rest = subject.partition(" ")
+    small = first[:1].lower() + first[1:]
+    is_word = small.isalpha() and small.islower() and rarity(small) < 1
+    is_name = small in name_words.EPONYMS | name_words.PLACES | name_words.CITIES or name_words.is_name(small)
+    if (is_word and not is_name) or re.search(rf"\b{re.escape(small)}\b", written):
+        return f"{small}{separator}{rest}"
+    return subject
+
+
+FILE = "pairs.jsonl"
+SOURCE = "literature"
+LEAST_CONTEXT, LEAST_CONCLUSION = 40, 5
+"""Words"""
+CITATION = "National Library of Medicine, PubMed"
+_CONCLUDES = re.compile(r"\b(?:conclusions?|concluding remarks|interpretation)\b", re.IGNORECASE)
+_MIXED = re.compile(r"\b(?:results?|findings?|methods?|discussion)\b", re.IGNORECASE)
+_ASIDE = re.compile(
+    r"\b(?:funding|funded|registration|registered|trial number|disclosures?|copyright|keywords?|clinical"
+    r"trials?\.gov|prospero|conflicts?|level of evidence)\b",
+    re.IGNORECASE,
+)
+"""Labels of what is neither context nor conclusion"""
+_REGISTERED = re.compile(
+    r"\s*\((?:[^()]*(?:funded by|clinicaltrials|registration|registered|number,? NCT)[^()]*)\)\.?$", re.IGNORECASE
+)
+
+
+@dataclass
+class Pairs:
+    """Training pairs, and what became of the articles that gave none."""
+
+    examples: list[Example] = field(default_factory=list)
+    without: Counter[str] = field(default_factory=Counter)
+    """Articles by the reason why they gave none"""
+    kept_out: dict[str, str] = field(default_factory=dict)
+    """PubMed id -> the test item that it is, or is like"""
+    audit: Audit | None = None
+
+    @property
+    def decisions(self) -> Counter[str]:
+        """How often each decision is there; "none" for those without."""
+        return Counter(example.decision or "none" for example in self.examples)
+
+
+def make(articles: Iterable[Article], tests: Sequence[Example]) -> Pairs:
+    """The pairs of the articles, without those that `tests` (items that are measured on) would be given away by."""
+    made = Pairs()
+    pmids = {example.group: example.id for example in tests if example.source == pubmedqa.SOURCE}
+    examples: list[Example] = []
+    for article in track(articles, "Making pairs", unit="articles"):
+        found = pair(article)
+        if isinstance(found, str):
+            made.without[found] += 1
+        elif article.pmid in pmids:
+            made.kept_out[article.pmid] = pmids[article.pmid]
+        else:
+            examples.append(found)
+    examples = _without_tests(examples, tests, made.kept_out)
+    made.audit = Audit(_SPEC, ())
+    made.audit.rows({SOURCE: examples})
+    made.examples = made.audit.left[SOURCE]
+    return made
+
+
+def pair(article: Article) -> Example | str:
+    """The article as an Example, or why it is none."""
+    if article.has_concern:
+        return "its journal has expressed concern"
+    concluding = [part for part in article.parts if _concludes(part)]
+    context = [part for part in article.parts if part not in concluding and not _ASIDE.search(part.label)]
+    if not concluding:
+        return "no conclusion under a label of its own"
+    answer = _REGISTERED.sub("", " ".join(part.text for part in concluding)).strip()
+    if len(answer.split()) < LEAST_CONCLUSION:
+        return f"a conclusion of fewer than {LEAST_CONCLUSION} words"
+    if sum(len(part.text.split()) for part in context) < LEAST_CONTEXT:
+        return f"fewer than {LEAST_CONTEXT} words beside the conclusion"
+    asked = of_title(article.title, article.text)
+    if asked is None:
+        return "a title that is neither a question nor surely a statement"
+    decision = asked.decision if asked.decision and borne_out(asked.decision, answer) else None
+    return Example(
+        id=f"{SOURCE}:{article.pmid}",
+        source=SOURCE,
+        question=asked.question,
+        context=tuple(Passage(text=part.text, label=part.label) for part in context),
+        answer=answer,
+        decision=decision,
+        group=article.pmid,
+        meta={
+            "url": article.url,
+            "licence": article.licence,
+            "citation": CITATION,
+            "title": article.title,
+            "question_from": "title" if asked.was_question else "statement",
+            "journal": article.journal,
+            "year": int(article.date[:4]) if article.date[:4].isdecimal() else None,
+            "mesh": list(article.mesh),
+        },
+    )
+
+
+def tests(given: Sequence[Path]) -> list[Example]:
+    """All items of PubMedQA's labelled part, and those of the files given (prepared splits, such as a run's
+    data/test.jsonl). Raises DataError where PubMedQA can't be had.
+    """
+    try:
+        place = sources.locate(pubmedqa.SOURCE)
+        found = list(pubmedqa.read(place, Rejects()))
+    except DataError as error:
+        raise DataError(
+            f"No training pairs were written, because PubMedQA's test items can't be told from them: {error}"
+        ) from error
+    for path in given:
+        found += read_examples(path)
+    return found
+
+
+def write(path: Path, examples: Iterable[Example]) -> int:
+    """Write pairs as a file for a source `own` of a recipe, whole or not at all; how many."""
+    return write_jsonl(path, map(_row, examples))
+
+
+def _row(example: Example) -> dict[str, Any]:
+    row = example.model_dump(mode="json")
+    return {"id": example.group} | {
+        key: row[key] for key in ("question", "context", "answer", "decision", "group", "meta")
+    }
+
+
+def _without_tests(examples: list[Example], tests: Sequence[Example], kept_out: dict[str, str]) -> list[Example]:
+    """Without those that ask or hold what a test item does, word for word or nearly."""
+    while leaks := {
+        leak.train: leak.test for leak in leakage.find(examples, tests) if leak.kind in ("group", "question", "context")
+    }:
+        kept_out |= {name.partition(":")[2]: test for name, test in leaks.items()}
+        examples = [example for example in examples if example.id not in leaks]
+    return examples
+
+
+def _concludes(part: Part) -> bool:
+    """Whether NLM or the journal files a section under conclusions, and under nothing else."""
+    if _MIXED.search(part.label) and _CONCLUDES.search(part.label):
+        return False
+    return part.category == "CONCLUSIONS" or bool(_CONCLUDES.search(part.label))
+
+
+_SPEC = QualitySpec(rules=QualityRules.model_validate({"truncated": "drop", "too_short": "drop"}))
+"""Beyond the defaults: a conclusion that breaks off is no answer."""
+
+
+TERMS = "https://www.nlm.nih.gov/databases/download/terms_and_conditions.html"
+
+
+def card(pairs: Pairs, counts: dict[str, int], sources: list[str]) -> str:
+    """Markdown with the head of the Hugging Face hub's data-set cards."""
+    rows = len(pairs.examples)
+    stated = {str(example.meta["licence"]) for example in pairs.examples}
+    head: dict[str, Any] = {
+        "pretty_name": "Questions from new medical literature",
+        "language": ["en"],
+        "license": "other",
+        "license_name": "pubmed-terms",
+        "license_link": TERMS,
+        "size_categories": [next((name for most, name in SIZES if rows < most), LARGEST)],
+        "task_categories": ["question-answering"],
+        "configs": [{"config_name": "default", "data_files": FILE}],
+    }
+    decisions = ", ".join(f"{count:,} {name}" for name, count in pairs.decisions.most_common()) or "none"
+    dropped = pairs.audit.dropped() if pairs.audit else {}
+    sections = [
+        "# Questions from new medical literature",
+        f"{rows:,} questions with context and conclusion, made of {counts['there']:,} articles of PubMed by `meditune "
+        f"update`; written {now()}. Decisions: {decisions}.",
+        "## Source and terms",
+        "The articles' titles and abstracts are courtesy of the U.S. National Library of Medicine. NLM doesn't endorse "
+        "this set or what is made of it, and it may not show the newest state of PubMed: run the update again. NLM "
+        f"charges nothing for the data ({TERMS}); abstracts may be protected by their publishers' copyright. Each "
+        f"row's `meta` has its address and what its record says of copyright ({len(stated):,} wordings). Whether rows "
+        "may be passed on must be looked up for each of them. " + licences.NO_ADVICE,
+        _list(f"Taken from {each}" for each in sources),
+        "## How it was made",
+        "After Jin et al. 2019 (PubMedQA, https://arxiv.org/abs/1909.06146). A title that is a question is the "
+        "question. A title that states something in the present tense becomes one, and has the decision yes, or no "
+        "where its verb is negated, if the conclusion leaves nothing open and doesn't contradict it; otherwise there "
+        "is no decision. The conclusion is the answer, the abstract's other sections are the context.",
+        _list(f"{count:,} articles left out: {reason}" for reason, count in pairs.without.most_common()),
+        f"Contexts have at least {LEAST_CONTEXT} words, conclusions {LEAST_CONCLUSION}. Retracted, replaced and "
+        "deleted articles, and those about which their journal has expressed concern, are left out.",
+        "## Quality control",
+        _list(f"{count:,} dropped by the rule {rule}" for rule, count in dropped.items())
+        or "No pair was dropped by a rule.",
+        "All rules, with examples, are in quality.json; every row that was touched is in ledger.parquet.",
+        "## Kept out of training",
+        f"{len(pairs.kept_out):,} articles are test items of PubMedQA or of other prepared sets, or read nearly like "
+        "one, and aren't here. The whole labelled part of PubMedQA (1,000 articles) counts as such.",
+        "## Limits",
+        "Decisions follow from titles, not from a reader; authors' conclusions aren't always borne out by their "
+        "results. Not for advising patients.",
+    ]
+    text = yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=120)
+    return f"---\n{text}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _list(lines: Any) -> str:
+    return "\n".join(f"- {line}" for line in lines)

@@ -1,0 +1,388 @@
+"""Requests to NCBI's servers as they ask for them: who asks, how often, and what is done when they are busy.
+
+NCBI allows 3 requests a second, 10 with a key of one's own, wants `tool` and `email` in each, and answers 429 to more
+(https://www.ncbi.nlm.nih.gov/books/NBK25497/, https://support.nlm.nih.gov/kbArticle/?pn=KA-05510).
+
+NCBI's E-utilities for PubMed: search with the history server, and records by search or by id.
+
+The protocol: https://www.ncbi.nlm.nih.gov/books/NBK25499/. A search gives at most its first 9,999 articles. Whatever
+comes instead of an answer (a page for people, a rate limit in JSON, an error inside XML, both also with status 200, XML
+that breaks off) is told from one.
+
+A file from a server, whole and checked, or not there; one that broke off goes on where it was.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import random
+import re
+import sys
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from meditune import __version__
+from meditune.errors import DataError
+from meditune.files import disk_full
+from meditune.models.api_client import PassingError, wait_asked_for
+from meditune.progress import Progress
+
+KEY_VARIABLE = "NCBI_API_KEY"
+TOOL = "meditune"
+INTERVAL, INTERVAL_WITH_KEY = 0.34, 0.11
+"""Seconds from one request to the next: a little more than a third, and a tenth."""
+SLOWEST = 5.0
+"""After an answer of 429 the interval doubles, up to this."""
+ATTEMPTS = 6
+FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
+LONGEST_ASKED_FOR = 300.0
+"""Who asks for a longer pause is left alone until the user comes back."""
+SAID_FROM = 5.0
+CONNECT_SECONDS, READ_SECONDS = 15.0, 60.0
+WHOLE_SECONDS = 900.0
+"""An answer that is still coming after so long is given up, however steadily it drips."""
+LARGEST = 2**28
+_MAY_PASS = {408, 425, 429, 500, 502, 503, 504}
+_ADDRESS = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s.]+")
+
+Result = TypeVar("Result")
+
+
+def contact(email: str | None) -> str:
+    """The address. Raises DataError where there is none to write to."""
+    if email and _ADDRESS.fullmatch(email.strip()):
+        return email.strip()
+    what = f"{email!r} is no address to write to" if email else "nobody is named"
+    raise DataError(
+        f"NCBI asks for an address to write to before it blocks anyone, and {what}. Give yours: --email "
+        "YOU@EXAMPLE.ORG, or the variable MEDITUNE_CONTACT."
+    )
+
+
+class Polite:
+    """One server. Close it when done."""
+
+    def __init__(self, email: str, key: str | None = None) -> None:
+        import httpx2
+
+        self._http = httpx2.Client(
+            headers={"User-Agent": f"{TOOL}/{__version__} (mailto:{email})"},
+            timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
+            follow_redirects=True,
+        )
+        self.parameters = {"tool": TOOL, "email": email} | ({"api_key": key} if key else {})
+        """What the E-utilities want in each request"""
+        self._interval = INTERVAL_WITH_KEY if key else INTERVAL
+        self._last = float("-inf")
+        self.today = ""
+        """The date of the last answer by the server's clock, in ISO 8601"""
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def until_it_works(self, once: Callable[[], Result], what: str) -> Result:
+        """What `once` gives, tried again where it raises PassingError. Raises DataError after the last attempt."""
+        reason = ""
+        for attempt in range(ATTEMPTS):
+            try:
+                return once()
+            except PassingError as passing:
+                reason = passing.reason
+                backoff = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * random.uniform(0.75, 1.0)
+                wait = backoff if passing.wait is None else passing.wait
+                if wait > LONGEST_ASKED_FOR:
+                    raise DataError(
+                        f"{what} {reason} and asks to come back in {wait:.0f} seconds. Run the same command then; it "
+                        "goes on from here."
+                    ) from passing
+                if attempt + 1 < ATTEMPTS:
+                    if wait >= SAID_FROM:
+                        print(f"{what} {reason}; trying again in {wait:.0f} s.", file=sys.stderr)
+                    time.sleep(wait)
+        raise DataError(
+            f"{what} {reason}; {ATTEMPTS} attempts were made. Run the same command later; it goes on from here."
+        )
+
+    def content(self, url: str, parameters: dict[str, str] | None = None, post: bool = False) -> bytes:
+        """The bytes of one answer. Raises PassingError where another request may work, else DataError."""
+        found = bytearray()
+        with self._answer(url, parameters, post) as pieces:
+            for piece in pieces:
+                found += piece
+                if len(found) > LARGEST:
+                    raise DataError(f"{_shown(url)} sends more than {LARGEST // 2**20} MB. Is the address right?")
+        return bytes(found)
+
+    def size(self, url: str) -> int:
+        """The bytes of a file there; 0 where the server doesn't say. Raises as `content`."""
+        import httpx2
+
+        self._wait_for_turn()
+        with _told(httpx2):
+            answer = self._http.head(url, headers={"Accept-Encoding": "identity"})
+        if answer.status_code in (405, 501):
+            return 0
+        self._note(answer)
+        length = answer.headers.get("content-length", "")
+        return int(length) if length.isdecimal() else 0
+
+    def rest(self, url: str, start: int) -> Iterator[bytes]:
+        """The bytes of a file there from `start` on, as they are stored and as they come.
+
+        Raises StartedOverError where the server can't begin there; otherwise as `content`.
+        """
+        import httpx2
+
+        self._wait_for_turn()
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+        with _told(httpx2), self._http.stream("GET", url, headers=headers) as answer:
+            self._note(answer)
+            if start and answer.status_code != 206:
+                raise StartedOverError
+            yield from _in_time(answer.iter_raw())
+
+    @contextmanager
+    def _answer(self, url: str, parameters: dict[str, str] | None, post: bool) -> Iterator[Iterator[bytes]]:
+        """The pieces of one answer as they come."""
+        import httpx2
+
+        self._wait_for_turn()
+        options: dict[str, Any] = {"data" if post else "params": parameters} if parameters else {}
+        with _told(httpx2), self._http.stream("POST" if post else "GET", url, **options) as answer:
+            self._note(answer)
+            yield _in_time(answer.iter_bytes())
+
+    def _wait_for_turn(self) -> None:
+        time.sleep(max(0.0, self._last + self._interval - time.monotonic()))
+        self._last = time.monotonic()
+
+    def _note(self, answer: Any) -> None:
+        """Learn the date, and raise where the status is no success."""
+        if date := answer.headers.get("date"):
+            try:
+                self.today = parsedate_to_datetime(date).date().isoformat()
+            except ValueError:
+                self.today = self.today or ""
+        status = answer.status_code
+        if status == 429:
+            self.slow_down()
+        if status in _MAY_PASS:
+            raise PassingError(f"answers {status}", wait_asked_for(answer.headers))
+        if not answer.is_success and status not in (400, 416):
+            advice = {403: "Check the key and the address.", 404: "Check the address."}.get(status, "")
+            raise DataError(f"{_shown(str(answer.url))} answers {status}. {advice}".rstrip())
+
+    def slow_down(self) -> None:
+        """Ask half as often from now on."""
+        self._interval = min(SLOWEST, self._interval * 2)
+
+
+class StartedOverError(Exception):
+    """The server sends a file from its beginning although its rest was asked for."""
+
+
+@contextmanager
+def _told(httpx2: Any) -> Iterator[None]:
+    """Turn what a connection raises into PassingError."""
+    try:
+        yield
+    except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
+        raise PassingError("can't be reached") from error
+    except httpx2.TimeoutException as error:
+        raise PassingError("didn't answer in time") from error
+    except httpx2.InvalidURL as error:
+        raise DataError(f"{error}: no address to ask. Write it as https://...") from error
+    except httpx2.UnsupportedProtocol as error:
+        raise DataError(f"{error} Give an address that begins with https:// or http://.") from error
+    except httpx2.RequestError as error:
+        raise PassingError(f"broke the connection off ({type(error).__name__})") from error
+
+
+def _in_time(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    end = time.monotonic() + WHOLE_SECONDS
+    for piece in pieces:
+        yield piece
+        if time.monotonic() > end:
+            raise PassingError(f"needs more than {WHOLE_SECONDS / 60:.0f} minutes for one answer")
+
+
+def _shown(url: str) -> str:
+    """An address without its parameters, among which a key may be."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}{parts.path}"
+
+
+URL = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils"
+MOST = 9_999
+"""Articles that one search gives"""
+SINCE_EVER, FOR_EVER = "1900/01/01", "3000/12/31"
+LOST = ("unable to obtain query", "unable to obtain history", "cannot retrieve history", "webenv")
+"""Words of an error that says that the search isn't there any more; NCBI keeps it for some hours"""
+LONG = 500
+"""Characters from which on a query is sent by POST, because an address may not be so long"""
+QUOTED = 200
+_ERROR = re.compile(rb"<ERROR>(.*?)</ERROR>", re.DOTALL)
+
+
+class HistoryLostError(Exception):
+    """The server has forgotten a search."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found."""
+
+    count: int
+    webenv: str
+    key: str
+    pmids: tuple[str, ...]
+    """As many as were asked for"""
+    unknown: tuple[str, ...]
+    """Phrases and fields that PubMed doesn't know, and what else it warns of"""
+
+
+class Eutils:
+    """PubMed behind the E-utilities."""
+
+    def __init__(self, http: Polite, url: str = URL) -> None:
+        self._http, self._url = http, url.rstrip("/")
+
+    @property
+    def today(self) -> str:
+        """The server's date at its last answer, in ISO 8601; empty where it didn't say."""
+        return self._http.today
+
+    def search(self, term: str, first: str, last: str, ids: int = 0) -> Found:
+        """Articles that match and were added or revised between two dates (YYYY/MM/DD). Raises DataError."""
+        asked = {"term": term, "usehistory": "y", "retmax": str(ids), "retmode": "xml", "sort": "pub_date"}
+        asked |= {"datetype": "mdat", "mindate": first, "maxdate": last}
+        root = ET.fromstring(self._get("esearch.fcgi", asked, "eSearchResult", post=len(term) > LONG))
+        count = root.findtext("Count") or ""
+        if not count.isdecimal():
+            raise DataError(f"{self._url}: a search without a count. Is this the address of the E-utilities?")
+        lists = [*root.iterfind("ErrorList/*"), *root.iterfind("WarningList/*")]
+        return Found(
+            count=int(count),
+            webenv=root.findtext("WebEnv") or "",
+            key=root.findtext("QueryKey") or "",
+            pmids=tuple(each.text or "" for each in root.iterfind("IdList/Id")),
+            unknown=tuple(each.text for each in lists if each.text and each.text.strip()),
+        )
+
+    def page(self, found: tuple[str, str], start: int, size: int) -> bytes:
+        """XML of the articles from `start` on of a search (webenv, key). Raises HistoryLostError, DataError."""
+        webenv, key = found
+        asked = {"WebEnv": webenv, "query_key": key, "retstart": str(start), "retmax": str(size), "retmode": "xml"}
+        return self._get("efetch.fcgi", asked, "PubmedArticleSet")
+
+    def by_ids(self, pmids: list[str]) -> bytes:
+        """XML of these articles, at most some hundreds. Raises DataError."""
+        return self._get("efetch.fcgi", {"id": ",".join(pmids), "retmode": "xml"}, "PubmedArticleSet", post=True)
+
+    def _get(self, tool: str, asked: dict[str, str], root: str, post: bool = False) -> bytes:
+        parameters = {"db": "pubmed"} | asked | self._http.parameters
+        url = f"{self._url}/{tool}"
+        return self._http.until_it_works(lambda: self._once(url, parameters, root, post), url)
+
+    def _once(self, url: str, parameters: dict[str, str], root: str, post: bool) -> bytes:
+        said = self._http.content(url, parameters, post)
+        if error := _ERROR.search(said):
+            raise self._refusal(error[1].decode(errors="replace"))
+        beginning = said[:2000]
+        if b"rate limit exceeded" in beginning.lower():
+            self._http.slow_down()
+            raise PassingError("answers that there were too many requests")
+        if f"<{root}".encode() not in beginning:
+            what = "a page for people" if b"<html" in beginning.lower() else "something that is no answer"
+            raise PassingError(f"answers with {what}")
+        if not said.rstrip().endswith(f"</{root}>".encode()):
+            raise PassingError("breaks off within its answer")
+        if root == "eSearchResult":
+            try:
+                ET.fromstring(said)
+            except ET.ParseError as error:
+                raise PassingError(f"answers with malformed XML ({error})") from error
+        return said
+
+    def _refusal(self, said: str) -> Exception:
+        shown = " ".join(said.split())[:QUOTED]
+        for name, value in self._http.parameters.items():
+            shown = shown.replace(value, f"({name})")
+        if any(each in said.casefold() for each in LOST):
+            return HistoryLostError(shown)
+        # "Search Backend failed" comes for a busy server and for a query that can't be read; only the first passes.
+        return PassingError(f'answers with an error: "{shown}"')
+
+
+WRONG = 3
+"""So many times a file may come with another MD5 than the published one."""
+
+
+def download(http: Polite, url: str, path: Path, md5: str) -> Path:
+    """`path`, with what is at `url`. Raises DataError where it can't be had, or has another MD5 three times."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file() and _md5(path) == md5:
+        return path
+    partial = path.with_name(f"{path.name}.part")
+    found = ""
+    for _ in range(WRONG):
+        http.until_it_works(lambda: _go_on(http, url, partial), url)
+        found = _md5(partial)
+        if found == md5:
+            partial.replace(path)
+            return path
+        partial.unlink()
+    raise DataError(
+        f"{url}: it came {WRONG} times with the MD5 {found}, and {md5} was published. Run the same command later; if "
+        "it stays so, tell NLM (info@ncbi.nlm.nih.gov)."
+    )
+
+
+def _go_on(http: Polite, url: str, partial: Path) -> None:
+    """Fetch what is missing of the file. Raises PassingError where it breaks off."""
+    size = http.size(url)
+    there = partial.stat().st_size if partial.is_file() else 0
+    if size and there > size:
+        partial.unlink()
+        there = 0
+    if size and there == size:
+        return
+    try:
+        _fetch(http, url, partial, there, size)
+    except StartedOverError:
+        _fetch(http, url, partial, 0, size)
+    there = partial.stat().st_size
+    if size and there != size:
+        raise PassingError(f"broke off at {there:,} of {size:,} bytes")
+
+
+def _fetch(http: Polite, url: str, partial: Path, start: int, size: int) -> None:
+    name = url.rpartition("/")[2]
+    pieces = http.rest(url, start)
+    try:
+        with Progress(f"Fetching {name}", size / 1e6 or None, "MB") as progress:
+            progress.advance(start / 1e6)
+            first = next(pieces, b"")
+            with partial.open("ab" if start else "wb") as stream:
+                stream.write(first)
+                for piece in pieces:
+                    stream.write(piece)
+                    progress.advance(len(piece) / 1e6)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise disk_full(partial) from error
+        raise
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "md5").hexdigest()

@@ -1,0 +1,346 @@
+"""What a model can learn from since its last training: corrections of its answers, labels of experts, new literature.
+
+Each is written down as rows with ids of its own, in the form of a user's own file, before anything is made of it.
+
+New rows among the old ones: what is learnt, what is held out for good, and what is rehearsed of the old data.
+
+A version's splits are those of its parent and the new rows'. Once held out, always held out: a row's place follows from
+a hash of its group, so it is the same in every retraining, and a row that comes again keeps the place that it had.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from meditune.config.data_options import Incomplete
+from meditune.data import leakage
+from meditune.data.example import Example
+from meditune.data.prepare import stored
+from meditune.data.readers.tables import Rejects
+from meditune.data.readers.user_files import read
+from meditune.data.row_decisions import apply, fingerprint
+from meditune.data.splits import Splits
+from meditune.errors import DataError
+from meditune.files import read_jsonl, sha256, write_jsonl
+from meditune.model_registry import Registry
+from meditune.operate.active_learning import annotation_queue, candidates
+from meditune.operate.literature import abstract_questions
+from meditune.prompts import decision_in
+from meditune.retrieve.index import Index
+from meditune.store.answers import SHADOW, Answers
+from meditune.store.database import FILE
+from meditune.store.open_store import exists, open_store
+
+EVERYBODY = "all"
+PASSAGES = 3
+"""So many of the passages that an answer rested on stand in its correction's prompt"""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Where it comes from."""
+
+    store: str | None = None
+    """A server's: a folder, or a PostgreSQL database's URL"""
+    trust: tuple[str, ...] = ()
+    """Ids of keys whose corrections are learnt from beside those of experts' keys; `all` is everybody"""
+    labels: tuple[Path, ...] = ()
+    """Files of questions with answers or decisions, as experts gave them. A row that names an `answer_id` is about an
+    answer in the store"""
+    queues: tuple[Path, ...] = ()
+    """What experts judged: folders of `meditune learn queue`"""
+    literature: tuple[Path, ...] = ()
+    """Libraries of `meditune update`, or files of pairs"""
+    index: str | None = None
+    """Where the passages of corrected answers are looked up"""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nowhere to look."""
+        return not (self.store or self.labels or self.queues or self.literature)
+
+
+@dataclass
+class Gathered:
+    """Files of rows, and what was left out."""
+
+    files: dict[str, Path] = field(default_factory=dict)
+    """Kind -> its rows"""
+    counts: dict[str, int] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Sentence -> how many"""
+    index: str = ""
+    """The hash of the index's content"""
+
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """Rows and SHA-256 of each kind, for the version's lineage."""
+        return {kind: {"rows": self.counts[kind], "sha256": sha256(path)} for kind, path in self.files.items()}
+
+
+def gather(wanted: Wanted, folder: Path) -> Gathered:
+    """Write what is there into `folder`, a file for each kind. Raises DataError where a source can't be read."""
+    found = Gathered()
+    index = Index.open(wanted.index) if wanted.index else None
+    found.index = index.manifest.content if index else ""
+    answers = _answers(wanted.store)
+    if answers:
+        _keep(found, folder, "feedback", _corrections(answers, wanted.trust, index, found.left_out))
+    if wanted.labels:
+        _keep(found, folder, "labels", _labelled(wanted.labels, answers, found.left_out))
+    if wanted.queues:
+        _keep(found, folder, "experts", _judged(wanted.queues, answers, found.left_out))
+    if wanted.literature:
+        _keep(found, folder, "literature", _literature(wanted.literature))
+    return found
+
+
+def _keep(found: Gathered, folder: Path, kind: str, rows: Iterable[dict[str, Any]]) -> None:
+    path = folder / f"{kind}.jsonl"
+    count = write_jsonl(path, rows, private=True)
+    if count:
+        found.files[kind], found.counts[kind] = path, count
+    else:
+        path.unlink()
+
+
+def _answers(store: str | None) -> Answers | None:
+    if store is None:
+        return None
+    if not exists(store):
+        raise DataError(f"{store} is no store of a server: {FILE} is missing. Give its --store.")
+    return Answers(open_store(store))
+
+
+def _corrections(
+    answers: Answers, trust: Sequence[str], index: Index | None, left_out: Counter[str]
+) -> Iterator[dict[str, Any]]:
+    """Of each answer what somebody trusted says it should have been; an expert's word stands above others', a later one
+    above an earlier.
+    """
+    # Callers without a key have an empty name, which nobody can be trusted by.
+    named = set(trust) - {""}
+    for row in answers.exported():
+        said = [each for each in row["feedback"] if each["correction"].strip() or each["decision"]]
+        if not said or row["route"] == SHADOW:
+            continue
+        trusted = [each for each in said if each["expert"] or EVERYBODY in named or each["who"] in named]
+        if not trusted:
+            left_out["corrections by callers who aren't trusted (--trust KEY, or --trust all)"] += 1
+        elif not row["question"]:
+            left_out["corrections of answers whose question wasn't kept (meditune serve --keep-text)"] += 1
+        else:
+            last = max(trusted, key=lambda each: (each["expert"], each["time"]))
+            correction = last["correction"].strip()
+            yield {
+                "id": f"feedback-{row['id']}",
+                "question": row["question"],
+                "context": _context(index, row["facts"].get("passages") or []),
+                "answer": correction,
+                "decision": last["decision"] or _decision(correction),
+                "meta": {
+                    "kind": "feedback",
+                    "expert": last["expert"],
+                    "model": row["model"],
+                    "index": row["index_content"],
+                },
+            }
+
+
+def _decision(correction: str) -> str | None:
+    """What a correction that begins with yes, no or maybe decides."""
+    if not correction:
+        return None
+    first = correction.split(maxsplit=1)[0]
+    return decision_in(first) if len(first.strip(",.;:!-–—").split("-")) == 1 else None
+
+
+def _context(index: Index | None, ids: Sequence[str]) -> list[dict[str, str]]:
+    """The passages of these ids that the index still holds."""
+    if index is None:
+        return []
+    found = []
+    for id in ids[:PASSAGES]:
+        document = id.rpartition("#")[0]
+        found += [row["text"] for row in index.passages(document) if row["id"] == id]
+    return [{"text": text, "label": ""} for text in found]
+
+
+def _labelled(paths: Sequence[Path], answers: Answers | None, left_out: Counter[str]) -> Iterator[dict[str, Any]]:
+    """The rows of experts' files, with ids that differ between files."""
+    for path in paths:
+        rejects = Rejects()
+        for example in read(path, rejects):
+            about = example.meta.get("answer_id")
+            if about and answers is not None and answers.get(str(about)) is None:
+                # It was deleted on somebody's request, or never was: what rests on it isn't learnt.
+                left_out["labels of answers that the store doesn't have (deleted, or another store's)"] += 1
+                continue
+            yield _row(example, "labels", f"{path.stem}-{example.id.partition(':')[2]}")
+        for reason, count in rejects.counts().get("own", {}).items():
+            left_out[f"rows of {path.name}: {reason}"] += count
+
+
+def _judged(folders: Sequence[Path], answers: Answers | None, left_out: Counter[str]) -> Iterator[dict[str, Any]]:
+    """What experts taught of queues; a row of an earlier one that came again is taken from the later."""
+    found: dict[str, dict[str, Any]] = {}
+    for folder in folders:
+        said = annotation_queue.rows(folder)
+        for why, count in said.left_out.items():
+            left_out[f"items of {folder.name}: {why}"] += count
+        for row in said.rows:
+            source, _, about = str(row["id"]).partition(":")
+            if source == candidates.ANSWERS and answers is not None and answers.get(about) is None:
+                left_out["labels of answers that the store doesn't have (deleted, or another store's)"] += 1
+                continue
+            found[row["id"]] = row | {"id": f"experts-{row['id']}", "meta": row["meta"] | {"kind": "experts"}}
+    yield from found.values()
+
+
+def _literature(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    seen: set[str] = set()
+    for given in paths:
+        path = given / abstract_questions.FILE if given.is_dir() else given
+        if not path.is_file():
+            raise DataError(f"{path}: no training pairs there. Make them: meditune update {given} ...")
+        for row in read_jsonl(path):
+            if row["id"] not in seen:
+                seen.add(row["id"])
+                yield row | {"id": f"literature-{row['id']}", "meta": row.get("meta", {}) | {"kind": "literature"}}
+
+
+def _row(example: Example, kind: str, id: str) -> dict[str, Any]:
+    row = example.model_dump(mode="json")
+    return {
+        "id": f"{kind}-{id}",
+        "question": row["question"],
+        "context": row["context"],
+        "answer": row["answer"],
+        "decision": row["decision"],
+        "group": row["group"],
+        "meta": row["meta"] | {"kind": kind},
+    }
+
+
+Place = Literal["train", "dev", "test"]
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How new rows are dealt."""
+
+    held_out: float = 0.3
+    """Of the new rows' groups, to measure on"""
+    dev: float = 0.1
+    replay: float = 1.0
+    """Old training rows for each new one; all of them where there are fewer"""
+
+
+class TooFewError(DataError):
+    """Too little that is new to be worth a training."""
+
+
+@dataclass
+class Dealt:
+    """The splits of the next version, and which of the items that are held out are new."""
+
+    splits: Splits
+    new: frozenset[str]
+    """Ids of the dev and test items that came with this retraining"""
+    learnt: int
+    """New rows that are trained on"""
+    replayed: int
+    left_out: Counter[str] = field(default_factory=Counter)
+    decided: dict[str, Any] = field(default_factory=dict)
+
+
+def known_rows(registry: Registry, id: str) -> dict[str, Example]:
+    """Every training row of a version and of all it came from, by id; a later version's row counts."""
+    found: dict[str, Example] = {}
+    for parent in registry.get(id).parents:
+        found |= known_rows(registry, parent)
+    return found | {example.id: example for example in stored(registry.place(id) / "data").splits.train}
+
+
+def deal(
+    rows: Sequence[Example],
+    old: Splits,
+    pool: dict[str, Example],
+    shares: Shares,
+    seed: int,
+    decisions: Path | None = None,
+    incomplete: Incomplete = "keep",
+    least: int = 0,
+) -> Dealt:
+    """The new rows dealt among the old splits; `pool` are all training rows that the current version learnt.
+
+    What reads like a held-out item isn't trained on, and what reads like a row that was trained on isn't held out.
+    Raises TooFewError where fewer rows than `least` are new, or none can be learnt or measured on.
+    """
+    left_out: Counter[str] = Counter()
+    seen = {fingerprint(example) for example in (*pool.values(), *old.dev, *old.test)}
+    fresh = [example for example in rows if fingerprint(example) not in seen]
+    left_out["known before"] += len(rows) - len(fresh)
+    if len(fresh) < least:
+        raise TooFewError(f"{len(fresh):,} of {len(rows):,} rows are new, and {least:,} are wanted (--least).")
+    dealt: dict[Place, list[Example]] = {"train": [], "dev": [], "test": []}
+    had: dict[str, Place] = {
+        **dict.fromkeys(pool, "train"),
+        **{example.id: "dev" for example in old.dev},
+        **{example.id: "test" for example in old.test},
+    }
+    for example in fresh:
+        dealt[had.get(example.id) or place_of(example.group, shares)].append(example)
+    changed = {example.id for example in fresh}
+    kept = {
+        "dev": [example for example in old.dev if example.id not in changed],
+        "test": [example for example in old.test if example.id not in changed],
+    }
+    test = _unlike(dealt["test"], [*pool.values(), *kept["dev"]], left_out, "held out, but like a row learnt before")
+    measured = [*kept["test"], *test]
+    dev = _unlike(dealt["dev"], measured, left_out, "for development, but like a test item")
+    learnt = _unlike(dealt["train"], [*measured, *kept["dev"], *dev], left_out, "like an item that is held out")
+    left_out = +left_out
+    if not learnt or not test:
+        raise TooFewError(
+            f"{len(fresh)} new rows leave {len(learnt)} to learn and {len(test)} to measure on ("
+            + (", ".join(f"{count} {why}" for why, count in left_out.items()) or "none was left out")
+            + "). Gather more before retraining."
+        )
+    old_rows = [example for id, example in sorted(pool.items()) if id not in changed]
+    shown = Splits(old_rows, kept["dev"], kept["test"], old.test_set)
+    shown, applied = apply(str(decisions) if decisions else None, incomplete, shown)
+    replayed = rehearsed(shown.train, round(shares.replay * len(learnt)), seed)
+    name = f"{old.test_set}+new-{len(test)}"
+    splits = Splits([*replayed, *learnt], [*shown.dev, *dev], measured, name)
+    new = frozenset(example.id for example in (*dev, *test))
+    return Dealt(splits, new, len(learnt), len(replayed), left_out, applied.facts)
+
+
+def place_of(group: str, shares: Shares) -> Place:
+    """Where rows of a group go, by a hash of its name."""
+    at = int.from_bytes(hashlib.sha256(f"release/{group}".encode()).digest()[:8], "big") / 2**64
+    if at < shares.held_out:
+        return "test"
+    return "dev" if at < shares.held_out + shares.dev else "train"
+
+
+def rehearsed(rows: Sequence[Example], count: int, seed: int) -> list[Example]:
+    """A seeded sample of old rows in their order; all of them where there are fewer."""
+    if count >= len(rows):
+        return list(rows)
+    return [rows[index] for index in sorted(random.Random(f"{seed}/replay").sample(range(len(rows)), count))]
+
+
+def _unlike(rows: list[Example], others: Iterable[Example], left_out: Counter[str], why: str) -> list[Example]:
+    """The rows without those that ask or hold what one of the others does, word for word or nearly."""
+    against = list(others)
+    while gone := {leak.train for leak in leakage.find(rows, against) if leak.kind in ("group", "question", "context")}:
+        left_out[why] += len(gone)
+        rows = [example for example in rows if example.id not in gone]
+    return rows

@@ -1,0 +1,189 @@
+"""Numbers that name a person: of records, insurance, accounts, licences, vehicles, devices; SSN.
+
+A number is told by the words before it. Without any, only those with a shape of their own are found: social security
+numbers, vehicle identification numbers, DEA numbers, card numbers, hardware addresses.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from meditune.config.data_options import Kind
+from meditune.phi.spans import Span, View
+
+_BEFORE = 56
+"""Characters in which a number's label is looked for."""
+_SHORTEST = 4
+_LONG = 6
+_OFTEN_BARE = frozenset({"health_plan", "mrn", "account", "licence", "device", "vehicle"})
+"""Kinds whose long numbers often follow the label with nothing between."""
+_LABELS: tuple[tuple[Kind, str], ...] = (
+    ("ssn", r"ssn|ss|social security|soc\.? sec\.?"),
+    ("vehicle", r"vin|vehicle identification|vehicle"),
+    (
+        "device",
+        r"(?:device|generator|lead|implant|pump|pacemaker|icd|stent|unit|model) serial|serial|s/n|sn|device|implant|"
+        r"pacemaker|generator|insulin pump|pump|udi|imei|mac address|lot",
+    ),
+    (
+        "mrn",
+        r"mrn|mr|med(?:ical)?\.? ?rec(?:ord)?s?|hospital|unit|chart|file|(?:patient|pt|hospital|"
+        r"medical record)(?: id)?|"
+        r"record",
+    ),
+    (
+        "health_plan",
+        r"(?:health )?(?:member|subscriber|beneficiary|insurance|plan|policy|group|payer|medicare|medicaid|hicn?|mbi|"
+        r"medi-cal|tricare|aetna|cigna|humana|bcbs|blue cross(?: blue shield)?|kaiser|unitedhealth(?:care)?|claim)"
+        r"(?: (?:member|policy|subscriber|beneficiary|group|claim|id))?",
+    ),
+    (
+        "licence",
+        r"(?:driver['’]?s?['’]? |medical |nursing |state |md |rn |physician |professional )?(?:licen[cs]e|lic\.?)|"
+        r"dea|npi|"
+        r"dl|upin|(?:birth |death |board |marriage )?certificate|cert\.?|passport",
+    ),
+    (
+        "account",
+        r"acc(?:oun)?t\.?|billing|bank account|(?:credit|debit) card|iban|routing|visit|encounter|csn|fin|invoice|har|"
+        r"guarantor",
+    ),
+    (
+        "id",
+        r"accession|specimen|job|dictation|transcription|clip|order|requisition|employee|badge|student|service|inmate|"
+        r"confirmation|tracking|barcode|national(?: id| insurance)?|nhs|case|id",
+    ),
+)
+_MARK = r"(?:numbers?|num\.?|no\.?|nr\.?|identifier|id|code|#)"
+_IN_GROUPS = frozenset({"mrn", "ssn", "health_plan", "account", "id"})
+"""Kinds whose numbers may be written with spaces."""
+_LABEL = re.compile(
+    r"(?<![a-z])(?:"
+    + "|".join(f"(?P<{kind}>{words})" for kind, words in _LABELS)
+    + rf")[ \t]?[(]?(?P<mark>(?:[ \t]?{_MARK}){{0,2}})[)]?(?P<colon>[ \t]?(?::|=|is|was|"
+    rf"ending(?: in)?))?[\s#(]{{0,12}}$"
+)
+_STRONG_TEXT = (
+    "ssn mrn dea npi vin csn fin iban hicn hic mbi passport acct acct. account upin udi imei serial s/n nhs job id"
+)
+_STRONG = frozenset(_STRONG_TEXT.split())
+"""Labels that need neither "number" nor a colon before the number."""
+_VALUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{2,31}(?:(?: \d{2,4}){1,3}(?![\d/.%-]))?")
+_TOLL_FREE = re.compile(r"1?-?8(?:00|88|77|66|55|44|33|22)-\d{3}")
+_YEAR = re.compile(r"(?:19|20)\d\d")
+_FROM_DIGITS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
+    ("ssn", re.compile(r"\d{3}-\d{2}-\d{4}(?![\w-])")),
+    ("account", re.compile(r"(?:\d{4}[ -]){3}\d{4}(?![\w-])")),
+)
+_DEA = re.compile(r"[ABFGMPR][A-Z]\d{7}(?![^\W_])")
+_IBAN = re.compile(r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?(?![\w-])")
+_HIDDEN_SSN = re.compile(r"[x*](?<![\w-].)[x*]{2}-[x*]{2}-\d{4}(?![\w-])")
+_MAC = re.compile(r"[0-9A-Fa-f](?<![\w:-].)[0-9A-Fa-f](?:[:-][0-9A-Fa-f]{2}){5}(?![\w:-])")
+_PERHAPS_MAC = re.compile(r"[:-][0-9A-Fa-f]{2}[:-][0-9A-Fa-f]{2}[:-]")
+_SPECIMEN = re.compile(r"[A-Z](?<![\w-].)[A-Z]{0,2}\d{2}-\d{4,6}(?![\w-])")
+"""As pathologists number specimens: S12-34567."""
+_UDI = re.compile(r"\(01\)\d{14}(?:\(\d\d\)[A-Za-z0-9]{2,20}){0,4}")
+_VIN = re.compile(r"[A-HJ-NPR-Z0-9](?<![^\W_].)[A-HJ-NPR-Z0-9]{16}(?![^\W_])")
+_VIN_LETTERS = ("", "AJ", "BKS", "CLT", "DMU", "ENV", "FW", "GPX", "HY", "RZ")
+_VIN_VALUES = {letter: value for value, letters in enumerate(_VIN_LETTERS) for letter in letters}
+_VIN_WEIGHTS = (8, 7, 6, 5, 4, 3, 2, 10, 0, 9, 8, 7, 6, 5, 4, 3, 2)
+_PLATE = re.compile(
+    r"(?<![a-z])(?:plates?(?![a-z])|(?:licen[cs]e|car|vehicle) tag|registered (?:as|under)|registration)"
+    r"(?: (?:number|no\.?|#))?[ \t]?(?::|is|was|#)?[ \t]{0,3}"
+    r"(?P<value>(?=[a-z -]{0,5}\d)[a-z0-9]{1,4}(?:[ -]?[a-z0-9]{1,5}){0,2})(?![^\W_])"
+)
+_LAST_FOUR = re.compile(
+    r"last (?:four|4)(?: digits)?(?: of)?(?: (?:his|her|the|patient's))?(?: ssn| social[a-z ]{0,16})?[ :]{0,3}"
+    r"(?:is |are |: ?)?(\d{4})(?!\d)"
+)
+_PUBLIC = re.compile(r"genbank|\bgeo\b|database|protein data|uniprot|clinicaltrials|registry|isrctn|\bnct|pmid|pmc|doi")
+"""Before a number that anyone may look up: of a gene, a trial, a paper."""
+
+
+def find(view: View) -> Iterator[Span]:
+    """Numbers in the text."""
+    yield from _by_shape(view)
+    yield from _by_label(view)
+    if view.has("plate", " tag", "registered", "registration"):
+        for found in _PLATE.finditer(view.low):
+            value = found["value"]
+            if len(value) >= 5 or (len(value) >= _SHORTEST and any(map(str.isalpha, value))):
+                yield Span(*found.span("value"), "vehicle")
+    if view.has("last four", "last 4"):
+        for found in _LAST_FOUR.finditer(view.low):
+            yield Span(*found.span(1), "ssn")
+
+
+def _by_shape(view: View) -> Iterator[Span]:
+    text = view.text
+    for start, end in view.digits:
+        length = end - start
+        if length in {3, 4} and text[end : end + 1] in {"-", " "} and not _continues(text, start):
+            for kind, pattern in _FROM_DIGITS:
+                if found := pattern.match(text, start):
+                    yield Span(start, found.end(), kind)
+        if length in {2, 6, 7} or length > 13:
+            begin = view.word_start(start, 3)
+            if start - begin == 2 and not _continues(text, begin):
+                for kind, pattern in (("licence", _DEA), ("account", _IBAN)):
+                    if found := pattern.match(text, begin):
+                        yield Span(begin, found.end(), "licence" if kind == "licence" else "account")
+    if view.has("xx-xx-", "**-**-"):
+        for found in _HIDDEN_SSN.finditer(view.low):
+            yield Span(found.start(), found.end(), "ssn")
+    if _PERHAPS_MAC.search(text):
+        for found in _MAC.finditer(text):
+            yield Span(found.start(), found.end(), "device")
+    for found in _SPECIMEN.finditer(text):
+        yield Span(found.start(), found.end(), "id")
+    for found in _UDI.finditer(text):
+        yield Span(found.start(), found.end(), "device")
+    for found in _VIN.finditer(text):
+        if _is_vin(found[0]):
+            yield Span(found.start(), found.end(), "vehicle")
+
+
+def _by_label(view: View) -> Iterator[Span]:
+    done = 0
+    for place, _ in view.digits:
+        if place < done:
+            continue
+        start = view.word_start(place)
+        found = _VALUE.match(view.text, max(start, done))
+        if found is None or found.end() <= place:
+            continue
+        done = found.end()
+        value = found[0]
+        digits = sum(map(str.isdecimal, value))
+        if digits < _SHORTEST - 1 or len(value) < _SHORTEST:
+            continue
+        before = view.before(found.start(), _BEFORE)
+        label = _LABEL.search(before)
+        if label is None or _PUBLIC.search(before) or _TOLL_FREE.match(value):
+            continue
+        kind = next(kind for kind, _ in _LABELS if label[kind])
+        marked = bool(label["mark"].strip())
+        strong = marked or label[kind].split()[-1] in _STRONG
+        mixed = digits >= _SHORTEST and len(value) >= 8 and any(map(str.isalpha, value))
+        long = (digits >= _LONG or mixed) and kind in _OFTEN_BARE
+        if not (strong or long or (label["colon"] and digits > _SHORTEST)):
+            continue
+        if " " in value and kind not in _IN_GROUPS:
+            value = value.partition(" ")[0]
+        if marked or not _YEAR.fullmatch(value):
+            yield Span(found.start(), found.start() + len(value), kind)
+
+
+def _continues(text: str, place: int) -> bool:
+    """Whether a letter, digit or hyphen stands right before `place`."""
+    return bool(place) and (text[place - 1].isalnum() or text[place - 1] in "-_")
+
+
+def _is_vin(value: str) -> bool:
+    """Whether the ninth sign is the check digit (49 CFR 565.15)."""
+    total = sum(
+        weight * (int(sign) if sign.isdecimal() else _VIN_VALUES[sign])
+        for weight, sign in zip(_VIN_WEIGHTS, value, strict=True)
+    )
+    return value[8] == ("X" if total % 11 == 10 else str(total % 11)) and not value.isdecimal() and not value.isalpha()

@@ -1,0 +1,289 @@
+"""Which words are names, and which only look like some: the detector's lists, all in small letters.
+
+How names are written: capitals, hyphens, apostrophes, initials, particles.
+
+What stands right before a name: "Dr.", "dictated by", "her husband", "Attending:".
+
+One name: the words it goes on with from where it begins, and whether they are a person's.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import IntEnum
+from functools import lru_cache
+from pathlib import Path
+
+from meditune.evidence.words import rarity
+from meditune.phi.spans import Span, View
+
+_FOLDER = Path(__file__).parent
+
+
+def _words(file: str) -> frozenset[str]:
+    lines = (_FOLDER / file).read_text(encoding="utf-8").splitlines()
+    return frozenset(word for line in lines if not line.startswith("#") for word in line.split())
+
+
+WORD_NAMES = _words("word_names.txt")
+"""English words that are also names: names only where something says so, or beside a name."""
+EPONYMS = _words("eponyms.txt")
+"""Those after whom something is named."""
+EPONYMOUS = _words("eponymous.txt")
+"""What follows an eponym: disease, sign, catheter, test."""
+PLACES = _words("places.txt")
+"""States, countries, peoples and languages."""
+GENERIC = _words("generic.txt")
+"""What any hospital may be called."""
+_OTHERS = _words("others.txt") | PLACES
+GIVEN = _words("given.txt") - WORD_NAMES - PLACES
+"""Given names that are nothing else."""
+SURNAMES = _words("surnames.txt") - WORD_NAMES
+"""Surnames that are no English words."""
+CITIES = frozenset(
+    line.lower() for line in (_FOLDER / "cities.txt").read_text(encoding="utf-8").splitlines() if line[:1] != "#"
+)
+
+
+def is_name(low: str) -> bool:
+    """Whether a word is on one of the lists of names, and no English word."""
+    return low in GIVEN or low in SURNAMES
+
+
+@lru_cache(maxsize=65536)
+def is_ordinary(low: str) -> bool:
+    """Whether a word isn't a name without more reason."""
+    if low in _OTHERS or low in EPONYMOUS:
+        return True
+    return not is_name(low) and rarity(low) < 1
+
+
+def is_other(low: str) -> bool:
+    """Whether a word is never a name: a heading, a specialty, a day, a pronoun, a country."""
+    return low in _OTHERS
+
+
+_CAPITALS = "A-Z" + "".join(chr(code) for code in range(0xC0, 0x250) if chr(code).isupper())
+_SMALL = "a-z" + "".join(chr(code) for code in range(0xDF, 0x250) if chr(code).islower())
+_LETTER = rf"[{_CAPITALS}{_SMALL}]"
+_PARTICLES = (
+    r"(?:de la|de los|del|de|della|di|da|dos|do|du|van der|van den|van de|van|von|der|den|ten|ter|bin|ibn|le|la|st\.|y)"
+)
+
+WORD = (
+    rf"(?:[DdL]['’])?(?:al-|el-|van-|von-|ben-)?[{_CAPITALS}]{_LETTER}{{1,24}}(?:['’-]{_LETTER}{{2,24}}){{0,3}}"
+    rf"|[OD]['’][{_CAPITALS}]{_LETTER}{{1,24}}"
+)
+INITIAL = rf"[{_CAPITALS}]\.(?:[ ]?[{_CAPITALS}]\.)?|[{_CAPITALS}](?![^\W_]|['’.])"
+TOKEN = re.compile(
+    rf"[{_CAPITALS}](?<![^\W_].)(?:{_LETTER}{{1,24}}|"
+    rf"['’][{_CAPITALS}]{_LETTER}{{1,24}})(?:['’-]{_LETTER}{{2,24}}){{0,3}}(?![^\W_])"
+)
+"""One word of a name."""
+PIECE = re.compile(rf"{WORD}|{INITIAL}")
+"""... or an initial."""
+FIRST = re.compile(rf"(?:{_PARTICLES}[ ]){{0,2}}({WORD}|{INITIAL})")
+NEXT = re.compile(rf"(?:[ \t]{{1,2}}|[ \t]?\n[ \t]{{0,8}}|(?<=\.))(?:{_PARTICLES}[ ]){{0,2}}({WORD}|{INITIAL})")
+"""What a name goes on with, its gap included."""
+BEFORE = re.compile(rf"(?<![^\W_])(?:{_PARTICLES}[ ]|(?:al|el|van|von|ben)-|(?:{INITIAL})[ ]?){{1,3}}$")
+"""Particles and initials right before a word."""
+DEGREE = re.compile(
+    r"(?:,[ ]?| )(?:M\.?D\.?|D\.?O\.?|Ph\.?D\.?|R\.?N\.?|N\.?P\.?|P\.?A\.?(?:-C)?|ARNP|APRN|CRNA|CNM|LPN|LVN|LICSW|"
+    r"LCSW|"
+    r"MSW|BSN|MSN|DNP|RPh|Pharm\.?D\.?|PT|DPT|OTR/?L?|OT|RD|LDN|RRT|SLP|DDS|DMD|DPM|MBBS|MPH|FACS|FACP|FRCS|CCC|CNS|"
+    r"Esq\.?|Jr\.?|Sr\.?)(?![^\W_])"
+)
+_POSSESSIVE = re.compile(r"['’][sS]$")
+
+
+def stem(word: str) -> str:
+    """The word without a possessive ending."""
+    return _POSSESSIVE.sub("", word)
+
+
+@lru_cache(1 << 14)
+def plain(word: str) -> str:
+    """The word as the lists have it: in small letters, without possessive ending or full stop."""
+    return stem(word).lower().strip(".")
+
+
+class Cue(IntEnum):
+    """How surely a name follows; `cues.txt` says what each takes for one."""
+
+    DOUBTFUL = 1
+    FIELD = 2
+    LIKELY = 3
+    SURE = 4
+    TITLE = 5
+
+
+_AFTER_COLON = {"label": Cue.SURE, "field": Cue.FIELD}
+_MOST_WORDS = 4
+_FURTHEST = 44
+_BETWEEN = " \t\n\r:(,#=-*_\"'“.;"
+_ABBREVIATIONS = frozenset({"MS", "MR", "FR", "SR", "PT", "RN", "MD"})
+"""In capitals these are as often a disease, a scan or a degree, unless a full stop and a name in capitals follow."""
+
+
+def _read() -> tuple[dict[str, Cue], dict[str, Cue]]:
+    plain: dict[str, Cue] = {}
+    labels: dict[str, Cue] = {}
+    for line in (Path(__file__).parent / "cues.txt").read_text(encoding="utf-8").splitlines():
+        kind, _, phrases = line.partition(": ")
+        if line.startswith("#"):
+            continue
+        kept, cue = (labels, _AFTER_COLON[kind]) if kind in _AFTER_COLON else (plain, Cue[kind.upper()])
+        for phrase in phrases.split(" | "):
+            kept[phrase] = max(cue, kept.get(phrase, cue))
+    return plain, labels
+
+
+_PLAIN, _LABELS = _read()
+
+
+def before(view: View, place: int) -> Cue | None:
+    """The longest cue that ends right before `place`."""
+    text, low = view.text, view.low
+    start = max(0, place - _FURTHEST)
+    piece = low[start:place]
+    head = piece.rstrip(_BETWEEN)
+    between = piece[len(head) :]
+    if not between or not head:
+        return None
+    words = [word.strip('(,:;["“') for word in head.split()[-_MOST_WORDS:]]
+    known = _LABELS if ":" in between or "=" in between or "#" in between else _PLAIN
+    ends_sentence = "." in between or ";" in between
+    for number in range(len(words), 0, -1):
+        phrase = " ".join(words[-number:])
+        cue = known.get(phrase) or (known.get(phrase.rpartition("/")[2]) if number == 1 else None)
+        if cue is None and known is _LABELS:
+            cue = _as_field(_PLAIN.get(phrase))
+        if cue is None:
+            continue
+        if cue is not Cue.TITLE:
+            apart = ends_sentence or (cue is Cue.DOUBTFUL and "\n" in between)
+            return None if apart and known is _PLAIN else cue
+        written = text[start + len(head) - len(phrase) : start + len(head)]
+        if written in _ABBREVIATIONS and not ("." in between and text[place : place + 2].isupper()):
+            return None if "." in between else Cue.DOUBTFUL
+        return cue
+    if words[-1] != "by" or ends_sentence:
+        return None
+    return Cue.DOUBTFUL if known is _PLAIN else Cue.LIKELY
+
+
+def _as_field(cue: Cue | None) -> Cue | None:
+    """What a phrase says before a colon that is a cue without one."""
+    if cue is None or cue is Cue.TITLE:
+        return cue
+    return Cue.FIELD if cue >= Cue.LIKELY else None
+
+
+ON_LISTS = EPONYMS | GIVEN | SURNAMES
+"""Every name that is on a list."""
+ALSO_NAMES = WORD_NAMES | EPONYMS
+"""Words that are names, too, and names after which something is called."""
+
+_PARTICLES_TEXT = "van von de del la di da el al bin le du dos san ben abu st"
+_READING_PARTICLES = frozenset(_PARTICLES_TEXT.split())
+_READING_CAPITALS = re.compile(r"[A-Z]{2}")
+_CLOSES = re.compile(r"[ \t]*(?:[.,;)(]|\n|$)")
+_MONTHS = frozenset({"april", "may", "june", "august"})
+_ABBREVIATION = re.compile(r"[a-z][A-Z]{2}|(?<![A-Za-z])[A-Z]{2,}-|-[a-z]+[A-Z]")
+_FOLLOWING = re.compile(r"(?:['’]s?)?(?:[ \t-]{1,2}|[ \t]?\n[ \t]?(?=[a-z]))([A-Za-z]+)")
+_ET_AL = re.compile(r",?\s{1,3}et al|\s{1,2}(?:\((?:19|20)\d\d|and colleagues)")
+
+
+def name_at(view: View, place: int, cue: Cue) -> Span | None:
+    """The name that begins at `place`, as far as the cue before it makes one likely."""
+    pieces: list[str] = []
+    end = place
+    piece = FIRST.match(view.text, place)
+    while piece and len(pieces) < _MOST_WORDS:
+        written = piece[1]
+        if not _goes_on(view, pieces, written, piece, cue):
+            break
+        pieces.append(plain(written))
+        end = piece.start(1) + len(stem(written))
+        if stem(written) != written:
+            break
+        piece = NEXT.match(view.text, end)
+    whole = [piece for piece in pieces if len(piece) > 1 and "." not in piece]
+    if not whole or not _is_enough(view.text[place:end], whole, cue):
+        return None
+    return Span(place, end, "name")
+
+
+def _goes_on(view: View, pieces: list[str], written: str, piece: re.Match[str], cue: Cue) -> bool:
+    """Whether the next word belongs to the name whose words so far are `pieces`."""
+    low = plain(written)
+    end = piece.start(1) + len(stem(written))
+    following = view.text[end : end + 1]
+    if len(low) == 1 or "." in low:
+        return written.endswith(".") or following in {" ", "\n", ",", ""}
+    first = not any(len(each) > 1 for each in pieces)
+    surname = (bool(pieces) and low in SURNAMES) or (low in PLACES and first and _name_follows(view, end))
+    if is_other(low) and low not in _MONTHS and not surname and not (cue is Cue.TITLE and first and low in PLACES):
+        return False
+    wrapped = "\n" in piece[0] and not is_name(low)
+    if pieces and (wrapped or (following in {":", "#"} and "\n" in piece[0])):
+        return False
+    if low in _MONTHS:
+        return first and _name_follows(view, end)
+    if cue is not Cue.TITLE and low in ON_LISTS and is_eponym(view, end):
+        return False
+    if surname or not is_ordinary(low) or low in _READING_PARTICLES:
+        return True
+    if first:
+        if cue is Cue.TITLE or (cue is Cue.SURE and (low in ALSO_NAMES or _name_follows(view, end))):
+            return True
+        return low in ALSO_NAMES and (bool(pieces) or _stands_out(view, written, end, cue))
+    if low in WORD_NAMES or low in EPONYMS:
+        return pieces[-1] not in SURNAMES or (len(pieces) == 1 and pieces[-1] in GIVEN)
+    if cue >= Cue.SURE and len(pieces[-1]) == 1:
+        return True
+    return cue >= Cue.FIELD and len(pieces) == 1 and pieces[-1] not in SURNAMES and written.istitle()
+
+
+def _stands_out(view: View, written: str, end: int, cue: Cue) -> bool:
+    """Whether an English word with a capital is a name, by what follows it: another name, or no other capital."""
+    if NEXT.match(view.text, end):
+        return _name_follows(view, end)
+    if cue is Cue.FIELD:
+        return bool(_CLOSES.match(view.text, end)) and not written.isupper()
+    return cue is Cue.LIKELY and not written.isupper()
+
+
+def _name_follows(view: View, place: int) -> bool:
+    piece = NEXT.match(view.text, place)
+    if piece is None:
+        return False
+    low = plain(piece[1])
+    return len(low) > 1 and (is_name(low) or not is_ordinary(low) or low in ALSO_NAMES)
+
+
+def _is_enough(written: str, pieces: list[str], cue: Cue) -> bool:
+    """Neither an abbreviation nor, where that is doubtful, a word on no list."""
+    if cue >= Cue.SURE:
+        return True
+    listed = any(map(is_name, pieces))
+    if _ABBREVIATION.search(written) and not listed:
+        return False
+    if written.isupper() and len(pieces) == 1:
+        return listed and cue >= Cue.FIELD and len(written) > 5
+    return listed or cue >= Cue.FIELD or (len(pieces) > 1 and not _READING_CAPITALS.search(written))
+
+
+def is_eponym(view: View, end: int) -> bool:
+    """Whether what ends here is no person, since a disease, a test or a device follows, or it is a paper's author."""
+    place = end
+    for _ in range(_MOST_WORDS):
+        following = _FOLLOWING.match(view.text, place)
+        if following is None:
+            break
+        if following[1].lower() in EPONYMOUS:
+            return True
+        if not following[1][0].isupper():
+            break
+        place = following.end()
+    return bool(_ET_AL.match(view.low, end))

@@ -1,0 +1,347 @@
+"""Names that no word vouches for, in a text that is one person's: by the lists, and by not being English or medical.
+
+Two capitalized words in a row that are neither ordinary nor shaped like a disease or a drug are somebody's name; so is
+one that the lists of names hold, or that stands beside a word for a person ("phlebotomist", "agent:") or a verb of
+people.
+
+A closer look at a note on one person: what the careful finders leave for want of a word that vouches for it.
+
+It is taken only where a number or a name was found already, so no paper or leaflet becomes one that holds identifiers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+
+from meditune.phi import name_words
+from meditune.phi.name_words import ALSO_NAMES, NEXT, TOKEN, is_eponym, plain, stem
+from meditune.phi.spans import Span, View
+
+_MEDICAL = re.compile(
+    r"(?:hyper|hypo|cardio|neuro|gastro|hepat|electro|echo|ultra|immuno|chemo|radio|osteo|arthro|angio|broncho|laparo|"
+    r"endo|retro|peri|trans|poly|micro|anti|inter|intra|thrombo|ha?emo|nephro|lympho|pneumo|cranio|thorac|psych|derma|"
+    r"ophthal|oto|sub|post|pre|non|bi(?=l)|staph|strep|pseudo|entero|cyto|spiro|tachy|brady|orth)\w+"
+    r"|\w+(?:itis|osis|oma|emia|uria|pathy|plasty|tomy|scopy|graphy|gram|logy|logist|algia|penia|plegia|cillin|mycin|"
+    r"floxacin|azole|olol|pril|sartan|statin|mab|nib|vir|pam|zine|caine|[dtp]ine|mine|lide|mide|zide|side|ride|ate|sone|"
+    r"lone|rone|done|oxin|arin|phen|ium|ous|[^v]ic|ical|onal|eal|ular|ive|tion|sion|ment|ness|ary|ory|ings?|ed|ly|"
+    r"ism|ity|ics|oid|opril|pine|prazole|ac|ase|coccus|ella|trophy|rhea|rrhoea|phagia|pnea|pnoea|cele|xia|sthesia|"
+    r"metry|meter|scope|scan|able|ible|less|ful|tis|sis|therapy|therapist|cath|lyte|lytes|cyte|cytes|gen|tor|pathic)"
+)
+"""How diseases, drugs, findings and procedures are written."""
+_PERSONS = re.compile(
+    r"(?<![a-z])(?:[a-z]{2,14}(?:ist|ian|tor|yer|ner|ker|der|mer|ger|ser|ver|wife|man|woman|mate|agent)|nurse|"
+    r"midwife|aunt(?:ie)?|uncle|examiner|employee|agent|sister|brother|carer|tenant|parent|foster|master|mister|"
+    r"lady|boss|clerk|aide|medic|tech|scribe|coach|judge|officer|sergeant|lieutenant|captain|colonel|bishop|imam|"
+    r"sister-in-law|brother-in-law|attorney|solicitor|registrar|warden|in-law|named|signed|by|per|"
+    r"yours(?: \w+)?)[ \t\n,:(]{1,4}$"
+)
+"""Words for a person, by their endings, right before a name."""
+_SENTENCE = re.compile(r"(?:\A|[.!?:\n]|[-*•#|\t])[ \t\"“(]*$")
+_DOSED = re.compile(r" ?\(?\d|['’]s? (?:sign|test|disease|syndrome)|-\w|\d")
+_ACTING = re.compile(
+    r"(?:['’]s)?,? (?:(?:is|was|has|had|will|did|can|could|would|who|and I|kindly|also|then)(?!\w)|"
+    r"[a-z]{3,}(?:ed|es|ts|ks|ns|ys)(?!\w))"
+)
+_WRITTEN = re.compile(r"^(?:Ma?c|D[eiu]|L[ae]|Van|Fitz|[ODL]['’])(?=[A-Z])")
+"""What a name may have a second capital after."""
+_ENDS = re.compile(r"[ \t]*(?:[,;.(\n]|$)|[ \t]{2,}")
+_MONTHS = frozenset({"april", "may", "june"})
+_SAYING = re.compile(
+    r",? (?:says|said|states|stated|reports|reported|denies|denied|thinks|wants|feels|asked|asks|told|lives|lived|"
+    r"called|calls|rang|phoned|agrees|agreed|declined|understands|visits|slept|walked|ate|sees|works)(?![a-z])"
+)
+"""What people do, and drugs and tests don't."""
+_INITIALED = re.compile(r"(?<![^\W_])(?:[A-Z]\.[ ]?|[A-Z] ){1,3}$")
+_INITIAL_AFTER = re.compile(r", ?[A-Z]\.(?:[ ]?[A-Z]\.)?(?![A-Za-z])")
+_HEADS_TEXT = (
+    "st saint mt mount north south east west new old fort port lake upper lower grand great hospital clinic street "
+    "road avenue lane drive center centre house home ward unit medical health memorial general university college "
+    "county city town school department service services"
+)
+_HEADS = frozenset(_HEADS_TEXT.split())
+"""Words of places and of institutions."""
+
+
+def find(view: View) -> Iterator[Span]:
+    """Names."""
+    done = 0
+    for token in TOKEN.finditer(view.text):
+        if token.start() < done:
+            continue
+        found = _pair(view, token) or _single(view, token)
+        if found:
+            yield found
+            done = found.end
+
+
+@lru_cache(1 << 14)
+def is_strange(word: str) -> bool:
+    """Whether a word, as written, is neither English nor medical nor a place's, nor on a list."""
+    low = plain(word)
+    return (
+        len(low) > 2
+        and not name_words.is_ordinary(low)
+        and low not in name_words.EPONYMS
+        and low not in name_words.CITIES
+        and low not in name_words.GENERIC
+        and low not in _HEADS
+        and (word.isupper() or all(_WRITTEN.sub("", part).istitle() for part in stem(word).split("-")))
+        and not _MEDICAL.fullmatch(low)
+    )
+
+
+def is_part_of_place(word: str) -> bool:
+    """Whether a town's name may begin with the word: "Old", "Fort", or one that is strange."""
+    return is_strange(word) or plain(word) in _HEADS or plain(word) in name_words.WORD_NAMES
+
+
+def is_perhaps_place(word: str) -> bool:
+    """Whether an English word may be a town's name: no specialty, ward, drug or eponym."""
+    low = plain(word)
+    return not (
+        name_words.is_other(low)
+        or low in name_words.GENERIC
+        or low in name_words.EPONYMS
+        or low in name_words.EPONYMOUS
+        or low in _HEADS
+        or _MEDICAL.fullmatch(low)
+    )
+
+
+def _pair(view: View, token: re.Match[str]) -> Span | None:
+    """Given name and surname, whichever of them is known."""
+    low, end = plain(token[0]), token.end()
+    first_known = low in name_words.GIVEN or low in name_words.WORD_NAMES
+    if (name_words.is_other(low) and low not in _MONTHS) or (not first_known and _PERSONS.fullmatch(f"{low} ")):
+        return None
+    unknown = not first_known and not name_words.is_name(low) and not is_strange(token[0])
+    if unknown and not _is_enclosed(view, token):
+        return None
+    last = None
+    for _ in range(3):
+        piece = NEXT.match(view.text, end)
+        if piece is None or "\n" in piece[0]:
+            break
+        word = plain(piece[1])
+        if len(word) > 1 and "." not in word:
+            known = name_words.is_name(word) or (word in ALSO_NAMES and (first_known or is_strange(token[0])))
+            closed = _ENDS.match(view.text, piece.end()) or _ACTING.match(view.text, piece.end())
+            english = last is None and not name_words.is_other(word) and closed
+            surname = english and piece[1].istitle() and word not in _HEADS and not _MEDICAL.fullmatch(word)
+            if not known and not is_strange(piece[1]) and not surname:
+                break
+            last = piece
+        end = piece.start(1) + len(stem(piece[1]))
+    if last is None:
+        return None
+    stop = last.start(1) + len(stem(last[1]))
+    if (
+        is_eponym(view, stop)
+        or (plain(last[1]) in _HEADS and plain(last[1]) not in name_words.WORD_NAMES)
+        or _is_called(view, stop)
+    ):
+        return None
+    capitals = token[0].isupper() or last[1].isupper()
+    if capitals and not (name_words.is_name(low) or name_words.is_name(plain(last[1]))):
+        return None
+    return Span(token.start(), stop, "name")
+
+
+def _is_enclosed(view: View, token: re.Match[str]) -> bool:
+    """Whether an English word and a listed surname stand between punctuation or small words: "by Woody Hughes, NP"."""
+    following = NEXT.match(view.text, token.end())
+    if following is None or not token[0].istitle() or plain(token[0]) in _HEADS:
+        return False
+    return name_words.is_name(plain(following[1])) and bool(_ENDS.match(view.text, following.end()))
+
+
+def _is_called(view: View, end: int) -> bool:
+    """Whether a street, a hospital or the like follows, whose name this is."""
+    following = NEXT.match(view.text, end)
+    return bool(following and "\n" not in following[0] and plain(following[1]) in _HEADS)
+
+
+def _single(view: View, token: re.Match[str]) -> Span | None:
+    low, text = plain(token[0]), view.text
+    end = token.start() + len(stem(token[0]))
+    if _DOSED.match(text, end) or token[0].isupper() or is_eponym(view, end) or _is_called(view, end):
+        return None
+    if name_words.is_other(low) or low in name_words.EPONYMS or low in name_words.CITIES:
+        return None
+    beside = bool(_PERSONS.search(view.before(token.start(), 24)))
+    initials = _INITIALED.search(text, max(0, token.start() - 9), token.start())
+    if initials and "." in initials[0] and (name_words.is_name(low) or is_strange(token[0])):
+        return Span(initials.start(), end, "name")
+    if (initial := _INITIAL_AFTER.match(text, end)) and (name_words.is_name(low) or is_strange(token[0])):
+        return Span(token.start(), initial.end(), "name")
+    inside = not _SENTENCE.search(text, max(0, token.start() - 6), token.start())
+    if low in name_words.GIVEN or (name_words.is_name(low) and (inside or beside or _ACTING.match(text, token.end()))):
+        return Span(token.start(), end, "name")
+    if is_strange(token[0]) and (beside or _SAYING.match(text, end) or (_ACTING.match(text, end) and inside)):
+        return Span(token.start(), end, "name")
+    if low in name_words.WORD_NAMES and beside and inside:
+        return Span(token.start(), end, "name")
+    return None
+
+
+_NUMBERED = re.compile(r"(?:#|\bn(?:o|r|um)\.?|\bnumber|\bref(?:erence)?|\bids?|№)[ \t.:#]{0,4}$", re.IGNORECASE)
+_GROUPS = re.compile(r"[A-Za-z0-9]+(?:[-/.][A-Za-z0-9]+){0,4}(?: \d{3,4}){0,3}")
+_COUNTED = re.compile(
+    r" ?(?:%|/|mg|mcg|g\b|ml|l\b|units?|iu|u\b|k\b|cells|copies|mm|cm|kg|cfu|steps|meq|dollars|patients|people|"
+    r"colon|bpm|ng|pg|iu)"
+)
+_YEARS = re.compile(r"(?:19|20)\d\d(?:[-/](?:19|20)?\d\d)?")
+_FREE = re.compile(r"(?:1-)?8(?:00|88|77|66|55|44|33|22)[- ]")
+_PUBLIC = re.compile(
+    r"pmid|pmcid|doi|nct|isrctn|cpt|icd|grant|snomed|loinc|ndc|genbank|rs$|\$$|platelets?|count|copies|load"
+)
+_CLOSER_MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
+_ABBREVIATED = "Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sept?|Oct|Nov|Dec"
+_ANY_MONTH = rf"(?:{_CLOSER_MONTHS}|{_ABBREVIATED})"
+_NTH = r"\d{1,2}(?:st|nd|rd|th)?"
+_DATES = re.compile(
+    rf"(?<![\w/.-])(?:{_NTH}[ ./-]{{0,2}}(?:of )?{_ANY_MONTH}\b\.?"
+    r"(?:[ ,./-]{0,2}(?:(?:19|20)\d\d|['’]?\d\d(?![\d:])))?"
+    rf"|{_ANY_MONTH}\.?[ ./-]{{1,2}}(?:the )?{_NTH}(?!\d|:\d)(?:[ ,./-]{{1,2}}(?:19|20)?\d\d(?![\d:]))?"
+    rf"|(?:(?:19|20)\d\d[ ,./-]{{1,2}})?(?:{_CLOSER_MONTHS})(?![a-z]|['’ ][A-Z][a-z])(?:,? ['’]?\d\d(?!\d|:))?"
+    r"|(?:Jan|Feb|Apr|Aug|Sept?|Oct|Nov|Dec)\.?(?=[,;)\n]|\.?$|\. )"
+    r"|(?:19|20)\d\d[/-](?:0[1-9]|1[0-2])"
+    r"|(?:0?[1-9]|[12]\d|3[01])\.(?:0?[1-9]|1[0-2])\.(?:(?:19|20)\d\d|\d\d)\.?"
+    r"|(?:0?[1-9]|1[0-2])[-.](?:19|20)\d\d"
+    r"|(?i:(?:spring|summer|autumn|fall|winter) (?:of )?(?:19|20)\d\d))(?![\w/-])"
+)
+_DAY_OF = re.compile(
+    r"(?i:\b(?:mon|tues?|wed(?:nes)?|thu(?:rs?)?|fri|sat(?:ur)?|sun)(?:day)?)\.?,? (?:the )?"
+    r"(\d{1,2}(?:st|nd|rd|th|/\d{1,2}(?:/\d{2,4})?)|\d{1,2}(?=\s))(?![\w%])"
+)
+_ORDINAL = re.compile(
+    r"(?i:\b(?:on|by|since|until|til|till|from|for|before|after|the|to) (?:the )?)(\d{1,2}(?:st|nd|rd|th))"
+    r"(?=[,.;)\n]|$| (?:at|and|for|to|with|by|instead)\b)"
+)
+_SLASHED = re.compile(
+    r"(?<![\w/.-])(?:0?[1-9]|[12]\d|3[01])/(?:0?[1-9]|[12]\d|3[01])(?![\w/%-]|\.\d)"
+    r"(?=[ \t]*(?:[,;.)\n:]|$| (?:at|and|with|by|to|in|for|pm|am|@)))"
+)
+_SCORED = re.compile(
+    r"(?<![a-z])(?:[a-z-]*(?:score|scale|power|strength|pain|murmur|gcs|apgars?|mmse|moca|grade|reflex\w*|"
+    r"pulses?|of|is|was|balance|tinetti)|bp|\d)[ :=]{0,2}$"
+)
+_DENOMINATORS = frozenset({4, 5, 6, 10, 15, 28, 30})
+"""What scores are out of."""
+_PLACED = re.compile(
+    r"(?<![A-Za-z])(?:[Ii]n|[Ff]rom|[Nn]ear|[Aa]t|[Oo]utside|[Tt]o|[Oo]f|[Aa]round|[Tt]own|[Cc]ity) "
+    r"((?:[A-Z][a-z'’-]{2,20} ){0,2}[A-Z][a-z'’-]{2,20})(?![\w-])"
+)
+_AFTER_STREET = re.compile(r",[ \n]{1,2}((?:[A-Z][a-z'’.-]{1,20} ){0,2}[A-Z][a-z'’-]{2,20})(?=[,.;)\n]| [A-Z]{2}\b)")
+_ENDINGS = (
+    r"(?:Hospitals?|Infirmary|Clinics?|Hospice|Health(?:care)?|Rehab(?:ilitation)?|Surgery|Practice|Polyclinic|"
+    r"Nursing (?:Home|Facility)|Care Home|Medical (?:Cent(?:er|re)|Group|Practice|Associates|Pavilion|Campus)|"
+    r"(?:Health|Cancer|Surgical|Trauma|Imaging|Dialysis|Birth|Wellness|Heart|Day|Treatment|Memorial|Regional|"
+    r"Children['’]s) Cent(?:er|re)|Memorial|General|Regional|NHS(?: Foundation)? Trust|Lodge|Manor|Pharmacy|"
+    r"Laborator(?:y|ies)|Living|Senior Living|Villas?|Sanatorium|Pavilion|Institute|Urgent Care|Radiology|Imaging)"
+)
+_HOUSE = re.compile(
+    rf"(?<![A-Za-z])((?:(?:[A-Z][A-Za-z'’.-]{{1,20}}|of|the|and|&) ){{0,4}}?[A-Z][A-Za-z'’.-]{{1,20}}) "
+    rf"{_ENDINGS}(?![a-z]|[ -](?:[Nn]urse|exam))(?: of [A-Z][a-z]+)?"
+)
+_WHERE = frozenset({"in", "from", "near", "outside"})
+_SAINTS = frozenset({"st", "saint", "mt", "mount", "our"})
+_NAMED_AFTER = name_words.CITIES | name_words.WORD_NAMES
+_UNIT_OF = re.compile(r"\b([A-Z][a-z]{3,20}(?: [A-Z][a-z]{3,20})?|[A-Z]{3,5})(?:['’]s)? (?:ED|ER|ICU|OSH|A&E|ward)\b")
+
+
+def find_in_single_person_note(view: View, careful: list[Span]) -> Iterator[Span]:
+    """What else there is beside what the `careful` finders found."""
+    yield from find(view)
+    yield from _numbers(view)
+    yield from _dates(view)
+    yield from _towns(view, careful)
+    houses = [span for span in careful if span.kind == "hospital"]
+    for house in _HOUSE.finditer(view.text):
+        start = _telling(house)
+        if start is not None:
+            houses.append(Span(start, house.end(), "hospital"))
+    yield from houses
+    yield from _shortened(view, houses)
+
+
+def _numbers(view: View) -> Iterator[Span]:
+    """Long numbers, and shorter ones after "#" or "no.", that nothing says is a count, a dose or a public number."""
+    done = 0
+    for place, _ in view.digits:
+        start = view.word_start(place)
+        if place < done or (found := _GROUPS.match(view.text, start)) is None:
+            continue
+        done = max(found.end(), place + 1)
+        value, before = found[0], view.before(start, 24)
+        digits = sum(map(str.isdecimal, value))
+        before_sign = view.text[start - 1 : start]
+        if _COUNTED.match(view.low, found.end()) or _PUBLIC.search(before) or _PUBLIC.search(value.lower()):
+            continue
+        if _YEARS.fullmatch(value) or _FREE.match(value):
+            continue
+        if before_sign in {".", ",", "$", "/", "+"} or value[-3:] == "000":
+            continue
+        numbered = digits >= 4 and bool(_NUMBERED.search(before))
+        bare = digits >= 6 and not re.search(r"\.\d", value)
+        if numbered or bare or (digits >= 5 and digits < len(value) and value[0].isupper()):
+            yield Span(start, found.end(), "id")
+
+
+def _dates(view: View) -> Iterator[Span]:
+    for found in _DATES.finditer(view.text):
+        if found[0] not in {"May", "March"} or view.before(found.start(), 4).endswith((" in ", "nce ", " of ")):
+            yield Span(found.start(), found.end(), "date")
+    for pattern in (_DAY_OF, _ORDINAL):
+        for found in pattern.finditer(view.text):
+            yield Span(*found.span(1), "date")
+    for found in _SLASHED.finditer(view.text):
+        first, last = map(int, found[0].split("/"))
+        scored = _SCORED.search(view.before(found.start(), 16)) or (last in _DENOMINATORS and first <= last)
+        if not scored and min(first, last) <= 12:
+            yield Span(found.start(), found.end(), "date")
+
+
+def _towns(view: View, careful: list[Span]) -> Iterator[Span]:
+    for found in _PLACED.finditer(view.text):
+        town = found[1]
+        low = town.lower()
+        each = town.split()
+        strange = is_strange(each[-1]) and all(map(is_part_of_place, each[:-1]))
+        preposition = found[0].split()[0].lower()
+        named = preposition == "from" and len(each) == 1 and is_perhaps_place(town)
+        if low in name_words.CITIES or named or (strange and preposition in _WHERE):
+            yield Span(*found.span(1), "city")
+    for street in careful:
+        town = _AFTER_STREET.match(view.text, street.end) if street.kind == "address" else None
+        if town and town[1].lower() not in name_words.PLACES:
+            yield Span(*town.span(1), "city")
+
+
+def _telling(house: re.Match[str]) -> int | None:
+    """Where the name of a hospital begins; None where any might be called so."""
+    for word in re.finditer(r"\S+", house[1]):
+        low = word[0].lower().strip(".,")
+        if low in _SAINTS:
+            return house.start(1) + word.start()
+        ordinary = low in name_words.GENERIC or name_words.is_other(low) or name_words.is_ordinary(low)
+        if (not ordinary and is_strange(word[0])) or low in _NAMED_AFTER or name_words.is_name(low):
+            return house.start(1) + word.start()
+    return None
+
+
+def _shortened(view: View, houses: list[Span]) -> Iterator[Span]:
+    """Where a hospital found is written by its initials or by the first word of its name alone, or by its ward."""
+    initials = set()
+    for house in houses:
+        large = [word[0] for word in view.text[house.start : house.end].split() if word[0].isupper()]
+        if len(large) > 2:
+            initials.add("".join(large))
+    if initials:
+        for found in re.finditer(r"(?<![A-Za-z])(?:" + "|".join(sorted(initials)) + r")(?![A-Za-z])", view.text):
+            yield Span(found.start(), found.end(), "hospital")
+    for found in _UNIT_OF.finditer(view.text):
+        if all(is_strange(word) or word.lower() in name_words.CITIES for word in found[1].split()):
+            yield Span(*found.span(1), "hospital")

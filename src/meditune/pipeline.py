@@ -1,0 +1,393 @@
+"""The journey: which stage comes after which, and what is already done.
+
+    prepare -> measure the base (-> prune it) -> train -> measure the tuned -> compare and report
+
+Every stage leaves its result in the run's folder, whole or not at all, so the same command goes on where an earlier
+one stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from meditune import distributed, hosted_pipeline, run_passages
+from meditune.config.load_recipe import load_recipe
+from meditune.config.recipe import Recipe
+from meditune.data import leakage, retrieved_passages
+from meditune.data.example import Example
+from meditune.data.preference.pairs import Pair
+from meditune.data.preference.prepare_pairs import prepare_pairs, stored_pairs
+from meditune.data.prepare import Prepared, prepare, stood_in, stored
+from meditune.data.row_decisions import refuse_other
+from meditune.engines.exported_model import is_exported, weights_state
+from meditune.errors import DataError, MedituneError
+from meditune.files import read_json, write_json
+from meditune.hosted_pipeline import Approve, refuse
+from meditune.models.api_client import ApiModel, find
+from meditune.models.catalogue import PRUNED, PRUNING
+from meditune.prompts import load_format
+from meditune.run_folder import (
+    EVALUATION,
+    RECIPE,
+    STAGES,
+    announce,
+    claimed,
+    machine,
+    note_data,
+    refuse_unfinished,
+    shown_to,
+    stage,
+    versions,
+)
+
+
+def run(recipe: Recipe, folder: Path, command: str, approve: Approve = refuse) -> dict[str, Any]:
+    """Do, or finish, the whole journey in `folder`; returns report.json's content.
+
+    `approve` is asked before anything is sent to an API. Raises MedituneError where the folder holds another run.
+    """
+    with _ready_to_tune(recipe, folder) as (data, remote):
+        if remote:
+            hosted_pipeline.tune(remote, data, recipe, folder, approve)
+        else:
+            _tune_here(recipe, data, folder)
+        announce("compare and report")
+        return report(folder, command)
+
+
+@contextmanager
+def _ready_to_tune(recipe: Recipe, folder: Path) -> Iterator[tuple[Prepared, ApiModel | None]]:
+    """The prepared and checked data, and the base where it is behind an API; the folder is claimed inside the block."""
+    from meditune.train.training_plan import check
+
+    remote = find(recipe.model.base, recipe.model.api)
+    _refuse_several(recipe, remote)
+    with distributed.only_first(claimed(recipe, folder, recipe.model.reference, to_tune=True)):
+        data = None
+        if distributed.is_first():
+            with stage(folder, "prepare"):
+                data = prepared(recipe, folder)
+            check(data.splits, recipe)
+        distributed.wait()
+        distributed.check_shared(folder / RECIPE)
+        yield data or stored(folder / "data"), remote
+
+
+def _refuse_several(recipe: Recipe, remote: ApiModel | None) -> None:
+    """Raise MedituneError where several processes can't share this training."""
+    if distributed.world() == 1:
+        return
+    if remote:
+        raise MedituneError(
+            f"{recipe.model.base} is trained behind an API, which takes one process. Leave torchrun out."
+        )
+    if recipe.train.objective != "sft":
+        raise MedituneError(f"train.objective {recipe.train.objective} takes one process. Leave torchrun out.")
+    if recipe.model.prune.method != "none":
+        raise MedituneError(
+            "model.prune takes one process. Prune with `meditune prune` first, and name the result as model.base."
+        )
+
+
+def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
+    from meditune.evaluate.decision_calibration import dev_measure
+    from meditune.evaluate.evaluator import Measuring
+    from meditune.train.finetune import fine_tune
+    from meditune.train.training_plan import starting_point
+
+    examples = data.splits.measured(recipe.evaluate.split)
+    found = run_passages.shown(recipe, examples, folder)
+    measuring = Measuring(recipe, examples, folder / "predictions", _held_out(recipe, folder), data.splits.dev, found)
+    trained = (folder / "model" / "training.json").is_file()
+    loaded: Any = None
+    if not (trained and measuring.is_done("base")):
+        loaded = _load(recipe, starting_point(recipe, folder))
+        with stage(folder, "measure base"):
+            measuring.measure(loaded, "base")
+    if not trained:
+        if recipe.model.prune.method != "none":
+            loaded = None  # gives its memory to the copy that is pruned
+        loaded = _pruned(recipe, data, folder) or loaded
+        with stage(folder, "train"):
+            fine_tune(loaded, data.splits, recipe, folder, dev_measure(loaded, data.splits.dev, recipe))
+    if not measuring.is_done("tuned"):
+        if loaded is None or trained:
+            loaded = _load(recipe, str(folder / "model"))
+        with stage(folder, "measure tuned"):
+            measuring.measure(loaded, "tuned")
+
+
+def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
+    """Prepare the data and train, without measuring anything; a finished model is left as it is.
+
+    Of several processes (ranks.py) the first prepares, while the others wait; all train.
+    """
+    with _ready_to_tune(recipe, folder) as (data, remote):
+        if remote:
+            hosted_pipeline.tune(remote, data, recipe, folder, approve, measured=False)
+        elif not distributed.told((folder / "model" / "training.json").is_file()):
+            from meditune.evaluate.decision_calibration import dev_measure
+            from meditune.train.finetune import fine_tune
+            from meditune.train.training_plan import starting_point
+
+            with distributed.only_first(stage(folder, "train")):
+                start = starting_point(recipe, folder)
+                with distributed.one_on_each_machine_first():
+                    # Where the weights go is known when their size is.
+                    several = distributed.world() > 1 and recipe.model.quantize == "none"
+                    loaded = _pruned(recipe, data, folder) or _load(recipe, start, on="cpu" if several else None)
+                fine_tune(loaded, data.splits, recipe, folder, dev_measure(loaded, data.splits.dev, recipe))
+
+
+def _pruned(recipe: Recipe, data: Prepared, folder: Path) -> Any:
+    """The pruned base, loaded; None where the recipe prunes nothing."""
+    if recipe.model.prune.method == "none":
+        return None
+    from meditune.export.pruned import prune
+    from meditune.train.training_plan import starting_point
+
+    with stage(folder, "prune"):
+        for remark in prune(starting_point(recipe, folder), recipe, folder / PRUNED, data)["remarks"]:
+            print(remark, file=sys.stderr)
+    return _load(recipe, str(folder / PRUNED))
+
+
+def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse) -> dict[str, Any]:
+    """Measure any model on the recipe's test items; returns evaluation.json's content.
+
+    A model that carries its own prompt format is shown that one.
+    """
+    from meditune.evaluate.answer_grading import grade
+    from meditune.evaluate.evaluator import remarks, unmeasured
+    from meditune.evaluate.metrics import summarise, summarise_references
+    from meditune.evaluate.predictions import read, write_pubmedqa
+    from meditune.evaluate.subgroups import subgroups
+
+    with claimed(recipe, folder, model):
+        weights = weights_state(model)
+        state = {"model": model} | ({"weights": weights} if weights else {})
+        if (folder / "predictions").exists() and (folder / EVALUATION).is_file():
+            _refuse_other_model(read_json(folder / EVALUATION), model, weights, folder)
+        write_json(folder / EVALUATION, state)
+        with stage(folder, "prepare"):
+            data = prepared(recipe, folder, model)
+        remote = find(model, recipe.model.api)
+        if remote:
+            hosted_pipeline.measure(remote, data, recipe, folder, approve)
+        elif is_exported(model):
+            _measure_engine(model, recipe, data, folder)
+        else:
+            _measure_here(model, recipe, data, folder)
+        measured = data.splits.measured(recipe.evaluate.split)
+        found = run_passages.shown(recipe, measured, folder)
+        grade(folder / "predictions", "model", measured, recipe.evaluate, found)
+        if _is_official(data, recipe):
+            write_pubmedqa(folder / "predictions", "model", measured)
+        predictions = read(folder / "predictions", "model")
+        test_set = data.splits.measured_name(recipe.evaluate.split)
+        result = state | {
+            "data": {"test_set": test_set, "sha256": data.sha256},
+            "figures": summarise(predictions),
+            "references": summarise_references(predictions),
+            "remarks": [*unmeasured(measured), *remarks(predictions, "model", measured, recipe)],
+            "subgroups": subgroups(measured, None, predictions, recipe.seed),
+            "leakage": read_json(folder / leakage.LEAKAGE_FILE_NAME),
+            **_conditions({"model": predictions}, recipe, measured, folder),
+        }
+        write_json(folder / EVALUATION, result)
+        return result
+
+
+def _measure_here(model: str, recipe: Recipe, data: Prepared, folder: Path) -> None:
+    from meditune.evaluate.evaluator import Measuring
+    from meditune.models.forward import virtual_tokens
+    from meditune.models.load import load, refuse_unreadable
+
+    examples = data.splits.measured(recipe.evaluate.split)
+    found = run_passages.shown(recipe, examples, folder)
+    measuring = Measuring(recipe, examples, folder / "predictions", _held_out(recipe, folder), data.splits.dev, found)
+    if not measuring.is_done("model"):
+        loaded = load(model, recipe.model)
+        measuring.form = loaded.form or recipe.prompt
+        if not measuring.as_harness:
+            refuse_unreadable(model, loaded.model.config, measuring.form, recipe, virtual_tokens(loaded.model))
+        with stage(folder, "measure"):
+            measuring.measure(loaded, "model")
+
+
+def _measure_engine(model: str, recipe: Recipe, data: Prepared, folder: Path) -> None:
+    """As the model is served: by the engine that its folder is for."""
+    from meditune.engines.open_engine import open_engine
+    from meditune.evaluate.evaluator_backends import EngineMeasuring
+
+    measured = data.splits.measured(recipe.evaluate.split)
+    measuring = EngineMeasuring(recipe, measured, folder / "predictions", data.splits.dev)
+    if not measuring.is_done("model"):
+        with closing(open_engine(model)) as engine, stage(folder, "measure"):
+            measuring.measure(engine, load_format(Path(model).expanduser()) or recipe.prompt, "model")
+
+
+def report(folder: Path, command: str | None = None) -> dict[str, Any]:
+    """Compute report.json from the stored predictions, refresh the model card, and draw report.html.
+
+    Raises DataError where the folder holds no finished run.
+    """
+    from meditune.evaluate.answer_grading import grade
+    from meditune.evaluate.predictions import read, write_pubmedqa
+    from meditune.evaluate.report.page import render
+    from meditune.evaluate.summary import summary
+    from meditune.review.results import of_run
+    from meditune.train import model_card
+
+    refuse_unfinished(folder)
+    recipe = load_recipe(str(folder / RECIPE)).recipe
+    training = read_json(folder / "model" / "training.json")
+    data = stored(folder / "data")
+    measured = data.splits.measured(recipe.evaluate.split)
+    found = run_passages.shown(recipe, measured, folder)
+    for name in ("base", "tuned"):
+        grade(folder / "predictions", name, measured, recipe.evaluate, found)
+        if _is_official(data, recipe):
+            write_pubmedqa(folder / "predictions", name, measured)
+    result = summary(recipe, data, training, folder / "predictions")
+    both = {name: read(folder / "predictions", name) for name in ("base", "tuned")}
+    result |= _conditions(both, recipe, measured, folder)
+    # What an earlier version measured without a check is marked, because it can't be undone.
+    path = folder / leakage.LEAKAGE_FILE_NAME
+    result["leakage"] = read_json(path) if path.is_file() else _leakage(recipe, data, recipe.model.reference)
+    earlier = _earlier_command(folder / "report.json")
+    result["stages"] = read_json(folder / STAGES) if (folder / STAGES).is_file() else {}
+    if (folder / PRUNED / PRUNING).is_file():
+        result["pruning"] = read_json(folder / PRUNED / PRUNING)
+    reviewed = of_run(folder)
+    if reviewed:
+        result["review"] = reviewed
+    result["versions"] = versions(recipe)
+    result["machine"] = machine()
+    result["command"] = command or earlier or f"meditune report {folder}"
+    write_json(folder / "report.json", result)
+    described = model_card.hosted_model_card if find(str(folder / "model"), recipe.model.api) else model_card.model_card
+    (folder / "model" / "README.md").write_text(described(recipe, training, result), encoding="utf-8")
+    render(folder)
+    return result
+
+
+def prepare_only(recipe: Recipe, folder: Path) -> Prepared:
+    """Prepare the data in the run's folder, or read what was prepared before."""
+    with claimed(recipe, folder):
+        return prepared(recipe, folder)
+
+
+def prepared(recipe: Recipe, folder: Path, model: str | None = None) -> Prepared:
+    """The run's data, prepared now or before; with them, where the recipe learns from pairs of answers, those pairs.
+
+    Raises DataError where test items leaked: into the training data, into their own prompts, or into what `model` (the
+    recipe's base, unless another is measured) was trained on; and ModelError where the model that is to judge
+    faithfulness isn't to be had: after training it would be late to hear of it.
+    """
+    data = _data(recipe, folder)
+    name = model or recipe.model.reference
+    checked = _leakage(recipe, data, name)
+    remote = find(name, recipe.model.api)
+    facts = run_passages.find_for_evaluation(recipe, data.splits, folder, remote.title if remote else "")
+    if facts:
+        checked = checked | {"index": facts["index"], "found": checked["found"] | facts["leaks"]}
+    leakage.refuse(checked, recipe.evaluate.allow_leakage, folder)
+    write_json(folder / leakage.LEAKAGE_FILE_NAME, checked)
+    if recipe.evaluate.faithfulness_model != "none":
+        from meditune.models.nli import check
+
+        check(recipe.evaluate.faithfulness_model)
+    if model is None:
+        run_passages.find_for_training(recipe, data.splits, folder, remote.title if remote else "")
+    if recipe.train.objective != "sft":
+        prepare_pairs(recipe, data.splits, data.sha256, folder)
+    return data
+
+
+def _data(recipe: Recipe, folder: Path) -> Prepared:
+    if (folder / "data" / "quality.json").is_file():
+        data = stored(folder / "data")
+        refuse_other(recipe.data.decisions, data.quality, folder)
+        if not stood_in(recipe.data, data):
+            return data
+        if (folder / "predictions").exists() or (folder / "model").exists():
+            print(
+                f"{folder} was prepared with the SYNTHETIC sample, because the real data weren't there. They are now: "
+                "to use them, choose another --output.",
+                file=sys.stderr,
+            )
+            return data
+        print("The real data can be had now and take the sample's place.", file=sys.stderr)
+    data = prepare(recipe, folder / "data")
+    note_data(recipe, folder, data.sha256)
+    return data
+
+
+def _conditions(models: dict[str, Any], recipe: Recipe, measured: list[Example], folder: Path) -> dict[str, Any]:
+    """`conditions` and `retrieval` of report.json and evaluation.json, as far as they were measured."""
+    from meditune.evaluate.predictions import groups_of
+    from meditune.evaluate.summary import conditions, retrieval
+
+    items = {example.id: example for example in measured}
+    found = conditions(models, recipe.evaluate.resamples, recipe.seed, groups_of(items))
+    path = folder / retrieved_passages.FACTS
+    searched = {"retrieval": retrieval(read_json(path))} if path.is_file() else {}
+    return ({"conditions": found} if found else {}) | searched
+
+
+def _leakage(recipe: Recipe, data: Prepared, model: str) -> dict[str, Any]:
+    """What leakage.json holds: what was looked at, and what was found."""
+    split, checked = recipe.evaluate.split, data.quality.get("leakage", {})
+    if checked.get("split") != split:
+        checked = leakage.check(data.splits, split, model)
+    checked["model"]["name"] = model
+    return leakage.with_known(checked, *shown_to(model), data.splits.measured(split))
+
+
+def _is_official(data: Prepared, recipe: Recipe) -> bool:
+    """Whether PubMedQA's official test is measured."""
+    return recipe.evaluate.split == "test" and "pubmedqa-official" in data.splits.test_set
+
+
+def _held_out(recipe: Recipe, folder: Path) -> list[Pair]:
+    """The pairs that the run measures on; none where it doesn't learn from pairs."""
+    return stored_pairs(folder).held_out if recipe.train.objective != "sft" else []
+
+
+def _load(recipe: Recipe, name: str, on: str | None = None) -> Any:
+    """The model, loaded to be tuned, or when it is. Raises RecipeError where it doesn't read so long rows."""
+    from meditune.models.load import load, refuse_unreadable
+
+    loaded = load(name, recipe.model, on)
+    refuse_unreadable(name, loaded.model.config, recipe.prompt, recipe)
+    return loaded
+
+
+def _refuse_other_model(earlier: dict[str, Any], model: str, weights: dict[str, str], folder: Path) -> None:
+    """Raise MedituneError where the predictions in `folder` aren't of this model, or of what it was before."""
+    if not _same_model(earlier["model"], model):
+        raise MedituneError(f"{folder} holds an evaluation of another model. Choose another --output.")
+    # An earlier version kept no weights.
+    if earlier.get("weights", weights) != weights:
+        raise MedituneError(
+            f"{folder} holds predictions of other weights than {model} has now. Choose another --output, or delete "
+            f"{folder / 'predictions'} to measure it anew."
+        )
+
+
+def _same_model(first: str, second: str) -> bool:
+    return first == second or (Path(first).is_dir() and Path(first).resolve() == Path(second).resolve())
+
+
+def _earlier_command(path: Path) -> str | None:
+    """The command that the report names; None where there is none, or its file is damaged and about to be replaced."""
+    try:
+        command = read_json(path)["command"] if path.is_file() else None
+    except (DataError, KeyError, TypeError):
+        return None
+    return command if isinstance(command, str) else None

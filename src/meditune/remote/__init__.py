@@ -1,1 +1,0 @@
-"""A run's stages where the model is behind an API."""

@@ -1,0 +1,250 @@
+"""Building an index and bringing it up to date: readers see the old one until the new one is whole and checked.
+
+Passages are embedded and added in batches, so that a stopped build or update goes on where it was. An index is what
+its manifest (`index.json`) says: a table and one of its versions. Writing the manifest, which happens at once, is the
+switch; whatever a stopped process left in tables that no manifest names is continued or undone by the next one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from meditune.errors import DataError
+from meditune.progress import Progress
+from meditune.retrieve import collections as library
+from meditune.retrieve import index, storage
+from meditune.retrieve.collections import Collection, Reading
+from meditune.retrieve.documents.document import Document, IndexedPassage
+from meditune.retrieve.index import Manifest
+from meditune.retrieve.storage import MANIFEST, Place
+from meditune.retrieve.vector_search import Embedder
+
+BATCH = 512
+"""Passages that are embedded and kept at once: what a killed build loses at most"""
+APPROXIMATE_FROM = 50_000
+"""Passages from which vectors get an index that finds nearly all of the nearest; fewer are all compared"""
+KEEP_VERSIONS = timedelta(days=1)
+"""How long a reader may go on with the version it opened"""
+UPDATING = "updating.json"
+
+
+@dataclass
+class Changes:
+    """What building or updating did."""
+
+    added: int = 0
+    changed: int = 0
+    removed: int = 0
+    kept: int = 0
+    left_out: dict[str, dict[str, int]] = field(default_factory=dict)
+    where: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    """Of what was left out, the first places, by source and reason"""
+    resumed: bool = False
+    """Whether it went on with what a stopped process left"""
+
+
+def build(
+    place: Place, collections: Sequence[Collection], embedder: Embedder, replace: bool = False
+) -> tuple[Manifest, Changes]:
+    """A new index of the collections, in place of the old one if `replace`.
+
+    Raises DataError where there is an index already, nothing to index, or another process that writes.
+    """
+    _check(collections)
+    with place.writing():
+        if not replace and place.read(MANIFEST) is not None:
+            raise DataError(
+                f"{place.name} holds an index already. Bring it up to date with `meditune index update {place.name}`, "
+                "build it anew with --replace (searches go on meanwhile), or choose another folder."
+            )
+        database = storage.connect(place)
+        old, name = index.tables_of(place, list(database.list_tables().tables))
+        table = _open_for_building(database, name, embedder)
+        reading = Reading(collections)
+        changes = _fill(table, reading, embedder, everything=True)
+        made = _finish(place, table, name, collections, collections, embedder, changes, None, old)
+        for other in database.list_tables().tables:
+            if other.startswith(index.TABLE) and other not in {name, old}:
+                database.drop_table(other)
+    return made, changes
+
+
+def update(
+    place: Place, collections: Sequence[Collection], embedder: Embedder, remove: Sequence[str] = (), since: int = 0
+) -> tuple[Manifest, Changes]:
+    """The index with the collections as they are now: changed and new passages are embedded, vanished ones go.
+
+    Collections that aren't named stay as they are; without any, all that the index was built from are read again. Those
+    in `remove` are taken out; of libraries only what changed after `since` is read. What a library of the index has
+    taken back, retracted articles say, comes in from nowhere else. Raises DataError where there is no index, ModelError
+    where it was made with another embedding model.
+    """
+    with place.writing():
+        before = index.read(place)
+        before.check_embedder(embedder.identity, place)
+        unknown = [name for name in remove if name not in before.sources]
+        if unknown:
+            raise DataError(
+                f"{place.name} has nothing of {unknown[0]!r} to remove. It holds {', '.join(before.sources)}."
+            )
+        known = [Collection(**each) for each in before.collections]
+        chosen = list(collections) or [each for each in known if each.source not in remove]
+        _check(chosen, may_be_empty=bool(remove))
+        with storage.readable(place):
+            table = storage.connect(place).open_table(before.table)
+            resumed = _settle(place, table, before, chosen, remove)
+        libraries = [each for each in known if each.kind == library.KIND and each not in chosen]
+        reading = Reading(chosen, since=since, asked=[each for each in libraries if each.source not in remove])
+        changes = _fill(table, reading, embedder, everything=False, remove=remove)
+        changes.resumed = resumed
+        kept = [each for each in known if each.source not in remove]
+        new = [each for each in chosen if each not in kept]
+        replaced = {each.source for each in new if not each.adds_only}
+        together = [each for each in kept if each.source not in replaced] + new
+        made = _finish(place, table, before.table, chosen, together, embedder, changes, before)
+    return made, changes
+
+
+def _check(collections: Sequence[Collection], may_be_empty: bool = False) -> None:
+    if not collections and not may_be_empty:
+        raise DataError("Nothing to index is named. Give --source, --documents or --pubmed.")
+    twice = [name for name, count in Counter(c.source for c in collections if not c.adds_only).items() if count > 1]
+    if twice:
+        raise DataError(f"Two collections are called {twice[0]!r}. Name each: --documents NAME=FOLDER.")
+
+
+def _open_for_building(database: Any, name: str, embedder: Embedder) -> Any:
+    """The table that a stopped build began with the same embedding model, else a new one."""
+    schema = storage.schema(embedder.identity.dimension).with_metadata({"embedding": embedder.identity.space})
+    if name in database.list_tables().tables:
+        begun = database.open_table(name)
+        if begun.schema.equals(schema, check_metadata=True):
+            return begun
+        database.drop_table(name)
+    return database.create_table(name, schema=schema)
+
+
+def _settle(place: Place, table: Any, before: Manifest, chosen: Sequence[Collection], remove: Sequence[str]) -> bool:
+    """Whether the table holds part of this very update; part of another one, which was stopped, is undone."""
+    task = {"version": before.version, "collections": [each.as_dict() for each in chosen], "remove": list(remove)}
+    begun = bool(table.version != before.version)
+    if begun and place.read(UPDATING) != task:
+        table.restore(before.version)
+        begun = False
+    place.write(UPDATING, task)
+    return begun
+
+
+def _fill(table: Any, reading: Reading, embedder: Embedder, everything: bool, remove: Sequence[str] = ()) -> Changes:
+    """Make the table hold what is read, for the collections that are read; `everything`: and nothing else."""
+    changes = Changes(resumed=table.count_rows() > 0)
+    known = _known(table)
+    lengths: dict[str, int] = {}
+    with Progress("Indexing", None, "passages") as progress:
+        for batch, dropped, again in _batches(reading.documents(), lengths):
+            fresh = [each for each in batch if known.get(each.id) != bytes.fromhex(each.digest)]
+            old = [each.id for each in fresh if each.id in known or each.id in again]
+            # Vectors first: the shorter the time between deleting and adding, the less a killed process loses.
+            vectors = embedder.embed([each.searched for each in fresh]) if fresh else None
+            storage.delete(table, [*dropped, *old])
+            if vectors is not None:
+                table.add(storage.rows(fresh, vectors))
+            for name in (*dropped, *(each.id for each in batch)):
+                known.pop(name, None)
+            changes.added += len(fresh) - len(old)
+            changes.changed += len(old)
+            changes.kept += len(batch) - len(fresh)
+            changes.removed += len(dropped)
+            progress.advance(len(batch))
+    whole = {each.source for each in reading.collections if not each.adds_only} | set(remove)
+
+    def vanished(passage: str) -> bool:
+        document = passage.rpartition("#")[0]
+        source = document.partition(":")[0]
+        return everything or source in whole or document in lengths or document in reading.withdrawn
+
+    gone = [name for name in known if vanished(name)]
+    withdrawn = [f"{name}#{number}" for name in reading.withdrawn for number in range(lengths.get(name, 0))]
+    storage.delete(table, gone + withdrawn)
+    changes.removed += len(gone) + len(withdrawn)
+    changes.left_out, changes.where = reading.rejects.counts(), reading.rejects.places()
+    return changes
+
+
+def _known(table: Any) -> dict[str, bytes]:
+    """Id and digest of every passage in the table."""
+    known: dict[str, bytes] = {}
+    for batch in storage.scan(table, ["id", storage.DIGEST]):
+        for name, digest in zip(batch["id"].to_pylist(), batch[storage.DIGEST].to_pylist(), strict=True):
+            known[name] = bytes.fromhex(digest)
+    return known
+
+
+def _batches(
+    documents: Iterable[Document], lengths: dict[str, int]
+) -> Iterator[tuple[list[IndexedPassage], list[str], set[str]]]:
+    """Passages in batches, no id twice in one; ids that a document has no more, and has again, when it comes again.
+
+    The last one of a name counts. `lengths` is filled with each document's number of passages.
+    """
+    batch: dict[str, IndexedPassage] = {}
+    dropped: list[str] = []
+    again: set[str] = set()
+    said: dict[str, int] = {}
+    for document in documents:
+        passages = list(document.passages())
+        content = hash(tuple(each.digest for each in passages))
+        before = lengths.get(document.id, 0)
+        if before and said[document.id] == content:
+            continue
+        lengths[document.id], said[document.id] = len(passages), content
+        for number in range(before):
+            name = f"{document.id}#{number}"
+            batch.pop(name, None)
+            (again.add if number < len(passages) else dropped.append)(name)
+        for each in passages:
+            batch[each.id] = each
+            if len(batch) == BATCH:
+                yield list(batch.values()), dropped, again
+                batch, dropped, again = {}, [], set()
+    if batch or dropped:
+        yield list(batch.values()), dropped, again
+
+
+def _finish(
+    place: Place,
+    table: Any,
+    name: str,
+    read: Sequence[Collection],
+    together: Sequence[Collection],
+    embedder: Embedder,
+    changes: Changes,
+    before: Manifest | None,
+    old: str | None = None,
+) -> Manifest:
+    """Index the table's columns, check them, learn from its titles, and switch to it.
+
+    Raises DataError where there is nothing to index.
+    """
+    if table.count_rows() == 0:
+        raise DataError(
+            f"{place.name}: no passage was found, so there is nothing to index. "
+            + "; ".join(f"{source}: {n} {why}" for source, some in changes.left_out.items() for why, n in some.items())
+        )
+    with storage.readable(place):
+        storage.make_searchable(table, approximate=table.count_rows() >= APPROXIMATE_FROM, keep=KEEP_VERSIONS)
+        made = index.describe(table, name, together, embedder.identity, before)
+        storage.verify(table, made.passages)
+    made = dataclasses.replace(
+        made,
+        knowledge=index.learn(place, table, read, together, embedder, before),
+        words=index.learn_words(place, table),
+    )
+    made.write(place)
+    index.tidy(place, made, before.table if before else old)
+    return made

@@ -1,0 +1,438 @@
+"""PubMed abstracts: articles in the XML of MEDLINE and efetch, and the contexts of PubMedQA.
+
+Abstracts are under their publishers' copyright where these claim it; NLM's terms let them be indexed and shown with
+their source (https://www.nlm.nih.gov/databases/download/terms_and_conditions.html).
+
+One article as PubMed tells of it: text, kind, version, and the notices that correct or retract it.
+
+The elements: https://www.nlm.nih.gov/bsd/licensee/elements_descriptions.html. What links an article with its notices:
+https://www.nlm.nih.gov/bsd/policy/errata.html. Versions of a citation share its PubMed id, and the newest one counts:
+https://www.nlm.nih.gov/pubs/techbull/jf12/jf12_pm_versioning.html.
+
+Files of PubMed's XML cut into their records, so that a malformed one harms no other.
+
+A parser stops for good at the first thing that isn't well-formed; here each record is found by its tags and parsed by
+itself. So an entity that a file declares means nothing, either, and can't grow.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import xml.etree.ElementTree as ET
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from meditune.data.readers import pubmedqa
+from meditune.data.readers.tables import Rejects
+from meditune.errors import DataError
+from meditune.progress import Progress
+from meditune.retrieve.documents.document import Document, Section
+
+SOURCE = "pubmed"
+LICENCE = "PubMed abstract; its publisher's copyright may apply"
+RETRACTED_IN = ("RetractionIn", "RetractedandRepublishedIn")
+"""Kinds of notices (RefType) by which an article is withdrawn by its journal"""
+REPLACED_IN = ("CorrectedandRepublishedIn",)
+"""... and by which a corrected one stands in its place"""
+CONCERN_IN = "ExpressionOfConcernIn"
+UPDATED_IN = "UpdateIn"
+NOTICE_OF = {
+    "RetractionOf": "RetractionIn",
+    "RetractedandRepublishedFrom": "RetractedandRepublishedIn",
+    "CorrectedandRepublishedFrom": "CorrectedandRepublishedIn",
+    "ErratumFor": "ErratumIn",
+    "ExpressionOfConcernFor": "ExpressionOfConcernIn",
+    "UpdateOf": "UpdateIn",
+}
+"""What a notice says of an article -> how that article's own record says it"""
+NO_RESEARCH = frozenset(
+    ("retraction of publication", "retraction notice", "published erratum", "expression of concern", "duplicate notice")
+)
+"""Kinds of publications (PublicationType) that only tell of another one"""
+CONCERN = "[Expression of concern] "
+"""Stands before the title of an article about which its journal has warned."""
+_NO_TITLE = {"", "[not available]", "[not available]."}
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A labelled piece of an abstract; the only one has no label."""
+
+    text: str
+    label: str = ""
+    """As the journal has it: "MAIN OUTCOME MEASURES" """
+    category: str = ""
+    """As NLM files it: BACKGROUND, OBJECTIVE, METHODS, RESULTS, CONCLUSIONS, UNASSIGNED, or empty"""
+
+
+@dataclass(frozen=True)
+class Link:
+    """Another publication that corrects, retracts, updates or discusses this one, or the other way round."""
+
+    kind: str
+    """RefType, such as RetractionIn"""
+    pmid: str
+    reference: str
+    """Journal, year, pages"""
+
+
+@dataclass(frozen=True)
+class Article:
+    """What is kept of one record."""
+
+    pmid: str
+    version: int
+    revised: str
+    """DateRevised in ISO 8601, or empty"""
+    title: str
+    parts: tuple[Part, ...]
+    language: str
+    """ISO 639-2, of the article itself; titles and abstracts are in English"""
+    types: tuple[str, ...]
+    links: tuple[Link, ...]
+    mesh: tuple[str, ...]
+    journal: str
+    date: str
+    licence: str
+
+    @property
+    def id(self) -> str:
+        """As a document's."""
+        return f"{SOURCE}:{self.pmid}"
+
+    @property
+    def url(self) -> str:
+        """Its page."""
+        return f"https://pubmed.ncbi.nlm.nih.gov/{self.pmid}/"
+
+    @property
+    def is_notice(self) -> bool:
+        """Whether it only tells of another publication."""
+        return any(each.casefold() in NO_RESEARCH for each in self.types)
+
+    @property
+    def retraction(self) -> Link | None:
+        """The notice that retracts it; one without id or place where only the kind of publication says so."""
+        found = [link for link in self.links if link.kind in RETRACTED_IN]
+        marked = any(each.casefold() == "retracted publication" for each in self.types)
+        return found[0] if found else Link(RETRACTED_IN[0], "", "") if marked else None
+
+    @property
+    def replaced_by(self) -> Link | None:
+        """The corrected version that stands in its place."""
+        return next((link for link in self.links if link.kind in REPLACED_IN), None)
+
+    @property
+    def has_concern(self) -> bool:
+        """Whether its journal has warned of it."""
+        return any(link.kind == CONCERN_IN for link in self.links)
+
+    @property
+    def text(self) -> str:
+        """The abstract in one piece."""
+        return " ".join(part.text for part in self.parts)
+
+    def document(self) -> Document:
+        """For an index."""
+        return Document(
+            id=self.id,
+            source=SOURCE,
+            sections=[Section(part.text, part.label.capitalize()) for part in self.parts],
+            title=f"{CONCERN if self.has_concern else ''}{self.title}",
+            url=self.url,
+            licence=self.licence,
+            date=self.date,
+            group=self.pmid,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a file."""
+        return asdict(self)
+
+
+def from_dict(value: dict[str, Any]) -> Article:
+    """The article of `as_dict`."""
+    parts, links = (tuple(made(**each) for each in value[key]) for key, made in (("parts", Part), ("links", Link)))
+    lists = {key: tuple(value[key]) for key in ("types", "mesh")}
+    return Article(**value | lists | {"parts": parts, "links": links})
+
+
+def parsed(xml: bytes) -> Article | str:
+    """The article of a PubmedArticle's bytes, or in words why it is none."""
+    try:
+        element = ET.fromstring(xml)
+    except (ET.ParseError, ValueError) as error:
+        return f"malformed XML: {error}"
+    return of_element(element)
+
+
+def of_element(element: ET.Element) -> Article | str:
+    """The article of a PubmedArticle, or in words why it is none."""
+    citation = element.find("./MedlineCitation")
+    pmid = _text(element.find("./MedlineCitation/PMID"))
+    if citation is None or not pmid:
+        return "no PubMed id"
+    if not pmid.isascii() or not pmid.isdigit() or len(pmid) > 12:
+        return f"{pmid[:40]!r} is no PubMed id"
+    version = element.find("./MedlineCitation/PMID")
+    said = citation.find("./Article")
+    if said is None:
+        return "no Article in it"
+    number = version.get("Version", "1") if version is not None else "1"
+    return Article(
+        pmid=pmid,
+        version=int(number) if number.isascii() and number.isdigit() and len(number) < 7 else 1,
+        revised=_day(citation.find("./DateRevised")),
+        title=_title(said),
+        parts=tuple(
+            Part(text, each.get("Label", ""), each.get("NlmCategory", ""))
+            for each in said.findall("./Abstract/AbstractText")
+            if (text := _text(each))
+        ),
+        language=_text(said.find("./Language")),
+        types=tuple(map(_text, said.findall("./PublicationTypeList/PublicationType"))),
+        links=tuple(
+            Link(each.get("RefType", ""), _text(each.find("PMID")), _text(each.find("RefSource")))
+            for each in citation.findall("./CommentsCorrectionsList/CommentsCorrections")
+        ),
+        mesh=tuple(map(_text, citation.findall("./MeshHeadingList/MeshHeading/DescriptorName"))),
+        journal=_text(said.find("./Journal/Title")),
+        date=_date(said),
+        licence=_text(said.find("./Abstract/CopyrightInformation")) or LICENCE,
+    )
+
+
+def deleted(xml: bytes) -> list[str] | str:
+    """The PubMed ids of a DeleteCitation's bytes, or in words why there are none."""
+    try:
+        element = ET.fromstring(xml)
+    except (ET.ParseError, ValueError) as error:
+        return f"malformed XML: {error}"
+    return [pmid for each in element.iter("PMID") if (pmid := _text(each))]
+
+
+def _title(said: ET.Element) -> str:
+    """In English, without the brackets that mark a translation; the original one where there is no other."""
+    title, original = (_text(said.find(name)) for name in ("ArticleTitle", "VernacularTitle"))
+    if title.casefold() in _NO_TITLE:
+        return original
+    bare = title.removesuffix(".")
+    return f"{bare[1:-1].removesuffix('.')}." if bare.startswith("[") and bare.endswith("]") else title
+
+
+def _date(said: ET.Element) -> str:
+    """When it was published: that of the journal's issue, else the electronic one."""
+    for place in ("./Journal/JournalIssue/PubDate", "./ArticleDate"):
+        if found := _day(said.find(place)):
+            return found
+    return ""
+
+
+def _day(found: ET.Element | None) -> str:
+    """Year, month and day in ISO 8601, as far as they are there."""
+    if found is None:
+        return ""
+    year = _text(found.find("Year")) or _text(found.find("MedlineDate"))[:4]
+    month, day = (_text(found.find(name)) for name in ("Month", "Day"))
+    name = month[:3].lower()
+    number = int(month) if month.isdecimal() else _MONTHS.index(name) + 1 if name in _MONTHS else 0
+    if not year.isdecimal():
+        return ""
+    if not 1 <= number <= 12:
+        return year
+    return f"{year}-{number:02}" + (f"-{int(day):02}" if day.isdecimal() and 1 <= int(day) <= 31 else "")
+
+
+def _text(element: ET.Element | None) -> str:
+    return "" if element is None else " ".join("".join(element.itertext()).split())
+
+
+ARTICLE, BOOK, DELETED = "PubmedArticle", "PubmedBookArticle", "DeleteCitation"
+CHUNK = 2**18
+LONGEST = 2**24
+"""Bytes after which a record that doesn't end is given up; articles of a thousand authors take a tenth of it."""
+DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
+"""What reading a damaged gzip file raises."""
+
+_OPENING = re.compile(rb"<(PubmedArticle|PubmedBookArticle|DeleteCitation)(?=[\s>])")
+_PMID = re.compile(rb"<PMID[^>]*>\s*(\d{1,12})\s*</PMID>")
+_TAIL = 32
+"""Bytes in which a tag that was cut by a chunk's end may begin."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record as it stands in a file."""
+
+    kind: str
+    line: int
+    """Where it begins, from 1"""
+    xml: bytes
+    problem: str = ""
+    """Why there is nothing to parse"""
+
+    @property
+    def pmid(self) -> str:
+        """The first PubMed id in it, well-formed or not; empty without one."""
+        found = _PMID.search(self.xml)
+        return found[1].decode() if found else ""
+
+
+def of_file(file: Path, progress: Progress | None = None) -> Iterator[Record]:
+    """The records of a file, gzip or not. Damage at its end gives a last record with a problem and no kind.
+
+    `progress` is told of the megabytes of the file that were read.
+    """
+    told = 0
+    with file.open("rb") as raw, gzip.open(raw) if file.suffix == ".gz" else raw as stream:
+        for record in of_stream(cast(BinaryIO, stream)):
+            yield record
+            if progress:
+                told, before = raw.tell(), told
+                progress.advance((told - before) / 1e6)
+
+
+def of_stream(stream: BinaryIO) -> Iterator[Record]:
+    """The records of a stream, in order; memory holds one."""
+    held, line, ended, problem, rooted, whole = b"", 1, False, "", False, True
+    while not ended:
+        try:
+            more = stream.read(CHUNK)
+        except DAMAGED as error:
+            more, problem = b"", f"the file breaks off: {error}"
+        ended = not more
+        held += more
+        rooted = _is_open(held, rooted)
+        counted = done = 0
+        for kind, start, done, wrong in _cut(held, ended):
+            line += held.count(b"\n", counted, start)
+            counted = start
+            if kind:
+                whole = not wrong
+                yield Record(kind, line, held[start:done], wrong)
+        line += held.count(b"\n", counted, done)
+        held = held[done:]
+    if rooted and whole and not problem:
+        problem = "the file breaks off: its last tag is missing"
+    if problem:
+        yield Record("", line, b"", problem)
+
+
+def _is_open(held: bytes, before: bool) -> bool:
+    """Whether the set of records has begun and not ended."""
+    begins, ends = held.rfind(b"<PubmedArticleSet"), held.rfind(b"</PubmedArticleSet")
+    return ends < begins if max(begins, ends) >= 0 else before
+
+
+def _cut(held: bytes, ended: bool) -> Iterator[tuple[str, int, int, str]]:
+    """Kind, beginning, end and problem of each record that is whole in `held`; at last, without a kind, how far it was
+    read.
+    """
+    at = 0
+    while True:
+        opening = _OPENING.search(held, at)
+        if opening is None:
+            break
+        kind, start = opening[1].decode(), opening.start()
+        closing = b"</%b>" % opening[1]
+        end, following = held.find(closing, start), _OPENING.search(held, opening.end())
+        problem = ""
+        if following is not None and not 0 <= end < following.start():
+            end, problem = following.start(), f"no {closing.decode()} before the next record"
+        elif end >= 0:
+            end += len(closing)
+        elif len(held) - start > LONGEST:
+            end, problem = len(held), f"no {closing.decode()} within {LONGEST // 2**20} MB"
+        elif ended:
+            end, problem = len(held), "the file breaks off inside it"
+        else:
+            yield "", start, start, ""
+            return
+        yield kind, start, end, problem
+        at = end
+    rest = len(held) if ended else max(at, len(held) - _TAIL)
+    yield "", rest, rest, ""
+
+
+ENDINGS = (".xml", ".xml.gz")
+RETRACTED = "retracted"
+
+
+def read(path: Path, rejects: Rejects, deleted: set[str] | None = None) -> Iterator[Document]:
+    """The articles that have an abstract, of one file or of every one under a folder; memory holds one at a time.
+
+    The ids of articles that a file withdraws (DeleteCitation), and of those that are retracted, are added to `deleted`.
+    A record that is malformed, and the end of a file that breaks off, are named in `rejects`, and the rest is read.
+    Raises DataError where there are no files.
+    """
+    withdrawn: set[str] = deleted if deleted is not None else set()
+    for file in files_of(path):
+        for found in pubmed_of_file(file, rejects):
+            if isinstance(found, str):
+                withdrawn.add(f"{SOURCE}:{found}")
+            elif found.retraction:
+                withdrawn.add(found.id)
+                rejects.add(SOURCE, f"{file}, PMID {found.pmid}", RETRACTED, "")
+            elif not found.parts:
+                rejects.add(SOURCE, f"{file}, PMID {found.pmid}", "no abstract", "")
+            else:
+                withdrawn.discard(found.id)
+                yield found.document()
+
+
+def pubmed_of_file(file: Path, rejects: Rejects, progress: Progress | None = None) -> Iterator[Article | str]:
+    """Each article of a file, and the PubMed id of each one that it withdraws, in order. Others go to `rejects`."""
+    for record in of_file(file, progress):
+        yield from of_record(record, str(file), rejects)
+
+
+def of_record(record: Record, file: str, rejects: Rejects) -> Iterator[Article | str]:
+    """What a record holds: an article, or PubMed ids that are withdrawn; books are only counted."""
+    if record.kind == BOOK:
+        rejects.count_only(SOURCE, "a book, not an article")
+        return
+    found: Article | list[str] | str
+    if record.problem:
+        found = record.problem
+    elif record.kind == DELETED:
+        found = deleted(record.xml)
+    else:
+        found = parsed(record.xml)
+    if isinstance(found, Article):
+        yield found
+    elif isinstance(found, list):
+        yield from found
+    else:
+        pmid = f", PMID {record.pmid}" if record.pmid else ""
+        rejects.add(SOURCE, f"{file}, line {record.line}{pmid}", found, record.xml[:500].decode(errors="replace"))
+
+
+def files_of(path: Path) -> list[Path]:
+    """`path`, or the XML files under it. Raises DataError where there are none."""
+    if path.is_file() and path.name.endswith(ENDINGS):
+        return [path]
+    found = sorted(each for each in path.rglob("*.xml*") if each.name.endswith(ENDINGS)) if path.is_dir() else []
+    if not found:
+        raise DataError(f"{path}: no .xml or .xml.gz file. Point at files of PubMed's efetch or its yearly baseline.")
+    return found
+
+
+def read_contexts(path: Path, rejects: Rejects) -> Iterator[Document]:
+    """The abstracts of PubMedQA's questions, without the conclusions, which answer them."""
+    for example in pubmedqa.read(path, rejects):
+        year = example.meta["year"]
+        yield Document(
+            id=example.id,
+            source=pubmedqa.SOURCE,
+            sections=[Section(passage.text, passage.label.capitalize()) for passage in example.context],
+            title=example.question,
+            url=str(example.meta["url"]),
+            licence=pubmedqa.LICENCE,
+            date=str(year or ""),
+            group=example.group,
+        )

@@ -1,0 +1,309 @@
+"""The user's own documents: text, Markdown, HTML and PDF files of a folder. What can't be read is named.
+
+Markdown files: sections at headings, prose without the marks.
+
+HTML files: title, sections at headings, the text that a reader would see.
+
+Python's own parser is used: it never fetches, runs or expands anything, and takes broken markup as it comes.
+
+PDF files, by pypdf, in a process of its own: a hostile file can't take the memory or the time of the others.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from pathlib import Path
+
+from meditune.data.readers.tables import Rejects
+from meditune.errors import DataError, install_command
+from meditune.progress import track
+from meditune.retrieve.documents import pdf_text
+from meditune.retrieve.documents.document import Document, Section, UnreadableError
+
+_HEADING = re.compile(r"(#{1,6})[ \t]+(.+?)[ \t#]*$")
+_UNDERLINE = re.compile(r"(=+|-{3,})\s*$")
+_FENCE = re.compile(r"\s*(```|~~~)")
+_LINK = re.compile(r"!?\[([^\[\]]{0,1000})\]\([^()]{0,2000}\)")
+_EMPHASIS = re.compile(r"(\*\*|__|`)(?=\S)|(?<=\S)(\*\*|__|`)")
+
+
+def decoded(path: Path) -> str:
+    """The text of a file in UTF-8, or UTF-16 with its mark. Raises UnreadableError where it is neither, or no text."""
+    data = path.read_bytes()
+    wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    try:
+        text = data.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UnreadableError(f"not UTF-8 text at byte {error.start}; convert it") from error
+    if "\0" in text:
+        raise UnreadableError("not text: it holds zero bytes")
+    return text
+
+
+def read(path: Path) -> tuple[str, list[Section]]:
+    """The first heading as title, and the prose under each heading."""
+    lines = decoded(path).splitlines()
+    if lines[:1] == ["---"] and "---" in lines[1:]:
+        lines = lines[lines.index("---", 1) + 1 :]  # metadata of static site generators
+    title, heading, fenced = "", "", False
+    sections: list[Section] = []
+    body: list[str] = []
+    for line in lines:
+        if _FENCE.match(line):
+            fenced = not fenced
+            continue
+        found = None if fenced else _HEADING.match(line)
+        underlined = not fenced and body and body[-1].strip() and _UNDERLINE.fullmatch(line)
+        if not found and not underlined:
+            body.append(line if fenced else _bare(line))
+            continue
+        name = _bare(found[2]) if found else body.pop().strip()
+        sections.append(Section("\n".join(body), heading))
+        title, heading, body = title or name, name, []
+    sections.append(Section("\n".join(body), heading))
+    return title, [Section(each.text, "" if each.heading == title else each.heading) for each in sections]
+
+
+def _bare(line: str) -> str:
+    return _EMPHASIS.sub("", _LINK.sub(r"\1", line))
+
+
+UNSEEN = {"script", "style", "noscript", "template", "svg", "nav", "header", "footer", "aside", "form", "iframe"}
+UNSEEN |= {"object", "head"}
+BLOCKS = {"p", "div", "section", "article", "main", "li", "ul", "ol", "dl", "dt", "dd", "table", "tr", "br", "hr"}
+BLOCKS |= {"blockquote", "pre", "figcaption"}
+HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
+MOST_BYTES = 20_000_000
+_CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?([\w-]{1,40})""", re.IGNORECASE)
+
+
+def read_html(path: Path) -> tuple[str, list[Section]]:
+    """Title, and the text under each heading; page furniture (menus, scripts, forms) is left out.
+
+    Raises UnreadableError where it is too long.
+    """
+    if path.stat().st_size > MOST_BYTES:
+        raise UnreadableError(f"longer than {MOST_BYTES // 10**6} MB, which no page for readers is")
+    reader = _Reader()
+    reader.feed(_closed(_decoded(path.read_bytes())))
+    reader.close()
+    return reader.found()
+
+
+def _decoded(data: bytes) -> str:
+    declared = _CHARSET.search(data[:4096])
+    encoding = declared[1].decode("ascii") if declared else "utf-8"
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encoding = "utf-16"
+    elif data.startswith(b"\xef\xbb\xbf"):
+        encoding = "utf-8-sig"
+    try:
+        return data.decode(encoding, errors="replace")
+    except LookupError as error:
+        raise UnreadableError(f"unknown text encoding {encoding}") from error
+
+
+def _closed(markup: str) -> str:
+    """Without comments and without tags that never end: for each of these the parser would search the whole rest."""
+    parts: list[str] = []
+    at = 0
+    while (start := markup.find("<!--", at)) >= 0:
+        parts.append(markup[at:start])
+        end = markup.find("-->", start)
+        at = end + 3 if end >= 0 else len(markup)
+    text = re.sub(r"<[!?]\S{0,20}", "<meta ", "".join([*parts, markup[at:]]))
+    last = text.rfind(">") + 1
+    return text[:last] + text[last:].replace("<", " ")
+
+
+class _Reader(HTMLParser):
+    """Collects sections; an unclosed unseen element ends with the element around it."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self._open: list[str] = []
+        """Unseen elements that are open, the outermost first"""
+        self._title: list[str] = []
+        self._in_title = False
+        self._heading: list[str] | None = None
+        self._sections: list[tuple[str, list[str]]] = [("", [])]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002
+        if tag == "title" and "svg" not in self._open:
+            self._in_title = True
+        elif tag == "body":
+            self._open.clear()
+        elif tag in UNSEEN:
+            self._open.append(tag)
+        elif not self._open and tag in HEADINGS:
+            self._heading = []
+        elif tag in BLOCKS:
+            self._add("\n")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "title":
+            self._in_title = False
+        elif tag in self._open:
+            del self._open[len(self._open) - 1 - self._open[::-1].index(tag) :]
+        elif tag in HEADINGS and self._heading is not None:
+            self._sections.append((" ".join("".join(self._heading).split()), []))
+            self._heading = None
+        elif tag in BLOCKS:
+            self._add("\n")
+
+    def handle_data(self, data: str) -> None:
+        if self._in_title:
+            self._title.append(data)
+        else:
+            # A line that breaks in the source is a blank on the page.
+            self._add(re.sub(r"\s+", " ", data))
+
+    def _add(self, text: str) -> None:
+        if not self._open:
+            (self._sections[-1][1] if self._heading is None else self._heading).append(text)
+
+    def found(self) -> tuple[str, list[Section]]:
+        """Title, else the first heading; and the sections in order."""
+        if self._heading:
+            self._sections.append(("", self._heading))  # a heading that is never closed is text
+        title = " ".join("".join(self._title).split())
+        named = title or next((name for name, _ in self._sections if name), "")
+        return named, [Section("".join(text), "" if name == named else name) for name, text in self._sections]
+
+
+MOST_PAGES = 5_000
+MOST_SECONDS = 120.0
+MOST_GB = 2.0
+MOST_CHARACTERS = 20_000_000
+FEWEST_CHARACTERS_A_PAGE = 20
+"""Fewer on average: pictures of pages"""
+
+
+def read_pdf(path: Path) -> tuple[str, list[Section]]:
+    """Title, and a section for each page with text.
+
+    Raises UnreadableError where it is encrypted, damaged, holds pictures of text only, or takes too long or too much
+    memory; DataError where pypdf isn't installed.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", pdf_text.__file__, str(path), str(MOST_PAGES), str(MOST_GB), str(MOST_CHARACTERS)],
+            capture_output=True,
+            timeout=MOST_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UnreadableError(f"not read within {MOST_SECONDS:.0f} seconds; it may be damaged") from error
+    try:
+        said = json.loads(done.stdout)
+    except ValueError as error:
+        raise UnreadableError(f"reading it broke down or took more than {MOST_GB:.0f} GB of memory") from error
+    if said.get("missing"):
+        raise DataError(f"{path}: reading PDF files needs pypdf. Install it with: {install_command('retrieve')}")
+    if said.get("problem"):
+        raise UnreadableError(said["problem"])
+    pages: list[str] = said["pages"]
+    if sum(len(page.strip()) for page in pages) < FEWEST_CHARACTERS_A_PAGE * max(1, len(pages)):
+        raise UnreadableError("pictures of pages without text; run it through text recognition (OCR) first")
+    return said["title"], [Section(_flowing(page), f"Page {n}") for n, page in enumerate(pages, 1) if page.strip()]
+
+
+def _flowing(page: str) -> str:
+    """Lines as they were set, joined to paragraphs; words that were broken at a line's end are whole again."""
+    text = ""
+    for line in (each.strip() for each in page.splitlines()):
+        if text.endswith("-") and line[:1].islower():
+            text = text[:-1] + line
+        else:
+            text += ("\n\n" if not line else " " if not text.endswith("\n") else "") + line
+    return text.strip()
+
+
+SOURCE = "documents"
+LICENCE = "your own document"
+FILES_MOST_BYTES = 100_000_000
+"""A longer file is refused: it is hardly one document."""
+
+Reader = Callable[[Path], tuple[str, list[Section]]]
+"""Title and sections of a file; raises UnreadableError with the reason where it has none"""
+
+
+def _plain(path: Path) -> tuple[str, list[Section]]:
+    return "", [Section(decoded(path))]
+
+
+READERS: dict[str, Reader] = {
+    ".txt": _plain,
+    ".md": read,
+    ".markdown": read,
+    ".html": read_html,
+    ".htm": read_html,
+    ".pdf": read_pdf,
+}
+
+
+def read_files(path: Path, rejects: Rejects, name: str = SOURCE) -> Iterator[Document]:
+    """One document for each file under a folder (or for the one file), in order of name.
+
+    Ids are `NAME:PLACE IN THE FOLDER`; the date is that of the file's last change. Files that give no text go to
+    `rejects` with the reason, other kinds of file are counted there. Hidden files and folders aren't looked at, and
+    links that lead out of the folder aren't followed. Raises DataError where there is no such path or no file that
+    could be read.
+    """
+    files = _files(path)
+    readable = [file for file in files if file.suffix.lower() in READERS]
+    if not readable:
+        raise DataError(f"{path}: no file that ends in {', '.join(READERS)}. Point at a folder with your documents.")
+    for file in set(files) - set(readable):
+        rejects.count_only(name, f"{file.suffix.lower() or 'no ending'}: not a kind of file that is read")
+    for file in track(sorted(readable), "Reading documents", unit="files"):
+        place = file.relative_to(path).as_posix() if path.is_dir() else file.name
+        try:
+            title, sections = _read(file)
+        except UnreadableError as error:
+            rejects.add(name, str(file), str(error), "")
+            continue
+        yield Document(
+            id=f"{name}:{place}",
+            source=name,
+            sections=sections,
+            title=title or file.stem.replace("_", " ").replace("-", " "),
+            url=file.resolve().as_uri(),
+            licence=LICENCE,
+            date=datetime.fromtimestamp(file.stat().st_mtime, UTC).date().isoformat(),
+        )
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"{path}: no such file or folder.")
+    inside = path.resolve()
+    return [
+        file
+        for file in path.rglob("*")
+        if not any(part.startswith(".") for part in file.relative_to(path).parts)
+        and file.is_file()
+        and file.resolve().is_relative_to(inside)
+    ]
+
+
+def _read(file: Path) -> tuple[str, list[Section]]:
+    try:
+        size = file.stat().st_size
+        if size > FILES_MOST_BYTES:
+            raise UnreadableError(f"longer than {FILES_MOST_BYTES // 10**6} MB ({size // 10**6}); split it")
+        title, sections = READERS[file.suffix.lower()](file)
+    except OSError as error:
+        raise UnreadableError(f"can't be opened ({error.strerror or error})") from error
+    sections = [section for section in sections if section.text.strip()]
+    if not sections:
+        raise UnreadableError("no text in it")
+    return title, sections

@@ -1,0 +1,375 @@
+"""Prompt injection: sentences in a document, or in a message, that give orders to the model that reads them.
+
+Medical texts are full of orders to patients ("Do not take ...", "Tell your doctor ..."), so neither a mood nor a word
+decides alone. Each rule joins a mood (imperative at the beginning of a clause, "you must", "the model shall") with
+what only somebody who writes to a model speaks of: the instructions it was given, its answer, its user, its prompt,
+its tools, its role. Letters in disguise (look-alikes, digits, spaces between them, base64, ROT13) are read, too.
+`benchmarks/injections.py` measures what is caught and what is lost.
+
+Retrieved text as data: remove what could be read as a part of the prompt, or as an order to the model.
+
+A passage may come from anywhere. What it says of medicine stays; a sentence that tells the model what to do is removed
+(injection.py), and so are text that readers don't see and marks of which prompts are built.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import codecs
+import html
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from functools import cache, cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import yaml
+
+from meditune.config.data_options import PromptFormat
+from meditune.data.quality.rules import is_health_word
+from meditune.text import sentences
+
+RULES = Path(__file__).with_name("prompt_injection.yaml")
+_DISGUISED = re.compile(
+    r"ignor|disregard|instruct|prompt|rules|answer|guideline|system|yourtask|newtask|output|assistant|forget|overrid|respond"
+)
+"""What words whose letters stand apart say in an order, without spaces"""
+_STRONG = re.compile(
+    r"\b(?:prompts?|overrid\w+|unrestricted|verbatim|directives?|instructions?|compl(?:y|iance)|jailbreak\w*|assistant"
+    r"|chat ?bots?|AI|LLMs?|GPT\w*|language models?|plaintext|uncensored|exfiltrat\w+)\b",
+    re.IGNORECASE,
+)
+_WEAK = re.compile(
+    r"\b(?:system|mode|restrictions?|execute|output|confirm|filter\w*|session|configuration|users?|hidden|secret"
+    r"|translat\w+|display|reveal|ignore|disregard|follow|obey|respond|reply|answers?|quer(?:y|ies)|tasks?|admin\w*|operator"
+    r"|developer|tokens?|conversation|polic(?:y|ies)|rules?|guidelines?|text|messages?|documents?|decod\w+|encod\w+"
+    r"|print|enter|activate|acknowledge|priority|authori[sz]ed|disable\w*|debug|access|summari[sz]e|responses?|commands?"
+    r"|contents?|reset|bypass|settings|role|persona)\b",
+    re.IGNORECASE,
+)
+_ADDRESSES = re.compile(r"\byour?\b|\bAI\b|\bassistant\b", re.IGNORECASE)
+DENSITY = 4
+"""Points from which on a sentence without words of health is an order: two for a strong word, one for a weak one"""
+BESIDE = 12
+"""Words of a sentence that is taken out with the order beside it"""
+MOST_BESIDE = 30
+"""Words of a sentence to the reader, without any word of health, that is taken out with the order beside it"""
+_BESIDE = re.compile(
+    r"\b(?:you|your|i|i'm|it's me|we|us|me|my|do so|say|speak|answer|reply|respond|assistant|user|secret|mistake"
+    r"|first|second|third|important|attention|urgent|hello|one more thing|them"
+    r"|(?:the|this|that) (?:test|task|question|answer|update|note|message|real)|it should)\b",
+    re.IGNORECASE,
+)
+
+
+def is_order(sentence: str) -> bool:
+    """Return whether a sentence tells a model what to do, instead of something about health."""
+    return any(
+        _OVERRIDING(text) or _ORDERING(text) or _is_dense(text) or _spelled_out(text) for text in readings(sentence)
+    )
+
+
+def is_override(sentence: str) -> bool:
+    """Return whether a sentence wants the model to drop or tell its instructions, or to be something else.
+
+    A wish for the form of the answer, such as "please only answer in short sentences", isn't one.
+    """
+    return any(_OVERRIDING(text) or _spelled_out(text) for text in readings(sentence))
+
+
+def goes_with_order(sentence: str) -> bool:
+    """Return whether a sentence that stands beside an order belongs to it: short, and to or about the model."""
+    plain = _looks(sentence)
+    words = re.findall(r"[^\W\d_]+", plain)
+    if len(words) <= BESIDE and _BESIDE.search(plain):
+        return True
+    told = _IMPERATIVE(plain) or re.search(r"\byour?\b", plain, re.IGNORECASE)
+    return bool(len(words) <= MOST_BESIDE and told) and not any(is_health_word(word.lower()) for word in words)
+
+
+def _is_dense(text: str) -> bool:
+    """Return whether a sentence to the reader is full of words of prompts, and has none of health."""
+    strong = {match[0].lower() for match in _STRONG.finditer(text)}
+    if not strong or 2 * len(strong) + len({match[0].lower() for match in _WEAK.finditer(text)} - strong) < DENSITY:
+        return False
+    if not (_ADDRESSES.search(text) or _IMPERATIVE(text)):
+        return False
+    return not any(is_health_word(word.lower()) for word in re.findall(r"[^\W\d_]+", text))
+
+
+def _spelled_out(text: str) -> bool:
+    return any(_DISGUISED.search(re.sub(r"[^a-z]", "", each[0].lower())) for each in _SPELLED.finditer(text))
+
+
+class _Rules:
+    """Rules of injection.yaml. One that begins with @start is tried only where a clause begins."""
+
+    def __init__(self, *names: str) -> None:
+        self._names = names
+
+    def __call__(self, text: str) -> bool:
+        return next(self.matching(text), None) is not None
+
+    def matching(self, text: str) -> Iterator[str]:
+        """Yield the rules that a text matches."""
+        anywhere, starting = self._compiled
+        for rule, source in anywhere:
+            if rule.search(text):
+                yield source
+        places = {start.end() for start in _start().finditer(text)}
+        for rule, source in starting:
+            if any(rule.match(text, place) for place in places):
+                yield source
+
+    @cached_property
+    def _compiled(self) -> tuple[list[tuple[re.Pattern[str], str]], list[tuple[re.Pattern[str], str]]]:
+        anywhere: list[tuple[re.Pattern[str], str]] = []
+        starting: list[tuple[re.Pattern[str], str]] = []
+        for source in (rule for name in self._names for rule in _texts()[name]):
+            rule = re.compile(_written_out(source.removeprefix("@start")), re.IGNORECASE)
+            (starting if source.startswith("@start") else anywhere).append((rule, source))
+        return anywhere, starting
+
+
+@cache
+def _start() -> re.Pattern[str]:
+    return re.compile(_texts()["words"]["start"], re.IGNORECASE)
+
+
+def _written_out(rule: str) -> str:
+    words: dict[str, str] = _texts()["words"]
+    names = "|".join(words)
+    while (longer := re.sub(rf"@({names})\b", lambda match: words[match[1]], rule)) != rule:
+        rule = longer
+    return rule
+
+
+@cache
+def _texts() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(RULES.read_text(encoding="utf-8"))
+    return loaded
+
+
+_OVERRIDING = _Rules("overrides", "abroad")
+_ORDERING = _Rules("orders")
+_IMPERATIVE = _Rules("imperatives")
+
+
+def readings(sentence: str) -> Iterator[str]:
+    """Yield the sentence as it looks, and what it says where letters are in disguise; each once."""
+    plain = _looks(sentence)
+    unread = html.unescape(sentence)
+    seen = {plain}
+    yield plain
+    for other in (_joined(plain), _undigited(plain), _spelled_right(plain), *_decoded(unread)):
+        if other and other not in seen:
+            seen.add(other)
+            yield other
+
+
+def _looks(text: str) -> str:
+    """Return the text as a reader sees it: one form of each letter, nothing invisible, no HTML and URL escapes."""
+    text = html.unescape(text)
+    if re.search(r"(?:%[0-9a-fA-F]{2}\w*){2}", text):
+        text = unquote(text)
+    text = _ADDRESS.sub(" URL ", text)
+    text = "".join(char for char in unicodedata.normalize("NFKC", text) if unicodedata.category(char) not in _HIDDEN)
+    apart = unicodedata.normalize("NFD", text)
+    letters = [char for char in apart if char.isalpha()]
+    if 2 * sum(char.isascii() for char in letters) > len(letters):  # not of Greek or Cyrillic, say
+        text = "".join(char for char in apart.translate(_LOOKALIKES) if unicodedata.category(char) != "Mn")
+    return text.replace("_", " ")
+
+
+def _joined(text: str) -> str:
+    """Return the text with words put together whose letters stand apart, or that are cut by hyphens."""
+    together = _SPELLED.sub(lambda match: re.sub(r"[\s.\-*]", "", re.sub(r"\s{2,}", "\0", match[0])), text)
+    together = re.sub(r"(?<=[^\W\d_])-(?=[^\W\d_])", "", together).replace("\0", " ")
+    return together if together != text else ""
+
+
+def _undigited(text: str) -> str:
+    """Return the text with letters for the digits within words, where several words have them."""
+    changed = [word for word in text.split() if _LEET.search(word)]
+    return text.translate(_DIGITS) if len(changed) > 1 else ""
+
+
+def _spelled_right(text: str) -> str:
+    """Return the text with the words that most orders have spelled right."""
+    return re.sub(r"[^\W\d_]{5,}", lambda match: _nearest(match[0].lower()) or match[0], text)
+
+
+@lru_cache(maxsize=4096)
+def _nearest(word: str) -> str:
+    near = (
+        each
+        for each in _MISSPELLED
+        if (each[0] == word[0] and 0 < abs(len(each) - len(word)) <= 2)
+        or sorted(each) == sorted(word)
+        or _one_off(each, word)
+    )
+    return next((each for each in near if SequenceMatcher(None, each, word).ratio() >= 0.83), "")
+
+
+def _one_off(right: str, word: str) -> bool:
+    return len(right) == len(word) and sum(a != b for a, b in zip(right, word, strict=True)) == 1
+
+
+def _decoded(text: str) -> Iterator[str]:
+    for match in _BASE64.finditer(text):
+        try:
+            yield base64.b64decode(match[0] + "=" * (-len(match[0]) % 4), validate=True).decode("ascii")
+        except (binascii.Error, UnicodeDecodeError):
+            continue
+    for match in _HEX.finditer(text):
+        try:
+            yield bytes.fromhex(match[0]).decode("ascii")
+        except (ValueError, UnicodeDecodeError):
+            continue
+    if not _ENGLISH.search(text) and len(text) < 1000:
+        for other in (codecs.encode(text, "rot13"), text[::-1]):
+            if len(_ENGLISH.findall(other)) > 1:
+                yield other
+
+
+_ADDRESS = re.compile(
+    r"\b(?:https?|ftp)://[^\s)\]\"'>]+|\bwww\.[^\s)\]\"'>]+|\b[\w.+-]+@[\w-]+\.[\w.-]+", re.IGNORECASE
+)
+_MISSPELLED = [
+    "ignore",
+    "disregard",
+    "instructions",
+    "previous",
+    "guidelines",
+    "system",
+    "prompt",
+    "assistant",
+    "override",
+]
+_HIDDEN = {"Cf", "Cc"}
+_LOOKALIKES = str.maketrans(
+    "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0455\u0458\u04bb\u0501\u051b\u051d\u043a\u043c\u0442\u0432\u043d"
+    "\u0410\u0415\u041e\u0420\u0421\u0423\u0425\u0406\u0405\u0408\u041a\u041c\u0422\u0412\u041d"
+    "\u03b1\u03bf\u03c1\u03b5\u03b9\u03ba\u03bd\u03c4\u03c5\u03c7\u03b3\u0391\u0392\u0395\u0396\u0397\u0399\u039a\u039c"
+    "\u039d\u039f\u03a1\u03a4\u03a7\u03a5\u0131\u0261",
+    "aeopcyxisjhdqwkmtbhAEOPCYXISJKMTBHaopeikvtuxyABEZHIKMNOPTXYig",
+)
+_DIGITS = str.maketrans("013457@$", "oieastas")
+_LEET = re.compile(r"[^\W\d_][013457@$]|[013457@$][^\W\d_]")
+_SPELLED = re.compile(r"(?<!\w)[^\W\d_](?:(?:\s{1,3}|[.\-*])[^\W\d_](?!\w)){4,}")
+_BASE64 = re.compile(r"(?<![\w+/])[A-Za-z0-9+/]{16,}={0,2}(?![\w+/])")
+_HEX = re.compile(r"(?<!\w)(?:[0-9a-fA-F]{2}){10,}(?!\w)")
+_ENGLISH = re.compile(
+    r"\b(?:the|all|and|your|you|yes|no|say|of|to|is|ignore|previous|rules|answer|instructions)\b", re.I
+)
+
+
+_ROLES = (
+    "question answer conclusion user assistant system human instruction instructions response input output context "
+    "prompt bot ai model"
+)
+_ROLE_CUE = re.compile(rf"(?:^|(?<=[\s.!?;,>*#\"'(\[]))(?:{_ROLES.replace(' ', '|')})\s*[:：﹕]", re.IGNORECASE)
+_TEMPLATE = re.compile(
+    r"<\s*\|[^<>\n]{0,40}\|\s*>|<\s*/?\s*(?:s|bos|eos|pad|unk|system|user|assistant|human|inst|instructions?|"
+    r"start_of_turn|end_of_turn|start_header_id|end_header_id|begin_of_text|end_of_text)\s*>|"
+    r"\[\s*/?\s*(?:INST|SYSTEM|SYS)\s*\]|<<\s*/?\s*SYS\s*>>",
+    re.IGNORECASE,
+)
+_HEADING = re.compile(r"(?m)^\s*(?:#{2,}|-{3,}|={3,}|`{3,}|>{2,})\s*")
+_UNSEEN = re.compile(
+    r"<!--.*?(?:-->|$)"
+    r"|<(\w+)\b[^<>]*(?:\bhidden\b|display\s*:\s*none|visibility\s*:\s*hidden|font-size\s*:\s*0|opacity\s*:\s*0"
+    r"|color\s*:\s*(?:white|transparent|#fff))[^<>]*>.*?(?:</\1\s*>|$)"
+    r"|\[//\]:\s*#\s*\([^)\n]*\)|!\[[^\]\n]*\]\([^)\n]*\)|\{\s*\"(?:role|instruction|system)\"\s*:[^{}]*\}",
+    re.IGNORECASE | re.DOTALL | re.MULTILINE,
+)
+"""What a reader of the page doesn't see: HTML comments, hidden elements, images by address, messages as JSON"""
+_ELEMENT = re.compile(
+    r"<\s*(system|instructions?|important|prompt|admin|developer|assistant|user|order|command|note|secret|override)\b"
+    r"[^<>]*>.*?(?:<\s*/\s*\1\s*>|$)",
+    re.IGNORECASE | re.DOTALL,
+)
+_PART = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
+"""Between sentences, also where the next one begins in lowercase"""
+_TAG = re.compile(r"</?[a-zA-Z][\w-]*(?:\s[^<>]*)?/?>")
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """A passage's text as it may stand in a prompt and be quoted."""
+
+    text: str
+    """Whole sentences; empty where nothing is left."""
+    orders: tuple[str, ...] = ()
+    """Sentences that told the model what to do; they are left out."""
+
+
+def cleaned(text: str, form: PromptFormat, special_tokens: Sequence[str] = ()) -> Cleaned:
+    """The text without orders to the model, special tokens and chat markup, and with the prompt's cues broken.
+
+    `special_tokens` are those of the model's tokenizer. Lines become one paragraph.
+    """
+    orders: list[str] = []
+    seen = _taken_out(_UNSEEN, _taken_out(_ELEMENT, _visible(text), orders), orders)
+    plain = _without_markup(_TAG.sub(" ", seen), special_tokens)
+    kept: list[str] = []
+    found = [part for line in plain.splitlines() for sentence in sentences(line) for part in _PART.split(sentence)]
+    is_one = [is_order(sentence) for sentence in found]
+    if any(is_one):
+        is_one = _with_neighbours(found, is_one)
+    for sentence, told in zip(found, is_one, strict=True):
+        (orders if told else kept).append(sentence)
+    broken = (_broken(sentence, form) for sentence in kept)
+    return Cleaned(" ".join(sentence for sentence in broken if sentence), tuple(orders))
+
+
+def _taken_out(pattern: re.Pattern[str], text: str, orders: list[str]) -> str:
+    """Return the text without what the pattern finds, which is added to `orders`."""
+
+    def noted(match: re.Match[str]) -> str:
+        orders.append(" ".join(match[0].split()))
+        return " "
+
+    return pattern.sub(noted, text)
+
+
+def _with_neighbours(found: Sequence[str], is_one: Sequence[bool]) -> list[bool]:
+    """Return which sentences are orders or belong to one beside them, as "I am the administrator." may."""
+    told = list(is_one)
+    for places in (range(1, len(found)), range(len(found) - 2, -1, -1)):
+        for place in places:
+            beside = place - 1 if places.step > 0 else place + 1
+            told[place] = told[place] or (told[beside] and goes_with_order(found[place]))
+    return told
+
+
+def _visible(text: str) -> str:
+    """Without characters that nobody sees, which could hide words from the rules."""
+    return "".join(
+        char if char in "\n\t" or unicodedata.category(char) not in {"Cf", "Cc"} else ("\n" if char == "\r" else "")
+        for char in text
+    )
+
+
+def _without_markup(text: str, special_tokens: Sequence[str]) -> str:
+    marks = [re.escape(token) for token in sorted(special_tokens, key=len, reverse=True) if len(token) > 2]
+    every = re.compile("|".join((_TEMPLATE.pattern, *marks)), re.IGNORECASE)
+    # Again and again, because what is taken out may leave another one behind ("<|im<|x|>_end|>").
+    while (shorter := every.sub(" ", text)) != text:
+        text = shorter
+    return _HEADING.sub("", text)
+
+
+def _broken(sentence: str, form: PromptFormat) -> str:
+    """The sentence without the colons that make cues of its words."""
+    for cue in (form.question_cue, form.answer_cue, form.decision_cue, *([form.plain_cue] if form.plain_cue else [])):
+        word = cue.rstrip(":： ")
+        sentence = re.sub(rf"{re.escape(word)}\s*[:：﹕]", f"{word} -", sentence, flags=re.IGNORECASE)
+        if word == cue.rstrip():  # a cue without a colon: it may not stand there as it is
+            sentence = re.sub(re.escape(word), " - ".join(word.split(" ", 1)), sentence)
+    return " ".join(_ROLE_CUE.sub(lambda match: f"{match[0].rstrip(':：﹕ ')} -", sentence).split())

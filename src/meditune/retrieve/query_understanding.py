@@ -1,0 +1,241 @@
+"""A question as it is searched for: cut where it is too long, refused where it says nothing, and what narrows it.
+
+What a message asks for, out of all that it says: the topic, the kind of question, and words to search with.
+
+Patients tell a story around their question, open with a greeting, and misspell names. All of this is done by rules, so
+that one can see why a passage was found.
+
+Words by which a message shows where it asks, where it only greets, and what kind of thing it wants to know.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from meditune.errors import DataError
+from meditune.retrieve import storage
+from meditune.retrieve.topics import Mention, Synonyms
+from meditune.text import sentences
+
+MOST_CHARACTERS = 2_000
+"""Longer than any question of LiveQA; what follows would mostly be noise for BM25, and isn't read by MiniLM"""
+_DATE = re.compile(r"\d{4}(-\d{2}(-\d{2})?)?")
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is looked for."""
+
+    words: str
+    """By BM25"""
+    meaning: str
+    """By vectors"""
+    message: str
+    """As the reranker reads it: by lines, since the first one may be a subject"""
+    reworded: bool = False
+    """Whether words are to be searched for that aren't the message's own"""
+    remarks: tuple[str, ...] = ()
+    """What the user should know of how it was read"""
+
+
+def query(question: str, words: str | None = None, meaning: str | None = None) -> Query:
+    """The question, whose wording for either part may be given apart. Raises DataError where there is nothing in it."""
+    remarks: list[str] = []
+    said = [" ".join(text.split()) for text in (question, words or question, meaning or question)]
+    if not re.search(r"\w", said[0]):
+        raise DataError("The question is empty: it has no letters and no digits. Ask in words.")
+    if len(said[0]) > MOST_CHARACTERS:
+        remarks.append(
+            f"The question has {len(said[0]):,} characters; only its first {MOST_CHARACTERS:,} were searched for."
+        )
+    return Query(
+        said[1][:MOST_CHARACTERS],
+        said[2][:MOST_CHARACTERS],
+        _by_lines(meaning or question)[:MOST_CHARACTERS],
+        words is not None,
+        tuple(remarks),
+    )
+
+
+def _by_lines(text: str) -> str:
+    return "\n".join(line for line in (" ".join(line.split()) for line in text.splitlines()) if line)
+
+
+def condition(there: Sequence[str], sources: Sequence[str] | None, since: str | None, until: str | None) -> str | None:
+    """A condition on the table's rows; None where nothing is narrowed.
+
+    Passages without a date pass no condition on dates. Raises DataError where a source isn't `there`, or a date isn't
+    like 2018, 2018-05 or 2018-05-17.
+    """
+    parts: list[str] = []
+    if sources:
+        unknown = [name for name in sources if name not in there]
+        if unknown:
+            raise DataError(f"The index has no source {unknown[0]!r}. It holds {', '.join(there)}.")
+        parts.append(f"source IN ({', '.join(map(storage.quoted, sources))})")
+    for name, date in (("since", since), ("until", until)):
+        if date is not None and not _DATE.fullmatch(date):
+            raise DataError(f"{name} {date!r} isn't a date like 2018, 2018-05 or 2018-05-17.")
+    if since is not None:
+        # A passage of "2018" may be of any day of that year: it is in, unless the whole year is before.
+        parts.append(f"date != '' AND rpad(date, 10, '-99-99') >= '{since}'")
+    if until is not None:
+        parts.append(f"date != '' AND date <= '{until}~'")
+    return " AND ".join(parts) or None
+
+
+def _any(*patterns: str, start: str = r"\b", end: str = r"\b") -> re.Pattern[str]:
+    return re.compile(f"{start}(?:{'|'.join(patterns)}){end}", re.IGNORECASE)
+
+
+ASKS = _any(
+    r"\?",
+    r"^\W*(?:what|how|why|when|where|who|which|whom|is|are|am|can|could|do|does|did|should|would|will|has|have|any)\b",
+    r"\b(?:what|how|why|which|when|where|whether|who)\b.*\b(?:is|are|was|can|could|do|does|did|should|would|will|to)\b",
+    r"\b(?:tell|explain|inform|advise|suggest|send|provide|give|know|learn) (?:me|us|about|more|of|if|whether)\b",
+    r"\b(?:looking for|look for|need|want|request|seek|seeking|wonder|wondering|curious|interested in|trying to)\b",
+    r"\b(?:would like|like to know|let me know|(?:information|info) (?:on|about)|question (?:is|about))\b",
+    r"\bhelp (?:me|us|with)\b",
+    start="",
+    end="",
+)
+"""A sentence that asks for something, with or without a question mark"""
+GREETING = _any(
+    r"(?:(?:hi|hello|hey|dear|sirs?|madam|greetings|good (?:morning|day|afternoon|evening)|to whom it may concern"
+    r"|thank(?:s| you)|thanking|regards|sincerely|yours|please help(?: me)?|(?:please|kindly|plz) (?:reply",
+    r"respond|advise)"
+    r"|god bless|best (?:regards|wishes)|just curious|doctor|dr)\b[\s,.!/&]*(?:sir|madam|there|all|you|doctor"
+    r"|very much|so much|in advance|for your (?:help|time)|me|us|again|and|or)*[\s,.!]*)+",
+    start=r"^\W*",
+    end="",
+)
+"""A beginning that can be left out"""
+SAYS_NOTHING = _any(
+    r"general(?: health| information| question| complaint)?",
+    r"questions?|(?:medical )?question|i have a question.*|advice|consultation|in(?:quiry|fo|formation)|enquiry",
+    r"feedback",
+    r"health|help|other|none|hi|hello|customer service request|clinicaltrials\.gov.*|medlineplus.*",
+    start=r"^\W*",
+    end=r"\W*$",
+)
+"""A subject line that fits any message"""
+KINDS = {
+    "missed dose": _any(r"(?:forgot|forget|missed|skip\w*)\b.{0,30}\b(?:dose|pill|tablet|shot)"),
+    "storage and disposal": _any(r"dispos\w+|expir\w+|storage|stored?|refrigerat\w+|throw away"),
+    "interactions": _any(r"interact\w*|(?:together|along|mix\w*|combin\w+) with", r"take\b.{0,60}\b(?:together|with)"),
+    "side effects": _any(r"side[- ]?ef+ect\w*|adverse|reactions? to"),
+    "dosage": _any(
+        r"dos(?:e|es|age|ages|ing)|how (?:much|many|often|long)\b.{0,40}\b(?:take|use|mg|ml)|maximum daily",
+        r"taper\w*|wean\w*|stop (?:taking|using)|\d+ ?mg",
+    ),
+    "inheritance": _any(
+        r"inherit\w*|heredit\w*|genetic\w*|pass(?:ed|ing)? (?:it |this |that )?(?:on|down)",
+        r"runs? in (?:the|my|our) famil\w+",
+    ),
+    "genetic changes": _any(r"genes?|mutat\w+|chromosom\w+|homozyg\w+|heterozyg\w+"),
+    "prevention": _any(r"prevent\w*|avoid\w*|protect\w*|vaccin\w*|reduce the risk"),
+    "research": _any(r"research|clinical trials?|trials?|stud(?:y|ies)|stem cells?"),
+    "support groups": _any(r"support groups?|organi[sz]ations?|foundation|association|community of"),
+    "exams and tests": _any(
+        r"diagnos\w+|tests?|tested|testing|detect\w*|screen\w*|scan|mri|x-?ray|biopsy|blood work",
+        r"how (?:do|would|can) (?:i|you|we) (?:know|find out|tell)",
+    ),
+    "outlook": _any(
+        r"prognosis|outlook|life (?:expectancy|span)|surviv\w+|long[- ]term|progress\w*|get(?:s|ting)? worse",
+        r"recover\w*",
+        r"how long (?:will|does|do|can|is)|curable|fatal|die|mortality|success rate",
+    ),
+    "complications": _any(r"complication\w*|lead to|damage\w*|consequence\w*"),
+    "susceptibility": _any(
+        r"at risk|risk (?:of|for|factors?)|chances? of|likely|prone|contagious|catch|transmit\w*|spread\w*|who gets?"
+    ),
+    "frequency": _any(r"how (?:common|rare|many people)|prevalen\w+|inciden\w+|statistics?|stats"),
+    "stages": _any(r"stag(?:es?|ing)"),
+    "symptoms": _any(r"symptom\w*|signs?|how does .{1,30} feel|feel like"),
+    "causes": _any(
+        r"caus\w+|why (?:do|does|is|am|are|did)|reasons?|due to|contribut\w+|result(?:s|ing)? (?:of|from)|trigger\w*",
+        r"effects? of",
+    ),
+    "treatment": _any(
+        r"treat\w*|cur(?:e|es|ed|ing)|remed\w+|therap\w+|medications?|medicines?|surger\w+|operation|relie\w+|help",
+        r"manag\w+|heal\w*|get rid of|what (?:can|should|to) (?:i |we |he |she )?do|exercises?|diet|fix|doctor",
+        r"specialist",
+    ),
+    "considerations": _any(
+        r"should (?:i|he|she|we) (?:see|go|be concerned|worry)|emergency|(?:which|what|kind of) (?:doctor|specialist)"
+    ),
+    "usage": _any(r"what is .{1,40} (?:used|prescribed) for|indication\w*|purpose of|recommended|usage"),
+    "precautions": _any(
+        r"safe|safely|pregnan\w+|breast[- ]?feed\w*|alcohol|allerg\w+|ok(?:ay)? to|can i (?:take|use|drink|eat)|harm\w*"
+    ),
+    "information": _any(
+        r"in(?:fo|formation)|learn|know(?:ledge)? (?:about|on|of|more)|literature|explain|define|tell me about",
+        r"resources?",
+        r"article|what (?:is|are) (?:an? |the )?\w+(?: \w+){0,3}\W*$",
+        end="",
+    ),
+}
+"""Cues for kinds of question, named as in `titles.KINDS`; the more particular kinds first"""
+
+
+SUBJECT_WORDS = 12
+"""A first line of at most so many words, with others after it, is a subject"""
+
+
+@dataclass(frozen=True)
+class Focused:
+    """A message reduced to what it asks."""
+
+    query: str
+    """What to search with: its subject and what it asks, without greetings and story"""
+    focus: str
+    """The topic that it is about, in the index's spelling; empty where no known topic is named"""
+    question_type: str
+    """One of `titles.KINDS`, the likeliest; "information" where nothing points elsewhere"""
+    mentions: tuple[Mention, ...] = ()
+    """All topics that it names, the most telling first"""
+    kinds: tuple[str, ...] = ()
+    """All kinds of question that it has cues for, `question_type` first"""
+
+
+def focus(question: str, synonyms: Synonyms) -> Focused:
+    """What is asked in a message, whose first line may be a subject."""
+    question = synonyms.corrected(question)
+    subject, parts = _parts(question)
+    asking = [part for part in parts if ASKS.search(part)] or parts
+    query = " ".join(dict.fromkeys([subject, *asking] if subject else asking)) or " ".join(question.split())
+    mentions = _mentions(subject, asking, question, synonyms)
+    main = mentions[0] if mentions else None
+    topic = main.topic if main else ""
+    if topic and topic not in query.casefold():
+        query = f"{topic}. {query}"
+    kinds = _kinds(" ".join([subject, *asking])) or _kinds(question) or ["information"]
+    return Focused(query, topic, kinds[0], tuple(mentions), tuple(kinds))
+
+
+def _parts(question: str) -> tuple[str, list[str]]:
+    """The subject, empty where there is none that says something, and the message's sentences without greetings."""
+    first, _, rest = question.strip().partition("\n")
+    subject = first.strip() if rest.strip() and len(first.split()) <= SUBJECT_WORDS else ""
+    message = " ".join((rest if subject else question).split())
+    stripped = [GREETING.sub("", sentence).strip() for sentence in sentences(message)]
+    return "" if SAYS_NOTHING.match(subject) else subject, [sentence for sentence in stripped if sentence]
+
+
+def _mentions(subject: str, asking: Sequence[str], question: str, synonyms: Synonyms) -> list[Mention]:
+    """The topics named, each once, the most telling first: those in the subject or in what is asked count more."""
+    found: dict[str, Mention] = {}
+    weight: dict[str, float] = {}
+    for text, share in ((subject, 1.0), (" ".join(asking), 0.9), (question, 0.5)):
+        for mention in synonyms.find(text):
+            key = min(mention.topics) if len(mention.topics) == 1 else mention.name
+            found.setdefault(key, mention)
+            weight[key] = max(weight.get(key, 0.0), share * mention.weight)
+    return sorted(found.values(), key=lambda m: -weight[min(m.topics) if len(m.topics) == 1 else m.name])
+
+
+def _kinds(text: str) -> list[str]:
+    """Kinds that the text has cues for, the most particular first."""
+    return [kind for kind, pattern in KINDS.items() if pattern.search(text)]

@@ -1,0 +1,387 @@
+"""`meditune annotate results`: verdicts, how far raters agree, who rates carelessly, and what is still open.
+
+From what raters said of a row to one decision, or to the reason why there is none yet.
+
+`meditune annotate import SET -o FILE`: what was decided, as the file that a recipe's data.decisions names.
+
+What raters made of known items, who rates carelessly, and what is left when those raters are left out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import meditune
+from meditune.data.example import DECISIONS, Decision
+from meditune.data.row_decisions import VERDICTS, Decided, Verdict, read_decisions
+from meditune.errors import DataError
+from meditune.files import write_json, write_jsonl
+from meditune.review.agreement import Dispute
+from meditune.review.annotation_set import Row, row_of
+from meditune.review.rating_set import DECISION, VALIDATE, VERDICT, Axis
+from meditune.review.ratings_store import ADJUDICATION, RATING, Note, Rater, Rating
+from meditune.review.results import Rated, agreement, disputes, in_dispute, read_rated_as, seconds, unfinished
+from meditune.statistics import wilson
+
+TIED = "raters disagree"
+REWRITTEN = "raters wrote different texts"
+CANNOT = "nobody could judge"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What was decided about an item."""
+
+    verdict: Verdict
+    answer: str
+    """What the row should say; empty where nobody who stands for the verdict changed it"""
+    raters: tuple[str, ...]
+    """Codes of those who stand for it"""
+    settled: bool
+    when: str
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Which decision is right for an item."""
+
+    decision: Decision | None
+    """None where none of the three words is"""
+    answer: str
+    """What those wrote who stand for it; empty where nobody did, or they wrote different texts"""
+    raters: tuple[str, ...]
+    settled: bool
+    when: str
+
+
+def resolve(rated: Rated[Row]) -> tuple[dict[str, Resolved], dict[str, str]]:
+    """Verdicts by item, and of items that were judged without one, why.
+
+    The adjudicator's word is final, the latest where there are several; else more than half of the raters must agree.
+    A changed text counts where it comes from those.
+    """
+    texts = _written(rated)
+    found: dict[str, Resolved] = {}
+    undecided: dict[str, str] = {}
+    for item, (standing, why) in _standing(rated, VERDICT).items():
+        changed = {" ".join(note.better.split()) for note in _texts(standing, texts)}
+        if why:
+            undecided[item] = why
+        elif standing[0].round == RATING and len(changed) > 1:
+            undecided[item] = REWRITTEN
+        else:
+            found[item] = _decided(rated, standing, texts)
+    return found, undecided
+
+
+def resolve_decisions(rated: Rated[Row]) -> tuple[dict[str, Labelled], dict[str, str]]:
+    """What experts say is right, by item, in sets that ask for it, and of items without one, why; as `resolve`."""
+    texts = _written(rated)
+    found: dict[str, Labelled] = {}
+    undecided: dict[str, str] = {}
+    for item, (standing, why) in _standing(rated, DECISION).items():
+        if why:
+            undecided[item] = why
+            continue
+        option = standing[0].option or 0
+        written = {" ".join(note.better.split()): note.better.strip() for note in _texts(standing, texts)}
+        found[item] = Labelled(
+            DECISIONS[option - 1] if option <= len(DECISIONS) else None,
+            next(iter(written.values())) if len(written) == 1 else "",
+            tuple(rated.raters[rating.rater].code for rating in standing),
+            standing[0].round == ADJUDICATION,
+            max(rating.time for rating in standing),
+        )
+    return found, undecided
+
+
+def _standing(rated: Rated[Row], axis: Axis) -> dict[str, tuple[list[Rating], str]]:
+    """Of each item that was judged on an axis the ratings that stand for what is decided, or none and why."""
+    first, settled = _by_item(rated.first, axis), _by_item(rated.settled, axis)
+    found: dict[str, tuple[list[Rating], str]] = {}
+    for item in rated.set.items:
+        last = sorted((rating for rating in settled[item] if rating.option), key=lambda rating: rating.time)[-1:]
+        said = [rating for rating in first[item] if rating.option]
+        if last:
+            found[item] = last, ""
+        elif said:
+            option, votes = Counter(rating.option for rating in said).most_common(1)[0]
+            standing = [rating for rating in said if rating.option == option]
+            found[item] = (standing, "") if 2 * votes > len(said) else ([], TIED)
+        elif first[item]:
+            found[item] = [], CANNOT
+    return found
+
+
+def _by_item(ratings: Sequence[Rating], axis: Axis) -> dict[str, list[Rating]]:
+    found: dict[str, list[Rating]] = defaultdict(list)
+    for rating in ratings:
+        if rating.axis == axis.name:
+            found[rating.item].append(rating)
+    return found
+
+
+def _written(rated: Rated[Row]) -> dict[tuple[str, str, int], Note]:
+    return {(note.item, note.rater, note.round): note for note in rated.notes if note.better.strip()}
+
+
+def _texts(standing: Sequence[Rating], texts: dict[tuple[str, str, int], Note]) -> list[Note]:
+    places = [(rating.item, rating.rater, rating.round) for rating in standing]
+    return [texts[place] for place in places if place in texts]
+
+
+def _decided(rated: Rated[Row], standing: Sequence[Rating], texts: dict[tuple[str, str, int], Note]) -> Resolved:
+    option = standing[0].option
+    assert option is not None, "only ratings with an option stand for a verdict"
+    changed = _texts(standing, texts)
+    times = [rating.time for rating in standing] + [note.time for note in changed]
+    return Resolved(
+        VERDICTS[option - 1],
+        changed[0].better.strip() if changed else "",
+        tuple(rated.raters[rating.rater].code for rating in standing),
+        standing[0].round == ADJUDICATION,
+        max(times),
+    )
+
+
+ENOUGH = 4
+"""Known items from which on a rater's share of them says something"""
+LEAST = 0.7
+"""Share of known items that a careful rater gets right"""
+
+
+@dataclass(frozen=True)
+class Careful:
+    """One rater on the known items."""
+
+    rater: Rater
+    judged: int
+    right: int
+
+    @property
+    def careless(self) -> bool:
+        """Whether too many known items were judged wrongly."""
+        return self.judged >= ENOUGH and self.right < LEAST * self.judged
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A set's ratings without those of the raters who are left out."""
+
+    rated: Rated[Row]
+    careful: list[Careful]
+    """Everybody who rated, those left out too"""
+    left_out: list[Rater]
+
+
+def read_checked(folder: Path, without: Sequence[str] = (), without_careless: bool = False) -> Checked:
+    """The set in `folder`; `without` names raters whose words don't count, by name or code.
+
+    Raises DataError where there is no whole set of this kind, or nobody of such a name rated.
+    """
+    rated = read_rated_as(folder, VALIDATE, row_of)
+    careful = [_careful(rated, rated.raters[id]) for id in dict.fromkeys(rating.rater for rating in rated.first)]
+    left_out = {each.rater.id for each in careful if without_careless and each.careless}
+    for name in without:
+        found = [
+            each.rater.id
+            for each in careful
+            if name.casefold() in (each.rater.name.casefold(), each.rater.code.casefold())
+        ]
+        if not found:
+            there = ", ".join(f"{each.rater.name} ({each.rater.code})" for each in careful) or "nobody"
+            raise DataError(f"{folder}: no rater {name!r}. Rated by: {there}.")
+        left_out |= set(found)
+    return Checked(rated.without(left_out), careful, [rated.raters[id] for id in rated.raters if id in left_out])
+
+
+def open_disputes(folder: Path, without: Sequence[str], without_careless: bool) -> list[Dispute]:
+    """Rows of the data on which raters disagree; known items need nobody to settle them."""
+    rated = read_checked(folder, without, without_careless).rated
+    return [each for each in in_dispute(rated) if not rated.key[each.item].known]
+
+
+def _careful(rated: Rated[Row], rater: Rater) -> Careful:
+    known = [
+        VERDICTS[rating.option - 1] in rated.key[rating.item].expected
+        for rating in rated.first
+        if rating.rater == rater.id and rating.axis == VERDICT.name
+        if rating.option is not None and rated.key[rating.item].known
+    ]
+    return Careful(rater, len(known), sum(known))
+
+
+NAME = "results.json"
+
+
+def write_results(folder: Path, without: Sequence[str] = (), without_careless: bool = False) -> dict[str, Any]:
+    """The results, stored as results.json in the set's folder too; docs/annotate.md describes them."""
+    found = results(read_checked(folder, without, without_careless))
+    write_json(folder / NAME, found)
+    return found
+
+
+def results(checked: Checked) -> dict[str, Any]:
+    """The content of results.json. Known items count nowhere but in `raters`."""
+    rated = checked.rated
+    decided, undecided = resolve(rated)
+    rows = {id: row for id, row in rated.key.items() if not row.known}
+    of_rows = {id: each for id, each in decided.items() if id in rows}
+    axis = VERDICT
+    said = [rating for rating in rated.first if rating.item in rows and rating.axis == axis.name]
+    settled = {rating.item for rating in rated.settled}
+    return {
+        "meditune": meditune.__version__,
+        "sample": rated.made_from["sample"],
+        "rows": len(rows),
+        "judged": len({rating.item for rating in said}),
+        "ratings": len(said),
+        "ratings_by_verdict": _counts(axis.label(r.option).lower() for r in said if r.option),
+        "cannot": sum(rating.option is None for rating in said),
+        "rows_by_verdict": _counts(each.verdict for each in of_rows.values()),
+        "changed": sum(bool(each.answer) for each in of_rows.values()),
+        "by_one_rater": sum(len(each.raters) == 1 and not each.settled for each in of_rows.values()),
+        "correct": _share(of_rows, rows, {}),
+        "kinds": {
+            kind: _share(of_rows, rows, {"stratum": kind})
+            for kind in sorted({row.stratum for row in rows.values()} - {""})
+        },
+        "sources": {
+            name: _share(of_rows, rows, {"source": name}) for name in sorted({row.source for row in rows.values()})
+        },
+        "suspicions": _suspicions(of_rows, rows),
+        "seconds_per_row": seconds(said),
+        "agreement": agreement(axis, said, rated),
+        **_decisions(rated, rows),
+        "raters": [_rater(each, checked) for each in checked.careful],
+        "undecided": [
+            {"example": rows[id].example, "item": id, "why": why} for id, why in undecided.items() if id in rows
+        ],
+        "disputed": [
+            {"example": rows[row["item"]].example, "settled": row["item"] in settled, **row}
+            for row in disputes(rated)
+            if row["item"] in rows
+        ],
+        "remarks": _remarks(checked),
+    }
+
+
+def _decisions(rated: Rated[Row], rows: Mapping[str, Row]) -> dict[str, Any]:
+    """Of sets that ask for decisions: how many rows got which, and the agreement on them."""
+    if rated.set.axis(DECISION.name) is None:
+        return {}
+    labelled, undecided = resolve_decisions(rated)
+    given: Counter[str] = Counter(each.decision or "neither" for id, each in labelled.items() if id in rows)
+    said = [rating for rating in rated.first if rating.item in rows and rating.axis == DECISION.name]
+    names: tuple[str, ...] = (*DECISIONS, "neither")
+    named = {each: given[each] for each in names}
+    return {
+        "decisions": named | {"undecided": sum(id in rows for id in undecided)},
+        "agreement_on_decisions": agreement(DECISION, said, rated),
+    }
+
+
+def _counts(verdicts: Any) -> dict[str, int]:
+    counted = Counter(verdicts)
+    return {verdict: counted[verdict] for verdict in VERDICTS}
+
+
+def _share(decided: Mapping[str, Resolved], rows: Mapping[str, Row], wanted: Mapping[str, str]) -> dict[str, Any]:
+    """Of the decided rows of a kind: how many there are, and which share is correct as it stands, in percent."""
+    chosen = [
+        each for id, each in decided.items() if all(getattr(rows[id], name) == value for name, value in wanted.items())
+    ]
+    right = sum(each.verdict == "correct" and not each.answer for each in chosen)
+    return {
+        "decided": len(chosen),
+        "percent": 100 * right / len(chosen) if chosen else None,
+        "ci95": wilson(right, len(chosen)) if chosen else None,
+    }
+
+
+def _suspicions(decided: Mapping[str, Resolved], rows: Mapping[str, Row]) -> dict[str, dict[str, int]]:
+    """Signal -> rows it noticed, how many of them are decided, and how many of those aren't correct as they stand."""
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for id, row in rows.items():
+        for name in row.reasons:
+            found[name]["rows"] += 1
+            if id in decided:
+                found[name]["decided"] += 1
+                found[name]["faulty"] += decided[id].verdict != "correct" or bool(decided[id].answer)
+    return {name: {key: count[key] for key in ("rows", "decided", "faulty")} for name, count in sorted(found.items())}
+
+
+def _rater(careful: Careful, checked: Checked) -> dict[str, Any]:
+    return {
+        "code": careful.rater.code,
+        "name": careful.rater.name,
+        "known_judged": careful.judged,
+        "known_right": careful.right,
+        "careless": careful.careless,
+        "left_out": careful.rater in checked.left_out,
+    }
+
+
+def _remarks(checked: Checked) -> list[str]:
+    """What one must know before one believes the figures."""
+    remarks = unfinished(checked.rated)
+    if checked.rated.made_from["sample"] == "suspicious":
+        remarks.append("The rows are the most suspicious ones: the share of correct ones isn't that of the data.")
+    for each in checked.careful:
+        if each.careless and each.rater not in checked.left_out:
+            remarks.append(
+                f"{each.rater.name} ({each.rater.code}) judged {each.right} of {each.judged} known items right, less "
+                f"than {LEAST:.0%}. Talk to them, or leave them out: --without {each.rater.code}."
+            )
+    if checked.left_out:
+        remarks.append("Left out: " + ", ".join(f"{rater.name} ({rater.code})" for rater in checked.left_out) + ".")
+    if any(row.known for row in checked.rated.key.values()):
+        few = [each.rater.code for each in checked.careful if each.judged < ENOUGH]
+        if few:
+            remarks.append(f"Too few known items to tell whether they rate with care: {', '.join(few)}.")
+    return remarks
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a decisions file got."""
+
+    decided: int
+    undecided: int
+    others: int
+    """Decisions of other sets that were in the file already, and stay"""
+
+
+def write_decisions(folder: Path, path: Path, without: Sequence[str] = (), without_careless: bool = False) -> Written:
+    """Write the set's decisions to `path`; those of other sets about other rows stay in it.
+
+    Known items give none. Raises DataError where nothing was decided.
+    """
+    checked = read_checked(folder, without, without_careless)
+    decided, undecided = resolve(checked.rated)
+    of_set = checked.rated.set.shuffle
+    found = {
+        row.example: Decided(
+            id=row.example,
+            verdict=decided[id].verdict,
+            answer=decided[id].answer,
+            raters=decided[id].raters,
+            settled=decided[id].settled,
+            when=decided[id].when,
+            sha256=row.sha256,
+            set=of_set,
+        )
+        for id, row in checked.rated.key.items()
+        if id in decided and not row.known
+    }
+    if not found:
+        raise DataError(f"{folder}: nothing was decided yet. Let people check it: meditune annotate serve {folder}")
+    earlier = read_decisions(path) if path.is_file() else {}
+    kept = {id: each for id, each in earlier.items() if each.set != of_set and id not in found}
+    write_jsonl(path, (each.model_dump(mode="json") for each in (kept | found).values()), private=True)
+    open_ = sum(not checked.rated.key[id].known for id in undecided)
+    return Written(len(found), open_, len(kept))

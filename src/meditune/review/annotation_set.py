@@ -1,0 +1,404 @@
+"""`meditune annotate create`: a set of rows to check, with known items among them.
+
+Which rows are checked: a random sample, the same number of each kind, or the most suspicious ones first.
+
+The rows that can be checked: a recipe's prepared data, a run's, or those of a user's own file.
+
+What the items of an annotation set are, which neither the page nor its server reads.
+
+Items whose verdict is known, mixed among the others to tell who rates with care.
+
+Rows of the data, checked by people: chosen, judged on the page of review, decided on, and taken back.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from meditune.config.load_recipe import load_recipe
+from meditune.data.example import Example
+from meditune.data.prepare import Prepared, prepare, stored
+from meditune.data.read_sources import is_restricted
+from meditune.data.readers import user_files
+from meditune.data.readers.tables import Rejects
+from meditune.data.readers.user_files import SOURCE as OWN
+from meditune.data.row_decisions import KEPT, VERDICTS, Verdict, fingerprint
+from meditune.data.sources import SOURCES
+from meditune.errors import DataError
+from meditune.evaluate.predictions import groups_of
+from meditune.evidence.detector import Sentence
+from meditune.files import holds, sha256
+from meditune.review.rating_set import KEY, VALIDATE, Origin, check_sharing, origin_of, read_key_as, write_set
+from meditune.review.suspicious_rows import ON_TOPIC, SIGNALS, Suspicion, flagged, stems, suspicion
+
+Sample = Literal["random", "suspicious"]
+SAMPLES: tuple[Sample, ...] = get_args(Sample)
+Strata = Literal["none", "source", "decision", "question_type"]
+STRATA: tuple[Strata, ...] = get_args(Strata)
+
+
+def check_choice(sample: str, strata: str) -> None:
+    """Raise DataError for a name that isn't known."""
+    for name, option, known in ((sample, "--sample", SAMPLES), (strata, "--strata", STRATA)):
+        if name not in known:
+            raise DataError(f"There is no {option} {name}. Choose from {', '.join(known)}.")
+
+
+def chosen(
+    rows: Sequence[Example], count: int, strata: str, seed: int, suspected: Mapping[str, Suspicion] | None
+) -> list[Example]:
+    """`count` rows, or all where there are fewer: the most suspicious first where that is known, else at random.
+
+    With strata each kind gives the same number of rows, as far as it has so many.
+    """
+    order = list(rows)
+    random.Random(f"{seed}/annotate").shuffle(order)
+    if suspected is not None:
+        order.sort(key=lambda row: -suspected[row.id].score)
+    kinds: dict[str, list[Example]] = defaultdict(list)
+    for row in order:
+        kinds[stratum(row, strata)].append(row)
+    room = _quotas({kind: len(members) for kind, members in kinds.items()}, count)
+    taken = {row.id for kind, members in kinds.items() for row in members[: room[kind]]}
+    return [row for row in order if row.id in taken]
+
+
+def stratum(row: Example, strata: str) -> str:
+    """The kind that a row is of; "" where there are no strata."""
+    if strata == "none":
+        return ""
+    if strata == "question_type":
+        found = row.meta.get("question_type")
+        return ", ".join(map(str, found)) if isinstance(found, list) else str(found or "none")
+    return str(getattr(row, strata) or "none")
+
+
+def _quotas(sizes: Mapping[str, int], count: int) -> dict[str, int]:
+    """How many of each kind, as equal as their sizes allow, together `count` or all."""
+    quotas = dict.fromkeys(sizes, 0)
+    left = min(count, sum(sizes.values()))
+    while left:
+        open_ = [kind for kind in sorted(sizes) if quotas[kind] < sizes[kind]]
+        for kind in open_[:left]:
+            more = min(max(1, left // len(open_)), sizes[kind] - quotas[kind])
+            quotas[kind] += more
+        left = min(count, sum(sizes.values())) - sum(quotas.values())
+    return quotas
+
+
+TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+TRAINED = ("train", "dev")
+LEDGER, NOTED = "ledger.parquet", ("id", "rule", "action", "detail")
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Rows to choose from."""
+
+    rows: list[Example]
+    sha256: str
+    """Of what they were read from"""
+    decided: int = 0
+    """Rows that people had checked before, which aren't among them"""
+    rejected: int = 0
+    """Rows of a file that couldn't be read"""
+    noted: tuple[Mapping[str, Any], ...] = ()
+    """What quality control wrote about rows into the data's ledger"""
+
+
+def candidates(source: str, overrides: Sequence[str], test: bool) -> Candidates:
+    """The rows of `source`: a run's folder, a table, or else a recipe, which `overrides` are put over.
+
+    Without `test` only those of train and dev; a table has no splits, so all of its rows are taken. Raises DataError
+    where nothing is there to be checked.
+    """
+    path = Path(source)
+    if path.suffix.lower() in TABLES:
+        rejects = Rejects()
+        return _new(source, list(user_files.read(path, rejects)), sha256(path), len(rejects))
+    splits = (*TRAINED, "test") if test else TRAINED
+    if path.is_dir():
+        data = _data_of(path)
+        return _of_splits(source, stored(data), splits, data)
+    recipe = load_recipe(source, overrides).recipe
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        return _of_splits(source, prepare(recipe, data), splits, data)
+
+
+def _of_splits(source: str, prepared: Prepared, splits: Sequence[str], folder: Path) -> Candidates:
+    named = prepared.splits.named()
+    return _new(source, [row for name in splits for row in named[name]], prepared.sha256, 0, _ledger(folder))
+
+
+def _new(
+    source: str, rows: Sequence[Example], digest: str, rejected: int, noted: Iterable[Mapping[str, Any]] = ()
+) -> Candidates:
+    new = [row for row in rows if "validated" not in row.meta]
+    if not new:
+        raise DataError(f"{source}: no rows that weren't checked already.")
+    return Candidates(new, digest, len(rows) - len(new), rejected, tuple(noted))
+
+
+def _ledger(folder: Path) -> list[dict[str, Any]]:
+    """The rows of the ledger that quality control left beside the data; none where there is no ledger."""
+    path = folder / LEDGER
+    if not path.is_file():
+        return []
+    import pyarrow.parquet
+
+    rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path, columns=list(NOTED)).to_pylist()
+    return rows
+
+
+def _data_of(folder: Path) -> Path:
+    for place in (folder / "data", folder):
+        if (place / "quality.json").is_file():
+            return place
+    raise DataError(f"{folder} holds no prepared data. Give a folder of `meditune run` or `meditune data prepare`.")
+
+
+@dataclass(frozen=True)
+class Row(Origin):
+    """A row of the data, or a known item."""
+
+    source: str = ""
+    sha256: str = ""
+    """`fingerprint` of the row that is judged"""
+    stratum: str = ""
+    score: float = 0.0
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Signal -> why the row is suspicious"""
+    expected: tuple[Verdict, ...] = ()
+    """Of a known item: what counts as right"""
+
+    @property
+    def known(self) -> bool:
+        """Whether it is there to check the rater, and no row of the data."""
+        return bool(self.expected)
+
+
+def row_of(row: dict[str, Any]) -> Row:
+    """Of an item's row in the key."""
+    found = origin_of(row)
+    return Row(
+        found.example,
+        found.group,
+        found.origins,
+        row["source"],
+        row["sha256"],
+        row["stratum"],
+        row["score"],
+        row["reasons"],
+        tuple(row["expected"]),
+    )
+
+
+TRIES = 200
+"""Other rows that are looked at for an answer that doesn't fit"""
+COLUMN = "verdict"
+
+
+@dataclass(frozen=True)
+class Gold:
+    """One known item."""
+
+    example: Example
+    expected: tuple[Verdict, ...]
+    """Verdicts that count as right"""
+    kind: Literal["gold", "planted"]
+
+
+def read_gold(path: Path) -> list[Gold]:
+    """Known items of a user's own table, whose column `verdict` holds one verdict, or several with commas between.
+
+    Raises DataError, with the row, where one has no known verdict or can't be read.
+    """
+    rejects = Rejects()
+    found = []
+    for example in user_files.read(path, rejects, source="gold"):
+        stated = [part.strip().lower() for part in str(example.meta.get(COLUMN) or "").split(",")]
+        expected = tuple(verdict for verdict in VERDICTS if verdict in stated)
+        if len(expected) != len(set(stated)):
+            raise DataError(
+                f"{path}, row {example.id.partition(':')[2]}: {COLUMN} {example.meta.get(COLUMN)!r} isn't made of "
+                f"{', '.join(VERDICTS)}."
+            )
+        found.append(Gold(example, expected, "gold"))
+    first = next(rejects.rows(), None)
+    if first:
+        raise DataError(f"{first['where']}: {first['reason']}.")
+    return found
+
+
+def plant(rows: Sequence[Example], count: int, seed: int) -> list[Gold]:
+    """Rows with the answer of another row of their source that shares few of the question's words.
+
+    Any verdict by which a row is dropped counts as right: such an answer is wrong and off-topic, and may be unsafe.
+    Raises DataError where there aren't enough rows that differ.
+    """
+    chance = random.Random(f"{seed}/planted")
+    able = [row for row in rows if row.answer]
+    planted: list[Gold] = []
+    for row in chance.sample(able, len(able)):
+        if len(planted) == count:
+            break
+        asked = Sentence(row.question)
+        for other in chance.sample(able, min(TRIES, len(able))):
+            alien = other.source == row.source and other.group != row.group and asked.total
+            if alien and asked.share_in(stems(other.answer)) < ON_TOPIC / 2:
+                wrong = row.model_copy(update={"answer": other.answer})
+                planted.append(Gold(wrong, tuple(each for each in VERDICTS if each not in KEPT), "planted"))
+                break
+    if len(planted) < count:
+        raise DataError(
+            f"Only {len(planted)} of {count} wrong rows can be planted: the others have no answer that clearly "
+            "belongs to another question. Give a smaller --planted, or known items of your own (--gold)."
+        )
+    return planted
+
+
+FORM = "verdict"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a set is to hold, and who judges it."""
+
+    rows: int = 100
+    sample: str = "random"
+    strata: str = "none"
+    raters: int | None = None
+    overlap: int | None = None
+    """How many raters judge each row; two unless given"""
+    shared: int = 0
+    """Rows that all raters judge"""
+    gold: Path | None = None
+    planted: int = 0
+    test: bool = False
+    seed: int = 17
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a set holds."""
+
+    rows: int
+    known: int
+    restricted: int
+    decided: int
+    rejected: int
+
+
+def create(source: str, folder: Path, wanted: Wanted) -> Made:
+    """Leave a set in `folder`; `source` is a recipe, a run's folder or a table.
+
+    Ids are drawn anew for each set. Known items go to every rater. Raises DataError where there is nothing to check,
+    MedituneError where the folder holds something else.
+    """
+    check_choice(wanted.sample, wanted.strata)
+    check_sharing(wanted.raters, wanted.overlap)
+    found = candidates(source, wanted.overrides, wanted.test)
+    gold_sha256 = sha256(wanted.gold) if wanted.gold and wanted.gold.is_file() else None
+    asked = asdict(wanted) | {"gold": gold_sha256, "overrides": list(wanted.overrides)}
+    made_from = {"source": source, "data": found.sha256, **asked}
+    if not holds(folder, KEY, made_from):
+        suspected = None
+        if wanted.sample == "suspicious":
+            suspected = suspicion(found.rows, SIGNALS | {"quality": flagged(found.noted)})
+        rows = chosen(found.rows, wanted.rows, wanted.strata, wanted.seed, suspected)
+        listed = [(row, _kept(row, wanted.strata, suspected)) for row in rows]
+        shared = random.Random(f"{wanted.seed}/shared").sample(rows, min(wanted.shared, len(rows)))
+        known = _known(wanted, found.rows, {row.id for row in rows})
+        items, key, everyone = _written(listed, known, {row.id for row in shared}, Path(source).name)
+        settings = {
+            "task": VALIDATE.name,
+            "axes": FORM,
+            "raters": wanted.raters,
+            "overlap": wanted.overlap or (min(2, wanted.raters) if wanted.raters else None),
+            "everyone": everyone,
+            "ranked": wanted.sample == "suspicious",
+        }
+        write_set(folder, settings, items, key, made_from)
+    key_rows, _ = read_key_as(folder, row_of)
+    restricted = {row.id for row in found.rows if is_restricted(row)}
+    return Made(
+        rows=sum(not row.known for row in key_rows.values()),
+        known=sum(row.known for row in key_rows.values()),
+        restricted=sum(row.example in restricted for row in key_rows.values()),
+        decided=found.decided,
+        rejected=found.rejected,
+    )
+
+
+def _known(wanted: Wanted, rows: Sequence[Example], taken: set[str]) -> list[Gold]:
+    """The known items: those of a file, and planted ones."""
+    known = read_gold(wanted.gold) if wanted.gold else []
+    if wanted.planted:
+        # A question that comes twice, with another answer, would give itself away.
+        others = [row for row in rows if row.id not in taken]
+        known += plant(others if len(others) > wanted.planted else rows, wanted.planted, wanted.seed)
+    return known
+
+
+def _kept(row: Example, strata: str, suspected: dict[str, Suspicion] | None) -> dict[str, Any]:
+    """A row's part of the key."""
+    suspected_of = suspected[row.id] if suspected else Suspicion()
+    return {
+        "origins": ["row"],
+        "stratum": stratum(row, strata),
+        "score": round(suspected_of.score, 3),
+        "reasons": dict(suspected_of.reasons),
+        "expected": [],
+    }
+
+
+def _written(
+    listed: Sequence[tuple[Example, dict[str, Any]]], known: Sequence[Gold], shared: set[str], own: str
+) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:
+    """The items, with known ones at places that say nothing, the key to them, and the questions that go to everyone."""
+    chance = secrets.SystemRandom()
+    all_of_them = list(listed)
+    for gold in known:
+        kept = _kept(gold.example, "none", None) | {"origins": [gold.kind], "expected": list(gold.expected)}
+        all_of_them.insert(chance.randrange(len(all_of_them) + 1), (gold.example, kept))
+    items: list[dict[str, Any]] = []
+    key: dict[str, Any] = {}
+    everyone: list[str] = []
+    for example, kept in all_of_them:
+        id, asked = secrets.token_hex(6), secrets.token_hex(4)
+        items.append({"id": id, "asked": asked, **_shown(example, own)})
+        group = groups_of({example.id: example})[example.id]
+        key[id] = {
+            "example": example.id,
+            "group": group,
+            "source": example.source,
+            "sha256": fingerprint(example),
+            **kept,
+        }
+        if kept["expected"] or example.id in shared:
+            everyone.append(asked)
+    return items, key, everyone
+
+
+def _shown(example: Example, own: str) -> dict[str, Any]:
+    """What the page shows of a row; `own` is what rows of the user's own are said to come from."""
+    named = str(example.meta.get("source") or example.source)
+    title = SOURCES[named].title if named in SOURCES else own if named == OWN else named
+    link = str(example.meta.get("url") or "")
+    return {
+        "question": example.question,
+        "context": [passage.model_dump(mode="json") for passage in example.context],
+        "answer": example.answer,
+        "decision": example.decision or "",
+        "source": title,
+        "link": link if link.startswith(("https://", "http://")) else "",
+    }

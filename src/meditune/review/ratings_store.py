@@ -1,0 +1,188 @@
+"""What raters said, in one SQLite file: written through at once, safe with several raters and a killed server."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from meditune.errors import MedituneError
+from meditune.review.rating_set import STORE
+
+RATING, ADJUDICATION = 1, 2
+"""The rounds: everybody's ratings, and the word that settles where they disagree."""
+BUSY_S = 20.0
+_TABLES = """
+CREATE TABLE IF NOT EXISTS raters (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL, key TEXT NOT NULL UNIQUE, number INTEGER NOT NULL, place INTEGER
+);
+CREATE TABLE IF NOT EXISTS ratings (
+    rater TEXT NOT NULL REFERENCES raters (id), round INTEGER NOT NULL, item TEXT NOT NULL, axis TEXT NOT NULL,
+    option INTEGER, seconds REAL NOT NULL, time TEXT NOT NULL, PRIMARY KEY (rater, round, item, axis)
+);
+CREATE TABLE IF NOT EXISTS notes (
+    rater TEXT NOT NULL REFERENCES raters (id), round INTEGER NOT NULL, item TEXT NOT NULL,
+    comment TEXT NOT NULL, better TEXT NOT NULL, time TEXT NOT NULL, PRIMARY KEY (rater, round, item)
+);
+"""
+
+
+@dataclass(frozen=True)
+class Rater:
+    """Someone who rates."""
+
+    id: str
+    """Random, so that it can stand in requests in the name's place"""
+    name: str
+    number: int
+    """From 1, in the order of their coming"""
+    place: int | None
+    """From 0, among those who share the first round; None of who only adjudicates"""
+
+    @property
+    def code(self) -> str:
+        """What reports call the rater."""
+        return f"R{self.number}"
+
+
+@dataclass(frozen=True)
+class Rating:
+    """One rater's word on one axis of one item."""
+
+    rater: str
+    item: str
+    axis: str
+    option: int | None
+    """From 1; None for "can't judge" """
+    seconds: float
+    time: str = ""
+    """UTC, ISO 8601; empty for now"""
+    round: int = RATING
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a rater wrote about an item."""
+
+    rater: str
+    item: str
+    comment: str
+    better: str
+    """The answer that should have been given; empty where the rater wrote none"""
+    time: str = ""
+    round: int = RATING
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to keep."""
+        return not self.comment.strip() and not self.better.strip()
+
+
+class Store:
+    """The ratings of one set. Every call opens the file for itself, so any thread or process may make it."""
+
+    def __init__(self, folder: Path) -> None:
+        """Makes the file, for this user alone, where there is none. Raises MedituneError where it can't be used."""
+        self.path = folder / STORE
+        if not self.path.exists() and os.access(folder, os.W_OK):
+            self.path.touch(mode=0o600)
+        with self._opened() as base:
+            base.execute("PRAGMA journal_mode = WAL")
+            base.executescript(_TABLES)
+
+    def rater(self, name: str, joins: bool = True) -> Rater:
+        """The rater of that name, without regard to case and spacing; a new one where there was none.
+
+        One who `joins` gets a share of the first round.
+        """
+        shown = " ".join(name.split())
+        with self._opened() as base:
+            base.execute("BEGIN IMMEDIATE")
+            base.execute(
+                "INSERT INTO raters VALUES (?, ?, ?, (SELECT COUNT(*) + 1 FROM raters), NULL) ON CONFLICT DO NOTHING",
+                (secrets.token_hex(8), shown, shown.casefold()),
+            )
+            if joins:
+                base.execute(
+                    "UPDATE raters SET place = (SELECT COUNT(place) FROM raters) WHERE key = ? AND place IS NULL",
+                    (shown.casefold(),),
+                )
+            row = base.execute("SELECT id, name, number, place FROM raters WHERE key = ?", (shown.casefold(),))
+            found = Rater(*row.fetchone())
+            base.execute("COMMIT")
+            return found
+
+    def raters(self) -> dict[str, Rater]:
+        """Everybody who ever began, by id."""
+        with self._opened() as base:
+            rows = base.execute("SELECT id, name, number, place FROM raters ORDER BY number").fetchall()
+        return {row[0]: Rater(*row) for row in rows}
+
+    def save(self, ratings: Iterable[Rating], notes: Iterable[Note] = ()) -> None:
+        """Store all of these or none; what the same rater said before about the same thing is replaced."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        with self._opened() as base:
+            base.execute("BEGIN IMMEDIATE")
+            base.executemany(
+                "INSERT INTO ratings VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+                "option = excluded.option, seconds = excluded.seconds, time = excluded.time",
+                [(r.rater, r.round, r.item, r.axis, r.option, r.seconds, r.time or now) for r in ratings],
+            )
+            for note in notes:
+                if note.empty:
+                    place = (note.rater, note.round, note.item)
+                    base.execute("DELETE FROM notes WHERE rater = ? AND round = ? AND item = ?", place)
+                    continue
+                base.execute(
+                    "INSERT INTO notes VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+                    "comment = excluded.comment, better = excluded.better, time = excluded.time",
+                    (note.rater, note.round, note.item, note.comment, note.better, note.time or now),
+                )
+            base.execute("COMMIT")
+
+    def remove(self, rater: str, item: str, axis: str, round: int = RATING) -> None:
+        """Take a rating back; nothing happens where there is none."""
+        with self._opened() as base:
+            base.execute(
+                "DELETE FROM ratings WHERE rater = ? AND round = ? AND item = ? AND axis = ?",
+                (rater, round, item, axis),
+            )
+
+    def ratings(self, rater: str | None = None, item: str | None = None) -> list[Rating]:
+        """Ratings of all rounds, or only of one rater or item, in the order in which raters came."""
+        with self._opened() as base:
+            rows = base.execute(
+                "SELECT rater, item, axis, option, seconds, time, round FROM ratings JOIN raters ON rater = id "
+                "WHERE (?1 IS NULL OR rater = ?1) AND (?2 IS NULL OR item = ?2) ORDER BY number, round, item, axis",
+                (rater, item),
+            ).fetchall()
+        return [Rating(*row) for row in rows]
+
+    def notes(self, rater: str | None = None, item: str | None = None) -> list[Note]:
+        """Comments and better answers of all rounds, or only of one rater or item."""
+        with self._opened() as base:
+            rows = base.execute(
+                "SELECT rater, item, comment, better, time, round FROM notes JOIN raters ON rater = id "
+                "WHERE (?1 IS NULL OR rater = ?1) AND (?2 IS NULL OR item = ?2) ORDER BY number, round, item",
+                (rater, item),
+            ).fetchall()
+        return [Note(*row) for row in rows]
+
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        """A connection outside any transaction; each statement is on the disk when it returns."""
+        try:
+            with closing(sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)) as base:
+                base.execute("PRAGMA synchronous = FULL")
+                base.execute("PRAGMA foreign_keys = ON")
+                yield base
+        except sqlite3.DatabaseError as error:
+            raise MedituneError(
+                f"{self.path} can't be used ({error}). Check the disk's space and the file's permissions; where it is "
+                "damaged, put a copy in its place."
+            ) from error

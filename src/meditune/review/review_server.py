@@ -1,0 +1,334 @@
+"""The page's server: hands out items without their origin, and stores what is said about them at once.
+
+Names of raters and what they write travel in bodies only, never in addresses, and nothing of either is logged.
+
+`meditune review serve`: the page on this machine, or with a token in its address for others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import secrets
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from fastapi import Depends, FastAPI, Header, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from meditune.errors import MedituneError
+from meditune.review.agreement import Dispute, disputed
+from meditune.review.rating_set import CANNOT, RATE, Axis, Item, RatingSet, Task, read_set
+from meditune.review.ratings_store import ADJUDICATION, RATING, Note, Rater, Rating, Store
+
+PAGES = Path(__file__).parent / "pages"
+FILES = {"/": "index.html"} | {f"/{name}": name for name in ("review.css", "review.js", "saving.js", "icon.svg")}
+LOCAL = {"127.0.0.1", "localhost", "::1"}
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+LONGEST, LONGEST_ANSWER = 20_000, 200_000
+BODY_BYTES = 12 * (LONGEST + LONGEST_ANSWER) + 2**16
+"""A character of JSON takes twelve bytes at most, written as two escapes."""
+TOO_LARGE = f"The body is larger than {BODY_BYTES:,} bytes."
+DRAINED_BYTES, DRAIN_S = 16 * BODY_BYTES, 5.0
+"""What is still read of a body that was refused: closed over unread data, a client sees a reset and not the reason."""
+
+
+class Name(BaseModel):
+    """Who begins to rate."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str = Field(min_length=1, max_length=80, pattern=r"\S")
+
+
+class Said(BaseModel):
+    """An option by its number, or None for "can't judge"."""
+
+    model_config = ConfigDict(extra="forbid")
+    option: int | None
+    seconds: float = Field(0.0, ge=0, le=86_400, allow_inf_nan=False)
+
+
+class Written(BaseModel):
+    """What a rater wrote about an item."""
+
+    model_config = ConfigDict(extra="forbid")
+    comment: str = Field("", max_length=LONGEST)
+    better: str = Field("", max_length=LONGEST_ANSWER)
+
+
+class Reviewing:
+    """A set, its store, and the round that is served: with disputes, even none, the one that settles them."""
+
+    def __init__(self, rating_set: RatingSet, store: Store, disputes: Sequence[Dispute] | None) -> None:
+        self.set, self.store = rating_set, store
+        self.adjudicating = disputes is not None
+        self.round = ADJUDICATION if self.adjudicating else RATING
+        self.disputes = {each.item: each for each in disputes or ()}
+
+    def work(self, rater: Rater) -> list[dict[str, Any]]:
+        """What the rater is asked, in order: `id`, `axes`, and how many of those are rated (`done`)."""
+        asked = {each.item: list(each.said) for each in self.disputes.values()}
+        if self.round == RATING:
+            asked = {item: self.set.asked(item) for item in self.set.work(rater.place or 0)}
+        done: dict[str, int] = {}
+        for rating in self.store.ratings(rater=rater.id):
+            if rating.round == self.round and rating.axis in asked.get(rating.item, ()):
+                done[rating.item] = done.get(rating.item, 0) + 1
+        return [{"id": item, "axes": axes, "done": done.get(item, 0)} for item, axes in asked.items()]
+
+    def shown(self, item: Item, rater: Rater) -> dict[str, Any]:
+        """What the page shows of an item, with what this rater has said about it."""
+        mine = [rating for rating in self.store.ratings(rater.id, item.id) if rating.round == self.round]
+        notes = [note for note in self.store.notes(rater.id, item.id) if note.round == self.round]
+        dispute = self.disputes.get(item.id)
+        known = {"decision": item.decision, "source": item.source, "link": item.link}
+        return {
+            "id": item.id,
+            "question": item.question,
+            "context": [passage.model_dump(mode="json") for passage in item.context],
+            "answer": item.answer,
+            "ratings": {rating.axis: rating.option for rating in mine},
+            "comment": notes[0].comment if notes else "",
+            "better": notes[0].better if notes else "",
+            "said": dispute.said if dispute else {},
+            **{name: value for name, value in known.items() if value},
+            **({"written": self._written(item)} if dispute and self.set.task.edits else {}),
+        }
+
+    def _written(self, item: Item) -> list[dict[str, str]]:
+        """What raters wrote in the first round, without their names."""
+        notes = [note for note in self.store.notes(item=item.id) if note.round == RATING]
+        return [{"comment": note.comment, "better": note.better} for note in notes]
+
+    def item(self, id: str) -> Item:
+        """The item of that id; 404 where there is none."""
+        if id not in self.set.items:
+            raise HTTPException(404, "This set has no such answer. Load the page again.")
+        return self.set.items[id]
+
+    def axis(self, name: str, option: int | None = None) -> Axis:
+        """The axis of that name; 404 where there is none, 422 where it has no such option."""
+        axis = self.set.axis(name)
+        if axis is None:
+            raise HTTPException(404, f"This set has no axis {name!r}. Load the page again.")
+        if option is not None and not 1 <= option <= len(axis.options):
+            raise HTTPException(422, f"{axis.title} has options 1 to {len(axis.options)}, not {option}.")
+        return axis
+
+
+def app_for(here: Reviewing, hosts: set[str], token: str | None) -> FastAPI:
+    """The application. Requests must name one of `hosts` (none given: any), and with a `token` bear it."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    rating_set, store = here.set, here.store
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        # FastAPI's own answer repeats what was sent, which may be no text that can be written.
+        wrong = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        return JSONResponse({"detail": "; ".join(wrong).encode("utf-8", "replace").decode()}, status_code=422)
+
+    @app.exception_handler(MedituneError)
+    async def told(_: Request, error: MedituneError) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, status_code=503)
+
+    def rater(x_rater: Annotated[str, Header(max_length=64)]) -> Rater:
+        found = store.raters().get(x_rater)
+        if found is None:
+            raise HTTPException(403, "The server doesn't know this rater. Type your name again.")
+        return found
+
+    known = Annotated[Rater, Depends(rater)]
+
+    for path, name in FILES.items():
+        app.get(path)(_file(PAGES / name))
+
+    @app.get("/api/set")
+    def described() -> dict[str, Any]:
+        return {
+            "id": rating_set.shuffle,
+            "adjudicating": here.adjudicating,
+            "cannot": CANNOT,
+            "task": rating_set.task.told(),
+            "axes": [
+                {
+                    "name": axis.name,
+                    "title": axis.title,
+                    "question": axis.question,
+                    "options": [{"label": option.label, "hint": option.hint} for option in axis.options],
+                }
+                for axis in rating_set.axes
+            ],
+        }
+
+    @app.post("/api/raters")
+    def begin(body: Name) -> dict[str, str]:
+        return {"rater": store.rater(body.name, joins=not here.adjudicating).id}
+
+    @app.get("/api/work")
+    def work(rater: known) -> list[dict[str, Any]]:
+        return here.work(rater)
+
+    @app.get("/api/items/{item}")
+    def item(item: str, rater: known) -> dict[str, Any]:
+        return here.shown(here.item(item), rater)
+
+    @app.put("/api/items/{item}/ratings/{axis}", status_code=204)
+    def rate(item: str, axis: str, body: Said, rater: known) -> None:
+        place = here.item(item).id, here.axis(axis, body.option).name
+        store.save([Rating(rater.id, *place, body.option, body.seconds, round=here.round)])
+
+    @app.delete("/api/items/{item}/ratings/{axis}", status_code=204)
+    def take_back(item: str, axis: str, rater: known) -> None:
+        store.remove(rater.id, here.item(item).id, here.axis(axis).name, here.round)
+
+    @app.put("/api/items/{item}/notes", status_code=204)
+    def write(item: str, body: Written, rater: known) -> None:
+        better = "" if rating_set.unchanged(here.item(item).id, body.better) else body.better
+        store.save([], [Note(rater.id, item, body.comment, better, round=here.round)])
+
+    app.add_middleware(Guard, hosts=hosts, token=token)
+    return app
+
+
+class Guard:
+    """ASGI middleware: who may ask, bodies of no more than BODY_BYTES, and the headers of every response."""
+
+    def __init__(self, app: ASGIApp, hosts: set[str], token: str | None) -> None:
+        self.app, self.hosts, self.token = app, hosts, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        size = 0
+
+        async def bounded() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > BODY_BYTES:
+                raise HTTPException(413, TOO_LARGE)
+            return message
+
+        async def out(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                if message["status"] == 413:
+                    await self._drain(receive)
+                MutableHeaders(raw=message["headers"]).update(HEADERS)
+            await send(message)
+
+        refusal = _refusal(Request(scope), self.hosts, self.token)
+        if refusal:
+            await refusal(scope, receive, out)
+        else:
+            await self.app(scope, bounded, out)
+
+    @staticmethod
+    async def _drain(receive: Receive) -> None:
+        left = DRAINED_BYTES
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_S):
+                while left > 0 and (message := await receive()).get("more_body"):
+                    left -= len(message["body"])
+
+
+def _file(path: Path) -> Callable[[], FileResponse]:
+    def give() -> FileResponse:
+        return FileResponse(path)
+
+    return give
+
+
+def _refusal(request: Request, hosts: set[str], token: str | None) -> JSONResponse | None:
+    """Why a request isn't answered: no address, another site's name or page, too large a body, or no token."""
+    host, origin = request.headers.get("host", ""), request.headers.get("origin")
+    try:
+        named = urlsplit(f"//{host}").hostname or ""
+        foreign = bool(origin) and urlsplit(origin).netloc != host
+    except ValueError:
+        return JSONResponse({"detail": "The Host or Origin header is no address."}, status_code=400)
+    if hosts and named not in hosts:
+        return JSONResponse({"detail": "This server doesn't answer to that name."}, status_code=421)
+    if foreign:
+        return JSONResponse({"detail": "Another site's page may not write here."}, status_code=403)
+    length = request.headers.get("content-length", "0")
+    if length.isdigit() and int(length) > BODY_BYTES:
+        return JSONResponse({"detail": TOO_LARGE}, status_code=413)
+    if token and request.url.path.startswith("/api/"):
+        given = request.headers.get("x-review-token", "")
+        if not hmac.compare_digest(given.encode(), token.encode()):
+            return JSONResponse({"detail": "Open the page by the address that was printed."}, status_code=401)
+    return None
+
+
+EVERYWHERE = {"0.0.0.0", "::"}
+"""Addresses that mean each of this machine's; others reach it by its name."""
+
+
+def serve(
+    folder: Path,
+    host: str,
+    port: int,
+    say: Callable[[str], None],
+    disputes: Sequence[Dispute] | None = None,
+    task: Task = RATE,
+) -> None:
+    """Serve the set in `folder` until the process is ended, or only its `disputes`; `say` is told the address.
+
+    Anywhere but on the loopback, requests must bear a random token, which is part of that address. Raises DataError
+    where there is no set, MedituneError where the port can't be had or nothing is disputed.
+    """
+    import uvicorn
+
+    here = Reviewing(read_set(folder, task), Store(folder), disputes)
+    if here.adjudicating and not here.disputes:
+        raise MedituneError(f"No answer in {folder} was judged differently by two raters: there is nothing to settle.")
+    listening = _bound(host, port)
+    token = None if host in LOCAL else secrets.token_urlsafe(16)
+    app = app_for(here, LOCAL if token is None else set(), token)
+    named = socket.gethostname() if host in EVERYWHERE else host
+    at = f"[{named}]" if ":" in named else named
+    address = f"http://{at}:{listening.getsockname()[1]}/"
+    say(f"Rate here: {address}#token={token}" if token else f"Rate here: {address}")
+    if token:
+        say(
+            "Whoever has this address can read the questions and answers. It is plain HTTP: between machines, put it "
+            "behind TLS or a VPN."
+        )
+    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def in_dispute(folder: Path) -> list[Dispute]:
+    """What the raters of a rating set disagree on; its key isn't read, so whoever settles it is as blind as they."""
+    return disputed(read_set(folder, RATE).axes, Store(folder).ratings())
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        made = socket.socket(family, kind, protocol)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        made.listen(128)
+    except OSError as error:
+        raise MedituneError(
+            f"{host}:{port} can't be listened on ({error.strerror}). Choose another --host or --port; --port 0 takes a "
+            "free one."
+        ) from error
+    return made

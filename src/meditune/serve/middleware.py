@@ -1,0 +1,188 @@
+"""What stands before every route: who may ask at all, sizes and times, headers, ids, one line in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from meditune import observability
+from meditune.observability import LOGGER
+from meditune.serve.api_errors import SCOPE_KEY, ApiError, ClientGone, Trace
+from meditune.serve.metrics import Metrics
+from meditune.serve.settings import Settings
+from meditune.serve.streaming import as_api_error
+
+_ID = re.compile(r"[\w.-]{1,64}")
+GONE = 499
+"""nginx's status for a client that left; it is only logged"""
+DRAINED_BODIES, DRAIN_S = 16, 5.0
+TRACED = ("outcome", "version", "waited", "first_token", "prompt_tokens", "completion_tokens")
+"""Of what is noted of a request, what its trace may hold"""
+METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"}
+
+
+class Guard:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+        self.app, self.settings, self.metrics = app, settings, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        with observability.request(headers) as (span, trace_id):
+            given = headers.get("x-request-id", "")
+            trace = scope[SCOPE_KEY] = Trace(given if _ID.fullmatch(given) else None)
+            if trace_id:
+                trace.facts["trace"] = trace_id
+            await self._answer(scope, receive, send, headers, trace, span)
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, send: Send, headers: Headers, trace: Trace, span: observability.Span
+    ) -> None:
+        status = 0
+
+        async def out(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if status == 413 and "expect" not in headers:
+                    await self._drain(receive)
+                named = MutableHeaders(raw=message["headers"])
+                for name, value in self.settings.headers.items():
+                    named.setdefault(name, value)
+                named["x-request-id"] = trace.id
+                named.update(trace.headers)
+            try:
+                async with asyncio.timeout(self.settings.send_s):
+                    await send(message)
+            except TimeoutError:
+                raise ClientGone from None
+
+        begun = time.monotonic()
+        try:
+            if refusal := self._refusal(scope, headers):
+                await refusal.response()(scope, receive, out)
+            else:
+                await self.app(scope, self._bounded(receive), out)
+        except ClientGone:
+            status = GONE
+            self.metrics.cancelled.inc()
+        except asyncio.CancelledError:
+            # Clients that leave end in ClientGone: this is the server's end, which waited long enough.
+            scope["app"].state.service.broken_off += 1
+            raise
+        except Exception as error:
+            told = as_api_error(error)
+            trace.broke(error)
+            if status:
+                raise
+            await told.response()(scope, receive, out)
+        finally:
+            for each in trace.ended:
+                each(trace.broken or status)
+            self._note(scope, trace, status, time.monotonic() - begun, span)
+
+    def _refusal(self, scope: Scope, headers: Headers) -> ApiError | None:
+        """Why a request isn't even looked at."""
+        host = headers.get("host", "")
+        named = _hostname(host)
+        if self.settings.hosts and named not in self.settings.hosts:
+            return ApiError(421, "This server doesn't answer to that name.", "wrong_host")
+        origin = headers.get("origin")
+        known = {origin, "*"} & set(self.settings.origins)
+        if origin and not known and _netloc(origin) != host:
+            return ApiError(403, "Pages of other sites may not call this server (--cors).", "wrong_origin")
+        if scope["method"] not in METHODS:
+            return ApiError(
+                405, "This method isn't possible here.", "method_not_allowed", headers={"allow": "GET, POST"}
+            )
+        length = headers.get("content-length", "0")
+        if length.isdigit() and int(length) > self.settings.body_bytes:
+            return self._too_large()
+        return None
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"The body is larger than {self.settings.body_bytes:,} bytes.", "body_too_large")
+
+    async def _drain(self, receive: Receive) -> None:
+        """Take the rest of a body that is too large, within limits: closed over unread data, a connection is reset.
+
+        The client would then see that instead of why.
+        """
+        left = DRAINED_BODIES * self.settings.body_bytes
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                while left > 0 and (message := await receive()).get("more_body"):
+                    left -= len(message["body"])
+        except TimeoutError:
+            return
+
+    def _bounded(self, receive: Receive) -> Callable[[], Awaitable[Message]]:
+        """`receive`, until the body is too large or too slow."""
+        size = 0
+        whole = False
+        until = time.monotonic() + self.settings.body_s
+
+        async def bounded() -> Message:
+            nonlocal size, whole
+            if whole:
+                return await receive()
+            try:
+                async with asyncio.timeout(max(0.001, until - time.monotonic())):
+                    message = await receive()
+            except TimeoutError:
+                raise ApiError(408, "The body didn't come in time.", "timeout") from None
+            size += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
+            if size > self.settings.body_bytes:
+                raise self._too_large()
+            return message
+
+        return bounded
+
+    def _note(self, scope: Scope, trace: Trace, status: int, seconds: float, span: observability.Span) -> None:
+        route = getattr(scope.get("route"), "path", "") or "none"
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        told = {"http.route": route, "http.request.method": method, "http.response.status_code": status}
+        told |= {f"meditune.{name}": trace.facts[name] for name in TRACED if name in trace.facts}
+        for name, value in ({"meditune.request": trace.id} | told).items():
+            span.set_attribute(name, value)
+        self.metrics.requests.labels(route, method, status).inc()
+        self.metrics.seconds.labels(route).observe(seconds)
+        if status == 429:
+            self.metrics.refused.labels(trace.facts.get("refused", "overloaded")).inc()
+        LOGGER.info(
+            "request",
+            extra={
+                "request": trace.id,
+                "method": method,
+                "route": route,
+                "status": status,
+                "seconds": round(seconds, 4),
+                **trace.facts,
+            },
+        )
+
+
+def _hostname(host: str) -> str:
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""

@@ -1,0 +1,200 @@
+"""`POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from meditune.engines.engine import Job, Likely
+from meditune.serve import moderation, streaming, version_router
+from meditune.serve.answer_log import keep
+from meditune.serve.api_errors import SCOPE_KEY, Trace
+from meditune.serve.auth import Caller, allowed
+from meditune.serve.moderation import Instead
+from meditune.serve.schema import Chat, ChatBody, ChatChoice, ChatLogprobs, ChatMessage, Usage, errors, streams
+from meditune.serve.service import Service
+from meditune.serve.streaming import EventStream, Written, event, turn, while_there, whole, written_pieces
+from meditune.serve.version_router import chosen, conversation_of
+
+router = APIRouter(tags=["OpenAI"])
+BEGINNING = {"role": "assistant", "content": ""}
+
+
+@router.post(
+    "/v1/chat/completions",
+    response_model=Chat,
+    response_model_exclude_none=False,
+    responses={**streams("The answer, or its pieces as server-sent events."), **errors(404, 504)},
+    summary="Go on with a chat",
+)
+async def chat(body: ChatBody, request: Request, caller: Annotated[Caller, Depends(allowed("generate"))]) -> Any:
+    """The model's answer to a chat, as OpenAI's clients expect it."""
+    first = next((message.turn().text for message in body.messages if message.role == "user"), "")
+    conversation = conversation_of(caller, first)
+    service = chosen(request, conversation)
+    service.must_serve(body.model)
+    raw, asked = moderation.is_raw(service, body, caller), moderation.asked_in(body)
+    instead = None
+    if raw or asked is None or service.assistant is None:
+        await service.access.pays(request, caller)
+    else:
+        # Triage comes first: nothing else that is wrong with a request may stand before urgent help.
+        found = await moderation.judged(request, service, service.assistant, caller, asked)
+        instead = moderation.instead(found)
+    loop = asyncio.get_running_loop()
+    job = None if instead else await loop.run_in_executor(service.encoding, _job, service, body)
+    ending = moderation.ending(body, raw)
+    answer = _Answer(service, body, job, caller, request.scope[SCOPE_KEY], conversation, instead, ending)
+    if body.stream:
+        return EventStream(answer.events)
+    return await while_there(request, answer.at_once())
+
+
+def _job(service: Service, body: ChatBody) -> Job:
+    settings = service.settings
+    prompt = service.prompts.chat([message.turn() for message in body.messages])
+    wanted = body.max_completion_tokens or body.max_tokens
+    room = service.prompts.room(prompt, wanted, settings.new_tokens, "messages")
+    return Job(
+        prompt,
+        min(room, settings.most_new_tokens),
+        body.temperature,
+        body.top_p,
+        body.small_seed,
+        tuple(body.stop),
+        tuple(body.guided_choice),
+        body.json_schema,
+        max(1, body.top_logprobs) if body.logprobs else 0,
+    )
+
+
+class _Answer:
+    """One answer on its way."""
+
+    def __init__(
+        self,
+        service: Service,
+        body: ChatBody,
+        job: Job | None,
+        caller: Caller,
+        trace: Trace,
+        conversation: str,
+        instead: Instead | None,
+        ending: str,
+    ) -> None:
+        """`instead` is said in the model's place, where there is no `job`; `ending` after what the model says."""
+        self.service, self.body, self.job, self.caller, self.trace = service, body, job, caller, trace
+        self.conversation, self.instead, self.ending = conversation, instead, ending
+        self.id, self.created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
+        self.begun = time.monotonic()
+
+    async def at_once(self) -> Response:
+        """The whole answer."""
+        if self.instead:
+            written, text = Written(), self.instead.text
+        else:
+            assert self.job is not None, "what isn't said in the model's place is the model's"
+            async with turn(self.service, self.caller, self.trace) as count:
+                written = await whole(self.service, self.job, count, self.trace)
+            text = written.text.lstrip() + self.ending
+        await self._keep(written, text)
+        choice = ChatChoice(
+            message=ChatMessage(content=text),
+            logprobs=self._logprobs(written.likely),
+            finish_reason="length" if written.finish == "length" else "stop",
+        )
+        told = Chat(
+            id=self.id,
+            created=self.created,
+            model=self.service.served.name,
+            system_fingerprint=self.service.served.fingerprint,
+            choices=[choice],
+            usage=_usage(written),
+        )
+        return Response(told.model_dump_json(), media_type="application/json")
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """The answer's pieces as OpenAI's chunks."""
+        written = Written()
+        if self.instead:
+            yield self._chunk(BEGINNING)
+            yield self._chunk({"content": self.instead.text})
+            await self._keep(written, self.instead.text)
+        else:
+            async with turn(self.service, self.caller, self.trace) as written:
+                async for chunk in self._pieces(written):
+                    yield chunk
+            if self.ending:
+                yield self._chunk({"content": self.ending})
+            await self._keep(written, written.text.lstrip() + self.ending)
+        yield self._chunk({}, finish="length" if written.finish == "length" else "stop")
+        if self.body.stream_options and self.body.stream_options.include_usage:
+            yield event(self._head() | {"choices": [], "usage": _usage(written).model_dump()})
+        yield event("[DONE]")
+
+    async def _pieces(self, into: Written) -> AsyncGenerator[bytes, None]:
+        """What the model writes; the space that its first token begins with is no part of the answer."""
+        assert self.job is not None, "what isn't said in the model's place is the model's"
+        opened = begun = False
+        async with aclosing(written_pieces(self.service, self.job, into, self.trace)) as coming:
+            async for piece in coming:
+                if not opened:
+                    opened = True
+                    yield self._chunk(BEGINNING)
+                text = piece.text if begun else piece.text.lstrip()
+                begun = begun or bool(text)
+                if text or piece.likely:
+                    yield self._chunk({"content": text}, self._logprobs(list(piece.likely)))
+
+    def _chunk(self, delta: dict[str, Any], logprobs: ChatLogprobs | None = None, finish: str | None = None) -> bytes:
+        told = logprobs.model_dump() if logprobs else None
+        choice = {"index": 0, "delta": delta, "logprobs": told, "finish_reason": finish}
+        return event(self._head() | {"choices": [choice]})
+
+    def _head(self) -> dict[str, Any]:
+        served = self.service.served
+        return {
+            "id": self.id,
+            "object": "chat.completion.chunk",
+            "created": self.created,
+            "model": served.name,
+            "system_fingerprint": served.fingerprint,
+        }
+
+    def _logprobs(self, likely: list[Likely]) -> ChatLogprobs | None:
+        if not self.body.logprobs:
+            return None
+        tokenizer = self.service.engine.tokenizer
+        return ChatLogprobs(content=[streaming.chat_token(tokenizer, each, self.body.top_logprobs) for each in likely])
+
+    async def _keep(self, written: Written, text: str) -> None:
+        question = self.body.messages[-1].turn().text
+        facts: dict[str, Any] = {
+            "prompt_tokens": written.prompt_tokens,
+            "completion_tokens": written.tokens,
+            "finish": written.finish,
+        }
+        facts["timings"] = {"total": round(time.monotonic() - self.begun, 4)} | {
+            name: self.trace.facts[name] for name in ("first_token",) if name in self.trace.facts
+        }
+        outcome = self.instead.outcome if self.instead else "answered"
+        await keep(self.service, self.caller, self.id, "chat", question, text, outcome, facts)
+        if not self.instead:
+            job = partial(_job, body=self.body)
+            version_router.chat(self.service, self.conversation, self.caller, self.id, question, job)
+
+
+def _usage(written: Written) -> Usage:
+    return Usage(
+        prompt_tokens=written.prompt_tokens,
+        completion_tokens=written.tokens,
+        total_tokens=written.prompt_tokens + written.tokens,
+    )

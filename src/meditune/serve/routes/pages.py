@@ -1,0 +1,109 @@
+"""The chat page: three kinds of static files, and nothing from elsewhere.
+
+`GET /docs`: the OpenAPI document as one page without scripts; nothing is loaded from elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse, HTMLResponse, Response
+
+from meditune.serve.api_errors import ApiError
+from meditune.serve.service import Service
+
+PAGES = Path(__file__).parents[1] / "pages"
+KINDS = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+FILES = {path.name: KINDS[path.suffix] for path in PAGES.iterdir() if path.suffix in KINDS}
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/")
+def page(request: Request) -> HTMLResponse:
+    """The page itself, which speaks of sources where there are any, and knows how long a question may be."""
+    html = (PAGES / "index.html").read_text(encoding="utf-8")
+    service: Service = request.app.state.service
+    if not service.served.index:
+        html = html.replace('data-sources="yes"', 'data-sources="no"', 1)
+    html = html.replace('data-characters="4000"', f'data-characters="{service.settings.message_characters}"', 1)
+    return HTMLResponse(html)
+
+
+@router.get("/page/{name}")
+def part(name: str) -> FileResponse:
+    """What it is made of. Raises ApiError 404 for any other name."""
+    if name not in FILES:
+        raise ApiError(404, "The page has no such file.", "not_found")
+    return FileResponse(PAGES / name, media_type=FILES[name])
+
+
+DOCS_PAGES = Path(__file__).parents[1] / "docs"
+
+
+@router.get("/docs")
+def docs(request: Request) -> HTMLResponse:
+    """Every route with its parameters, responses and an example."""
+    return HTMLResponse(_page(json.dumps(request.app.openapi())))
+
+
+@router.get("/docs/docs.css")
+def style() -> Response:
+    """The page's style."""
+    return Response((DOCS_PAGES / "docs.css").read_bytes(), media_type="text/css")
+
+
+@cache
+def _page(document: str) -> str:
+    from jinja2 import Environment, FileSystemLoader
+
+    spec = json.loads(document)
+    templates = Environment(loader=FileSystemLoader(DOCS_PAGES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    templates.filters["kind"] = kind_of
+    return templates.get_template("docs.html").render(
+        spec=spec, routes=_routes(spec), models=spec["components"]["schemas"]
+    )
+
+
+def _routes(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each route flat, with its body's schema by name."""
+    found = []
+    for path, methods in spec["paths"].items():
+        for method, told in methods.items():
+            body = told.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
+            answers = [
+                {"status": status, "why": said["description"], "schemas": [_named(each) for each in _schemas(said)]}
+                for status, said in told["responses"].items()
+            ]
+            name = f"{method}-{path}".replace("/", "-").replace("{", "").replace("}", "")
+            found.append(
+                {"path": path, "method": method.upper(), "body": _named(body), "answers": answers, "id": name} | told
+            )
+    return found
+
+
+def _schemas(response: dict[str, Any]) -> list[dict[str, Any]]:
+    return [content.get("schema", {}) for content in response.get("content", {}).values()]
+
+
+def _named(schema: dict[str, Any]) -> str:
+    return str(schema.get("$ref", "")).rpartition("/")[2]
+
+
+def kind_of(schema: dict[str, Any]) -> str:
+    """A property's type in a few words; those of other objects by name."""
+    if "$ref" in schema:
+        return _named(schema)
+    for several in ("anyOf", "oneOf"):
+        if several in schema:
+            return " or ".join(dict.fromkeys(kind_of(each) for each in schema[several]))
+    if "enum" in schema:
+        return ", ".join(map(str, schema["enum"]))
+    if "const" in schema:
+        return str(schema["const"])
+    if schema.get("type") == "array":
+        return f"list of {kind_of(schema.get('items', {}))}"
+    return str(schema.get("type", "anything"))

@@ -1,1 +1,0 @@
-"""Requests and responses, as OpenAPI describes them."""

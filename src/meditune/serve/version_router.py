@@ -1,0 +1,496 @@
+"""A registry while it is served: the current version, one that is tried beside it, and going over without a gap.
+
+Each version that is loaded has a view of the service: the same queue, store and limits, its own model. A request takes
+its view once and keeps it to its end; a version that is served no longer is closed when its last request has ended.
+
+By what a model's files are known again: a hash that takes milliseconds, however large they are.
+
+Which version answers a request: the service's only one, or what the registry's releases choose.
+
+Answers of a version that is tried unseen: made beside those that are told, kept, and shown to nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fastapi import Request
+
+from meditune.assistant.triage import Triage
+from meditune.engines.engine import Engine, Job
+from meditune.errors import MedituneError
+from meditune.model_registry import Counts, Registry, Trial, Version, is_failing
+from meditune.models.catalogue import ADAPTER_FILE
+from meditune.observability import LOGGER, where
+from meditune.serve.api_errors import SCOPE_KEY, Trace
+from meditune.serve.auth import Caller
+from meditune.serve.chat_prompts import Prompts
+from meditune.serve.metrics import facts_of, outcome_of
+from meditune.serve.schema import AskBody
+from meditune.serve.service import Asks, Served, Service
+from meditune.serve.store_access import stored
+from meditune.serve.streaming import pieces
+from meditune.store.answers import SHADOW, Answer
+
+JUDGED = 1000
+"""Requests after its promotion in which a version is held against the one before; what goes wrong later isn't new"""
+PAUSES = 12
+"""Looks at the registry that are passed over before what couldn't be loaded is tried again"""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A model that is open."""
+
+    served: Served
+    engine: Engine
+    prompts: Prompts
+    assistant: Asks
+
+
+@dataclass(eq=False)
+class Live:
+    """A version that is loaded."""
+
+    id: str
+    service: Service
+    counts: Counts = field(default_factory=Counts)
+    beside: Counts = field(default_factory=Counts)
+    """Of the current version, when the trial of this one began"""
+    users: int = 0
+    """Requests that are on their way with it"""
+    retired: bool = False
+
+
+class Releases:
+    """What of a registry is loaded, and who gets which version."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        load: Callable[[Version], Parts],
+        follow_s: float,
+        told: Callable[[str], None] = LOGGER.error,
+    ) -> None:
+        """`told` hears of versions that can't be served, and of those that were rolled back."""
+        self.registry, self._load, self._follow_s, self._told = registry, load, follow_s, told
+        self._lock = threading.RLock()
+        self._current: Live | None = None
+        self._trial: tuple[Live, Trial] | None = None
+        self._before = Counts()
+        """Of the version before the current one; none where that was rolled back, as then nothing here is new"""
+        self._refused: set[str] = set()
+        """Versions that failed here; where the registry can't be written to, nobody else knows"""
+        self._seen: Any = None
+        self._failed: tuple[Any, float] = (None, 0.0)
+        """What couldn't be gone over to, and from when on it is tried again"""
+        self._wake, self._ended = threading.Event(), False
+        self.service: Service | None = None
+
+    def begin(self, make: Callable[[Parts], Service]) -> Service:
+        """Load what the registry says, make the service of it, and follow the registry from now on.
+
+        Raises DataError where no version can be served.
+        """
+        found = self.registry.servable(self._told)
+        self.service = service = make(self._load(found))
+        service.releases = self
+        self._current = Live(found.id, self._view(service))
+        self._sync()
+        threading.Thread(target=self._followed, name="registry", daemon=True).start()
+        return service
+
+    def enter(self, conversation: str) -> Live:
+        """The version for a request of this conversation; every `enter` needs a `leave`."""
+        with self._lock:
+            live = self._chosen(conversation)
+            live.users += 1
+            return live
+
+    def shadow(self, conversation: str) -> Live | None:
+        """The version that answers this conversation unseen, if any; it needs a `leave`, too."""
+        with self._lock:
+            if self._trial is None or self._trial[1].mode != "shadow" or not _falls(conversation, self._trial[1]):
+                return None
+            self._trial[0].users += 1
+            return self._trial[0]
+
+    def leave(self, live: Live, failed: bool | None) -> None:
+        """A request has ended; None where it says nothing of the version."""
+        with self._lock:
+            live.users -= 1
+            if failed is not None:
+                live.counts.add(failed)
+            trip = failed and self._is_failing(live)
+            close = live.retired and live.users == 0
+        if trip:
+            threading.Thread(target=self._take_back, args=(live,), name="rollback", daemon=True).start()
+        if close:
+            _close(live)
+
+    def goes_over_to(self, content: str) -> None:
+        """The index that all versions share has another content from now on."""
+        with self._lock:
+            services = [live.service for live in self._loaded()]
+            if self.service is not None:
+                services.append(self.service)
+            for service in services:
+                service.goes_over_to(content)
+
+    def close(self) -> None:
+        """Close every version."""
+        self._ended = True
+        self._wake.set()
+        with self._lock:
+            for live in self._loaded():
+                live.service.engine.close()
+
+    def _loaded(self) -> list[Live]:
+        return [live for live in (self._current, self._trial[0] if self._trial else None) if live]
+
+    def _chosen(self, conversation: str) -> Live:
+        assert self._current is not None, "begin has loaded one"
+        if self._trial and self._trial[1].mode == "canary" and _falls(conversation, self._trial[1]):
+            return self._trial[0]
+        return self._current
+
+    def _followed(self) -> None:
+        while not self._ended:
+            self._wake.wait(self._follow_s)
+            self._wake.clear()
+            if not self._ended:
+                self._sync()
+
+    def _sync(self) -> None:
+        """Go over to what the registry says, if that has changed; what can't be had is told, and the rest stays."""
+        try:
+            state = self.registry.state()
+        except (MedituneError, OSError, ValueError) as error:
+            self._cant_follow(error)
+            return
+        refused = frozenset(self._refused)
+        seen = (state.standing, state.trial, refused)
+        failed, again = self._failed
+        if seen == self._seen or (seen == failed and time.monotonic() < again):
+            return
+        trial = state.trial if state.trial and state.trial.version not in refused else None
+        served = self._done(lambda: self._serve(self._wanted(state.standing), state.standing))
+        tried = self._done(lambda: self._try(trial))
+        if not (served and tried):
+            self._failed = (seen, time.monotonic() + PAUSES * self._follow_s)
+            return
+        # Of the others the registry knows; what is promoted or tried once more, by force, is to be served.
+        wanted = {*state.standing, *([state.trial.version] if state.trial else [])}
+        with self._lock:
+            self._refused -= refused - wanted
+        self._seen = (state.standing, state.trial, refused & wanted)
+
+    def _done(self, step: Callable[[], None]) -> bool:
+        try:
+            step()
+        except (MedituneError, OSError, RuntimeError, ValueError) as error:
+            # Whatever a version's files do to its engine: this thread must go on following.
+            self._cant_follow(error)
+            return False
+        return True
+
+    def _cant_follow(self, error: Exception) -> None:
+        self._told(f"The registry can't be followed; what is served stays: {error}")
+
+    def _wanted(self, standing: tuple[str, ...]) -> Version:
+        """The last version that stands and is whole, but for those that failed here."""
+        found = self.registry.servable(self._told)
+        if found.id not in self._refused:
+            return found
+        left = [id for id in standing if id not in self._refused]
+        return self.registry.checked(left[-1]) if left else found
+
+    def _serve(self, found: Version, standing: tuple[str, ...]) -> None:
+        was = self._current
+        assert was is not None, "begin has loaded one"
+        if was.id == found.id:
+            return
+        tried = self._trial[0] if self._trial and self._trial[0].id == found.id else None
+        live = tried or self._opened(found)
+        with self._lock:
+            # One that is gone back to was served before: that it fails now is no promotion's doing.
+            self._before = was.counts if _stands_before(was.id, found.id, standing) else Counts()
+            self._install(live)
+            self._current, live.counts = live, Counts()
+            if tried:
+                self._trial = None
+            elif self._trial:
+                self._trial[0].counts, self._trial[0].beside = Counts(), Counts()
+            self._base_is(live)
+        LOGGER.info("another version is served", extra={"version": found.id, "before": was.id})
+        self._retire(was)
+
+    def _try(self, trial: Trial | None) -> None:
+        was = self._trial
+        if trial and self._current and trial.version == self._current.id:
+            trial = None
+        live = was[0] if was and trial and was[0].id == trial.version else None
+        with self._lock:
+            self._trial = (live, trial) if live and trial else None
+        if was and was[0] is not live and was[0] is not self._current:
+            self._retire(was[0])
+        if trial and live is None:
+            live = self._opened(self.registry.checked(trial.version))
+            with self._lock:
+                self._install(live)
+                self._trial = (live, trial)
+                live.beside = replace(self._current.counts) if self._current else Counts()
+
+    def _opened(self, found: Version) -> Live:
+        parts = self._load(found)
+        assert self.service is not None, "begin has made it"
+        view = self._view(self.service)
+        view.served, view.engine, view.prompts, view.assistant = (
+            parts.served,
+            parts.engine,
+            parts.prompts,
+            parts.assistant,
+        )
+        view.tell_model(1)
+        return Live(found.id, view)
+
+    def _install(self, live: Live) -> None:
+        """Tell a version, while the lock is held, of an index that changed when it was loaded."""
+        assert self.service is not None, "begin has made it"
+        content = self.service.served.index
+        if live.service.served.index != content:
+            live.service.goes_over_to(content)
+
+    def _view(self, service: Service) -> Service:
+        """The service with a model of its own; all else is shared."""
+        return copy.copy(service)
+
+    def _base_is(self, live: Live) -> None:
+        """What isn't asked for a version's sake (names, the API's description) is told by the current one."""
+        assert self.service is not None, "begin has made it"
+        for name in ("served", "engine", "prompts", "assistant"):
+            setattr(self.service, name, getattr(live.service, name))
+
+    def _retire(self, live: Live) -> None:
+        with self._lock:
+            live.retired = True
+            close = live.users == 0
+        live.service.tell_model(0)
+        if close:
+            _close(live)
+
+    def _is_failing(self, live: Live) -> bool:
+        if self._trial and live is self._trial[0] and self._current:
+            return is_failing(live.counts, self._current.counts.since(live.beside))
+        judged = live is self._current and self._before.all > 0 and live.counts.all <= JUDGED
+        return judged and is_failing(live.counts, self._before)
+
+    def _take_back(self, live: Live) -> None:
+        """End the trial of a version that fails, or go back from it."""
+        with self._lock:
+            if live.id in self._refused:
+                return
+            self._refused.add(live.id)
+            tried = bool(self._trial and self._trial[0] is live)
+        why = f"{live.counts.failed} of {live.counts.all} of its requests failed"
+        try:
+            if tried:
+                self.registry.end_trial(why, of=live.id, withdraw=True)
+            else:
+                self.registry.rollback(why, of=live.id)
+        except MedituneError as error:
+            self._told(f"{live.id} isn't served here any more ({why}), but the registry wasn't changed: {error}")
+        else:
+            self._told(f"{live.id} was taken back: {why}")
+        self._wake.set()
+
+
+def _stands_before(id: str, other: str, standing: tuple[str, ...]) -> bool:
+    """Whether one version was promoted before another, and neither was rolled back since."""
+    return other in standing and id in standing[: standing.index(other)]
+
+
+def _falls(conversation: str, trial: Trial) -> bool:
+    """Whether a conversation is in a trial's share; it is for all of the trial or for none of it."""
+    digest = hashlib.sha256(f"{trial.version}\n{conversation}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64 < trial.percent / 100
+
+
+def _close(live: Live) -> None:
+    threading.Thread(target=live.service.engine.close, name=f"close {live.id}", daemon=True).start()
+
+
+ENDINGS = {".safetensors", ".gguf", ".bin", ".xml", ".onnx"}
+PART = 1 << 20
+
+
+def fingerprint(place: Path) -> str:
+    """SHA-256 of the sizes, beginnings and ends of a file, or of a folder's files of weights and its JSON files.
+
+    A run's folder is known by its model's. Empty where there is nothing to read.
+    """
+    if (place / "model").is_dir() and not (place / "config.json").is_file():
+        place = place / "model"
+    if place.is_file():
+        files = [place]
+    else:
+        wanted = (
+            path for path in place.rglob("*") if path.suffix in ENDINGS or path.name in {ADAPTER_FILE, "config.json"}
+        )
+        files = sorted(path for path in wanted if path.is_file())
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as stream:
+            digest.update(stream.read(PART))
+            if size > 2 * PART:
+                stream.seek(-PART, 2)
+            digest.update(stream.read(PART))
+    return digest.hexdigest() if files else ""
+
+
+def conversation_of(caller: Caller, first: str) -> str:
+    """By what a conversation is known: who asks, and its first question."""
+    return f"{caller.name}\n{first}"
+
+
+def chosen(request: Request, conversation: str) -> Service:
+    """The service with the version that this conversation gets, held until the request has ended."""
+    service: Service = request.app.state.service
+    releases = service.releases
+    if releases is None:
+        return service
+    live = releases.enter(conversation)
+    trace: Trace = request.scope[SCOPE_KEY]
+    trace.facts["version"] = live.service.served.version
+    trace.ended.append(lambda status: releases.leave(live, None if trace.store_failed else says_failed(status)))
+    return live.service
+
+
+def says_failed(status: int) -> bool | None:
+    """Whether the server failed a request; None where that is the client's doing, or says nothing."""
+    if status >= 500:
+        return True
+    return False if 200 <= status < 300 else None
+
+
+_running: set[asyncio.Task[None]] = set()
+Told = tuple[str, str, Mapping[str, Any]]
+"""Outcome, text, facts"""
+
+
+def ask(service: Service, conversation: str, caller: Caller, id: str, body: AskBody, found: Triage) -> None:
+    """Let the shadow answer a question that was judged, if there is a shadow and the server has room for it."""
+
+    async def told(live: Live) -> Told:
+        assistant = live.service.assistant
+        assert assistant is not None, "the route has one"
+        over = threading.Event()
+
+        def work() -> dict[str, Any]:
+            events = assistant.ask(
+                body.question,
+                style=body.style,
+                k=body.k,
+                sources=body.sources,
+                history=[(past.question, past.answer) for past in body.history],
+                max_new_tokens=body.max_new_tokens,
+                cancelled=over.is_set,
+                found=found,
+            )
+            return [each.as_dict() for each in events][-1]
+
+        worker = asyncio.get_running_loop().run_in_executor(service.asks, work)
+        try:
+            said = await asyncio.shield(worker)
+        finally:
+            over.set()
+            # The place is free when the work has really ended.
+            await asyncio.wait({worker})
+            if not worker.cancelled():
+                worker.exception()
+        return outcome_of(said), str(said.get("text", "")), facts_of(said)
+
+    _start(service, conversation, caller, id, body.question, told)
+
+
+def chat(
+    service: Service, conversation: str, caller: Caller, id: str, question: str, job: Callable[[Service], Job]
+) -> None:
+    """Let the shadow go on with a chat; `job` makes what its engine is to do."""
+
+    async def told(live: Live) -> Told:
+        made, text, tokens = await asyncio.to_thread(job, live.service), "", 0
+        async with aclosing(pieces(live.service.engine, made)) as coming:
+            async for piece in coming:
+                text, tokens = text + piece.text, tokens + len(piece.tokens)
+        return "answered", text.lstrip(), {"prompt_tokens": len(made.prompt), "completion_tokens": tokens}
+
+    _start(service, conversation, caller, id, question, told)
+
+
+def _start(
+    service: Service, conversation: str, caller: Caller, id: str, question: str, told: Callable[[Live], Any]
+) -> None:
+    live = service.releases.shadow(conversation) if service.releases else None
+    if live is None:
+        return
+    task = asyncio.ensure_future(_in_spare_place(service, live, caller, id, question, told))
+    _running.add(task)
+    task.add_done_callback(_running.discard)
+
+
+async def _in_spare_place(
+    service: Service, live: Live, caller: Caller, id: str, question: str, told: Callable[[Live], Any]
+) -> None:
+    """Let the shadow answer if a place is free that nobody waits for: who asks comes first."""
+    releases = service.releases
+    assert releases is not None, "there is a shadow"
+    assert releases.service is not None, "it answers"
+    failed: bool | None = None
+    try:
+        with service.admission.spare(1) as place:
+            if place:
+                failed = True
+                failed = await _fails(service, live, caller, id, question, told)
+    finally:
+        # A server that ends breaks shadows off, which is no fault of theirs.
+        releases.leave(live, failed if releases.service.ready else None)
+
+
+async def _fails(
+    service: Service, live: Live, caller: Caller, id: str, question: str, told: Callable[[Live], Any]
+) -> bool:
+    """Keep what the shadow says; whether it failed, which counts against it alone."""
+    failed = True
+    try:
+        async with asyncio.timeout(service.settings.answer_s):
+            outcome, text, facts = await told(live)
+        failed = False
+        served, with_text = live.service.served, service.settings.keep_text
+        if service.answers is not None:
+            row = Answer(
+                f"{id}-shadow",
+                caller.key,
+                SHADOW,
+                f"{served.name} {served.version}",
+                served.index,
+                outcome,
+                {**facts, "beside": id},
+                question if with_text else None,
+                text if with_text else None,
+            )
+            await stored(service.answers.keep, row)
+    except (MedituneError, TimeoutError, RuntimeError, OSError) as error:
+        LOGGER.warning("a shadow's answer failed", extra={"version": live.id, **where(error)})
+    return failed

@@ -1,0 +1,182 @@
+"""API keys: random, shown once, kept as hashes.
+
+A key is `mt-ID-SECRET`. The secret has 256 random bits, so one SHA-256 is enough: there is nothing to guess that a slow
+hash would protect.
+
+How much each caller used, by day; it outlives a restart, as quotas must.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal, get_args
+
+from meditune.errors import DataError
+from meditune.store.database import Database, Row
+
+Scope = Literal["generate", "embed", "feedback", "raw", "expert", "metrics", "admin"]
+"""`raw` is the model without triage: /v1/completions, and chats that programs write"""
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+USUAL: tuple[Scope, ...] = ("generate", "embed", "feedback")
+_NOBODY = hashlib.sha256(b"nobody").hexdigest()
+
+
+@dataclass(frozen=True)
+class Key:
+    """What is known of a key; not the key itself."""
+
+    id: str
+    name: str
+    scopes: frozenset[str]
+    per_minute: int | None
+    """Requests; None: the server's own limit"""
+    daily_tokens: int | None
+    """Of prompts and answers together, by UTC's days; None: no quota"""
+    created: float
+    expires: float | None
+    revoked: float | None
+
+    @property
+    def state(self) -> str:
+        """usable, expired or revoked."""
+        if self.revoked is not None:
+            return "revoked"
+        return "expired" if self.expires is not None and self.expires <= time.time() else "usable"
+
+
+class Keys:
+    """The keys in a store."""
+
+    def __init__(self, base: Database) -> None:
+        self.base = base
+
+    def create(
+        self,
+        name: str,
+        scopes: Sequence[str] = USUAL,
+        per_minute: int | None = None,
+        daily_tokens: int | None = None,
+        days: float | None = None,
+    ) -> tuple[Key, str]:
+        """A new key and its only sight in plain text. Raises DataError at an unknown scope."""
+        unknown = [scope for scope in scopes if scope not in SCOPES]
+        if unknown or not scopes:
+            raise DataError(f"{', '.join(unknown) or 'Nothing'} is no scope of a key. Scopes: {', '.join(SCOPES)}.")
+        id, secret, now = secrets.token_hex(4), secrets.token_urlsafe(32), time.time()
+        expires = now + days * 86_400 if days else None
+        with self.base.changing() as base:
+            base.execute(
+                "INSERT INTO keys VALUES (?, ?, ?, NULL, NULL, ?, ?, ?, ?, ?, NULL)",
+                (id, name, _hash(secret), " ".join(scopes), per_minute, daily_tokens, now, expires),
+            )
+        return self.get(id), f"mt-{id}-{secret}"
+
+    def rotate(self, id: str, grace_hours: float = 24.0) -> str:
+        """A new secret for a key, in plain text; the old one works for some hours yet. Raises DataError."""
+        if self.get(id).revoked is not None:
+            raise DataError(f"{id} was revoked. Make a new key: meditune keys create NAME")
+        secret = secrets.token_urlsafe(32)
+        with self.base.changing() as base:
+            base.execute(
+                "UPDATE keys SET old_hash = hash, old_until = ?, hash = ? WHERE id = ?",
+                (time.time() + grace_hours * 3600, _hash(secret), id),
+            )
+        return f"mt-{id}-{secret}"
+
+    def revoke(self, id: str) -> None:
+        """End a key at once. Raises DataError where there is none of that id."""
+        self.get(id)
+        with self.base.changing() as base:
+            base.execute("UPDATE keys SET revoked = coalesce(revoked, ?) WHERE id = ?", (time.time(), id))
+
+    def get(self, id: str) -> Key:
+        """A key by its id. Raises DataError where there is none."""
+        with self.base.opened() as base:
+            row = base.execute("SELECT * FROM keys WHERE id = ?", (id,)).fetchone()
+        if row is None:
+            raise DataError(f"There is no key {id!r} in {self.base.place}. `meditune keys list` shows those there are.")
+        return _key(row)
+
+    def all(self) -> list[Key]:
+        """Every key that was ever made, oldest first."""
+        with self.base.opened() as base:
+            return [_key(row) for row in base.execute("SELECT * FROM keys ORDER BY created").fetchall()]
+
+    def any(self) -> bool:
+        """Whether a key was ever made; once there was one, nobody gets in without."""
+        with self.base.opened() as base:
+            return base.execute("SELECT 1 FROM keys LIMIT 1").fetchone() is not None
+
+    def who(self, given: str) -> Key | None:
+        """The usable key that this plain text is; None where it is none.
+
+        Every hash is compared in constant time, and for an unknown id as for a known one.
+        """
+        prefix, _, rest = given.partition("-")
+        id, _, secret = rest.partition("-")
+        with self.base.opened() as base:
+            row = base.execute("SELECT * FROM keys WHERE id = ?", (id if prefix == "mt" else "",)).fetchone()
+        hashed = _hash(secret)
+        new = hmac.compare_digest(hashed, row["hash"] if row else _NOBODY)
+        old = hmac.compare_digest(hashed, row["old_hash"] if row and row["old_hash"] else _NOBODY)
+        in_grace = bool(row and row["old_until"] and row["old_until"] > time.time())
+        if row is None or not (new or (old and in_grace)):
+            return None
+        key = _key(row)
+        return key if key.state == "usable" else None
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _key(row: Row) -> Key:
+    return Key(
+        row["id"],
+        row["name"],
+        frozenset(row["scopes"].split()),
+        row["per_minute"],
+        row["daily_tokens"],
+        row["created"],
+        row["expires"],
+        row["revoked"],
+    )
+
+
+class Usage:
+    """Requests and tokens in a store."""
+
+    def __init__(self, base: Database) -> None:
+        self.base = base
+
+    def add(self, who: str, tokens: int) -> None:
+        """Count one request with its tokens for today (UTC)."""
+        with self.base.opened() as base:
+            base.execute(
+                "INSERT INTO usage VALUES (?, ?, 1, ?) ON CONFLICT (who, day) DO UPDATE "
+                "SET requests = usage.requests + 1, tokens = usage.tokens + excluded.tokens",
+                (who, _today(), tokens),
+            )
+
+    def today(self, who: str) -> int:
+        """Tokens that a caller used today."""
+        with self.base.opened() as base:
+            row = base.execute("SELECT tokens FROM usage WHERE who = ? AND day = ?", (who, _today())).fetchone()
+        return row[0] if row else 0
+
+    def prune(self, days: float) -> None:
+        """Take out what was used longer ago than so many days, with the addresses that it stands by; never today's."""
+        with self.base.opened() as base:
+            gone = base.execute("DELETE FROM usage WHERE day < ?", (_today(-timedelta(days=days)),)).rowcount
+        if gone:
+            self.base.forget()
+
+
+def _today(later: timedelta = timedelta()) -> str:
+    return (datetime.now(UTC) + later).date().isoformat()

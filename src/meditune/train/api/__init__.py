@@ -1,1 +1,0 @@
-"""Fine-tuning through an OpenAI-compatible API."""

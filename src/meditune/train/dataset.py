@@ -1,0 +1,226 @@
+"""From examples to training rows, with a count of everything that was shortened or left out.
+
+What training examples with found passages are, for the run's records and for people.
+
+How much each supervised token counts in the loss.
+
+Which tasks an example can teach.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from meditune.config.data_options import TASKS, Task
+from meditune.config.training_options import TrainSpec
+from meditune.data import retrieved_passages
+from meditune.data.example import Example
+from meditune.errors import DataError
+from meditune.models.shared_prefix_batch import PROMPT, Row, rows_of, with_prompt
+from meditune.prompts import Encoded, Encoder, QuestionTooLongError
+
+
+def retrieved_facts(rows: Sequence[Row], folder: Path) -> dict[str, int]:
+    """`examples` that show found passages, `right`: with their own among them, `left_out`: passages without room.
+
+    Empty where the run doesn't train with passages.
+    """
+    path = folder / retrieved_passages.TRAINING
+    if not path.is_file():
+        return {}
+    found = retrieved_passages.read(path)
+    mine = [row for row in rows if row.encoded[0].id in found]
+    return {
+        "examples": len(mine),
+        "right": sum(bool(found[row.encoded[0].id]["right"]) for row in mine),
+        "left_out": sum(max(item.left_out for item in row.encoded) for row in mine),
+    }
+
+
+def retrieved_said(facts: dict[str, int]) -> str:
+    """The same in a sentence."""
+    without = facts["examples"] - facts["right"]
+    room = f" {facts['left_out']} passages had no room." if facts["left_out"] else ""
+    return f"{facts['examples']} examples show passages that were found; {without} of them without their own.{room}"
+
+
+class TokenWeights:
+    """Weight of every supervised token: 1, unless the recipe balances tasks or decision classes, or eases ends.
+
+    With `decision_share` s, decision tokens together get the share s of the loss over the data set and answer tokens
+    the rest, however many of each there are. With `prompt_share` p, the prompts' tokens get the share p of it all, and
+    what follows them the rest. With `class_balance` b, a decision of a class with frequency f weighs
+    f ** -b, scaled so that the mean over examples stays 1. With `end_weight` e, the end token of an answer weighs e
+    times what its other tokens do, so a model that has learnt them gives e times the odds to ending at a place where
+    other answers go on. Where sources are mixed, all of these are meant as they come in an epoch: `repeats` says how
+    often an example's row does, by its id (once where it isn't named).
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        rows: Sequence[Row],
+        spec: TrainSpec,
+        repeats: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        self.decisions = {example.id: example.decision for example in examples if example.decision}
+        often = {example.id: repeats.get(example.id, 1.0) for example in examples}
+        counts: defaultdict[str, float] = defaultdict(float)
+        for identifier, label in self.decisions.items():
+            counts[label] += often[identifier]
+        total = sum(counts.values())
+        raw = {label: (count / total) ** -spec.class_balance for label, count in counts.items()}
+        balanced = sum(raw[label] * often[identifier] for identifier, label in self.decisions.items())
+        self.by_class = {label: value / (balanced / total) for label, value in raw.items()}
+        tokens: defaultdict[str, float] = defaultdict(float)
+        for row in rows:
+            for item in row.encoded:
+                eased = 1 - spec.end_weight if _ends(item) else 0.0
+                tokens[item.task] += (len(item.target) - eased) * often[item.id]
+        share = spec.decision_share
+        self.by_task = {"decision": 1.0, "answer": 1.0}
+        if share is not None and tokens["decision"] and tokens["answer"]:
+            every = sum(tokens.values())
+            self.by_task = {
+                "decision": share * every / tokens["decision"],
+                "answer": (1 - share) * every / tokens["answer"],
+            }
+
+        prompt = sum(row.of.count(PROMPT) * often[row.encoded[0].id] for row in rows)
+        self.end = spec.end_weight
+        self.of_prompt = 0.0
+        if prompt:
+            self.by_task = {task: (1 - spec.prompt_share) * weight for task, weight in self.by_task.items()}
+            self.of_prompt = spec.prompt_share * sum(tokens.values()) / prompt
+
+    def of(self, row: Row) -> list[float]:
+        """One weight for each of the row's targets."""
+        weights = []
+        ends = {place for number, place in _last_places(row).items() if _ends(row.encoded[number])}
+        for place, number in enumerate(row.of):
+            if number == PROMPT:
+                weights.append(self.of_prompt)
+                continue
+            item = row.encoded[number]
+            weight = self.by_task[item.task]
+            if item.task == "decision":
+                weight *= self.by_class[self.decisions[item.id]]
+            weights.append(weight * self.end if place in ends else weight)
+        return weights
+
+
+def _last_places(row: Row) -> dict[int, int]:
+    """Where the last target of each item stands among the row's targets."""
+    return {number: place for place, number in enumerate(row.of) if number != PROMPT}
+
+
+def _ends(item: Encoded) -> bool:
+    """Whether the item's last target is the end of an answer."""
+    return item.task == "answer" and not item.answer_cut
+
+
+def able(example: Example, tasks: Sequence[Task]) -> list[Task]:
+    """The tasks that the example can teach."""
+    return [task for task in tasks if (example.decision if task == "decision" else example.answer.strip())]
+
+
+def check_teaches(examples: Sequence[Example], tasks: Sequence[Task]) -> None:
+    """Raise DataError where no example teaches any of the tasks; needs no tokenizer, so it can come first."""
+    if not any(able(example, tasks) for example in examples):
+        others: list[Task] = [task for task in TASKS if task not in tasks]
+        hint = f" --set 'train.tasks=[{others[0]}]' trains on what they have." if others else ""
+        raise DataError(f"None of the {len(examples)} training examples has {named(tasks)} to learn from.{hint}")
+
+
+def named(tasks: Sequence[Task]) -> str:
+    """Tasks inside a sentence: "an answer or a decision"."""
+    return " or ".join({"answer": "an answer", "decision": "a decision"}[task] for task in tasks)
+
+
+@dataclass(frozen=True)
+class TokenFacts:
+    """What fitting the examples into the token budget did."""
+
+    rows: int
+    tokens: int
+    supervised_tokens: int
+    longest: int
+    shortened: int
+    """Examples whose context lost sentences."""
+    cut: int
+    """Answers that end early; their end token isn't trained."""
+    dropped: int
+    """Examples left out because their question alone is too long, or they teach none of the tasks."""
+
+
+def encode(
+    examples: Sequence[Example], encoder: Encoder, tasks: Sequence[Task], prompts: bool = False
+) -> tuple[list[Row], TokenFacts]:
+    """Rows in the order of `examples`, one for each that teaches at least one task; `prompts`: they are learnt, too.
+
+    Raises DataError where nothing is left to train on.
+    """
+    encoded: list[Encoded] = []
+    dropped = 0
+    for example in examples:
+        try:
+            mine = [encoder.supervised(example, task) for task in able(example, tasks)]
+        except QuestionTooLongError:
+            mine = []
+        dropped += not mine
+        encoded += mine
+    rows = [with_prompt(row) if prompts else row for row in rows_of(encoded)]
+    if not rows:
+        raise DataError(
+            f"None of the {len(examples)} training examples has {named(tasks)} to learn from that fits into "
+            f"prompt.max_tokens={encoder.format.max_tokens}."
+        )
+    return rows, token_facts(rows, dropped)
+
+
+def token_facts(rows: Sequence[Row], dropped: int) -> TokenFacts:
+    """What fitting `rows` did; `dropped` more were left out."""
+    return TokenFacts(
+        rows=len(rows),
+        tokens=sum(len(row) for row in rows),
+        supervised_tokens=sum(len(row.targets) for row in rows),
+        longest=max(len(row) for row in rows),
+        shortened=sum(any(item.dropped_sentences for item in row.encoded) for row in rows),
+        cut=sum(item.answer_cut for row in rows for item in row.encoded),
+        dropped=dropped,
+    )
+
+
+def lengths(rows: Sequence[Row]) -> dict[str, list[int]]:
+    """Tokens of each row's longest prompt and of all that follow it, for the report's histograms."""
+    return {
+        "prompt": [max(len(item.prompt) for item in row.encoded) for row in rows],
+        "target": [len(row.targets) - row.of.count(PROMPT) for row in rows],
+    }
+
+
+def marked(row: Row, tokenizer: Any) -> str:
+    """The row's texts with what is trained between guillemets, for people to check before the first step."""
+    parts = []
+    for item in row.encoded:
+        prompt = tokenizer.decode(item.prompt)
+        if PROMPT in row.of:
+            learnt, cue = tokenizer.decode(row.tokens[: row.branch.count(0)]), item.prompt[row.branch.count(0) :]
+            prompt = f"«{learnt}»{tokenizer.decode(cue)}"
+        parts.append(f"{prompt}«{tokenizer.decode(item.target)}»")
+    return "\n---\n".join(parts)
+
+
+def check_masks(rows: Sequence[Row]) -> None:
+    """Raise DataError where a row has nothing to train on or trains on nothing but its end token."""
+    for row in rows:
+        for number, item in enumerate(row.encoded):
+            if len(item.target) < 2 or number not in row.of:
+                raise DataError(
+                    f"{item.id}: no token of its {item.task} would be trained. Check the example and prompt.max_tokens."
+                )

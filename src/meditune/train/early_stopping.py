@@ -1,0 +1,154 @@
+"""Measuring on the dev split while training: when to stop, and which state was the best.
+
+How long to go on without an improvement is a trade of time against risk (Prechelt 1998, "Early Stopping - But When?").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from meditune.config.recipe import Recipe
+from meditune.config.training_options import DevMetric, DevSpec
+from meditune.data.example import Example
+from meditune.data.splits import Splits
+from meditune.errors import DataError
+from meditune.models.load import LoadedModel
+from meditune.models.shared_prefix_batch import by_length
+from meditune.prompts import Encoder
+from meditune.train.dataset import TokenWeights, able, encode, named
+from meditune.train.losses import loss_of_rows
+from meditune.train.optimizer import MasterOptimizer
+
+Measure = Callable[[LoadedModel], float]
+"""The figure of a model in its present state"""
+HIGHER_IS_BETTER: frozenset[DevMetric] = frozenset({"accuracy", "macro_f1"})
+
+
+class DevWatch:
+    """Takes the figures, keeps the best state's weights where the recipe wants them, and says when to stop."""
+
+    def __init__(
+        self, spec: DevSpec, measure: Callable[[], float], epoch_steps: int, earlier: Mapping[int, float]
+    ) -> None:
+        """`earlier` are the figures of a training that goes on, by step; `epoch_steps` the steps of an epoch."""
+        self.spec, self.measure = spec, measure
+        self.every = spec.every_steps or epoch_steps
+        self.best: float | None = None
+        self.best_step = 0
+        self.since = 0
+        """Measurements after the best one"""
+        self._kept: list[torch.Tensor] = []
+        for step, figure in earlier.items():
+            self._note(step, figure)
+
+    def is_due(self, step: int, last: int) -> bool:
+        """Whether to measure after this step (from 1); the last one always is."""
+        return step % self.every == 0 or step == last
+
+    def take(self, step: int, optimizer: MasterOptimizer) -> float:
+        """Measure after `step`, and keep the weights if no state was better."""
+        figure = self.measure()
+        if self._note(step, figure) and self.spec.keep_best:
+            self._kept = [master.detach().clone() for master in optimizer.masters]
+        return figure
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there were as many measurements in a row without a better one as the recipe has patience for."""
+        return self.spec.patience is not None and self.since >= self.spec.patience
+
+    def finish(self, optimizer: MasterOptimizer) -> None:
+        """Give the model its best weights back, where they were kept."""
+        if self._kept:
+            optimizer.set_weights(self._kept)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The best weights, for a checkpoint; the figures are in its log."""
+        return {f"best.{index}": weight for index, weight in enumerate(self._kept)}
+
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take up what `state` gave."""
+        count = sum(key.startswith("best.") for key in tensors)
+        self._kept = [tensors[f"best.{index}"] for index in range(count)]
+
+    def facts(self, examples: int) -> dict[str, Any]:
+        """For the run's records."""
+        return {
+            "metric": self.spec.metric,
+            "examples": examples,
+            "best": self.best,
+            "best_step": self.best_step,
+            "kept": self.spec.keep_best,
+            "stopped_early": self.is_over,
+        }
+
+    def announced(self, examples: int) -> str:
+        """What will be measured, for people; of a share also how uncertain it is (two standard errors at one half)."""
+        noise = f", uncertain by some ±{100 / math.sqrt(examples):.0f} points" * (self.spec.metric in HIGHER_IS_BETTER)
+        return f"Every {self.every} steps {self.spec.metric} is measured on {examples} dev examples{noise}."
+
+    def said(self) -> Iterator[str]:
+        """What came of it, for people."""
+        figure = f"{self.spec.metric} {self.best:.4g} after step {self.best_step}"
+        if self.is_over:
+            yield f"Training ended early: {self.since} measurements in a row weren't better than {figure}."
+        if self.spec.keep_best:
+            yield f"The weights are those of the best state: {figure}."
+
+    def _note(self, step: int, figure: float) -> bool:
+        """Whether no state before was as good."""
+        higher = self.spec.metric in HIGHER_IS_BETTER
+        better = self.best is None or math.isnan(self.best) or (figure > self.best if higher else figure < self.best)
+        if better:
+            self.best, self.best_step, self.since = figure, step, 0
+        else:
+            self.since += 1
+        return better
+
+
+def check_dev(splits: Splits, recipe: Recipe) -> None:
+    """Raise DataError where the dev split holds nothing that `train.dev.metric` could be measured on."""
+    metric = recipe.train.dev.metric
+    if recipe.train.dev.is_on and not measured_on(splits.dev, recipe):
+        raise DataError(
+            f"train.dev.metric {metric} needs {named(_tasks(recipe))} on the dev split, and none of its "
+            f"{len(splits.dev)} examples has one. Take another metric, keep more examples with data.dev_share, or "
+            "leave train.dev.patience and train.dev.keep_best out."
+        )
+
+
+def measured_on(examples: Sequence[Example], recipe: Recipe) -> list[Example]:
+    """Those of the dev split that the recipe's metric says something of."""
+    return [example for example in examples if able(example, _tasks(recipe))]
+
+
+def _tasks(recipe: Recipe) -> Any:
+    metric = recipe.train.dev.metric
+    if metric == "loss":
+        return recipe.train.tasks
+    return ["answer"] if metric == "perplexity" else ["decision"]
+
+
+def dev_loss(examples: Sequence[Example], encoder: Encoder, recipe: Recipe) -> Measure:
+    """The training loss, as the recipe weighs tokens, on other examples.
+
+    Raises DataError where none of them fits into the prompt's budget.
+    """
+    rows, _ = encode(examples, encoder, recipe.train.tasks, recipe.train.prompt_share > 0)
+    weights = TokenWeights(examples, rows, recipe.train)
+    whole = sum(sum(weights.of(row)) for row in rows)
+
+    @torch.no_grad()
+    def measure(loaded: LoadedModel) -> float:
+        total = 0.0
+        for indices in by_length(rows, recipe.train.micro_batch_tokens):
+            piece = [rows[index] for index in indices]
+            each = [value / whole for row in piece for value in weights.of(row)]
+            total += float(loss_of_rows(loaded.model, loaded.frozen, piece, each, loaded.pad_id)[0])
+        return total
+
+    return measure

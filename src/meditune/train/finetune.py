@@ -1,0 +1,347 @@
+"""The training stage of a run: pre-flight, training with checkpoints, and the finished model.
+
+Which fast layers a training takes, each with the plain one to fall back on.
+"""
+
+from __future__ import annotations
+
+import re
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from meditune import distributed
+from meditune.config.recipe import Recipe
+from meditune.config.training_options import VIRTUAL, TrainSpec
+from meditune.data import leakage
+from meditune.data.example import Example
+from meditune.data.preference.prepare_pairs import stored_pairs
+from meditune.data.splits import Splits
+from meditune.errors import MedituneError, ModelError
+from meditune.files import full_disk_said, replacing_folder, write_json
+from meditune.models import torch_compile
+from meditune.models.adapters import is_adapter, make_trainable, merged, one_operation, parameter_counts
+from meditune.models.catalogue import START
+from meditune.models.fsdp import is_sharded, shard, whole_weights
+from meditune.models.load import LoadedModel, device
+from meditune.models.quantization import TRAINING
+from meditune.models.quiet_libraries import quiet_transformers
+from meditune.models.shared_prefix_batch import Row
+from meditune.progress import clock
+from meditune.prompts import save_format
+from meditune.train import checkpoint
+from meditune.train.dataset import lengths, marked
+from meditune.train.early_stopping import DevWatch, Measure, dev_loss, measured_on
+from meditune.train.optimizer import state_bytes
+from meditune.train.preference import plan_pairs
+from meditune.train.regularization import EWC, L2SP, Penalty, StartingPoint, estimate
+from meditune.train.replay import rehearsed
+from meditune.train.trackers import followed
+from meditune.train.trainer import BreakdownError, LossGuard, Step, epoch_steps, mode, probe, start_alike, train
+from meditune.train.training_plan import Plan, base_records, plan
+
+
+@contextmanager
+def fast_layers(model: Any, spec: TrainSpec, tokens: int, try_a_piece: Callable[[], object]) -> Iterator[bool]:
+    """Inside the block the model's layers are the fastest that work here; gives whether they are compiled.
+
+    `tokens` are those that the whole training reads. `try_a_piece` computes the gradients of one piece and forgets
+    them; compiling is tried on it. Raises ModelError where `train.compile` is on and can't be had.
+    """
+    with ExitStack() as fast:
+        fast.enter_context(one_operation(model))
+        yield spec.compile != "off" and _compiled(model, spec, tokens, try_a_piece, fast)
+
+
+def check_compile(recipe: Recipe) -> None:
+    """Raise ModelError where `train.compile` is on and can be seen not to work before the model is loaded."""
+    if recipe.train.compile != "on":
+        return
+    from meditune.models.load import device
+
+    quantized, virtual = recipe.model.quantize != "none", recipe.model.strategy in VIRTUAL
+    if reason := torch_compile.why_never(quantized, virtual, device() == "cpu"):
+        raise _refused(reason)
+
+
+def _refused(reason: str) -> ModelError:
+    return ModelError(f"train.compile on: the layers can't be compiled. {reason} Set train.compile to off.")
+
+
+def _compiled(model: Any, spec: TrainSpec, tokens: int, try_a_piece: Callable[[], object], fast: ExitStack) -> bool:
+    # DPO compares the model with itself before training, which the plain layers have measured.
+    if spec.compile == "auto" and (spec.objective != "sft" or not torch_compile.pays(model, tokens)):
+        return False
+    from torch._dynamo.exc import TorchDynamoException
+
+    reason = torch_compile.why_not(model)
+    if reason is None:
+        print("Compiling the layers (train.compile); up to a minute the first time.", file=sys.stderr)
+        with ExitStack() as tried:
+            tried.enter_context(torch_compile.compiled(model))
+            try:
+                try_a_piece()
+            except TorchDynamoException as error:
+                reason = torch_compile.failure(error)
+            else:
+                fast.push(tried.pop_all())
+                return True
+    if spec.compile == "on":
+        raise _refused(reason)
+    print(f"The layers aren't compiled, which is slower. {reason}", file=sys.stderr)
+    return False
+
+
+SHARED = {"ddp": "each with the whole model (DDP)", "fsdp": "each with its share of every weight (FSDP2)"}
+
+
+def fine_tune(
+    loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path, measure: Measure | None = None
+) -> dict[str, Any]:
+    """Train `loaded` by the recipe's strategy, leave the result in `folder/model`, and return the facts of report.json.
+
+    A checkpoint lies in `folder/checkpoint` while training goes on; the same call takes it up again. `loaded.model` is
+    changed in place and holds the tuned weights afterwards. `measure` gives the metric of `train.dev`, but for `loss`.
+
+    All processes of a training call it with the same; the first writes.
+    """
+    started = time.monotonic()
+    how = mode(loaded.model, recipe)
+    if how != "fsdp":
+        loaded.model.to(device())
+    dev = measured_on(splits.dev, recipe) if recipe.train.dev.is_on else []
+    if dev and not measure:
+        measure = dev_loss(dev, loaded.encoder(recipe.prompt), recipe)
+    make_plan = plan if recipe.train.objective == "sft" else plan_pairs
+    planned = make_plan(loaded, splits, recipe, folder)
+    model = make_trainable(loaded.model, recipe.model, recipe.seed)
+    trainable, parameters = parameter_counts(model)
+    counts = {"trainable_parameters": trainable, "parameters": parameters}
+    _preflight(planned, counts, recipe, loaded)
+    if how != "one":
+        print(f"{distributed.world()} processes, {SHARED[how]} (train.parallel).", file=sys.stderr)
+    if how == "fsdp":
+        shard(model, device())
+        # Sharded layers are gathered by all processes at once, so no process computes a batch of its own.
+        loaded.frozen.forget()
+    elif how == "ddp":
+        start_alike([parameter for parameter in model.parameters() if parameter.requires_grad])
+    if distributed.is_first():
+        write_json(folder / "tokens.json", {"train": lengths(planned.rows)})
+    penalties = _penalties(model, loaded, planned.pool, recipe.train)
+
+    def try_a_piece() -> float:
+        # Without replay the pool is only what EWC measures on, which `loss_of` may know nothing of.
+        rows = [*planned.rows, *(planned.pool if planned.replay else ())]
+        return probe(model, loaded.pad_id, rows, planned.weights, recipe.train, loaded.frozen, planned.loss_of)
+
+    with fast_layers(model, recipe.train, planned.tokens, try_a_piece) as are_compiled:
+        speed = try_a_piece()
+        left = clock((planned.tokens - checkpoint.tokens_read(folder / checkpoint.FOLDER)) / speed)
+        state = trainable * state_bytes(recipe.train) / 1e9 / (distributed.world() if how == "fsdp" else 1)
+        each = " in each process" if how != "one" else ""
+        kind = "GPU memory" if device() == "cuda" else "memory"
+        print(
+            f"About {left} at {speed:,.0f} tokens/s; {_peak_gb() + state:.1f} GB of {kind}{each}.",
+            file=sys.stderr,
+        )
+        log, watch = _train_with_checkpoints(model, loaded, planned, recipe, folder, penalties, measure, len(dev))
+    seconds = sum(step.seconds for step in log)
+    facts = {
+        "strategy": recipe.model.strategy,
+        "objective": recipe.train.objective,
+        "quantize": recipe.model.quantize,
+        **planned.facts(len(log)),
+        **counts,
+        "tokens_per_s": round(sum(step.tokens for step in log) / seconds, 1),
+        "supervised_tokens": sum(step.supervised_tokens for step in log),
+        **peaks(),
+        "seconds": round(seconds, 1),
+        "wall_seconds": round(time.monotonic() - started, 1),
+        "epochs": log[-1].epoch,
+        "steps": len(log),
+        "final_loss": log[-1].loss,
+        "compiled": are_compiled,
+        **({} if how == "one" else {"processes": distributed.world(), "parallel": how}),
+        **({"base_commit": loaded.commit} if loaded.commit else {}),
+        **({"start": recipe.model.base} if (folder / START).is_dir() else {}),
+        **({"dev": watch.facts(len(dev))} if watch else {}),
+    }
+    shown = leakage.record(_trained(splits, recipe, folder, planned), base_records(recipe.model.reference))
+    loaded.model = save_model(model, loaded, recipe, facts, folder / "model", shown)
+    if distributed.is_first():
+        shutil.rmtree(folder / checkpoint.FOLDER, ignore_errors=True)
+    distributed.wait()
+    return facts
+
+
+def save_model(
+    model: Any,
+    loaded: LoadedModel,
+    recipe: Recipe,
+    facts: dict[str, Any],
+    folder: Path,
+    shown: leakage.Record | None = None,
+) -> Any:
+    """Write the adapter or the whole model with tokenizer, prompt format, stop settings, and what it was `shown`.
+
+    Returns the model as it is measured; one whose weights are spread over processes, as it is.
+    """
+    weights = whole_weights(model, only_trained=is_adapter(model)) if is_sharded(model) else None
+    if distributed.is_first():
+        _write_model(model, weights, loaded, recipe, facts, folder, shown)
+    return model if is_sharded(model) else merged(model)
+
+
+def _write_model(
+    model: Any,
+    weights: dict[str, Any] | None,
+    loaded: LoadedModel,
+    recipe: Recipe,
+    facts: dict[str, Any],
+    folder: Path,
+    shown: leakage.Record | None,
+) -> None:
+    from meditune.train.model_card import model_card
+
+    base = Path(model.peft_config["default"].base_model_name_or_path) if is_adapter(model) else None
+    if base and base.is_dir():
+        # A path that is relative to where the run was started would lead nowhere from elsewhere.
+        model.peft_config["default"].base_model_name_or_path = str(base.resolve())
+    elif base:
+        # The adapter belongs to these weights, wherever a branch of the hub's moves to.
+        model.peft_config["default"].revision = loaded.commit
+    with full_disk_said(folder), replacing_folder(folder) as partial, quiet_transformers():
+        model.save_pretrained(partial, state_dict=weights)
+        loaded.tokenizer.save_pretrained(partial)
+        save_format(recipe.prompt, partial)
+        generation = model.generation_config
+        generation.eos_token_id = loaded.tokenizer.eos_token_id
+        generation.pad_token_id = loaded.pad_id
+        generation.save_pretrained(partial)
+        write_json(partial / TRAINING, facts)
+        if shown:
+            write_json(partial / leakage.FILE_NAME, shown)
+        (partial / "README.md").write_text(model_card(recipe, facts, None), encoding="utf-8")
+
+
+def _trained(splits: Splits, recipe: Recipe, folder: Path, planned: Plan) -> list[Example]:
+    """Every example that the model learnt from."""
+    if recipe.train.objective != "sft":
+        return [pair.example() for pair in stored_pairs(folder).train]
+    return [*splits.train, *rehearsed(recipe, planned.pool)]
+
+
+def peaks() -> dict[str, float]:
+    """Return this process's peak memory so far, in 10^9 bytes: `peak_rss_gb` of the host and `peak_gpu_gb` of the GPU.
+
+    The second is there only if the model is trained on a GPU; it includes what PyTorch holds in reserve.
+    """
+    found = {"peak_rss_gb": round(peak_memory_gb(), 2)}
+    if device() == "cuda":
+        found["peak_gpu_gb"] = round(torch.cuda.max_memory_reserved() / 1e9, 2)
+    return found
+
+
+def _peak_gb() -> float:
+    """Return the peak memory where the model is, in 10^9 bytes: of the GPU, or of this process."""
+    return torch.cuda.max_memory_reserved() / 1e9 if device() == "cuda" else peak_memory_gb()
+
+
+def peak_memory_gb() -> float:
+    """The largest resident memory of this process so far, in 10^9 bytes."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # What getrusage says begins with the size of the process that started this one.
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(encoding="ascii", errors="replace"), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024 / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def _penalties(model: Any, loaded: LoadedModel, pool: Sequence[Row], spec: TrainSpec) -> list[Penalty]:
+    """The penalties that the recipe asks for; `model` must be where training starts."""
+    found: list[Penalty] = []
+    if spec.l2_sp or spec.ewc.strength:
+        start = StartingPoint(model)
+        if spec.l2_sp:
+            found.append(L2SP(start, spec.l2_sp))
+        if spec.ewc.strength:
+            fisher = estimate(model, loaded.pad_id, pool[: spec.ewc.samples], loaded.frozen, start)
+            found.append(EWC(start, fisher, spec.ewc.strength))
+    return found
+
+
+def _train_with_checkpoints(
+    model: Any,
+    loaded: LoadedModel,
+    planned: Plan,
+    recipe: Recipe,
+    folder: Path,
+    penalties: Sequence[Penalty],
+    measure: Measure | None,
+    dev: int,
+) -> tuple[list[Step], DevWatch | None]:
+    place = folder / checkpoint.FOLDER
+    found = checkpoint.read(place, model, recipe)
+    log, resume = (found[0], (len(found[0]), found[1])) if found else ([], None)
+
+    def keep(_: int, tensors: dict[str, Any]) -> None:
+        checkpoint.write(place, log, tensors, recipe, is_sharded(model))
+
+    watch = None
+    if measure:
+        trained, figure = replace(loaded, model=model), measure
+        watch = DevWatch(
+            recipe.train.dev,
+            lambda: distributed.told(figure(trained)),
+            epoch_steps(planned.epoch_rows, recipe.train),
+            {step.step: step.dev for step in log if step.dev is not None},
+        )
+        print(watch.announced(dev), file=sys.stderr)
+    steps = train(
+        *(model, loaded.pad_id, planned.rows, planned.weights, recipe.train, recipe.seed, loaded.frozen),
+        *(resume, keep, planned.mix, planned.replay, penalties, planned.loss_of),
+        guard=LossGuard(step.loss for step in log),
+        watch=watch,
+    )
+    try:
+        with followed(recipe, folder, log) as follow:
+            for step in steps:
+                log.append(step)
+                follow(step)
+    except BreakdownError as error:
+        raise MedituneError(
+            f"Training broke down at step {error.step}: {error.what}. That step's rows: {', '.join(error.ids)}. "
+            f"{place} holds the state before it. The same command goes on from there, which helps where the machine "
+            "was at fault. Otherwise look at these rows, or lower train.learning_rate (here "
+            f"{recipe.train.learning_rate:g}) and choose another --output."
+        ) from error
+    if watch:
+        print(*watch.said(), sep="\n", file=sys.stderr)
+    return log, watch
+
+
+def _preflight(planned: Plan, counts: dict[str, int], recipe: Recipe, loaded: LoadedModel) -> None:
+    tokens, share = planned.fitted, counts["trainable_parameters"] / counts["parameters"]
+    report = [
+        f"Training on {tokens.rows} {planned.unit} of {tokens.tokens:,} tokens together, "
+        f"{tokens.supervised_tokens:,} of them trained on; longest row {tokens.longest}.",
+        f"{tokens.shortened} contexts shortened, {tokens.cut} answers cut, {tokens.dropped} "
+        f"{planned.unit} left out, to fit {recipe.prompt.max_tokens} tokens.",
+        f"{counts['trainable_parameters']:,} of {counts['parameters']:,} parameters are trained ({share:.1%}); "
+        f"{len(planned.steps)} steps, {planned.tokens:,} tokens in all.",
+        planned.shown,
+        *(f"    {line}" for line in marked(planned.rows[0], loaded.tokenizer).splitlines()),
+        *planned.lines(loaded.tokenizer),
+    ]
+    print("\n".join(report), file=sys.stderr)

@@ -1,0 +1,262 @@
+"""Where a training would run: this machine, measured in a second, or a GPU by its data sheet.
+
+Well-known GPUs: memory and the speed of dense matrix products, as their vendors state them.
+
+A model without its weights: every tensor has its shape and number format, and none has memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from meditune.config.training_options import ModelSpec, Quantize
+from meditune.errors import RecipeError
+from meditune.hardware import gpu, memory_gb
+from meditune.models.adapters import make_trainable
+from meditune.models.catalogue import ADAPTER_FILE, CATALOGUE
+from meditune.models.load import base_of, loading, locate, source
+from meditune.models.quiet_libraries import no_telemetry, quiet_transformers
+
+
+class Gpu(NamedTuple):
+    """One GPU by its data sheet."""
+
+    name: str
+    memory_gb: float
+    tflops: float
+    """10^12 operations a second in BF16 (FP16 where there is none) with FP32 sums, without sparsity."""
+    source: str
+    bf16: bool = True
+
+
+_AMPERE = "NVIDIA Ampere GA102 GPU architecture, whitepaper V2"
+_ADA = "NVIDIA Ada GPU architecture, whitepaper V2"
+_ONE_HALF = "; half of the figure stated with sparsity"
+
+GPUS: dict[str, Gpu] = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("t4", 16, 65, "NVIDIA T4 data sheet (FP16)", bf16=False),
+        Gpu("v100-16gb", 16, 125, "NVIDIA V100 data sheet, SXM2 (FP16)", bf16=False),
+        Gpu("v100-32gb", 32, 125, "NVIDIA V100 data sheet, SXM2 (FP16)", bf16=False),
+        Gpu("rtx3090", 24, 71, _AMPERE),
+        Gpu("rtx4090", 24, 165, _ADA),
+        Gpu("rtx5090", 32, 209, "NVIDIA RTX Blackwell GPU architecture, whitepaper"),
+        Gpu("a10", 24, 125, "NVIDIA A10 data sheet"),
+        Gpu("a30", 24, 165, "NVIDIA A30 data sheet"),
+        Gpu("a40", 48, 149, "NVIDIA A40 data sheet"),
+        Gpu("a6000", 48, 155, "NVIDIA RTX A6000 data sheet" + _ONE_HALF),
+        Gpu("a100-40gb", 40, 312, "NVIDIA A100 data sheet"),
+        Gpu("a100-80gb", 80, 312, "NVIDIA A100 data sheet"),
+        Gpu("l4", 24, 121, "NVIDIA L4 data sheet" + _ONE_HALF),
+        Gpu("l40s", 48, 362, "NVIDIA L40S data sheet"),
+        Gpu("h100-pcie", 80, 756, "NVIDIA H100 data sheet, PCIe" + _ONE_HALF),
+        Gpu("h100-sxm", 80, 989, "NVIDIA H100 data sheet, SXM" + _ONE_HALF),
+        Gpu("h200", 141, 989, "NVIDIA H200 data sheet, SXM" + _ONE_HALF),
+        Gpu("mi210", 64, 181, "AMD Instinct MI210 data sheet"),
+        Gpu("mi300x", 192, 1307, "AMD Instinct MI300X data sheet"),
+    )
+}
+
+
+def gpu_named(name: str) -> Gpu:
+    """The GPU of that name, in any spelling of case and separators ("RTX 4090").
+
+    Raises RecipeError with near names where the table has none, or several.
+    """
+    wanted = _bare(name)
+    for known in GPUS.values():
+        if _bare(known.name) == wanted:
+            return known
+    bare = {_bare(known): known for known in GPUS}
+    near = [known for known in GPUS if wanted and _bare(known).startswith(wanted)]
+    near = near or [bare[each] for each in difflib.get_close_matches(wanted, bare, n=3)]
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(GPUS)}."
+    raise RecipeError(
+        f"--gpu: no GPU called {name!r} is in the table. {hint} Without --gpu this machine is planned for."
+    )
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"nvidia|geforce|amd|instinct|[^a-z0-9]", "", name.lower())
+
+
+UTILIZATION = {"cpu": 0.5, "cuda": 0.35}
+"""Share of the matrix products' peak speed that a training reaches: on a CPU measured (docs/experiments.md), on a GPU
+assumed, because none was there to measure."""
+SIZE, TIMES = 2048, 5
+
+
+@dataclass(frozen=True)
+class Target:
+    """A machine to train on."""
+
+    name: str
+    memory_gb: float
+    """That can be had, in 10^9 bytes"""
+    flops: float
+    """Operations a second of large dense matrix products in the model's number format"""
+    device: str
+    """cpu or cuda"""
+    dtype: Any
+    """The torch dtype of a model's weights"""
+    source: str
+    """Where the speed comes from"""
+
+    @property
+    def attention(self) -> str:
+        """The attention that `model.attention: auto` takes there, or rather what stands for it on the meta device."""
+        from meditune.models.inference import register
+
+        return use_fused_attention() if self.device == "cuda" else register()
+
+
+def target_of(spec: ModelSpec, gpu_name: str | None) -> Target:
+    """The named GPU, or this machine where none is named. Raises MedituneError where the table has no such GPU."""
+    import torch
+
+    from meditune.models.load import number_format
+
+    if gpu_name is not None:
+        known = gpu_named(gpu_name)
+        usual = torch.bfloat16 if known.bf16 else torch.float16
+        dtype = usual if spec.dtype == "auto" else getattr(torch, spec.dtype)
+        return Target(known.name, known.memory_gb, known.tflops * 1e12, "cuda", dtype, known.source)
+    dtype, card = number_format(spec.dtype), gpu()
+    device = "cuda" if card else "cpu"
+    name, room = card or ("this machine's CPU", memory_gb()[1])
+    return Target(name, room, measured_flops(dtype, device), device, dtype, "measured now")
+
+
+def measured_flops(dtype: Any, device: str) -> float:
+    """Operations a second of matrix products of 2,048 x 2,048, the best of five after a warm-up."""
+    import torch
+
+    one = torch.randn(SIZE, SIZE, device=device).to(dtype)
+    best = float("inf")
+    for _ in range(TIMES + 1):
+        started = time.perf_counter()
+        product = one @ one
+        product[0, 0].item()
+        best = min(best, time.perf_counter() - started)
+    return 2 * SIZE**3 / best
+
+
+FUSED = "meditune_planned_fused"
+BLOCK, OUTER_BLOCK = 64, 256
+"""NF4 has one scale for so many weights, and one scale of scales for so many of those (QLoRA, arXiv:2305.14314)."""
+
+
+def config_of(spec: ModelSpec) -> Any:
+    """The configuration of the recipe's base model; of the catalogue's models without fetching anything.
+
+    Raises ModelError where the model isn't known here.
+    """
+    no_telemetry()
+    from transformers import AutoConfig
+
+    entry = CATALOGUE.get(spec.base)
+    with loading(spec.base, spec.base), quiet_transformers():
+        if entry and entry.shape:
+            config = AutoConfig.for_model(**entry.shape)
+        else:
+            place = locate(spec.reference)
+            if (Path(place) / ADAPTER_FILE).is_file():
+                place = locate(base_of(Path(place)))
+            config = AutoConfig.from_pretrained(**source(place))
+    if spec.prune.layers:
+        text = config.get_text_config()
+        text.num_hidden_layers = max(1, text.num_hidden_layers - spec.prune.layers)
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[: text.num_hidden_layers]
+    return config
+
+
+def on_meta(config: Any, spec: ModelSpec, dtype: torch.dtype, attention: str, seed: int = 0) -> Any:
+    """The model as it is trained, with `spec`'s strategy, on the meta device; `attention` as transformers names it.
+
+    With `spec.quantize` its weights are still in `dtype`, for what it computes is the same; `weight_bytes` counts them
+    as they are stored.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(config)
+    # GPT-2 would look for padding in token ids, which have no values here.
+    config.pad_token_id = None
+    with quiet_transformers(), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        made = make_trainable(model, spec, seed)
+    if spec.quantize != "none":
+        # Adapters beside a quantized layer keep the format they are made in.
+        for parameter in made.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    return made
+
+
+def weight_bytes(model: Any, quantize: Quantize) -> int:
+    """Bytes of the model's parameters and buffers, its linear layers but the head stored as `quantize` says."""
+    stored = {id(weight): _quantized_bytes(weight, quantize) for weight in _quantizable(model, quantize)}
+    tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    return sum(stored.get(key, tensor.numel() * tensor.element_size()) for key, tensor in tensors.items())
+
+
+def dequantized_bytes(model: Any, quantize: Quantize) -> int:
+    """Bytes of the largest quantized weight in the format it is computed in, which it has while it is used."""
+    return max((weight.numel() * weight.element_size() for weight in _quantizable(model, quantize)), default=0)
+
+
+def use_fused_attention() -> str:
+    """Make a stand-in for GPUs' memory-efficient attention known to transformers; returns its name.
+
+    It is PyTorch's own operator, which keeps no scores. On the meta device `sdpa` would fall back to the plain formula.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import repeat_kv
+    from transformers.masking_utils import eager_mask
+
+    def fused(
+        _module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float | None = None, **_: Any
+    ) -> tuple[Any, None]:
+        groups = query.shape[1] // key.shape[1]
+        key, value = (repeat_kv(part, groups) if groups > 1 else part for part in (key, value))
+        bias = mask.expand(-1, query.shape[1], -1, -1) if mask is not None else None
+        efficient = torch.ops.aten._scaled_dot_product_efficient_attention
+        mixed = efficient(query, key, value, bias, True, 0.0, mask is None, scale=scaling)[0]
+        return mixed.transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register(FUSED, fused)
+    AttentionMaskInterface.register(FUSED, eager_mask)
+    return FUSED
+
+
+def _quantizable(model: Any, quantize: Quantize) -> list[torch.nn.Parameter]:
+    """The weights that bitsandbytes would quantize: of all linear layers that belong to the base, but for the head."""
+    if quantize == "none":
+        return []
+    head = model.get_output_embeddings()
+    return [
+        module.weight
+        for name, module in model.named_modules()
+        if type(module).__name__ in {"Linear", "Conv1D"}
+        and module is not head
+        and not {"lora_A", "lora_B"} & set(name.split("."))
+        and isinstance(getattr(module, "weight", None), torch.nn.Parameter)
+    ]
+
+
+def _quantized_bytes(weight: torch.nn.Parameter, quantize: Quantize) -> int:
+    count = weight.numel()
+    if quantize == "int8":
+        return count + 4 * weight.shape[0]
+    blocks = -(-count // BLOCK)
+    # Half a byte each; scales in 8 bits; their scales, an offset and both code tables (16 and 256 numbers) in FP32.
+    return -(-count // 2) + blocks + 4 * (-(-blocks // OUTER_BLOCK) + 1 + 16 + 256)

@@ -1,0 +1,379 @@
+"""Fine-tuning through an OpenAI-compatible API.
+
+A training job at an API: uploaded once, created once, and followed, over any number of calls and crashes.
+
+The training file of the fine-tuning API: chats as JSON Lines, held to the API's rules before anything is sent.
+
+https://developers.openai.com/api/docs/guides/supervised-fine-tuning
+
+The training stage of a run whose base model is behind an API; it leaves a folder that says where the model is.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from meditune.config.recipe import Recipe
+from meditune.data import leakage
+from meditune.data.example import Example
+from meditune.errors import DataError, ModelError, RecipeError, Stopped
+from meditune.files import numbered_jsonl, read_json, replacing_folder, write_json, write_jsonl
+from meditune.models.api_client import ApiError, ApiModel, Client, echoless, of_chat
+from meditune.prompts import chat_messages, save_format
+from meditune.train.dataset import able
+from meditune.train.model_card import hosted_model_card
+
+FOLDER = "api"
+"""In a run's folder."""
+JOB, ROWS = "job.json", "training.jsonl"
+JOBS = "/fine_tuning/jobs"
+ENDED = {"succeeded", "failed", "cancelled"}
+NOT_OFFERED = {404, 405, 501}
+
+
+@dataclass
+class State:
+    """How far the job is. What is about to be made is written down before, what was made afterwards."""
+
+    name: str = field(default_factory=lambda: f"meditune-{uuid.uuid4().hex}.jsonl")
+    """Of the uploaded file, by which it is found again."""
+    uploading: bool = False
+    file: str | None = None
+    creating: bool = False
+    job: str | None = None
+    ended: list[dict[str, str]] = field(default_factory=list)
+    """Earlier jobs that didn't succeed: job, status."""
+
+    @classmethod
+    def of(cls, folder: Path) -> State:
+        """The state of a run's job; a new one where none was begun."""
+        path = folder / FOLDER / JOB
+        if not path.is_file():
+            return cls()
+        try:
+            return cls(**read_json(path))
+        except TypeError as error:
+            raise DataError(f"{path} isn't what Meditune wrote there. Choose another --output.") from error
+
+    def save(self, folder: Path) -> None:
+        """Write it down, whole or not at all."""
+        write_json(folder / FOLDER / JOB, asdict(self))
+
+
+def tune(client: Client, model: ApiModel, recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Upload `folder`'s training rows, create the job and follow it, each where that isn't done; the finished job.
+
+    Raises ModelError where it didn't succeed; the next call then makes a new job.
+    """
+    state = State.of(folder)
+    if state.job is None:
+        if state.file is None:
+            state.file = _upload(client, state, folder)
+            state.save(folder)
+        state.job = _create(client, state, model, recipe, folder)
+        state.save(folder)
+    try:
+        job = follow(client, state.job, model.spec.poll_seconds)
+    except (Stopped, ApiError):
+        print(
+            f"\nThe job {state.job} goes on at {client.host}. The same command follows it again; "
+            f"`meditune api cancel {folder}` ends it.",
+            file=sys.stderr,
+        )
+        raise
+    if job["status"] != "succeeded":
+        state.ended.append({"job": state.job, "status": job["status"]})
+        state.job, state.creating = None, False
+        state.save(folder)
+        raise ModelError(
+            f"The job {job['id']} at {client.host} {_ending(job, folder)} Nothing was tuned. The same command makes a "
+            "new job, after asking again."
+        )
+    if not job.get("fine_tuned_model"):
+        raise ModelError(f"The job {job['id']} at {client.host} succeeded, but the API names no tuned model.")
+    return job
+
+
+def follow(client: Client, job_id: str, poll_seconds: float) -> dict[str, Any]:
+    """Wait until the job has ended, showing its events as they come; returns it as the API describes it."""
+    seen: set[str] = set()
+    status = ""
+    while True:
+        job = client.get(f"{JOBS}/{job_id}")
+        if job.get("status") != status:
+            status = str(job.get("status"))
+            say(f"{job_id}: {status}")
+        fresh = [event for event in reversed(list(events(client, job_id, seen))) if event.get("message")]
+        metrics = [event for event in fresh if event.get("type") == "metrics"]
+        for event in fresh:
+            # Of the steps since the last look, the latest says enough.
+            if event not in metrics[:-1]:
+                say(f"  {event['message']}")
+        if status in ENDED:
+            return job
+        time.sleep(poll_seconds)
+
+
+def events(client: Client, job_id: str, seen: set[str]) -> Iterator[dict[str, Any]]:
+    """The job's events, newest first, up to the first that was seen; they are added to `seen`."""
+    after: dict[str, str] = {}
+    while True:
+        try:
+            page = client.get(f"{JOBS}/{job_id}/events", limit=100, **after)
+        except ApiError as error:
+            if error.status in NOT_OFFERED:
+                return
+            raise
+        data = [event for event in page.get("data") or [] if event.get("id")]
+        for event in data:
+            if event["id"] in seen:
+                return
+            seen.add(event["id"])
+            yield event
+        if not data or not page.get("has_more"):
+            return
+        after = {"after": data[-1]["id"]}
+
+
+def say(text: str) -> None:
+    """One line of progress."""
+    print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)
+
+
+def _upload(client: Client, state: State, folder: Path) -> str:
+    def find() -> dict[str, Any] | None:
+        try:
+            return _listed(client, "/files", lambda file: file.get("filename") == state.name, purpose="fine-tune")
+        except ApiError as error:
+            if error.status in NOT_OFFERED:
+                return None  # A second copy of the file costs nothing.
+            raise
+
+    found = find() if state.uploading else None
+    state.uploading = True
+    state.save(folder)
+    say(f"Uploading {folder / FOLDER / ROWS}")
+    return _id(found or client.upload(folder / FOLDER / ROWS, state.name, find), client)
+
+
+def _create(client: Client, state: State, model: ApiModel, recipe: Recipe, folder: Path) -> str:
+    earlier = {each["job"] for each in state.ended}
+
+    def find() -> dict[str, Any] | None:
+        try:
+            return _listed(
+                client, JOBS, lambda job: job.get("training_file") == state.file and job.get("id") not in earlier
+            )
+        except ApiError as error:
+            if error.status not in NOT_OFFERED:
+                raise
+            raise ModelError(
+                f"Whether a job was created at {client.host} can't be told, because it lists no jobs. Look there for "
+                f'one with the file {state.file}, and put its id as "job" into {folder / FOLDER / JOB}; if there is '
+                'none, change "creating" there to false. Then run the same command again.'
+            ) from error
+
+    found = find() if state.creating else None
+    state.creating = True
+    state.save(folder)
+    say(f"Creating the job: {model.name}, {recipe.train.epochs:g} epochs")
+    return _id(found or client.create(JOBS, _request(state, model, recipe), find), client)
+
+
+def _request(state: State, model: ApiModel, recipe: Recipe) -> dict[str, Any]:
+    hyperparameters = {"n_epochs": int(recipe.train.epochs), **model.spec.hyperparameters}
+    return {
+        "model": model.name,
+        "training_file": state.file,
+        "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+        "suffix": "meditune",
+        "seed": recipe.seed & 0x7FFFFFFF,
+    }
+
+
+def _listed(
+    client: Client, path: str, wanted: Callable[[dict[str, Any]], bool], **parameters: str
+) -> dict[str, Any] | None:
+    """The first wanted object of a list that comes in pages."""
+    after: dict[str, str] = {}
+    while True:
+        page = client.get(path, limit=100, **parameters, **after)
+        data = page.get("data") or []
+        found: dict[str, Any] | None = next((each for each in data if wanted(each)), None)
+        if found or not data or not page.get("has_more"):
+            return found
+        after = {"after": data[-1]["id"]}
+
+
+def _id(made: dict[str, Any], client: Client) -> str:
+    if not isinstance(made.get("id"), str):
+        raise ApiError(f"{client.host} answered without an id. Does it offer fine-tuning as OpenAI's API does?")
+    return str(made["id"])
+
+
+def _ending(job: dict[str, Any], folder: Path) -> str:
+    rows = (folder / FOLDER / ROWS).read_text(encoding="utf-8")
+    message = echoless(str((job.get("error") or {}).get("message") or ""), [rows]).rstrip(".")
+    return f"{'was cancelled' if job['status'] == 'cancelled' else 'failed'}{f': {message}' if message else ''}."
+
+
+LEAST_ROWS = 10
+LARGEST_BYTES = 512 * 10**6
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class RowFacts:
+    """What became of the examples. Tokens are estimates."""
+
+    rows: int
+    """One for each task of an example."""
+    tokens: int
+    """Of one epoch; the API bills them times the epochs."""
+    longest: int
+    dropped: int
+    """Rows left out because they are longer than the model takes."""
+
+
+def chats(examples: Sequence[Example], recipe: Recipe, model: ApiModel) -> tuple[list[dict[str, Any]], RowFacts]:
+    """A chat for each task that an example teaches, in the examples' order.
+
+    Raises DataError where fewer are left than the API takes.
+    """
+    rows: list[dict[str, Any]] = []
+    lengths: list[int] = []
+    dropped = 0
+    for example in examples:
+        for task in able(example, recipe.train.tasks):
+            target = str(example.decision) if task == "decision" else example.answer.strip()
+            messages = chat_messages(recipe.prompt, example, task, model.system, target)
+            length = of_chat(messages)
+            if length > model.spec.context_tokens:
+                dropped += 1
+                continue
+            rows.append({"messages": messages})
+            lengths.append(length)
+    if len(rows) < LEAST_ROWS:
+        left_out = f" ({dropped} are longer than model.api.context_tokens={model.spec.context_tokens})"
+        raise DataError(
+            f"The fine-tuning API takes {LEAST_ROWS} rows or more, and the training examples make {len(rows)}"
+            f"{left_out if dropped else ''}. Give it more data."
+        )
+    return rows, RowFacts(len(rows), sum(lengths), max(lengths), dropped)
+
+
+def check(path: Path) -> None:
+    """Raise DataError, with its line, at the first row of a training file that the API would refuse."""
+    count = 0
+    for number, row in numbered_jsonl(path):
+        problem = _problem(row)
+        if problem:
+            raise DataError(f"{path}, line {number}: {problem}. Remove the file's folder and run the command again.")
+        count += 1
+    if count < LEAST_ROWS:
+        raise DataError(f"{path}: {count} rows; the fine-tuning API takes {LEAST_ROWS} or more.")
+    size = path.stat().st_size
+    if size > LARGEST_BYTES:
+        raise DataError(
+            f"{path}: {size / 1e6:,.0f} MB; the API takes files of up to {LARGEST_BYTES / 1e6:.0f} MB. Take fewer "
+            "examples with data.sources.N.limit."
+        )
+
+
+def _problem(row: dict[str, Any]) -> str:
+    messages = row.get("messages")
+    if not isinstance(messages, list) or not messages:
+        return "no messages"
+    for message in messages:
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            return f"a message's role is none of {', '.join(ROLES)}"
+        if not isinstance(message.get("content"), str) or not message["content"].strip():
+            return f"the {message['role']} says nothing"
+    if messages[-1]["role"] != "assistant":
+        return "the last message isn't the assistant's, so there is nothing to learn"
+    if all(message["role"] != "user" for message in messages):
+        return "no message is the user's"
+    return ""
+
+
+STRATEGY = "api"
+"""In training.json and report.json, in place of the recipe's strategy."""
+
+
+def prepare_rows(model: ApiModel, examples: Any, recipe: Recipe, folder: Path) -> RowFacts:
+    """Write and check the training file, unless a job was begun with it; returns what it holds.
+
+    Raises RecipeError where the API can't train as the recipe says, and DataError where it would refuse the rows.
+    """
+    if recipe.train.epochs != int(recipe.train.epochs) or recipe.train.epochs > 50:
+        raise RecipeError(
+            f"train.epochs: {recipe.train.epochs:g}; an API trains for a whole number of epochs from 1 to 50."
+        )
+    if recipe.train.dev.is_on:
+        raise RecipeError(
+            "train.dev: an API's training can't be measured on its way. Leave patience and keep_best out for it."
+        )
+    if recipe.data.balance.weights:
+        raise RecipeError(
+            "data.balance.weights: an API reads every row once in an epoch. Take a cap or a share, or leave them out."
+        )
+    rows, facts = chats(examples, recipe, model)
+    path = folder / FOLDER / ROWS
+    if not (folder / FOLDER / JOB).is_file():
+        write_jsonl(path, rows)
+    check(path)
+    print(
+        f"{facts.rows} training rows in {path}, about {facts.tokens:,} tokens, the longest {facts.longest:,}; "
+        f"{facts.dropped} left out because they are longer than {model.spec.context_tokens:,}.\n"
+        "Of the keys under train, an API follows tasks and epochs; the rest is its own choice, or stands in "
+        "model.api.hyperparameters.",
+        file=sys.stderr,
+    )
+    return facts
+
+
+def fine_tune(
+    client: Client, model: ApiModel, facts: RowFacts, examples: Sequence[Example], recipe: Recipe, folder: Path
+) -> ApiModel:
+    """Tune through the API, leave `folder/model` with a record of `examples`, and return the tuned model."""
+    started = time.monotonic()
+    job = tune(client, model, recipe, folder)
+    steps = _steps(client, job["id"])
+    write_jsonl(folder / "training.jsonl", steps)
+    tuned = ApiModel(job["fine_tuned_model"], model.spec, recipe.prompt, model.system)
+    training = {
+        "strategy": STRATEGY,
+        **asdict(facts),
+        "trained_tokens": job.get("trained_tokens"),
+        "epochs": int(recipe.train.epochs),
+        "wall_seconds": round(time.monotonic() - started, 1),
+        "job": job["id"],
+        "model": tuned.name,
+        **_seconds(job),
+        **({"steps": steps[-1]["step"], "final_loss": steps[-1]["loss"]} if steps else {}),
+    }
+    with replacing_folder(folder / "model") as partial:
+        tuned.save(partial, model.name)
+        save_format(recipe.prompt, partial)
+        write_json(partial / "training.json", training)
+        write_json(partial / leakage.FILE_NAME, leakage.record(examples))
+        (partial / "README.md").write_text(hosted_model_card(recipe, training, None), encoding="utf-8")
+    return tuned
+
+
+def _seconds(job: dict[str, Any]) -> dict[str, int]:
+    begun, ended = job.get("created_at"), job.get("finished_at")
+    return {"seconds": ended - begun} if isinstance(begun, int) and isinstance(ended, int) else {}
+
+
+def _steps(client: Client, job_id: str) -> list[dict[str, Any]]:
+    """Step and loss of each event with metrics."""
+    told = [event.get("data") or {} for event in events(client, job_id, set()) if event.get("type") == "metrics"]
+    steps = [{"step": data["step"], "loss": data["train_loss"]} for data in told if {"step", "train_loss"} <= set(data)]
+    return sorted(steps, key=lambda step: step["step"])

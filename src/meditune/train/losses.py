@@ -1,0 +1,238 @@
+"""Cross-entropy through the output head in pieces, without keeping the logits.
+
+With 262,000 words the logits of 500 supervised tokens are half a gigabyte in FP32, and a plain backward pass fills
+several tensors of that size. Here each piece's logits live only until their loss and the gradient of their hidden
+states are known (as in Liger's fused linear cross-entropy, arXiv:2410.10989). `plain_loss` is the fallback for heads
+that are trained themselves or whose logits the architecture changes afterwards; a test holds the two equal.
+
+The losses of preference tuning, on rows whose two branches are an answer to prefer and one to avoid.
+
+DPO: Rafailov et al. 2023, "Direct Preference Optimization" (arXiv:2305.18290). ORPO: Hong, Lee and Thorne 2024, "ORPO:
+Monolithic Preference Optimization without Reference Model" (arXiv:2403.07691).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import logsigmoid
+
+from meditune.models.forward import Predicted
+from meditune.models.hidden_state_cache import FrozenLayers
+from meditune.models.shared_prefix_batch import Batch, Row
+
+PIECE = 256
+"""Supervised tokens whose logits are held at once, in the model's number format."""
+EXACT = 2**21
+"""Logits that a CPU holds in FP32 at once: 8 MB."""
+CHANGED_AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""Settings of architectures that scale or cap what their head gives."""
+
+
+def is_plain_head(model: Any) -> bool:
+    """Whether the logits are a linear map of the last hidden state and nothing else, of which no gradient is asked."""
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    trained = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in head.parameters())
+    if type(head) is not torch.nn.Linear or trained:
+        return False
+    return not any(getattr(config, name, None) for name in CHANGED_AFTER_HEAD)
+
+
+def loss_of_rows(
+    model: Any, frozen: FrozenLayers, rows: Sequence[Row], weights: Sequence[float], pad_id: int
+) -> tuple[Any, Batch]:
+    """Sum over the rows' targets of weight * cross-entropy, and the batch that the rows made."""
+    head = model.get_output_embeddings() if is_plain_head(model) else None
+    batch, predicted = frozen.predict(model, rows, pad_id, logits=head is None)
+    device = predicted.hidden.device
+    weight, targets = torch.tensor(weights, device=device), batch.targets.to(device)
+    if head is None:
+        return plain_loss(predicted, targets, weight), batch
+    return fused_loss(head, predicted.hidden, targets, weight), batch
+
+
+def losses_of_rows(model: Any, frozen: FrozenLayers, rows: Sequence[Row], pad_id: int) -> tuple[torch.Tensor, Batch]:
+    """(N,) cross-entropy of each of the rows' targets, FP32, and the batch that the rows made."""
+    head = model.get_output_embeddings() if is_plain_head(model) else None
+    batch, predicted = frozen.predict(model, rows, pad_id, logits=head is None)
+    targets = batch.targets.to(predicted.hidden.device)
+    if head is None:
+        return torch.nn.functional.cross_entropy(predicted.logits.float(), targets, reduction="none"), batch
+    losses: torch.Tensor = _TokenLosses.apply(predicted.hidden, head.weight, head.bias, targets)  # type: ignore[no-untyped-call]
+    return losses, batch
+
+
+def plain_loss(predicted: Predicted, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Sum over N tokens of weight * cross-entropy, from (N, vocabulary) logits."""
+    each = torch.nn.functional.cross_entropy(predicted.logits.float(), targets, reduction="none")
+    return (each * weights).sum()
+
+
+def fused_loss(head: torch.nn.Linear, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> Any:
+    """The same sum from (N, hidden size) hidden states; the gradient reaches the hidden states only."""
+    return _FusedLoss.apply(hidden, head.weight, head.bias, targets, weights)  # type: ignore[no-untyped-call]
+
+
+class _FusedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        matrix: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        weights: torch.Tensor,
+    ) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        gradient = torch.empty_like(hidden)
+        for here, logits in _pieces(hidden, matrix, bias):
+            for few, exact in _in_fp32(logits):
+                target, weight = targets[here][few, None], weights[here][few, None].float()
+                said, normalizer = _normalized(exact, target)
+                total += ((normalizer - said) * weight).sum()
+                logits[few] = _slope(exact, target, weight)
+            torch.mm(logits, matrix, out=gradient[here])
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *above: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * above[0].to(gradient.dtype), None, None, None, None
+
+
+class _TokenLosses(torch.autograd.Function):
+    """Each token's cross-entropy, for losses that aren't a weighted sum; logits are computed again on the way back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(hidden, matrix, bias, targets)
+        losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        for here, logits in _pieces(hidden, matrix, bias):
+            for few, exact in _in_fp32(logits):
+                said, normalizer = _normalized(exact, targets[here][few, None])
+                losses[here][few] = (normalizer - said)[:, 0]
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, *above: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden, matrix, bias, targets = ctx.saved_tensors
+        gradient = torch.empty_like(hidden)
+        for here, logits in _pieces(hidden, matrix, bias):
+            for few, exact in _in_fp32(logits):
+                target = targets[here][few, None]
+                _normalized(exact, target)
+                logits[few] = _slope(exact, target, above[0][here][few, None])
+            torch.mm(logits, matrix, out=gradient[here])
+        return gradient, None, None, None
+
+
+def _pieces(
+    hidden: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Places of up to PIECE hidden states, and their (n, vocabulary) logits, whose memory the next piece takes."""
+    memory = hidden.new_empty((min(PIECE, len(hidden)), matrix.shape[0]))
+    for start in range(0, len(hidden), PIECE):
+        here = slice(start, min(start + PIECE, len(hidden)))
+        logits = memory[: here.stop - here.start]
+        if bias is None:
+            torch.mm(hidden[here], matrix.t(), out=logits)
+        else:
+            torch.addmm(bias, hidden[here], matrix.t(), out=logits)
+        yield here, logits
+
+
+def _in_fp32(logits: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Places of a few rows of logits, and a copy of those rows in FP32, whose memory the next few take.
+
+    So few that what is done to them stays in a CPU's cache; a GPU takes all at once.
+    """
+    size = len(logits) if logits.is_cuda else max(1, EXACT // logits.shape[1])
+    memory = torch.empty((min(size, len(logits)), logits.shape[1]), dtype=torch.float32, device=logits.device)
+    for start in range(0, len(logits), size):
+        few = slice(start, min(start + size, len(logits)))
+        yield few, memory[: few.stop - few.start].copy_(logits[few])
+
+
+def _normalized(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The (n, 1) logits of the targets and the (n, 1) log-sum-exps; `logits` become probabilities in their place."""
+    said, top = logits.gather(1, target), logits.amax(dim=1, keepdim=True)
+    total = logits.sub_(top).exp_().sum(dim=1, keepdim=True)
+    logits.div_(total)
+    return said, total.log_().add_(top)
+
+
+def _slope(probabilities: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Gradient of the summed weight * cross-entropy with respect to the logits, in the probabilities' memory."""
+    return probabilities.mul_(weight).scatter_add_(1, target, -weight)
+
+
+Reference = Mapping[str, Sequence[float]]
+"""Pair id -> log-likelihoods of its two answers before training"""
+
+
+class PairLoss:
+    """Mean over pairs of DPO's loss, where a reference is given, else of ORPO's."""
+
+    def __init__(self, beta: float, reference: Reference | None) -> None:
+        self.beta, self.reference = beta, reference
+
+    def of(self, row: Row) -> list[float]:  # noqa: ARG002 (every pair counts the same)
+        """The weight of a pair."""
+        return [1.0]
+
+    def __call__(
+        self, model: Any, frozen: FrozenLayers, rows: Sequence[Row], weights: Sequence[float], pad_id: int
+    ) -> tuple[Any, Batch]:
+        """Sum over the rows of weight * loss, and the batch that the rows made."""
+        likelihoods, tokens, batch = log_likelihoods(model, frozen, rows, pad_id)
+        if self.reference is None:
+            each = orpo(likelihoods / tokens, self.beta)
+        else:
+            before = [self.reference[row.encoded[0].id] for row in rows]
+            each = dpo(likelihoods, torch.tensor(before, device=likelihoods.device), self.beta)
+        return (each * torch.tensor(weights, device=each.device)).sum(), batch
+
+
+def log_likelihoods(
+    model: Any, frozen: FrozenLayers, rows: Sequence[Row], pad_id: int
+) -> tuple[torch.Tensor, torch.Tensor, Batch]:
+    """(R, 2) summed log-likelihoods of R rows' two answers, end tokens included, their (R, 2) tokens, and the batch."""
+    each, batch = losses_of_rows(model, frozen, rows, pad_id)
+    place = torch.tensor([2 * number + branch for number, row in enumerate(rows) for branch in row.of])
+    place = place.to(each.device)
+    sums = torch.zeros(2 * len(rows), device=each.device).index_add(0, place, -each)
+    tokens = torch.zeros(2 * len(rows), device=each.device).index_add(0, place, torch.ones_like(each))
+    return sums.view(-1, 2), tokens.view(-1, 2), batch
+
+
+def dpo(now: torch.Tensor, before: torch.Tensor, beta: float) -> torch.Tensor:
+    """(R,) losses from (R, 2) summed log-likelihoods under the model and under its starting point.
+
+    -log sigmoid(beta * ((chosen - rejected) now - (chosen - rejected) before)): ln 2 where nothing has moved.
+    """
+    moved = now - before
+    return -logsigmoid(beta * (moved[:, 0] - moved[:, 1]))
+
+
+def orpo(mean: torch.Tensor, beta: float) -> torch.Tensor:
+    """(R,) losses from (R, 2) mean log-likelihoods per token.
+
+    The preferred answer's cross-entropy - beta * log sigmoid(log odds ratio), with odds = p / (1 - p) of the mean.
+    """
+    odds = mean - _log_of_one_minus_exp(mean)
+    return -mean[:, 0] - beta * logsigmoid(odds[:, 0] - odds[:, 1])
+
+
+def _log_of_one_minus_exp(values: torch.Tensor) -> torch.Tensor:
+    """log(1 - e^x) for x < 0, exact near 0 as well as far below (Maechler 2012)."""
+    values = values.clamp(max=-1e-7)
+    near = values > -math.log(2)
+    close = torch.log(-torch.expm1(torch.where(near, values, torch.full_like(values, -1.0))))
+    far = torch.log1p(-torch.exp(torch.where(near, torch.full_like(values, -1.0), values)))
+    return torch.where(near, close, far)

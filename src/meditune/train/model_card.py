@@ -1,0 +1,233 @@
+"""The model card that lies beside the adapter or the tuned model, in the hub's format.
+
+The card of a model that was tuned through an API.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from meditune.config.data_options import PromptFormat
+from meditune.config.recipe import Recipe
+from meditune.config.training_options import VIRTUAL, ModelSpec, Strategy
+from meditune.data.leakage import said
+from meditune.models.catalogue import CATALOGUE, PRUNED, BaseModel, public_name
+from meditune.models.load import locate
+from meditune.prompts import LIMITS
+
+TITLES = {
+    "lora": "LoRA",
+    "dora": "DoRA",
+    "rslora": "rsLoRA",
+    "ia3": "(IA)³",
+    "prefix": "Prefix tuning",
+    "prompt": "Prompt tuning",
+    "full": "Full fine-tuning",
+}
+
+
+def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | None) -> str:
+    """Markdown with the hub's YAML head. `report` (report.json) adds the measured figures once they are there."""
+    entry = CATALOGUE.get(recipe.model.base)
+    base = public_name(recipe.model.base)
+    synthetic = bool(report and report["data"].get("synthetic"))
+    full = recipe.model.strategy == "full"
+    unit = "pairs of answers" if "preference" in facts else "examples"
+    lines = [
+        "---",
+        f"base_model: {base}",
+        f"library_name: {'transformers' if full else 'peft'}",
+        "pipeline_tag: text-generation",
+        "language: en",
+        f"tags: [medical, {recipe.model.strategy}, meditune]",
+        "---",
+        "",
+        f"# {recipe.name}: {recipe.model.base} tuned with Meditune",
+        "",
+        *([] if not synthetic else ["**Trained on invented studies to try the tool out. Not for any other use.**", ""]),
+        f"**Limits.** {LIMITS}",
+        "",
+        *(["This folder holds the whole model, not an adapter.", ""] if full else []),
+        "## Use",
+        "",
+        *loading(recipe.prompt, recipe.model.strategy),
+        "",
+        f"The prompt format is in `prompt.json`; sources go before the question, a line each. The weights of the base "
+        f"model were read from {_origin(recipe, facts)}{_carried(entry)}.",
+        "",
+        "## Training",
+        "",
+        f"{facts['rows']:,} {unit}, {facts['epochs']:g} epochs, {facts['steps']} steps, "
+        f"{facts['supervised_tokens']:,} answer tokens trained on, learning rate {recipe.train.learning_rate:g}, seed "
+        f"{recipe.seed}.",
+        "",
+        f"{_what_was_trained(recipe.model)}: {facts['trainable_parameters']:,} of {facts['parameters']:,} parameters.",
+        *_pruned(recipe.model),
+        *_quantized(recipe.model),
+        "",
+        *_beside(facts),
+    ]
+    return "\n".join([*lines, *(measured(report) if report else [])])
+
+
+def measured(report: dict[str, Any]) -> list[str]:
+    """The lines of a card with both models' figures."""
+    leaks = said(report["leakage"]) if report.get("leakage") else []
+    loud = f"**Leakage: the figures below aren't those of unseen questions.** {' '.join(leaks)}"
+    warning = [loud, ""] if leaks else []
+    lines = [f"## Measured on {report['data']['test_set']}", "", *warning, "| metric | base | tuned | 95 % interval |"]
+    lines.append("|---|---|---|---|")
+    for name, row in report["comparison"].items():
+        low, high = row["ci95"]
+        figures = f"{report['base'][name]:.3f} | {report['tuned'][name]:.3f} | {low:+.3f} to {high:+.3f}"
+        beside = row.get("references")
+        title = f"{name} (reference answers: {beside['figure']:.3f})" if beside else name
+        lines.append(f"| {title} | {figures} |")
+    return [*lines, "", "The interval is that of the difference, by paired bootstrap over the test items.", ""]
+
+
+def _origin(recipe: Recipe, facts: dict[str, Any]) -> str:
+    """Where the weights of the base model were read from."""
+    if "start" in facts:
+        return f"`start` in the run's folder: `{facts['start']}`, an adapter, merged into its own base model"
+    revision = f", commit `{facts['base_commit']}`" if facts.get("base_commit") else ""
+    return f"`{locate(recipe.model.reference)}`{revision}"
+
+
+def _carried(entry: BaseModel | None) -> str:
+    """Where a package-carried base came from: its weights aren't quite the hub's."""
+    if not (entry and entry.package):
+        return ""
+    names, file = ", ".join(entry.package.requirements), entry.package.pieces[0].rpartition("/")[2]
+    return f", unpacked from the quantized `{file.partition('.part')[0]}` of {names}; the hub's weights differ slightly"
+
+
+def loading(form: PromptFormat, strategy: Strategy) -> list[str]:
+    """Python that asks the model in FOLDER, without Meditune; a whole model's is that of the strategy full."""
+    question = f"{form.question_cue} Does exercise help people with back pain?\\n{form.plain_cue or form.answer_cue}"
+    imports = ["from peft import AutoPeftModelForCausalLM", "from transformers import AutoTokenizer"]
+    loader, answer, note = "AutoPeftModelForCausalLM", ["ids = model.generate(**prompt, max_new_tokens=96)"], []
+    if strategy == "full":
+        imports, loader = ["from transformers import AutoModelForCausalLM, AutoTokenizer"], "AutoModelForCausalLM"
+    if strategy in VIRTUAL:
+        imports = ["import torch", *imports]
+        answer = [
+            'ids = prompt["input_ids"]',
+            "while ids[0, -1] != tokenizer.eos_token_id and ids.shape[1] < 96 + prompt.input_ids.shape[1]:",
+            "    with torch.no_grad():",
+            "        ids = torch.cat([ids, model(input_ids=ids).logits[:, -1:].argmax(dim=-1)], dim=1)",
+        ]
+        note = [
+            "",
+            "The loop stands in for `model.generate`, which loses virtual tokens (peft 0.21, transformers 5.24).",
+        ]
+    return [
+        "```python",
+        *imports,
+        "",
+        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
+        f'model = {loader}.from_pretrained("FOLDER")',
+        f'prompt = tokenizer("{question}", return_tensors="pt")',
+        *answer,
+        "print(tokenizer.decode(ids[0], skip_special_tokens=True))",
+        "```",
+        *note,
+    ]
+
+
+def _what_was_trained(spec: ModelSpec) -> str:
+    """The strategy with the options that shape it."""
+    options = []
+    if spec.strategy in {"lora", "dora", "rslora"}:
+        options.append(f"rank {spec.lora.r}")
+    if spec.strategy in VIRTUAL:
+        options.append(f"{spec.virtual_tokens} virtual tokens")
+    if spec.top_layers:
+        options.append(f"in the top {spec.top_layers} layers")
+    return " ".join([TITLES[spec.strategy], *([f"({', '.join(options)})"] if options else [])])
+
+
+def _pruned(spec: ModelSpec) -> list[str]:
+    if spec.prune.method == "none":
+        return []
+    base = "" if spec.strategy == "full" else f" The adapter loads on that model only, in `../{PRUNED}` of its run."
+    return [f"The base model was pruned before it was tuned: {spec.prune.said}.{base}"]
+
+
+def _quantized(spec: ModelSpec) -> list[str]:
+    if spec.quantize == "none":
+        return []
+    return [
+        f"The base model was frozen in {spec.quantize.upper()} (bitsandbytes), in training and in what was measured. "
+        "The lines above put the adapter on the base model in full precision."
+    ]
+
+
+def _beside(facts: dict[str, Any]) -> list[str]:
+    """Which state was kept, what was preferred, how sources were mixed and what was rehearsed, where anything was."""
+    lines = []
+    if facts.get("dev", {}).get("kept"):
+        dev = facts["dev"]
+        best = f"the best by {dev['metric']} on the dev split"
+        lines += [f"The weights are those after step {dev['best_step']}, {best}.", ""]
+    if "preference" in facts:
+        pairs, method = facts["preference"], facts["objective"].upper()
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in pairs["train"].items())
+        lines += [
+            f"Experimental: preference tuning by {method}, beta {pairs['beta']:g}, on pairs of a better and a worse "
+            f"answer from {pairs['source']} ({kinds}).",
+            "",
+        ]
+    if "mix" in facts:
+        mixed = ", ".join(f"{count:,} of {name}" for name, count in facts["mix"].items())
+        order, by = facts.get("curriculum", "none"), facts.get("mix_by", "source").replace("_", " ")
+        first = "" if order == "none" else f" The first one came in order: {order}."
+        lines += [f"Each epoch took rows by {by}: {mixed}.{first}", ""]
+    if len(facts.get("mixture", [])) > 1:
+        read = ", ".join(f"{part['supervised_share']:.0%} {part['source']}" for part in facts["mixture"])
+        lines += [f"Of all tokens trained on: {read}.", ""]
+    if "retrieved" in facts:
+        found = facts["retrieved"]
+        lines += [
+            f"{found['examples']:,} of the {facts['rows']:,} examples showed passages that had been found, "
+            f"{found['right']:,} of them with their own passage among the others.",
+            "",
+        ]
+    if "replay" in facts:
+        replay = facts["replay"]
+        what = {"self": "text that the base model wrote itself", "general": "WikiText-2", "medical": "MedQuAD"}
+        lines += [
+            f"Against forgetting, {replay['visits']:,} rows of {what[replay['source']]} were rehearsed beside them, "
+            f"{replay['loss_share']:.0%} of the loss.",
+            "",
+        ]
+    return lines
+
+
+def hosted_model_card(recipe: Recipe, training: dict[str, Any], report: dict[str, Any] | None) -> str:
+    """Markdown. `report` (report.json) adds the measured figures once they are there."""
+    synthetic = bool(report and report["data"].get("synthetic"))
+    billed = training.get("trained_tokens")
+    counted = f", {billed:,} tokens by the API's count" if billed else ""
+    lines = [
+        f"# {recipe.name}: {recipe.model.base} tuned with Meditune, through its API",
+        "",
+        *([] if not synthetic else ["**Trained on invented studies to try the tool out. Not for any other use.**", ""]),
+        f"**Limits.** {LIMITS}",
+        "",
+        f"The model is `{training['model']}` at {recipe.model.api.url}; its weights aren't here, and who runs that API "
+        "can retire it. `api.json` says where it is and which environment variable holds the key, `prompt.json` how it "
+        "was asked. In the folder of its run:",
+        "",
+        "```bash",
+        'meditune ask . "Does exercise help people with back pain?"',
+        "```",
+        "",
+        "## Training",
+        "",
+        f"{training['rows']:,} rows, {training['epochs']} epochs{counted}, job `{training['job']}`.",
+        "",
+    ]
+    if report:
+        lines += measured(report)
+    return "\n".join(lines)

@@ -1,0 +1,204 @@
+"""Elastic weight consolidation: weights that general text rests on are held where they are.
+
+Kirkpatrick et al. 2017, "Overcoming catastrophic forgetting in neural networks" (arXiv:1612.00796): to the loss comes
+strength / 2 * sum over weights of F * (w - w0)^2, where F, the diagonal of the Fisher information, says how much the
+likelihood of the text depends on a weight. With strength 1 that would be, to second order, the rise of the text's loss
+per token if weights mattered one by one. But a low-rank change moves many together, of which a diagonal sees a small
+part, so strengths are far above 1.
+
+For LoRA, F belongs to the weight that the model works with, W + scale * B A, and the change is scale * B A. A Fisher of
+A and B apart would say little: at the start B is zero, so nothing depends on A.
+
+A model's starting point, and L2-SP: the pull back to it.
+
+L2-SP (Li, Grandvalet and Davoine 2018, "Explicit Inductive Bias for Transfer Learning with Convolutional Networks",
+arXiv:1802.01483) adds strength / 2 * ||w - w0||^2 to the loss. For LoRA the weight that the model works with is
+W + scale * B A, and starts at W, so the distance is that of scale * B A from zero, not that of A and B apart, whose
+starting values mean nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from meditune import distributed
+from meditune.errors import ModelError
+from meditune.models.hidden_state_cache import FrozenLayers
+from meditune.models.shared_prefix_batch import Row
+from meditune.progress import Progress
+from meditune.train.losses import loss_of_rows
+
+Masters = Mapping[torch.nn.Parameter, torch.Tensor]
+"""The FP32 master copy of each trained parameter"""
+
+
+class Penalty(Protocol):
+    """A term of the loss that depends on the weights alone."""
+
+    def add_gradients(self, masters: Masters) -> float:
+        """Add the term's gradient to that of the master copies, in FP32, and return the term's value."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A LoRA layer, which adds scale * B A to a weight of its base layer."""
+
+    layer: torch.nn.Module
+    a: torch.nn.Parameter
+    """(rank, inputs)"""
+    b: torch.nn.Parameter
+    """(outputs, rank)"""
+    scale: float
+
+
+class StartingPoint:
+    """Where training starts: LoRA pairs at B A = 0, and the values of every other trained parameter.
+
+    Make it before the first step, and before a checkpoint is taken up. It copies the other parameters, nothing of LoRA.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.pairs = list(_pairs(model))
+        paired = {id(parameter) for pair in self.pairs for parameter in (pair.a, pair.b)}
+        self.others = [
+            (parameter, parameter.detach().clone())
+            for parameter in model.parameters()
+            if parameter.requires_grad and id(parameter) not in paired
+        ]
+
+
+def _pairs(model: Any) -> Iterator[Pair]:
+    from peft.tuners.lora import LoraLayer
+
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            for name, first in module.lora_A.items():
+                a, b = first.weight, module.lora_B[name].weight
+                if a.requires_grad and b.requires_grad:
+                    yield Pair(module, a, b, module.scaling[name])
+
+
+class L2SP:
+    """The pull to the starting point, the same for every weight.
+
+    ||B A||_F^2 is the sum over (B^T B) * (A A^T), two matrices of rank x rank, so B A is never built.
+    """
+
+    def __init__(self, start: StartingPoint, strength: float) -> None:
+        self.start, self.strength = start, strength
+
+    def add_gradients(self, masters: Masters) -> float:
+        """See Penalty."""
+        total = 0.0
+        for pair in self.start.pairs:
+            a, b = masters[pair.a], masters[pair.b]
+            outer, inner = b.T @ b, a @ a.T
+            factor = self.strength * pair.scale**2
+            total += float((outer * inner).sum()) * factor / 2
+            add(b, factor * (b @ inner))
+            add(a, factor * (outer @ a))
+        for parameter, start in self.start.others:
+            moved = masters[parameter] - start
+            total += float(moved.square().sum()) * self.strength / 2
+            add(masters[parameter], self.strength * moved)
+        return total
+
+
+def add(master: torch.Tensor, gradient: torch.Tensor) -> None:
+    """Add to what the master copy's gradient holds."""
+    master.grad = gradient if master.grad is None else master.grad + gradient
+
+
+class Fisher(NamedTuple):
+    """How much the loss per token depends on each weight: the diagonal empirical Fisher information, FP32.
+
+    It takes four bytes for each weight of an adapted layer and for each other trained parameter: as much again as such
+    layers have in FP32, however low the adapters' rank.
+    """
+
+    pairs: list[torch.Tensor]
+    """(outputs, inputs) for each pair of the starting point, in its order"""
+    others: list[torch.Tensor]
+    """Of each other parameter's shape, in its order"""
+
+
+def estimate(model: Any, pad_id: int, rows: Sequence[Row], frozen: FrozenLayers, start: StartingPoint) -> Fisher:
+    """Mean over the rows of (gradient of the row's summed loss)^2 / tokens, at the starting point.
+
+    The gradient for W is built from a layer's inputs and its output's gradient (as g x^T summed over tokens), so W
+    itself needs none and may be quantized; one layer's gradient is held at a time. The model isn't changed. Raises
+    ModelError where the estimate isn't finite. Several processes share the rows.
+    """
+    found = Fisher(
+        [torch.zeros(pair.b.shape[0], pair.a.shape[1], device=pair.b.device) for pair in start.pairs],
+        [torch.zeros_like(value, dtype=torch.float32) for _, value in start.others],
+    )
+    mine = rows[distributed.rank() :: distributed.world()]
+    model.eval()
+    with ExitStack() as hooks, Progress("Weighing the weights", len(mine), "rows") as progress:
+        for pair, total in zip(start.pairs, found.pairs, strict=True):
+            hooks.callback(pair.layer.register_forward_hook(_squares_into(total)).remove)
+        for row in mine:
+            # The square of a gradient of loss / sqrt(tokens) is what is wanted.
+            weights = [len(row.targets) ** -0.5] * len(row.targets)
+            loss_of_rows(model, frozen, [row], weights, pad_id)[0].backward()
+            for (parameter, _), total in zip(start.others, found.others, strict=True):
+                if parameter.grad is not None:
+                    total += parameter.grad.float().square()
+            model.zero_grad()
+            progress.advance(1)
+    for total in (*found.pairs, *found.others):
+        distributed.summed(total)
+        total /= len(rows)
+        if not torch.isfinite(total).all():
+            raise ModelError(
+                "train.ewc: the Fisher information isn't finite. Take model.dtype=float32, or train.ewc.strength=0."
+            )
+    return found
+
+
+def _squares_into(total: torch.Tensor) -> Callable[..., None]:
+    """A forward hook that adds the squared gradient of the layer's weight to `total` on the way back."""
+
+    def watch(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        given = inputs[0].detach().flatten(0, -2)
+
+        def gather(slope: torch.Tensor) -> None:
+            total.add_((slope.flatten(0, -2).float().T @ given.float()).square_())
+
+        if output.requires_grad:
+            output.register_hook(gather)  # type: ignore[no-untyped-call]
+
+    return watch
+
+
+class EWC:
+    """The pull to the starting point, stronger for weights that matter more.
+
+    Each step builds scale * B A and two more matrices of its size for one layer at a time.
+    """
+
+    def __init__(self, start: StartingPoint, fisher: Fisher, strength: float) -> None:
+        self.start, self.fisher, self.strength = start, fisher, strength
+
+    def add_gradients(self, masters: Masters) -> float:
+        """See Penalty."""
+        total = 0.0
+        for pair, importance in zip(self.start.pairs, self.fisher.pairs, strict=True):
+            a, b = masters[pair.a], masters[pair.b]
+            change = pair.scale * (b @ a)
+            pull = self.strength * importance * change
+            total += float((pull * change).sum()) / 2
+            add(b, pair.scale * (pull @ a.T))
+            add(a, pair.scale * (b.T @ pull))
+        for (parameter, start), importance in zip(self.start.others, self.fisher.others, strict=True):
+            moved = masters[parameter] - start
+            pull = self.strength * importance * moved
+            total += float((pull * moved).sum()) / 2
+            add(masters[parameter], pull)
+        return total

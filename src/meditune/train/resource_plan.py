@@ -1,0 +1,309 @@
+"""What a training will take: memory, speed and time, predicted from the recipe and the model's shape alone.
+
+What each strategy would take by a recipe, what fits, and what to change where the recipe itself doesn't.
+
+The most memory that a training holds at once, part by part.
+
+One piece of training on the meta device, where nothing is computed, to see what it would hold and multiply.
+
+The training code itself runs, so its attention, its head, checkpointing, frozen layers and every architecture are seen
+as they are. What a formula per layer would leave out (the adapters' copies of their inputs, FP32 norms) is in it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from meditune.config.recipe import Recipe
+from meditune.config.training_options import VIRTUAL, Quantize, Strategy
+from meditune.models.adapters import one_operation, parameter_counts
+from meditune.models.forward import virtual_tokens
+from meditune.models.hidden_state_cache import FrozenLayers, frozen_count
+from meditune.models.load import in_range, refuse_unreadable
+from meditune.models.shared_prefix_batch import Row, join, with_prompt
+from meditune.progress import Progress
+from meditune.prompts import Encoded
+from meditune.train.hardware_target import (
+    UTILIZATION,
+    Target,
+    config_of,
+    dequantized_bytes,
+    on_meta,
+    target_of,
+    weight_bytes,
+)
+from meditune.train.losses import loss_of_rows
+from meditune.train.optimizer import state_bytes
+from meditune.train.trainer import recompute_activations
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one forward and backward pass takes."""
+
+    tokens: int
+    held: int
+    """Bytes at its peak, without weights and gradients that were there before."""
+    flops: int
+    """Operations of its matrix products and attention, two for each multiplication and addition"""
+
+
+def longest_rows(recipe: Recipe) -> list[Row]:
+    """As many rows of `prompt.max_tokens` as one piece takes, each with the longest answer that room is kept for."""
+    form = recipe.prompt
+    prompt, answer = [0] * (form.max_tokens - form.answer_room), [0] * (form.answer_room + 1)
+    row = join([Encoded("longest", "answer", prompt, answer, answer_cut=False)])
+    row = with_prompt(row) if recipe.train.prompt_share else row
+    return [row] * max(1, recipe.train.micro_batch_tokens // len(row))
+
+
+def rehearse(model: Any, recipe: Recipe) -> Piece:
+    """Run the largest piece of a step on `model`, which must lie on the meta device and be trainable.
+
+    Gradients are there from earlier pieces where a step has several.
+    """
+    rows = longest_rows(recipe)
+    tokens = sum(map(len, rows))
+    if recipe.train.gradient_checkpointing:
+        recompute_activations(model)
+    model.train()
+    count = 0 if virtual_tokens(model) else frozen_count(model, recipe.model.top_layers)
+    frozen = FrozenLayers(model, count)
+    for parameter in model.parameters():
+        parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+    weights = [1.0] * sum(len(row.targets) for row in rows)
+    with one_operation(model), _Watched() as watched:
+        loss, _ = loss_of_rows(model, frozen, rows, weights, 0)
+        loss.backward()
+    for parameter in model.parameters():
+        parameter.grad = None
+    return Piece(tokens, watched.peak, watched.flops)
+
+
+IN_PLACE = {torch.ops.aten.addmm_: torch.ops.aten.addmm}
+"""Products that the registry of operations doesn't know, and one that costs the same."""
+
+
+class _Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes of the tensors that were made inside the block and still live, the most at once, and operations."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = self.flops = 0
+        self._known: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        counted = IN_PLACE.get(func._overloadpacket, func._overloadpacket)
+        if counted in flop_registry:
+            self.flops += flop_registry[counted](*args, **(kwargs or {}), out_val=made)
+        given = {_storage(each)._cdata for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)}
+        for each in tree_leaves(made):
+            if isinstance(each, torch.Tensor) and (storage := _storage(each))._cdata not in given | self._known.keys():
+                size = storage.nbytes()
+                self.now += size
+                self._known[storage._cdata] = weakref.ref(storage, self._let_go(storage._cdata, size))
+        self.peak = max(self.peak, self.now)
+        return made
+
+    def _let_go(self, key: int, size: int) -> Callable[[Any], None]:
+        def gone(_: Any) -> None:
+            self.now -= size
+            self._known.pop(key, None)
+
+        return gone
+
+
+def _storage(tensor: torch.Tensor) -> Any:
+    return tensor.untyped_storage()
+
+
+PROCESS = 0.55e9
+"""Python with PyTorch, transformers and peft, measured on a CPU (0.51 to 0.59 GB); on a GPU context and workspace,
+assumed."""
+WORD = 1280
+"""Bytes that a tokenizer takes for each of its words: 0.335 GB for Gemma's 262,144, measured."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """In bytes."""
+
+    weights: int
+    training: int
+    """Gradients, FP32 copies and what the optimizer remembers, as far as they are there at the peak"""
+    piece: int
+    """Activations and all else that a forward and backward pass holds; 0 where the optimizer's step is the peak"""
+    process: int
+    """Python, libraries and tokenizer"""
+
+    @property
+    def total(self) -> int:
+        """The peak."""
+        return self.weights + self.training + self.piece + self.process
+
+
+def peak_of(model: Any, piece: Piece, recipe: Recipe, on_gpu: bool) -> Memory:
+    """The peak of training `model` (on the meta device) by the recipe, of a backward pass or an optimizer's step.
+
+    Data, replay's and EWC's own needs, and measuring aren't in it.
+    """
+    trained, _ = parameter_counts(model)
+    gradients = sum(each.numel() * each.element_size() for each in model.parameters() if each.requires_grad)
+    state = state_bytes(recipe.train) * trained
+    # The masters' gradients are made after the last piece, out of the parameters', which go.
+    passing = state - 4 * trained + gradients
+    # PyTorch updates all weights at once on a GPU, which takes a copy of their second moments.
+    stepping = state + (4 * trained if on_gpu and recipe.train.optimizer == "adamw" else 0)
+    held = piece.held + dequantized_bytes(model, recipe.model.quantize)
+    weights = weight_bytes(model, recipe.model.quantize)
+    # A tokenizer's words lie in the CPU's memory, whatever trains.
+    process = int(PROCESS) if on_gpu else int(PROCESS) + WORD * model.config.get_text_config().vocab_size
+    if passing + held >= stepping:
+        return Memory(weights, passing, held, process)
+    return Memory(weights, stepping, 0, process)
+
+
+TIGHT = 0.9
+"""A prediction above this share of the memory may not fit, for it can be some per cent off."""
+Verdict = Literal["fits", "tight", "no"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One way of training, as predicted."""
+
+    strategy: Strategy
+    quantize: Quantize
+    trained: int
+    parameters: int
+    memory: Memory
+    tokens_per_s: float
+    """On a quantized base at most so many: unpacking its weights isn't counted"""
+    verdict: Verdict
+
+    def seconds(self, tokens: int) -> float:
+        """How long training on so many tokens takes."""
+        return tokens / self.tokens_per_s
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What `meditune plan` shows."""
+
+    target: Target
+    own: Estimate
+    """The recipe as it is"""
+    others: list[Estimate]
+    """The other strategies, the recipe's other settings kept where they have a meaning"""
+    advice: list[str]
+    """Settings with which the recipe fits, the least intrusive first; one line for each way"""
+    example_tokens: int
+    """Tokens of an example, at most"""
+
+
+def plan(recipe: Recipe, gpu: str | None = None) -> Planned:
+    """Predict the recipe's training, and that of the other strategies, on the named GPU or on this machine.
+
+    Needs the model's configuration only, and of the catalogue's models not even that. Raises MedituneError where the
+    GPU isn't known or the model doesn't read so long rows, ModelError where the model isn't known.
+    """
+    target, config = target_of(recipe.model, gpu), config_of(recipe.model)
+    refuse_unreadable(recipe.model.base, config, recipe.prompt, recipe)
+    ways = list(_other_ways(recipe))
+    with Progress("Predicting", len(ways) + 1, "ways") as progress:
+        own = estimate(recipe, config, target)
+        progress.advance(1)
+        others = []
+        for way in ways:
+            others.append(estimate(way, config, target))
+            progress.advance(1)
+    advice = [] if own.verdict == "fits" else _advice(recipe, config, target)
+    return Planned(target, own, others, advice, recipe.prompt.max_tokens)
+
+
+def estimate(recipe: Recipe, config: Any, target: Target) -> Estimate:
+    """Predict one way of training."""
+    attention = "eager" if recipe.model.attention == "eager" else target.attention
+    dtype = in_range(target.dtype, config) if recipe.model.dtype == "auto" else target.dtype
+    model = on_meta(config, recipe.model, dtype, attention)
+    piece = rehearse(model, recipe)
+    memory = peak_of(model, piece, recipe, target.device == "cuda")
+    speed = target.flops * UTILIZATION[target.device] / (piece.flops / piece.tokens)
+    share = memory.total / (target.memory_gb * 1e9)
+    verdict: Verdict = "fits" if share <= TIGHT else "tight" if share <= 1 else "no"
+    return Estimate(recipe.model.strategy, recipe.model.quantize, *parameter_counts(model), memory, speed, verdict)
+
+
+def _other_ways(recipe: Recipe) -> Iterator[Recipe]:
+    quantized: list[tuple[Strategy, Quantize]] = [("lora", "nf4"), ("lora", "int8")]
+    ways: list[tuple[Strategy, Quantize]] = [(strategy, "none") for strategy in get_args(Strategy)]
+    for strategy, quantize in [*ways, *quantized]:
+        if (strategy, quantize) != (recipe.model.strategy, recipe.model.quantize):
+            yield _changed(recipe, {"model.strategy": strategy, "model.quantize": quantize})
+
+
+def _advice(recipe: Recipe, config: Any, target: Target) -> list[str]:
+    """Single changes with which the recipe fits; where there are none, all of them together, if that does."""
+    found, together = [], recipe
+    changes = list(_changes(recipe, config.get_text_config().num_hidden_layers))
+    for change in changes:
+        if estimate(_changed(recipe, change), config, target).verdict == "fits":
+            found.append(_said(change))
+    if found:
+        return found
+    gathered: dict[str, Any] = {}
+    for change in changes:
+        gathered |= change
+        together = _changed(recipe, gathered)
+        if estimate(together, config, target).verdict == "fits":
+            return [_said(gathered)]
+    return []
+
+
+def _changes(recipe: Recipe, layers: int) -> Iterator[dict[str, Any]]:
+    """What saves memory, from what changes the result least to what changes it most."""
+    longest, strategy = recipe.prompt.max_tokens, recipe.model.strategy
+    if recipe.train.micro_batch_tokens // longest > 1:
+        yield {"train.micro_batch_tokens": max(64, longest)}
+    if strategy != "prefix" and not recipe.train.gradient_checkpointing:
+        yield {"train.gradient_checkpointing": True}
+    if strategy == "full":
+        yield {"train.optimizer": "adafactor"}
+        yield {"model.strategy": "lora"}
+    if recipe.model.quantize != "nf4":
+        yield {"model.quantize": "nf4"} | ({"model.strategy": "lora"} if strategy == "full" else {})
+    if strategy not in VIRTUAL and recipe.model.top_layers is None and layers > 1:
+        yield {"model.top_layers": layers // 2}
+    if longest >= 256:
+        yield {"prompt.max_tokens": longest // 2, "train.micro_batch_tokens": max(64, longest // 2)}
+
+
+def _changed(recipe: Recipe, change: dict[str, Any]) -> Recipe:
+    """The recipe with these keys changed, and without what then has no meaning."""
+    model = {key.partition(".")[2]: value for key, value in change.items() if key.startswith("model.")}
+    train = {key.partition(".")[2]: value for key, value in change.items() if key.startswith("train.")}
+    prompt = {key.partition(".")[2]: value for key, value in change.items() if key.startswith("prompt.")}
+    if model.get("strategy") in VIRTUAL:
+        model["top_layers"] = None
+    if model.get("strategy") == "prefix":
+        train["gradient_checkpointing"] = False
+    return recipe.model_copy(
+        update={
+            "model": recipe.model.model_copy(update=model),
+            "train": recipe.train.model_copy(update=train),
+            "prompt": recipe.prompt.model_copy(update=prompt),
+        }
+    )
+
+
+def _said(change: dict[str, Any]) -> str:
+    return " ".join(f"--set {key}={str(value).lower()}" for key, value in change.items())

@@ -1,0 +1,508 @@
+"""The training loop: supervised fine-tuning on the answers' tokens only, or another loss over rows.
+
+When a training has broken down: a loss or gradient that is no number any more, or a loss that explodes.
+
+The mean of the trained weights over the last steps, in place of the last weights.
+
+One training in several processes: how weights are spread, and how a step's rows are dealt.
+
+A step is the weighted mean over all tokens of its examples, so each process computes its rows' share of that mean's
+gradient, and the shares are summed once in a step. The result is that of one process, but for the order of sums.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+
+from meditune import distributed
+from meditune.config.recipe import Recipe
+from meditune.config.training_options import TrainSpec
+from meditune.hardware import memory_gb, used_gb
+from meditune.models.fsdp import is_sharded
+from meditune.models.hidden_state_cache import FrozenLayers
+from meditune.models.quiet_libraries import quiet_transformers
+from meditune.models.shared_prefix_batch import Batch, Row, by_length
+from meditune.progress import Progress
+from meditune.train.early_stopping import DevWatch
+from meditune.train.losses import loss_of_rows
+from meditune.train.mixing import Mix
+from meditune.train.optimizer import STATE_BYTES, MasterOptimizer, learning_rate
+from meditune.train.regularization import Penalty
+from meditune.train.replay import Replay
+
+WINDOW = 50
+"""So many usual losses are remembered."""
+LEAST = 10
+"""With fewer of them nothing is judged."""
+FACTOR = 2.0
+MARGIN = 3.0
+"""In nats"""
+STREAK = 5
+"""Steps in a row that are an explosion."""
+
+
+class BreakdownError(Exception):
+    """Training can't go on; the last checkpoint is of the state before `step`."""
+
+    def __init__(self, step: int, what: str, ids: Sequence[str]) -> None:
+        super().__init__(f"step {step}: {what}")
+        self.step, self.what = step, what
+        self.ids = list(ids)
+        """Of the rows that the step was to learn from; never their text, which may be restricted"""
+
+
+class LossGuard:
+    """Tells an exploding loss from a noisy one.
+
+    A loss is out of bounds where it is above twice the running median and more than 3 nats above it as well; five steps
+    in a row that are, are an explosion. The median is that of the last 50 losses within bounds, so an explosion doesn't
+    raise its own bound, and a single hard batch, or noise around a loss near zero, is none.
+    """
+
+    def __init__(self, earlier: Iterable[float] = ()) -> None:
+        self.streak = 0
+        """Steps in a row, up to the last one, that were out of bounds"""
+        self._usual: deque[float] = deque(maxlen=WINDOW)
+        for loss in earlier:
+            self.add(loss)
+
+    def add(self, loss: float) -> None:
+        """Take note of the next step's loss."""
+        if loss > self.bound:
+            self.streak += 1
+        else:
+            self.streak = 0
+            self._usual.append(loss)
+
+    @property
+    def bound(self) -> float:
+        """The largest usual loss."""
+        if len(self._usual) < LEAST:
+            return float("inf")
+        middle = median(self._usual)
+        return max(FACTOR * middle, middle + MARGIN)
+
+    @property
+    def exploded(self) -> bool:
+        """Whether it has."""
+        return self.streak >= STREAK
+
+
+class WeightAverage:
+    """Running mean of the optimizer's FP32 weights over the last steps (Izmailov et al. 2018, arXiv:1803.05407).
+
+    With small batches the last steps scatter around a point that is better than any of them. Costs a copy of the
+    trained weights and no forward pass.
+    """
+
+    def __init__(self, optimizer: MasterOptimizer, steps: int, share: float) -> None:
+        self.optimizer = optimizer
+        self.first = steps - round(steps * share)
+        """Number, from 0, of the first step whose outcome counts"""
+        self.count = 0
+        self.means: list[torch.Tensor] = []
+
+    def add(self, step: int) -> None:
+        """Take in the weights as step `step` (from 0) left them."""
+        if step < self.first:
+            return
+        self.count += 1
+        with torch.no_grad():
+            if not self.means:
+                self.means = [master.detach().clone() for master in self.optimizer.masters]
+            for mean, master in zip(self.means, self.optimizer.masters, strict=True):
+                mean += (master.detach() - mean) / self.count
+
+    def apply(self) -> None:
+        """Give the model the means, where there are any; the optimizer keeps its own weights."""
+        with torch.no_grad():
+            for parameter, mean in zip(self.optimizer.parameters, self.means, strict=False):
+                parameter.copy_(mean)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything needed to go on, as a flat dictionary of tensors."""
+        if not self.count:
+            return {}
+        return {f"average.{index}": mean for index, mean in enumerate(self.means)} | {
+            "averaged": torch.tensor(self.count)
+        }
+
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take up the state that `state` gave."""
+        if "averaged" in tensors:
+            self.count = int(tensors["averaged"])
+            self.means = [
+                tensors[f"average.{index}"].to(master.device, copy=True)
+                for index, master in enumerate(self.optimizer.masters)
+            ]
+
+
+BUCKET = 25_000_000
+"""Gradients are summed in FP32 in groups of about so many"""
+ROOM = 0.5
+"""Weights and optimizer may take this share of a process's memory before they are spread; activations need the rest."""
+
+
+def mode(model: Any, recipe: Recipe) -> Literal["one", "ddp", "fsdp"]:
+    """How the processes share the work: one alone, each with whole weights, or each with a share of them."""
+    if distributed.world() == 1:
+        return "one"
+    if recipe.train.parallel != "auto":
+        return recipe.train.parallel
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    trained = sum(
+        parameter.numel() * (STATE_BYTES[recipe.train.optimizer] + parameter.element_size())
+        for parameter in model.parameters()
+    )
+    needed = weights + (trained if recipe.model.strategy == "full" else 0)
+    too_large = needed > ROOM * _memory() and not recipe.needs_whole_weights
+    return "fsdp" if distributed.told(too_large) else "ddp"
+
+
+def _memory() -> float:
+    """Bytes of memory that a process can have."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+    return memory_gb()[0] * 1e9 / distributed.local_world()
+
+
+class Piece(NamedTuple):
+    """Rows of one forward and backward pass."""
+
+    indices: list[int]
+    idle: bool = False
+    """Computed for nothing, with weights of zero, because sharded layers are gathered by all processes at once"""
+
+
+def dealt(rows: Sequence[Row], max_tokens: int, lockstep: bool) -> list[Piece]:
+    """This process's share of the rows, about as many tokens as any other's, in pieces of at most `max_tokens` tokens.
+
+    With `lockstep` every process gets the same number of pieces.
+    """
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
+
+    def pieces_of(rank: int) -> list[Piece]:
+        mine = order[rank :: distributed.world()]
+        grouped = by_length([rows[index] for index in mine], max_tokens)
+        return [Piece([mine[index] for index in group]) for group in grouped]
+
+    pieces = pieces_of(distributed.rank())
+    if lockstep:
+        most = max(len(pieces_of(rank)) for rank in range(distributed.world()))
+        pieces += [Piece(order[-1:], idle=True)] * (most - len(pieces))
+    return pieces
+
+
+def start_alike(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Give every process the first one's values; what a prefix begins with isn't rounded alike on all machines."""
+    for parameter in parameters:
+        distributed.copied(parameter.data)
+
+
+def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Put into every parameter's gradient the sum of all processes' gradients, taken in FP32; none counts as zero."""
+    if distributed.world() == 1:
+        return
+    for bucket in _buckets(parameters):
+        gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in bucket]
+        flat = distributed.summed(torch.cat([gradient.flatten().float() for gradient in gradients]))
+        for parameter, piece in zip(bucket, flat.split([each.numel() for each in bucket]), strict=True):
+            parameter.grad = piece.view_as(parameter).to(parameter.dtype)
+
+
+def _buckets(parameters: Sequence[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
+    bucket: list[torch.nn.Parameter] = []
+    for parameter in parameters:
+        bucket.append(parameter)
+        if sum(each.numel() for each in bucket) >= BUCKET:
+            yield bucket
+            bucket = []
+    if bucket:
+        yield bucket
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step did."""
+
+    step: int
+    """From 1."""
+    epoch: float
+    loss: float
+    """Weighted mean cross-entropy of the examples' supervised tokens, in nats; of pairs of answers, their mean loss."""
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    """Real tokens read, padding not counted."""
+    supervised_tokens: int
+    """Of the examples, not of replay."""
+    seconds: float
+    replay_loss: float | None = None
+    """Mean cross-entropy of the replay rows' tokens; None in a step without any."""
+    penalty: float = 0.0
+    """What L2-SP and EWC added to the loss before the step."""
+    dev: float | None = None
+    """The figure on the dev split after the step; None where none was taken."""
+
+
+class Weights(Protocol):
+    """How much the parts of a row count in the loss."""
+
+    def of(self, row: Row) -> list[float]:
+        """One weight for each of the row's targets, or whatever else the loss adds up over."""
+
+
+LossOfRows = Callable[[Any, FrozenLayers, Sequence[Row], Sequence[float], int], tuple[Any, Batch]]
+"""As `loss_of_rows`: from model, frozen layers, rows, their weights and the pad id to a weighted sum, and the batch."""
+
+
+def plan_steps(count: int, spec: TrainSpec, seed: int, mix: Mix | None = None) -> list[list[int]]:
+    """Indices of the examples of every optimizer step, from a seeded shuffle of each epoch.
+
+    A step takes at most batch_size * accumulation examples. All steps of an epoch have equal sizes, up to one example:
+    an epoch of 449 rows at 32 a step has 15 steps of 29 or 30, and no last step whose single example would move the
+    weights as far as 32 do. Without a mix every example comes once in an epoch. A mix may order the first epoch: which
+    rows it takes is settled before, and rows are bucketed by length within a step only, so bucketing changes no order.
+    """
+    steps: list[list[int]] = []
+    for epoch, order in enumerate(mix.epochs(seed, spec.epochs) if mix else _whole(count, spec.epochs)):
+        random.Random(f"{seed}/{epoch}").shuffle(order)
+        if mix is None:
+            order = order[: max(1, round(min(1.0, spec.epochs - epoch) * count))]
+        elif mix.ranks and epoch == 0:
+            order.sort(key=mix.ranks.__getitem__)
+        number = epoch_steps(len(order), spec)
+        steps += [order[len(order) * step // number : len(order) * (step + 1) // number] for step in range(number)]
+    return steps
+
+
+def epoch_steps(count: int, spec: TrainSpec) -> int:
+    """Optimizer steps of a whole epoch."""
+    return math.ceil(count / (spec.batch_size * spec.accumulation))
+
+
+def _whole(count: int, epochs: float) -> Iterator[list[int]]:
+    for _ in range(math.ceil(epochs)):
+        yield list(range(count))
+
+
+def train(
+    model: Any,
+    pad_id: int,
+    rows: Sequence[Row],
+    weights: Weights,
+    spec: TrainSpec,
+    seed: int,
+    frozen: FrozenLayers,
+    resume: tuple[int, dict[str, torch.Tensor]] | None = None,
+    checkpoint: Callable[[int, dict[str, torch.Tensor]], None] | None = None,
+    mix: Mix | None = None,
+    replay: Replay | None = None,
+    penalties: Sequence[Penalty] = (),
+    loss_of: LossOfRows = loss_of_rows,
+    guard: LossGuard | None = None,
+    watch: DevWatch | None = None,
+) -> Iterator[Step]:
+    """Train in place and yield each step.
+
+    Every step minimizes the weighted mean over all of its supervised tokens, those of replay included, or over what
+    another `loss_of` adds up, however the step is cut into pieces. So batch size, accumulation and `micro_batch_tokens`
+    don't change what a step does beyond their product. `penalties` are added once to each step. `frozen` are the layers
+    below the lowest trained one. `resume` is a finished step and the tensors that `checkpoint` was given there; `guard`
+    has seen the losses until there, and `watch` the figures on dev. `watch` may end training early, and give the model
+    an earlier state's weights.
+
+    Of several processes, each computes its share of every step and yields the same steps; all must call with the same.
+
+    Raises BreakdownError where loss or gradient aren't finite or the loss explodes; the last checkpoint is then of the
+    state before the step where that began.
+    """
+    steps = plan_steps(len(rows), spec, seed, mix)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # Virtual tokens, and adapters on a quantized base, may be FP32 in a model that computes in FP16.
+    fp16 = any(parameter.dtype == torch.float16 for parameter in model.parameters())
+    optimizer = MasterOptimizer(trainable, spec, fp16)
+    average = WeightAverage(optimizer, len(steps), spec.average_last)
+    done = 0
+    if resume is not None:
+        done, tensors = resume
+        optimizer.restore(tensors)
+        average.restore(tensors)
+        if watch:
+            watch.restore(tensors)
+    _ready(model, spec, frozen)
+    lockstep = is_sharded(model)
+    guard = guard or LossGuard()
+
+    def broken(number: int, what: str) -> BreakdownError:
+        read = [rows[index] for index in steps[number]] + (replay.step(number) if replay else [])
+        return BreakdownError(number + 1, what, [row.encoded[0].id for row in read])
+
+    def save(number: int) -> None:
+        if checkpoint:
+            checkpoint(number, optimizer.state() | average.state() | (watch.state() if watch else {}))
+
+    total = sum(len(rows[index]) for step in steps[done:] for index in step)
+    total += replay.tokens(done) if replay else 0
+    with Progress("Training", total, "tokens") as progress:
+        for number, indices in enumerate(steps[done:], start=done):
+            started = time.monotonic()
+            # Each process drops out other places of its rows.
+            torch.manual_seed(
+                hash((seed, number, distributed.rank()) if distributed.rank() else (seed, number)) & 0x7FFFFFFF
+            )
+            parts = [_weighed([rows[index] for index in indices], weights.of)]
+            if replay and replay.steps[number]:
+                parts.append(_weighed(replay.step(number), replay.weigh))
+            whole = sum(part.whole for part in parts)
+            tokens, read = sum(len(row) for part in parts for row in part.rows), progress.done
+            supervised = sum(len(row.targets) for row in parts[0].rows)
+            mine = []
+            for part in parts:
+                pieces = dealt(part.rows, spec.micro_batch_tokens, lockstep)
+                mine.append(
+                    _gather_gradients(model, pad_id, part, pieces, whole, frozen, progress, loss_of, optimizer.scale)
+                )
+            losses = distributed.summed(torch.tensor(mine, dtype=torch.float64)).tolist()
+            if not lockstep:
+                sum_gradients(trainable)
+            progress.advance(
+                read + tokens - progress.done,
+                f"loss {losses[0]:.3f}, {supervised / tokens:.0%} supervised, {used_gb():.1f} GB",
+            )
+            penalty = sum(each.add_gradients(optimizer.master_of) for each in penalties) or 0.0
+            if not math.isfinite(loss := sum(losses) + penalty):
+                save(number)
+                raise broken(number, f"the loss is {loss}")
+            guard.add(losses[0])
+            if guard.streak == 1:
+                save(number)
+            if guard.exploded:
+                began = number + 1 - guard.streak
+                raise broken(began, f"since then the loss is above {guard.bound:.2f}, and now {losses[0]:.2f}")
+            rate = learning_rate(number, len(steps), spec)
+            may_overflow = optimizer.scale > 1
+            norm = optimizer.step(rate)
+            if not math.isfinite(norm) and not may_overflow:
+                save(number)
+                raise broken(number, f"the gradient's norm is {norm}")
+            average.add(number)
+            seconds = round(time.monotonic() - started, 3)
+            figure = None
+            if watch and watch.is_due(number + 1, len(steps)):
+                model.eval()
+                figure = watch.take(number + 1, optimizer)
+                model.train()
+                frozen.without_dropout(model)
+            yield Step(
+                step=number + 1,
+                epoch=(number + 1) / len(steps) * spec.epochs,
+                loss=losses[0],
+                learning_rate=rate,
+                grad_norm=norm,
+                tokens=tokens,
+                supervised_tokens=supervised,
+                seconds=seconds,
+                replay_loss=losses[1] if losses[1:] else None,
+                penalty=penalty,
+                dev=figure,
+            )
+            if watch and watch.is_over:
+                break
+            if (number + 1) % spec.checkpoint_steps == 0 and number + 1 < len(steps) and not guard.streak:
+                save(number + 1)
+    average.apply()
+    if watch:
+        watch.finish(optimizer)
+    model.eval()
+
+
+def probe(
+    model: Any,
+    pad_id: int,
+    rows: Sequence[Row],
+    weights: Weights,
+    spec: TrainSpec,
+    frozen: FrozenLayers,
+    loss_of: LossOfRows = loss_of_rows,
+) -> float:
+    """Tokens per second of one piece of training on the longest rows, which also shows the most memory it will take.
+
+    Nothing is changed by it. Several processes try the same piece, and the speed is that of all together.
+    """
+    longest = _weighed([rows[index] for index in by_length(rows, spec.micro_batch_tokens)[0]], weights.of)
+    _ready(model, spec, frozen)
+    started = time.monotonic()
+    with Progress("Trying one piece", None, unit="tokens") as progress:
+        piece = Piece(list(range(len(longest.rows))))
+        _gather_gradients(model, pad_id, longest, [piece], longest.whole, frozen, progress, loss_of)
+    model.zero_grad()
+    return distributed.world() * sum(map(len, longest.rows)) / (time.monotonic() - started)
+
+
+def _ready(model: Any, spec: TrainSpec, frozen: FrozenLayers) -> None:
+    already = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    if spec.gradient_checkpointing and not already:
+        recompute_activations(model)
+    model.train()
+    frozen.without_dropout(model)
+
+
+def recompute_activations(model: Any) -> None:
+    """Switch gradient checkpointing on, at no cost for frozen layers.
+
+    transformers lets the embeddings' output ask for a gradient, which only PyTorch's reentrant kind of checkpointing
+    needs. With it, frozen layers below the trained ones would be computed twice and take a backward pass for nothing.
+    """
+    with quiet_transformers():
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.disable_input_require_grads()
+
+
+class _Weighed(NamedTuple):
+    """Rows with the weight of each of their targets."""
+
+    rows: list[Row]
+    weights: list[list[float]]
+    whole: float
+    """Sum of the weights"""
+
+
+def _weighed(rows: list[Row], weigh: Callable[[Row], list[float]]) -> _Weighed:
+    weights = [weigh(row) for row in rows]
+    return _Weighed(rows, weights, sum(sum(values) for values in weights))
+
+
+def _gather_gradients(
+    model: Any,
+    pad_id: int,
+    part: _Weighed,
+    pieces: Sequence[Piece],
+    whole: float,
+    frozen: FrozenLayers,
+    progress: Progress,
+    loss_of: LossOfRows,
+    scale: float = 1.0,
+) -> float:
+    """Add `scale` times the gradient of these pieces' share of the step's loss (weights as shares of `whole`).
+
+    Returns what they contribute to the part's mean loss.
+    """
+    total = 0.0
+    for indices, idle in pieces:
+        # Scaled before the loss, whose gradient is in FP16 from the output head on.
+        weights = [0.0 if idle else scale * value / whole for index in indices for value in part.weights[index]]
+        loss, batch = loss_of(model, frozen, [part.rows[index] for index in indices], weights, pad_id)
+        loss.backward()
+        total += loss.item() / scale
+        progress.advance(0 if idle else batch.real_tokens)
+    return total * (whole / part.whole)

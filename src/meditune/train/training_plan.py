@@ -1,0 +1,302 @@
+"""What a training reads, and in which order: the examples' rows, how sources are mixed, and replay.
+
+What a training reads of each source: rows and passes, and tokens, which rows alone don't tell.
+
+What tuning starts from: the base model, or, where that is an adapter, a copy with the adapter merged into it.
+
+Without the copy, what is trained would be saved as if it belonged on the adapter's own base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from meditune import distributed
+from meditune.config.recipe import Recipe
+from meditune.data.balance import check_weights, heaviest
+from meditune.data.example import Example
+from meditune.data.leakage import Record, carry, read_record
+from meditune.data.retrieved_passages import in_training
+from meditune.data.splits import Splits
+from meditune.errors import DataError, ModelError
+from meditune.files import full_disk_said, read_json, replacing_folder, sha256, write_json
+from meditune.models.catalogue import ADAPTER_FILE, MERGED, START
+from meditune.models.load import LoadedModel, load, locate
+from meditune.models.merging import is_virtual
+from meditune.models.quantization import trained_on
+from meditune.models.quiet_libraries import quiet_transformers
+from meditune.models.shared_prefix_batch import Row
+from meditune.prompts import load_format, save_format
+from meditune.train import checkpoint
+from meditune.train.dataset import (
+    TokenFacts,
+    TokenWeights,
+    check_masks,
+    check_teaches,
+    encode,
+    marked,
+    retrieved_facts,
+    retrieved_said,
+)
+from meditune.train.early_stopping import check_dev
+from meditune.train.losses import loss_of_rows
+from meditune.train.mixing import Mix, mix_of
+from meditune.train.replay import Replay, check_source, plan_replay, replay_rows
+from meditune.train.trainer import LossOfRows, Weights, plan_steps
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source's part in a training."""
+
+    source: str
+    rows: int
+    """Different ones that there are"""
+    visits: int
+    """Rows that were read"""
+    tokens: int
+    """Read, those of prompts included"""
+    supervised_tokens: int
+    """Of these, trained on"""
+
+
+def mixture(
+    rows: Sequence[Row], sources: Sequence[str], steps: Sequence[Sequence[int]], replay: Replay | None
+) -> list[Part]:
+    """The parts of all sources in these steps, the largest first, and replay as a part of its own at the end.
+
+    `sources` are the rows'. A training that ended early gives the steps that it did.
+    """
+    visited = [index for step in steps for index in step]
+    parts = [
+        _part(name, [row for row, source in zip(rows, sources, strict=True) if source == name], mine)
+        for name in dict.fromkeys(sources)
+        for mine in [[rows[index] for index in visited if sources[index] == name]]
+    ]
+    parts.sort(key=lambda part: -part.tokens)
+    if replay:
+        read = [replay.rows[index] for step in replay.steps[: len(steps)] for index in step]
+        parts.append(_part(f"replay ({replay.spec.source})", replay.rows, read))
+    return parts
+
+
+def facts(parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """For training.json: each part with its passes over the source's rows and its shares of all tokens."""
+    return [asdict(part) | _shares(part, parts) for part in parts]
+
+
+def said(parts: Sequence[Part]) -> list[str]:
+    """The parts in words, a line each."""
+    return [
+        f"{part.source}: {part.visits:,} rows ({shares['passes']:g} passes over its {part.rows:,}), {part.tokens:,} "
+        f"tokens ({shares['token_share']:.0%}), {part.supervised_tokens:,} of them trained on "
+        f"({shares['supervised_share']:.0%} of all that are)"
+        for part in parts
+        for shares in [_shares(part, parts)]
+    ]
+
+
+def _part(name: str, there: Sequence[Row], read: Sequence[Row]) -> Part:
+    return Part(name, len(there), len(read), sum(map(len, read)), sum(len(row.targets) for row in read))
+
+
+def _shares(part: Part, parts: Sequence[Part]) -> dict[str, float]:
+    tokens, supervised = sum(each.tokens for each in parts), sum(each.supervised_tokens for each in parts)
+    return {
+        "passes": round(part.visits / part.rows, 2) if part.rows else 0.0,
+        "token_share": round(part.tokens / tokens, 4) if tokens else 0.0,
+        "supervised_share": round(part.supervised_tokens / supervised, 4) if supervised else 0.0,
+    }
+
+
+CUES = ("question_cue", "answer_cue", "plain_cue", "decision_cue")
+
+
+def base_records(name: str) -> list[Record]:
+    """What the base model was trained on, as far as it keeps a record."""
+    place = Path(locate(name))
+    found = read_record(place) if place.is_dir() else None
+    return [found] if found else []
+
+
+def check_start(recipe: Recipe) -> None:
+    """Raise ModelError where the base model is a tuned one that can't be tuned further, or not with this prompt."""
+    name, place = recipe.model.base, Path(locate(recipe.model.reference))
+    if (place / ADAPTER_FILE).is_file():
+        if is_virtual(place):
+            raise ModelError(
+                f"model.base: {name} is an adapter of virtual tokens, which can't be merged into its base model to "
+                "tune it further. Take a model that was tuned with another strategy."
+            )
+        if recipe.model.quantize != "none" or trained_on(place) != "none":
+            raise ModelError(
+                f"model.base: {name} is an adapter, and it or this recipe has a quantized base, into which an adapter "
+                "can't be merged to tune it further. Take quantize none for both."
+            )
+    form = load_format(place) if place.is_dir() else None
+    asked = {cue: getattr(form, cue) for cue in CUES} if form else {}
+    # One that it never learnt may be added.
+    differing = [cue for cue, text in asked.items() if text and text != getattr(recipe.prompt, cue)]
+    if form and differing:
+        named = "; ".join(f"prompt.{cue} is {asked[cue]!r} there" for cue in differing)
+        raise ModelError(f"model.base: {name} was tuned with another prompt: {named}. Give this recipe the same.")
+
+
+def check_plain(train: Sequence[Example], recipe: Recipe) -> None:
+    """Raise DataError where the cue for plain words would be asked with and was never learnt."""
+    cue, name = recipe.prompt.plain_cue, recipe.model.reference
+    known = load_format(Path(locate(name))) if Path(name).expanduser().is_dir() else None
+    if not cue or (known and known.plain_cue == cue):
+        return
+    answered = [example for example in train if example.answer.strip() and "answer" in recipe.train.tasks]
+    if not any(example.style == "plain" for example in answered):
+        raise DataError(
+            f"prompt.plain_cue is never learnt: none of the {len(answered):,} answers that are trained on is in plain "
+            f"words. They are in a source of data.sources with style: plain, up to grade {recipe.data.plain_grade:g} "
+            "(data.plain_grade). Change these, or do without: --set prompt.plain_cue=null"
+        )
+
+
+def starting_point(recipe: Recipe, folder: Path) -> str:
+    """Name of the model that tuning starts from: `model.base`, or the run's `start/`, which is made if need be.
+
+    All processes must call; the first makes it, because they share the run's folder.
+    """
+    name = _made(recipe, folder) if distributed.is_first() else ""
+    return str(folder / START) if distributed.told(name == str(folder / START)) else recipe.model.reference
+
+
+def _made(recipe: Recipe, folder: Path) -> str:
+    name, copy = recipe.model.reference, folder / START
+    if (copy / MERGED).is_file() and any((folder / name).exists() for name in ("predictions", checkpoint.FOLDER)):
+        return str(copy)
+    place = Path(locate(name))
+    if not (place / ADAPTER_FILE).is_file():
+        return name
+    weights = place / "adapter_model.safetensors"
+    origin = {"adapter": str(place.resolve()), "sha256": sha256(weights), "dtype": recipe.model.dtype}
+    if (copy / MERGED).is_file() and read_json(copy / MERGED).get("made_from") == origin:
+        return str(copy)
+    loaded = load(name, recipe.model)
+    with full_disk_said(copy), replacing_folder(copy) as partial, quiet_transformers():
+        loaded.model.save_pretrained(partial)
+        loaded.tokenizer.save_pretrained(partial)
+        save_format(loaded.form or recipe.prompt, partial)
+        write_json(partial / MERGED, {"made_from": origin})
+        carry(place, partial)
+    return str(copy)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that follows from the recipe, the data and the base model before the first step."""
+
+    rows: list[Row]
+    fitted: TokenFacts
+    weights: Weights
+    mix: Mix | None
+    steps: list[list[int]]
+    """As `plan_steps` gives them"""
+    pool: list[Row]
+    """Rows of the recipe's replay source, for replay and for EWC's estimate"""
+    replay: Replay | None
+    loss_of: LossOfRows = loss_of_rows
+    unit: str = "examples"
+    """What a row is, for people"""
+    shown: str = "One example; what is trained on stands between « »:"
+    """Introduces the first row in the pre-flight"""
+    further: dict[str, Any] = field(default_factory=dict)
+    """More for the run's records"""
+    sources: list[str] = field(default_factory=list)
+    """Of each row; empty where rows aren't examples"""
+
+    @property
+    def epoch_rows(self) -> int:
+        """Rows in an epoch."""
+        return self.mix.size if self.mix else len(self.rows)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read in all steps together."""
+        examples = sum(len(self.rows[index]) for step in self.steps for index in step)
+        return examples + (self.replay.tokens() if self.replay else 0)
+
+    def facts(self, done: int | None = None) -> dict[str, Any]:
+        """For the run's records, of the first `done` steps or all; of mix and replay only what there is."""
+        found = asdict(self.fitted) | self.further
+        if self.mix:
+            found |= {"mix": self.mix.visits, "mix_by": self.mix.by, "curriculum": self.mix.order or "none"}
+        if self.replay:
+            found["replay"] = self.replay.facts(self._weight)
+        return found | ({"mixture": facts(self._mixture(done))} if self.sources else {})
+
+    def lines(self, tokenizer: Any) -> list[str]:
+        """How sources are mixed and what is rehearsed, for people to check before the first step."""
+        found = [retrieved_said(self.further["retrieved"])] if "retrieved" in self.further else []
+        if self.mix:
+            by = "" if self.mix.by == "source" else f" by {self.mix.by.replace('_', ' ')}"
+            found.append(f"Of an epoch's {self.mix.size} rows{by}: {self.mix.said()}.")
+            found += [f"The first epoch comes in order: {self.mix.order}."] if self.mix.order else []
+        if self.replay:
+            found += [
+                f"Replay: {self.replay.said(self._weight)} One row; what is trained on stands between « »:",
+                *(f"    {line}" for line in marked(self.replay.rows[0], tokenizer).splitlines()),
+            ]
+        parts = self._mixture() if self.sources else []
+        if len(parts) > 1:
+            found += ["What the whole training reads:", *(f"    {line}" for line in said(parts))]
+        return found
+
+    def _mixture(self, done: int | None = None) -> list[Part]:
+        return mixture(self.rows, self.sources, self.steps[:done], self.replay)
+
+    @property
+    def _weight(self) -> float:
+        """Sum of the weights of the examples' tokens over all steps."""
+        of_row = [sum(self.weights.of(row)) for row in self.rows]
+        return sum(of_row[index] for step in self.steps for index in step)
+
+
+def check(splits: Splits, recipe: Recipe) -> None:
+    """Raise DataError for what would stop training later; it needs no model, so it can come first."""
+    check_teaches(splits.train, recipe.train.tasks)
+    check_plain(splits.train, recipe)
+    check_weights(splits.train, recipe.data.balance)
+    mix_of([example.source for example in splits.train], recipe.train.mix, recipe.train.epochs)
+    check_source(recipe)
+    check_dev(splits, recipe)
+
+
+def visited(rows: Sequence[Row], steps: Sequence[Sequence[int]]) -> list[Row]:
+    """The rows that any of the steps reads, in their order."""
+    return [rows[index] for index in sorted({index for step in steps for index in step})]
+
+
+def plan(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> Plan:
+    """Plan the training of `loaded`, which must still be the base model; what it writes for replay goes to `folder`."""
+    spec = recipe.train
+    shown = in_training(splits.train, folder)
+    rows, fitted = encode(shown, loaded.encoder(recipe.prompt), spec.tasks, spec.prompt_share > 0)
+    pool = replay_rows(loaded, recipe, splits, folder)
+    check_masks([*rows, *pool])
+    examples = {example.id: example for example in splits.train}
+    mine = [examples[row.encoded[0].id] for row in rows]
+    sources, balance = [example.source for example in mine], recipe.data.balance
+    groups = [heaviest(example, balance) for example in mine] if balance.weights else sources
+    mix = mix_of(
+        *(sources, spec.mix, spec.epochs, [len(row) for row in rows], [len(row.targets) for row in rows]),
+        *(balance.weights, groups, str(balance.by)),
+    )
+    repeats = mix.repeats() if mix else {}
+    often = {row.encoded[0].id: repeats.get(group, 1.0) for row, group in zip(rows, groups, strict=True)}
+    weights = TokenWeights(splits.train, rows, spec, often)
+    steps = plan_steps(len(rows), spec, recipe.seed, mix)
+    replay = plan_replay(pool, steps, weights, spec.replay, recipe.seed) if spec.replay.share else None
+    rehearsed = visited(replay.rows, replay.steps) if replay else []
+    loaded.frozen.group([*visited(rows, steps), *rehearsed], spec.micro_batch_tokens)
+    found = retrieved_facts(rows, folder)
+    further = {"retrieved": found} if found else {}
+    return Plan(rows, fitted, weights, mix, steps, pool, replay, sources=sources, further=further)
