@@ -21,7 +21,7 @@ def published(text):
     return f"Question: What is it ? (Also called: that)\nURL: https://x\nAnswer: {text}) \n"
 
 
-def judged(folder, lines, answers):
+def judged_set(folder, lines, answers):
     folder.mkdir()
     with (folder / "All-2-Answers-retrieved-from-MedQuAD.csv").open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream).writerows([("AnswerID", "Answer"), *answers.items()])
@@ -41,7 +41,7 @@ def test_judgments_are_joined_with_questions_and_answers(tmp_path):
     lines = ["1 4-Excellent A_Sec1.txt", "1 1-Incorrect A_Sec2.txt", "1 3-Incomplete A_Sec9.txt",
              "900 3-Incomplete A_Sec1.txt", "1 good A_Sec2.txt"]  # fmt: skip
     rejects = Rejects()
-    (pair,) = rated_answers.read_given_pairs(judged(tmp_path / "judged", lines, answers), recipe(), rejects)
+    (pair,) = rated_answers.read_given_pairs(judged_set(tmp_path / "judged", lines, answers), recipe(), rejects)
     assert (pair.chosen, pair.rejected) == ("It is rare (very).", "Rest.")
     assert pair.id == "pairs:TQ1/A_Sec1.txt>TQ1/A_Sec2.txt"
     assert rejects.counts()["pairs"] == {
