@@ -1,11 +1,16 @@
 import errno
 import os
 import stat
+import sys
+import time
 
 import pytest
 
+from meditune import progress
 from meditune.errors import DataError, MedituneError
 from meditune.files import read_json, read_jsonl, read_text, replacing, replacing_folder, write_json, write_jsonl
+from meditune.progress import Progress, clock, track
+from meditune.text import counted, sentences
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
@@ -97,3 +102,78 @@ def test_text_that_isnt_there_or_isnt_utf8(tmp_path):
 def test_a_byte_order_mark_is_no_content(tmp_path):
     (tmp_path / "marked.json").write_bytes(b"\xef\xbb\xbf[1]")
     assert read_json(tmp_path / "marked.json") == [1]
+
+
+def test_short_work_shows_nothing(capsys):
+    assert list(track(range(5), "Reading")) == [0, 1, 2, 3, 4]
+    assert capsys.readouterr().err == ""
+
+
+def test_long_work_shows_plain_lines_with_speed_where_output_is_no_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    with Progress("Training", 4, "tokens") as shown:
+        for _ in range(4):
+            time.sleep(0.01)
+            shown.advance(note="loss 1.5")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    assert all(line.startswith("Training") and "tokens/s" in line and "loss 1.5" in line for line in lines)
+    assert "50%" in lines[1]
+    assert "left" in lines[1]
+    assert "100%" in lines[3]
+    assert "\r" not in "".join(lines)
+
+
+def test_a_terminal_gets_a_bar_on_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with Progress("Training", 2) as shown:
+        shown.advance()
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1
+    assert "━" in text
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_a_line_fits_into_the_terminal(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    shown = Progress("Training", 2_000_000, "tokens")
+    shown.advance(1_000_000, "loss 1.234, 31% supervised, 2.1 GB")
+    line = shown.line()
+    assert len(line) < columns
+    assert line.startswith("Training")
+    assert ("━" in line and "GB" in line) == (columns == 200)
+
+
+def test_times_read_like_a_clock():
+    assert [clock(seconds) for seconds in (5, 75, 3725)] == ["0:05", "1:15", "1:02:05"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Pain fell. Nobody died.", ["Pain fell.", "Nobody died."]),
+        ("We used 2.5 mg vs. 5 mg (p < 0.05). It helped!", ["We used 2.5 mg vs. 5 mg (p < 0.05).", "It helped!"]),
+        ("Dr. Who asked, e.g. Why? Because.", ["Dr. Who asked, e.g. Why?", "Because."]),
+        ("no full stop", ["no full stop"]),
+        ("", []),
+    ],
+)
+def test_sentences(text, expected):
+    assert sentences(text) == expected
+
+
+def test_no_word_is_lost():
+    text = "A 'quoted end.' Then (bracketed.) More? Yes! 3 of 4 did. E. coli grew."
+    assert " ".join(sentences(text)).split() == text.split()
+
+
+def test_numbers_of_things():
+    assert [counted(count, "document") for count in (0, 1, 2, 5122)] == [
+        "0 documents",
+        "1 document",
+        "2 documents",
+        "5,122 documents",
+    ]

@@ -3,10 +3,16 @@ from pathlib import Path
 
 import pytest
 
+from meditune.config.data_options import SourceSpec
+from meditune.data.example import Example
+from meditune.data.read_sources import is_restricted, refuse_restricted_for_api, refuse_restricted_sources_for_api
+from meditune.data.readers import mimic
 from meditune.data.readers.medquad import contents_sha256
 from meditune.data.readers.tables import Rejects
-from meditune.data.sources import SOURCES, has_files
+from meditune.data.sources import SOURCES, demands, has_files, hub_names, known
+from meditune.errors import DataError
 from meditune.files import sha256
+from tests.data import layouts
 
 
 def test_every_source_says_where_it_comes_from() -> None:
@@ -41,3 +47,83 @@ def test_the_checksums_are_those_of_the_real_files(real_data: Path) -> None:
             else:
                 (file,) = (real_data / name).rglob(download.filename)
                 assert sha256(file) == download.sha256
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("MIT", "mit"),
+        ("CC BY 4.0", "cc-by-4.0"),
+        ("cc-by-sa-3.0", "cc-by-sa-3.0"),
+        ("CC BY-NC-SA", "cc-by-nc-sa-4.0"),
+        ("CC0-1.0", "cc0-1.0"),
+        ("Apache-2.0", "apache-2.0"),
+        ("PhysioNet Credentialed Health Data Use Agreement 1.5.0", "other"),
+    ],
+)
+def test_licences_by_the_names_people_write(text, name):
+    licence = known(text)
+    assert licence is not None
+    assert licence.hub == name
+    assert licence.link.startswith("https://")
+
+
+@pytest.mark.parametrize("text", ["yours", "not stated; cite Ben Abacha et al. 2017", "CC", "MIT-ish"])
+def test_what_is_no_known_licence(text):
+    assert known(text) is None
+    assert hub_names([text, "MIT"]) == ["unknown", "mit"]
+
+
+def test_what_a_mixed_set_must_keep_to():
+    lines = demands({"a": ["MIT"], "b": ["CC BY 4.0"], "c": ["CC BY-SA 4.0"], "d": ["CC BY-NC 4.0"], "e": ["yours"]})
+    assert [line for line in lines if "notice" in line and "a (MIT)" in line]
+    assert [line for line in lines if "named" in line and "b (CC BY 4.0), c (CC BY-SA 4.0), d (CC BY-NC 4.0)" in line]
+    assert [line for line in lines if "commercially" in line and line.endswith("d (CC BY-NC 4.0).")]
+    assert [line for line in lines if "share-alike" in line and "c (CC BY-SA 4.0)" in line]
+    assert [line for line in lines if "No one licence serves the mixed set: cc-by-sa-4.0 and cc-by-nc-4.0" in line]
+    assert [line for line in lines if "must be looked up: e (yours)" in line]
+
+
+def test_share_alike_with_freer_licences_is_no_conflict():
+    assert not [line for line in demands({"a": ["MIT"], "b": ["CC BY-SA 4.0"]}) if "No one licence" in line]
+    assert [line for line in demands({"a": ["CC BY-SA 3.0"], "b": ["ODbL"]}) if "No one licence" in line]
+
+
+def test_public_domain_asks_for_nothing():
+    assert demands({"sample": ["CC0-1.0"]}) == []
+
+
+def test_restricted_rows_never_go_to_an_api(tmp_path: Path) -> None:
+    free = Example(id="own:1", source="own", question="Why?", answer="So.", group="1")
+    restricted = list(mimic.read(layouts.noteevents(tmp_path / "NOTEEVENTS.csv", [layouts.note(1)]), Rejects()))
+    assert not is_restricted(free)
+    refuse_restricted_for_api([free], "gpt-3.5-turbo")
+    with pytest.raises(DataError, match=r"^5 examples from mimic \(PhysioNet .*\) may not be sent to gpt-3\.5-turbo"):
+        refuse_restricted_for_api([free, *restricted], "gpt-3.5-turbo")
+
+
+@pytest.mark.parametrize("mark", [True, "yes", "true", 1, "x"])
+def test_a_row_of_ones_own_can_be_marked(mark: object) -> None:
+    example = Example(id="own:1", source="own", question="Why?", answer="So.", group="1", meta={"restricted": mark})
+    assert is_restricted(example)
+
+
+@pytest.mark.parametrize("mark", [False, None, "", "no", "False", "0", 0])
+def test_a_column_that_says_no_marks_nothing(mark: object) -> None:
+    example = Example(id="own:1", source="own", question="Why?", answer="So.", group="1", meta={"restricted": mark})
+    assert not is_restricted(example)
+
+
+def test_a_restricted_source_is_refused_unread() -> None:
+    free = [SourceSpec(name=name) for name in [*(name for name in SOURCES if name != "mimic"), "own", "nobody"]]
+    refuse_restricted_sources_for_api(free, "some-model")
+    with pytest.raises(DataError, match=r"^Rows from mimic \(PhysioNet .*\) may not be sent to some-model"):
+        refuse_restricted_sources_for_api([SourceSpec(name="pubmedqa"), SourceSpec(name="mimic")], "some-model")
+    with pytest.raises(DataError, match=r"^Rows from own \(Hospital agreement\) may not be sent to some-model"):
+        own = SourceSpec(name="own", path="a.csv", restricted=True, licence="Hospital agreement")
+        refuse_restricted_sources_for_api([own], "some-model")
+
+
+def test_rows_of_a_restricted_source_stay_so_in_a_file_made_of_them() -> None:
+    meta = {"source": "mimic"}
+    assert is_restricted(Example(id="own:1", source="own", question="Why?", answer="So.", group="1", meta=meta))

@@ -16,7 +16,7 @@ from meditune.evaluate.summary import empty_answers
 from meditune.models.shared_prefix_batch import rows_of
 from tests import tiny
 from tests.commands import meditune
-from tests.models.test_rows import EXAMPLES
+from tests.models.test_forward import EXAMPLES
 
 FORM = PromptFormat(max_tokens=256, answer_tokens=32)
 RECIPE = Recipe.model_validate({"name": "x", "prompt": FORM, "evaluate": {"max_new_tokens": 4, "general_tokens": 0}})

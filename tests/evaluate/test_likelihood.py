@@ -1,4 +1,9 @@
-"""Likelihoods equal those of a plain transformers loop."""
+"""Likelihoods equal those of a plain transformers loop.
+
+Likelihoods with and without the question, and figures that don't depend on how a tokenizer cuts text.
+
+Answers by chance are seeded, as many as asked for, and a run without them writes none.
+"""
 
 import math
 
@@ -6,11 +11,19 @@ import pytest
 import torch
 
 from meditune.config.data_options import PromptFormat
-from meditune.evaluate.evaluator import generate
-from meditune.evaluate.likelihood import general_rows, score
+from meditune.config.load_recipe import load_recipe
+from meditune.config.recipe import Recipe
+from meditune.data.example import Example
+from meditune.errors import RecipeError
+from meditune.evaluate.evaluator import Measuring, Scoring, generate
+from meditune.evaluate.likelihood import general_rows, score, scored_bytes, unconditional_rows
+from meditune.evaluate.metrics import statistics_of, summarise
+from meditune.evaluate.predictions import Predictions, path_of
+from meditune.files import read_jsonl
 from meditune.models.shared_prefix_batch import rows_of
+from meditune.prompts import Encoded
 from tests import tiny
-from tests.models.test_rows import EXAMPLES
+from tests.models.test_forward import EXAMPLES as ROW_EXAMPLES
 
 FORM = PromptFormat(max_tokens=256, answer_tokens=32)
 
@@ -20,7 +33,7 @@ def test_perplexity_and_decisions_equal_a_plain_loop(architecture):
     loaded = tiny.loaded(architecture)
     encoder = loaded.encoder(FORM)
     labels = encoder.label_ids()
-    encoded = [encoder.supervised(example, task) for example in EXAMPLES for task in ("decision", "answer")]
+    encoded = [encoder.supervised(example, task) for example in ROW_EXAMPLES for task in ("decision", "answer")]
     scores = score(loaded, rows_of(encoded), 512, "Scoring", labels)
     for item in encoded:
         ids = torch.tensor([item.prompt + item.target])
@@ -46,7 +59,7 @@ def test_labels_that_tie_in_bf16_are_told_apart():
         labels = loaded.encoder(FORM).label_ids()
         head[labels["no"]] = head[labels["yes"]]
         head[labels["no"], 0] += 2**-9
-    row = rows_of([loaded.encoder(FORM).supervised(EXAMPLES[0], "decision")])
+    row = rows_of([loaded.encoder(FORM).supervised(ROW_EXAMPLES[0], "decision")])
     logits = score(loaded, row, 512, "Scoring", labels).decisions["e0"]
     assert logits["yes"] != logits["no"]
 
@@ -65,7 +78,7 @@ def test_general_text_is_scored_once_from_its_second_token(architecture):
 def test_generation_equals_one_prompt_at_a_time_and_stops_at_the_end_token():
     loaded = tiny.loaded()
     encoder = loaded.encoder(FORM)
-    prompts = [encoder.prompt(example, "answer") for example in EXAMPLES]
+    prompts = [encoder.prompt(example, "answer") for example in ROW_EXAMPLES]
     together = generate(loaded, prompts, 12, "Writing")
     for prompt in prompts:
         ids = torch.tensor([prompt.prompt])
@@ -77,3 +90,121 @@ def test_generation_equals_one_prompt_at_a_time_and_stops_at_the_end_token():
                 ids = torch.cat([ids, token.view(1, 1)], dim=1)
         alone = loaded.tokenizer.decode(ids[0, len(prompt.prompt) :], skip_special_tokens=True).strip()
         assert together[prompt.id] == alone
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_answers_without_questions_are_scored_as_texts_of_their_own(architecture):
+    loaded = tiny.loaded(architecture)
+    encoded = [loaded.encoder(FORM).supervised(example, "answer") for example in ROW_EXAMPLES]
+    rows = unconditional_rows(loaded, encoded)
+    scores = score(loaded, rows, 512, "Alone")
+    start = loaded.start_ids()
+    assert bool(start) == (architecture == "gemma3")
+    for item in encoded:
+        ids = torch.tensor([[*start, *item.target[:-1]]])
+        with torch.no_grad():
+            found = loaded.model(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
+        nll = -float(found.gather(1, ids[0, 1:, None]).sum())
+        assert scores.answers[item.id].tokens == ids.shape[1] - 1
+        assert scores.answers[item.id].nll == pytest.approx(nll, rel=1e-4)
+
+
+def test_an_answer_of_one_token_has_nothing_to_score_where_no_token_begins_a_text():
+    encoded = [Encoded("a", "answer", prompt=[7, 8, 9], target=[10, 1])]
+    assert unconditional_rows(tiny.loaded("llama"), encoded) == []
+    assert len(unconditional_rows(tiny.loaded("gemma3"), encoded)) == 1
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_bytes_are_those_of_the_text_that_is_scored(architecture):
+    loaded = tiny.loaded(architecture)
+    text = "The drug — très bien — helps 3 of 4 adults. " * 20
+    rows = general_rows(loaded, text, tokens=10_000, window=64)
+    counted = sum(scored_bytes(loaded.tokenizer, row.encoded[0]) for row in rows)
+    unscored = [] if loaded.start_ids() else [loaded.tokenizer.decode(row.encoded[0].prompt) for row in rows]
+    exact = len(text.encode()) - sum(len(piece.encode()) for piece in unscored)
+    # A character that a window's border cuts is counted on both sides.
+    assert counted == pytest.approx(exact, abs=4 * len(rows))
+
+
+def test_bytes_of_an_answer_leave_out_what_was_cut_off():
+    loaded = tiny.loaded()
+    long = ROW_EXAMPLES[0].model_copy(update={"answer": "The drug helps with pain in adults. " * 60})
+    whole, cut = (Scoring(loaded.encoder(form), [], [long]) for form in (PromptFormat(max_tokens=2048), FORM))
+    assert whole.bytes[long.id] == len(long.answer.strip())
+    assert 0 < cut.bytes[long.id] < whole.bytes[long.id]
+    kept = cut.rows[0].encoded[0].target
+    assert cut.bytes[long.id] == len(loaded.tokenizer.decode(kept))
+
+
+def test_bits_per_byte_dont_depend_on_how_a_text_was_cut_into_tokens():
+    fine = [{"id": "a", "nll": 8 * math.log(2), "tokens": 16, "bytes": 16}]
+    coarse = [{"id": "a", "nll": 8 * math.log(2), "tokens": 4, "bytes": 16}]
+    for rows in (fine, coarse):
+        figures = summarise(Predictions(likelihood=rows, general=rows))
+        assert figures["bits_per_byte"] == figures["general_bits_per_byte"] == pytest.approx(0.5)
+    assert (
+        summarise(Predictions(likelihood=fine))["perplexity"] < summarise(Predictions(likelihood=coarse))["perplexity"]
+    )
+
+
+def test_predictions_of_earlier_versions_have_no_bits_per_byte():
+    old = [{"id": "a", "nll": 8.0, "tokens": 16}]
+    assert summarise(Predictions(likelihood=old, general=old)).keys() == {"perplexity", "general_perplexity"}
+
+
+def test_a_measurement_stores_both_with_their_bytes(tmp_path):
+    recipe = load_recipe("quickstart", ["evaluate.general_tokens=0", "evaluate.max_new_tokens=2"]).recipe
+    loaded = tiny.loaded()
+    measuring = Measuring(recipe, ROW_EXAMPLES, tmp_path)
+    measuring.measure(loaded, "model")
+    assert measuring.is_done("model")
+    alone, given = (read_jsonl(tmp_path / f"model-{kind}.jsonl") for kind in ("unconditional", "likelihood"))
+    answers = {example.id: example.answer for example in ROW_EXAMPLES}
+    assert [row["bytes"] for row in given] == [len(answers[row["id"]].encode()) for row in given]
+    assert all(0 < row["bytes"] <= full["bytes"] for row, full in zip(alone, given, strict=True))
+    (tmp_path / "model-unconditional.jsonl").unlink()
+    assert not measuring.is_done("model")
+    found = statistics_of(Predictions(unconditional=alone))["unconditional_perplexity"]
+    assert found.ids == tuple(answers)
+
+
+EXAMPLES = [
+    Example(id=f"t:{n}", source="test", question=f"Does drug {n} help?", answer="It helps.", group=str(n))
+    for n in range(4)
+]
+
+
+def measured(folder, seed=17, **spec):
+    recipe = Recipe.model_validate(
+        {
+            "name": "tiny",
+            "seed": seed,
+            "prompt": {"max_tokens": 64, "answer_tokens": 8},
+            "evaluate": {"max_new_tokens": 4, "general_tokens": 0, "choices": 0, "answers": 3, **spec},
+        }
+    )
+    measuring = Measuring(recipe, EXAMPLES, folder)
+    assert not measuring.is_done("base")
+    measuring.measure(tiny.loaded(), "base")
+    assert measuring.is_done("base")
+    path = path_of(folder, "base", "samples")
+    return read_jsonl(path) if path.is_file() else None
+
+
+def test_samples_of_a_subset_of_the_answered_items(tmp_path):
+    rows = measured(tmp_path / "one", samples=3, sampled_answers=2)
+    assert [len(row["predictions"]) for row in rows] == [3, 3]
+    answered = [row["id"] for row in read_jsonl(path_of(tmp_path / "one", "base", "answer"))]
+    assert {row["id"] for row in rows} < set(answered)
+    assert rows == measured(tmp_path / "again", samples=3, sampled_answers=2)
+    assert len({text for row in rows for text in row["predictions"]}) > 2
+
+
+def test_no_samples_unless_asked_for(tmp_path):
+    assert measured(tmp_path) is None
+
+
+def test_virtual_tokens_are_refused_with_samples():
+    with pytest.raises(RecipeError, match=r"evaluate\.samples can.t be written with model.strategy prefix"):
+        load_recipe("quickstart", ["model.strategy=prefix", "model.top_layers=null", "evaluate.samples=2"])

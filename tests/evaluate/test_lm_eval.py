@@ -21,7 +21,7 @@ from meditune.evaluate.likelihood import asked, decisions, prompt_text
 from meditune.models.load import load
 from tests import tiny
 from tests.commands import meditune
-from tests.models.test_rows import EXAMPLES
+from tests.models.test_forward import EXAMPLES
 
 TASKS = Path(__file__).parents[2] / "integrations" / "lm-eval"
 

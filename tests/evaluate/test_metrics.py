@@ -1,6 +1,13 @@
-"""Our figures are everyone else's figures."""
+"""Our figures are everyone else's figures.
 
+Patient-friendliness of answers, as figures of a model.
+
+Answers that repeat themselves are counted, and those that only use a word often aren't.
+"""
+
+import json
 import random
+import statistics
 
 import numpy as np
 import pytest
@@ -13,7 +20,10 @@ from meditune.errors import DataError
 from meditune.evaluate.compare import compare, got_worse
 from meditune.evaluate.metrics import METRICS, statistics_of, summarise
 from meditune.evaluate.metrics.decision import confusion, macro_f1, recalls
+from meditune.evaluate.metrics.readability import measured, spread
+from meditune.evaluate.metrics.text_overlap import loops, repeated
 from meditune.evaluate.predictions import Predictions
+from meditune.readability import smog
 
 WORDS = "the drug helps patients with pain but not children and more trials are needed in old people".split()  # noqa: SIM905
 
@@ -189,3 +199,108 @@ def test_other_editions_of_a_text_are_not_compared():
     first, second = ([{"id": f"{edition}-window-0", "nll": 30.0, "tokens": 10}] for edition in ("4f1c", "a07b"))
     with pytest.raises(DataError, match=r"technical_perplexity.*same version of Python"):
         compare(Predictions(technical=first), Predictions(technical=second), 100, 1)
+
+
+NAMES = ("grade_gap", "smog", "sentence_length", "rare_words", "unexplained_terms")
+PLAIN = "You may have a cold. Drink water and rest at home. Call your doctor if the fever does not go away."
+HARD = (
+    "Perioperative thromboprophylaxis with enoxaparin attenuated postoperative thromboembolic complications following "
+    "cholecystectomy in hypercoagulable populations, notwithstanding concomitant thrombocytopenia."
+)
+
+
+def written(*texts):
+    return Predictions(answer=[{"id": str(n), "reference": "x", "prediction": text} for n, text in enumerate(texts)])
+
+
+def test_hard_text_is_worse_by_every_figure():
+    found = compare(written(*[PLAIN] * 8), written(*[HARD] * 8), 200, 1)
+    assert {name: found[name]["better"] for name in NAMES} == dict.fromkeys(NAMES, False)
+    assert all(METRICS[name].direction == "down" for name in NAMES)
+
+
+def test_figures_are_of_all_answers_together():
+    figures = summarise(written("Rest now. Drink a lot of water today.", "Nephrolithiasis hurts."))
+    assert figures["sentence_length"] == pytest.approx(10 / 3)
+    assert figures["rare_words"] == pytest.approx(10)
+    assert figures["unexplained_terms"] == pytest.approx(10)
+    assert figures["smog"] == pytest.approx(smog(1, 3))
+
+
+def test_an_answer_as_easy_as_asked_for_has_no_gap():
+    text = (
+        "Your doctor may give you a medicine that makes the blood flow better, and you may have to take it every day."
+    )
+    assert 6 <= measured(text)["grade"] <= 8
+    assert summarise(written(text))["grade_gap"] == 0
+    assert spread([text, PLAIN, HARD, ""])["inside"] == pytest.approx(100 / 3)
+
+
+def test_too_easy_is_a_gap_as_well():
+    assert summarise(written("No. Yes. It is."))["grade_gap"] > 6
+
+
+def test_empty_answers_have_no_part_in_the_figures_and_are_counted():
+    some, others = written(PLAIN, HARD), written(PLAIN, HARD, "")
+    assert {name: summarise(others)[name] for name in NAMES} == {name: summarise(some)[name] for name in NAMES}
+    assert spread([PLAIN, "", "..."])["empty"] == 2
+    assert spread(["", ""]) == {"texts": 2, "empty": 2}
+
+
+def test_a_model_that_mostly_says_nothing_has_no_figures():
+    assert not set(NAMES) & summarise(written(PLAIN, "", "")).keys()
+
+
+@pytest.mark.real
+def test_medians_of_real_texts(real_data):
+    """As docs/metrics.md says."""
+    items = json.loads((real_data / "pubmedqa" / "ori_pqal.json").read_text(encoding="utf-8"))
+    found = [measured(item["LONG_ANSWER"])["grade"] for item in items.values()]
+    assert statistics.median(found) == pytest.approx(16.8, abs=0.1)
+
+
+WITHOUT_REPETITION = "The drug eased pain in adults, and no harm was seen in children over the whole year."
+
+
+def test_repeated_four_word_sequences_are_counted():
+    assert repeated(WITHOUT_REPETITION) == 0
+    assert repeated("It helps with pain. It helps with pain. It helps with pain.") == pytest.approx(5 / 9)
+    assert repeated("IT helps WITH pain. it Helps with pain.") == pytest.approx(1 / 5)
+    assert repeated("yes yes yes") == repeated("") == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (WITHOUT_REPETITION, False),
+        ("", False),
+        ("no no no", False),
+        ("no " * 8, True),
+        ("It helps with pain. " * 2, False),
+        ("It helps with pain. " * 3, True),
+        (WITHOUT_REPETITION + " and it helps" * 4, True),
+        (WITHOUT_REPETITION + " and it helps" * 3 + " " + WITHOUT_REPETITION, True),
+        (f"{WITHOUT_REPETITION} " * 3, True),
+        (f"{WITHOUT_REPETITION} {WITHOUT_REPETITION} The drug eased", False),
+    ],
+)
+def test_a_loop_is_a_phrase_three_times_in_a_row(text, expected):
+    assert loops(text) is expected
+
+
+def test_an_answers_share_counts_the_same_whatever_its_length():
+    rows = [
+        {"id": "a", "reference": "x", "prediction": "It helps. " * 40},
+        {"id": "b", "reference": "x", "prediction": WITHOUT_REPETITION},
+    ]
+    figures = summarise(Predictions(answer=rows))
+    assert figures["answer_repetition"] == pytest.approx(100 * (1 - 2 / 77) / 2)
+    assert figures["answer_loops"] == 50
+
+
+def test_an_answer_that_leaves_its_loop_is_gained():
+    stuck, free = (
+        [{"id": "a", "reference": "x", "prediction": said}] for said in ("It helps. " * 9, WITHOUT_REPETITION)
+    )
+    row = compare(Predictions(answer=stuck), Predictions(answer=free), 100, 1)["answer_loops"]
+    assert (row["delta"], row["gained"], row["lost"]) == (-100, 1, 0)

@@ -12,7 +12,7 @@ from meditune.models.adapters import make_trainable
 from meditune.models.load import load
 from meditune.models.merging import merge
 from tests import tiny
-from tests.models.test_strategies import moved
+from tests.models.test_adapters import moved
 
 IDS = torch.randint(2, 480, (2, 12), generator=torch.Generator().manual_seed(1))
 

@@ -19,10 +19,10 @@ from meditune.operate.active_learning.annotation_queue import examples
 from meditune.operate.loop import load
 from meditune.serve.settings import Settings
 from tests.commands import bench, jsonl, meditune
-from tests.operate.learn.material import judge
-from tests.registry.runs import finished
+from tests.operate.active_learning_material import judge
+from tests.registry_runs import finished
 from tests.serve.server import Running
-from tests.serve.test_releases import current, kept, serving, until
+from tests.serve.test_version_router import current, kept, serving, until
 
 pytest.importorskip("lancedb")
 pytestmark = pytest.mark.slow

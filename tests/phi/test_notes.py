@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 from meditune import phi
 from meditune.config.data_options import KINDS
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
 from phi import STRUCTURED, measure
 from phi_notes import HALVES, notes
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 import os
 import sys
 
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
 from meditune.assistant.assistant import Assistant
 from meditune.serve.app import app_for
 from meditune.serve.auth import Access
@@ -19,7 +17,10 @@ from meditune.serve.settings import Settings
 from meditune.store.answers import Answers
 from meditune.store.api_keys import Keys, Usage
 from meditune.store.open_store import open_store
-from tests.serve.saying import Saying
+from tests.assistant.saying import Saying
+
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
 
 # Made before the first fork: its tokenizer is trained in threads, which a fork has none of and would wait for.
 ENGINE = Saying("Rest helps most people.")

@@ -1,4 +1,7 @@
-"""Chats of OpenAI's clients: emergencies never reach the model, and answers say their limits."""
+"""Chats of OpenAI's clients: emergencies never reach the model, and answers say their limits.
+
+Chats in the format that a model was tuned with.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,14 @@ from meditune.assistant.assistant import Assistant
 from meditune.config.data_options import PromptFormat
 from meditune.errors import DataError
 from meditune.prompts import LIMITS_LINE
+from meditune.serve.chat_prompts import Prompts, Turn
 from meditune.serve.http_server import Place
 from meditune.serve.settings import Settings
 from meditune.serve.startup import safe
 from meditune.store.api_keys import Keys
 from meditune.store.database import Base
 from tests import tiny
-from tests.serve.saying import Saying
+from tests.assistant.saying import Saying
 from tests.serve.server import Running, served
 
 STROKE = "My dad suddenly can't speak and one side of his face droops. What is it?"
@@ -305,3 +309,19 @@ def test_emergencies_do_not_wait_behind_a_flood_of_long_messages(tmp_path):
         made.service.admission.inside = 0
     assert set(refused) <= {400, 429}  # too many tokens for this model, or the engine is full
     assert sorted(overtaken)[2] <= 2, "an emergency waits for what has begun, not for the eight and more that wait"
+
+
+@pytest.mark.parametrize(("cue", "last"), [("In plain words:", "In plain words:"), (None, "Conclusion:")])
+def test_a_chat_asks_for_plain_words_where_the_model_knows_a_cue_for_them(cue, last):
+    prompts = Prompts(tiny.tokenizer(), PromptFormat(plain_cue=cue), 1000)
+    earlier = [Turn("user", "What is gout?"), Turn("assistant", "A disease.")]
+    text = prompts.tokenizer.decode(prompts.chat([*earlier, Turn("user", "Does it hurt?")]))
+    assert text == f"Question: What is gout?\n{last} A disease.\nQuestion: Does it hurt?\n{last}"
+
+
+def test_a_message_that_ends_in_any_of_the_cues_is_a_prompt_already():
+    prompts = Prompts(tiny.tokenizer(), PromptFormat(plain_cue="In plain words:"), 1000)
+    for cue in ("Conclusion:", "Answer:", "In plain words:"):
+        asked = f"Question: Does it hurt?\n{cue}"
+        assert prompts.tokenizer.decode(prompts.chat([Turn("user", asked)])) == asked
+    assert not prompts.in_format("Does it hurt?")

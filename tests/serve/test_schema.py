@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from meditune.serve.settings import Settings
-from tests.serve.asking import Plain
+from tests.assistant.asking import Plain
 from tests.serve.server import served
 
 pytest.importorskip("schemathesis")

@@ -1,15 +1,20 @@
-"""A checkpoint is taken up by the settings that made it, also where the recipe has got new options since."""
+"""A checkpoint is taken up by the settings that made it, also where the recipe has got new options since.
+
+Which tuned models can be tuned further.
+"""
 
 from pathlib import Path
 
 import pytest
 import torch
+from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 
 from meditune.config.recipe import Recipe
-from meditune.errors import MedituneError
+from meditune.errors import MedituneError, ModelError
 from meditune.files import read_json, write_json
 from meditune.train import checkpoint
 from meditune.train.trainer import Step
+from meditune.train.training_plan import check_start
 
 
 @pytest.fixture
@@ -56,3 +61,10 @@ def test_the_tokens_of_finished_steps_are_known(tmp_path):
     steps = [Step(number, 0.1, 1.0, 1e-4, 1.0, 100 * number, 10, 1.0) for number in (1, 2)]
     checkpoint.write(place, steps, {"master.0": torch.ones(2)}, Recipe(name="run"), sharded=False)
     assert checkpoint.tokens_read(place) == 300
+
+
+@pytest.mark.parametrize("kind", [PrefixTuningConfig, PromptTuningConfig, PromptEncoderConfig])
+def test_virtual_tokens_of_any_kind_cant_be_tuned_further(kind, tmp_path):
+    kind(task_type="CAUSAL_LM", num_virtual_tokens=3).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"is an adapter of virtual tokens"):
+        check_start(Recipe(name="further", model={"base": str(tmp_path)}))

@@ -22,7 +22,7 @@ from meditune.train.training_plan import plan
 from tests import tiny
 from tests.commands import bench, meditune, read_rows
 from tests.data import layouts
-from tests.models.test_rows import EXAMPLES
+from tests.models.test_forward import EXAMPLES
 
 FORMAT = PromptFormat(max_tokens=256, answer_tokens=32)
 

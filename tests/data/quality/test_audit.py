@@ -1,21 +1,26 @@
-"""Every rule with its switch, official test items untouched, and each row to be had back."""
+"""Every rule with its switch, official test items untouched, and each row to be had back.
+
+Counts, lengths, and the proof that splits are disjoint.
+"""
 
 import json
+from itertools import pairwise
 
 import pytest
 
 from meditune.config.data_options import DataSpec, QualityRules, QualitySpec, SourceSpec
 from meditune.config.load_recipe import load_recipe, save
 from meditune.config.recipe import Recipe
+from meditune.data.example import Example
 from meditune.data.prepare import prepare
-from meditune.data.quality.audit import Audit
+from meditune.data.quality.audit import BINS, Audit, facts, shared
 from meditune.data.quality.ledger import entries, restore
 from meditune.data.quality.rules import ALL, MEANING, RULES, look
 from meditune.data.splits import Splits
 from meditune.errors import DataError, RecipeError
 from tests.commands import jsonl, meditune, read_rows, rows
 from tests.data import layouts
-from tests.data.quality.examples import ANSWER, row
+from tests.data.quality_examples import ANSWER, row
 
 BAD = {
     "encoding": {"answer": ANSWER.replace("medicine", "médicine").encode().decode("latin-1")},
@@ -292,3 +297,53 @@ def test_the_page_of_restricted_rows_is_drawn_and_an_audit_can_be_repeated(tmp_p
     assert "It is better" not in (tmp_path / "audit" / "audit.html").read_text(encoding="utf-8")
     (tmp_path / "audit" / "audit.html").unlink()
     assert meditune("data", "audit", recipe, "-o", tmp_path / "audit").code == 0
+
+
+def example(number, **changes):
+    fields = {
+        "id": f"own:{number}",
+        "source": "own",
+        "question": f"Does treatment {number} help?",
+        "answer": f"It helps {number}.",
+        "decision": "yes",
+        "group": str(number),
+    }
+    return Example(**fields | changes)
+
+
+def test_facts_add_up():
+    train = [example(n, meta={"year": 2000 + n}) for n in range(6)]
+    dev = [example(6, decision=None), example(7, question=train[0].question)]
+    test = [example(8, answer="", decision="no")]
+    found = facts(Splits(train, dev, test, "own-group-1"), {"own": {"read": 9}}, {"exact_duplicate": 2})
+    assert {name: row["examples"] for name, row in found["splits"].items()} == {"train": 6, "dev": 2, "test": 1}
+    assert found["splits"]["train"]["years"] == [2000, 2005]
+    assert found["splits"]["dev"]["decisions"] == {"yes": 1}
+    assert found["splits"]["test"]["with_answer"] == 0
+    assert found["repeated_questions"] == 1
+    assert found["dropped"] == {"exact_duplicate": 2}
+    lengths = found["lengths"]
+    assert sum(each["count"] for each in lengths["question"]["words"]) == 9
+    assert sum(each["count"] for each in lengths["answer"]["words"]) == 8, "an empty answer has no length"
+
+
+def test_histograms_cover_every_value_once():
+    examples = [example(n, answer="word " * (n * n + 1)) for n in range(40)]
+    bins = facts(Splits(examples, [], [], "t"), {}, {})["lengths"]["answer"]["words"]
+    assert len(bins) <= BINS
+    assert sum(each["count"] for each in bins) == 40
+    assert all(left["to"] == right["from"] for left, right in pairwise(bins))
+    assert bins[0]["from"] == 1
+    assert bins[-1]["from"] <= 39 * 39 + 1 < bins[-1]["to"]
+
+
+def test_what_two_splits_share_is_counted():
+    one, two, three = example(1), example(2), example(3)
+    clean = shared(Splits([one], [two], [three], "t"))
+    assert all(not any(row.values()) for row in clean.values())
+    leaky = Splits([one], [two.model_copy(update={"question": "does TREATMENT 1 help"})], [three, one], "t")
+    assert shared(leaky) == {
+        "train and dev": {"ids": 0, "groups": 0, "questions": 1, "contexts": 0},
+        "train and test": {"ids": 1, "groups": 1, "questions": 1, "contexts": 0},
+        "dev and test": {"ids": 0, "groups": 0, "questions": 1, "contexts": 0},
+    }

@@ -5,7 +5,7 @@ import pytest
 from meditune.data.quality.duplicates import by_threshold, pairs, repeated
 from meditune.data.readers import liveqa, pubmedqa
 from meditune.data.readers.tables import Rejects
-from tests.data.quality.examples import ANSWER, medquad_rows, row
+from tests.data.quality_examples import ANSWER, medquad_rows, row
 
 FORM = [
     row(100 + n, question=f"What are the treatments for {name} syndrome?", answer=f"{name} can be treated in {n} ways.")

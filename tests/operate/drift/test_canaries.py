@@ -11,7 +11,7 @@ from meditune.operate.drift.notifications import messages
 from meditune.operate.drift.signals import BY_NAME, Request
 from meditune.serve.metrics import facts_of
 from tests.commands import jsonl, meditune
-from tests.operate.drift.test_alerting import listening
+from tests.operate.drift.test_alerts import listening
 
 
 def answered(decision="yes", text="Call 911 now."):

@@ -1,0 +1,185 @@
+"""What can be told of one row.
+
+Texts put right, without losing a word.
+"""
+
+import re
+from collections import Counter
+
+import pytest
+
+from meditune.data.example import Passage
+from meditune.data.quality.rules import (
+    asked,
+    asks,
+    breaks_off,
+    decoded,
+    foreign,
+    is_english,
+    is_medical,
+    is_off_topic,
+    laid_out,
+    without_boilerplate,
+)
+from tests.data.quality_examples import ANSWER, medquad_rows, row
+
+
+@pytest.mark.parametrize(
+    ("text", "does"),
+    [
+        ("What is asthma", True),
+        ("Does it help?", True),
+        ("i have had a cough for two weeks", True),
+        ("please send information on gout", True),
+        ("Asthma in children", False),
+        ("Gout is caused by crystals in the joints.", False),
+    ],
+)
+def test_questions(text, does):
+    assert asks(text) is does
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "medical"),
+    [
+        ("Does nephrolithiasis recur?", "Often, within five years.", True),
+        (
+            "How is the sprint won?",
+            "The rider who waits behind the others until the last bend wins it.",
+            False,
+        ),
+        (
+            "Who was Thomas?",
+            "Thomas was the captain of a ship that sailed around the world for spices.",
+            False,
+        ),
+    ],
+)
+def test_medicine(question, answer, medical):
+    assert is_medical(row(1, question=question, answer=answer)) is medical
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Most people get better. Some need to take a",
+        "It is treated with rest,",
+        "It may spread to other organs (such as the liver. Or lungs",
+        "Rest helps. Medicine is needed when the pain goes on for more than two we",
+        "Signs are:\n- A high fever.\n- A dry cough.\n- Pain in the",
+        "It can happen at any age, such as…",
+    ],
+)
+def test_answers_that_break_off(answer):
+    assert breaks_off(answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ANSWER,
+        "Signs are:\n- fever\n- cough",
+        "See a doctor. NIH: National Heart, Lung, and Blood Institute",
+        "Yes",
+        'It is called "wheezing."',
+        "The dose is 5 mg (twice a day)",
+        "",
+    ],
+)
+def test_answers_that_are_whole(answer):
+    assert not breaks_off(answer)
+
+
+def test_an_answer_about_something_else():
+    other = "Gout is caused by crystals of uric acid that build up in a joint, most often in the big toe."
+    assert is_off_topic(row(1, answer=other))
+    assert not is_off_topic(row(1))
+    assert not is_off_topic(row(1, answer="This condition is treated with medicine that is inhaled twice daily."))
+    assert not is_off_topic(row(1, question="What is GERD?", answer=other, meta={"focus": "uric acid"}))
+    assert not is_off_topic(row(1, answer="Rest."))
+
+
+def test_with_a_context_the_answer_may_speak_of_that():
+    told = "Budesonide lowered eosinophil counts in sputum without a change in spirometry or methacholine response."
+    context = (Passage(text="We measured eosinophil counts, spirometry and methacholine response under budesonide."),)
+    assert is_off_topic(row(1, answer=told))
+    assert not is_off_topic(row(1, answer=told, context=context))
+
+
+def test_languages():
+    german = "Die Behandlung richtet sich nach der Ursache. Viele Betroffene erhalten zunächst Medikamente vom Arzt."
+    assert is_english(ANSWER)
+    assert not is_english(german)
+    assert foreign(german, ["en"]) == "de"
+    assert foreign(german, ["en", "de"]) == ""
+    assert foreign("Tel. 1-844-633-5433, info@example.org", ["en"]) == ""
+
+
+PAGE = "Key Points\nAsthma is common. Click here to read more. It can be treated.\nBack to top"
+
+
+def words(text):
+    return Counter(re.findall(r"\w+", text))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("The doctor gives\nmedicine every day.", "The doctor gives medicine every day."),
+        ("It hurts .  Take rest , please.", "It hurts. Take rest, please."),
+        ("Signs are:\n• fever\n• cough", "Signs are:\n- fever\n- cough"),
+        ("Signs are:\n•\nfever\n•\ncough", "Signs are:\n- fever\n- cough"),
+        ("Signs: - Fever. - Cough. - Pain.", "Signs:\n- Fever.\n- Cough.\n- Pain."),
+        ("First.\n\n\n\nSecond.\xa0 Third.", "First.\n\nSecond. Third."),
+        ("- one\n\n- two", "- one\n- two"),
+        ("It is well-known - as we said - and safe.", "It is well-known - as we said - and safe."),
+        ("Dose: 5 mg .5 ml", "Dose: 5 mg .5 ml"),
+    ],
+)
+def test_layout(before, after):
+    assert laid_out(before) == after
+    assert laid_out(after) == after
+    assert words(before) == words(after)
+
+
+@pytest.mark.parametrize("question", ["What is (are) Gout ?", "What is (are) Gout? ?", "What is (are)  Gout??"])
+def test_a_question_ends_with_one_mark(question):
+    assert asked(question) == "What is (are) Gout?"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("cafÃ©", "café"),
+        ("donâ€™t", "don’t"),
+        ("5 Âµg", "5 µg"),
+        ("a\u200bb\ufeff", "ab"),
+        ("Größe “quoted” – ﬁne α≥β 治疗", "Größe “quoted” – ﬁne α≥β 治疗"),
+        ("plain", "plain"),
+    ],
+)
+def test_encoding(before, after):
+    assert decoded(before) == after
+
+
+def test_words_of_a_page_go_and_are_named():
+    left, gone = without_boilerplate(PAGE)
+    assert left == "Asthma is common. It can be treated."
+    assert sorted(gone) == ["Back to top", "Click here to read more.", "Key Points"]
+
+
+def test_an_answer_that_is_nothing_else_stays():
+    assert without_boilerplate("Back to top") == ("Back to top", ["Back to top"])
+
+
+@pytest.mark.real
+def test_no_word_of_medquad_is_lost_by_its_layout(real_data):
+    mended = 0
+    for example in medquad_rows(real_data)[::16]:
+        for before, after in (
+            (example.question, asked(example.question)),
+            (example.answer, laid_out(example.answer)),
+        ):
+            assert words(before) == words(after), example.id
+            mended += before != after
+    assert mended > 1_000

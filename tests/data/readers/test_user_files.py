@@ -1,0 +1,236 @@
+import json
+import time
+import tracemalloc
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from meditune.data.example import Example, Passage, write_examples
+from meditune.data.readers import user_files
+from meditune.data.readers.tables import Rejects
+from meditune.errors import DataError
+
+
+def json_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
+    return path
+
+
+def test_json_lines_with_guessed_columns(tmp_path: Path) -> None:
+    path = json_lines(
+        tmp_path / "clinic.jsonl",
+        [
+            {"Prompt": "Is it flu?", "Response": "Perhaps.", "label": "Maybe", "context": "Cough.", "ward": 7},
+            {"Prompt": "IS  it flu?", "Response": "No.", "context": ["One.", "", "Two."], "patient_id": 12.0},
+            {"Prompt": "Why?", "Response": "So.", "context": [{"text": "A", "label": "RESULTS"}], "id": "x9"},
+        ],
+    )
+    rejects = Rejects()
+    first, second, third = user_files.read(path, rejects)
+    assert first.model_dump() == {
+        "id": "own:clinic-1",
+        "source": "own",
+        "question": "Is it flu?",
+        "context": ({"text": "Cough.", "label": ""},),
+        "answer": "Perhaps.",
+        "decision": "maybe",
+        "group": first.group,
+        "meta": {"ward": 7},
+    }
+    assert (second.context, second.group) == ((Passage(text="One."), Passage(text="Two.")), "12")
+    assert (third.id, third.context) == ("own:x9", (Passage(text="A", label="RESULTS"),))
+    assert len(rejects) == 0
+
+
+def test_the_same_question_gets_the_same_group(tmp_path: Path) -> None:
+    rows = [{"question": "Is it flu?", "answer": "No."}, {"question": " is IT  flu?", "answer": "Yes."}]
+    first, second = user_files.read(json_lines(tmp_path / "a.jsonl", rows), Rejects())
+    assert first.group == second.group
+
+
+def test_csv_with_named_columns_and_lines_inside_fields(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(
+        '\ufeffnr,frage,antwort,urteil\n1,"Hilft\nes?",Ja.,yes\n\n2,,Nein.,no\n3,Wann?,,\n4,Wo?,Hier.,perhaps\n'
+        "1,Wer?,Du.,\n5,Zu,viel,hier,drin\n6,Warum?,Darum.,\n",
+        encoding="utf-8",
+    )
+    fields = {"id": "nr", "question": "frage", "answer": "antwort", "decision": "urteil"}
+    rejects = Rejects()
+    kept = list(user_files.read(path, rejects, fields=fields, source="klinik"))
+    assert [(example.id, example.decision) for example in kept] == [("klinik:1", "yes"), ("klinik:6", None)]
+    assert kept[0].question == "Hilft\nes?"
+    assert [(row["where"], row["reason"]) for row in rejects.rows()] == [
+        (f"{path}:9", "5 fields where the header has 4"),
+        (f"{path}:5", "no question"),
+        (f"{path}:6", "neither answer nor decision"),
+        (f"{path}:7", "unknown decision (not yes, no or maybe)"),
+        (f"{path}:8", "duplicate id"),
+    ]
+    assert set(rejects.counts()) == {"klinik"}
+
+
+def test_parquet_tsv_and_json(tmp_path: Path) -> None:
+    rows = [{"question": "Q1?", "answer": "A1.", "context": ["C"]}, {"question": "Q2?", "answer": None, "context": []}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    rejects = Rejects()
+    (from_parquet,) = user_files.read(tmp_path / "a.parquet", rejects)
+    assert [row["where"] for row in rejects.rows()] == [f"{tmp_path / 'a.parquet'}, row 2"]
+    (tmp_path / "a.json").write_text(json.dumps(rows), encoding="utf-8")
+    assert list(user_files.read(tmp_path / "a.json", Rejects())) == [from_parquet]
+    (tmp_path / "a.tsv").write_text("question\tanswer\tcontext\nQ1?\tA1.\tC\n", encoding="utf-8")
+    assert list(user_files.read(tmp_path / "a.tsv", Rejects())) == [from_parquet]
+
+
+def test_keys_of_databases_are_groups_and_years_are_numbers(tmp_path: Path) -> None:
+    rows = [
+        {"question": f"Q{n}?", "answer": "A.", "patient_id": key, "year": year}
+        for n, (key, year) in enumerate(((Decimal(1001), 2015.0), (Decimal(1001), None), (Decimal(1002), 1999.0)))
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    found = list(user_files.read(tmp_path / "a.parquet", Rejects()))
+    assert [example.group for example in found] == ["1001", "1001", "1002"]
+    assert [example.meta["year"] for example in found] == [2015, None, 1999]
+    (tmp_path / "a.csv").write_text("question,answer,year\nQ?,A.,2015\n", encoding="utf-8")
+    assert next(user_files.read(tmp_path / "a.csv", Rejects())).meta["year"] == 2015
+    keys = [b"p1", UUID(int=1), b"\xff\xfe", ["p1"]]
+    rejects = Rejects()
+    stream = ((f"row {n}", {"question": f"Q{n}?", "answer": "A.", "group": key}) for n, key in enumerate(keys))
+    assert [each.group for each in user_files.from_rows(stream, rejects)] == ["p1", str(UUID(int=1)), "fffe"]
+    assert [row["reason"] for row in rejects.rows()] == ["group is neither text nor a number"]
+
+
+def test_examples_written_by_meditune_come_back(tmp_path: Path) -> None:
+    example = Example(
+        id="pubmedqa:1",
+        source="pubmedqa",
+        question="Why?",
+        context=(Passage(text="T", label="L"),),
+        decision="no",
+        group="1",
+        meta={"year": 2011},
+    )
+    write_examples(tmp_path / "kept.jsonl", [example])
+    (back,) = user_files.read(tmp_path / "kept.jsonl", Rejects())
+    assert (back.id, back.context, back.group) == ("own:pubmedqa:1", example.context, "1")
+    assert back.meta == {"year": 2011, "source": "pubmedqa"}
+
+
+def test_columns_that_cannot_be_told_are_an_error(tmp_path: Path) -> None:
+    path = json_lines(tmp_path / "a.jsonl", [{"instruction": "Answer.", "input": "Flu?", "output": "No."}])
+    with pytest.raises(DataError, match="both 'instruction' and 'input' could be the question"):
+        list(user_files.read(path, Rejects()))
+    (chosen,) = user_files.read(path, Rejects(), fields={"question": "input"})
+    assert (chosen.question, chosen.answer, chosen.meta) == ("Flu?", "No.", {"instruction": "Answer."})
+    with pytest.raises(DataError, match=r"no column 'inputs' \(fields\.question\).*Did you mean 'input'\?"):
+        list(user_files.read(path, Rejects(), fields={"question": "inputs"}))
+    with pytest.raises(DataError, match=r"fields\.frage isn't a field"):
+        list(user_files.read(path, Rejects(), fields={"frage": "input"}))
+    with pytest.raises(DataError, match="no column for the question; there are 'q', 'a'"):
+        list(user_files.read(json_lines(tmp_path / "b.jsonl", [{"q": "Flu?", "a": "No."}]), Rejects()))
+    with pytest.raises(DataError, match="no column for the answer or decision"):
+        list(user_files.read(json_lines(tmp_path / "c.jsonl", [{"question": "Flu?"}]), Rejects()))
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gone\.jsonl: no such file"):
+        list(user_files.read(tmp_path / "gone.jsonl", Rejects()))
+    (tmp_path / "a.docx").write_text("", encoding="utf-8")
+    with pytest.raises(DataError, match=r"'\.docx' isn't a known format"):
+        list(user_files.read(tmp_path / "a.docx", Rejects()))
+    (tmp_path / "empty.csv").write_text("question,answer\n", encoding="utf-8")
+    with pytest.raises(DataError, match="no rows"):
+        list(user_files.read(tmp_path / "empty.csv", Rejects()))
+    (tmp_path / "quote.csv").write_text('question,answer\nQ,A\nQ,"A\nmore\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"quote\.csv, line 3: unexpected end of data"):
+        list(user_files.read(tmp_path / "quote.csv", Rejects()))
+    (tmp_path / "latin.csv").write_bytes("question,answer\nFieber?,Müde\n".encode("latin-1"))
+    with pytest.raises(DataError, match="not UTF-8"):
+        list(user_files.read(tmp_path / "latin.csv", Rejects()))
+    (tmp_path / "twice.csv").write_text("question,answer,answer\nQ,A,B\n", encoding="utf-8")
+    with pytest.raises(DataError, match="a column name comes twice"):
+        list(user_files.read(tmp_path / "twice.csv", Rejects()))
+    (tmp_path / "cut.jsonl").write_text('{"question": "Q", "answer": "A"}\n{"question', encoding="utf-8")
+    with pytest.raises(DataError, match=r"cut\.jsonl, line 2"):
+        list(user_files.read(tmp_path / "cut.jsonl", Rejects()))
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="not a readable Parquet file"):
+        list(user_files.read(tmp_path / "cut.parquet", Rejects()))
+
+
+def test_odd_contexts(tmp_path: Path) -> None:
+    rows = [
+        {"question": "1?", "answer": "A", "context": {"contexts": ["C1", "C2"], "labels": ["L1", "L2"]}},
+        {"question": "2?", "answer": "A", "context": None},
+        {"question": "3?", "answer": "A", "context": [3]},
+        {"question": "4?", "answer": "A", "context": {"what": 1}},
+    ]
+    rejects = Rejects()
+    first, second = user_files.read(json_lines(tmp_path / "a.jsonl", rows), rejects)
+    assert first.context == (Passage(text="C1", label="L1"), Passage(text="C2", label="L2"))
+    assert second.context == ()
+    assert sum(rejects.counts()["own"].values()) == 2
+
+
+def test_a_data_set_by_its_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets")
+    # `datasets` reads a folder of that name as it reads the hub, so this needs no network.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clinic" / "questions").mkdir(parents=True)
+    json_lines(tmp_path / "clinic" / "questions" / "train.jsonl", [{"question": "Flu?", "answer": "No.", "ward": 7}])
+    (example,) = user_files.read("clinic/questions", Rejects())
+    assert (example.id, example.meta) == ("own:clinic/questions-1", {"ward": 7})
+    with pytest.raises(DataError, match=r"clinic/questions: .* can't be read from the hub as split 'nowhere'"):
+        list(user_files.read("clinic/questions", Rejects(), split="nowhere"))
+
+
+def test_a_large_file_is_read_quickly(tmp_path: Path) -> None:
+    rows = [{"question": f"Q{n}?", "answer": "A" * 200} for n in range(20_000)]
+    path = json_lines(tmp_path / "a.jsonl", rows)
+    started = time.monotonic()
+    assert sum(1 for _ in user_files.read(path, Rejects())) == 20_000
+    assert time.monotonic() - started < 20
+
+
+def test_rows_are_counted_and_written(tmp_path: Path) -> None:
+    rejects = Rejects()
+    rejects.add("own", "a.csv:3", "no question", {"question": "", "answer": "Käse"})
+    rejects.add("own", "a.csv:9", "no question", {"answer": "x" * 2000})
+    rejects.count_only("medquad", "no answer", 31)
+    rejects.count_only("medquad", "never", 0)
+
+    assert rejects.counts() == {"medquad": {"no answer": 31}, "own": {"no question": 2}}
+    assert len(rejects) == 33
+    assert rejects.write(tmp_path / "rejects.jsonl") == 2
+    lines = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert lines[0] == {
+        "source": "own",
+        "where": "a.csv:3",
+        "reason": "no question",
+        "row": '{"question": "", "answer": "Käse"}',
+    }
+    assert len(lines[1]["row"]) == 500
+
+
+def test_rows_can_be_added_after_writing(tmp_path: Path) -> None:
+    rejects = Rejects()
+    rejects.add("own", "1", "bad", "a")
+    assert rejects.write(tmp_path / "r.jsonl") == 1
+    rejects.add("own", "2", "bad", "b")
+    assert [row["where"] for row in rejects.rows()] == ["1", "2"]
+
+
+def test_many_rows_take_little_memory() -> None:
+    rejects = Rejects()
+    tracemalloc.start()
+    for number in range(20_000):
+        rejects.add("own", f"file:{number}", "no question", "x" * 500)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4_000_000  # the rows are 12 MB
+    assert len(list(rejects.rows())) == 20_000

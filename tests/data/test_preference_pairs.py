@@ -1,0 +1,576 @@
+"""Each corruption changes one thing and leaves the rest of the answer alone.
+
+MedQuAD's judged answers: joined with LiveQA's questions as their publisher laid them out.
+
+A run's pairs: what a file may hold, what is refused and where, and that nothing measured is trained on.
+
+Rated answers: which two make a pair, which don't, and that nothing is left out uncounted.
+
+Of several answers the most and the least faithful make a pair; what makes none is counted.
+"""
+
+import csv
+import json
+import os
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from meditune.config.recipe import Recipe
+from meditune.config.training_options import PreferenceSpec, SampledSpec
+from meditune.data.example import Example, Passage
+from meditune.data.leakage import record
+from meditune.data.preference import rated_answers
+from meditune.data.preference.pairs import build, corrupt
+from meditune.data.preference.prepare_pairs import (
+    judged,
+    paired,
+    prepare_pairs,
+    stored_pairs,
+    usable,
+    with_training_pairs,
+)
+from meditune.data.read_sources import is_restricted
+from meditune.data.readers.tables import Rejects
+from meditune.data.splits import Splits, question_key
+from meditune.errors import DataError
+from meditune.evidence.words import OPPOSITE
+from tests.commands import jsonl, read_rows
+from tests.data import layouts
+
+
+def example(answer, number=0, context="Pain fell in 47 of 120 adults."):
+    return Example(
+        id=f"test:{number}",
+        source="test",
+        question=f"Does drug {number} help?",
+        context=(Passage(text=context),),
+        answer=answer,
+        group=f"g{number}",
+    )
+
+
+def corrupted(kind, answer, seed=0, **changes):
+    others = [example("Exercise is safe.", 1), example("Sleep helps.", 2)]
+    return corrupt(kind, example(answer, **changes), others, random.Random(seed))
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "expected"),
+    [
+        ("number", "Pain fell in 30 adults.", {"Pain fell in 47 adults.", "Pain fell in 120 adults."}),
+        ("number", "The risk was 1,200 times 0.5.", {"The risk was 47 times 0.5.", "The risk was 120 times 0.5."}),
+        ("number", "COX-2 and p53 are no numbers.", {None}),
+        ("negation", "The drug does not help.", {"The drug does help."}),
+        ("negation", "It doesn't help.", {"It does help."}),
+        ("negation", "It cannot and it can't help.", {"It can and it can't help.", "It cannot and it can help."}),
+        ("negation", "No benefit was seen.", {"Some benefit was seen."}),
+        ("negation", "The drug is safe.", {"The drug is not safe."}),
+        ("negation", "It can help.", {"It cannot help."}),
+        ("negation", "Exercise helps.", {None}),
+        ("direction", "Higher dose, better sleep.", {"Lower dose, better sleep.", "Higher dose, worse sleep."}),
+        ("direction", "Sleep was measured.", {None}),
+        ("other", "The drug is safe.", {"Exercise is safe.", "Sleep helps."}),
+    ],
+)  # fmt: skip
+def test_what_is_changed(kind, answer, expected):
+    found = {corrupted(kind, answer, seed) for seed in range(20)}
+    if "1,200" in answer:
+        found = {text for text in found if text.endswith("0.5.")}
+    assert found == expected
+
+
+def test_a_lone_number_is_multiplied_and_keeps_its_decimals():
+    found = {corrupted("number", "It cost 0.50 a day.", seed, context="None.") for seed in range(20)}
+    assert found == {"It cost 1.00 a day.", "It cost 1.50 a day."}
+
+
+def test_another_answer_says_something_else_and_is_of_another_group():
+    same = [example("The drug is SAFE.", 1), example("Sleep helps.", 0)]
+    assert corrupt("other", example("The drug is safe."), same, random.Random(0)) is None
+
+
+def test_every_direction_has_one_opposite():
+    assert all(OPPOSITE[other] == word and other != word for word, other in OPPOSITE.items())
+
+
+ANSWERS = ["The drug is not safe in 30 adults.", "Pain was higher.", "Exercise helps.", "", "Sleep is better in 12."]
+
+
+def test_pairs_are_seeded_and_their_kinds_even():
+    many = [example(f"{ANSWERS[n % 5]} {'abcde'[n % 5]}" if ANSWERS[n % 5] else "", n) for n in range(50)]
+    pairs, barren = build(many, PreferenceSpec(), seed=1)
+    assert (pairs, barren) == build(many, PreferenceSpec(), seed=1)
+    assert pairs != build(many, PreferenceSpec(), seed=2)[0]
+    assert barren == 0
+    assert len(pairs) == 40
+    assert len({pair.id for pair in pairs}) == 40
+    counts = Counter(pair.kind for pair in pairs)
+    assert set(counts) == {"number", "negation", "direction", "other"}
+    assert min(counts.values()) >= 8
+    assert all(pair.chosen != pair.rejected for pair in pairs)
+    twice, _ = build(many, PreferenceSpec(per_example=2), seed=1)
+    assert len(twice) > 60
+    assert max(Counter((pair.question, pair.kind) for pair in twice).values()) == 1
+    only, barren = build(many, PreferenceSpec(corruptions=["number"]), seed=1)
+    assert {pair.kind for pair in only} == {"number"}
+    assert barren == 20
+
+
+def pair_rows(count, **changes):
+    return [
+        {
+            "question": f"Does own treatment {number // 2} help?",
+            "context": f"We gave own treatment {number // 2} to 120 adults.",
+            "chosen": f"Own treatment {number // 2} helps, said expert {number}.",
+            "rejected": f"Own treatment {number // 2} harms, said expert {number}.",
+        }
+        | changes
+        for number in range(count)
+    ]
+
+
+def splits(*test):
+    made = [example(f"Drug {n} is safe.", n) for n in range(12)]
+    return Splits(made[:6], made[6:8], [*made[8:], *test], "test-set")
+
+
+def recipe(**preference):
+    return Recipe.model_validate({"name": "r", "train": {"objective": "dpo", "preference": preference}})
+
+
+def test_a_file_is_parted_by_question_and_nothing_measured_is_trained_on(tmp_path, capsys):
+    rows = pair_rows(40)
+    rows += [rows[0] | {"question": "Does DRUG 9 help??"}, rows[1] | {"rejected": ""}]
+    path = jsonl(tmp_path / "pairs.jsonl", rows)
+    made = prepare_pairs(recipe(path=str(path)), splits(), "hash", tmp_path / "run")
+    assert len(made.train) + len(made.held_out) == 40
+    assert 4 <= len(made.held_out) <= 12
+    assert not {pair.question for pair in made.train} & {pair.question for pair in made.held_out}
+    assert "about a question of the development or test set" in capsys.readouterr().err
+    (refused,) = read_rows(tmp_path / "run" / "pairs" / "rejected.jsonl")
+    assert (refused["where"], refused["reason"]) == (f"{path}:42", "no rejected answer (or one that isn't text)")
+    assert stored_pairs(tmp_path / "run") == made
+    path.unlink()
+    assert prepare_pairs(recipe(path=str(path)), splits(), "hash", tmp_path / "run") == made
+    with pytest.raises(DataError, match="no such file"):
+        prepare_pairs(recipe(path=str(path), held_out_share=0.5), splits(), "hash", tmp_path / "run")
+
+
+def test_pairs_with_an_answer_that_is_measured_on_are_left_out(tmp_path):
+    rows = pair_rows(20)
+    rows[0] |= {"chosen": "Drug 9 is SAFE"}
+    rows[1] |= {"rejected": "Drug 6 is safe."}
+    path = jsonl(tmp_path / "pairs.jsonl", rows)
+    made = prepare_pairs(recipe(path=str(path)), splits(), "hash", tmp_path / "run")
+    assert len(made.train) + len(made.held_out) == 18
+    assert made.facts["left_out"] == {"with an answer of the development or test set": 2}
+
+
+def test_pairs_near_to_what_is_measured_are_left_out(tmp_path):
+    measured = example("Drug 30 is safe.", 30)
+    rows = pair_rows(20)
+    rows[0] |= {"group": measured.group, "source": measured.source}
+    rows[1] |= {"context": measured.context[0].text * 3}
+    test = measured.model_copy(update={"context": (Passage(text=measured.context[0].text * 3),)})
+    path = jsonl(tmp_path / "pairs.jsonl", rows)
+    made = prepare_pairs(recipe(path=str(path)), splits(test), "hash", tmp_path / "run")
+    left = made.facts["left_out"]
+    assert left == {"too near to a question, context or group of the development or test set": 2}
+
+
+def test_identifiers_in_a_files_pairs_become_what_the_recipe_says(tmp_path, capsys):
+    rows = pair_rows(20)
+    rows[3] |= {"chosen": "Ms. Iwona Zelazny (MRN: 4471123) improved."}
+    rows[5] |= {"chosen": "", "rejected": "Seen with Ms. Iwona Zelazny on 3/14/2012."}
+    path = jsonl(tmp_path / "pairs.jsonl", rows)
+
+    def made(action):
+        settings = {"objective": "dpo", "preference": {"path": str(path)}}
+        asked = Recipe.model_validate({"name": "r", "data": {"phi": {"action": action}}, "train": settings})
+        return prepare_pairs(asked, splits(), "hash", tmp_path / action)
+
+    pairs = made("mask")
+    assert "Ms. [NAME] (MRN: [ID]) improved." in {pair.chosen for pair in (*pairs.train, *pairs.held_out)}
+    assert "Zelazny" not in "".join(file.read_text() for file in (tmp_path / "mask" / "pairs").iterdir())
+    assert pairs.facts["phi"]["sources"]["pairs"]["with_identifiers"] == 1
+    with pytest.raises(DataError, match="action is refuse"):
+        made("refuse")
+    made("report")
+    assert "WARNING: pairs: 1 of 19 examples hold identifiers" in capsys.readouterr().err
+
+
+def test_pairs_of_restricted_questions_stay_restricted(tmp_path):
+    secret = example("Drug 40 is safe.", 40).model_copy(update={"meta": {"restricted": True}})
+    made = prepare_pairs(
+        recipe(), Splits([secret, *splits().train], [], splits().test, "t"), "hash", tmp_path / "built"
+    )
+    assert {is_restricted(pair.example()) for pair in made.train if pair.id.startswith(secret.id)} == {True}
+    path = jsonl(tmp_path / "pairs.jsonl", pair_rows(20, restricted="yes", source="clinic"))
+    read = prepare_pairs(recipe(path=str(path)), splits(), "hash", tmp_path / "read")
+    assert record([pair.example() for pair in read.train])["unlisted"] == len(read.train)
+
+
+def test_automatic_pairs_to_measure_on_come_from_the_examples_that_are_measured(tmp_path):
+    parts = splits()
+    made = prepare_pairs(recipe(), parts, "hash", tmp_path)
+    for pairs, examples in ((made.train, parts.train), (made.held_out, parts.test)):
+        assert {pair.question for pair in pairs} == {each.question for each in examples}
+        answers = {each.answer for each in examples}
+        assert all(pair.rejected in answers for pair in pairs if pair.kind == "other")
+    assert sum(made.facts["train"].values()) == len(made.train) == 6
+    trained = {question_key(pair.question) for pair in made.train}
+    assert not trained & {question_key(each.question) for each in (*parts.dev, *parts.test)}
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "json"])
+def test_formats_and_columns_with_other_names(tmp_path, ending):
+    rows = [{"Prompt": "Does it help?", "good": "Yes, it does.", "REJECTED": "No.", "note": 3}]
+    path = tmp_path / f"pairs.{ending}"
+    if ending == "csv":
+        path.write_text('Prompt,good,REJECTED,note\nDoes it help?,"Yes, it does.",No.,3\n', encoding="utf-8")
+    elif ending == "json":
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    else:
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    (pair,) = rated_answers.read_given_pairs(path, recipe(fields={"chosen": "good"}), Rejects())
+    assert (pair.question, pair.chosen, pair.rejected, pair.kind) == ("Does it help?", "Yes, it does.", "No.", "own")
+
+
+GOOD = json.dumps(pair_rows(1)[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", r"no rows"),
+        (f"{GOOD}\n{{broken\n", r"pairs\.jsonl, line 2: not valid JSON"),
+        (f"{GOOD}\n[1]\n", r"pairs\.jsonl, line 2: expected a JSON object"),
+        ('{"question": "Why?", "chosen": "So."}\n', r"pairs\.jsonl:1: no column for the rejected; there are"),
+        ('\n{"question": "Why?", "chosen": "So.", "rejected": " So. "}\n', r"pairs\.jsonl:2: chosen and rejected are"),
+        ('{"question": "Why?", "chosen": [{"role": "user"}], "rejected": "x"}\n', r"pairs\.jsonl:1: no chosen answer"),
+        (f"{GOOD}\n", r"1 usable pairs give"),
+    ],
+)  # fmt: skip
+def test_bad_files_say_where(tmp_path, text, told):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=told):
+        prepare_pairs(recipe(path=str(path)), splits(), "hash", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_answers_that_allow_no_corruption_are_an_error_that_says_what_to_do(tmp_path):
+    with pytest.raises(DataError, match=r"corrupted by number.*train\.preference\.path"):
+        prepare_pairs(
+            recipe(corruptions=["number"]),
+            Splits([example("Safe.")], [example("Safe.", 1)], [example("Safe.", 2)], "t"),
+            "hash",
+            tmp_path,
+        )
+
+
+REAL = Path(os.environ.get("MEDITUNE_DATA", "nowhere"))
+
+
+def published(text):
+    """An answer as it is published: with its own question and address, and a bracket too many."""
+    return f"Question: What is it ? (Also called: that)\nURL: https://x\nAnswer: {text}) \n"
+
+
+def judged_set(folder, lines, answers):
+    folder.mkdir()
+    with (folder / "All-2-Answers-retrieved-from-MedQuAD.csv").open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([("AnswerID", "Answer"), *answers.items()])
+    (folder / "qrels-odd-questions.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def liveqa(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDITUNE_DATA", str(tmp_path / "data"))
+    layouts.liveqa(tmp_path / "data" / "liveqa")
+
+
+@pytest.mark.usefixtures("liveqa")
+def test_judgments_are_joined_with_questions_and_answers(tmp_path):
+    answers = {"A_Sec1.txt": published("It is rare (very)."), "A_Sec2.txt": published("Rest."), "A_Sec3.txt": "Rest."}
+    lines = ["1 4-Excellent A_Sec1.txt", "1 1-Incorrect A_Sec2.txt", "1 3-Incomplete A_Sec9.txt",
+             "900 3-Incomplete A_Sec1.txt", "1 good A_Sec2.txt"]  # fmt: skip
+    rejects = Rejects()
+    (pair,) = rated_answers.read_given_pairs(judged_set(tmp_path / "judged", lines, answers), recipe(), rejects)
+    assert (pair.chosen, pair.rejected) == ("It is rare (very).", "Rest.")
+    assert pair.id == "pairs:TQ1/A_Sec1.txt>TQ1/A_Sec2.txt"
+    assert rejects.counts()["pairs"] == {
+        "unknown question or answer": 2,
+        "neither question, judgment and answer": 1,
+        "no AnswerID, or an Answer that isn't Question, URL and Answer": 1,
+    }
+    assert [row["where"].rpartition("/")[2] for row in rejects.rows()][1:] == [
+        f"qrels-odd-questions.txt:{number}" for number in (3, 4, 5)
+    ]
+
+
+def test_another_folder_is_refused(tmp_path, liveqa):
+    with pytest.raises(DataError, match=r"no \*Answers\*\.csv in it\. Name a file of pairs or of rated answers"):
+        rated_answers.read_given_pairs(tmp_path, recipe(), Rejects())
+
+
+@pytest.mark.skipif(not (REAL / "medquad-judged").is_dir(), reason="needs MEDITUNE_DATA with medquad-judged")
+def test_the_real_judgments():
+    rejects = Rejects()
+    asked = Recipe.model_validate(
+        {"name": "r", "train": {"objective": "dpo", "preference": {"rated": {"per_question": 10_000}}}}
+    )
+    pairs = rated_answers.read_given_pairs(REAL / "medquad-judged", asked, rejects)
+    assert len(pairs) == 5693
+    assert len({pair.question for pair in pairs}) == 47
+    assert rejects.counts()["pairs"] == {
+        "answers rated too close to all others of their question (rated.margin)": 100,
+        "further ratings of the same answer, averaged with its first": 93,
+    }
+    assert not list(rejects.rows())
+
+
+def rated(question, *ratings, **more):
+    """Rows about one question, whose answers are called after their ratings."""
+    return [
+        {"question": question, "answer": f"{question} {number}: {rating}.", "rating": rating} | more
+        for number, rating in enumerate(ratings)
+    ]
+
+
+def pairs_of(tmp_path, rows, seed=17, fields=None, **options):
+    """(pairs, how many were left out for each reason)."""
+    path = jsonl(tmp_path / "ratings.jsonl", rows)
+    rejects = Rejects()
+    asked = recipe(rated=options, fields=fields or {}).model_copy(update={"seed": seed})
+    return rated_answers.read_given_pairs(path, asked, rejects), rejects.counts().get("pairs", {})
+
+
+def scores(pairs):
+    return sorted((float(pair.chosen.split()[-1][:-1]), float(pair.rejected.split()[-1][:-1])) for pair in pairs)
+
+
+@pytest.mark.parametrize(
+    ("ratings", "margin", "expected"),
+    [
+        ((1, 4), 1, [(4, 1)]),
+        ((2, 2), 1, []),
+        ((4, 3.5), 1, []),
+        ((4, 3.5), 0.5, [(4, 3.5)]),
+        ((1, 2, 3), 1, [(2, 1), (3, 1), (3, 2)]),
+        ((1, 2, 3), 2, [(3, 1)]),
+        ((3, 1, 1), 1, [(3, 1), (3, 1)]),
+        ((0.1, 0.3), 0.2, [(0.3, 0.1)]),
+    ],
+)  # fmt: skip
+def test_the_higher_rated_is_preferred_where_they_are_far_enough_apart(tmp_path, ratings, margin, expected):
+    rows = rated("Q?", *ratings) + rated("Other?", 1, 100)
+    pairs, _ = pairs_of(tmp_path, rows, margin=margin)
+    assert scores(pair for pair in pairs if pair.question == "Q?") == expected
+    assert {pair.kind for pair in pairs} == {"rated"}
+
+
+def test_only_answers_to_the_same_question_context_and_group_are_compared(tmp_path):
+    rows = rated("Does it HELP?", 1) + rated("does it help", 3)
+    rows += rated("Which?", 1, context="In adults.") + rated("Which?", 3, context="In children.")
+    rows += rated("Why?", 1, group="a") + rated("Why?", 3, group="b")
+    pairs, left_out = pairs_of(tmp_path, rows)
+    assert [(pair.question, pair.chosen, pair.rejected) for pair in pairs] == [
+        ("does it help", "does it help 0: 3.", "Does it HELP? 0: 1.")
+    ]
+    assert left_out == {"answers without another to the same question, context and group": 4}
+
+
+def test_an_answer_rated_twice_has_the_mean_of_its_ratings(tmp_path):
+    rows = [{"answer_id": name, "question": "Q?", "answer": f"{name}!", "rating": r} for name, r in
+            (("a", 1), ("a", 4), ("b", 3), ("c", 1.4))]  # fmt: skip
+    pairs, left_out = pairs_of(tmp_path, rows)
+    assert [(pair.id, pair.chosen, pair.rejected) for pair in pairs] == [
+        ("pairs:a>c", "a!", "c!"),
+        ("pairs:b>c", "b!", "c!"),
+    ]
+    assert left_out == {"further ratings of the same answer, averaged with its first": 1}
+
+
+def test_a_questions_pairs_are_a_seeded_choice_and_the_rest_is_counted(tmp_path):
+    rows = rated("Q?", *range(8)) + rated("R?", 1, 2)
+    pairs, left_out = pairs_of(tmp_path, rows, per_question=5)
+    assert Counter(pair.question for pair in pairs) == {"Q?": 5, "R?": 1}
+    assert left_out == {"pairs beyond rated.per_question": 28 - 5}
+    assert pairs == pairs_of(tmp_path, rows, per_question=5)[0]
+    others = [pairs_of(tmp_path, rows, seed, per_question=5)[0] for seed in range(40)]
+    every, _ = pairs_of(tmp_path, rows, per_question=99)
+    assert len(every) == 29
+    assert {pair.id for each in others for pair in each} == {pair.id for pair in every}
+
+
+def test_what_cant_be_used_is_counted_with_its_reason(tmp_path):
+    rows = [
+        *rated("Q?", 1, 1.5, 1.2),
+        *rated("R?", 1, 3, 2.5),
+        {"question": "Q?", "answer": "No number.", "rating": "good"},
+        {"question": "Q?", "answer": "Not finite.", "rating": "nan"},
+        {"question": "Q?", "answer": "", "rating": 1},
+        {"question": "", "answer": "What?", "rating": 1},
+        {"question": "Q?", "answer": "One.", "rating": 1, "id": "one"},
+        {"question": "Q?", "answer": "Two.", "rating": 1, "id": "one"},
+    ]
+    pairs, left_out = pairs_of(tmp_path, rows)
+    assert len(pairs) == 2
+    assert left_out == {
+        "answers rated too close to all others of their question (rated.margin)": 4,
+        "no rating (or one that isn't a number)": 2,
+        "no answer (or one that isn't text)": 1,
+        "no question": 1,
+        "id of another answer": 1,
+    }
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "parquet", "json"])
+def test_rated_answers_in_other_formats_and_columns(tmp_path, ending):
+    rows = [
+        {"question_id": 7, "Query": "Why?", "text": "So.", "SCORE": "4"},
+        {"question_id": 7, "Query": "Why?", "text": "No.", "SCORE": "1"},
+    ]
+    path = tmp_path / f"ratings.{ending}"
+    if ending == "json":
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    elif ending == "parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        mark = "," if ending == "csv" else "\t"
+        path.write_text("\n".join(mark.join(map(str, line)) for line in (rows[0], *(row.values() for row in rows))))
+    (pair,) = rated_answers.read_given_pairs(path, recipe(fields={"answer": "text"}), Rejects())
+    assert (pair.question, pair.chosen, pair.rejected, pair.group) == ("Why?", "So.", "No.", "7")
+
+
+def test_a_file_with_both_is_one_of_pairs(tmp_path):
+    row = {"question": "Q?", "chosen": "A.", "rejected": "B.", "answer": "C.", "rating": 3}
+    pairs, _ = pairs_of(tmp_path, [row])
+    assert [(pair.chosen, pair.kind) for pair in pairs] == [("A.", "own")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "fields", "told"),
+    [
+        ([{"question": "Q?", "answer": "A."}], {}, r"ratings\.jsonl:1: neither pairs .*'question', 'answer'"),
+        ([{"question": "Q?", "rating": 1}], {}, r"no column for the answer"),
+        ([{"answer": "Q?", "rating": 1}], {}, r"no column for the question"),
+        ([{"question": "Q?", "answer": "A.", "rank": 1}], {"rating": "rnak"}, r"Did you mean 'rank'"),
+        (rated("Q?", 1, 1), {}, r"no pair can be made of it \(2 answers rated too close"),
+        (rated("Q?", "low", 1), {}, r"1 no rating .* The first refused row, .*ratings\.jsonl:1: no rating"),
+        (rated("Q?", 1, 4), {}, r"1 usable pairs give"),
+    ],
+)  # fmt: skip
+def test_bad_files_say_what_to_do(tmp_path, rows, fields, told):
+    path = jsonl(tmp_path / "ratings.jsonl", rows)
+    with pytest.raises(DataError, match=told):
+        prepare_pairs(recipe(path=str(path), fields=fields), splits(), "hash", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_keeps_questions_apart_and_leaves_out_what_it_measures(tmp_path):
+    rows = [row for number in range(30) for row in rated(f"Own question {number}?", 1, 2, 4)]
+    path = jsonl(tmp_path / "ratings.jsonl", rows + rated("Does drug 9 help?", 1, 4))
+    made = prepare_pairs(recipe(path=str(path), rated={"per_question": 2}), splits(), "hash", tmp_path / "run")
+    assert made.facts["train"] == {"rated": len(made.train)}
+    assert len(made.train) + len(made.held_out) == 60
+    assert not {pair.question for pair in made.train} & {pair.question for pair in made.held_out}
+    assert made.facts["left_out"] == {
+        "pairs beyond rated.per_question": 30,
+        "about a question of the development or test set": 1,
+    }
+
+
+ONE = example("Pain fell.", 1)
+
+
+def rows(*texts, of=ONE):
+    return [judged(of, text, ended=True) for text in texts]
+
+
+def test_the_most_and_the_least_faithful_make_a_pair():
+    texts = (
+        "Pain rose in 9 adults.",
+        "Pain fell in 47 adults.",
+        "Bananas and pears cure 8 very common colds.",
+        "Pain fell in 47 of 120.",
+    )
+    rejects = Rejects()
+    (pair,) = paired([ONE], rows(*texts), SampledSpec(), rejects)
+    assert (pair.chosen, pair.rejected) == ("Pain fell in 47 adults.", "Bananas and pears cure 8 very common colds.")
+    assert (pair.id, pair.kind, pair.question, pair.context, pair.group) == (
+        "test:1/sampled", "sampled", ONE.question, ONE.context, ONE.group,
+    )  # fmt: skip
+    assert len(rejects) == 0
+
+
+def test_an_answer_that_was_broken_off_ends_with_its_last_whole_sentence():
+    assert judged(ONE, " Pain fell. In 47 of 120 ad", ended=False)["text"] == "Pain fell."
+    assert judged(ONE, " Pain fell. In 47 of 120 ad", ended=True)["text"] == "Pain fell. In 47 of 120 ad"
+    assert judged(ONE, "Pain fell in 47", ended=False)["text"] == ""
+
+
+def test_what_makes_no_pair_is_counted():
+    alike, none = example("Pain fell.", 2), example("Pain fell.", 3)
+    answers = (
+        rows("Pain fell.", "Pain fell in 47.", of=alike)
+        + rows("", "", of=none)
+        + rows("Pain fell.", "Pain rose in 9 adults.")
+    )
+    rejects = Rejects()
+    pairs = paired([ONE, alike, none], answers, SampledSpec(margin=0.5), rejects)
+    assert [pair.id for pair in pairs] == ["test:1/sampled"]
+    assert rejects.counts()["pairs"] == {
+        "answers of the model without a whole sentence": 2,
+        "examples whose answers are too equally faithful (sampled.margin)": 1,
+        "examples without a whole answer of the model": 1,
+    }
+    written = rows("Pain fell.", "Pain rose.")
+    margin = written[0]["score"] - written[1]["score"]
+    assert len(paired([ONE], written, SampledSpec(margin=margin), Rejects())) == 1
+    assert not paired([ONE], written, SampledSpec(margin=margin + 0.01), Rejects())
+
+
+def test_what_the_sources_do_not_bear_out_is_kept_with_an_answer():
+    found = judged(ONE, "Pain rose in 9 adults.", ended=True)
+    assert found["kinds"] == ["direction", "number"]
+    assert found["score"] < judged(ONE, "Pain fell in 47 adults.", ended=True)["score"]
+
+
+def test_pairs_to_train_on_come_later_and_those_to_measure_on_are_corruptions(tmp_path, capsys):
+    asked, parts = recipe(source="sampled"), splits()
+    made = prepare_pairs(asked, parts, "hash", tmp_path)
+    assert made.train == []
+    corrupted = prepare_pairs(recipe(), parts, "hash", tmp_path / "corrupted")
+    assert made.held_out == corrupted.held_out
+    assert "0 to train on (not written yet)" in capsys.readouterr().err
+    train = paired(parts.train, rows("Pain fell.", "Colds.", of=parts.train[0]), SampledSpec(), Rejects())
+    rejects = Rejects()
+    rejects.count_only("pairs", "why", 5)
+    filled = with_training_pairs(tmp_path, train, rejects)
+    assert filled == stored_pairs(tmp_path) == prepare_pairs(asked, parts, "hash", tmp_path)
+    assert (filled.train, filled.held_out) == (train, made.held_out)
+    assert (filled.facts["train"], filled.facts["left_out"]) == ({"sampled": 1}, {"why": 5})
+
+
+def test_a_file_takes_the_place_of_the_source(tmp_path):
+    with pytest.raises(DataError, match=r"none\.jsonl: no such file"):
+        prepare_pairs(recipe(source="sampled", path="none.jsonl"), splits(), "hash", tmp_path)
+
+
+def test_without_sources_it_is_refused_before_a_model_is_loaded(tmp_path):
+    bare = [example("Drug helps.", number).model_copy(update={"context": ()}) for number in range(9)]
+    assert not usable(bare)
+    with pytest.raises(DataError, match=r"none of the 3 training examples has a context\. Take source corrupted"):
+        prepare_pairs(recipe(source="sampled"), Splits(bare[:3], bare[3:6], bare[6:], "t"), "hash", tmp_path)

@@ -1,0 +1,159 @@
+"""A job has one last piece, whatever is told of it afterwards.
+
+Text that comes token by token is the text of all tokens, and nothing that ends it is shown.
+
+A model is opened by its folder; what can't be opened is said.
+
+Packages that only some engines need.
+"""
+
+import subprocess
+import sys
+
+import pytest
+
+from meditune.config.data_options import PromptFormat
+from meditune.engines.engine import Job
+from meditune.engines.exported_model import outdated, weights_digest
+from meditune.engines.open_engine import open_engine
+from meditune.engines.scheduler import Answer
+from meditune.engines.tokenizer import Wording
+from meditune.errors import ModelError
+from meditune.files import write_json
+from meditune.prompts import save_format
+from tests import tiny
+from tests.engines.asking import ask, tokens
+
+
+def test_nothing_comes_after_the_last_piece():
+    pieces = []
+    answer = Answer(Job([5], 1), pieces.append, tiny.tokenizer())
+    for token in (30, 40, 50):
+        answer.take(token)
+    answer.end()
+    answer.fail(RuntimeError())
+    assert [piece.finish for piece in pieces] == ["length"]
+
+
+SAID = "Ärzte sagen: β-Blocker helfen 😀, 高血压 too. It’s naïve."
+
+
+def pieces(ids, prompt, stop=()):
+    wording = Wording(tiny.tokenizer(), prompt, stop)
+    found = []
+    for token in ids:
+        found.append(wording.add(token))
+        if wording.stopped:
+            return found
+    return [*found, wording.rest()]
+
+
+def test_characters_of_several_tokens_come_whole():
+    tokenizer = tiny.tokenizer()
+    ids = tokenizer(SAID)["input_ids"]
+    found = pieces(ids, tokenizer("Question: why?")["input_ids"])
+    assert "".join(found) == SAID
+    assert not any("\ufffd" in piece for piece in found)
+    assert sum(map(bool, found)) > 20, "it doesn't come piece by piece"
+
+
+def test_half_a_character_at_the_end_is_left_out():
+    tokenizer = tiny.tokenizer()
+    ids = tokenizer("yes 😀")["input_ids"]
+    assert "".join(pieces(ids[:-1], [5])) == "yes "
+
+
+@pytest.mark.parametrize("broken", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("said", ["é", "血", "😀", "é yes 血"])
+def test_a_character_after_bytes_that_are_none_isnt_lost(broken, said):
+    tokenizer = tiny.tokenizer()
+    half = tokenizer("😀")["input_ids"][0]
+    ids = [
+        *tokenizer("no ")["input_ids"],
+        *[half] * broken,
+        *tokenizer(said)["input_ids"],
+        *tokenizer("!")["input_ids"],
+    ]
+    assert "".join(pieces(ids, [5])) == tokenizer.decode(ids) == "no " + "\ufffd" * broken + said + "!"
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        (("😀",), "Ärzte sagen: β-Blocker helfen "),
+        (("too. Not", "naïve"), "Ärzte sagen: β-Blocker helfen 😀, 高血压 too. It’s "),
+        (("e sa", "Ärzte sagen!"), "Ärzt"),
+        (("", "not there"), SAID),
+        ((SAID[-3:] + "!",), SAID),
+    ],
+)
+def test_a_text_that_ends_the_answer_is_not_part_of_it(stop, expected):
+    ids = tiny.tokenizer()(SAID)["input_ids"]
+    assert "".join(pieces(ids, [5], stop)) == expected
+
+
+def test_special_tokens_are_no_text():
+    tokenizer = tiny.tokenizer()
+    ids = tokenizer("yes")["input_ids"]
+    assert "".join(pieces([0, *ids, 0], [0])) == "yes"
+
+
+def test_a_model_s_folder_opens_with_transformers(tmp_path):
+    engine = open_engine(str(tiny.save(tmp_path / "model")))
+    assert engine.name.startswith("transformers ")
+    assert engine.context_tokens == 1024
+    assert len(tokens(ask(engine, Job([5, 6], 3)))) <= 3
+    engine.close()
+
+
+def test_an_unknown_engine_gets_a_near_name(tmp_path):
+    with pytest.raises(ModelError, match="Did you mean transformers"):
+        open_engine(str(tmp_path), "transformer")
+
+
+@pytest.fixture
+def exported_run(tmp_path):
+    """A model with what looks like its export for an engine that is always "installed"."""
+    pytest.importorskip("xllamacpp")
+    place = tiny.save(tmp_path / "model")
+    folder = place / "export" / "gguf"
+    folder.mkdir(parents=True)
+    facts = {"kind": "gguf", "engine": "llamacpp", "weights": "Q8_0", "stop_tokens": [1], "context_tokens": 9}
+    facts |= {"sha256": {}}
+    write_json(folder / "export.json", facts | {"made_from": {"sha256": weights_digest(place)}})
+    return place, folder
+
+
+def test_an_export_of_what_the_model_was_before_is_not_opened(exported_run, caplog):
+    place, folder = exported_run
+    assert outdated(folder, place) == ""
+    made = tiny.model("llama")
+    made.get_input_embeddings().weight.data += 0.1
+    made.save_pretrained(place)
+    engine = open_engine(str(place))
+    engine.close()
+    assert engine.name.startswith("transformers ")
+    assert f"was made from other weights than {place} has now" in caplog.text
+    with pytest.raises(ModelError, match=f"meditune export {place} --to gguf"):
+        open_engine(str(place), "llamacpp")
+
+
+def test_an_export_with_another_prompt_format_is_not_opened(exported_run):
+    place, folder = exported_run
+    save_format(PromptFormat(answer_cue="Say:"), place)
+    with pytest.raises(ModelError, match="another prompt format"):
+        open_engine(str(place), "llamacpp")
+    save_format(PromptFormat(answer_cue="Say:"), folder)
+    assert outdated(folder, place) == ""
+
+
+def test_openvino_reports_nothing_to_anybody():
+    pytest.importorskip("openvino")
+    code = (
+        "from meditune.engines.exported_model import package\n"
+        "package('openvino', 'openvino.tools.ovc')\n"
+        "from openvino.tools.ovc import telemetry_utils\n"
+        "print(telemetry_utils.tm.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("telemetry_stub")

@@ -1,0 +1,259 @@
+"""The faster product gives what the plain one gives, and lets go of the model afterwards.
+
+Virtual tokens: ours, with shared prompts, padding and a cache, equal peft's own on single rows.
+
+Shared prompts must give what separate rows give, on every architecture.
+"""
+
+import pytest
+import torch
+
+from meditune.config.data_options import PromptFormat
+from meditune.data.example import Example, Passage
+from meditune.evaluate.evaluator import generate
+from meditune.models import inference
+from meditune.models.forward import add_prefix, add_prompt, predict
+from meditune.models.hidden_state_cache import FrozenLayers
+from meditune.models.inference import BLOCK
+from meditune.models.load import LoadedModel
+from meditune.models.shared_prefix_batch import PROMPT, by_length, collate, join, rows_of, with_prompt
+from tests import tiny
+
+NEEDS_ONEDNN = pytest.mark.skipif(not inference.mkl_is_slow(), reason="MKL is as fast as this processor")
+
+
+@NEEDS_ONEDNN
+def test_onednn_s_product_is_the_same_sum():
+    torch.manual_seed(0)
+    rows, weight, bias = torch.randn(70, 96), torch.randn(33, 96), torch.randn(33)
+    with torch.inference_mode():
+        torch.testing.assert_close(inference.product(rows, weight, bias), rows @ weight.T + bias)
+        many, others = torch.randn(3, 40, 16), torch.randn(3, 50, 16)
+        torch.testing.assert_close(inference.products(many, others), many @ others.transpose(1, 2))
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_what_is_read_equals_a_plain_forward_pass(architecture):
+    loaded, plain = tiny.loaded(architecture), tiny.loaded(architecture, "sdpa")
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 500, (2, 2 * BLOCK + 37))
+    with torch.no_grad():
+        expected = plain.model(tokens).logits
+    before = {name: module.forward for name, module in loaded.model.named_modules()}
+    with inference.inference(loaded.model):
+        found = loaded.model(tokens).logits
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert {name: module.forward for name, module in loaded.model.named_modules()} == before
+
+
+def test_gradients_pass_after_reading():
+    loaded = tiny.loaded()
+    tokens = torch.randint(0, 500, (1, BLOCK + 20))
+    with inference.inference(loaded.model):
+        loaded.model(tokens)
+    loaded.model(tokens).logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in loaded.model.parameters())
+
+
+def test_fp32_reads_half_as_much_at_once():
+    model = tiny.model("llama")
+    assert inference.tokens_at_once(model, 1024) == 512
+    assert inference.tokens_at_once(model.to(torch.bfloat16), 1024) == 1024
+
+
+EXAMPLES = [
+    Example(
+        id=f"e{index}",
+        source="test",
+        question="Does the drug help with pain" + " in adults" * index + "?",
+        context=(
+            Passage(text="Patients were given a drug or a placebo. " * (index + 1), label="METHODS"),
+            Passage(text="Pain fell by 30 percent in the group with the drug.", label="RESULTS"),
+        ),
+        answer="The drug helps with pain" + " in adults" * (2 - index) + ".",
+        decision="yes",
+        group=f"e{index}",
+    )
+    for index in range(3)
+]
+
+
+def logits_by_task(loaded, share, mixed=True):
+    encoder = loaded.encoder(PromptFormat(max_tokens=256, answer_tokens=32))
+    encoded = [encoder.supervised(example, task) for example in EXAMPLES for task in ("decision", "answer")]
+    rows = rows_of(encoded, share_prompts=share)
+    found = {}
+    with torch.no_grad():
+        for indices in by_length(rows, 10_000 if mixed else 1):
+            chosen = [rows[index] for index in indices]
+            logits = predict(loaded.model, collate(chosen, loaded.pad_id)).logits
+            start = 0
+            for item in (item for row in chosen for item in row.encoded):
+                found[item.id, item.task] = logits[start : start + len(item.target)]
+                start += len(item.target)
+    return found, rows
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_shared_prompts_and_padding_change_nothing(architecture):
+    loaded = tiny.loaded(architecture)
+    shared, joined = logits_by_task(loaded, share=True)
+    alone, separate = logits_by_task(loaded, share=False, mixed=False)
+    assert len(joined) == 3
+    assert len(separate) == 6
+    assert sum(map(len, joined)) < 0.7 * sum(map(len, separate))
+    assert shared.keys() == alone.keys()
+    for key, expected in alone.items():
+        torch.testing.assert_close(shared[key], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_selected_logits_equal_a_plain_forward_pass(architecture):
+    loaded = tiny.loaded(architecture, attention="sdpa")
+    found, rows = logits_by_task(loaded, share=False)
+    for row in rows:
+        item = row.encoded[0]
+        whole = torch.tensor([item.prompt + item.target])
+        with torch.no_grad():
+            plain = loaded.model(input_ids=whole).logits[0]
+        expected = plain[len(item.prompt) - 1 : len(item.prompt) + len(item.target) - 1]
+        torch.testing.assert_close(found[item.id, item.task], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_grouped_attention_equals_sdpa(architecture):
+    grouped, _ = logits_by_task(tiny.loaded(architecture, "grouped"), share=True)
+    plain, _ = logits_by_task(tiny.loaded(architecture, "sdpa"), share=True)
+    for key, expected in plain.items():
+        torch.testing.assert_close(grouped[key], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_batches_hold_every_row_once_within_their_size():
+    encoder = tiny.loaded().encoder(PromptFormat(max_tokens=256, answer_tokens=32))
+    rows = rows_of([encoder.supervised(example, "answer") for example in EXAMPLES])
+    limit = 2 * max(map(len, rows))
+    batches = by_length(rows, limit)
+    assert sorted(index for batch in batches for index in batch) == [0, 1, 2]
+    assert all(len(batch) * max(len(rows[index]) for index in batch) <= limit for batch in batches)
+
+
+def test_a_prompt_is_learnt_as_running_text_is():
+    loaded = tiny.loaded("llama", attention="sdpa")
+    item = loaded.encoder(PromptFormat(max_tokens=256, answer_tokens=32)).supervised(EXAMPLES[0], "answer")
+    row = with_prompt(join([item]))
+    ids = torch.tensor([[*item.prompt, *item.target]])
+    with torch.no_grad():
+        found = predict(loaded.model, collate([row], loaded.pad_id)).logits
+        plain = loaded.model(ids).logits[0]
+    # The cue, which another task would have in another form, isn't learnt.
+    learnt = [place for place in range(1, ids.shape[1]) if place != len(item.prompt) - 1]
+    assert row.of.count(PROMPT) == len(item.prompt) - 2
+    order = torch.tensor(row.predicted_by).argsort()
+    assert torch.tensor(row.targets)[order].tolist() == ids[0, learnt].tolist()
+    torch.testing.assert_close(found[order], plain[torch.tensor(learnt) - 1], atol=1e-4, rtol=1e-4)
+
+
+COUNT = 7
+ADD = {"prefix": add_prefix, "prompt": add_prompt}
+# Some rows are longer than the sliding windows of the tiny models, 64.
+FORM = PromptFormat(max_tokens=256, answer_tokens=32)
+
+
+def tuned(architecture, kind):
+    """A tiny model with virtual tokens that are no words."""
+    loaded = tiny.loaded(architecture)
+    model = ADD[kind](loaded.model, COUNT, seed=3)
+    torch.manual_seed(4)
+    with torch.no_grad():
+        weight = model.prompt_encoder["default"].embedding.weight
+        weight += 0.3 * torch.randn_like(weight)
+    return LoadedModel(architecture, model.eval(), loaded.tokenizer, None, FrozenLayers(model, 0))
+
+
+def encoded(loaded):
+    encoder = loaded.encoder(FORM)
+    return [encoder.supervised(example, task) for example in EXAMPLES for task in ("decision", "answer")]
+
+
+def plainly(model, ids, kind):
+    """peft's own forward pass over one row without padding: the logits at the row's own tokens."""
+    logits = model(input_ids=torch.tensor([ids])).logits[0]
+    return logits[COUNT:] if kind == "prompt" else logits
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@pytest.mark.parametrize("kind", ADD)
+def test_logits_and_gradients_equal_a_plain_peft_call(architecture, kind):
+    loaded = tuned(architecture, kind)
+    weight = loaded.model.prompt_encoder["default"].embedding.weight
+    items = encoded(loaded)
+    assert max(len(item.prompt) for item in items) > 70
+    batch = collate(rows_of(items), loaded.pad_id)
+    ours = predict(loaded.model, batch).logits
+    torch.nn.functional.cross_entropy(ours, batch.targets, reduction="sum").backward()
+    slope, weight.grad = weight.grad, None
+    parts = []
+    for item in items:
+        logits = plainly(loaded.model, item.prompt + item.target[:-1], kind)[len(item.prompt) - 1 :]
+        torch.nn.functional.cross_entropy(logits, torch.tensor(item.target), reduction="sum").backward()
+        parts.append(logits)
+    torch.testing.assert_close(ours, torch.cat(parts), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(slope, weight.grad, atol=1e-4, rtol=1e-3)
+    untuned = predict(tiny.loaded(architecture).model, batch).logits
+    assert (ours - untuned).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@pytest.mark.parametrize("kind", ADD)
+def test_answers_written_in_a_batch_are_those_of_plain_peft_one_at_a_time(architecture, kind):
+    loaded = tuned(architecture, kind)
+    with torch.no_grad():
+        loaded.model.get_output_embeddings().weight *= 3  # ties between random logits are the test's own noise
+    encoder = loaded.encoder(FORM)
+    prompts = [encoder.prompt(example, "answer") for example in EXAMPLES]
+    assert len({len(prompt.prompt) for prompt in prompts}) == 3
+    together = generate(loaded, prompts, 8, "Writing")
+    for prompt in prompts:
+        ids = list(prompt.prompt)
+        with torch.no_grad():
+            for _ in range(8):
+                token = int(plainly(loaded.model, ids, kind)[-1].argmax())
+                if token == loaded.tokenizer.eos_token_id:
+                    break
+                ids.append(token)
+        alone = loaded.tokenizer.decode(ids[len(prompt.prompt) :], skip_special_tokens=True).strip()
+        assert together[prompt.id] == alone
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@pytest.mark.parametrize("kind", ADD)
+def test_untrained_virtual_tokens_say_what_their_words_say(architecture, kind):
+    loaded = tiny.loaded(architecture)
+    torch.manual_seed(3)
+    ids = loaded.tokenizer(tiny.WORDS)["input_ids"][:90]
+    with torch.no_grad():
+        if kind == "prompt":
+            model = add_prompt(loaded.model, COUNT, seed=3)
+            words = loaded.model.get_input_embeddings().weight
+            scale = getattr(loaded.model.get_input_embeddings(), "embed_scale", torch.tensor(1.0))
+            start = model.prompt_encoder["default"].embedding.weight
+            chosen = [int((words * scale - row).abs().sum(dim=1).argmin()) for row in start]
+        else:
+            chosen = torch.randint(0, 500, (COUNT,)).tolist()
+            model = add_prefix(loaded.model, COUNT, seed=3)
+        found = plainly(model, ids, kind)
+        expected = tiny.loaded(architecture).model(input_ids=torch.tensor([chosen + ids])).logits[0, COUNT:]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_heads_may_have_another_size_than_hidden_by_count():
+    """As in the real Gemma 3 270M: 4 heads of 256 in 640."""
+    base = tiny.model("gemma3", num_key_value_heads=1, head_dim=16)
+    model = add_prefix(base, COUNT, seed=3)
+    assert model.prompt_encoder["default"].embedding.weight.shape == (COUNT, 2 * 2 * 16)
+    loaded = LoadedModel("gemma3", model, tiny.tokenizer(bos=True), None, FrozenLayers(model, 0))
+    items = encoded(loaded)[:1]
+    with torch.no_grad():
+        ours = predict(model, collate(rows_of(items), loaded.pad_id)).logits
+        plain = plainly(model, items[0].prompt + items[0].target[:-1], "prefix")[len(items[0].prompt) - 1 :]
+    torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-4)

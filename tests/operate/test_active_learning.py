@@ -1,0 +1,299 @@
+"""Which answers and rows are chosen, why, and what is said where nothing can be.
+
+Models that are asked about candidates: their decisions and samples become reasons.
+
+What experts said of a queue, as rows that a recipe reads.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+
+import numpy as np
+import pytest
+
+from meditune.data.example import DECISIONS
+from meditune.data.readers import user_files
+from meditune.data.readers.tables import Rejects
+from meditune.errors import DataError
+from meditune.files import read_json, read_jsonl
+from meditune.operate.active_learning import acquisition
+from meditune.operate.active_learning.acquisition import nearest, novelty
+from meditune.operate.active_learning.annotation_queue import NOT_JUDGED, NOTHING, choose, rows
+from meditune.operate.active_learning.candidates import read
+from meditune.review.rating_set import read_set
+from meditune.store import database
+from tests import tiny
+from tests.commands import jsonl, meditune
+from tests.data import layouts
+from tests.operate.active_learning_material import SURE, TORN, candidate, embed, judge, keep, store
+
+
+def ids(chosen):
+    return [each.candidate.id.rpartition(":")[2] for each in chosen]
+
+
+def test_each_strategy_takes_what_it_looks_for_and_says_why(tmp_path):
+    pool = read(store(tmp_path / "store")).candidates
+    assert ids(choose(pool, 3, "feedback"))[:1] == ["corrected"]
+    assert set(ids(choose(pool, 9, "feedback"))) == {"corrected", "disliked"}, "praise is no reason to ask"
+    assert set(ids(choose(pool, 3, "uncertainty"))) == {"unsure", "unsupported", "abstained"}
+    reasons = {each.candidate.id.rpartition(":")[2]: each.reasons for each in choose(pool, 6, "mix", embed=embed)}
+    assert "a user rated it down (wrong)" in reasons["disliked"].values()
+    assert reasons["corrected"]["corrected"] == "a user wrote a correction"
+    assert reasons["unsure"]["unsure"] == "its decision is unsure (served: yes 35%, no 33%, maybe 32%)"
+    assert reasons["unsupported"]["unsupported"] == "no passage bears out 2 of its 3 sentences"
+    assert reasons["abstained"]["abstained"] == "the model abstained"
+    assert all(each for each in reasons.values())
+    assert ids(choose(pool, 2, "mix", embed=embed))[0] == "corrected", "what users say goes first"
+
+
+def test_models_that_disagree_and_samples_that_scatter_are_found():
+    pool = [
+        candidate("agreed", opinions={"base": SURE, "tuned": SURE}),
+        candidate("disputed", opinions={"base": SURE, "tuned": {"yes": 0.1, "no": 0.8, "maybe": 0.1}}),
+        candidate("scattered", samples=("Rest and drink.", "Surgery at once helps", "Nobody knows why")),
+        candidate("steady", samples=("Rest and drink.", "Rest and drink.", "Rest and drink.")),
+    ]
+    first, second, *others = choose(pool, 4, "disagreement", embed=embed)
+    assert {first.candidate.id, second.candidate.id} == {"own:disputed", "own:scattered"}
+    told = {why for each in (first, second) for why in each.reasons.values()}
+    assert "decisions differ (base yes, tuned no)" in told
+    assert all(each.score < 0.05 for each in others)
+
+
+def test_a_core_set_covers_what_random_choice_would_repeat():
+    words = [f"what causes {name} in adults {n}" for name in ("gout", "asthma", "measles") for n in range(20)]
+    pool = [candidate(each) for each in words]
+    chosen = choose(pool, 3, "diversity", embed=embed)
+    assert {each.candidate.example.question.split()[2] for each in chosen} == {"gout", "asthma", "measles"}
+    known = [f"what causes gout in adults {n}" for n in range(20, 30)]
+    new = choose(pool, 2, "diversity", known=known, embed=embed)
+    assert {each.candidate.example.question.split()[2] for each in new} == {"asthma", "measles"}
+    (far,) = choose([*pool, candidate("is ginseng safe")], 1, "novelty", known=words, embed=embed)
+    assert far.candidate.id == "own:is ginseng safe"
+    assert "farther from what is known than 100% of it" in far.reasons["novel"]
+
+
+def test_distances_are_those_of_the_definition():
+    rng = np.random.default_rng(1)
+    vectors, known = (rng.normal(size=(n, 8)).astype(np.float32) for n in (30, 40))
+    for each in (vectors, known):
+        each /= np.linalg.norm(each, axis=1, keepdims=True)
+    far, close = nearest(vectors, known)
+    sims = np.sort(vectors @ known.T, axis=1)
+    assert np.allclose(far, 1 - sims[:, -5:].mean(axis=1), atol=1e-6)
+    assert np.allclose(close, sims[:, -1], atol=1e-6)
+    ranks, _ = novelty(known, known)
+    assert ranks.max() <= 1
+    assert ranks.min() >= 0
+    assert nearest(known, known, skip_itself=True)[1].max() < 0.999
+
+
+def test_a_queue_of_a_store_is_a_set_to_annotate_that_holds_no_identifier(tmp_path):
+    folder = store(tmp_path / "store")
+    done = meditune("learn", "queue", folder, "-o", tmp_path / "set", "--budget", "5", "--strategy", "feedback")
+    assert done.code == 0, done.err
+    assert "2 of 6 chosen." in done.out
+    assert "a user wrote a correction" in done.out
+    assert "The budget is 5; only 2 have what --strategy feedback looks for." in done.err
+    found = read_set(tmp_path / "set")
+    assert [item.question for item in found.items.values()] == ["Can children have migraine?", "Is asthma curable?"]
+    corrected, disliked = found.items.values()
+    assert (corrected.context[0].label, corrected.context[0].text) == (
+        "A user's correction",
+        "Yes, they can have it as well.",
+    )
+    assert corrected.axes == ("decision", "verdict")
+    assert "Jane Miller" not in "".join((tmp_path / "set" / name).read_text() for name in ("items.jsonl", "key.json"))
+    assert "[NAME]" in disliked.context[0].text
+    again = meditune("learn", "queue", folder, "-o", tmp_path / "set", "--budget", "5", "--strategy", "feedback")
+    assert again.code == 0, "the same queue is there already"
+    other = meditune("learn", "queue", folder, "-o", tmp_path / "set", "--budget", "1", "--strategy", "feedback")
+    other.refused(1, "holds something else")
+    more = ("learn", "queue", folder, "-o", tmp_path / "next", "--done", tmp_path / "set", "--strategy", "uncertainty")
+    told = json.loads(meditune(*more, "--json", "--budget", "4").out)
+    assert not {"answers:corrected", "answers:disliked"} & {each["id"] for each in told["chosen"]}
+    assert told["pool"] == 4
+
+
+def test_rows_need_only_a_question_and_known_ones_arent_asked(tmp_path):
+    path = jsonl(tmp_path / "pool.jsonl", [{"question": f"Is {n} safe?"} for n in range(6)] + [{"question": ""}])
+    known = jsonl(tmp_path / "known.jsonl", [{"question": "is 3 SAFE", "answer": "Yes."}])
+    done = meditune("learn", "queue", path, "--known", known, "-o", tmp_path / "set", "--strategy", "random")
+    assert "5 of 5 chosen." in done.out
+    assert "there are only 5 to choose from: all are asked" in done.err
+    assert "1 answers or rows without a question" in done.err
+    assert {item.axes for item in read_set(tmp_path / "set").items.values()} == {("decision",)}
+    pubmedqa = layouts.pubmedqa(tmp_path, {str(n): layouts.pubmedqa_item(n) for n in range(30)})
+    assert {each.example.source for each in read(pubmedqa).candidates} == {"pubmedqa"}
+
+
+def test_the_same_question_is_asked_once_and_counted(tmp_path):
+    for n in range(3):
+        keep(tmp_path, f"n{n}", "What causes gout?" if n else "what causes GOUT")
+    done = meditune("learn", "queue", tmp_path, "-o", tmp_path / "set", "--strategy", "random")
+    assert "1 of 1 chosen." in done.out
+    assert "(asked 3 times)" in done.out
+
+
+def test_stored_predictions_disagree(tmp_path):
+    path = jsonl(tmp_path / "pool.jsonl", [{"id": n, "question": f"Is {n} safe?"} for n in range(3)])
+    for name, likes in (("base-decision", "yes"), ("tuned-decision", "no")):
+        lines = [
+            {"id": f"own:{n}", "logits": {"yes": 0.0, "no": 0.0, "maybe": -5.0} | ({likes: 4.0} if n == 1 else {})}
+            for n in range(3)
+        ]
+        jsonl(tmp_path / f"{name}.jsonl", lines)
+    given = [w for name in ("base", "tuned") for w in ("--predictions", tmp_path / f"{name}-decision.jsonl")]
+    words = ("learn", "queue", path, "-o", tmp_path / "set", "--strategy", "disagreement", "--budget", "1", "--json")
+    (first,) = json.loads(meditune(*words, *given).out)["chosen"]
+    assert first["id"] == "own:1"
+    assert first["reasons"]["disagreeing"] == "decisions differ (base-decision yes, tuned-decision no)"
+    jsonl(tmp_path / "other.jsonl", [{"id": "own:9", "logits": {"yes": 1, "no": 1, "maybe": 1}}])
+    meditune(*words, "--predictions", tmp_path / "other.jsonl").refused(3, "none of its ids is a candidate's")
+
+
+def test_what_cant_be_queued_is_told(tmp_path, monkeypatch):
+    empty = tmp_path / "empty"
+    database.Base(empty)
+    rows = jsonl(tmp_path / "rows.jsonl", [{"question": "Is it safe?"}])
+
+    def refused(*words, code=3, told=()):
+        meditune("learn", "queue", *words, "-o", tmp_path / "set").refused(code, *told)
+
+    refused(empty, told=["no answers yet"])
+    refused(tmp_path / "nowhere", told=["no such file or folder"])
+    refused(rows, "--strategy", "best", told=["no --strategy best", "mix, random"])
+    refused(rows, "--strategy", "feedback", told=["nobody has rated an answer down"])
+    refused(rows, "--strategy", "uncertainty", told=["--ask MODEL"])
+    refused(rows, "--strategy", "novelty", told=["--known FILE"])
+    refused(rows, "--samples", "2", told=["--ask MODEL"])
+    refused(rows, "--known", rows, told=["nothing left to ask"])
+    keep(empty, "a", None)
+    refused(empty, told=["--keep-text"])
+    nothing = jsonl(tmp_path / "nothing.jsonl", [{"question": "", "answer": "So."}])
+    refused(nothing, told=["no row has a question", "nothing.jsonl:1"])
+    monkeypatch.setattr(database, "BUSY_S", 0.2)
+    with sqlite3.connect(empty / database.FILE, isolation_level=None) as held:
+        held.execute("PRAGMA locking_mode = EXCLUSIVE")
+        held.execute("BEGIN EXCLUSIVE")
+        refused(empty, told=["can't be used", "locked"])
+
+
+def test_nobody_is_chosen_out_of_nothing_and_ties_are_settled_by_the_seed():
+    assert choose([], 3) == []
+    pool = [candidate(f"q {n}", opinions={"tuned": TORN}) for n in range(20)]
+    first = [ids(choose(pool, 5, "uncertainty", seed=seed)) for seed in (1, 1, 2)]
+    assert first[0] == first[1] != first[2]
+    with pytest.raises(DataError, match="Choose from"):
+        choose(pool, 5, "luck")
+
+
+def test_a_database_is_a_store_too_and_its_password_is_nowhere(postgres, tmp_path):
+    url = store(postgres.new()).replace("meditune@", "meditune:secret@")
+    done = meditune("learn", "queue", url, "-o", tmp_path / "set", "--strategy", "feedback")
+    assert "2 of 6 chosen." in done.out, done.err
+    assert not any("secret" in path.read_text() for path in (tmp_path / "set").iterdir())
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(tiny.save(tmp_path_factory.mktemp("model")))
+
+
+def test_a_model_decides_and_writes_and_what_is_too_long_stays_without(model):
+    pool = [
+        candidate("Is asthma curable?", opinions={"served": SURE}),
+        candidate("word " * 3000),
+        candidate("Does vitamin C help?"),
+    ]
+    found, too_long = acquisition.asked(pool, model, samples=2)
+    assert too_long == [pool[1].id]
+    assert [list(each.opinions) for each in found] == [["served", model], [], [model]]
+    assert [len(each.samples) for each in found] == [2, 0, 2]
+    for each in (found[0], found[2]):
+        chances = each.opinions[model]
+        assert set(chances) == set(DECISIONS)
+        assert sum(chances.values()) == pytest.approx(1)
+    assert found[0].opinions[model] != found[2].opinions[model]
+
+
+def test_a_queue_asks_the_models_that_are_named(model, tmp_path):
+    rows = jsonl(tmp_path / "rows.jsonl", [{"question": f"Does treatment {n} help?"} for n in range(4)])
+    words = ("learn", "queue", rows, "--ask", model, "--strategy", "uncertainty", "--budget", "2", "--json")
+    found = json.loads(meditune(*words, "-o", tmp_path / "set").out)
+    assert len(found["chosen"]) == 2
+    assert all(each["reasons"]["unsure"].startswith("its decision is unsure (") for each in found["chosen"])
+    assert found["chosen"][0]["score"] >= found["chosen"][1]["score"]
+    meditune(*words, "-o", tmp_path / "x", "--ask", tmp_path / "no-model").refused(4, "no-model")
+
+
+def made(tmp_path, *words):
+    done = meditune("learn", "queue", store(tmp_path / "store"), "-o", tmp_path / "set", "--strategy", "random", *words)
+    assert done.code == 0, done.err
+    return tmp_path / "set"
+
+
+def test_what_experts_said_comes_back_as_rows_that_a_recipe_reads(tmp_path):
+    folder = made(tmp_path)
+    meditune("learn", "rows", folder, "-o", tmp_path / "x").refused(3, "nothing to learn (6 not judged yet)")
+    judge(
+        folder,
+        "expert",
+        {
+            "answers:fine": ("yes", "correct", ""),
+            "answers:disliked": ("maybe", "wrong", "It can be controlled, as Dr. Jane Miller of 555-123-4567 says."),
+            "answers:unsupported": (None, "wrong", ""),
+            "answers:corrected": ("neither", "incomplete", ""),
+            "answers:abstained": ("neither", None, "By washing the wound and vaccination at once."),
+        },
+    )
+    done = meditune("learn", "rows", folder, "-o", tmp_path / "expert.jsonl")
+    assert "3 rows" in done.out
+    assert f"Left out: 2, {NOTHING}." in done.out
+    assert f"Left out: 1, {NOT_JUDGED}." in done.out
+    found = {each.id: each for each in user_files.read(tmp_path / "expert.jsonl", Rejects())}
+    fine, disliked = found["own:answers:fine"], found["own:answers:disliked"]
+    assert (fine.answer, fine.decision, fine.meta["model"]) == ("It helps.", "yes", "tiny 1")
+    assert disliked.decision == "maybe"
+    assert disliked.answer.startswith("It can be controlled")
+    assert "Miller" not in disliked.answer
+    abstained = found["own:answers:abstained"]
+    assert (abstained.answer, abstained.decision) == ("By washing the wound and vaccination at once.", None)
+    assert fine.meta["expert"]["verdict"] == "correct"
+    assert fine.meta["expert"]["raters"] == ["R1"]
+    assert not any(passage.label.startswith("A user") for each in found.values() for passage in each.context)
+
+
+def test_experts_who_disagree_teach_nothing_until_they_are_settled(tmp_path):
+    folder = made(tmp_path)
+    judge(folder, "one", {"answers:fine": ("yes", "correct", ""), "answers:unsure": ("no", "wrong", "")})
+    judge(folder, "two", {"answers:fine": ("yes", "correct", ""), "answers:unsure": ("yes", "wrong", "")})
+    found = rows(folder)
+    assert [row["id"] for row in found.rows] == ["answers:fine"]
+    assert found.left_out["raters disagree"] == 1
+    assert [row["decision"] for row in rows(folder, without=["two"]).rows if row["id"] == "answers:unsure"] == ["no"]
+
+
+def test_the_annotation_commands_take_a_queue(tmp_path):
+    folder = made(tmp_path)
+    judge(folder, "one", {"answers:fine": ("yes", "correct", ""), "answers:unsure": ("no", "wrong", "")})
+    judge(folder, "two", {"answers:fine": ("maybe", "correct", "")})
+    assert meditune("annotate", "results", folder).code == 0
+    results = read_json(folder / "results.json")
+    assert results["sample"] == "queue"
+    assert results["rows_by_verdict"]["correct"] == 1
+    assert results["decisions"] == {"yes": 0, "no": 1, "maybe": 0, "neither": 0, "undecided": 1}
+    assert meditune("annotate", "export", folder, "--to", tmp_path / "said.csv").code == 0
+    assert "3 as they were" not in meditune("annotate", "import", folder, tmp_path / "said.csv").err
+    assert meditune("annotate", "export", folder, "--to", tmp_path / "said.json").code == 0
+    assert 'name="decision"' in (tmp_path / "said.xml").read_text()
+
+
+def test_a_set_of_another_kind_is_refused(tmp_path):
+    table = jsonl(tmp_path / "mine.jsonl", [{"question": f"Why {n}?", "answer": "So it is."} for n in range(4)])
+    assert meditune("annotate", "create", table, "-o", tmp_path / "set").code == 0
+    meditune("learn", "rows", tmp_path / "set", "-o", tmp_path / "x").refused(3, "no queue of `meditune learn queue`")
+    assert read_jsonl(table)

@@ -1,0 +1,174 @@
+"""What the detector finds in invented notes, and what it leaves alone."""
+
+import pytest
+
+from meditune import phi
+from meditune.phi.spans import placeholders
+
+
+def found(text: str) -> list[tuple[str, str]]:
+    return [(span.kind, text[span.start : span.end]) for span in phi.find(text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Seen by Dr. Okonkwo today.", ("name", "Okonkwo")),
+        ("Mr. Down has Down syndrome.", ("name", "Down")),
+        ("Dr. Parkinson doubts Parkinson's disease.", ("name", "Parkinson")),
+        ("Patient name: ZELAZNY, IWONA\nSex: F", ("name", "ZELAZNY, IWONA")),
+        ("Dictated by: Sam O'Neil, M.D.", ("name", "Sam O'Neil")),
+        ("Her husband Anselm was called.", ("name", "Anselm")),
+        ("my name is priya raman and my knee hurts", ("name", "priya raman")),
+        ("Seen on 3/14/2012.", ("date", "3/14/2012")),
+        ("Admitted 03/14/2012-03/20/2012.", ("date", "03/20/2012")),
+        ("Ventilated 3/14/12-3/16/12.", ("date", "3/14/12")),
+        ("Her stay 3/14-3/20 was long.", ("date", "3/14")),
+        ("DOB 14-03-32, lives alone.", ("date", "14-03-32")),
+        ("His mother died at age 94 with CHF.", ("age", "94")),
+        ("Age 96.", ("age", "96")),
+        ("Phone: (617)-555-0123", ("phone", "(617)-555-0123")),
+        ("Admitted 2012-03-14T10:22.", ("date", "2012-03-14")),
+        ("DOB: 14-MAR-1950", ("date", "14-MAR-1950")),
+        ("She returns on the 14th of March, 2012.", ("date", "14th of March, 2012")),
+        ("He was well until last October.", ("date", "October")),
+        ("On 3/14 he fell.", ("date", "3/14")),
+        ("A 93-year-old man", ("age", "93")),
+        ("She is 101 y.o. and well", ("age", "101")),
+        ("Call 617-555-0123 x42.", ("phone", "617-555-0123 x42")),
+        ("Fax: (617) 555-0123", ("fax", "(617) 555-0123")),
+        ("pager #30922", ("phone", "30922")),
+        ("write to iwona.z@example.com", ("email", "iwona.z@example.com")),
+        ("see https://portal.example.com/patient/77", ("url", "https://portal.example.com/patient/77")),
+        ("from 192.168.4.12 today", ("ip", "192.168.4.12")),
+        ("SSN 123-45-6789", ("ssn", "123-45-6789")),
+        ("MRN: 4471123", ("mrn", "4471123")),
+        ("Medicare ID 1EG4-TE5-MK73", ("health_plan", "1EG4-TE5-MK73")),
+        ("Account number 88112233", ("account", "88112233")),
+        ("DEA # AB1234563", ("licence", "AB1234563")),
+        ("License plate 7ABC123", ("vehicle", "7ABC123")),
+        ("VIN 1HGCM82633A004352", ("vehicle", "1HGCM82633A004352")),
+        ("Pacemaker serial number: PXT-884421", ("device", "PXT-884421")),
+        ("He moved to 12 Elm Street, Apt 4.", ("address", "12 Elm Street, Apt 4")),
+        ("She lives in Springfield with him.", ("city", "Springfield")),
+        ("Her home is in Quincy, MA 02169.", ("zip", "02169")),
+        ("He came from St. Brendan's Hospital.", ("hospital", "St. Brendan's Hospital")),
+        ("Accession # 12-34567", ("id", "12-34567")),
+        ("[**Known lastname 1829**]", ("bracket", "[**Known lastname 1829**]")),
+    ],
+)
+def test_each_kind_is_found(text: str, expected: tuple[str, str]) -> None:
+    assert expected in found(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Crohn's disease, Hodgkin lymphoma and Alzheimer dementia; a Foley catheter; Glasgow Coma Scale 15.",
+        "Strength 5/5, murmur 2/6, BP 120/80, pain 3/10, pH 7.35, 1/2 tablet.",
+        "Strength 4/5-5/5, pain 8/10-9/10, vision 20/20-20/40; aged 95 days, at age 96 hours. Take 1/2-3/4 tablet.",
+        "In 2004 he had a stroke. He is 67 years old.",
+        "Patients were enrolled between January 2000 and March 2005 at Karolinska University Hospital.",
+        "For more information call the National Cancer Institute at 301-555-0199 or visit http://www.cancer.gov.",
+        "Call 1-800-422-6237.",
+        "Aspirin 81 mg daily, Lipitor 40 mg at bedtime. The patient may resume Coumadin.",
+        "Haiti, Massachusetts and Spain may stand.",
+    ],
+)
+def test_what_is_nobodys_is_left_alone(text: str) -> None:
+    assert found(text) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("Rang her nan Gladwyn Trevanion.", "Rang her nan [NAME]."),
+        ("Kayleigh says the pain is worse.", "[NAME] says the pain is worse."),
+        ("Seen by Oyelaran and by K. Brzezinski.", "Seen by [NAME] and by [NAME]."),
+        ("Accompanied by a carer (Ottoline).", "Accompanied by a carer ([NAME])."),
+        ("Seen 7.6.19, 4 Feb '19 and 11/14.", "Seen [DATE], [DATE] and [DATE]."),
+        ("Ref: 88/41277/B. Called from Elmtree Care Home.", "Ref: [ID]. Called from [HOSPITAL]."),
+        ("Babinski negative. Keppra was stopped.", "Babinski negative. Keppra was stopped."),
+        (
+            "Abdomen Soft Nontender, platelets 250000, strength 4/5.",
+            "Abdomen Soft Nontender, platelets 250000, strength 4/5.",
+        ),
+    ],
+)
+def test_a_note_on_one_person_is_read_closer(text: str, masked: str) -> None:
+    assert phi.mask(f"MRN: 4471123\n{text}") == f"MRN: [ID]\n{masked}"
+
+
+def test_what_nobody_vouches_for_stays_where_nobody_is_named_or_numbered() -> None:
+    text = "Gladwyn Trevanion patented it in 4 parts; reference 8841277."
+    assert found(text) == []
+
+
+def test_a_name_is_found_wherever_it_comes_again() -> None:
+    text = "Ms. Zelazny fell. Zelazny was seen; ZELAZNY improved."
+    assert phi.mask(text) == "Ms. [NAME] fell. [NAME] was seen; [NAME] improved."
+
+
+def test_masking_twice_changes_nothing() -> None:
+    text = "Dr. Iwona Zelazny saw [**Known lastname 3**] on 3/14/2012 at St. Brendan's Hospital (MRN: 4471123)."
+    once = phi.mask(text)
+    assert once == "Dr. [NAME] saw [NAME] on [DATE] at [HOSPITAL] (MRN: [ID])."
+    assert phi.mask(once) == once
+
+
+def test_only_the_kinds_that_are_asked_for() -> None:
+    assert phi.mask("Dr. Okonkwo, 3/14/2012", ["date"]) == "Dr. Okonkwo, [DATE]"
+
+
+@pytest.mark.parametrize(
+    ("bracket", "expected"),
+    [
+        ("[**2151-7-16**]", "[DATE]"),
+        ("[**7-16**]", "[DATE]"),
+        ("[**-1/2151**]", "[DATE]"),
+        ("[**2151**]", "[DATE]"),
+        ("[**Month (only) 547**]", "[DATE]"),
+        ("[**Date range (1) 7610**]", "[DATE]"),
+        ("[**Month/Day/Year 4**]", "[DATE]"),
+        ("[**Year (4 digits) 2**]", "[DATE]"),
+        ("[**Holiday 1**]", "[DATE]"),
+        ("[**Hospital1 18**]", "[HOSPITAL]"),
+        ("[**Hospital Unit Name 153**]", "[HOSPITAL]"),
+        ("[**Hospital Ward Name 2**]", "[HOSPITAL]"),
+        ("[**Wardname 5**]", "[HOSPITAL]"),
+        ("[**Known lastname 1829**]", "[NAME]"),
+        ("[**First Name8 (NamePattern2) **]", "[NAME]"),
+        ("[**Last Name\n(STitle) 3**]", "[NAME]"),
+        ("[**Name (NI) **]", "[NAME]"),
+        ("[**Initials (NamePattern4) **]", "[NAME]"),
+        ("[**Doctor Last Name **]", "[NAME]"),
+        ("[**Dictator Info 1**]", "[NAME]"),
+        ("[**Name Initial (PRE) **]", "[NAME]"),
+        ("[**Location (un) 620**]", "[LOCATION]"),
+        ("[**Street Address(2) 1**]", "[LOCATION]"),
+        ("[**State/Zipcode 1**]", "[LOCATION]"),
+        ("[**State 350**]", "[LOCATION]"),
+        ("[**Country 9**]", "[LOCATION]"),
+        ("[**University/College 1**]", "[LOCATION]"),
+        ("[**PO Box 1**]", "[LOCATION]"),
+        ("[**Telephone/Fax (1) 170**]", "[PHONE]"),
+        ("[**Pager number 1**]", "[PHONE]"),
+        ("[**E-mail address 1**]", "[CONTACT]"),
+        ("[**Age over 90 **]", "[AGE]"),
+        ("[**Medical Record Number **]", "[ID]"),
+        ("[**MD Number(1) 1**]", "[ID]"),
+        ("[**Numeric Identifier 1**]", "[ID]"),
+        ("[**Clip Number (Radiology) 1**]", "[ID]"),
+        ("[**12345678**]", "[ID]"),
+        ("[** **]", "[OTHER]"),
+        ("[**Ethnicity **]", "[OTHER]"),
+    ],
+)
+def test_each_bracket_has_its_type(bracket: str, expected: str) -> None:
+    assert placeholders(f"a {bracket} b") == f"a {expected} b"
+
+
+def test_neighbours_and_unclosed_brackets() -> None:
+    assert placeholders("[**First Name (un) **] [**Last Name (un) **], [**2-3**]") == "[NAME] [NAME], [DATE]"
+    assert placeholders("[** never closed, [**Hospital1 18**]") == "[** never closed, [HOSPITAL]"
+    assert placeholders("dose [2 mg] **now**") == "dose [2 mg] **now**"

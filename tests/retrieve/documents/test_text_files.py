@@ -1,0 +1,155 @@
+"""The user's own documents: what is read, what is left out and why, and files made to do harm.
+
+Where prose is cut.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from pathlib import Path
+
+import pytest
+
+from meditune.data.readers.tables import Rejects
+from meditune.errors import DataError
+from meditune.retrieve.documents import text_files
+from meditune.retrieve.documents.document import MOST_CHARACTERS, MOST_WORDS, Document, Section, pieces
+
+HTML = """<!doctype html><html><head><title>Gout &amp; you</title><style>p {color: red}</style></head><body>
+<nav>Menu</nav><h1>Gout &amp; you</h1><p>Uric acid<br>crystals.<script>alert("x")</script></p>
+<h2>Treatment</h2><ul><li>Rest</li><li>Colchicine</li></ul><footer>Imprint</footer></body></html>"""
+
+
+def sections(folder: Path, rejects: Rejects | None = None) -> dict[str, list[tuple[str, str]]]:
+    read = text_files.read_files(folder, Rejects() if rejects is None else rejects)
+    return {each.id: [(part.heading, part.text.strip()) for part in each.sections] for each in read}
+
+
+def reasons(rejects: Rejects) -> dict[str, str]:
+    return {Path(row["where"]).name: row["reason"] for row in rejects.rows()}
+
+
+def test_kinds_of_file(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text(
+        "---\ntags: x\n---\nFirst.\n\n# Asthma\n\nSee **[this](http://x)**.\n\nCare\n----\nRest.\n"
+    )
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.html").write_text(HTML)
+    (tmp_path / "c.txt").write_bytes("Müdigkeit".encode("utf-16"))
+    (tmp_path / "d.htm").write_bytes('<meta charset="latin-1"><p>caf\xe9'.encode("latin-1"))
+    assert sections(tmp_path) == {
+        "documents:a.md": [("", "First."), ("", "See this."), ("Care", "Rest.")],
+        "documents:c.txt": [("", "Müdigkeit")],
+        "documents:d.htm": [("", "café")],
+        "documents:sub/b.html": [("", "Uric acid\ncrystals."), ("Treatment", "Rest\n\nColchicine")],
+    }
+    titles = {each.id: (each.title, each.url) for each in text_files.read_files(tmp_path, Rejects(), "mine")}
+    assert titles["mine:a.md"] == ("Asthma", (tmp_path / "a.md").as_uri())
+    assert titles["mine:sub/b.html"][0] == "Gout & you"
+    assert titles["mine:c.txt"][0] == "c"
+
+
+def test_what_gives_no_text_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
+    (tmp_path / "good.txt").write_text("Good.")
+    (tmp_path / "blank.md").write_text("\n\n")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "binary.txt").write_bytes(b"a\0b")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    (tmp_path / ".hidden.txt").write_text("Hidden.")
+    (tmp_path / "outside.txt").symlink_to("/etc/hostname")
+    rejects = Rejects()
+    assert list(sections(tmp_path, rejects)) == ["documents:good.txt"]
+    assert reasons(rejects) == {
+        "binary.txt": "not text: it holds zero bytes",
+        "blank.md": "no text in it",
+        "latin.txt": "not UTF-8 text at byte 3; convert it",
+    }
+    assert rejects.counts()["documents"][".png: not a kind of file that is read"] == 1
+    with pytest.raises(DataError, match=r"no file that ends in \.txt"):
+        list(text_files.read_files(tmp_path / "picture.png", Rejects()))
+    with pytest.raises(DataError, match="no such file or folder"):
+        list(text_files.read_files(tmp_path / "none", Rejects()))
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["<div>", "<", "<p a=1 ", "<!--", "<!-- >", "<!d", "<![CDATA[ >", "<? ", "</", "<p a='", "<script>", "&#", "<a>"],
+)
+def test_hostile_markup_takes_no_time(tmp_path: Path, unit: str) -> None:
+    (tmp_path / "a.html").write_text("<p>before</p>" + unit * 100_000 + "after")
+    started = time.process_time()
+    assert "before" in sections(tmp_path)["documents:a.html"][0][1]
+    assert time.process_time() - started < 5
+
+
+def page(content: bytes, extra: str = "", media: str = "") -> bytes:
+    """A PDF of one page."""
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 800] /Contents 4 0 R {media} >>".encode(),
+        f"<< /Length {len(content)} {extra} >>\nstream\n".encode() + content + b"\nendstream",
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    made, places = b"%PDF-1.4\n", []
+    for number, each in enumerate(objects, start=1):
+        places.append(len(made))
+        made += f"{number} 0 obj\n".encode() + each + b"\nendobj\n"
+    table = b"".join(f"{place:010} 00000 n \n".encode() for place in places)
+    end = f"trailer << /Size {len(objects) + 1} /Root 1 0 R >>\nstartxref\n{len(made)}\n%%EOF\n".encode()
+    return made + f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n".encode() + table + end
+
+
+FONT = "/Resources << /Font << /F1 5 0 R >> >>"
+
+
+def test_pdf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pypdf")
+    monkeypatch.setattr(text_files, "MOST_GB", 0.6)
+    said = b"BT /F1 12 Tf 50 700 Td (Colchicine calms an attack of in-) Tj 0 -14 Td (flamed joints.) Tj ET"
+    (tmp_path / "good.pdf").write_bytes(page(said, media=FONT))
+    (tmp_path / "scan.pdf").write_bytes(page(b"q 600 0 0 800 0 0 cm Q"))
+    (tmp_path / "broken.pdf").write_bytes(b"%PDF-1.4\nnothing here")
+    squeezed = zlib.compress(zlib.compress(b" " * 300_000_000, 9), 9)
+    (tmp_path / "bomb.pdf").write_bytes(page(squeezed, "/Filter [/FlateDecode /FlateDecode]", FONT))
+    rejects = Rejects()
+    assert sections(tmp_path, rejects) == {
+        "documents:good.pdf": [("Page 1", "Colchicine calms an attack of inflamed joints.")]
+    }
+    said_of = reasons(rejects)
+    assert "OCR" in said_of["scan.pdf"]
+    assert said_of["broken.pdf"].startswith("a damaged or unusual PDF")
+    assert said_of["bomb.pdf"]
+
+
+def prose(sentences: int) -> str:
+    return " ".join(f"Sentence number {n} says something about the heart." for n in range(sentences))
+
+
+@pytest.mark.parametrize("text", [prose(1), prose(100), "word " * 1000, "x" * 10_000, prose(3) + "\n\n- a\n- b\n" * 60])
+def test_every_word_is_in_one_piece_in_order(text: str) -> None:
+    made = list(pieces(text))
+    assert "".join("".join(made).split()) == "".join(text.split())
+    assert all(len(piece.split()) <= MOST_WORDS * 1.2 for piece in made)
+    assert all(len(piece) <= MOST_CHARACTERS * 1.1 for piece in made)
+
+
+def test_it_is_cut_between_sentences_and_the_last_piece_isnt_a_scrap() -> None:
+    made = list(pieces(prose(41)))
+    assert all(piece.startswith("Sentence") and piece.endswith(".") for piece in made)
+    assert min(len(piece.split()) for piece in made) >= 25
+    assert list(pieces(" \n ")) == []
+
+
+def test_no_piece_goes_over_a_heading_and_ids_are_by_place() -> None:
+    document = Document(
+        "d:1", "d", [Section("Cold air hurts.", "Causes"), Section("Warm air helps.", "Care")], "Asthma"
+    )
+    made = list(document.passages())
+    assert [(each.id, each.section, each.text) for each in made] == [
+        ("d:1#0", "Causes", "Cold air hurts."),
+        ("d:1#1", "Care", "Warm air helps."),
+    ]
+    assert made[0].searched == "Asthma\nCauses\nCold air hurts."
+    assert made[0].digest == next(iter(document.passages())).digest != made[1].digest

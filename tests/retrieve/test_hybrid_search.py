@@ -1,0 +1,286 @@
+"""Searching: what each part finds, fusion, filters, diversity, and questions of every kind.
+
+Fusion and marginal relevance, by hand.
+
+The nearest vectors by some directions first: the same that comparing all of them finds.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from meditune.errors import DataError
+from meditune.retrieve import collections, vector_search
+from meditune.retrieve.build_index import build, update
+from meditune.retrieve.hybrid_search import marginal_relevance, reciprocal_rank
+from meditune.retrieve.index import Index
+from meditune.retrieve.query_understanding import focus
+from meditune.retrieve.storage import place
+from meditune.retrieve.vector_search import Embedder, Near, Vectors
+from tests.retrieve import corpus
+
+pytest.importorskip("lancedb")
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    folder = tmp_path_factory.mktemp("search")
+    docs = corpus.folder(folder / "docs")
+    long = "\n".join(f"Migraine fact {n}: " + "a migraine attack hurts on one side of the head " * 8 for n in range(10))
+    (docs / "migraine.txt").write_text(long, encoding="utf-8")
+    file = corpus.articles(
+        folder / "pubmed.xml",
+        corpus.article(1, "Colchicine in gout", "Colchicine calmed attacks.", "2009"),
+        corpus.article(2, "Colchicine in gout again", "Colchicine calmed attacks in adults.", "2021"),
+        corpus.article(3, "Steroids", "Steroids are running well in runners.", "2021"),
+    )
+    build(place(folder / "index"), [collections.documents(str(docs)), collections.pubmed_files(str(file))], corpus.TINY)
+    return Index.open(folder / "index", corpus.TINY)
+
+
+def documents(index: Index, question: str, k: int = 10, **options) -> list[str]:
+    return [hit.passage.document for hit in index.search(question, k, **options).hits]
+
+
+def test_words_are_stemmed_and_titles_count(index: Index) -> None:
+    assert documents(index, "inhaling steroid", 1, mode="words") == ["documents:asthma.md"]
+    assert documents(index, "lice", 1, mode="words") == ["documents:lice.txt"]
+    assert documents(index, "burns", mode="words") == ["documents:burn.html"]
+    assert documents(index, "the of are", mode="words") == []
+
+
+def test_a_hit_says_what_each_part_gave(index: Index) -> None:
+    best = index.search("colchicine in gout").hits[0]
+    assert best.passage.document == "pubmed:1"
+    assert best.words is not None
+    assert best.words > 1
+    assert best.meaning == pytest.approx(
+        float(corpus.words_as_vectors([best.passage.searched])[0] @ corpus.words_as_vectors(["colchicine in gout"])[0]),
+        abs=1e-4,
+    )
+    fused = index.search("colchicine in gout", mode="fused").hits[0]
+    assert fused.passage == best.passage
+    assert 2 / 62 <= fused.score <= 2 / 61
+
+
+def test_weights_and_modes_choose_the_part(index: Index) -> None:
+    asked = {"words": "head lice", "meaning": "Cool the burn with running water."}
+    assert documents(index, "help", 1, **asked, weights={"meaning": 0})[0] == "documents:lice.txt"
+    assert documents(index, "help", 1, **asked, weights={"words": 0})[0] == "documents:burn.html"
+    only = index.search("gout", 2, mode="meaning").hits
+    assert all(hit.words is None and hit.score == hit.meaning for hit in only)
+
+
+QUESTIONS = {
+    "What are the treatments for Shingles ? (Also called: Zoster)": "Antiviral medicines shorten an attack.",
+    "What causes Shingles ?": "The virus of chickenpox wakes up again in a nerve.",
+    "What are the treatments for Rickets ?": "Vitamin D and calcium; sometimes braces.",
+    "What are the treatments for Eczema ?": "Moisturizers and steroid creams ease itching.",
+    "What is (are) Toddler Health ?": "Toddlers need sleep and play; mothers worry about falls and treatments.",
+}
+MESSAGE = (
+    "Help\nHi, my mother is 80 and lives with a toddler, my nephew. She has shingels on her back since Friday. "
+    "What treatments are there for it?"
+)
+
+
+@pytest.fixture(scope="module")
+def leaflets(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    """An index whose titles are questions, as MedQuAD's are."""
+    folder = tmp_path_factory.mktemp("leaflets")
+    files = {f"{n}.md": f"# {title}\n\n{text}\n" for n, (title, text) in enumerate(QUESTIONS.items())}
+    docs = corpus.folder(folder / "docs", files)
+    build(place(folder / "index"), [collections.documents(str(docs))], corpus.TINY)
+    return Index.open(folder / "index", corpus.TINY)
+
+
+def test_a_rambling_message_with_a_slip_finds_its_answer_by_the_reranker(leaflets: Index) -> None:
+    assert documents(leaflets, MESSAGE, 1) == ["documents:0.md"]
+    assert documents(leaflets, MESSAGE, 1, mode="fused") != ["documents:0.md"]
+    assert documents(leaflets, "zoster", 2)[0] == "documents:0.md"
+
+
+def test_every_hit_of_the_reranker_has_its_cosine_with_the_message_or_with_what_it_asks(leaflets: Index) -> None:
+    hits = leaflets.search(MESSAGE, 5).hits
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    assert leaflets.opened.reranker
+    synonyms = leaflets.opened.reranker.synonyms
+    corrected = synonyms.corrected(MESSAGE)
+    meant = corpus.words_as_vectors([corrected, focus(corrected, synonyms).query])
+    for hit in hits:
+        cosines = meant @ corpus.words_as_vectors([hit.passage.searched])[0]
+        assert hit.meaning == pytest.approx(float(cosines.max()), abs=1e-4)
+
+
+def test_all_about_a_question_is_embedded_at_once(leaflets: Index) -> None:
+    calls: list[bool] = []
+
+    def embed(texts):
+        calls.append(len(set(texts)) == len(texts))
+        return corpus.words_as_vectors(texts)
+
+    Index(leaflets.place, Embedder(corpus.TINY.identity, embed)).search(MESSAGE)
+    assert calls == [True]
+
+
+def test_an_index_of_before_is_searched_without_the_reranker_and_that_is_said(leaflets: Index, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(leaflets.place.name, old)
+    said = json.loads((old / "index.json").read_text())
+    del said["knowledge"]
+    (old / "index.json").write_text(json.dumps(said))
+    found = Index.open(old, corpus.TINY).search(MESSAGE)
+    assert found.hits
+    assert found.remarks == (
+        "This index was made before Meditune kept what its reranker knows, so hits are ordered by rank fusion alone. "
+        f"`meditune index update {old}` brings it up to date.",
+    )
+    update(place(old), [], corpus.TINY)
+    anew = Index.open(old, corpus.TINY).search(MESSAGE)
+    assert not anew.remarks
+    assert [hit.passage.id for hit in anew.hits] == [hit.passage.id for hit in leaflets.search(MESSAGE).hits]
+
+
+def test_what_the_reranker_knows_is_damaged(leaflets: Index, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(leaflets.place.name, broken)
+    (broken / leaflets.manifest.knowledge).write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"knowledge-passages-1.*missing or damaged.*--replace"):
+        Index.open(broken, corpus.TINY)
+
+
+def test_a_document_comes_once_unless_more_are_wanted(index: Index) -> None:
+    assert documents(index, "migraine attack").count("documents:migraine.txt") == 1
+    assert documents(index, "migraine attack", per_document=3).count("documents:migraine.txt") == 3
+    assert documents(index, "migraine attack", 20, per_document=None).count("documents:migraine.txt") > 4
+
+
+def test_sources_and_dates_narrow_the_search(index: Index) -> None:
+    assert set(documents(index, "colchicine gout", sources=["pubmed"])) <= {"pubmed:1", "pubmed:2", "pubmed:3"}
+    assert documents(index, "colchicine", sources=["pubmed"], since="2021-02") == ["pubmed:2", "pubmed:3"]
+    assert documents(index, "colchicine", sources=["pubmed"], since="2021-03") == []
+    assert documents(index, "colchicine", 1, sources=["pubmed"], until="2009") == ["pubmed:1"]
+    assert documents(index, "colchicine", sources=["pubmed"], since="2021", mode="fused") == ["pubmed:2", "pubmed:3"]
+    with pytest.raises(DataError, match=r"no source 'medline'. It holds documents, pubmed"):
+        index.search("gout", sources=["medline"])
+    with pytest.raises(DataError, match="isn't a date like 2018"):
+        index.search("gout", since="17.5.2018")
+
+
+def test_diversity_moves_what_says_the_same_down(index: Index) -> None:
+    assert documents(index, "colchicine in gout", 2) == ["pubmed:1", "pubmed:2"]
+    assert documents(index, "colchicine in gout", 2, diversity=0.7)[0] == "pubmed:1"
+    assert documents(index, "colchicine in gout", 2, diversity=0.7)[1] != "pubmed:2"
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        '"gout',
+        "gout AND NOT (",
+        "gout^2 ~*?:[",
+        "gout'; DROP TABLE passages; --",
+        "gout 😀",
+        "+gout -lice",
+        "gout\x00\n\t",
+        "痛风 gout",
+        "gout' OR 1=1",
+    ],
+)
+def test_every_character_stands_for_itself(index: Index, question: str) -> None:
+    assert documents(index, question, mode="words")[:3]
+    assert documents(index, question)
+
+
+@pytest.mark.parametrize("question", ["", "  \n", "?!…", "😀"])
+def test_an_empty_question_is_refused(index: Index, question: str) -> None:
+    with pytest.raises(DataError, match="The question is empty"):
+        index.search(question)
+
+
+def test_a_very_long_question_is_cut_and_that_is_said(index: Index) -> None:
+    found = index.search("gout colchicine " * 3200)
+    assert found.hits[0].passage.document in {"pubmed:1", "pubmed:2"}
+    assert found.remarks == ("The question has 51,199 characters; only its first 2,000 were searched for.",)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"mode": "best"}, "mode 'best' isn't one of hybrid, fused, words, meaning"),
+        ({"k": 0}, "k is 0"),
+        ({"diversity": 2}, "diversity is 2"),
+        ({"weights": {"title": 1}}, "weights: title 1 isn't one of words, meaning"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(index: Index, options, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        index.search("gout", **options)
+
+
+def test_an_error_of_the_embedding_isnt_called_damage(index: Index) -> None:
+    def broken(texts):
+        raise ValueError("out of order")
+
+    with pytest.raises(ValueError, match="out of order"):
+        Index(index.place, Embedder(corpus.TINY.identity, broken)).search("gout")
+
+
+def test_the_passages_of_a_document_come_in_order(index: Index) -> None:
+    numbers = [int(each["id"].rpartition("#")[2]) for each in index.passages("documents:migraine.txt")]
+    assert numbers == list(range(len(numbers)))
+    assert len(numbers) > 4
+
+
+def test_ranks_add_up_with_their_weights() -> None:
+    scores = reciprocal_rank({"a": [7, 8], "b": [8, 9]}, {"a": 1.0, "b": 0.5})
+    assert list(scores) == [8, 7, 9]
+    assert scores[8] == pytest.approx(1 / 62 + 0.5 / 61)
+    assert scores[9] == pytest.approx(0.5 / 62)
+
+
+def test_a_twin_gives_way_to_something_else() -> None:
+    vectors = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    assert marginal_relevance([3.0, 2.9, 1.0], vectors, 3, 0.0) == [0, 1, 2]
+    assert marginal_relevance([3.0, 2.9, 1.0], vectors, 2, 0.6) == [0, 2]
+    assert marginal_relevance([], vectors[:0], 3, 0.5) == []
+    assert marginal_relevance([1.0, 1.0], vectors[:2], 5, 0.5) == [0, 1]
+
+
+def spread(count: int, telling: bool) -> Vectors:
+    """Vectors of length 1 that vary in some directions more than in others, or in all alike."""
+    random = np.random.default_rng(5)
+    turned, _ = np.linalg.qr(random.normal(size=(96, 96)))
+    sizes = 1 / np.arange(1, 97) if telling else np.ones(96)
+    made = (random.normal(size=(count, 96)) * sizes) @ turned
+    return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("telling", [True, False])
+@pytest.mark.parametrize("count", [vector_search.FEWEST - 1, 2 * vector_search.FEWEST])
+def test_the_nearest_are_found(count: int, telling: bool) -> None:
+    vectors = spread(count + 3, telling)
+    asked, there = vectors[:3], vectors[3:]
+    for vector in asked:
+        places, cosines = Near(there).nearest(vector, 20)
+        every = there @ vector
+        assert places.tolist() == np.argsort(-every, kind="stable")[:20].tolist()
+        assert cosines == pytest.approx(every[places], abs=1e-6)
+
+
+def test_only_allowed_ones_are_found_however_far_they_are() -> None:
+    vectors = spread(2 * vector_search.FEWEST, telling=True)
+    allowed = np.zeros(len(vectors), dtype=bool)
+    allowed[[7, 70, 700]] = True
+    places, _ = Near(vectors).nearest(vectors[0], 20, allowed)
+    assert sorted(places.tolist()) == [7, 70, 700]
+
+
+def test_no_more_than_there_are() -> None:
+    vectors = spread(3, telling=True)
+    assert len(Near(vectors).nearest(vectors[0], 20)[0]) == 3

@@ -1,0 +1,444 @@
+"""`meditune serve`, `meditune keys` and `meditune answers` as a user meets them, in a process of their own.
+
+Connections that would hang a server.
+
+Faults of the server's own: told as such, without what is inside, and logged as JSON.
+
+From names to a service.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+
+from meditune.errors import EngineError
+from meditune.serve.http_server import Place
+from meditune.serve.settings import Settings
+from meditune.serve.startup import Wanted, lockout, open_service, safe
+from meditune.serve.version_router import fingerprint
+from meditune.store.answers import Answers
+from meditune.store.api_keys import Keys
+from meditune.store.database import Base
+from tests import tiny
+from tests.commands import meditune
+from tests.serve.server import served, slowed
+from tests.serve.test_auth import LOGGER, Lines
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.save(tmp_path_factory.mktemp("models") / "small")
+
+
+@contextmanager
+def started(model, store, *words):
+    """The server's process and its address; killed at the end of the block."""
+    command = [sys.executable, "-m", "meditune", "serve", str(model), "--port", "0", "--store", str(store)]
+    process = subprocess.Popen(
+        [*command, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        line = process.stdout.readline()
+        found = re.search(r"http://\S+/", line)
+        assert found, line + process.stderr.read()
+        yield process, found[0]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def asked(address, path, body=None, key=""):
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    with urllib.request.urlopen(urllib.request.Request(address + path, data, headers), timeout=30) as response:
+        return json.loads(response.read())
+
+
+def chat(address, key="", tokens=4):
+    messages = [{"role": "user", "content": "Does it help?"}]
+    body = {"model": "small", "messages": messages, "max_tokens": tokens, "temperature": 1.5, "seed": 3}
+    return asked(address, "v1/chat/completions", body, key)
+
+
+@pytest.mark.slow
+def test_a_kill_under_load_loses_nothing_and_the_server_starts_again(model, tmp_path):
+    said = []
+    with started(model, tmp_path / "store") as (process, address):
+
+        def say():
+            while True:
+                try:
+                    id = chat(address)["id"]
+                    asked(address, "v1/feedback", {"id": id, "rating": "up"})
+                except OSError:
+                    return
+                said.append(id)
+
+        people = [threading.Thread(target=say) for _ in range(3)]
+        for each in people:
+            each.start()
+        while len(said) < 12:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        for each in people:
+            each.join()
+    kept = {each["id"]: each["feedback"] for each in Answers(Base(tmp_path / "store")).exported()}
+    assert all(len(kept[id]) == 1 for id in said)
+    with started(model, tmp_path / "store") as (_, address):
+        asked(address, "v1/feedback", {"id": said[0], "rating": "down"})
+
+
+def test_keys_from_making_to_revoking_and_an_end_that_waits(model, tmp_path):
+    store = tmp_path / "store"
+    made = meditune("keys", "create", "Ann", "--store", store)
+    key = made.last
+    assert key.startswith("mt-")
+    id = key.split("-")[1]
+    listed = meditune("keys", "list", "--store", store).out
+    assert id in listed
+    assert "usable" in listed
+    assert key.split("-", 2)[2] not in listed
+    with started(model, store, "--host", "0.0.0.0") as (process, address):
+        address = f"http://127.0.0.1:{address.rpartition(':')[2]}"
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            chat(address)
+        answer = chat(address, key)["id"]
+        arguments = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+        assert key not in arguments
+        newest = meditune("keys", "rotate", id, "--grace-hours", 0, "--store", store).last
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            chat(address, key)
+        answers = []
+        asking = threading.Thread(target=lambda: answers.append(chat(address, newest, tokens=600)))
+        asking.start()
+        time.sleep(0.2)
+        assert meditune("keys", "revoke", id, "--store", store).out == f"{id} is revoked.\n"
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            chat(address, newest)
+        process.send_signal(signal.SIGTERM)
+        out, log = process.communicate(timeout=60)
+        asking.join()
+    assert answers[0]["usage"]["completion_tokens"] > 100
+    assert process.returncode == 0
+    assert "every answer that was begun is finished" in out
+    assert "Traceback" not in log
+    assert newest.split("-", 2)[2] not in log
+    assert key.split("-", 2)[2] not in log
+    written = meditune("answers", "export", "-o", tmp_path / "answers.jsonl", "--store", store)
+    assert "2 answers" in written.out
+    assert answer in (tmp_path / "answers.jsonl").read_text()
+    assert stat.S_IMODE((tmp_path / "answers.jsonl").stat().st_mode) == 0o600
+    assert meditune("answers", "delete", answer, "--store", store).code == 0
+    meditune("answers", "delete", answer, "--store", store).refused(3, f"no answer '{answer}'")
+    assert meditune("answers", "prune", "--days", 0, "--store", store).out == "1 answers deleted.\n"
+
+
+def test_what_the_end_breaks_off_is_counted_and_by_default_nothing_need_be(tmp_path):
+    assert Settings(answer_s=200).ending_s > 200
+    with ThreadPoolExecutor() as pool:
+        with served(tmp_path, Settings(grace_s=1), loaded=slowed(0.02)) as server:
+            broken_off = pool.submit(server.chat, max_tokens=900)
+            while not server.service.admission.inside:
+                time.sleep(0.01)
+            assert server.chat().status == 200
+        assert broken_off.exception() is not None or broken_off.result().status >= 500
+    assert server.service.broken_off == 1
+
+
+def test_what_cant_be_served_is_said(model, tmp_path):
+    store = ("--store", tmp_path / "store")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        meditune("serve", model, "--port", port, *store).refused(
+            1, f"127.0.0.1:{port} can't be listened on", "Choose another"
+        )
+    free = ("--port", 0, *store)
+    meditune("serve", tmp_path / "nothing", *free).refused(4, "There is no model")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("name: quickstart\n")
+    meditune("serve", tmp_path / "run", *free).refused(4, "holds no model", "isn't trained yet")
+    meditune("serve", model, "--engine", "transfomers", *free).refused(4, "Did you mean transformers?")
+
+
+def test_without_prometheus_the_way_out_is_said(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("meditune.serve.http_server.find_spec", lambda _: None)
+    meditune("serve", model, "--store", tmp_path / "s").refused(4, "[serve]'")
+
+
+def test_check_says_what_is_unsafe_and_ends_so(model, tmp_path):
+    store = ("--store", tmp_path / "store")
+    unsafe = meditune("serve", model, "--check", "--host", "0.0.0.0", "--open", "--log-text", *store)
+    assert unsafe.code == 5
+    for said in ("nobody needs a key", "unencrypted", "--per-minute", "--log-text"):
+        assert f"unsafe  {said}" in unsafe.out or said in unsafe.out
+    assert unsafe.out.splitlines()[0].startswith("unsafe")
+    assert not (tmp_path / "store").exists()
+
+
+def test_beyond_this_machine_nobody_gets_in_before_there_is_a_key(tmp_path):
+    keys = Keys(Base(tmp_path))
+    everywhere = Place("0.0.0.0")
+    settings = safe(Settings(), everywhere, keys, open_to_all=False)
+    assert settings.keys_needed
+    assert "meditune keys create NAME" in lockout(settings, keys)
+    assert not safe(Settings(), everywhere, keys, open_to_all=True).keys_needed
+    with served(tmp_path / "open", safe(Settings(), everywhere, keys, open_to_all=True)) as server:
+        assert server.chat().status == 200
+        for closed in ("/v1/admin/status", "/metrics"):
+            assert server.ask(closed).error()["code"] == "missing_scope"
+    here = safe(Settings(), Place(), keys, open_to_all=False)
+    assert not here.keys_needed
+    assert "127.0.0.1" in here.hosts
+    keys.create("Ann")
+    assert lockout(settings, keys) == ""
+    for place in (everywhere, Place()):
+        assert safe(Settings(), place, keys, open_to_all=True).keys_needed
+
+
+def test_drift_is_watched_beside_the_server_and_kept_at_its_end(model, tmp_path):
+    from meditune.operate.drift import check, reference
+    from meditune.operate.drift.check import Source
+    from meditune.store.overview import overview
+    from tests.operate.drift.streams import requests, write_facts
+
+    good = write_facts(tmp_path / "good.jsonl", requests(300, 1))
+    made = tmp_path / "reference"
+    reference.save(check.fitted(Source(good), None, None, 17), made)
+    options = ("--drift", made, "--drift-every", 1, "--price", "1,2", "--hourly", 3)
+    with started(model, tmp_path / "store", *options) as (process, address):
+        chat(address)
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            (*_, found) = overview(Base(tmp_path / "store"))["drift"] or [{}]
+            if found.get("requests"):
+                break
+            time.sleep(0.2)
+        assert (found["problem"], found["requests"]) == ("", 1)
+        with urllib.request.urlopen(f"{address}metrics", timeout=10) as response:
+            assert "meditune_drift_checked 1.0" in response.read().decode()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+    assert made.with_name("reference.state").exists()
+    refused = meditune("serve", model, "--price", "dear", "--store", tmp_path / "store")
+    assert "--price dear: write two numbers" in refused.err
+
+
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory):
+    settings = Settings(header_s=0.3, body_s=0.5, idle_s=1, connections=6)
+    with served(tmp_path_factory.mktemp("store"), settings) as server:
+        yield server
+
+
+def said(line):
+    """Everything until the other side closes."""
+    got = b""
+    while piece := line.recv(65536):
+        got += piece
+    return got
+
+
+def test_a_head_of_a_megabyte(hasty):
+    with hasty.raw() as line:
+        line.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Large: ")
+        try:
+            for _ in range(16):
+                line.sendall(b"a" * 65536)
+            answer = said(line)
+        except ConnectionError:
+            answer = b" 431 "
+        assert b" 431 " in answer
+    assert hasty.ask("/healthz").status == 200
+
+
+def test_a_head_that_never_ends(hasty):
+    with hasty.raw() as line:
+        begun = time.monotonic()
+        line.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
+        answer = said(line)
+        assert time.monotonic() - begun < 3
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b" 408 " in head
+    assert json.loads(body)["error"]["code"] == "timeout"
+
+
+def test_a_head_that_comes_a_byte_at_a_time(hasty):
+    with hasty.raw() as line:
+        begun = time.monotonic()
+        with pytest.raises(OSError, match=r"reset|[Bb]roken"):
+            for byte in b"GET /healthz HTTP/1.1\r\nHost: " + b"x" * 1000:
+                line.sendall(bytes([byte]))
+                time.sleep(0.02)
+        assert time.monotonic() - begun < 3
+
+
+def test_a_connection_that_says_nothing(hasty):
+    with hasty.raw() as line:
+        begun = time.monotonic()
+        assert b" 408 " in said(line)
+        assert time.monotonic() - begun < 3
+
+
+def test_a_body_that_never_comes(hasty):
+    with hasty.raw() as line:
+        line.sendall(b"POST /v1/ask HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+        line.sendall(b"Content-Length: 10\r\n\r\n{")
+        assert b" 408 " in line.recv(500)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"hello\r\n\r\n",
+        b"GET /\r\n\r\n",
+        b"POST /v1/ask HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
+        b"POST /v1/ask HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        b"GET /\x00 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\xff\xfe\xfd" * 20 + b"\r\n\r\n",
+    ],
+)
+def test_what_is_no_http(hasty, text):
+    with hasty.raw() as line:
+        line.sendall(text)
+        line.shutdown(socket.SHUT_WR)
+        answer = said(line)
+        assert not answer or b" 400 " in answer or b" 408 " in answer
+
+
+def test_two_requests_in_one_go(hasty):
+    with hasty.raw() as line:
+        line.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 2)
+        time.sleep(0.2)
+        assert line.recv(65536).count(b'{"status":"ok"}') == 2
+        time.sleep(0.5)
+        line.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"200 OK" in line.recv(65536)
+
+
+def test_too_many_connections(hasty):
+    lines = [hasty.raw() for _ in range(6)]
+    try:
+        with hasty.raw() as one_more:
+            assert b" 503 " in said(one_more)
+    finally:
+        for line in lines:
+            line.close()
+    time.sleep(0.1)
+    assert hasty.ask("/healthz").status == 200
+
+
+def test_a_connection_that_is_half_open_is_forgotten(hasty):
+    with hasty.raw() as line:
+        line.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        line.recv(65536)
+        line.shutdown(socket.SHUT_WR)
+        begun = time.monotonic()
+        said(line)
+        assert time.monotonic() - begun < 5
+
+
+FAILING = """
+import logging, threading
+from meditune.observability import set_up
+set_up()
+try:
+    raise ValueError("secretword")
+except ValueError:
+    logging.getLogger("meditune.engines.scheduler").exception("A step failed")
+thread = threading.Thread(target=lambda: int("secretword"))
+thread.start()
+thread.join()
+"""
+
+
+def test_faults_are_503_and_tell_no_paths_and_addresses(tmp_path):
+    lines = Lines()
+    LOGGER.addHandler(lines)
+    with served(tmp_path, Settings(keep_text=True)) as server:
+        base = server.service.answers.base
+        kept, base.path = base.path, tmp_path / "gone" / "store"
+        store = server.chat()
+        base.path = kept
+
+        def fails(*_):
+            raise EngineError("No server answers at http://10.1.2.3:8000/v1")
+
+        server.service.engine.start = fails
+        engine = server.chat()
+    LOGGER.removeHandler(lines)
+    for reply in (store, engine):
+        assert reply.status == 503
+        assert reply.error()["type"] == "server_error"
+        assert "gone" not in reply.text
+        assert "10.1.2.3" not in reply.text
+    failed = [json.loads(line) for line in lines.lines]
+    assert {"StoreError", "EngineError"} <= {each.get("exception") for each in failed}
+
+
+def test_an_answer_that_the_engine_breaks_off_is_no_finished_one(tmp_path):
+    with served(tmp_path, Settings(bare_chat=True), slowed(0.02)) as server, ThreadPoolExecutor() as pool:
+        whole = pool.submit(server.chat, max_tokens=400)
+        streamed = pool.submit(server.chat, max_tokens=400, stream=True)
+        body = {"model": "tiny", "prompt": "Does", "max_tokens": 400}
+        text = pool.submit(server.ask, "/v1/completions", body)
+        while server.service.admission.inside < 3:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        server.service.engine.close()
+        assert (whole.result().status, text.result().status) == (503, 503)
+        told = streamed.result().text
+        assert "broken_off" in told
+        assert '"finish_reason": "stop"' not in told
+
+
+def test_engines_and_threads_log_json_without_messages():
+    ran = subprocess.run([sys.executable, "-c", FAILING], capture_output=True, text=True, check=True)
+    said = [json.loads(line) for line in ran.stderr.splitlines()]
+    assert [each["exception"] for each in said] == ["ValueError", "ValueError"]
+    assert "secretword" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("runs/gout", "gout"), ("runs/gout/model", "gout"), ("runs/gout/export/merged", "gout"), ("model", "here")],
+)
+def test_a_model_is_called_by_its_run(tmp_path, folder, name):
+    model = tiny.save(tmp_path / "here" / folder)
+    service = open_service(Wanted(str(model)), Settings(), tmp_path / "store")
+    service.engine.close()
+    assert service.served.name == name
+    named = open_service(Wanted(str(model), name="mine"), Settings(), tmp_path / "store")
+    named.engine.close()
+    assert named.served.name == "mine"
+    assert named.served.version == service.served.version != "unknown"
+
+
+def test_a_version_is_that_of_the_weights(tmp_path):
+    one, same, other = (tiny.save(tmp_path / name / "model") for name in ("one", "same", "other"))
+    tiny.model("llama", seed=1).save_pretrained(other)
+    assert fingerprint(one) == fingerprint(same) == fingerprint(one.parent)
+    assert fingerprint(one) != fingerprint(other)
+    assert fingerprint(one / "model.safetensors") not in {"", fingerprint(one)}
+    (tmp_path / "empty").mkdir()
+    assert fingerprint(tmp_path / "empty") == ""

@@ -1,0 +1,193 @@
+"""The script behind docs/experiments.md's tables.
+
+The comparison of trainers measures every peer alike, and goes on from what a file has.
+"""
+
+import argparse
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import training
+from tests import tiny
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "tables.py"
+
+
+@pytest.fixture(scope="module")
+def tables():
+    spec = importlib.util.spec_from_file_location("benchmark_tables", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+def job(tables, name, folder=Path("runs"), *extra):
+    return tables.Job(name, tables.ROWS[name], folder, extra)
+
+
+def test_every_row_is_in_a_table_and_its_settings_fit_together(tables):
+    assert {name for names in tables.TABLES.values() for name in names} == set(tables.ROWS)
+    for name in tables.ROWS:
+        recipe = job(tables, name).recipe()
+        assert (recipe.evaluate.split, recipe.data.fallback_to_sample) == ("dev", False)
+
+
+def test_rows_that_change_what_the_base_says_measure_their_own(tables):
+    assert job(tables, "lora").base == job(tables, "full").base == Path("runs/base")
+    assert job(tables, "lora-nf4").base == Path("runs/base-nf4")
+    evaluate, *_ = job(tables, "lora-nf4").commands()
+    assert "model.quantize=nf4" in evaluate
+
+
+def base_measured(folder, sha256):
+    (folder / "predictions").mkdir(parents=True)
+    (folder / "predictions" / "model-general.jsonl").write_text('{"id": "window-0"}\n', "utf-8")
+    (folder / "evaluation.json").write_text(json.dumps({"data": {"sha256": sha256}}), "utf-8")
+
+
+def test_a_run_gets_the_bases_predictions_only_on_the_same_data(tables, tmp_path):
+    one = job(tables, "lora", tmp_path)
+    base_measured(one.base, "abc")
+    one.folder.mkdir()
+    (one.folder / "recipe.yaml").write_text("# data sha256: abc\nname: one\n", "utf-8")
+    one.lend()
+    assert (one.folder / "predictions" / "base-general.jsonl").read_text("utf-8") == '{"id": "window-0"}\n'
+    (one.folder / "recipe.yaml").write_text("# data sha256: abd\nname: one\n", "utf-8")
+    with pytest.raises(tables.FailedError, match="different data"):
+        one.lend()
+
+
+def report(accuracy):
+    def row(delta, better):
+        return {"delta": delta, "ci95": [delta - 1, delta + 1], "p": 0.01, "better": better, "test": ""}
+
+    return {
+        "base_model": "smollm2-135m",
+        "seed": 17,
+        "base": {"accuracy": 40.0, "perplexity": 16.0},
+        "tuned": {"accuracy": accuracy, "perplexity": 17.0},
+        "comparison": {"accuracy": row(accuracy - 40, True), "perplexity": row(1.0, None)},
+        "data": {"train": 349, "test_set": "dev-151", "sha256": "ab" * 32},
+        "items": {"answer": 60},
+        "machine": {"gpu": None, "processor": "two cores", "cores": 2},
+        "versions": {"torch": "2"},
+        "training": {"trainable_parameters": 1234, "tokens_per_s": 999.6, "peak_rss_gb": 2.04, "wall_seconds": 90},
+    }
+
+
+def test_the_table_shows_the_base_once_and_the_reports_verdict(tables, tmp_path):
+    jobs = [job(tables, name, tmp_path) for name in ("lora", "dora", "ia3")]
+    for one, accuracy in zip(jobs, (60.0, 61.0), strict=False):
+        one.folder.mkdir()
+        (one.folder / "report.json").write_text(json.dumps(report(accuracy)), "utf-8")
+    lines = tables.markdown(jobs).splitlines()
+    assert lines[2].startswith("| LoRA, top 15 layers (quickstart) | 40.0 → 60.0 better | not measured | ")
+    assert lines[2].endswith("| 1,234 | 1,000 | 2.0 | 1.5 |")
+    assert lines[3].startswith("| DoRA | 61.0 better | ")
+    assert "| 17.00 not shown |" in lines[3]
+    on_gpu = report(60.0)
+    on_gpu["training"]["peak_gpu_gb"] = 11.5
+    (jobs[0].folder / "report.json").write_text(json.dumps(on_gpu), "utf-8")
+    assert tables.markdown(jobs).splitlines()[2].endswith("| 1,234 | 1,000 | 11.5 | 1.5 |")
+    assert "| not finished |" in lines[4]
+    assert "measured on dev-151 with 60 answers, seed 17, data abababababab" in lines[6]
+
+
+def test_a_failed_row_is_said_and_the_others_go_on(tables, tmp_path, monkeypatch, capsys):
+    jobs = [job(tables, name, tmp_path) for name in ("lora", "dora")]
+    ran = []
+
+    def call(words, log):
+        ran.append(words)
+        raise tables.FailedError("no room on the disk")
+
+    monkeypatch.setattr(tables, "call", call)
+    assert tables.measured(jobs, tmp_path / "strategies.md") == 1
+    assert len(ran) == 2
+    out = capsys.readouterr().out
+    assert "[1/2] lora: FAILED. no room on the disk" in out
+    assert "not finished" in (tmp_path / "strategies.md").read_text("utf-8")
+
+
+def run_of(engine, batch, examples_per_s, gb=2.0):
+    limit = {"best": 1000, "typical": 800}
+    return {
+        "engine": engine,
+        "batch": batch,
+        "examples_per_s": examples_per_s,
+        "tokens_per_s": 100.0,
+        "training_peak_gb": gb,
+        "peak_gb": gb,
+        "mfu": 0.5,
+        "mfu_of_typical": 0.6,
+        "others_share": 0.01,
+        "bf16_gflops_before": limit,
+        "bf16_gflops_after": limit,
+    }
+
+
+def test_every_peer_runs_with_every_batch():
+    peers = [engine for engine in training.ENGINES if engine not in training.OWN]
+    jobs = training.jobs_of(["meditune", *peers, "meditune"], [1, 2, 4, 8])
+    assert jobs[0] == jobs[-1] == ("meditune", None)
+    assert all([size for name, size in jobs if name == peer] == [1, 2, 4, 8] for peer in peers)
+
+
+def test_a_file_s_measurements_are_not_repeated():
+    jobs = [("meditune", None), ("trl", 1), ("trl", 2), ("meditune", None)]
+    runs = [run_of("meditune", None, 1.0), run_of("trl", 2, 1.0)]
+    assert training.missing(jobs, runs) == [("trl", 1), ("meditune", None)]
+    assert training.missing(jobs, []) == jobs
+
+
+def test_a_file_with_other_settings_is_refused(tmp_path):
+    file = tmp_path / "figures.json"
+    file.write_text(json.dumps({"model": "smollm2-135m", "steps": 2, "runs": []}))
+    assert training.earlier(file, {"model": "smollm2-135m", "steps": 2})["runs"] == []
+    with pytest.raises(SystemExit, match="steps 2, not 3"):
+        training.earlier(file, {"model": "smollm2-135m", "steps": 3})
+
+
+def test_each_engine_s_best_batch_counts_and_speed_is_that_of_examples():
+    runs = [run_of("trl", 1, 1.0, 1.0), run_of("trl", 8, 0.5, 4.0), run_of("meditune", None, 3.0, 2.0)]
+    assert [(run["engine"], run["batch"]) for run in training.best(runs)] == [("meditune", None), ("trl", 1)]
+    ours = training.mean_of([*runs, run_of("meditune", None, 5.0, 2.5)], "meditune")
+    assert "Meditune: 4.00x the speed, 2.50x the training GB" in training.line(runs[0], ours)
+
+
+def test_speeds_are_of_the_tokens_that_were_read_by_the_chosen_clock():
+    run = {"wall_seconds": 10.0, "processor_seconds": 8.0, "examples": 16, "read_tokens": 4000, "flops": 8e12}
+    run |= {"tokens_of_separate_rows": 8000}
+    found = training.with_speeds(run, "processor", {"best": 1000, "typical": 800}, {"best": 900, "typical": 800})
+    assert (found["examples_per_s"], found["tokens_per_s"], found["mfu"]) == (2.0, 500.0, 1.0)
+    assert training.with_speeds(run, "wall", found["bf16_gflops_before"], found["bf16_gflops_after"])["mfu"] == 0.8
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny.save(tmp_path_factory.mktemp("base"))
+
+
+@pytest.mark.parametrize("engine", ["meditune-uncompiled", "trl", "trl-no-checkpointing", "trainer-bf16-true"])
+def test_every_engine_trains_the_same_answers_and_counts_what_it_read(base, engine, tmp_path, monkeypatch):
+    monkeypatch.delenv("MEDITUNE_DATA", raising=False)
+    monkeypatch.setenv("MEDITUNE_OFFLINE", "1")
+    monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path))
+    run = training.work(argparse.Namespace(worker=engine, model=str(base), steps=1, max_tokens=200, batch=[4]))
+    # An engine that trained other tokens of answers than the rows have ends with an error.
+    assert run["examples"] == training.BATCH
+    assert run["read_tokens"] == run["tokens_of_separate_rows"] or engine in training.OWN
+    assert run["read_tokens"] < run["tokens_of_separate_rows"] or engine not in training.OWN
+    if engine not in training.OWN:
+        assert run["checkpointing"] == (engine == "trl")
+        assert run["number_formats"] == ["torch.bfloat16"] + ["torch.float32"] * (
+            engine in {"trl", "trl-no-checkpointing"}
+        )

@@ -1,0 +1,179 @@
+"""Versions are kept whole, promoted by their gate, rolled back, and damage is named.
+
+A version that fails more often than the one beside it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import time
+from math import comb
+from pathlib import Path
+
+import pytest
+
+from meditune.errors import DataError, GateError
+from meditune.model_registry import Counts, Registry, fisher, is_failing
+from tests.commands import Bench, bench, meditune
+from tests.registry_runs import PASSED, REFUSED, finished, passed, with_versions
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    with bench(tmp_path_factory.mktemp("registry")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def run(place: Bench) -> Path:
+    return finished(place)
+
+
+def test_a_run_becomes_a_version_that_stands_by_itself(place: Bench, run: Path, tmp_path: Path) -> None:
+    copy, registry = tmp_path / "copy", tmp_path / "registry"
+    shutil.copytree(run, copy)
+    done = meditune("registry", "add", registry, copy, "--note", "the first")
+    assert done.code == 0, done
+    assert "v0001 is served from now on" in done.out
+    shutil.rmtree(copy)
+    shown = meditune("registry", "show", registry, "v0001").out
+    assert "whole" in shown
+    assert "Note: the first" in shown
+    assert "promoted: the first version" in shown
+    # A version is a run's folder, with which all that is done to runs can be done.
+    assert meditune("report", registry / "versions" / "v0001").code == 0
+    listed = meditune("registry", "list", registry).out
+    assert listed.startswith("v0001  served        no gate")
+
+
+def test_what_is_no_finished_run_is_refused(place: Bench, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    meditune("registry", "add", tmp_path / "registry", tmp_path / "empty").refused(3, "holds no run")
+    assert not (tmp_path / "registry").exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "letter.txt").write_text("hello")
+    meditune("registry", "list", tmp_path / "other").refused(3, "is no registry", "meditune registry add")
+
+
+def test_only_what_passed_its_gate_is_promoted_unless_forced_with_a_reason(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "registry"
+    with_versions(folder, run, REFUSED, None)
+    meditune("registry", "promote", folder, "v0002").refused(5, "did not pass the gate", "accuracy on old", "-3.0")
+    meditune("registry", "promote", folder, "v0003").refused(5, "never held against", "meditune retrain")
+    meditune("registry", "promote", folder, "v0002", "--force").refused(3, "needs a reason", "--why")
+    assert Registry(folder).state().current == "v0001"
+    assert meditune("registry", "promote", folder, "v0002", "--force", "--why", "a recall").code == 0
+    (last,) = [each for each in Registry(folder).state().history if each.version == "v0002" and each.forced]
+    assert last.why == "a recall"
+    assert "(forced): a recall" in meditune("registry", "show", folder, "v0002").out
+
+
+def test_a_rollback_goes_to_the_version_before_and_stays(run: Path, tmp_path: Path) -> None:
+    registry = with_versions(tmp_path / "registry", run, PASSED, passed("v0002"))
+    with pytest.raises(GateError, match="was held against v0002, and v0001 is served now"):
+        registry.promote("v0003")
+    registry.promote("v0002")
+    registry.promote("v0003")
+    assert registry.rollback("ratings fell", of="v0003") == "v0002"
+    assert registry.state().current == "v0002"
+    with pytest.raises(DataError, match="isn't served any more"):
+        registry.rollback("a late alarm", of="v0003")
+    with pytest.raises(GateError, match="rolled back before"):
+        registry.promote("v0003")
+    assert registry.rollback("again") == "v0001"
+    with pytest.raises(DataError, match="no whole version before v0001"):
+        registry.rollback("and again")
+    assert [each.what for each in registry.state().history][-2:] == ["rolled back", "rolled back"]
+
+
+def test_damage_is_named_refused_and_gone_around(run: Path, tmp_path: Path) -> None:
+    registry = with_versions(tmp_path / "registry", run, PASSED, passed("v0002"))
+    registry.promote("v0002")
+    weights = registry.place("v0002") / "model" / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    told: list[str] = []
+    assert registry.servable(told.append).id == "v0001"
+    assert "v0002" in told[0]
+    assert "model/adapter_model.safetensors isn't what it was" in told[0]
+    assert "DAMAGED: model/adapter_model.safetensors" in meditune("registry", "show", registry.folder, "v0002").out
+    (registry.place("v0003") / "model" / "adapter_model.safetensors").unlink()
+    meditune("registry", "promote", registry.folder, "v0003").refused(
+        3, "v0003", "adapter_model.safetensors is missing"
+    )
+    assert registry.state().current == "v0002"
+    path = registry.place("v0003") / "version.json"
+    path.write_text(path.read_text().replace("v0001", "v0009"))
+    meditune("registry", "show", registry.folder, "v0003").refused(3, "version.json", "changed after v0003 was added")
+    (registry.folder / "registry.json").write_text("{")
+    meditune("registry", "list", registry.folder).refused(3, "registry.json, line 1")
+
+
+def test_a_trial_begins_and_ends(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "registry"
+    registry = with_versions(folder, run, REFUSED, PASSED)
+    meditune("registry", "try", folder, "v0002").refused(5, "did not pass the gate", "--shadow")
+    assert "unseen" in meditune("registry", "try", folder, "v0002", "--shadow", "--percent", 50).out
+    assert "shadow 50 %" in meditune("registry", "list", folder).out
+    meditune("registry", "try", folder, "v0003", "--percent", 0).refused(3, "no share")
+    assert meditune("registry", "try", folder, "v0003", "--percent", 5).code == 0
+    trial = registry.state().trial
+    assert trial
+    assert trial.version == "v0003"
+    assert meditune("registry", "stop", folder, "--why", "enough").code == 0
+    assert registry.state().trial is None
+    meditune("registry", "stop", folder).refused(3, "No version is being tried")
+    registry.try_out("v0003", "canary", 10)
+    registry.promote("v0003")
+    assert registry.state().trial is None
+
+
+def test_programs_that_add_at_once_each_get_a_version(run: Path, tmp_path: Path) -> None:
+    """Four processes of their own; and what one that was killed left behind is no version."""
+    folder = tmp_path / "registry"
+    with_versions(folder, run)
+    half = folder / "versions" / ".v0002.1.partial"
+    half.mkdir()
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_added, args=(folder, run)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert not half.exists()
+    state = Registry(folder).state()
+    assert list(state.versions) == ["v0001", "v0002", "v0003", "v0004", "v0005"]
+    for id in state.versions:
+        Registry(folder).checked(id)
+
+
+def _added(folder: Path, run: Path) -> None:
+    Registry(folder).add(run)
+
+
+def test_failing_is_seen_early_and_not_by_chance() -> None:
+    assert fisher(3, 3, 0, 20) == pytest.approx(1 / 1771)
+    assert not is_failing(Counts(2, 2), Counts(500, 0))
+    assert is_failing(Counts(3, 3), Counts(500, 0))
+    assert not is_failing(Counts(100, 3), Counts(500, 5))
+    assert not is_failing(Counts(50, 25), Counts(50, 25))
+
+
+def test_the_probability_is_the_exact_one() -> None:
+    cases = [(0, 5, 3, 20), (7, 7, 0, 3), (3, 90, 40, 95), (60, 100, 45, 300), (1, 1, 1, 1)]
+    for failed, all, others_failed, others in cases:
+        total, failures = all + others, failed + others_failed
+        most = min(all, failures)
+        ways = sum(comb(failures, n) * comb(total - failures, all - n) for n in range(failed, most + 1))
+        assert fisher(failed, all, others_failed, others) == pytest.approx(ways / comb(total, all), rel=1e-9)
+
+
+def test_many_answers_are_judged_as_quickly_as_few() -> None:
+    begun = time.monotonic()
+    assert fisher(2_000, 20_000, 2_000, 20_000) == pytest.approx(0.5, abs=0.01)
+    assert fisher(3, 1_000_000, 500_000, 1_000_000) == pytest.approx(1)
+    assert 0 <= fisher(500_000, 1_000_000, 3, 1_000_000) < 1e-300
+    assert time.monotonic() - begun < 1

@@ -1,0 +1,395 @@
+"""A tuned model is tuned further on pairs, and the usual report says which answers both models prefer, too.
+
+DPO's and ORPO's losses: what they are at the start, and that they are TRL's and the papers'.
+"""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+
+from meditune.config.data_options import PromptFormat
+from meditune.config.training_options import LoraSpec
+from meditune.models.adapters import add_lora
+from meditune.models.hidden_state_cache import FrozenLayers
+from meditune.models.load import load
+from meditune.models.shared_prefix_batch import rows_of_pairs
+from meditune.train.losses import PairLoss, dpo, log_likelihoods, orpo
+from tests import tiny
+from tests.commands import bench, jsonl, meditune, read_rows, stopped_after
+from tests.data.test_preference_pairs import pair_rows
+from tests.train.preference_rows import PAIRS
+
+QUICK = {
+    "data__sources__0__limit": 24,
+    "evaluate__answers": 4,
+    "evaluate__max_new_tokens": 4,
+    "evaluate__resamples": 100,
+    "model__lora__r": 4,
+    "model__top_layers": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A bench with a run of supervised fine-tuning in `sft`, and a file of pairs."""
+    with bench(tmp_path_factory.mktemp("preference")) as made:
+        assert made.run("sft", **QUICK, train__epochs=1).code == 0
+        jsonl(made.folder.parent / "pairs.jsonl", pair_rows(60))
+        yield made
+
+
+def prefer(place, name, base="sft", pairs=True, **changes):
+    """`meditune run preference` on the model of another run."""
+    more = {"train__preference__path": place.folder.parent / "pairs.jsonl"} if pairs else {}
+    words = place.settings(**QUICK | {"model__base": place.folder / base} | more | changes)
+    return meditune("run", "preference", "--output", place.folder / name, *words)
+
+
+@pytest.fixture(scope="module")
+def preferred(place):
+    """A run of DPO on the file's pairs, and what it printed."""
+    result = prefer(place, "dpo")
+    assert result.code == 0, result
+    return place.folder / "dpo", result
+
+
+def test_held_out_pairs_are_preferred_more_than_before(place, preferred):
+    folder, result = preferred
+    report = place.report("dpo")
+    margin, accuracy = (report["comparison"][f"preference_{name}"] for name in ("margin", "accuracy"))
+    assert margin["better"] is True
+    assert report["tuned"]["preference_margin"] > report["base"]["preference_margin"] + 1
+    assert accuracy["delta"] >= 0
+    kinds = report["preference"]
+    held_out = read_rows(folder / "pairs" / "held_out.jsonl")
+    assert kinds["tuned"]["own"]["pairs"] == report["items"]["preference"] == len(held_out)
+    assert kinds["tuned"]["own"]["preference_margin"] == report["tuned"]["preference_margin"]
+    assert "Preference margin" in result.out
+    assert "Preference margin" in (folder / "report.html").read_text(encoding="utf-8")
+    assert "held-out pairs" in (folder / "report.html").read_text(encoding="utf-8")
+    assert "Preference" not in (place.folder / "sft" / "report.html").read_text(encoding="utf-8")
+    assert report["training"]["objective"] == "dpo"
+    assert report["training"]["preference"]["train"] == {"own": 60 - len(held_out)}
+    card = (folder / "model" / "README.md").read_text(encoding="utf-8")
+    assert "Experimental: preference tuning by DPO, beta 0.1" in card
+
+
+def test_the_base_is_the_tuned_model_with_its_adapter_merged(place, preferred):
+    folder, _ = preferred
+    for kind in ("decision", "likelihood", "answer"):
+        before = place.folder / "sft" / "predictions" / f"tuned-{kind}.jsonl"
+        assert read_rows(folder / "predictions" / f"base-{kind}.jsonl") == read_rows(before)
+    assert (folder / "start" / "config.json").is_file()
+    adapter = json.loads((folder / "model" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert adapter["base_model_name_or_path"] == str((folder / "start").resolve())
+    assert "an adapter, merged" in (folder / "model" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_first_step_is_at_ln_2_and_later_ones_below(preferred):
+    losses = [step["loss"] for step in read_rows(preferred[0] / "training.jsonl")]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_the_preflight_shows_a_pair_and_says_that_this_is_experimental(preferred):
+    folder, result = preferred
+    first = read_rows(folder / "pairs" / "train.jsonl")[0]
+    shown = result.err.partition("the answer to prefer, then the one to avoid")[2]
+    assert f"« {first['chosen']}</s>»" in shown
+    assert f"« {first['rejected']}</s>»" in shown
+    assert shown.index(first["chosen"]) < shown.index(first["rejected"])
+    assert "Pairs (experimental) from" in result.err
+    assert " pairs of " in result.err.partition("Training on ")[2][:12]
+
+
+def test_a_moved_run_still_finds_what_it_started_from(preferred, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(preferred[0], moved)
+    config = moved / "model" / "adapter_config.json"
+    values = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps(values | {"base_model_name_or_path": "/nowhere/start"}), encoding="utf-8")
+    assert load(str(moved)).model.config.num_hidden_layers == 2
+
+
+@pytest.mark.parametrize("objective", ["dpo", "orpo"])
+def test_a_stopped_run_goes_on_to_the_same_weights_and_figures(place, objective):
+    changes = {"train__objective": objective, "train__batch_size": 8, "train__checkpoint_steps": 3}
+    assert prefer(place, f"{objective}-whole", **changes).code == 0
+    with stopped_after(5):
+        assert prefer(place, f"{objective}-stopped", **changes).code == 130
+    resumed = prefer(place, f"{objective}-stopped", **changes)
+    assert resumed.code == 0, resumed
+    assert "after step 3" in resumed.err
+    whole, stopped = (place.folder / f"{objective}-{kind}" for kind in ("whole", "stopped"))
+    for path in [*whole.glob("model/*.safetensors"), *whole.glob("predictions/*.jsonl"), *whole.glob("pairs/*")]:
+        assert path.read_bytes() == (stopped / path.relative_to(whole)).read_bytes(), path
+
+
+def test_ewc_measures_on_texts_that_are_longer_than_any_pair(place):
+    changes = {
+        "train__ewc__strength": 1,
+        "train__ewc__samples": 4,
+        "train__replay__tokens": 800,
+        "train__replay__rows": 4,
+    }
+    result = prefer(place, "ewc", **changes)
+    assert result.code == 0, result
+
+
+def test_pairs_of_corrupted_answers_are_built_and_measured_by_kind(place):
+    changes = {"train__objective": "orpo", "train__preference__per_example": 2, "model__strategy": "full"}
+    result = prefer(place, "built", pairs=False, **changes)
+    assert result.code == 0, result
+    report = place.report("built")
+    assert report["tuned"]["preference_margin"] > report["base"]["preference_margin"]
+    assert len(report["preference"]["tuned"]) >= 2
+    questions = {row["question"] for row in read_rows(place.folder / "built" / "pairs" / "held_out.jsonl")}
+    assert questions <= {row["question"] for row in read_rows(place.folder / "built" / "data" / "test.jsonl")}
+    evaluated = place.folder / "evaluated"
+    words = place.settings(**QUICK | changes)
+    assert meditune("evaluate", place.folder / "built", "--recipe", "preference", "-o", evaluated, *words).code == 0
+    figures = json.loads((evaluated / "evaluation.json").read_text(encoding="utf-8"))["figures"]
+    assert figures["preference_margin"] == pytest.approx(report["tuned"]["preference_margin"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("code", "changes", "texts"),
+    [
+        (3, {"seed": 5}, ("trained on by", "Leakage")),
+        (4, {"prompt__answer_cue": "Say:"}, ("tuned with another prompt", "prompt.answer_cue is 'Conclusion:' there")),
+        (4, {"model__base": "./runs/none"}, ("no model './runs/none' here", "finish that run first")),
+        (4, {"model__base": "api:some-model", "model__api__key_variable": "null"}, ("train.objective sft only",)),
+        (3, {"train__preference__path": "none.jsonl"}, ("none.jsonl: no such file",)),
+        (2, {"train__end_weight": "0.5"}, ("train.end_weight has no meaning with train.objective dpo",)),
+        (2, {"train__replay__share": "0.2"}, ("train.replay.share has no meaning with train.objective dpo",)),
+    ],
+)  # fmt: skip
+def test_what_cant_work_is_refused_before_anything_is_trained(place, code, changes, texts):
+    result = prefer(place, f"refused-{code}-{len(str(changes))}", **changes)
+    result.refused(code, *texts)
+
+
+def test_changed_settings_make_other_pairs_until_something_is_measured(place):
+    words = place.settings(**QUICK | {"model__base": place.folder / "sft"})
+    folder = place.folder / "changing"
+    assert meditune("data", "prepare", "preference", "--output", folder, *words).code == 0
+    first = read_rows(folder / "pairs" / "train.jsonl")
+    more = ["--set", "train.preference.corruptions=[other]"]
+    assert meditune("data", "prepare", "preference", "--output", folder, *words, *more).code == 0
+    assert {row["kind"] for row in first} != {row["kind"] for row in read_rows(folder / "pairs" / "train.jsonl")}
+
+
+FLUENT = {
+    "model__strategy": "full",
+    "model__top_layers": "null",
+    "train__tasks": "[answer]",
+    "train__decision_share": "null",
+    "train__batch_size": 4,
+    "train__accumulation": 1,
+    "train__epochs": 40,
+}
+SAMPLED = {
+    "prompt__answer_tokens": 48,
+    "train__preference__source": "sampled",
+    "train__preference__sampled": "{answers: 3, temperature: 1.5, margin: 0.05}",
+    "train__batch_size": 2,
+    "train__checkpoint_steps": 2,
+    # BF16 would round most differences away that a resumed run must not have.
+    "model__dtype": "float32",
+}
+
+
+@pytest.fixture(scope="module")
+def fluent(place):
+    """A bench with a run in `fluent` whose model writes sentences."""
+    assert place.run("fluent", **QUICK | FLUENT).code == 0
+    return place
+
+
+def sample(place, name, **changes):
+    """`meditune run preference` on the fluent model's own answers."""
+    return prefer(place, name, base="fluent", pairs=False, **SAMPLED | changes)
+
+
+def test_pairs_of_answers_that_the_model_writes(fluent):
+    result = sample(fluent, "sampled")
+    assert result.code == 0, result
+    folder = fluent.folder / "sampled"
+    answers = read_rows(folder / "samples.jsonl")
+    by_id = {}
+    for row in answers:
+        by_id.setdefault(row["id"], []).append(row)
+    train = read_rows(folder / "data" / "train.jsonl")
+    assert list(by_id) == [row["id"] for row in train if row["context"]]
+    assert {len(rows) for rows in by_id.values()} == {3}
+    pairs = read_rows(folder / "pairs" / "train.jsonl")
+    assert pairs
+    for pair in pairs:
+        scores = {row["text"]: row["score"] for row in by_id[pair["id"].removesuffix("/sampled")] if row["text"]}
+        assert scores[pair["chosen"]] == max(scores.values())
+        assert scores[pair["rejected"]] == min(scores.values())
+        assert scores[pair["chosen"]] - scores[pair["rejected"]] >= 0.05
+    left_out = json.loads((folder / "pairs" / "facts.json").read_text(encoding="utf-8"))["left_out"]
+    assert len(pairs) + sum(count for why, count in left_out.items() if why.startswith("examples")) == len(by_id)
+    report = fluent.report("sampled")
+    assert report["training"]["preference"]["train"] == {"sampled": len(pairs)}
+    assert "sampled" not in report["preference"]["tuned"]
+    assert "the model's own answers, by their faithfulness" in (folder / "model" / "README.md").read_text("utf-8")
+    assert f"Training on {len(pairs)} pairs" in result.err
+
+
+def test_a_stopped_run_goes_on_with_the_answers_it_wrote(fluent):
+    with stopped_after(3):
+        assert sample(fluent, "sampled-stopped").code == 130
+    samples = fluent.folder / "sampled-stopped" / "samples.jsonl"
+    written = samples.stat().st_mtime_ns
+    resumed = sample(fluent, "sampled-stopped")
+    assert resumed.code == 0, resumed
+    assert "after step 2" in resumed.err
+    assert samples.stat().st_mtime_ns == written
+    whole, stopped = (fluent.folder / name for name in ("sampled", "sampled-stopped"))
+    for path in [*whole.glob("*.jsonl"), *whole.glob("pairs/*"), *whole.glob("model/*.safetensors")]:
+        if path.name != "training.jsonl":
+            assert path.read_bytes() == (stopped / path.relative_to(whole)).read_bytes(), path
+
+
+def test_preparing_alone_says_that_the_model_is_still_to_write(fluent):
+    words = fluent.settings(**QUICK | {"model__base": fluent.folder / "fluent"} | SAMPLED)
+    folder = fluent.folder / "prepared"
+    result = meditune("data", "prepare", "preference", "--output", folder, *words)
+    assert result.code == 0
+    assert "0 to train on (not written yet)" in result.err
+    assert read_rows(folder / "pairs" / "held_out.jsonl")
+
+
+def test_answers_that_are_all_alike_are_refused_with_what_to_do(fluent):
+    result = sample(fluent, "alike", train__preference__sampled="{answers: 2, temperature: 0.01, margin: 1}")
+    result.refused(3, "samples.jsonl: none of", "train.preference.sampled.margin (1)", "lower it")
+
+
+FORMAT = PromptFormat(max_tokens=256, answer_tokens=32)
+
+
+def start(architecture="llama", trained_head=False):
+    """A tiny model to be trained, rows of pairs, and their log-likelihoods before that."""
+    loaded = tiny.loaded(architecture)
+    rows, _ = rows_of_pairs(PAIRS, loaded.encoder(FORMAT))
+    model = loaded.model if trained_head else add_lora(loaded.model, LoraSpec(r=4), seed=1)
+    with torch.no_grad():
+        before, _, _ = log_likelihoods(model, FrozenLayers(model, 0), rows, loaded.pad_id)
+    reference = {row.encoded[0].id: both for row, both in zip(rows, before.tolist(), strict=True)}
+    return loaded, model, rows, reference
+
+
+def move(model):
+    """Let what is trained leave its start."""
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+
+
+def plain_likelihoods(model, rows):
+    """(R, 2) sums by transformers' own logits, an answer at a time."""
+    found = []
+    for row in rows:
+        for item in row.encoded:
+            logits = model(input_ids=torch.tensor([item.prompt + item.target])).logits[0, len(item.prompt) - 1 : -1]
+            found.append(logits.log_softmax(-1).gather(1, torch.tensor(item.target)[:, None]).sum())
+    return torch.stack(found).view(-1, 2)
+
+
+def gradients(model, loss):
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return dict(zip(trained, torch.autograd.grad(loss, list(trained.values())), strict=True))
+
+
+@pytest.mark.parametrize("objective", ["dpo", "orpo"])
+@pytest.mark.parametrize(("architecture", "trained_head"), [("llama", False), ("llama", True), ("gemma3", False)])
+def test_both_answers_in_one_row_give_the_loss_and_gradients_of_separate_ones(objective, architecture, trained_head):
+    loaded, model, rows, reference = start(architecture, trained_head)
+    move(model)
+    loss_of = PairLoss(0.3, reference if objective == "dpo" else None)
+    shares = [1 / len(rows)] * len(rows)
+    loss, batch = loss_of(model, FrozenLayers(model, 0), rows, shares, loaded.pad_id)
+    sums = plain_likelihoods(model, rows)
+    tokens = torch.tensor([[len(item.target) for item in row.encoded] for row in rows])
+    if objective == "dpo":
+        expected = dpo(sums, torch.tensor(list(reference.values())), 0.3).mean()
+    else:
+        expected = orpo(sums / tokens, 0.3).mean()
+    assert batch.real_tokens < 0.75 * sum(len(item.prompt + item.target) for row in rows for item in row.encoded)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    plain = gradients(model, expected)
+    for name, slope in gradients(model, loss).items():
+        torch.testing.assert_close(slope, plain[name], atol=1e-5, rtol=1e-3)
+
+
+def test_where_nothing_has_moved_dpo_is_ln_2():
+    now = torch.tensor([[-3.0, -7.0], [-9.0, -2.0]])
+    assert dpo(now, now, 0.1).tolist() == pytest.approx([math.log(2)] * 2)
+
+
+def test_orpo_is_the_papers_formula_also_where_it_is_hard_to_compute():
+    for chosen, rejected in ((0.3, 0.6), (0.999, 1e-6), (0.5, 0.5)):
+        ratio = (chosen / (1 - chosen)) / (rejected / (1 - rejected))
+        expected = -math.log(chosen) - 0.2 * math.log(1 / (1 + 1 / ratio))
+        given = torch.tensor([[math.log(chosen), math.log(rejected)]], dtype=torch.float64)
+        assert orpo(given, 0.2).item() == pytest.approx(expected)
+    certain = torch.tensor([[0.0, -1.0]], requires_grad=True)
+    orpo(certain, 0.2).sum().backward()
+    assert torch.isfinite(certain.grad).all()
+
+
+def test_dpo_equals_trls_loss_and_gradients(tmp_path, monkeypatch):
+    """TRL's own trainer computes its loss on the same tokens with the same adapter, its reference the start."""
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    pytest.importorskip("trl", reason="trl is in the dependency group dev")
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    loaded, model, rows, reference = start()
+    texts = [{"prompt": "a", "chosen": "b", "rejected": "c"}]
+    settings = {"beta": 0.3, "use_cpu": True, "report_to": [], "bf16": False}
+    trainer = DPOTrainer(
+        model,
+        args=DPOConfig(output_dir=str(tmp_path), loss_type="sigmoid", **settings),
+        train_dataset=Dataset.from_list(texts),
+        processing_class=loaded.tokenizer,
+    )
+    move(model)  # the trainer has kept a copy of the adapter as its reference
+    tokens = [
+        {
+            "prompt_ids": row.encoded[0].prompt,
+            "chosen_ids": row.encoded[0].target,
+            "rejected_ids": row.encoded[1].target,
+        }
+        for row in rows
+    ]
+    loaded.model.set_attn_implementation("sdpa")  # TRL's masks are two-dimensional
+    theirs = trainer.compute_loss(model, trainer.data_collator(tokens))
+    their_slopes = gradients(model, theirs)
+    loaded.model.set_attn_implementation("eager")
+    ours, _ = PairLoss(0.3, reference)(model, FrozenLayers(model, 0), rows, [1 / len(rows)] * len(rows), loaded.pad_id)
+    assert abs(theirs.item() - math.log(2)) > 0.01
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    for name, slope in gradients(model, ours).items():
+        torch.testing.assert_close(slope, their_slopes[name], atol=1e-5, rtol=1e-3)
+
+
+def test_orpos_odds_ratio_equals_trls(monkeypatch):
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    pytest.importorskip("trl", reason="trl is in the dependency group dev")
+    from types import SimpleNamespace
+
+    from trl.experimental.orpo import ORPOTrainer
+
+    mean = torch.tensor([[-0.4, -1.5], [-2.5, -0.2], [-0.01, -6.0]])
+    fields = SimpleNamespace(beta=0.2, accelerator=SimpleNamespace(device="cpu"))
+    theirs = ORPOTrainer.odds_ratio_loss(fields, mean[:, 0], mean[:, 1])[0]
+    torch.testing.assert_close(orpo(mean, 0.2), -mean[:, 0] - theirs)
