@@ -124,7 +124,7 @@ def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
 def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
     """Prepare the data and train, without measuring anything; a finished model is left as it is.
 
-    Of several processes (ranks.py) the first prepares, while the others wait; all train.
+    Of several processes (distributed.py) the first prepares, while the others wait; all train.
     """
     with _ready_to_tune(recipe, folder) as (data, remote):
         if remote:

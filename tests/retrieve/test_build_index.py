@@ -252,9 +252,9 @@ def _dying(where: Path, docs: Path, stage: str, name: str) -> None:
         return corpus.words_as_vectors(texts)
 
     if stage == "indexing":
-        build_index.tables.make_searchable = die
+        build_index.storage.make_searchable = die
     if stage == "switching":
-        build_index.manifest.Manifest.write = die
+        build_index.index.Manifest.write = die
     chosen = [collections.documents(f"{name}{docs}")]
     embedder = Embedder(corpus.TINY.identity, embed)
     if name:

@@ -150,7 +150,7 @@ def test_the_log_holds_no_question_and_no_key(tmp_path):
     assert [entry["status"] for entry in said if entry["message"] == "request"] == [200, 400, 401, 404, 400, 500]
     failed = next(entry for entry in said if entry["level"] == "error")
     assert failed["exception"] == "ZeroDivisionError"
-    assert "test_access.py" in failed["at"][-1]
+    assert "test_auth.py" in failed["at"][-1]
     first = said[0]
     assert {"request", "route", "seconds", "prompt_tokens", "completion_tokens", "first_token"} <= set(first)
     assert first["route"] == "/v1/chat/completions"

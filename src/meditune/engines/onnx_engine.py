@@ -78,7 +78,7 @@ class _Written:
 
 
 class OnnxBatch:
-    """Answers that take turns (worker.py calls it)."""
+    """Answers that take turns (scheduler.py calls it)."""
 
     def __init__(self, model: Exported, tokenizer: Any, at_once: int) -> None:
         self.model = OnnxModel(model.folder / next(name for name in model.files if name.endswith(".onnx")))

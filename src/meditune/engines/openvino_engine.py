@@ -128,7 +128,7 @@ READ_TOKENS = 512
 
 
 class OpenvinoBatch:
-    """Up to `at_once` answers (worker.py calls it)."""
+    """Up to `at_once` answers (scheduler.py calls it)."""
 
     def __init__(self, model: Exported, tokenizer: Any, at_once: int, scores: bool = False) -> None:
         self._genai = package("openvino", "openvino_genai")

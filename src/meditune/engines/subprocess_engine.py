@@ -102,7 +102,7 @@ class ApartEngine:
     """An engine that runs in another process; it opens meanwhile (`opened` waits for it)."""
 
     def __init__(self, folder: Path, at_once: int = 32, scores: bool = False) -> None:
-        """`scores`: see open_engine in opening.py."""
+        """`scores`: see open_engine in open_engine.py."""
         model = exported(folder)
         self.name = f"{model.engine} {model.weights}"
         self.context_tokens = model.context_tokens

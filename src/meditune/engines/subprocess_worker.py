@@ -1,4 +1,4 @@
-"""The process of an engine that runs apart (apart.py).
+"""The process of an engine that runs apart (subprocess_engine.py).
 
     python -m meditune.engines.subprocess_worker FOLDER AT_ONCE [scores]
 

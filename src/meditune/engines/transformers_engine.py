@@ -28,7 +28,7 @@ from meditune.prompts import Encoded
 
 
 class TransformersBatch:
-    """Up to `at_once` answers of a loaded model, fewer where they are long (worker.py calls it)."""
+    """Up to `at_once` answers of a loaded model, fewer where they are long (scheduler.py calls it)."""
 
     def __init__(self, loaded: LoadedModel, ends: Sequence[int], at_once: int) -> None:
         self.loaded, self.ends, self.at_once = loaded, frozenset(ends), at_once

@@ -1,11 +1,11 @@
-"""Greedy decoding of many texts at once: each ends when it ends, and makes room for the next (decoder.py).
+"""Greedy decoding of many texts at once: each ends when it ends, and makes room for the next (Decoder).
 
 Texts that are continued side by side: each is read once, then one more token of every text is one forward pass.
 
 A step costs a small model about the same for one text as for thirty. transformers' `generate` keeps a batch until its
 last text has ended, copies its cache for every token, and pads on the left, which moves a prompt away from virtual
 tokens before it. Here a text that has ended makes room for another at any time, the cache is written in place
-(slots.py), and every token has its own position and mask, so a text doesn't depend on its neighbours.
+(kv_cache.py), and every token has its own position and mask, so a text doesn't depend on its neighbours.
 
 Prompts continued in batches: how many at once, how they are padded, and what a model's distribution gives.
 """

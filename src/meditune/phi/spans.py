@@ -43,7 +43,7 @@ PLACEHOLDERS: dict[Kind, str] = {
     "id": "ID",
     "bracket": "OTHER",
 }
-"""What stands in a masked text. The same few types as those of MIMIC's brackets (`brackets.py`)."""
+"""What stands in a masked text. The same few types as those of MIMIC's brackets (`find` below)."""
 
 
 @dataclass(frozen=True, order=True)

@@ -9,7 +9,7 @@ its tools, its role. Letters in disguise (look-alikes, digits, spaces between th
 Retrieved text as data: remove what could be read as a part of the prompt, or as an order to the model.
 
 A passage may come from anywhere. What it says of medicine stays; a sentence that tells the model what to do is removed
-(injection.py), and so are text that readers don't see and marks of which prompts are built.
+(`is_order`), and so are text that readers don't see and marks of which prompts are built.
 """
 
 from __future__ import annotations

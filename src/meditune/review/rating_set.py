@@ -5,7 +5,7 @@ A set's folder holds
     set.json         which task and axes, how raters share the work
     items.jsonl      id, asked (which question), question, context, answer ...: all that the page may show
     key.json         what each item really is; neither page nor server read it
-    ratings.sqlite   what raters said (store.py)
+    ratings.sqlite   what raters said (ratings_store.py)
 
 What raters are asked of each answer. Page, files, agreement and results all take the axes from here.
 

@@ -5,8 +5,6 @@ Names of raters and what they write travel in bodies only, never in addresses, a
 `meditune review serve`: the page on this machine, or with a token in its address for others.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hmac
 import secrets

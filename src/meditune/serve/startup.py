@@ -121,7 +121,7 @@ def _parts(
     """The model with its engine and assistant. `changed`: whether the model's files are others than at the start."""
     place = Path(wanted.model).expanduser()
     form = _format(place)
-    # A model that never learnt to decide in this format isn't asked how likely decisions are (assisting.py).
+    # A model that never learnt to decide in this format isn't asked how likely decisions are (assistant/assistant.py).
     scores = bool(wanted.index and form)
     begun = False
 

@@ -1,4 +1,4 @@
-"""What a store needs of a database: SQLite's file (`base.py`) and PostgreSQL (`postgres.py`) both give it.
+"""What a store needs of a database: SQLite's file (`Base`) and PostgreSQL (`postgresql.py`) both give it.
 
 Statements are SQL that both understand, with `?` for values.
 

@@ -2,7 +2,7 @@
 
 The signals are in families: uncertainty (the margin: Scheffer et al. 2001), disagreement (vote entropy: Dagan
 and Engelson 1995; divergence from the mean: McCallum and Nigam 1998), feedback, novelty. Diversity is no signal of one
-candidate: it is how far it is from those that are chosen before it (`choosing.py`).
+candidate: it is how far it is from those that are chosen before it (`picks`).
 
 Decisions of models on candidates: asked now, or stored by an evaluation.
 

@@ -178,7 +178,7 @@ class ShareTrack(Track):
 
 
 class BlockTrack(Track):
-    """Vectors as a whole, in blocks (`permutation.py`)."""
+    """Vectors as a whole, in blocks (`e_detectors.py`)."""
 
     weight = BLOCK
 

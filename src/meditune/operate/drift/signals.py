@@ -1,7 +1,7 @@
 """What is watched, by name: from which part of a request each figure comes, and how it is told.
 
 A number is ranked; a category is one of several. Figures about a question's meaning need its vector and what the
-reference learned (`shape.py`).
+reference learned (`Shape`).
 
 One request as the detectors see it: texts, a vector, figures. What is missing doesn't feed its signals.
 
@@ -385,6 +385,6 @@ SIGNALS: tuple[Signal, ...] = (
     Signal("ratings", "outcomes", "category", "Ratings up and down", "more", "fewer", _alone(_rating)),
 )
 MEANING = "meaning"
-"""The signal that compares whole blocks of vectors (`permutation.py`)"""
+"""The signal that compares whole blocks of vectors (`e_detectors.py`)"""
 MEANING_TITLE = "Questions' vectors as a whole (MMD)"
 BY_NAME = {signal.name: signal for signal in SIGNALS}

@@ -1,4 +1,4 @@
-"""The text of one PDF file: a program that pdf.py starts as a process of its own, with bounded memory.
+"""The text of one PDF file: a program that text_files.py starts as a process of its own, with bounded memory.
 
 python pdf_text.py FILE PAGES GB CHARACTERS     prints {"title", "pages"}, {"problem"} or {"missing"} as JSON
 """
