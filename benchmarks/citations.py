@@ -1,6 +1,6 @@
 """How far citations can be trusted: where an answer is kept back, and what retrieval gives over answering from memory.
 
-    python benchmarks/citations.py INDEX --thresholds        # the figures by which assistant/cited_answers.py and retrieve/citations.py decide
+    python benchmarks/citations.py INDEX --thresholds        # the thresholds of cited_answers.py and citations.py
     python benchmarks/citations.py INDEX MODEL --questions 200 --engine auto
 
 INDEX was built from MedQuAD or a part of it, and for the second command from PubMedQA's abstracts, too; MEDITUNE_DATA

@@ -41,8 +41,8 @@ def open_engine(
     are written together. With vllm the model runs at a server, `url` up to /v1 and perhaps a `key`
     (else MEDITUNE_ENGINE_KEY holds it), and `model` is the folder of the same model here, for its tokenizer. Where that
     server has several, MEDITUNE_ENGINE_MODEL holds the model's id there.
-    `apart`, for servers, gives an engine that would hold up its process one of its own (subprocess_engine.py). `scores` has what
-    it needs to tell how likely texts are made ready meanwhile, instead of when that is first asked.
+    `apart`, for servers, gives an engine that would hold up its process one of its own (subprocess_engine.py). `scores`
+    has what it needs to tell how likely texts are made ready meanwhile, instead of when that is first asked.
 
     Raises ModelError where the model can't be had or the engine can't open it.
     """

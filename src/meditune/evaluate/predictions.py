@@ -25,7 +25,7 @@ One JSON Lines file per model and task under `predictions/`:
                             graded by the same sources: what the grader marks in true answers
     base-similarity.jsonl   id, similarity, token_similarity   (of each answer to its nearest reference)
     base-choice.jsonl       id, subject, reference, nll, bytes   (general knowledge; nll and bytes of every choice)
-    base-rating.jsonl       id, score                  (1 to 4 by raters, null where nothing was answered; expert_ratings.py)
+    base-rating.jsonl       id, score                  (1 to 4 by raters, null where nothing was answered)
 
 Decisions as PubMedQA's publisher reads them: one JSON object, PubMed id -> label.
 

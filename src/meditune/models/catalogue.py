@@ -181,7 +181,8 @@ SENTENCE_MODEL_INT8 = PackagedFolder(
     {"model.onnx": "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"},
     21,
 )
-"""The same model in 8 bits, for a server without torch (sentence_encoder_onnx.py); its tokenizer is that of SENTENCE_MODEL."""
+"""The same model in 8 bits, for a server without torch (sentence_encoder_onnx.py); its tokenizer is that of
+SENTENCE_MODEL."""
 
 
 def public_name(name: str) -> str:

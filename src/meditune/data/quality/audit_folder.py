@@ -350,8 +350,8 @@ def audit_folder(
     """Leave quality.json, ledger.parquet and rejected.jsonl in `folder`, whole or not at all; returns the first.
 
     Where the rows are too few to be split, it says why and has no splits. With `stream`, or an engine, the rows needn't
-    fit into memory (`stream_folder`); None leaves the choice to the file's size. Raises MedituneError where the folder holds
-    something else, and DataError where nothing can be read.
+    fit into memory (`stream_folder`); None leaves the choice to the file's size. Raises MedituneError where the folder
+    holds something else, and DataError where nothing can be read.
     """
     if folder.exists() and any(folder.iterdir()) and not _is_audit(folder):
         raise MedituneError(
