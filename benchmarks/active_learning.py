@@ -1,7 +1,8 @@
 """How many labels each strategy of `meditune learn queue` needs: known labels are hidden, and asked for.
 
 MEDITUNE_DATA=DIR python benchmarks/active_learning.py -o active_learning.json [--task pubmedqa,medquad] [--seeds 5]
-python benchmarks/active_learning.py --show active_learning.json [more.json ...] [--plot docs/active-learning.png]
+python benchmarks/active_learning.py --show active_learning.json [more.json ...] [--plot
+docs/images/active-learning.png]
 
 PubMedQA: only the 500 items of the official training half; the test items are taken out by id before anything is
 computed. A seed cuts them into five parts; each is held out once, and the other 400 are the pool. The learner is a

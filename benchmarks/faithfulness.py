@@ -1,7 +1,7 @@
 """How well the detector of meditune.evidence tells true answers from false ones, on answers made false on purpose.
 
-    python benchmarks/faithfulness.py          # the tables of docs/metrics.md, on items that nothing was fitted on
-    python benchmarks/faithfulness.py --fit    # first fit src/meditune/evidence/calibration.py anew
+    python benchmarks/faithfulness.py          # the tables of docs/reference/metrics.md, on items that nothing was
+    fitted on python benchmarks/faithfulness.py --fit    # first fit src/meditune/evidence/calibration.py anew
     python benchmarks/faithfulness.py --references quickstart   # what it marks in a recipe's scored reference answers
 
 MEDITUNE_DATA names the folder with the publishers' pubmedqa and medquad. Of PubMedQA only the 500 items that the

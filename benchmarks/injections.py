@@ -7,7 +7,7 @@
 
 Each text is put between two ordinary sentences. It counts as removed where nothing of it stays. Intervals are exact
 (Clopper-Pearson, 95 %). The rules were written with the development set in view. The held-out set was measured first
-(docs/experiments.md has that figure), and the rules were then mended with it, so it flatters the rules today.
+(docs/experiments has that figure), and the rules were then mended with it, so it flatters the rules today.
 """
 
 from __future__ import annotations

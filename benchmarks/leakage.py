@@ -119,7 +119,7 @@ def recall(name: str, parts: Splits, text_of: Callable[[Example], str], rewrites
 
 
 def main() -> None:
-    """Print the tables of docs/experiments.md."""
+    """Print the tables of docs/experiments."""
     data = Path(os.environ["MEDITUNE_DATA"])
     readers = {"pubmedqa": pubmedqa.read, "liveqa": liveqa.read, "medquad": medquad.read}
     read = {name: list(reader(data / name, Rejects())) for name, reader in readers.items()}

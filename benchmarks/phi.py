@@ -132,7 +132,7 @@ def speed(made: Sequence[Note], finder: Find = find) -> str:
 
 
 def main() -> None:
-    """Print the tables of docs/phi.md."""
+    """Print the tables of docs/how-to/find-identifiers.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--notes", type=int, default=2000, help="in each half")
     parser.add_argument("--half", action="append", choices=HALVES, help="only this one; repeatable")

@@ -261,7 +261,7 @@ def parts_of(read: dict[str, list[Example]]) -> dict[str, Splits]:
 
 
 def main() -> None:
-    """Print the tables of docs/data.md."""
+    """Print the tables of docs/explanation/data-preparation.md."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--held-out", action="store_true", help="rows on which nothing was chosen")
     held_out = parser.parse_args().held_out

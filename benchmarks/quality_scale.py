@@ -237,7 +237,7 @@ def measure_rows(counts: list[int], engine: str, workers: int, place: Path | Non
 
 
 def main() -> None:
-    """Print the tables of docs/data.md."""
+    """Print the tables of docs/explanation/data-preparation.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("rows", "peers", "audit"))
     parser.add_argument("values", nargs="+")

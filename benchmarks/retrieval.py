@@ -199,7 +199,7 @@ def times(task: Task, index: Index) -> None:
 
 
 def main() -> None:
-    """Print the tables of docs/experiments.md."""
+    """Print the tables of docs/experiments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "meditune" / "benchmarks")
     parser.add_argument("--fit", action="store_true", help="put the weights that are fitted into the package")

@@ -1,4 +1,4 @@
-"""The tables of docs/experiments.md: strategies, precision and memory, forgetting, pruning. Each row is one run.
+"""The tables of docs/experiments: strategies, precision and memory, forgetting, pruning. Each row is one run.
 
     python benchmarks/tables.py --table strategies --output runs/tables
     python benchmarks/tables.py --table forgetting --output runs/tables --rows none ewc-100

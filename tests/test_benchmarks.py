@@ -1,4 +1,4 @@
-"""The script behind docs/experiments.md's tables.
+"""The script behind docs/experiments's tables.
 
 The comparison of trainers measures every peer alike, and goes on from what a file has.
 """

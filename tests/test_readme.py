@@ -24,13 +24,13 @@ from tests import tiny
 
 PROJECT = Path(__file__).parents[1]
 PAGES = [PROJECT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")]
-PAGES += sorted((PROJECT / "docs").glob("*.md"))
+PAGES += sorted((PROJECT / "docs").rglob("*.md"))
 README = PAGES[0]
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 RUNNABLE = re.compile(r"^<!-- run -->\n```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
-pages = pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+pages = pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(PROJECT)) for page in PAGES])
 
 
 @pytest.mark.slow
@@ -181,5 +181,5 @@ def _parse(command: Any, arguments: list[str], whole: str) -> None:
 
 
 def test_every_shipped_recipe_is_in_the_docs() -> None:
-    text = (PROJECT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    text = (PROJECT / "docs" / "reference" / "recipes.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in text for name in shipped())

@@ -59,7 +59,7 @@ def crossval(
 
 
 def together(runs: list[Path], resamples: int, seed: int) -> dict[str, Any]:
-    """All folds' figures: `items`, `figures`, `accuracy_ci95` and `worse`, as docs/report.md says.
+    """All folds' figures: `items`, `figures`, `accuracy_ci95` and `worse`, as docs/reference/report.md says.
 
     Of each metric and model the figure of every fold, their mean and standard deviation (n - 1; None of one fold), and
     the pooled figure over the items of all folds, each predicted by the model that didn't train on it. Pooled is None

@@ -8,7 +8,7 @@
 
 A format may have a second cue for long answers, which asks for plain words (`plain_cue`, see data/balance.py). The two
 tasks end in different cues on purpose: with one cue for both, a model that learnt decisions expects "yes" where the
-explanation should begin, and its explanations get worse (docs/experiments.md). What follows a cue starts with a space
+explanation should begin, and its explanations get worse (docs/experiments). What follows a cue starts with a space
 and ends with the tokenizer's end-of-sequence token, which is trained on, so that the model stops.
 
 What every medical answer carries: its limits, and when to seek urgent care.

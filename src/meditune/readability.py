@@ -17,7 +17,8 @@ sentences, so some terms are missed, and some explanations too.
 Syllables of English words, medical ones among them, by rules and a list of exceptions.
 
 Vowels that stand together are one syllable, unless they are known to be spoken apart ("anemi-a", "my-opathy"); an "e"
-at a word's end or before a suffix is mute. docs/metrics.md says how often this agrees with a pronouncing dictionary.
+at a word's end or before a suffix is mute. docs/reference/metrics.md says how often this agrees with a pronouncing
+dictionary.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ AWKWARD = [
     "'q'",
     "{x}",
 ]
-DOCS = Path(__file__).parents[2] / "docs" / "recipes.md"
+DOCS = Path(__file__).parents[2] / "docs" / "reference" / "recipes.md"
 
 
 @pytest.mark.parametrize("name", shipped())
@@ -80,7 +80,9 @@ def test_the_reference_in_docs_is_the_generated_one() -> None:
     how = (
         """write it again: python -c 'from meditune.config.load_recipe import reference; print(reference(), end="")'"""
     )
-    assert DOCS.read_text(encoding="utf-8") == writing.reference(), f"{DOCS} is stale; {how} > docs/recipes.md"
+    assert DOCS.read_text(encoding="utf-8") == writing.reference(), (
+        f"{DOCS} is stale; {how} > docs/reference/recipes.md"
+    )
 
 
 PROJECT = Path(__file__).parents[2]

@@ -253,7 +253,7 @@ def test_a_model_that_mostly_says_nothing_has_no_figures():
 
 @pytest.mark.real
 def test_medians_of_real_texts(real_data):
-    """As docs/metrics.md says."""
+    """As docs/reference/metrics.md says."""
     items = json.loads((real_data / "pubmedqa" / "ori_pqal.json").read_text(encoding="utf-8"))
     found = [measured(item["LONG_ANSWER"])["grade"] for item in items.values()]
     assert statistics.median(found) == pytest.approx(16.8, abs=0.1)

@@ -1,6 +1,6 @@
 """The API's description: as a document, and as a page that loads nothing from elsewhere.
 
-The examples of docs/serving.md run as they stand, against a server with a tiny model.
+The examples of docs/how-to/serve.md run as they stand, against a server with a tiny model.
 """
 
 import re
@@ -40,7 +40,7 @@ def test_the_document_has_openais_errors(server):
     assert spec["components"]["schemas"]["ChatBody"]["additionalProperties"] is False
 
 
-PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "serve.md"
 RUNNABLE = re.compile(r"^<!-- run -->\n```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 EXAMPLES = RUNNABLE.findall(PAGE.read_text(encoding="utf-8"))
 RUN = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}

@@ -433,7 +433,7 @@ class Assistant:
         return None
 
     def _decided(self, question: str, texts: Sequence[str]) -> Decision | None:
-        """By the first of the texts alone: with more, decisions are worse (docs/experiments.md) and take longer."""
+        """By the first of the texts alone: with more, decisions are worse (docs/experiments) and take longer."""
         words: dict[str, list[int]] = {name: self._encoder.tokenize(f" {name}") for name in DECISIONS}
         asked = Example(id="asked", source="asked", question=question, context=_context(texts[:1]), group="asked")
         try:

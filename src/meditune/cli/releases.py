@@ -201,7 +201,9 @@ def retrain(
 
 
 def loop(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file: docs/release.md#the-loop.")],
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="A YAML file: docs/how-to/retrain-and-release.md#the-loop.")
+    ],
     once: Annotated[bool, typer.Option("--once", help="Do what is due and end; code 1 where a stage failed.")] = False,
     status: Annotated[bool, typer.Option("--status", help="Say how far it got, and end.")] = False,
 ) -> None:

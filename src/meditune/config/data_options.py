@@ -236,7 +236,8 @@ PhiAction = Literal["report", "mask", "surrogate", "refuse", "off"]
 
 
 class PhiSpec(Spec):
-    """What is done with identifiers of patients (PHI) in the data. docs/phi.md says what is found and what isn't."""
+    """What is done with identifiers of patients (PHI) in the data. docs/how-to/find-identifiers.md says what is found
+    and what isn't."""
 
     action: PhiAction = Field(
         "report",

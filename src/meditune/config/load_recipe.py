@@ -365,7 +365,7 @@ def save(resolved: Resolved | Recipe, path: Path, made_with: Mapping[str, str] |
 
 
 def reference() -> str:
-    """docs/recipes.md: every shipped recipe and every option, generated from the recipe's classes."""
+    """docs/reference/recipes.md: every shipped recipe and every option, generated from the recipe's classes."""
     return "\n".join([*_introduction(), *_tables(Recipe, ())])
 
 

@@ -1,7 +1,7 @@
 """Every option of a run, declared once: its name, type, default and one-line meaning.
 
-The command line's `--set`, the YAML files, `meditune recipe show` and docs/recipes.md all come from these classes.
-Unknown keys are errors.
+The command line's `--set`, the YAML files, `meditune recipe show` and docs/reference/recipes.md all come from these
+classes. Unknown keys are errors.
 """
 
 from __future__ import annotations

@@ -92,7 +92,10 @@ def said(scans: Sequence[Scan]) -> Iterator[str]:
         for kind, count in each.kinds.most_common():
             yield f"  {kind:<12} {count:>9,} {each.rows_with[kind]:>9,}"
         yield from (f"  {place}" for place in each.places)
-    yield "Rules miss some and take some for what they aren't (docs/phi.md): this proves no text free of identifiers."
+    yield (
+        "The rules miss some identifiers and mark some text that is none (docs/how-to/find-identifiers.md), so this "
+        "doesn't prove that a text is free of identifiers."
+    )
 
 
 Changing = Callable[[str, list[Span], str], str]

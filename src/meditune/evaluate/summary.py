@@ -43,7 +43,8 @@ PUBLISHED = {
 
 
 def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], predictions: Path) -> dict[str, Any]:
-    """The content of report.json (keys as in docs/report.md), but for what the caller knows of the run itself."""
+    """The content of report.json (keys as in docs/reference/report.md), but for what the caller knows of the run
+    itself."""
     base, tuned = read(predictions, "base"), read(predictions, "tuned")
     measured = data.splits.measured(recipe.evaluate.split)
     items = {example.id: example for example in measured}
@@ -162,7 +163,7 @@ def baselines(predictions: Predictions, test_set: str) -> list[dict[str, Any]]:
 
 
 def decisions(predictions: Predictions, spec: EvaluateSpec) -> dict[str, Any]:
-    """What report.json says of one model's decisions beside its figures (docs/report.md)."""
+    """What report.json says of one model's decisions beside its figures (docs/reference/report.md)."""
     rows = predictions.decision
     matrix = confusion(rows)
     found: dict[str, Any] = {"confusion": matrix.tolist(), "recall": recalls(matrix)}

@@ -178,8 +178,8 @@ def _texts(loaded: LoadedModel, recipe: Recipe, data: Prepared | None) -> Texts:
     measured = {name: found for name, found in measured.items() if found}
     if not measured:
         raise DataError(
-            "There is no text to measure the pruned model on. Put WikiText-2's test.txt where docs/guide.md says "
-            "(Offline), or take a recipe with answers."
+            "There is no text to measure the pruned model on. Put WikiText-2's test.txt where the section Offline of "
+            "docs/how-to/train-and-evaluate.md says, or use a recipe with answers."
         )
     return Texts(calibration, source, measured)
 

@@ -219,7 +219,7 @@ NAME = "results.json"
 
 
 def write_results(folder: Path, without: Sequence[str] = (), without_careless: bool = False) -> dict[str, Any]:
-    """The results, stored as results.json in the set's folder too; docs/annotate.md describes them."""
+    """The results, stored as results.json in the set's folder too; docs/how-to/check-data.md describes them."""
     found = results(read_checked(folder, without, without_careless))
     write_json(folder / NAME, found)
     return found

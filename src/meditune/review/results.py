@@ -166,7 +166,8 @@ def read_rated(folder: Path) -> Rated[Origin]:
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """The content of results.json, as docs/review.md describes it. Raises DataError where there is no whole set."""
+    """The content of results.json, as docs/how-to/rate-answers.md describes it. Raises DataError where there is no
+    whole set."""
     rated = read_rated(folder)
     scores = item_scores(rated)
     axes = {

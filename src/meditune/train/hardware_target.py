@@ -90,7 +90,7 @@ def _bare(name: str) -> str:
 
 
 UTILIZATION = {"cpu": 0.5, "cuda": 0.35}
-"""Share of the matrix products' peak speed that a training reaches: on a CPU measured (docs/experiments.md), on a GPU
+"""Share of the matrix products' peak speed that a training reaches: on a CPU measured (docs/experiments), on a GPU
 assumed, because none was there to measure."""
 SIZE, TIMES = 2048, 5
 

@@ -1,7 +1,7 @@
 """What is out of balance in training data, and what one can do about it.
 
 The thresholds are ours: a rule of thumb each, low enough that what they leave unsaid hardly matters, and stated in
-docs/diversity.md. A remark isn't an error; data for one task may well be one-sided.
+docs/how-to/measure-diversity.md. A remark isn't an error; data for one task may well be one-sided.
 """
 
 from __future__ import annotations

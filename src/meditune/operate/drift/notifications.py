@@ -83,7 +83,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> list[Channe
     if not found:
         raise DataError(
             "No channel for alerts: set MEDITUNE_ALERT_WEBHOOK, MEDITUNE_ALERT_SLACK or MEDITUNE_ALERT_EMAIL "
-            "(see docs/drift.md)."
+            "(see docs/how-to/detect-drift.md)."
         )
     return found
 

@@ -116,7 +116,7 @@ admin_router = APIRouter()
 
 
 class Status(Told):
-    """What is going on; docs/operate.md says what its parts are."""
+    """What is going on; docs/how-to/operate.md says what its parts are."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
     hours: float
