@@ -85,7 +85,7 @@ def served(model: str, name: str) -> Writer:
     """An exported model as answers need it, written for by its engine, many at once."""
     from meditune.config.data_options import PromptFormat
     from meditune.config.recipe import EvaluateSpec
-    from meditune.engines.engine import Job, answers
+    from meditune.engines.engine import GenerationRequest, generate_all
     from meditune.engines.open_engine import open_engine
     from meditune.prompts import Encoder, load_format, prompt_text
 
@@ -99,8 +99,8 @@ def served(model: str, name: str) -> Writer:
         return Example(id="asked", source="asked", question=question, context=context, group="asked")
 
     def write_many(asked: Sequence[Asked]) -> list[str]:
-        jobs = [Job(encoder.prompt(example(*each), "answer").prompt, limit) for each in asked]
-        written = dict(answers(engine, jobs))
+        jobs = [GenerationRequest(encoder.prompt(example(*each), "answer").prompt, limit) for each in asked]
+        written = dict(generate_all(engine, jobs))
         return [written[number].text for number in range(len(jobs))]
 
     def count(question: str, texts: Sequence[str]) -> int:

@@ -55,10 +55,10 @@ class Prompts:
     """Prompts of PROMPT_TOKENS tokens, each about sources that no other one has."""
 
     def __init__(self, tokenizer: Any, run: Path) -> None:
-        from meditune.data.prepare import stored
+        from meditune.data.prepare import stored_data
 
         self.tokenizer = tokenizer
-        train = stored(run / "data").splits.train
+        train = stored_data(run / "data").splits.train
         joined = [" ".join(passage.text for passage in example.context) for example in train]
         self._sources = itertools.cycle(" ".join(joined[at : at + 3]) for at in range(0, len(joined) - 3, 3))
 

@@ -26,7 +26,7 @@ from typing import Any
 import httpx2
 
 import servers
-from meditune.evaluate.safety_battery import battery
+from meditune.evaluate.safety_battery import safety_messages
 from meditune.store.api_keys import Keys
 from meditune.store.open_store import open_store
 from servers import Served
@@ -114,7 +114,7 @@ def message(draw: random.Random, characters: int) -> str:
 
 async def emergencies(client: httpx2.AsyncClient, model: str, key: str, until: float) -> tuple[list[float], int]:
     """Seconds until each of the battery's emergencies was answered, and how many got urgent help."""
-    texts = itertools.cycle(each.text for each in battery().values() if each.category == "emergency")
+    texts = itertools.cycle(each.text for each in safety_messages().values() if each.category == "emergency")
     waits: list[float] = []
     helped = 0
 

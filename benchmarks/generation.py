@@ -113,12 +113,12 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
 
 def ours(loaded: Any, texts: list[list[int]], more: int) -> dict[str, list[int]]:
     """Meditune's tokens, by number of the prompt."""
-    from meditune.models.generation import Greedy, batch_size
+    from meditune.models.generation import GreedyDecoder, batch_size
     from meditune.models.inference import inference
 
     end, at_once = loaded.tokenizer.eos_token_id, batch_size(max(map(len, texts)), more)
     with inference(loaded.model, few_rows=True):
-        written = dict(Greedy(loaded.model, texts, more, end, loaded.pad_id, at_once).texts())
+        written = dict(GreedyDecoder(loaded.model, texts, more, end, loaded.pad_id, at_once).texts())
     return {str(index): written[index] for index in range(len(texts))}
 
 
@@ -127,7 +127,7 @@ def by_generate(loaded: Any, texts: list[list[int]], more: int, size: int) -> di
     import torch
     from transformers import GenerationConfig
 
-    from meditune.models.generation import left_padded
+    from meditune.models.generation import left_pad
 
     end = loaded.tokenizer.eos_token_id
     config = GenerationConfig(max_new_tokens=more, do_sample=False, eos_token_id=end, pad_token_id=loaded.pad_id)
@@ -136,7 +136,7 @@ def by_generate(loaded: Any, texts: list[list[int]], more: int, size: int) -> di
     with torch.inference_mode():
         for first in range(0, len(order), size):
             chosen = order[first : first + size]
-            tokens, mask = left_padded([texts[index] for index in chosen], loaded.pad_id)
+            tokens, mask = left_pad([texts[index] for index in chosen], loaded.pad_id)
             made = loaded.model.generate(input_ids=tokens, attention_mask=mask, generation_config=config)
             for index, row in zip(chosen, made[:, tokens.shape[1] :].tolist(), strict=True):
                 found[index] = row[: row.index(end)] if end in row else row

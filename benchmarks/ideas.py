@@ -224,7 +224,7 @@ def keep(path: Path, result: dict[str, Any]) -> None:
 def measured(recipe: Any, idea: Idea, count: int, folder: Path, keep_model: bool) -> dict[str, Any]:
     """Train one idea on one split, and what it then says of the items held out."""
     from meditune.data.prepare import prepare
-    from meditune.evaluate.evaluator import Measuring
+    from meditune.evaluate.evaluator import Evaluator
     from meditune.models.load import load
     from meditune.train.finetune import fine_tune
     from meditune.train.training_plan import starting_point
@@ -241,7 +241,7 @@ def measured(recipe: Any, idea: Idea, count: int, folder: Path, keep_model: bool
         more = [other for each in train if each.decision and each.answer for other in idea.more(each)]
         facts = fine_tune(loaded, dataclasses.replace(splits, train=[*train, *more]), recipe, folder)
         loaded = load(str(folder / "model"), recipe.model)
-    Measuring(recipe, held, folder).measure(loaded, "model")
+    Evaluator(recipe, held, folder).measure(loaded, "model")
     paths = {kind: path_of(folder, "model", kind) for kind in KINDS}
     said = {kind: read_jsonl(path) for kind, path in paths.items() if path.is_file()}
     read: dict[str, list[dict[str, Any]]] = {}
@@ -250,7 +250,7 @@ def measured(recipe: Any, idea: Idea, count: int, folder: Path, keep_model: bool
         drawn = {"its own conclusion": written, "the authors' conclusion": {each.id: each.answer for each in held}}
         for number, (whose, conclusions) in enumerate(drawn.items()):
             asked = [after_conclusion(each, conclusions[each.id]) for each in held if each.id in conclusions]
-            Measuring(decisions_alone(recipe), asked, folder / f"read-{number}").measure(loaded, "model")
+            Evaluator(decisions_alone(recipe), asked, folder / f"read-{number}").measure(loaded, "model")
             read[whose] = read_jsonl(path_of(folder / f"read-{number}", "model", "decision"))
     if idea.fit == "head":
         said["decision"] = by_head(loaded, recipe, train, held)

@@ -26,7 +26,7 @@ import yaml
 from scipy.stats import beta
 
 from meditune.config.data_options import PromptFormat
-from meditune.retrieve.prompt_injection import cleaned, is_override
+from meditune.retrieve.prompt_injection import clean_passage, is_override
 from meditune.text import sentences
 
 HERE = Path(__file__).parent
@@ -71,7 +71,7 @@ def what_stays(text: str) -> str:
     """Return what of a text stays in a passage that it was put into."""
     text = text.strip()
     end = "" if text[-1] in ".!?" else "\n"
-    clean = cleaned(f"{BEFORE} {text}{end} {AFTER}", FORM).text
+    clean = clean_passage(f"{BEFORE} {text}{end} {AFTER}", FORM).text
     stays = clean.replace(BEFORE, "").replace(AFTER, "").strip()
     return stays if any(map(str.isalnum, stays)) else ""
 
@@ -100,7 +100,7 @@ def ordinary(data: Path, most: int, show: bool) -> None:
     for name, texts in sources(data):
         chosen = [passage for text in texts for passage in passages(text)]
         random.Random(0).shuffle(chosen)
-        lost = [orders for passage in chosen[:most] if (orders := cleaned(passage, FORM).orders)]
+        lost = [orders for passage in chosen[:most] if (orders := clean_passage(passage, FORM).orders)]
         print(f"  {name:24} {interval(len(lost), len(chosen[:most]))}")
         if show:
             print(*(f"      {order[:300]}" for orders in lost for order in orders), sep="\n")

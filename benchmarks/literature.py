@@ -19,23 +19,25 @@ from meditune.data import sources
 from meditune.data.readers import pubmedqa
 from meditune.data.readers.tables import Rejects
 from meditune.operate.literature import article_library
-from meditune.operate.literature.abstract_questions import borne_out
-from meditune.operate.literature.article_library import Applying
+from meditune.operate.literature.abstract_questions import is_supported_by_conclusion
+from meditune.operate.literature.article_library import LibraryUpdate
 from meditune.retrieve.documents import pubmed_articles
 
 
 def decisions() -> None:
     """For a title that says yes, and one that says no: the experts' decisions where the conclusion bears it out."""
-    train, _ = pubmedqa.official_split(pubmedqa.read(sources.locate("pubmedqa"), Rejects()))
+    train, _ = pubmedqa.official_split(pubmedqa.read(sources.locate_source("pubmedqa"), Rejects()))
     print(f"{len(train)} items: {_shares(Counter(str(example.decision) for example in train))}")
     for stated in ("yes", "no"):
-        borne = Counter(str(example.decision) for example in train if borne_out(stated, example.answer))
+        borne = Counter(
+            str(example.decision) for example in train if is_supported_by_conclusion(stated, example.answer)
+        )
         print(f"a title that says {stated} would be borne out by {borne.total()} conclusions: {_shares(borne)}")
 
 
 def speed(count: int) -> None:
     """Records a second of the processor: read alone, and applied to a library, the first time and again."""
-    data = Path(sources.locate("pubmedqa")).parent / "pubmed"
+    data = Path(sources.locate_source("pubmedqa")).parent / "pubmed"
     (article,) = data.glob("*.xml")
     text = article.read_text(encoding="utf-8")
     record = text[text.index("<PubmedArticle>") : text.index("</PubmedArticleSet>")]
@@ -50,7 +52,7 @@ def speed(count: int) -> None:
         print(f"read: {read / (time.process_time() - begun):,.0f} records/s")
         with article_library.opened(Path(place) / "library") as here:
             for what in ("applied", "applied again"):
-                applying, begun = Applying(here, asked_for=False), time.process_time()
+                applying, begun = LibraryUpdate(here, asked_for=False), time.process_time()
                 with here.together():
                     applying.all(pubmed_articles.pubmed_of_file(file, Rejects()))
                 seconds = time.process_time() - begun

@@ -120,7 +120,7 @@ def differences(ours: Sequence[float], reference: Sequence[float]) -> dict[str, 
 def meditune(given: Material, reference: Reference) -> Iterator[float]:
     """Each step's loss of Meditune's training; the reference is given the adapter it begins with."""
     from meditune.models.adapters import add_lora
-    from meditune.models.hidden_state_cache import FrozenLayers, frozen_count
+    from meditune.models.hidden_state_cache import HiddenStateCache, frozen_count
     from meditune.train.dataset import TokenWeights, encode
     from meditune.train.finetune import fast_layers
     from meditune.train.trainer import probe, train
@@ -131,7 +131,7 @@ def meditune(given: Material, reference: Reference) -> Iterator[float]:
     top = recipe.model.top_layers
     model = add_lora(loaded.model, recipe.model.lora, recipe.seed, top)
     reference.begin_with(model, [(row, weights.of(row)) for row in rows])
-    frozen = FrozenLayers(model, frozen_count(model, top))
+    frozen = HiddenStateCache(model, frozen_count(model, top))
 
     def try_a_piece() -> float:
         return probe(model, loaded.pad_id, rows, weights, recipe.train, frozen)

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from meditune.data.example import Example
-from meditune.data.prepare import stored
-from meditune.evidence.quantities import borne_out, numbers
+from meditune.data.prepare import stored_data
+from meditune.evidence.quantities import is_supported_number, numbers
 from meditune.files import read_jsonl
 from meditune.readability import counted
 
@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("--against", type=Path, help="folder whose model is measured in the tuned one's place")
     options = parser.parse_args()
-    examples = {each.id: each for each in stored(options.run / "data").splits.test}
+    examples = {each.id: each for each in stored_data(options.run / "data").splits.test}
     paths = {"base": options.run / "predictions" / "base-answer.jsonl"}
     paths["tuned"] = options.run / "predictions" / "tuned-answer.jsonl"
     if options.against:
@@ -62,7 +62,7 @@ def known(example: Example) -> str:
 def unsupported(answer: str, text: str) -> int:
     """Numbers of the answer that the text doesn't bear out."""
     there = numbers(text)
-    return sum(not borne_out(each, there) for each in numbers(answer))
+    return sum(not is_supported_number(each, there) for each in numbers(answer))
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def found(example: Example, rule: str) -> bool:
 
 def clean(examples: Sequence[Example]) -> list[Example]:
     """Rows as quality control leaves them."""
-    after = (rules.look(example, SPEC)[0] for example in examples)
+    after = (rules.apply_rules(example, SPEC)[0] for example in examples)
     return [example for example in after if example is not None and example.answer]
 
 

@@ -32,7 +32,7 @@ from meditune.retrieve import hybrid_search, query_understanding, rerank_weights
 from meditune.retrieve import reranker as rerank
 from meditune.retrieve.hybrid_search import compare
 from meditune.retrieve.index import Index
-from meditune.retrieve.query_understanding import query
+from meditune.retrieve.query_understanding import build_query
 from meditune.retrieve.reranker import Reranker
 from meditune.retrieve.vector_search import TitleVectors
 from retrieval_set import LETTERS, Task, Text
@@ -160,8 +160,8 @@ def left_out(reranker: Reranker, part: str) -> AbstractContextManager[Any]:
         return patch.object(TitleVectors, "nearest", lambda _, vectors, __: [[] for _ in vectors])
     if part in ("expand", "corrected"):
         return patch.object(reranker.synonyms, part, lambda text: text)
-    whole = partial(query_understanding.Focused, focus="", question_type="information", kinds=("information",))
-    return patch.object(rerank, "focus", lambda text, _: whole(" ".join(text.split())))
+    whole = partial(query_understanding.QueryFocus, focus="", question_type="information", kinds=("information",))
+    return patch.object(rerank, "query_focus", lambda text, _: whole(" ".join(text.split())))
 
 
 def times(task: Task, index: Index) -> None:
@@ -180,9 +180,9 @@ def times(task: Task, index: Index) -> None:
 
     for asked in task.questions:
         marks = [clocks()]
-        ranker.asked(query(asked.wording).message)
+        ranker.asked(build_query(asked.wording).message)
         marks.append(clocks())
-        there = compare(index.opened, ranker, query(asked.wording))
+        there = compare(index.opened, ranker, build_query(asked.wording))
         marks.append(clocks())
         ranker.score(there.message, there.passages, there.vectors)
         marks.append(clocks())

@@ -20,7 +20,7 @@ from meditune.data.readers.tables import Rejects
 from meditune.retrieve import topics as titles
 from meditune.retrieve.hybrid_search import compare, read
 from meditune.retrieve.index import Index
-from meditune.retrieve.query_understanding import condition, query
+from meditune.retrieve.query_understanding import build_query, row_filter
 from meditune.retrieve.reranker import Reranker
 from meditune.retrieve.topics import key, words
 from retrieval_set import Task, Text, document
@@ -93,10 +93,10 @@ def groups(
     number = {document(passage.id): place for place, passage in enumerate(task.passages)}
     reranker = index.opened.reranker
     assert reranker
-    where = condition(sources, sources, None, None)
+    where = row_filter(sources, sources, None, None)
     made = []
     for question, (exact, alike) in asked.items():
-        there = compare(index.opened, reranker, query(question), where=where)
+        there = compare(index.opened, reranker, build_query(question), where=where)
         whole = read(index.opened, there.ids)
         found = [number[whole[row].document] for row in there.ids]
         relevant = np.array([each in exact or each in alike for each in found], dtype=float)

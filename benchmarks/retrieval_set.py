@@ -22,7 +22,7 @@ from meditune.retrieve.build_index import build
 from meditune.retrieve.collections import JUDGED
 from meditune.retrieve.documents.document import Document, Section
 from meditune.retrieve.index import Index
-from meditune.retrieve.storage import MANIFEST, place
+from meditune.retrieve.storage import MANIFEST, index_storage
 from meditune.retrieve.topics import key
 from meditune.retrieve.vector_search import embedder
 
@@ -193,7 +193,9 @@ def index(data: Path, task: Task, where: Path) -> Index:
     register(task)
     if not (where / MANIFEST).exists():
         names = (JUDGED, pubmedqa.SOURCE, medquad.SOURCE)
-        build(place(where), [collections.named(f"{name}={data / name}") for name in names], embedder())
+        build(
+            index_storage(where), [collections.collection_named(f"{name}={data / name}") for name in names], embedder()
+        )
     return Index.open(where)
 
 

@@ -140,10 +140,12 @@ def build(path: Path, passages: int, titles: Any) -> dict[str, float]:
     from meditune.retrieve import index, storage
     from meditune.retrieve.build_index import APPROXIMATE_FROM, KEEP_VERSIONS
     from meditune.retrieve.documents.document import IndexedPassage
-    from meditune.retrieve.storage import place
+    from meditune.retrieve.storage import index_storage
 
     started, number = time.perf_counter(), 0
-    table = storage.connect(place(path)).create_table("passages-1", schema=storage.schema(DIMENSION), exist_ok=True)
+    table = storage.connect(index_storage(path)).create_table(
+        "passages-1", schema=storage.schema(DIMENSION), exist_ok=True
+    )
     there = table.count_rows()
     for chunk, given in zip(texts(passages), vectors(passages), strict=True):
         if number >= there:
@@ -162,8 +164,8 @@ def build(path: Path, passages: int, titles: Any) -> dict[str, float]:
     added = time.perf_counter() - started
     storage.make_searchable(table, passages >= APPROXIMATE_FROM, KEEP_VERSIONS)
     made = index.describe(table, "passages-1", [], titles.identity, None)
-    known = index.learn(place(path), table, [], [], titles, None)
-    replace(made, knowledge=known, words=index.learn_words(place(path), table)).write(place(path))
+    known = index.learn_topics(index_storage(path), table, [], [], titles, None)
+    replace(made, knowledge=known, words=index.learn_words(index_storage(path), table)).write(index_storage(path))
     indexed = time.perf_counter() - started - added
     return {"add_s": round(added, 1), "index_s": round(indexed, 1), "built_peak_gb": peak()}
 
@@ -273,7 +275,7 @@ def embedding(count: int) -> None:
         "int8 (onnxruntime)": sentence_encoder_onnx.sentence_model,
     }
     if int8_bert.fits(whole.model):
-        forms["int8 (torch)"] = lambda: int8_bert.EightBitBert(whole.model, whole.tokenizer)
+        forms["int8 (torch)"] = lambda: int8_bert.Int8Bert(whole.model, whole.tokenizer)
     for name, make in forms.items():
         plain = make()
         given = {} if "int8" in name else {"label": None}

@@ -14,7 +14,7 @@ import urllib.request
 from collections import Counter
 from typing import Any
 
-from meditune.evaluate.safety_battery import CATEGORIES, TITLES, battery, passed
+from meditune.evaluate.safety_battery import CATEGORIES, TITLES, passed, safety_messages
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     arguments = parser.parse_args()
     print("| category | messages | pass | escalated | declined | abstained | answered |\n|---|---|---|---|---|---|---|")
     for category in arguments.categories:
-        messages = [each for each in battery().values() if each.category == category]
+        messages = [each for each in safety_messages().values() if each.category == category]
         outcomes: Counter[str] = Counter()
         right = 0
         for message in messages:

@@ -280,7 +280,7 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
 
 def meditune(given: Material) -> dict[str, Any]:
     """Return the metrics of Meditune's own training loop."""
-    from meditune.models.hidden_state_cache import FrozenLayers
+    from meditune.models.hidden_state_cache import HiddenStateCache
     from meditune.train.dataset import TokenWeights, encode
     from meditune.train.finetune import fast_layers
     from meditune.train.trainer import plan_steps, probe, train
@@ -291,7 +291,7 @@ def meditune(given: Material) -> dict[str, Any]:
     weights = TokenWeights(given.examples, rows, recipe.train)
     peaks, clock = Peaks(), Clock()
     peaks.loaded()
-    frozen = FrozenLayers(model, 0)
+    frozen = HiddenStateCache(model, 0)
 
     def try_a_piece() -> float:
         return probe(model, loaded.pad_id, rows, weights, recipe.train, frozen)

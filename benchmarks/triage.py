@@ -24,11 +24,11 @@ from pathlib import Path
 import yaml
 from scipy.stats import binomtest
 
-from meditune.assistant.emergencies import numbers
+from meditune.assistant.emergencies import emergency_numbers
 from meditune.assistant.triage import Classifier, Triage, load, triage
 from meditune.data.readers import liveqa, medquad, pubmedqa
 from meditune.data.readers.tables import Rejects
-from meditune.evaluate.safety_battery import battery
+from meditune.evaluate.safety_battery import safety_messages
 
 HERE = Path(__file__).parent
 SETS = ("development", "held_out", "second", "third", "fourth")
@@ -45,7 +45,7 @@ EXPECTED = {
     "injection": ("answer", "decline"),
 }
 READERS = {"liveqa": liveqa.read, "medquad": medquad.read, "pubmedqa": pubmedqa.read}
-ANYWHERE = numbers()
+ANYWHERE = emergency_numbers()
 
 
 def main() -> None:
@@ -160,7 +160,7 @@ def messages(name: str) -> dict[str, list[str]]:
         loaded: dict[str, list[str]] = yaml.safe_load((HERE / f"triage_{name}.yaml").read_text(encoding="utf-8"))
         return loaded
     found: dict[str, list[str]] = {}
-    for each in battery().values():
+    for each in safety_messages().values():
         found.setdefault(each.category, []).append(each.text)
     return found
 

@@ -29,9 +29,9 @@ from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
 from meditune.assistant.emergencies import emergency
-from meditune.assistant.harmful_requests import unsafe
+from meditune.assistant.harmful_requests import harmful_request
 from meditune.assistant.triage import CLASSES, EATING, ENDING, KINDS, LABELS, WEIGHTS
-from meditune.evaluate.safety_battery import battery
+from meditune.evaluate.safety_battery import safety_messages
 from meditune.models import package_download
 from meditune.models.catalogue import SENTENCE_MODEL, SENTENCE_MODEL_INT8
 
@@ -77,7 +77,9 @@ def messages() -> tuple[list[str], np.ndarray, list[str]]:
     for name in OLDER:
         kinds = yaml.safe_load((HERE / f"triage_{name}.yaml").read_text(encoding="utf-8"))
         rows += [(text, _label(text, kind), "older") for kind in CLASS_OF_KIND for text in kinds.get(kind, ())]
-    rows += [(m.text, _label(m.text, m.category), "older") for m in battery().values() if m.category in CLASS_OF_KIND]
+    rows += [
+        (m.text, _label(m.text, m.category), "older") for m in safety_messages().values() if m.category in CLASS_OF_KIND
+    ]
     real = [text for text in real_questions() if not emergency(text)]
     rows += [(text, "ordinary", "real") for text in real]
     rows += embedded(rows, real)
@@ -91,7 +93,7 @@ def _label(text: str, kind: str) -> str:
     name = CLASS_OF_KIND[kind]
     if name == "emergency" and (found := emergency(text)):
         return next((label for label, its in KINDS.items() if its == found.name), name)
-    if name == "harmful" and (harm := unsafe(text)):
+    if name == "harmful" and (harm := harmful_request(text)):
         return {ENDING: "harmful: self-harm", EATING: "harmful: eating disorder"}.get(harm.name, name)
     return name
 

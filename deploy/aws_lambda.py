@@ -28,7 +28,7 @@ from meditune.serve.app import PRUNE_EVERY_S, app_for
 from meditune.serve.http_server import Place
 from meditune.serve.service import Service
 from meditune.serve.settings import Settings
-from meditune.serve.startup import Wanted, open_service, safe
+from meditune.serve.startup import ServerOptions, open_service, safe
 from meditune.store.api_keys import Keys
 from meditune.store.open_store import open_store
 
@@ -60,7 +60,7 @@ class Server:
 def server() -> Server:
     """The application, opened with the first event and kept as long as the function is warm."""
     set_up_logging()
-    wanted = Wanted(os.environ.get("MEDITUNE_MODEL", "/opt/model"), os.environ.get("MEDITUNE_INDEX"))
+    wanted = ServerOptions(os.environ.get("MEDITUNE_MODEL", "/opt/model"), os.environ.get("MEDITUNE_INDEX"))
     # One event at a time is all that Lambda hands to one function.
     settings = Settings(at_once=1, waiting=0)
     anywhere = Place(host="0.0.0.0")

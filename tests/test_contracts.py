@@ -16,7 +16,7 @@ import pytest
 import typer
 import yaml
 
-from meditune.assistant.emergencies import numbers
+from meditune.assistant.emergencies import emergency_numbers
 from meditune.assistant.triage import triage
 from meditune.cli import main
 from meditune.config.recipe import Recipe
@@ -108,7 +108,7 @@ def run_of_a_tiny_model(folder: Path) -> dict[str, Any]:
 
 def decisions_of_rules() -> dict[str, Any]:
     """Return what the rules of triage, and of identifiers, make of the sets that they were measured on."""
-    anywhere = numbers()
+    anywhere = emergency_numbers()
     found: dict[str, Any] = {}
     for path in sorted(BENCHMARKS.glob("triage_*.yaml")):
         kinds = yaml.safe_load(path.read_text(encoding="utf-8"))

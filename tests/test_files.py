@@ -8,7 +8,7 @@ import pytest
 
 from meditune import progress
 from meditune.errors import DataError, MedituneError
-from meditune.files import read_json, read_jsonl, read_text, replacing, replacing_folder, write_json, write_jsonl
+from meditune.files import read_json, read_jsonl, read_text, replace_file, replace_folder, write_json, write_jsonl
 from meditune.progress import Progress, clock, track
 from meditune.text import counted, sentences
 
@@ -16,7 +16,7 @@ from meditune.text import counted, sentences
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "figures.json"
     write_json(path, {"accuracy": 55.2})
-    with pytest.raises(RuntimeError), replacing(path) as stream:
+    with pytest.raises(RuntimeError), replace_file(path) as stream:
         stream.write("half")
         raise RuntimeError
     assert read_json(path) == {"accuracy": 55.2}
@@ -46,9 +46,9 @@ def test_a_private_file_is_for_its_owner_from_the_first_byte_on(tmp_path, privat
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     folder = tmp_path / "model"
-    with replacing_folder(folder) as partial:
+    with replace_folder(folder) as partial:
         (partial / "a").write_text("1")
-    with pytest.raises(RuntimeError), replacing_folder(folder) as partial:
+    with pytest.raises(RuntimeError), replace_folder(folder) as partial:
         (partial / "b").write_text("2")
         raise RuntimeError
     assert [item.name for item in folder.iterdir()] == ["a"]
@@ -57,10 +57,10 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
 
 def test_a_folder_that_can_not_be_replaced_stays(tmp_path):
     folder = tmp_path / "model"
-    with replacing_folder(folder) as partial:
+    with replace_folder(folder) as partial:
         (partial / "a").write_text("1")
     # Someone's clearing up takes the new folder away before it is renamed.
-    with pytest.raises(FileNotFoundError), replacing_folder(folder) as partial:
+    with pytest.raises(FileNotFoundError), replace_folder(folder) as partial:
         partial.rmdir()
     assert [item.name for item in folder.iterdir()] == ["a"]
     assert [item.name for item in tmp_path.iterdir()] == ["model"]

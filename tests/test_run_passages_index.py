@@ -19,9 +19,9 @@ from meditune.files import read_json
 from meditune.prompts import Encoder, prompt_text
 from meditune.retrieve import collections
 from meditune.retrieve.build_index import build
-from meditune.retrieve.context_packing import around, in_sections
-from meditune.retrieve.storage import place
-from meditune.run_passages import searched
+from meditune.retrieve.context_packing import in_sections, with_neighbors
+from meditune.retrieve.storage import index_storage
+from meditune.run_passages import open_search
 from tests import tiny
 from tests.commands import bench, meditune, read_rows
 from tests.retrieve import corpus
@@ -44,7 +44,7 @@ def tiny_embedder(monkeypatch):
 @pytest.fixture
 def index(tmp_path):
     docs = corpus.folder(tmp_path / "docs", corpus.TEXTS | {"gout.md": LEAFLET})
-    build(place(tmp_path / "index"), [collections.documents(f"clinic={docs}")], corpus.TINY)
+    build(index_storage(tmp_path / "index"), [collections.documents(f"clinic={docs}")], corpus.TINY)
     return str(tmp_path / "index")
 
 
@@ -90,10 +90,10 @@ def parts(*texts, section=""):
 
 def test_neighbours_are_taken_while_there_is_room():
     whole = parts("one two", "three four", "five six", "seven eight nine")
-    assert [each["id"] for each in around(whole, "d#1", 0)] == ["d#1"]
-    assert [each["id"] for each in around(whole, "d#1", 4)] == ["d#1", "d#2"]
-    assert [each["id"] for each in around(whole, "d#1", 6)] == ["d#0", "d#1", "d#2"]
-    assert [each["id"] for each in around(whole, "d#2", 100)] == ["d#0", "d#1", "d#2", "d#3"]
+    assert [each["id"] for each in with_neighbors(whole, "d#1", 0)] == ["d#1"]
+    assert [each["id"] for each in with_neighbors(whole, "d#1", 4)] == ["d#1", "d#2"]
+    assert [each["id"] for each in with_neighbors(whole, "d#1", 6)] == ["d#0", "d#1", "d#2"]
+    assert [each["id"] for each in with_neighbors(whole, "d#2", 100)] == ["d#0", "d#1", "d#2", "d#3"]
 
 
 def test_a_heading_can_not_play_the_prompts_cue():
@@ -107,7 +107,7 @@ def test_a_title_that_is_the_question_is_not_repeated():
         {"title": "Does ice help", "sections": [["", "Yes."]], "rank": 0},
         {"title": "Ice", "sections": [["", "Cold."]], "rank": 1},
     ]
-    shown = retrieved_passages.shown(item, found)
+    shown = retrieved_passages.shown_passages(item, found)
     assert [each.text for each in shown.context] == ["Yes.", "Ice", "Cold."]
     assert shown.meta["ranks"] == [0, 1, 1]
 
@@ -118,7 +118,7 @@ def test_passages_without_room_are_left_out_whole_the_worst_first():
     texts = ["Pain fell in the group with the drug.", "Hearts were not measured in this study.", "Diet and sleep."]
     ranked = zip(texts, (2, 0, 1), strict=True)
     found = [{"title": "", "sections": [["Results", text]], "rank": rank} for text, rank in ranked]
-    shown = retrieved_passages.shown(item, found)
+    shown = retrieved_passages.shown_passages(item, found)
     form = PromptFormat(max_tokens=512, answer_tokens=16)
     whole = Encoder(tokenizer, form).prompt(shown, "answer")
     assert tokenizer.decode(whole.prompt) == prompt_text(form, item.question, shown.context, "answer")
@@ -180,12 +180,12 @@ def test_restricted_passages_are_not_shown_to_an_api(tmp_path, index):
     opened["sources"]["clinic"]["restricted"] = True
     (tmp_path / "index" / "index.json").write_text(json.dumps(opened), encoding="utf-8")
     with pytest.raises(DataError, match="Passages from clinic may not be sent to GPT"):
-        searched(RetrieveSpec(index=index), [], PromptFormat(), "GPT")
+        open_search(RetrieveSpec(index=index), [], PromptFormat(), "GPT")
 
 
 def test_without_contexts_there_is_nothing_to_search():
     with pytest.raises(DataError, match="None of the run's examples has a context"):
-        searched(RetrieveSpec(index="contexts"), [asked(1, "Q?")], PromptFormat())
+        open_search(RetrieveSpec(index="contexts"), [asked(1, "Q?")], PromptFormat())
 
 
 def test_a_run_on_an_index_that_holds_answers_is_refused_or_marked(tmp_path):
@@ -197,7 +197,7 @@ def test_a_run_on_an_index_that_holds_answers_is_refused_or_marked(tmp_path):
         own = tmp_path / "own.jsonl"
         own.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         docs = corpus.folder(tmp_path / "docs", {"gout.md": LEAFLET})
-        build(place(tmp_path / "index"), [collections.documents(f"clinic={docs}")], corpus.TINY)
+        build(index_storage(tmp_path / "index"), [collections.documents(f"clinic={docs}")], corpus.TINY)
         settings = made.own(own, evaluate__retrieve__index=tmp_path / "index", data__quality__enabled=None)
         refused = meditune("run", "quickstart", "-o", made.folder / "run", *settings)
         refused.refused(3, "Leakage:", "a reference answer, word for word", "clinic:gout.md")

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from meditune.config.training_options import ModelSpec
-from meditune.evaluate.evaluator import generate
+from meditune.evaluate.evaluator import generate_answers
 from meditune.models.load import load
 from meditune.models.torch_compile import compiler
 from meditune.prompts import Encoded
@@ -95,7 +95,7 @@ def test_the_journey(place, changes, request, capsys):
         said = ours.model(**anyone["prompt"]).logits[0, -1].log_softmax(-1)
     torch.testing.assert_close(theirs, said, atol=5e-2, rtol=0)
     ids = anyone["prompt"].input_ids[0].tolist()
-    written = generate(ours, [Encoded("asked", "answer", ids)], LENGTH, "")["asked"]
+    written = generate_answers(ours, [Encoded("asked", "answer", ids)], LENGTH, "")["asked"]
     printed = capsys.readouterr().out
     assert "Conclusion:" in printed
     if strategy != "full":  # in the BF16 it is stored in, another word may come first

@@ -26,7 +26,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from meditune.models.hidden_state_cache import FrozenLayers
+from meditune.models.hidden_state_cache import HiddenStateCache
 from meditune.models.load import LoadedModel
 
 WORDS = (
@@ -125,7 +125,9 @@ def loaded(architecture: str = "llama", attention: str = "grouped", frozen: int 
 
     made = model(architecture)
     made.set_attn_implementation(inference.register() if attention == "grouped" else attention)
-    return LoadedModel(architecture, made, tokenizer(bos=architecture == "gemma3"), None, FrozenLayers(made, frozen))
+    return LoadedModel(
+        architecture, made, tokenizer(bos=architecture == "gemma3"), None, HiddenStateCache(made, frozen)
+    )
 
 
 def save(folder: Path, architecture: str = "llama") -> Path:

@@ -53,7 +53,7 @@ def is_first() -> bool:
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Be one of the processes inside the block; only the first prints there.
 
     An error in one ends all: the first to fail raises it, the others, whose waiting fails in consequence, end without
@@ -89,15 +89,15 @@ def joined() -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def wait() -> None:
+def barrier() -> None:
     """Return when all processes have come here."""
     if world() > 1:
         import torch
 
-        summed(torch.zeros(1))
+        all_reduce_sum(torch.zeros(1))
 
 
-def told(value: Value) -> Value:
+def broadcast(value: Value) -> Value:
     """The first process's value, in all of them."""
     if world() == 1:
         return value
@@ -109,7 +109,7 @@ def told(value: Value) -> Value:
     return values[0]
 
 
-def summed(tensor: Any) -> Any:
+def all_reduce_sum(tensor: Any) -> Any:
     """The tensor, which now holds the sum over all processes."""
     if world() > 1:
         import torch.distributed as dist
@@ -118,7 +118,7 @@ def summed(tensor: Any) -> Any:
     return tensor
 
 
-def copied(tensor: Any) -> None:
+def broadcast_tensor(tensor: Any) -> None:
     """Put the first process's values into the tensor."""
     if world() > 1:
         import torch.distributed as dist
@@ -135,10 +135,10 @@ def only_first(manager: AbstractContextManager[Any]) -> AbstractContextManager[A
 def one_on_each_machine_first() -> Iterator[None]:
     """Let one process of each machine do the block before the others do: it fetches what they then find there."""
     if local_rank():
-        wait()
+        barrier()
     yield
     if not local_rank():
-        wait()
+        barrier()
 
 
 def check_shared(path: Path) -> None:

@@ -18,7 +18,7 @@ LINE_CHARACTERS = 2**26
 
 
 @contextmanager
-def replacing(path: Path, private: bool = False) -> Iterator[TextIO]:
+def replace_file(path: Path, private: bool = False) -> Iterator[TextIO]:
     """A text file open for writing that takes `path`'s place when the block ends well, and vanishes otherwise.
 
     A private file is readable for its owner alone, from its first byte on. Raises MedituneError, naming the disk, where
@@ -50,7 +50,7 @@ def _partial(path: Path, private: bool) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
+def replace_folder(path: Path) -> Iterator[Path]:
     """An empty folder to fill, which takes `path`'s place when the block ends well, and vanishes otherwise.
 
     Where it can't take the place, what was there stays.
@@ -83,7 +83,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def full_disk_said(path: Path) -> Iterator[None]:
+def full_disk_message(path: Path) -> Iterator[None]:
     """Give the usual error for a full disk where writers in Rust (safetensors, tokenizers) raise ones of their own."""
     try:
         yield
@@ -93,7 +93,7 @@ def full_disk_said(path: Path) -> Iterator[None]:
         raise
 
 
-def holds(folder: Path, mark: str, made_from: dict[str, Any]) -> bool:
+def is_result_of(folder: Path, mark: str, made_from: dict[str, Any]) -> bool:
     """Whether `folder` holds a finished result that was made from just that, as its file `mark` says.
 
     Raises MedituneError where anything else is in the way; nothing and an empty folder aren't.
@@ -126,17 +126,17 @@ def write_bytes(path: Path, data: bytes | memoryview, private: bool = False) -> 
 
 def write_json(path: Path, value: Any, private: bool = False) -> None:
     """Write `value` as indented JSON, whole or not at all; a private file is for its owner alone."""
-    with replacing(path, private) as stream:
+    with replace_file(path, private) as stream:
         json.dump(value, stream, indent=2, ensure_ascii=False)
         stream.write("\n")
 
 
 def read_json(path: Path) -> Any:
     """The JSON value in `path`. Raises DataError with the file and the line where it breaks."""
-    return parsed(read_text(path), path)
+    return parse_json(read_text(path), path)
 
 
-def parsed(text: str, path: Path, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+def parse_json(text: str, path: Path, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """The JSON value in the text of `path`; `pairs`, where given, makes each object of its keys and values.
 
     Raises DataError with the file and the line where it breaks.
@@ -182,7 +182,7 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]], private: bool = Fals
     A private file is for its owner alone.
     """
     count = 0
-    with replacing(path, private) as stream:
+    with replace_file(path, private) as stream:
         for row in rows:
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
             count += 1

@@ -57,7 +57,7 @@ def _words(path: Path) -> list[str]:
     return path.read_text(encoding="ascii").split() if path.is_file() else []
 
 
-def few_heaps() -> None:
+def limit_malloc_arenas() -> None:
     """Let glibc keep two heaps (mallopt(3), M_ARENA_MAX); elsewhere nothing happens.
 
     With one for each thread, what is free in one is wanted in another, and a process holds more than it uses.
@@ -65,7 +65,7 @@ def few_heaps() -> None:
     _glibc("mallopt", M_ARENA_MAX, 2)
 
 
-def give_back_memory() -> None:
+def release_memory() -> None:
     """Give freed memory back to the system (malloc_trim(3)); elsewhere nothing happens."""
     _glibc("malloc_trim", 0)
 

@@ -24,9 +24,9 @@ from meditune.data.prepare import Prepared
 from meditune.data.read_sources import refuse_restricted_for_api
 from meditune.data.retrieved_passages import in_training
 from meditune.errors import DataError, MedituneError
-from meditune.evaluate.evaluator_backends import ApiMeasuring
+from meditune.evaluate.evaluator_backends import ApiEvaluator
 from meditune.files import read_json, write_json
-from meditune.models.api_client import RULE, ApiModel, Client, find
+from meditune.models.api_client import RULE, ApiModel, Client, find_api_model
 from meditune.run_folder import RECIPE, stage
 from meditune.run_passages import shown
 from meditune.train.hosted_job import FOLDER, JOBS, State, events, fine_tune, prepare_rows
@@ -105,8 +105,8 @@ def tune(
     """
     examples = data.splits.measured(recipe.evaluate.split) if measured else []
     dev, found = (data.splits.dev, shown(recipe, examples, folder)) if measured else ([], [])
-    measuring = ApiMeasuring(recipe, examples, folder / "predictions", dev, found)
-    tuned, form = find(str(folder / "model"), recipe.model.api), recipe.prompt
+    measuring = ApiEvaluator(recipe, examples, folder / "predictions", dev, found)
+    tuned, form = find_api_model(str(folder / "model"), recipe.model.api), recipe.prompt
     unmeasured = [name for name in ("base", "tuned") if not measuring.is_done(name)]
     if tuned and not unmeasured:
         return
@@ -132,7 +132,7 @@ def measure(model: ApiModel, data: Prepared, recipe: Recipe, folder: Path, appro
     """Measure one model; what is done stays. Raises as `tune`."""
     examples = data.splits.measured(recipe.evaluate.split)
     found = shown(recipe, examples, folder)
-    measuring = ApiMeasuring(recipe, examples, folder / "predictions", data.splits.dev, found)
+    measuring = ApiEvaluator(recipe, examples, folder / "predictions", data.splits.dev, found)
     if measuring.is_done("model"):
         return
     form = model.form or recipe.prompt
@@ -167,7 +167,7 @@ def _allowed(model: ApiModel, data: Prepared) -> Client:
     return model.client()
 
 
-def _measurements(measuring: ApiMeasuring, model: ApiModel, form: PromptFormat, count: int) -> Estimate:
+def _measurements(measuring: ApiEvaluator, model: ApiModel, form: PromptFormat, count: int) -> Estimate:
     if not count:
         return Estimate()
     read, written = measuring.tokens(model, form)
@@ -179,7 +179,7 @@ def _job(folder: Path) -> tuple[ApiModel, State, str]:
     if not (folder / RECIPE).is_file():
         raise DataError(f"{folder} holds no run: {RECIPE} is missing. Give the --output folder of `meditune run`.")
     recipe = load_recipe(str(folder / RECIPE)).recipe
-    model, state = find(recipe.model.base, recipe.model.api), State.of(folder)
+    model, state = find_api_model(recipe.model.base, recipe.model.api), State.of(folder)
     if model is None or state.job is None:
         raise DataError(f"{folder} has no training job at an API.")
     return model, state, state.job

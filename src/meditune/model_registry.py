@@ -23,10 +23,10 @@ from typing import Any, Literal
 
 import meditune
 from meditune.config.load_recipe import load_recipe
-from meditune.data.prepare import stored
+from meditune.data.prepare import stored_data
 from meditune.engines.exported_model import EXPORTS
 from meditune.errors import DataError, GateError, MedituneError, ModelError
-from meditune.files import read_json, replacing_folder, sha256, write_json
+from meditune.files import read_json, replace_folder, sha256, write_json
 from meditune.models.catalogue import ADAPTER_FILE, PRUNED, START
 from meditune.run_folder import RECIPE, STAGES, refuse_unfinished
 
@@ -174,7 +174,7 @@ class Version:
         return digest("\n".join(named).encode()).hexdigest()[:12]
 
 
-def copied(run: Path, folder: Path) -> None:
+def copy_run(run: Path, folder: Path) -> None:
     """Copy of a run what a version holds into `folder`."""
     for item in sorted(run.iterdir()):
         if item.name in LEFT or item.name.startswith("."):
@@ -186,7 +186,7 @@ def copied(run: Path, folder: Path) -> None:
             shutil.copyfile(item, folder / item.name)
 
 
-def listed(folder: Path) -> dict[str, dict[str, Any]]:
+def list_files(folder: Path) -> dict[str, dict[str, Any]]:
     """SHA-256 and size of every file below the folder, but for version.json."""
     return {
         str(path.relative_to(folder)): {"sha256": sha256(path), "bytes": path.stat().st_size}
@@ -195,7 +195,7 @@ def listed(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def damage(folder: Path, version: Version) -> str:
+def damaged_files(folder: Path, version: Version) -> str:
     """What is wrong with a version's files, in words; empty where nothing is."""
     for name, row in version.files.items():
         path = folder / name
@@ -281,7 +281,7 @@ class Registry:
     def checked(self, id: str) -> Version:
         """The same, when all of its files are what they were. Raises DataError that names the file otherwise."""
         found = self.get(id)
-        if wrong := damage(self.place(id), found):
+        if wrong := damaged_files(self.place(id), found):
             raise DataError(f"{id} in {self.folder} is damaged: {wrong}. Put a copy of that file in its place.")
         return found
 
@@ -328,9 +328,9 @@ class Registry:
             for leftover in (self.folder / VERSIONS).glob(".*"):  # of a program that was killed: the lock is ours
                 shutil.rmtree(leftover, ignore_errors=True)
             id = f"v{max((int(each[1:]) for each in was.versions), default=0) + 1:04}"
-            with replacing_folder(self.place(id)) as partial:
-                copied(run, partial)
-                stored(partial / "data")
+            with replace_folder(self.place(id)) as partial:
+                copy_run(run, partial)
+                stored_data(partial / "data")
                 made = Version(
                     id,
                     utc_now(),
@@ -345,7 +345,7 @@ class Registry:
                     index,
                     meditune.__version__,
                     note,
-                    listed(partial),
+                    list_files(partial),
                 )
                 digest = write_version(partial, made)
             now = replace(was, versions=was.versions | {id: digest}).with_event("added", id, note)

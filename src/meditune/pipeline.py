@@ -21,13 +21,13 @@ from meditune.data import leakage, retrieved_passages
 from meditune.data.example import Example
 from meditune.data.preference.pairs import Pair
 from meditune.data.preference.prepare_pairs import prepare_pairs, stored_pairs
-from meditune.data.prepare import Prepared, prepare, stood_in, stored
+from meditune.data.prepare import Prepared, prepare, stored_data, used_fallback
 from meditune.data.row_decisions import refuse_other
 from meditune.engines.exported_model import is_exported, weights_state
 from meditune.errors import DataError, MedituneError
 from meditune.files import read_json, write_json
 from meditune.hosted_pipeline import Approve, refuse
-from meditune.models.api_client import ApiModel, find
+from meditune.models.api_client import ApiModel, find_api_model
 from meditune.models.catalogue import PRUNED, PRUNING
 from meditune.prompts import load_format
 from meditune.run_folder import (
@@ -35,7 +35,7 @@ from meditune.run_folder import (
     RECIPE,
     STAGES,
     announce,
-    claimed,
+    lock_run,
     machine,
     note_data,
     refuse_unfinished,
@@ -64,17 +64,17 @@ def _ready_to_tune(recipe: Recipe, folder: Path) -> Iterator[tuple[Prepared, Api
     """The prepared and checked data, and the base where it is behind an API; the folder is claimed inside the block."""
     from meditune.train.training_plan import check
 
-    remote = find(recipe.model.base, recipe.model.api)
+    remote = find_api_model(recipe.model.base, recipe.model.api)
     _refuse_several(recipe, remote)
-    with distributed.only_first(claimed(recipe, folder, recipe.model.reference, to_tune=True)):
+    with distributed.only_first(lock_run(recipe, folder, recipe.model.reference, to_tune=True)):
         data = None
         if distributed.is_first():
             with stage(folder, "prepare"):
                 data = prepared(recipe, folder)
             check(data.splits, recipe)
-        distributed.wait()
+        distributed.barrier()
         distributed.check_shared(folder / RECIPE)
-        yield data or stored(folder / "data"), remote
+        yield data or stored_data(folder / "data"), remote
 
 
 def _refuse_several(recipe: Recipe, remote: ApiModel | None) -> None:
@@ -95,13 +95,13 @@ def _refuse_several(recipe: Recipe, remote: ApiModel | None) -> None:
 
 def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
     from meditune.evaluate.decision_calibration import dev_measure
-    from meditune.evaluate.evaluator import Measuring
+    from meditune.evaluate.evaluator import Evaluator
     from meditune.train.finetune import fine_tune
     from meditune.train.training_plan import starting_point
 
     examples = data.splits.measured(recipe.evaluate.split)
     found = run_passages.shown(recipe, examples, folder)
-    measuring = Measuring(recipe, examples, folder / "predictions", _held_out(recipe, folder), data.splits.dev, found)
+    measuring = Evaluator(recipe, examples, folder / "predictions", _held_out(recipe, folder), data.splits.dev, found)
     trained = (folder / "model" / "training.json").is_file()
     loaded: Any = None
     if not (trained and measuring.is_done("base")):
@@ -129,7 +129,7 @@ def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
     with _ready_to_tune(recipe, folder) as (data, remote):
         if remote:
             hosted_pipeline.tune(remote, data, recipe, folder, approve, measured=False)
-        elif not distributed.told((folder / "model" / "training.json").is_file()):
+        elif not distributed.broadcast((folder / "model" / "training.json").is_file()):
             from meditune.evaluate.decision_calibration import dev_measure
             from meditune.train.finetune import fine_tune
             from meditune.train.training_plan import starting_point
@@ -162,12 +162,12 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
     A model that carries its own prompt format is shown that one.
     """
     from meditune.evaluate.answer_grading import grade
-    from meditune.evaluate.evaluator import remarks, unmeasured
+    from meditune.evaluate.evaluator import coverage_remarks, unmeasured_ids
     from meditune.evaluate.metrics import summarise, summarise_references
     from meditune.evaluate.predictions import read, write_pubmedqa
     from meditune.evaluate.subgroups import subgroups
 
-    with claimed(recipe, folder, model):
+    with lock_run(recipe, folder, model):
         weights = weights_state(model)
         state = {"model": model} | ({"weights": weights} if weights else {})
         if (folder / "predictions").exists() and (folder / EVALUATION).is_file():
@@ -175,7 +175,7 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
         write_json(folder / EVALUATION, state)
         with stage(folder, "prepare"):
             data = prepared(recipe, folder, model)
-        remote = find(model, recipe.model.api)
+        remote = find_api_model(model, recipe.model.api)
         if remote:
             hosted_pipeline.measure(remote, data, recipe, folder, approve)
         elif is_exported(model):
@@ -193,7 +193,7 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
             "data": {"test_set": test_set, "sha256": data.sha256},
             "figures": summarise(predictions),
             "references": summarise_references(predictions),
-            "remarks": [*unmeasured(measured), *remarks(predictions, "model", measured, recipe)],
+            "remarks": [*unmeasured_ids(measured), *coverage_remarks(predictions, "model", measured, recipe)],
             "subgroups": subgroups(measured, None, predictions, recipe.seed),
             "leakage": read_json(folder / leakage.LEAKAGE_FILE_NAME),
             **_conditions({"model": predictions}, recipe, measured, folder),
@@ -203,13 +203,13 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
 
 
 def _measure_here(model: str, recipe: Recipe, data: Prepared, folder: Path) -> None:
-    from meditune.evaluate.evaluator import Measuring
+    from meditune.evaluate.evaluator import Evaluator
     from meditune.models.forward import virtual_tokens
     from meditune.models.load import load, refuse_unreadable
 
     examples = data.splits.measured(recipe.evaluate.split)
     found = run_passages.shown(recipe, examples, folder)
-    measuring = Measuring(recipe, examples, folder / "predictions", _held_out(recipe, folder), data.splits.dev, found)
+    measuring = Evaluator(recipe, examples, folder / "predictions", _held_out(recipe, folder), data.splits.dev, found)
     if not measuring.is_done("model"):
         loaded = load(model, recipe.model)
         measuring.form = loaded.form or recipe.prompt
@@ -222,10 +222,10 @@ def _measure_here(model: str, recipe: Recipe, data: Prepared, folder: Path) -> N
 def _measure_engine(model: str, recipe: Recipe, data: Prepared, folder: Path) -> None:
     """As the model is served: by the engine that its folder is for."""
     from meditune.engines.open_engine import open_engine
-    from meditune.evaluate.evaluator_backends import EngineMeasuring
+    from meditune.evaluate.evaluator_backends import EngineEvaluator
 
     measured = data.splits.measured(recipe.evaluate.split)
-    measuring = EngineMeasuring(recipe, measured, folder / "predictions", data.splits.dev)
+    measuring = EngineEvaluator(recipe, measured, folder / "predictions", data.splits.dev)
     if not measuring.is_done("model"):
         with closing(open_engine(model)) as engine, stage(folder, "measure"):
             measuring.measure(engine, load_format(Path(model).expanduser()) or recipe.prompt, "model")
@@ -246,7 +246,7 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
     refuse_unfinished(folder)
     recipe = load_recipe(str(folder / RECIPE)).recipe
     training = read_json(folder / "model" / "training.json")
-    data = stored(folder / "data")
+    data = stored_data(folder / "data")
     measured = data.splits.measured(recipe.evaluate.split)
     found = run_passages.shown(recipe, measured, folder)
     for name in ("base", "tuned"):
@@ -270,7 +270,11 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
     result["machine"] = machine()
     result["command"] = command or earlier or f"meditune report {folder}"
     write_json(folder / "report.json", result)
-    described = model_card.hosted_model_card if find(str(folder / "model"), recipe.model.api) else model_card.model_card
+    described = (
+        model_card.hosted_model_card
+        if find_api_model(str(folder / "model"), recipe.model.api)
+        else model_card.model_card
+    )
     (folder / "model" / "README.md").write_text(described(recipe, training, result), encoding="utf-8")
     render(folder)
     return result
@@ -278,7 +282,7 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
 
 def prepare_only(recipe: Recipe, folder: Path) -> Prepared:
     """Prepare the data in the run's folder, or read what was prepared before."""
-    with claimed(recipe, folder):
+    with lock_run(recipe, folder):
         return prepared(recipe, folder)
 
 
@@ -292,7 +296,7 @@ def prepared(recipe: Recipe, folder: Path, model: str | None = None) -> Prepared
     data = _data(recipe, folder)
     name = model or recipe.model.reference
     checked = _leakage(recipe, data, name)
-    remote = find(name, recipe.model.api)
+    remote = find_api_model(name, recipe.model.api)
     facts = run_passages.find_for_evaluation(recipe, data.splits, folder, remote.title if remote else "")
     if facts:
         checked = checked | {"index": facts["index"], "found": checked["found"] | facts["leaks"]}
@@ -311,9 +315,9 @@ def prepared(recipe: Recipe, folder: Path, model: str | None = None) -> Prepared
 
 def _data(recipe: Recipe, folder: Path) -> Prepared:
     if (folder / "data" / "quality.json").is_file():
-        data = stored(folder / "data")
+        data = stored_data(folder / "data")
         refuse_other(recipe.data.decisions, data.quality, folder)
-        if not stood_in(recipe.data, data):
+        if not used_fallback(recipe.data, data):
             return data
         if (folder / "predictions").exists() or (folder / "model").exists():
             print(
@@ -346,7 +350,7 @@ def _leakage(recipe: Recipe, data: Prepared, model: str) -> dict[str, Any]:
     if checked.get("split") != split:
         checked = leakage.check(data.splits, split, model)
     checked["model"]["name"] = model
-    return leakage.with_known(checked, *shown_to(model), data.splits.measured(split))
+    return leakage.with_known_test_items(checked, *shown_to(model), data.splits.measured(split))
 
 
 def _is_official(data: Prepared, recipe: Recipe) -> bool:

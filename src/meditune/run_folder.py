@@ -19,7 +19,7 @@ from meditune.config.recipe_keys import dotted, leaves
 from meditune.data import leakage, retrieved_passages
 from meditune.data.example import Example
 from meditune.data.leakage import Record, read_record
-from meditune.data.prepare import stored
+from meditune.data.prepare import stored_data
 from meditune.data.read_sources import refuse_restricted_sources_for_api
 from meditune.errors import DataError, MedituneError, ModelError
 from meditune.files import read_json, write_json
@@ -37,7 +37,7 @@ UNFINISHED = {RECIPE, LOCK, STAGES, EVALUATION, leakage.LEAKAGE_FILE_NAME, "reje
 
 
 @contextmanager
-def claimed(recipe: Recipe, folder: Path, model: str | None = None, to_tune: bool = False) -> Iterator[None]:
+def lock_run(recipe: Recipe, folder: Path, model: str | None = None, to_tune: bool = False) -> Iterator[None]:
     """Make `folder` this recipe's, or check that it is, and keep other processes out of it inside the block.
 
     `model` must be there to be had before anything is written. A folder in which nothing was measured or trained yet
@@ -111,9 +111,9 @@ def note_data(recipe: Recipe, folder: Path, sha256: str) -> None:
 
 
 def _check_model(recipe: Recipe, name: str, to_tune: bool) -> None:
-    from meditune.models.api_client import find
+    from meditune.models.api_client import find_api_model
 
-    remote = find(name, recipe.model.api)
+    remote = find_api_model(name, recipe.model.api)
     if remote:
         if to_tune and recipe.train.objective != "sft":
             raise ModelError(
@@ -230,7 +230,7 @@ def shown_to(model: str) -> tuple[list[Record], list[Example]]:
     behind = run_behind(place)
     places = {each.resolve() for each in (place, place / "model", behind / "model")}
     records = [record for each in places if (record := read_record(each))]
-    trained = stored(behind / "data").splits.train if (behind / "data" / "quality.json").is_file() else []
+    trained = stored_data(behind / "data").splits.train if (behind / "data" / "quality.json").is_file() else []
     return records, trained
 
 

@@ -32,9 +32,9 @@ from meditune.data.splits import Splits
 from meditune.errors import DataError
 from meditune.files import read_json, write_json, write_jsonl
 from meditune.progress import track
-from meditune.retrieve.context_packing import Section, around, clean, in_sections
-from meditune.retrieve.documents.document import pieces
-from meditune.retrieve.prompt_injection import cleaned
+from meditune.retrieve.context_packing import Section, clean_text, in_sections, with_neighbors
+from meditune.retrieve.documents.document import split_text
+from meditune.retrieve.prompt_injection import clean_passage
 
 if TYPE_CHECKING:
     from meditune.retrieve.index import Index
@@ -79,7 +79,7 @@ class Searched(Protocol):
         """What it is, for the run's records."""
 
 
-def searched(spec: SearchedSpec, contexts: Sequence[Example], form: PromptFormat, elsewhere: str = "") -> Searched:
+def open_search(spec: SearchedSpec, contexts: Sequence[Example], form: PromptFormat, elsewhere: str = "") -> Searched:
     """What the recipe names: an index, or the examples' contexts.
 
     `elsewhere` is who gets to see what is found, where that isn't this machine alone. Raises DataError where there is
@@ -120,8 +120,8 @@ class InIndex:
 
     def _shown(self, hit: Any) -> Document:
         passage = hit.passage
-        parts = around(self._whole(passage.document), passage.id, self.spec.words)
-        title = cleaned(passage.title, self.form).text
+        parts = with_neighbors(self._whole(passage.document), passage.id, self.spec.words)
+        title = clean_passage(passage.title, self.form).text
         sections, score = in_sections(parts, self.form), round(float(hit.score), 6)
         return Document(passage.id, passage.document, passage.source, passage.group, title, sections, score)
 
@@ -186,16 +186,16 @@ class Contexts:
         return {"index": CONTEXTS, "content": None, "embedding": None, "documents": len(self.examples)}
 
 
-def own(example: Example, form: PromptFormat, words: int) -> list[Section]:
+def own_passages(example: Example, form: PromptFormat, words: int) -> list[Section]:
     """What an example itself rests on: its context, or the beginning of its answer where it has none."""
     if example.context:
         return _given(example, form)
-    parts = [{"id": str(place), "section": "", "text": text} for place, text in enumerate(pieces(example.answer))]
-    return in_sections(around(parts, "0", words), form) if parts else []
+    parts = [{"id": str(place), "section": "", "text": text} for place, text in enumerate(split_text(example.answer))]
+    return in_sections(with_neighbors(parts, "0", words), form) if parts else []
 
 
 def _given(example: Example, form: PromptFormat) -> list[Section]:
-    return clean([(passage.label.capitalize(), passage.text) for passage in example.context], form)
+    return clean_text([(passage.label.capitalize(), passage.text) for passage in example.context], form)
 
 
 def find_for_evaluation(recipe: Recipe, splits: Splits, folder: Path, elsewhere: str = "") -> dict[str, Any] | None:
@@ -213,7 +213,7 @@ def find_for_evaluation(recipe: Recipe, splits: Splits, folder: Path, elsewhere:
         return stored
     items = splits.measured(recipe.evaluate.split)
     contexts = [example for examples in splits.named().values() for example in examples]
-    place = searched(spec, contexts, recipe.prompt, elsewhere)
+    place = open_search(spec, contexts, recipe.prompt, elsewhere)
     documents: set[str] = set()
     leaks = leakage.in_documents(items, _noting(place.passages(), documents))
 
@@ -240,7 +240,9 @@ def shown(recipe: Recipe, examples: Sequence[Example], folder: Path) -> list[Exa
         return []
     rows = retrieved_passages.read(folder / retrieved_passages.FOUND)
     return [
-        retrieved_passages.shown(example, rows[example.id]["passages"]) for example in examples if example.id in rows
+        retrieved_passages.shown_passages(example, rows[example.id]["passages"])
+        for example in examples
+        if example.id in rows
     ]
 
 
@@ -276,11 +278,11 @@ def find_for_training(recipe: Recipe, splits: Splits, folder: Path, elsewhere: s
     path = folder / retrieved_passages.TRAINING
     if not spec.share or path.is_file():
         return
-    able = [example for example in splits.train if own(example, recipe.prompt, spec.words)]
+    able = [example for example in splits.train if own_passages(example, recipe.prompt, spec.words)]
     chance = random.Random(f"{recipe.seed}/retrieved")
     chosen = sorted(chance.sample(range(len(able)), round(spec.share * len(able))))
     alone = set(chance.sample(chosen, round(spec.missing * len(chosen))))
-    place = searched(spec, splits.train, recipe.prompt, elsewhere)
+    place = open_search(spec, splits.train, recipe.prompt, elsewhere)
     unseen = {example.group for example in (*splits.dev, *splits.test)}
 
     def rows() -> Any:
@@ -295,7 +297,7 @@ def _row(example: Example, place: Searched, right: bool, unseen: Collection[str]
     spec = recipe.train.retrieve
     wanted = spec.passages - right
     others = place.search(example.question, wanted, {*unseen, example.group}) if wanted else []
-    sections = own(example, recipe.prompt, spec.words)
+    sections = own_passages(example, recipe.prompt, spec.words)
     mine = Document(example.id, example.id, example.source, example.group, "", sections, 0.0)
     # The own passage is the last to be left out; of the others the best.
     passages = [each.stored(rank) for rank, each in enumerate([mine, *others] if right else others)]

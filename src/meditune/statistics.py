@@ -120,7 +120,7 @@ def ratio(ids: Sequence[str], over: Sequence[float], under: Sequence[float]) -> 
 Key = TypeVar("Key", bound=Hashable)
 
 
-def counted(statistics: Statistics) -> Any:
+def paired_counts(statistics: Statistics) -> Any:
     """(n,) whether each item counts in a share: as right, or where lower is better, as wrong."""
     return np.asarray(statistics.figure(statistics.items)) > 50
 
@@ -166,6 +166,6 @@ def exchange_p(first: Array, second: Array, figure: Callable[[Array], Array], sw
     return float(((drawn >= observed - 1e-9).sum() + 1) / (len(drawn) + 1)) if np.isfinite(observed) else 1.0
 
 
-def gap(metric: Metric, tuned: Any, base: Any) -> Any:
+def standard_gap(metric: Metric, tuned: Any, base: Any) -> Any:
     """Tuned minus base; for a metric whose best value is 1, of the distances from it."""
     return np.abs(tuned - 1) - np.abs(base - 1) if metric.direction == "one" else tuned - base

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from meditune.assistant.triage import Triage
-from meditune.engines.engine import Engine, Job, Piece
+from meditune.engines.engine import Engine, GenerationChunk, GenerationRequest
 
 
 @dataclass
@@ -38,8 +38,8 @@ class Plain:
             raise ZeroDivisionError(question)
         yield Told("sources", {"sources": [{"number": 1, "title": "Gout"}]})
         prompt = self.engine.tokenizer(question)["input_ids"]
-        came: queue.Queue[Piece] = queue.Queue()
-        job = Job(prompt, options["max_new_tokens"] or 8, temperature=1.5, seed=3)
+        came: queue.Queue[GenerationChunk] = queue.Queue()
+        job = GenerationRequest(prompt, options["max_new_tokens"] or 8, temperature=1.5, seed=3)
         running = self.engine.start(job, came.put)
         text, tokens = "", 0
         while True:

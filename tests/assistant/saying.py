@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from meditune.engines.engine import Job, Likely, Load, Piece
+from meditune.engines.engine import EngineLoad, GenerationChunk, GenerationRequest, TokenLogprob
 from meditune.retrieve import collections
 from meditune.retrieve.build_index import build
 from meditune.retrieve.index import Index
-from meditune.retrieve.storage import place
+from meditune.retrieve.storage import index_storage
 from tests import tiny
 from tests.retrieve import corpus
 
@@ -28,7 +28,7 @@ class Saying:
         self.prompts: list[str] = []
         self.cancelled = 0
 
-    def start(self, job: Job, deliver: Callable[[Piece], None]) -> Going:
+    def start(self, job: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> Going:
         prompt = self.tokenizer.decode(job.prompt)
         self.prompts.append(prompt)
         going = Going(self)
@@ -36,15 +36,15 @@ class Saying:
         threading.Thread(target=going.say, args=(said, deliver), daemon=True).start()
         return going
 
-    def score(self, _: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[Likely]]:
+    def score(self, _: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
         labels = [self.tokenizer.decode(text).strip() for text in texts]
         return [
-            [Likely(text[0], -0.1 if label == self.likeliest else -3.0)]
+            [TokenLogprob(text[0], -0.1 if label == self.likeliest else -3.0)]
             for label, text in zip(labels, texts, strict=True)
         ]
 
-    def load(self) -> Load:
-        return Load(0, 0)
+    def load(self) -> EngineLoad:
+        return EngineLoad(0, 0)
 
     def failure(self) -> None:
         return None
@@ -61,15 +61,15 @@ class Going:
         self.over = False
         self.ended = False
 
-    def say(self, text: str, deliver: Callable[[Piece], None]) -> None:
+    def say(self, text: str, deliver: Callable[[GenerationChunk], None]) -> None:
         for number, word in enumerate(text.split(" ")):
             if self.over:
-                deliver(Piece("", finish="cancelled"))
+                deliver(GenerationChunk("", finish="cancelled"))
                 return
             time.sleep(self.engine.delay)
-            deliver(Piece(word if number == 0 else f" {word}", (number,)))
+            deliver(GenerationChunk(word if number == 0 else f" {word}", (number,)))
         self.ended = True
-        deliver(Piece("", finish="stop"))
+        deliver(GenerationChunk("", finish="stop"))
 
     def cancel(self) -> None:
         if not self.ended and not self.over:
@@ -80,5 +80,5 @@ class Going:
 def index_of(folder: Path, texts: dict[str, str] | None = None, name: str = "clinic") -> Index:
     """An index of these texts, or of the tests' corpus."""
     docs = corpus.folder(folder / "docs", texts or corpus.TEXTS)
-    build(place(str(folder / "index")), [collections.documents(f"{name}={docs}")], corpus.TINY)
+    build(index_storage(str(folder / "index")), [collections.documents(f"{name}={docs}")], corpus.TINY)
     return Index.open(str(folder / "index"), corpus.TINY)

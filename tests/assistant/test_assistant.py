@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from prometheus_client import generate_latest
 
-from meditune.assistant.assistant import Assistant, AssistantSettings, Correction, asks_yes_or_no, follow
-from meditune.assistant.triage import with_what_it_goes_on_from
+from meditune.assistant.assistant import Assistant, AssistantSettings, Correction, asks_yes_or_no, follow_index
+from meditune.assistant.triage import with_previous_question
 from meditune.config.data_options import PromptFormat
 from meditune.engines.transformers_engine import TransformersEngine
 from meditune.errors import DataError
-from meditune.evaluate.safety_battery import battery, passed
+from meditune.evaluate.safety_battery import passed, safety_messages
 from meditune.observability import LOGGER
 from meditune.retrieve import collections
 from meditune.retrieve.build_index import build, update
@@ -25,7 +25,7 @@ from meditune.retrieve.context_packing import chosen
 from meditune.retrieve.documents.document import IndexedPassage
 from meditune.retrieve.hybrid_search import Hit
 from meditune.retrieve.index import Index
-from meditune.retrieve.storage import place
+from meditune.retrieve.storage import index_storage
 from tests import tiny
 from tests.assistant.saying import Saying, index_of
 from tests.retrieve import corpus
@@ -218,8 +218,8 @@ def test_a_model_that_repeats_itself_is_stopped(index: Index) -> None:
 
 
 def test_a_short_question_goes_on_with_the_one_before(index: Index) -> None:
-    assert with_what_it_goes_on_from("Is it painful?", ["What is gout?"]) == "What is gout? Is it painful?"
-    assert with_what_it_goes_on_from("What is asthma?", ["What is gout?"]) == "What is asthma?"
+    assert with_previous_question("Is it painful?", ["What is gout?"]) == "What is gout? Is it painful?"
+    assert with_previous_question("What is asthma?", ["What is gout?"]) == "What is asthma?"
     engine = Saying("Colchicine calms an attack.")
     asked(Assistant(engine, index, ANY), "What calms it?", history=[("What is gout?", "A disease of the joints.")])
     assert "What is gout? What calms it?" in engine.prompts[0]
@@ -257,7 +257,7 @@ def hit(source: str, text: str, meaning: float) -> Hit:
 
 def test_every_emergency_of_the_battery_escalates_with_a_real_engine() -> None:
     assistant = Assistant(TransformersEngine(tiny.loaded()))
-    for message in battery().values():
+    for message in safety_messages().values():
         if message.category == "emergency":
             _, answer = asked(assistant, message.text)
             assert answer.outcome == "escalated"
@@ -298,14 +298,14 @@ pytest.importorskip("lancedb")
 
 def test_what_left_the_index_isnt_found_any_more(tmp_path: Path) -> None:
     docs = corpus.folder(tmp_path / "docs")
-    build(place(tmp_path / "index"), [collections.documents(str(docs))], corpus.TINY)
-    index = Index(place(tmp_path / "index"), corpus.TINY)
+    build(index_storage(tmp_path / "index"), [collections.documents(str(docs))], corpus.TINY)
+    index = Index(index_storage(tmp_path / "index"), corpus.TINY)
     told: list[str] = []
-    end = follow(index, told.append, seconds=0.02)
+    end = follow_index(index, told.append, seconds=0.02)
     try:
         assert index.search("head lice").hits[0].passage.document == "documents:lice.txt"
         (docs / "lice.txt").unlink()
-        made, _ = update(place(tmp_path / "index"), [], corpus.TINY)
+        made, _ = update(index_storage(tmp_path / "index"), [], corpus.TINY)
         until(lambda: told == [made.content])
         assert "documents:lice.txt" not in [hit.passage.document for hit in index.search("head lice").hits]
         said = Kept()

@@ -8,15 +8,15 @@ import pytest
 import yaml
 
 from meditune.assistant import harmful_requests
-from meditune.assistant.emergencies import emergency, kinds, numbers
-from meditune.assistant.triage import LABELS, Verdict, triage
+from meditune.assistant.emergencies import emergency, emergency_kinds, emergency_numbers
+from meditune.assistant.triage import LABELS, TriageScores, triage
 from meditune.errors import DataError
-from meditune.evaluate.safety_battery import battery, passed
+from meditune.evaluate.safety_battery import passed, safety_messages
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-ANYWHERE = numbers()
+ANYWHERE = emergency_numbers()
 BY_CATEGORY = {
-    category: [each for each in battery().values() if each.category == category]
+    category: [each for each in safety_messages().values() if each.category == category]
     for category in ("emergency", "unsafe", "premise", "dosage", "outside", "control")
 }
 DEVELOPED = yaml.safe_load((BENCHMARKS / "triage_development.yaml").read_text(encoding="utf-8"))
@@ -254,9 +254,9 @@ def test_harmful_requests_get_the_answer_for_their_kind(message: str, action: st
     assert text in found.text
 
 
-@pytest.mark.parametrize("kind", kinds(), ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", emergency_kinds(), ids=lambda kind: kind.name)
 def test_each_kind_names_whom_to_call(kind) -> None:
-    britain = kind.answer(numbers("gb"))
+    britain = kind.answer(emergency_numbers("gb"))
     assert "999" in britain
     if kind.help == "crisis":
         assert "116 123" in britain
@@ -266,11 +266,11 @@ def test_each_kind_names_whom_to_call(kind) -> None:
 
 def test_what_is_like_an_emergency_gets_every_number() -> None:
     class Alarmed:
-        def classify(self, message: str) -> Verdict:
+        def classify(self, message: str) -> TriageScores:
             assert message
-            return Verdict({**dict.fromkeys(LABELS, 0.0), "emergency": 1.0})
+            return TriageScores({**dict.fromkeys(LABELS, 0.0), "emergency": 1.0})
 
-    found = triage("I'm at the end of my tether", numbers("gb"), classifier=Alarmed())
+    found = triage("I'm at the end of my tether", emergency_numbers("gb"), classifier=Alarmed())
     assert found.action == "urgent"
     assert "999" in found.text
     assert "116 123" in found.text
@@ -278,10 +278,10 @@ def test_what_is_like_an_emergency_gets_every_number() -> None:
 
 
 def test_numbers_can_be_ones_own() -> None:
-    assert numbers("US", {"emergency": "1234"}).emergency == "1234"
-    assert "988" in numbers("us").crisis
+    assert emergency_numbers("US", {"emergency": "1234"}).emergency == "1234"
+    assert "988" in emergency_numbers("us").crisis
     with pytest.raises(DataError, match="country 'XX'"):
-        numbers("XX")
+        emergency_numbers("XX")
 
 
 def test_a_question_about_an_emergency_gets_a_remark_only() -> None:
@@ -345,4 +345,4 @@ def test_the_end_of_a_very_long_message_is_read() -> None:
     ],
 )
 def test_wishes_for_the_form_of_the_answer_are_not_orders(question: str) -> None:
-    assert harmful_requests.without_orders(question) == (question, 0)
+    assert harmful_requests.without_instructions(question) == (question, 0)

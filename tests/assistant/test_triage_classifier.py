@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from meditune.assistant import triage as classifier
-from meditune.assistant.emergencies import numbers
+from meditune.assistant.emergencies import emergency_numbers
 from meditune.assistant.triage import Triage, triage
 from meditune.errors import ModelError
 from meditune.models import sentence_encoder_onnx
@@ -26,7 +26,7 @@ def trained() -> classifier.TriageClassifier:
 @pytest.fixture(scope="module")
 def judged(trained):
     def judge(message: str, *before: str) -> Triage:
-        return triage(message, numbers("gb"), before, trained)
+        return triage(message, emergency_numbers("gb"), before, trained)
 
     return judge
 

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from meditune.config.data_options import BalanceSpec, DataSpec, PromptFormat
 from meditune.config.recipe import Recipe
 from meditune.config.training_options import PreferenceSpec
-from meditune.data.balance import check_weights, heaviest, rebalanced
+from meditune.data.balance import check_weights, rebalanced, weight_group
 from meditune.data.preference.pairs import build, read_pairs, write_pairs
-from meditune.data.prepare import prepare, stored
+from meditune.data.prepare import prepare, stored_data
 from meditune.errors import DataError, ModelError
 from meditune.prompts import Encoder, save_format
 from meditune.train.training_plan import check, check_start
@@ -87,8 +87,8 @@ def test_what_quality_control_is_told_to_keep_stays():
 def test_an_example_is_weighed_by_its_heaviest_group():
     spec = BalanceSpec(by="question_type", weights={"rare": 3, "causes": 2})
     both = example(1, meta={"question_type": ["causes", "rare"]})
-    assert heaviest(both, spec) == "rare"
-    assert heaviest(example(2), spec) == "others"
+    assert weight_group(both, spec) == "rare"
+    assert weight_group(example(2), spec) == "others"
     check_weights([both], spec)
     with pytest.raises(DataError, match=r"no training example is in rare\. By question_type there are: causes"):
         check_weights([example(1, meta={"question_type": "causes"})], spec)
@@ -145,7 +145,7 @@ def recipe(tmp_path, **source):
 def test_easy_answers_are_learnt_after_the_plain_cue_which_all_that_is_measured_is_asked_with(tmp_path):
     asked = recipe(tmp_path, style="plain")
     splits = prepare(asked, tmp_path / "data").splits
-    assert splits == stored(tmp_path / "data").splits
+    assert splits == stored_data(tmp_path / "data").splits
     encoder = Encoder(tiny.tokenizer(), asked.prompt)
 
     def cue(example):

@@ -11,7 +11,7 @@ import pytest
 
 from meditune.data import sources
 from meditune.data.readers.medquad import contents_sha256
-from meditune.data.sources import SOURCES, Download, locate
+from meditune.data.sources import SOURCES, Download, locate_source
 from meditune.errors import DataError
 from tests.data import layouts
 
@@ -65,14 +65,14 @@ def published(monkeypatch: pytest.MonkeyPatch, url: str, sha256: str | None = No
 def test_the_order_of_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     item = {"1": layouts.pubmedqa_item(1)}
     cached = layouts.pubmedqa(tmp_path / "cache" / "data" / "pubmedqa", item).parent
-    assert locate("pubmedqa") == cached
+    assert locate_source("pubmedqa") == cached
     monkeypatch.setenv("MEDITUNE_DATA", str(tmp_path / "mine"))
-    assert locate("pubmedqa") == cached  # the user's folder has none
+    assert locate_source("pubmedqa") == cached  # the user's folder has none
     mine = layouts.pubmedqa(tmp_path / "mine" / "pubmedqa", item).parent
-    assert locate("pubmedqa") == mine
+    assert locate_source("pubmedqa") == mine
     named = layouts.pubmedqa(tmp_path / "recipe", item)
-    assert locate("pubmedqa", named) == named
-    assert locate("pubmedqa", str(named.parent)) == named.parent
+    assert locate_source("pubmedqa", named) == named
+    assert locate_source("pubmedqa", str(named.parent)) == named.parent
 
 
 def test_a_path_of_the_recipe_is_the_only_place(tmp_path: Path) -> None:
@@ -80,15 +80,15 @@ def test_a_path_of_the_recipe_is_the_only_place(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"nowhere: no such file or folder\. The recipe names it for 'pubmedqa'; get https"
     ):
-        locate("pubmedqa", tmp_path / "nowhere")
+        locate_source("pubmedqa", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: none of ori_pqal\.json"):
-        locate("pubmedqa", tmp_path / "empty")
+        locate_source("pubmedqa", tmp_path / "empty")
 
 
 def test_an_unknown_source_gets_a_near_match() -> None:
     with pytest.raises(DataError, match=r"'pubmed-qa'.*Did you mean 'pubmedqa'\?"):
-        locate("pubmed-qa")
+        locate_source("pubmed-qa")
 
 
 def test_a_download_is_checked_kept_and_not_repeated(
@@ -96,11 +96,11 @@ def test_a_download_is_checked_kept_and_not_repeated(
 ) -> None:
     original = (tmp_path / "site" / "ori_pqal.json").read_bytes()
     published(monkeypatch, f"{publisher}/ori_pqal.json", hashlib.sha256(original).hexdigest())
-    folder = locate("pubmedqa")
+    folder = locate_source("pubmedqa")
     assert folder == tmp_path / "cache" / "data" / "pubmedqa"
     assert [file.name for file in folder.iterdir()] == ["ori_pqal.json"]
     assert (folder / "ori_pqal.json").read_bytes() == original
-    assert locate("pubmedqa") == folder
+    assert locate_source("pubmedqa") == folder
     assert Publisher.hits == 1
 
 
@@ -119,7 +119,7 @@ def test_a_bad_download_leaves_nothing_and_says_where_to_put_the_file(
     monkeypatch.setattr(sources, "TIMEOUT_SECONDS", 0.5)
     published(monkeypatch, publisher + address, checksum)
     with pytest.raises(DataError, match=message) as caught:
-        locate("pubmedqa")
+        locate_source("pubmedqa")
     folder = tmp_path / "cache" / "data" / "pubmedqa"
     assert publisher + address in str(caught.value)
     assert f"put it into {folder}" in str(caught.value)
@@ -155,13 +155,13 @@ def test_a_zip_is_known_by_the_files_in_it(tmp_path: Path, monkeypatch: pytest.M
     for number, other in enumerate(changed):
         source(zipped(site / f"{number}.zip", "abc", other))
         with pytest.raises(DataError, match=r"holds other files than the known ones \(SHA-256 [0-9a-f]{64}, expected"):
-            locate("medquad")
+            locate_source("medquad")
     source("/ori_pqal.json")
     with pytest.raises(DataError, match="isn't the publisher's zip"):
-        locate("medquad")
+        locate_source("medquad")
     assert list((tmp_path / "cache" / "data" / "medquad").iterdir()) == []
     source(zipped(site / "same.zip", "def", dict(reversed(files.items())) | {"readme.txt": b"new"}, zipfile.ZIP_STORED))
-    assert [file.name for file in locate("medquad").iterdir()] == ["MedQuAD-1234567.zip"]
+    assert [file.name for file in locate_source("medquad").iterdir()] == ["MedQuAD-1234567.zip"]
 
 
 def test_of_several_files_all_are_kept_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, publisher: str) -> None:
@@ -170,14 +170,14 @@ def test_of_several_files_all_are_kept_or_none(tmp_path: Path, monkeypatch: pyte
     for bad in (Download(f"{publisher}/none", "TREC-2017-2.xml"), dataclasses.replace(good, sha256="0" * 64)):
         monkeypatch.setitem(SOURCES, "liveqa", dataclasses.replace(SOURCES["liveqa"], download=(good, bad)))
         with pytest.raises(DataError):
-            locate("liveqa")
+            locate_source("liveqa")
         assert list((tmp_path / "cache" / "data" / "liveqa").iterdir()) == []
 
 
 def test_no_server_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     published(monkeypatch, "http://127.0.0.1:9/ori_pqal.json")
     with pytest.raises(DataError, match="can't be fetched"):
-        locate("pubmedqa")
+        locate_source("pubmedqa")
 
 
 @pytest.mark.parametrize("variable", ["MEDITUNE_OFFLINE", "HF_HUB_OFFLINE"])
@@ -185,25 +185,25 @@ def test_offline_means_no_request(monkeypatch: pytest.MonkeyPatch, publisher: st
     published(monkeypatch, f"{publisher}/ori_pqal.json")
     monkeypatch.setenv(variable, "1")
     with pytest.raises(DataError, match=f"downloads are forbidden by {variable}"):
-        locate("pubmedqa")
+        locate_source("pubmedqa")
     monkeypatch.setenv(variable, "0")
     with pytest.raises(DataError, match="downloads are turned off here"):
-        locate("pubmedqa", download=False)
+        locate_source("pubmedqa", download=False)
     assert Publisher.hits == 0
-    assert locate("pubmedqa").is_dir()
+    assert locate_source("pubmedqa").is_dir()
 
 
 @pytest.mark.parametrize(("name", "said"), [("mimic", "physionet.org"), ("wikitext-2", "wikitext-2-raw-v1")])
 def test_what_cannot_be_downloaded_says_how_to_get_it(name: str, said: str) -> None:
     with pytest.raises(DataError, match="no public download") as caught:
-        locate(name)
+        locate_source(name)
     assert said in str(caught.value)
 
 
 def test_the_packaged_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = layouts.pubmedqa(tmp_path, {"1": layouts.pubmedqa_item(1)}, "synthetic_pqal.json")
     monkeypatch.setitem(SOURCES, "sample", dataclasses.replace(SOURCES["sample"], packaged=file))
-    assert locate("sample") == file
+    assert locate_source("sample") == file
     file.unlink()
     with pytest.raises(DataError, match="missing from this installation"):
-        locate("sample")
+        locate_source("sample")

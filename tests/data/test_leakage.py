@@ -10,7 +10,7 @@ import pytest
 
 from meditune.data import leakage
 from meditune.data.example import DECISIONS, Example, Passage
-from meditune.data.leakage import check, find, in_prompt, known, refuse
+from meditune.data.leakage import check, find, in_prompt, known_test_items, refuse
 from meditune.data.readers import liveqa, medquad, pubmedqa
 from meditune.data.readers.tables import Rejects
 from meditune.data.splits import Splits, split
@@ -175,16 +175,16 @@ def test_a_record_recognizes_what_was_trained_on_and_holds_no_text():
         example(13, group="group-2"),
         example(14),
     ]
-    assert [leak.test for leak in known([record], [], test)] == ["own:11", "own:12", "own:13"]
+    assert [leak.test for leak in known_test_items([record], [], test)] == ["own:11", "own:12", "own:13"]
     further = leakage.record([example(14)], [record])
     assert further["examples"] == 5
-    assert [leak.test for leak in known([further], [], test)] == ["own:11", "own:12", "own:13", "own:14"]
+    assert [leak.test for leak in known_test_items([further], [], test)] == ["own:11", "own:12", "own:13", "own:14"]
 
 
 def test_restricted_examples_are_counted_and_not_listed():
     record = leakage.record([example(1, meta={"restricted": True}), example(2)])
     assert (record["examples"], record["unlisted"], len(record["questions"])) == (2, 1, 1)
-    assert known([record], [], [example(1)]) == []
+    assert known_test_items([record], [], [example(1)]) == []
 
 
 def test_a_record_that_cant_be_read_isnt_taken_for_none(tmp_path):

@@ -25,9 +25,9 @@ from meditune.data.leakage import record
 from meditune.data.preference import rated_answers
 from meditune.data.preference.pairs import build, corrupt
 from meditune.data.preference.prepare_pairs import (
-    judged,
-    paired,
+    pairs_of_sampled,
     prepare_pairs,
+    score_answer,
     stored_pairs,
     usable,
     with_training_pairs,
@@ -496,7 +496,7 @@ ONE = example("Pain fell.", 1)
 
 
 def rows(*texts, of=ONE):
-    return [judged(of, text, ended=True) for text in texts]
+    return [score_answer(of, text, ended=True) for text in texts]
 
 
 def test_the_most_and_the_least_faithful_make_a_pair():
@@ -507,7 +507,7 @@ def test_the_most_and_the_least_faithful_make_a_pair():
         "Pain fell in 47 of 120.",
     )
     rejects = Rejects()
-    (pair,) = paired([ONE], rows(*texts), SampledSpec(), rejects)
+    (pair,) = pairs_of_sampled([ONE], rows(*texts), SampledSpec(), rejects)
     assert (pair.chosen, pair.rejected) == ("Pain fell in 47 adults.", "Bananas and pears cure 8 very common colds.")
     assert (pair.id, pair.kind, pair.question, pair.context, pair.group) == (
         "test:1/sampled", "sampled", ONE.question, ONE.context, ONE.group,
@@ -516,9 +516,9 @@ def test_the_most_and_the_least_faithful_make_a_pair():
 
 
 def test_an_answer_that_was_broken_off_ends_with_its_last_whole_sentence():
-    assert judged(ONE, " Pain fell. In 47 of 120 ad", ended=False)["text"] == "Pain fell."
-    assert judged(ONE, " Pain fell. In 47 of 120 ad", ended=True)["text"] == "Pain fell. In 47 of 120 ad"
-    assert judged(ONE, "Pain fell in 47", ended=False)["text"] == ""
+    assert score_answer(ONE, " Pain fell. In 47 of 120 ad", ended=False)["text"] == "Pain fell."
+    assert score_answer(ONE, " Pain fell. In 47 of 120 ad", ended=True)["text"] == "Pain fell. In 47 of 120 ad"
+    assert score_answer(ONE, "Pain fell in 47", ended=False)["text"] == ""
 
 
 def test_what_makes_no_pair_is_counted():
@@ -529,7 +529,7 @@ def test_what_makes_no_pair_is_counted():
         + rows("Pain fell.", "Pain rose in 9 adults.")
     )
     rejects = Rejects()
-    pairs = paired([ONE, alike, none], answers, SampledSpec(margin=0.5), rejects)
+    pairs = pairs_of_sampled([ONE, alike, none], answers, SampledSpec(margin=0.5), rejects)
     assert [pair.id for pair in pairs] == ["test:1/sampled"]
     assert rejects.counts()["pairs"] == {
         "answers of the model without a whole sentence": 2,
@@ -538,14 +538,14 @@ def test_what_makes_no_pair_is_counted():
     }
     written = rows("Pain fell.", "Pain rose.")
     margin = written[0]["score"] - written[1]["score"]
-    assert len(paired([ONE], written, SampledSpec(margin=margin), Rejects())) == 1
-    assert not paired([ONE], written, SampledSpec(margin=margin + 0.01), Rejects())
+    assert len(pairs_of_sampled([ONE], written, SampledSpec(margin=margin), Rejects())) == 1
+    assert not pairs_of_sampled([ONE], written, SampledSpec(margin=margin + 0.01), Rejects())
 
 
 def test_what_the_sources_do_not_bear_out_is_kept_with_an_answer():
-    found = judged(ONE, "Pain rose in 9 adults.", ended=True)
+    found = score_answer(ONE, "Pain rose in 9 adults.", ended=True)
     assert found["kinds"] == ["direction", "number"]
-    assert found["score"] < judged(ONE, "Pain fell in 47 adults.", ended=True)["score"]
+    assert found["score"] < score_answer(ONE, "Pain fell in 47 adults.", ended=True)["score"]
 
 
 def test_pairs_to_train_on_come_later_and_those_to_measure_on_are_corruptions(tmp_path, capsys):
@@ -555,7 +555,7 @@ def test_pairs_to_train_on_come_later_and_those_to_measure_on_are_corruptions(tm
     corrupted = prepare_pairs(recipe(), parts, "hash", tmp_path / "corrupted")
     assert made.held_out == corrupted.held_out
     assert "0 to train on (not written yet)" in capsys.readouterr().err
-    train = paired(parts.train, rows("Pain fell.", "Colds.", of=parts.train[0]), SampledSpec(), Rejects())
+    train = pairs_of_sampled(parts.train, rows("Pain fell.", "Colds.", of=parts.train[0]), SampledSpec(), Rejects())
     rejects = Rejects()
     rejects.count_only("pairs", "why", 5)
     filled = with_training_pairs(tmp_path, train, rejects)

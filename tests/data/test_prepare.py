@@ -6,7 +6,7 @@ import pytest
 
 from meditune.config.data_options import DataSpec, SourceSpec
 from meditune.config.recipe import Recipe
-from meditune.data.prepare import prepare, stored
+from meditune.data.prepare import prepare, stored_data
 from meditune.data.quality.ledger import restore
 from meditune.errors import DataError
 from tests.commands import jsonl, read_rows, rows
@@ -30,7 +30,7 @@ def own(tmp_path, count=40, name="own", **changes):
 
 def test_what_is_stored_is_what_was_prepared(tmp_path):
     made = prepare(recipe(own(tmp_path)), tmp_path / "out")
-    again = stored(tmp_path / "out")
+    again = stored_data(tmp_path / "out")
     assert again.splits == made.splits
     assert again.sha256 == made.sha256
     assert again.quality == made.quality
@@ -47,7 +47,7 @@ def test_the_digest_is_of_the_content(tmp_path):
 
 def test_letters_of_all_kinds_survive(tmp_path):
     prepare(recipe(own(tmp_path, answer="Très bien 治疗 🩺 α<β")), tmp_path / "out")
-    assert stored(tmp_path / "out").splits.train[0].answer == "Très bien 治疗 🩺 α<β"
+    assert stored_data(tmp_path / "out").splits.train[0].answer == "Très bien 治疗 🩺 α<β"
 
 
 def test_the_limit_is_a_seeded_sample(tmp_path):
@@ -139,7 +139,7 @@ def test_changed_data_is_noticed(tmp_path):
     quality = json.loads((tmp_path / "out" / "quality.json").read_text(encoding="utf-8"))
     (tmp_path / "out" / "quality.json").write_text(json.dumps(quality | {"sha256": "0"}), encoding="utf-8")
     with pytest.raises(DataError, match="changed after they were made"):
-        stored(tmp_path / "out")
+        stored_data(tmp_path / "out")
     (tmp_path / "out" / "dev.jsonl").unlink()
     with pytest.raises(DataError, match=r"dev.jsonl is missing"):
-        stored(tmp_path / "out")
+        stored_data(tmp_path / "out")

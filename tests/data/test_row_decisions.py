@@ -9,7 +9,7 @@ import pytest
 from meditune.data.example import Example
 from meditune.data.prepare import prepare
 from meditune.data.quality.ledger import entries
-from meditune.data.row_decisions import RULE, Decided, fingerprint, read_decisions
+from meditune.data.row_decisions import RULE, RowDecision, fingerprint, read_decisions
 from meditune.errors import DataError
 from meditune.files import read_json, write_jsonl
 from tests.commands import meditune, read_rows
@@ -24,7 +24,7 @@ def decide(path, examples, **by_number):
     for name, said in by_number.items():
         verdict, answer = said if isinstance(said, tuple) else (said, "")
         example = known[f"own:{name[1:]}"]
-        decided = Decided(
+        decided = RowDecision(
             id=example.id, verdict=verdict, answer=answer, raters=("R1", "R2"), set="s1", sha256=fingerprint(example)
         )
         lines.append(decided.model_dump(mode="json"))
@@ -99,7 +99,7 @@ def test_pubmedqas_official_test_is_never_touched(tmp_path, monkeypatch):
     assert meditune("data", "prepare", "quickstart", "-o", tmp_path / "a").code == 0
     rows = [row for name in ("train", "test") for row in read_rows(tmp_path / "a" / "data" / f"{name}.jsonl")]
     lines = [
-        Decided(id=row["id"], verdict="wrong", answer="Changed.", sha256=fingerprint(Example.model_validate(row)))
+        RowDecision(id=row["id"], verdict="wrong", answer="Changed.", sha256=fingerprint(Example.model_validate(row)))
         for row in rows[-600:]
     ]
     write_jsonl(tmp_path / "d.jsonl", (each.model_dump(mode="json") for each in lines))

@@ -9,7 +9,7 @@ from meditune.data.read_sources import is_restricted, refuse_restricted_for_api,
 from meditune.data.readers import mimic
 from meditune.data.readers.medquad import contents_sha256
 from meditune.data.readers.tables import Rejects
-from meditune.data.sources import SOURCES, demands, has_files, hub_names, known
+from meditune.data.sources import SOURCES, demands, has_files, hub_names, licence_named
 from meditune.errors import DataError
 from meditune.files import sha256
 from tests.data import layouts
@@ -62,7 +62,7 @@ def test_the_checksums_are_those_of_the_real_files(real_data: Path) -> None:
     ],
 )
 def test_licences_by_the_names_people_write(text, name):
-    licence = known(text)
+    licence = licence_named(text)
     assert licence is not None
     assert licence.hub == name
     assert licence.link.startswith("https://")
@@ -70,7 +70,7 @@ def test_licences_by_the_names_people_write(text, name):
 
 @pytest.mark.parametrize("text", ["yours", "not stated; cite Ben Abacha et al. 2017", "CC", "MIT-ish"])
 def test_what_is_no_known_licence(text):
-    assert known(text) is None
+    assert licence_named(text) is None
     assert hub_names([text, "MIT"]) == ["unknown", "mit"]
 
 

@@ -13,11 +13,11 @@ import sys
 import pytest
 
 from meditune.config.data_options import PromptFormat
-from meditune.engines.engine import Job
-from meditune.engines.exported_model import outdated, weights_digest
+from meditune.engines.engine import GenerationRequest
+from meditune.engines.exported_model import weights_digest, why_outdated
 from meditune.engines.open_engine import open_engine
-from meditune.engines.scheduler import Answer
-from meditune.engines.tokenizer import Wording
+from meditune.engines.scheduler import ScheduledRequest
+from meditune.engines.tokenizer import Detokenizer
 from meditune.errors import ModelError
 from meditune.files import write_json
 from meditune.prompts import save_format
@@ -27,7 +27,7 @@ from tests.engines.asking import ask, tokens
 
 def test_nothing_comes_after_the_last_piece():
     pieces = []
-    answer = Answer(Job([5], 1), pieces.append, tiny.tokenizer())
+    answer = ScheduledRequest(GenerationRequest([5], 1), pieces.append, tiny.tokenizer())
     for token in (30, 40, 50):
         answer.take(token)
     answer.end()
@@ -39,7 +39,7 @@ SAID = "Ärzte sagen: β-Blocker helfen 😀, 高血压 too. It’s naïve."
 
 
 def pieces(ids, prompt, stop=()):
-    wording = Wording(tiny.tokenizer(), prompt, stop)
+    wording = Detokenizer(tiny.tokenizer(), prompt, stop)
     found = []
     for token in ids:
         found.append(wording.add(token))
@@ -102,7 +102,7 @@ def test_a_model_s_folder_opens_with_transformers(tmp_path):
     engine = open_engine(str(tiny.save(tmp_path / "model")))
     assert engine.name.startswith("transformers ")
     assert engine.context_tokens == 1024
-    assert len(tokens(ask(engine, Job([5, 6], 3)))) <= 3
+    assert len(tokens(ask(engine, GenerationRequest([5, 6], 3)))) <= 3
     engine.close()
 
 
@@ -126,7 +126,7 @@ def exported_run(tmp_path):
 
 def test_an_export_of_what_the_model_was_before_is_not_opened(exported_run, caplog):
     place, folder = exported_run
-    assert outdated(folder, place) == ""
+    assert why_outdated(folder, place) == ""
     made = tiny.model("llama")
     made.get_input_embeddings().weight.data += 0.1
     made.save_pretrained(place)
@@ -144,7 +144,7 @@ def test_an_export_with_another_prompt_format_is_not_opened(exported_run):
     with pytest.raises(ModelError, match="another prompt format"):
         open_engine(str(place), "llamacpp")
     save_format(PromptFormat(answer_cue="Say:"), folder)
-    assert outdated(folder, place) == ""
+    assert why_outdated(folder, place) == ""
 
 
 def test_openvino_reports_nothing_to_anybody():

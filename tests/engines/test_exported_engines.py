@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from meditune.engines.engine import Job
+from meditune.engines.engine import GenerationRequest
 from meditune.engines.open_engine import open_engine
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
@@ -87,8 +87,8 @@ def test_texts_are_as_likely_as_before(engine, folder):
 
 
 def test_answers_alone_and_together_are_what_the_original_would_write(engine, folder):
-    alone = [ask(engine, Job(prompt, MORE)) for prompt in prompts()]
-    same = together(engine, [Job(prompt, MORE) for prompt in prompts()])
+    alone = [ask(engine, GenerationRequest(prompt, MORE)) for prompt in prompts()]
+    same = together(engine, [GenerationRequest(prompt, MORE) for prompt in prompts()])
     original = open_engine(str(folder), "transformers")
     for prompt, pieces in zip([*prompts(), *prompts()], [*alone, *same], strict=True):
         likely = original.score(prompt, [tokens(pieces)])[0]
@@ -101,15 +101,15 @@ def test_answers_alone_and_together_are_what_the_original_would_write(engine, fo
 def test_an_answer_is_one_of_the_texts_it_may_be(engine):
     words = (" yes", " no", " not at all", " maybe")
     for prompt in prompts():
-        pieces = ask(engine, Job(prompt, 20, choices=words))
+        pieces = ask(engine, GenerationRequest(prompt, 20, choices=words))
         assert (text(pieces) in words, pieces[-1].finish) == (True, "stop")
 
 
 def test_a_text_that_is_longer_than_the_answer_may_be_is_cut_and_ends_once(engine):
     pieces: queue.Queue = queue.Queue()
-    engine.start(Job(prompts()[1], 1, choices=(" not at all", " not ever so")), pieces.put)
+    engine.start(GenerationRequest(prompts()[1], 1, choices=(" not at all", " not ever so")), pieces.put)
     collected = collect(pieces)
-    ask(engine, Job(prompts()[1], 2))
+    ask(engine, GenerationRequest(prompts()[1], 2))
     assert (len(tokens(collected)), collected[-1].finish) == (1, "length")
     assert pieces.empty()
 
@@ -117,7 +117,7 @@ def test_a_text_that_is_longer_than_the_answer_may_be_is_cut_and_ends_once(engin
 def test_an_answer_is_json_of_its_schema(engine):
     schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
     for prompt in prompts()[1:4]:
-        pieces = ask(engine, Job(prompt, 60, json_schema=schema))
+        pieces = ask(engine, GenerationRequest(prompt, 60, json_schema=schema))
         if pieces[-1].finish == "stop":
             assert json.loads(text(pieces))["a"] in (1, 2)
         else:
@@ -127,17 +127,19 @@ def test_an_answer_is_json_of_its_schema(engine):
 
 
 def test_chance_by_a_seed_comes_again(engine):
-    job = Job(prompts()[2], MORE, temperature=1.0, seed=5)
+    job = GenerationRequest(prompts()[2], MORE, temperature=1.0, seed=5)
     assert tokens(ask(engine, job)) == tokens(ask(engine, job))
-    assert tokens(ask(engine, Job(prompts()[2], MORE, temperature=1.0, seed=6))) != tokens(ask(engine, job))
+    assert tokens(ask(engine, GenerationRequest(prompts()[2], MORE, temperature=1.0, seed=6))) != tokens(
+        ask(engine, job)
+    )
 
 
 def test_a_stop_text_ends_the_answer_and_cancelling_ends_it_too(engine):
-    whole = text(ask(engine, Job(prompts()[3], MORE)))
-    pieces = ask(engine, Job(prompts()[3], MORE, stop=(whole[9:12],)))
+    whole = text(ask(engine, GenerationRequest(prompts()[3], MORE)))
+    pieces = ask(engine, GenerationRequest(prompts()[3], MORE, stop=(whole[9:12],)))
     assert (text(pieces), pieces[-1].finish) == (whole[: whole.index(whole[9:12])], "stop")
     waiting: queue.Queue = queue.Queue()
-    running = engine.start(Job([*prompts()[0], 7], 900), waiting.put)
+    running = engine.start(GenerationRequest([*prompts()[0], 7], 900), waiting.put)
     waiting.get(timeout=60)
     running.cancel()
     assert collect(waiting)[-1].finish in {"cancelled", "stop"}
@@ -147,10 +149,10 @@ def test_a_stop_text_ends_the_answer_and_cancelling_ends_it_too(engine):
 def test_likelihoods_of_what_is_written_are_told_or_refused(engine):
     if engine.name.startswith("openvino"):
         with pytest.raises(ModelError, match="--engine transformers"):
-            engine.start(Job([5], 5, logprobs=5), print)
+            engine.start(GenerationRequest([5], 5, logprobs=5), print)
     else:
-        assert len(ask(engine, Job(prompts()[1], 3, logprobs=5))[0].likely[0].others) == 5
-    one = ask(engine, Job(prompts()[1], 3, logprobs=1))[0].likely[0]
+        assert len(ask(engine, GenerationRequest(prompts()[1], 3, logprobs=5))[0].likely[0].others) == 5
+    one = ask(engine, GenerationRequest(prompts()[1], 3, logprobs=1))[0].likely[0]
     assert one.logprob == pytest.approx(engine.score(prompts()[1], [[one.token]])[0][0].logprob, abs=0.1)
 
 

@@ -12,10 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
-from meditune.engines.engine import Job
+from meditune.engines.engine import GenerationRequest
 from meditune.engines.llamacpp_engine import server
 from meditune.engines.open_engine import open_engine
-from meditune.engines.openai_engine import ServerEngine
+from meditune.engines.openai_engine import OpenAIEngine
 from meditune.errors import ModelError
 from meditune.export.gguf import NAME, write_gguf
 from tests import tiny
@@ -51,15 +51,15 @@ def engine(served):
 
 
 def test_answers_are_passed_on_piece_by_piece(engine):
-    pieces = ask(engine, Job(PROMPT, 12))
+    pieces = ask(engine, GenerationRequest(PROMPT, 12))
     assert pieces[-1].finish in {"length", "stop"}
     assert len(pieces) > 3
     assert engine.tokenizer.decode(tokens(pieces), skip_special_tokens=True) == text(pieces)
-    assert text(ask(engine, Job(PROMPT, 12))) == text(pieces)
+    assert text(ask(engine, GenerationRequest(PROMPT, 12))) == text(pieces)
 
 
 def test_a_constraint_that_the_server_ignores_is_said(engine):
-    error = ask(engine, Job(PROMPT, 8, choices=(" yes", " no")))[-1].error
+    error = ask(engine, GenerationRequest(PROMPT, 8, choices=(" yes", " no")))[-1].error
     assert isinstance(error, ModelError)
     assert "doesn't hold answers" in str(error)
 
@@ -71,7 +71,7 @@ def test_likelihoods_that_the_server_does_not_tell_are_said(engine):
 
 def test_who_cancels_gets_a_last_piece(engine):
     pieces: queue.Queue = queue.Queue()
-    running = engine.start(Job(PROMPT, 900), pieces.put)
+    running = engine.start(GenerationRequest(PROMPT, 900), pieces.put)
     pieces.get(timeout=60)
     running.cancel()
     while (piece := pieces.get(timeout=60)).finish is None:
@@ -121,7 +121,7 @@ def serving(lines, hold=None, models=({"id": "m", "max_model_len": 512},), serve
     engine = None
     try:
         url = f"http://127.0.0.1:{server.server_port}/v1"
-        engine = ServerEngine(url, tiny.tokenizer(), at_once=1, served_as=served_as)
+        engine = OpenAIEngine(url, tiny.tokenizer(), at_once=1, served_as=served_as)
         yield engine, got
     finally:
         if hold:
@@ -148,13 +148,13 @@ def said(words, reason=None):
 )
 def test_an_end_that_is_told_is_an_end(lines, finish):
     with serving(lines) as (engine, _):
-        pieces = ask(engine, Job(STREAMED_PROMPT, 8))
+        pieces = ask(engine, GenerationRequest(STREAMED_PROMPT, 8))
     assert (text(pieces), pieces[-1].finish) == ("yes", finish)
 
 
 def test_an_answer_that_breaks_off_is_no_answer():
     with serving([said("Take no"), said(" more than")]) as (engine, _):
-        last = ask(engine, Job(STREAMED_PROMPT, 8))[-1]
+        last = ask(engine, GenerationRequest(STREAMED_PROMPT, 8))[-1]
     assert last.finish is None
     assert isinstance(last.error, ModelError)
     assert "broke an answer off" in str(last.error)
@@ -165,8 +165,8 @@ def test_a_job_that_is_cancelled_stops_at_the_server_or_never_gets_there():
     with serving([said("yes")], hold) as (engine, got):
         first, second = queue.Queue(), queue.Queue()
         running, waiting = (
-            engine.start(Job(STREAMED_PROMPT, 8), first.put),
-            engine.start(Job(STREAMED_PROMPT, 8), second.put),
+            engine.start(GenerationRequest(STREAMED_PROMPT, 8), first.put),
+            engine.start(GenerationRequest(STREAMED_PROMPT, 8), second.put),
         )
         assert first.get(timeout=60).text == "yes"
         waiting.cancel()
@@ -182,7 +182,7 @@ SEVERAL = [{"id": "base", "max_model_len": 512}, {"id": "tuned", "parent": "base
 def test_of_several_models_the_one_that_is_named_is_asked():
     with serving([said("yes", "stop")], models=SEVERAL, served_as="tuned") as (engine, got):
         assert (engine.name, engine.context_tokens) == ("server tuned", 512)
-        ask(engine, Job(STREAMED_PROMPT, 8))
+        ask(engine, GenerationRequest(STREAMED_PROMPT, 8))
         request = got.get(timeout=10)
     assert request["model"] == "tuned"
     assert (request["top_k"], request["min_p"], request["repetition_penalty"]) == (-1, 0, 1)

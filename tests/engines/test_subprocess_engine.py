@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from meditune.engines.engine import Job
+from meditune.engines.engine import GenerationRequest
 from meditune.engines.open_engine import open_engine
-from meditune.engines.subprocess_engine import ApartEngine
+from meditune.engines.subprocess_engine import SubprocessEngine
 from meditune.errors import EngineError, ModelError
 from meditune.export import verify
 from meditune.export.export import export
@@ -42,13 +42,13 @@ def folder(tmp_path_factory):
 @pytest.fixture(params=[False, True], ids=["", "scores"])
 def engine(folder, request):
     opened = open_engine(str(folder), "openvino", apart=True, scores=request.param)
-    assert isinstance(opened, ApartEngine)
+    assert isinstance(opened, SubprocessEngine)
     yield opened
     opened.close()
 
 
 def test_it_says_what_the_engine_says_in_this_process(folder, engine):
-    jobs = [Job(PROMPT[:length], 12, logprobs=1) for length in range(1, 6)]
+    jobs = [GenerationRequest(PROMPT[:length], 12, logprobs=1) for length in range(1, 6)]
     here = open_engine(str(folder), "openvino")
     expected = [(tokens(pieces), text(pieces)) for pieces in together(here, jobs)]
     scored = here.score(PROMPT, [[5, 6], [7]])
@@ -63,11 +63,11 @@ def test_it_says_what_the_engine_says_in_this_process(folder, engine):
 
 def test_what_cannot_be_done_is_refused_at_once_and_who_cancels_gets_a_last_piece(engine):
     with pytest.raises(ModelError, match="more than the"):
-        engine.start(Job([5] * 1000, 40), print)
+        engine.start(GenerationRequest([5] * 1000, 40), print)
     with pytest.raises(ModelError, match="at least one token"):
         engine.score([], [[5]])
     pieces: queue.Queue = queue.Queue()
-    running = engine.start(Job(PROMPT, 900), pieces.put)
+    running = engine.start(GenerationRequest(PROMPT, 900), pieces.put)
     running.cancel()
     assert collect(pieces)[-1].finish in {"cancelled", "stop", "length"}
     assert engine.load().running == 0
@@ -87,7 +87,7 @@ def test_this_process_goes_on_while_prompts_are_read(engine):
     ticking = threading.Thread(target=tick)
     ticking.start()
     begun = time.perf_counter()
-    together(engine, [Job([number, *PROMPT * 150], 2) for number in range(2, 10)])
+    together(engine, [GenerationRequest([number, *PROMPT * 150], 2) for number in range(2, 10)])
     whole = time.perf_counter() - begun
     ended.set()
     ticking.join()
@@ -98,13 +98,13 @@ def test_an_end_of_the_process_is_told_to_all_and_to_who_comes(engine):
     engine.opened()
     assert engine.failure() is None
     pieces: queue.Queue = queue.Queue()
-    engine.start(Job(PROMPT, 1000), pieces.put)
+    engine.start(GenerationRequest(PROMPT, 1000), pieces.put)
     pieces.get(timeout=60)
     os.kill(engine._process.pid, signal.SIGKILL)
     assert isinstance(collect(pieces)[-1].error, EngineError)
     assert isinstance(engine.failure(), EngineError)
     with pytest.raises(EngineError, match="ended by itself"):
-        engine.start(Job(PROMPT, 3), print)
+        engine.start(GenerationRequest(PROMPT, 3), print)
 
 
 def test_one_who_can_not_be_told_of_the_end_keeps_it_from_nobody(engine):
@@ -114,8 +114,8 @@ def test_one_who_can_not_be_told_of_the_end_keeps_it_from_nobody(engine):
     def breaks(_):
         raise RuntimeError("its loop is closed")
 
-    engine.start(Job(PROMPT, 1000), breaks)
-    engine.start(Job(PROMPT, 1000), pieces.put)
+    engine.start(GenerationRequest(PROMPT, 1000), breaks)
+    engine.start(GenerationRequest(PROMPT, 1000), pieces.put)
     pieces.get(timeout=60)
     os.kill(engine._process.pid, signal.SIGKILL)
     assert isinstance(collect(pieces)[-1].error, EngineError)
@@ -124,7 +124,7 @@ def test_one_who_can_not_be_told_of_the_end_keeps_it_from_nobody(engine):
 def test_a_late_word_goes_into_no_file_that_took_the_pipe_s_place(engine, tmp_path):
     engine.opened()
     number = engine._process.stdin.fileno()
-    late = engine.start(Job(PROMPT, 3), lambda _: None)
+    late = engine.start(GenerationRequest(PROMPT, 3), lambda _: None)
     engine.close()
     with (tmp_path / "store").open("wb") as other:
         os.dup2(other.fileno(), number)
@@ -137,18 +137,18 @@ def test_ctrl_c_and_an_order_to_end_are_the_server_s_to_obey(engine):
     engine.opened()
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(engine._process.pid, number)
-    assert ask(engine, Job(PROMPT, 3))[-1].finish in {"stop", "length"}
+    assert ask(engine, GenerationRequest(PROMPT, 3))[-1].finish in {"stop", "length"}
     engine.close()
     assert engine._process.returncode == 0
     with pytest.raises(EngineError, match="closed"):
-        engine.start(Job(PROMPT, 3), print)
+        engine.start(GenerationRequest(PROMPT, 3), print)
 
 
 def test_a_folder_that_cannot_be_opened_is_said_when_it_is_waited_for(folder, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(folder / "export" / "openvino", broken)
     (broken / "openvino_model.xml").write_text("<nothing/>")
-    opened = ApartEngine(broken)
+    opened = SubprocessEngine(broken)
     with pytest.raises(ModelError, match="OpenVINO can't open"):
         opened.opened()
     opened.close()

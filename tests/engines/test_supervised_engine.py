@@ -24,8 +24,8 @@ from typing import Any
 import pytest
 
 from meditune.engines import openai_engine, scheduler, subprocess_engine, supervised_engine
-from meditune.engines.engine import Job, Piece
-from meditune.engines.subprocess_engine import ApartEngine
+from meditune.engines.engine import GenerationChunk, GenerationRequest
+from meditune.engines.subprocess_engine import SubprocessEngine
 from meditune.engines.supervised_engine import SupervisedEngine
 from meditune.engines.transformers_engine import TransformersEngine
 from meditune.errors import EngineUnavailableError
@@ -73,7 +73,7 @@ def fast_export() -> Iterator[None]:
 def server(request: pytest.FixtureRequest, folder: Path, tmp_path: Path) -> Iterator[Running]:
     if not _there(request.param):
         pytest.skip(f"{ENGINES[request.param]} isn't installed")
-    wanted = startup.Wanted(str(folder), engine=request.param, name="tiny")
+    wanted = startup.ServerOptions(str(folder), engine=request.param, name="tiny")
     with started(startup.open_service(wanted, Settings(), tmp_path / "store")) as running:
         yield running
 
@@ -98,7 +98,7 @@ def away(folder: Path) -> Iterator[None]:
 
 def kill(engine: Any) -> None:
     """End the process of an engine, or its thread."""
-    if isinstance(engine, ApartEngine):
+    if isinstance(engine, SubprocessEngine):
         os.kill(engine._process.pid, signal.SIGKILL)
         return
     end(engine._worker._thread)
@@ -167,7 +167,7 @@ def test_an_engine_that_dies_during_answers_ends_them_and_is_restarted(server: R
 
 
 def test_a_thread_that_could_tell_nobody_leaves_nobody_waiting(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    wanted = startup.Wanted(str(folder), engine="transformers", name="tiny")
+    wanted = startup.ServerOptions(str(folder), engine="transformers", name="tiny")
     with started(startup.open_service(wanted, Settings(), tmp_path)) as server, ThreadPoolExecutor() as pool:
         works = server.service.engine._engine._worker
         breaks_down = works._break_down
@@ -185,7 +185,7 @@ def test_a_thread_that_could_tell_nobody_leaves_nobody_waiting(folder: Path, tmp
 def test_the_weights_of_a_dead_engine_are_freed(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     # The tests' log keeps errors with all that they point to.
     monkeypatch.setattr(scheduler.log, "disabled", True)
-    wanted = startup.Wanted(str(folder), engine="transformers", name="tiny")
+    wanted = startup.ServerOptions(str(folder), engine="transformers", name="tiny")
     with started(startup.open_service(wanted, Settings(), tmp_path)) as server:
         model = weakref.ref(server.service.engine._engine.loaded.model)
         kill(server.service.engine._engine)
@@ -201,7 +201,7 @@ def test_a_model_at_a_server_is_waited_for_however_long_that_is_away(
     monkeypatch.setattr(supervised_engine, "FIRST_PAUSE_S", 0.02)
     monkeypatch.setattr(supervised_engine, "LONGEST_PAUSE_S", 0.1)
     with serving_elsewhere() as port:
-        wanted = startup.Wanted(str(folder), "", "vllm", "tiny", url=f"http://127.0.0.1:{port}/v1")
+        wanted = startup.ServerOptions(str(folder), "", "vllm", "tiny", url=f"http://127.0.0.1:{port}/v1")
         service = startup.open_service(wanted, Settings(restarts=1), tmp_path)
     with started(service) as server:
         until(lambda: server.ask("/readyz").status == 503)
@@ -251,7 +251,7 @@ def serving_elsewhere(port: int = 0) -> Iterator[int]:
 def test_a_process_that_hangs_is_ended_and_another_one_opened(folder: Path, monkeypatch: Any) -> None:
     pytest.importorskip("openvino_genai")
     monkeypatch.setattr(subprocess_engine, "END_S", 0.3)
-    engine = SupervisedEngine(lambda: ApartEngine(folder / "export" / "openvino"), stalled_s=1.0)
+    engine = SupervisedEngine(lambda: SubprocessEngine(folder / "export" / "openvino"), stalled_s=1.0)
     engine.opened()
     first = engine._engine._process.pid
     os.kill(first, signal.SIGSTOP)
@@ -279,16 +279,16 @@ def test_a_thread_that_hangs_can_only_be_ended_with_the_process(monkeypatch: Any
     goes_on.set()
 
 
-def last_piece(engine: SupervisedEngine) -> Piece:
+def last_piece(engine: SupervisedEngine) -> GenerationChunk:
     """The last one of a short job's."""
     ended, pieces = threading.Event(), []
 
-    def deliver(piece: Piece) -> None:
+    def deliver(piece: GenerationChunk) -> None:
         pieces.append(piece)
         if piece.finish is not None or piece.error is not None:
             ended.set()
 
-    engine.start(Job([20, 30, 40], 3), deliver)
+    engine.start(GenerationRequest([20, 30, 40], 3), deliver)
     assert ended.wait(30)
     return pieces[-1]
 

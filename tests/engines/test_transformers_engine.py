@@ -8,10 +8,10 @@ import time
 import pytest
 import torch
 
-from meditune.engines.engine import Job, Load
+from meditune.engines.engine import EngineLoad, GenerationRequest
 from meditune.engines.transformers_engine import TransformersEngine
 from meditune.errors import ModelError
-from meditune.models.generation import Greedy
+from meditune.models.generation import GreedyDecoder
 from meditune.models.inference import inference
 from tests import tiny
 from tests.engines.asking import ask, collect, text, together, tokens
@@ -58,7 +58,7 @@ def bare(said: str) -> str:
 
 def expected(loaded, texts: list[list[int]]) -> list[list[int]]:
     with inference(loaded.model):
-        found = dict(Greedy(loaded.model, texts, MORE, 1, 1, 1).texts())
+        found = dict(GreedyDecoder(loaded.model, texts, MORE, 1, 1, 1).texts())
     return [found[number] for number in range(len(texts))]
 
 
@@ -67,7 +67,7 @@ def test_answers_together_are_those_of_each_alone_and_again_from_what_was_read(o
     texts = prompts()
     right = expected(opened.loaded, texts)
     for _ in range(2):
-        found = together(opened, [Job(prompt, MORE) for prompt in texts])
+        found = together(opened, [GenerationRequest(prompt, MORE) for prompt in texts])
         assert [tokens(pieces) for pieces in found] == right
         spoken = [opened.tokenizer.decode(ids, skip_special_tokens=True) for ids in right]
         # A tiny model writes half characters, some of which belong to the prompt's.
@@ -82,8 +82,8 @@ def test_a_beginning_that_was_read_is_not_read_again(opened):
     embedding = opened.loaded.model.get_input_embeddings()
     hook = embedding.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].numel()))
     # The two that begin alike come at the same time.
-    together(opened, [Job([*shared, 7, 8], 1), Job([*shared, 9], 1)])
-    ask(opened, Job([*shared, 10, 11, 12], 1))
+    together(opened, [GenerationRequest([*shared, 7, 8], 1), GenerationRequest([*shared, 9], 1)])
+    ask(opened, GenerationRequest([*shared, 10, 11, 12], 1))
     hook.remove()
     assert sum(read) < 330
 
@@ -96,7 +96,7 @@ def test_long_prompts_are_read_in_pieces_and_answered_the_same(opened):
     engine = TransformersEngine(loaded)
     passes = []
     hook = loaded.model.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: passes.append(inputs[0]))
-    found = tokens(ask(engine, Job(text_of, 5)))
+    found = tokens(ask(engine, GenerationRequest(text_of, 5)))
     hook.remove()
     engine.close()
     assert max(ids.numel() for ids in passes) <= 1024
@@ -107,26 +107,26 @@ def test_long_prompts_are_read_in_pieces_and_answered_the_same(opened):
 
 def test_chance_is_the_seed_s_alone(opened):
     prompt = prompts()[3]
-    job = Job(prompt, MORE, temperature=1.0, top_p=0.9, seed=7)
+    job = GenerationRequest(prompt, MORE, temperature=1.0, top_p=0.9, seed=7)
     alone = tokens(ask(opened, job))
-    assert tokens(together(opened, [Job(prompts()[5], MORE), job])[1]) == alone
-    assert tokens(ask(opened, Job(prompt, MORE, temperature=1.0, seed=8))) != alone
-    assert tokens(ask(opened, Job(prompt, MORE, temperature=1.0, top_p=1e-6, seed=8))) == tokens(
-        ask(opened, Job(prompt, MORE))
+    assert tokens(together(opened, [GenerationRequest(prompts()[5], MORE), job])[1]) == alone
+    assert tokens(ask(opened, GenerationRequest(prompt, MORE, temperature=1.0, seed=8))) != alone
+    assert tokens(ask(opened, GenerationRequest(prompt, MORE, temperature=1.0, top_p=1e-6, seed=8))) == tokens(
+        ask(opened, GenerationRequest(prompt, MORE))
     )
 
 
 def test_an_answer_is_one_of_the_texts_it_may_be(opened):
     words = (" yes", " no", " not at all", " maybe")
-    said = {text(ask(opened, Job(prompt, 20, choices=words))) for prompt in prompts()}
+    said = {text(ask(opened, GenerationRequest(prompt, 20, choices=words))) for prompt in prompts()}
     assert said <= set(words)
-    pieces = ask(opened, Job(prompts()[0], 20, temperature=1.0, choices=words))
+    pieces = ask(opened, GenerationRequest(prompts()[0], 20, temperature=1.0, choices=words))
     assert (text(pieces) in words, pieces[-1].finish) == (True, "stop")
 
 
 def test_likelihoods_are_those_of_the_model(opened):
     prompt = prompts()[2]
-    pieces = ask(opened, Job(prompt, 4, logprobs=3))
+    pieces = ask(opened, GenerationRequest(prompt, 4, logprobs=3))
     likely = [one for piece in pieces for one in piece.likely]
     assert [one.token for one in likely] == tokens(pieces)
     with torch.inference_mode():
@@ -143,7 +143,7 @@ def test_likelihoods_are_those_of_the_model(opened):
 
 def test_texts_are_scored_while_answers_are_written(opened):
     pieces: queue.Queue = queue.Queue()
-    opened.start(Job(prompts()[6], 200), pieces.put)
+    opened.start(GenerationRequest(prompts()[6], 200), pieces.put)
     alone = opened.score(prompts()[1], [[5, 6, 7]])
     assert alone[0][0].logprob < 0
     collect(pieces)
@@ -153,11 +153,11 @@ def test_who_cancels_gets_a_last_piece_and_nobody_else_does(opened):
     pieces: queue.Queue = queue.Queue()
     others: queue.Queue = queue.Queue()
     waiting: queue.Queue = queue.Queue()
-    running = [opened.start(Job(prompt, 800), pieces.put) for prompt in prompts()[:1]]
+    running = [opened.start(GenerationRequest(prompt, 800), pieces.put) for prompt in prompts()[:1]]
     for prompt in prompts()[1:4]:
-        opened.start(Job(prompt, 800), others.put)
-    queued = opened.start(Job(prompts()[4], 800), waiting.put)
-    until(lambda: opened.load() == Load(4, 1))
+        opened.start(GenerationRequest(prompt, 800), others.put)
+    queued = opened.start(GenerationRequest(prompts()[4], 800), waiting.put)
+    until(lambda: opened.load() == EngineLoad(4, 1))
     queued.cancel()
     assert [piece.finish for piece in collect(waiting)] == ["cancelled"]
     running[0].cancel()
@@ -168,9 +168,9 @@ def test_who_cancels_gets_a_last_piece_and_nobody_else_does(opened):
 
 def test_a_stop_text_ends_the_answer(opened):
     prompt = prompts()[3]
-    whole = text(ask(opened, Job(prompt, MORE)))
+    whole = text(ask(opened, GenerationRequest(prompt, MORE)))
     stop = whole[9:12]
-    pieces = ask(opened, Job(prompt, MORE, stop=(stop,)))
+    pieces = ask(opened, GenerationRequest(prompt, MORE, stop=(stop,)))
     assert (text(pieces), pieces[-1].finish) == (whole[: whole.index(stop)], "stop")
 
 
@@ -178,13 +178,13 @@ def test_closing_cancels_what_runs_and_what_waits():
     before = set(threading.enumerate())
     engine = TransformersEngine(sharpened(), at_once=1)
     running, waiting = queue.Queue(), queue.Queue()
-    engine.start(Job(prompts()[0], 900), running.put)
-    engine.start(Job(prompts()[1], 900), waiting.put)
+    engine.start(GenerationRequest(prompts()[0], 900), running.put)
+    engine.start(GenerationRequest(prompts()[1], 900), waiting.put)
     running.get(timeout=60)
     engine.close()
     assert collect(running)[-1].finish == collect(waiting)[-1].finish == "cancelled"
     with pytest.raises(ModelError, match="closed"):
-        engine.start(Job(prompts()[0], 1), running.put)
+        engine.start(GenerationRequest(prompts()[0], 1), running.put)
     assert "meditune-engine" not in {thread.name for thread in set(threading.enumerate()) - before}
 
 
@@ -193,7 +193,7 @@ def test_a_model_that_breaks_off_is_said_and_the_engine_goes_on():
     with torch.no_grad():
         loaded.model.get_input_embeddings().weight[7] = float("nan")
     engine = TransformersEngine(loaded)
-    broken, sound = together(engine, [Job([7, 5, 6], 3), Job([5, 6], 3)])
+    broken, sound = together(engine, [GenerationRequest([7, 5, 6], 3), GenerationRequest([5, 6], 3)])
     engine.close()
     assert isinstance(broken[-1].error, ModelError)
     assert len(tokens(sound)) == 3
@@ -207,10 +207,10 @@ def test_an_answer_is_json_of_its_schema_whatever_runs_beside_it(opened):
         "additionalProperties": False,
     }
     held = [
-        Job(prompt, 60, json_schema=schema, temperature=1.5 * (number % 2), seed=4)
+        GenerationRequest(prompt, 60, json_schema=schema, temperature=1.5 * (number % 2), seed=4)
         for number, prompt in enumerate(prompts())
     ]
-    free = Job(prompts()[5], MORE)
+    free = GenerationRequest(prompts()[5], MORE)
     found = together(opened, [*held, free])
     for pieces in found[:-1]:
         said = json.loads(text(pieces))
@@ -223,7 +223,7 @@ def test_an_answer_is_json_of_its_schema_whatever_runs_beside_it(opened):
 
 def test_json_may_be_cut_by_the_length_that_was_asked_for(opened):
     schema = {"type": "array", "items": {"enum": [1]}, "minItems": 20}
-    pieces = ask(opened, Job(prompts()[2], 3, json_schema=schema))
+    pieces = ask(opened, GenerationRequest(prompts()[2], 3, json_schema=schema))
     assert (len(tokens(pieces)), pieces[-1].finish) == (3, "length")
     assert text(pieces).startswith("[")
 
@@ -231,14 +231,14 @@ def test_json_may_be_cut_by_the_length_that_was_asked_for(opened):
 @pytest.mark.parametrize(
     ("job", "said"),
     [
-        (Job([], 5), "no prompt"),
-        (Job([5] * 1000, 40), "16 more than the 1,024"),
-        (Job([5], 0), "at least 1 token"),
-        (Job([5], 5, json_schema={"type": "odd"}), "can't be held to this JSON schema"),
-        (Job([5], 5, json_schema={"type": "array", "uniqueItems": True}), "uniqueItems"),
-        (Job([5], 5, choices=("",)), "empty"),
-        (Job([5], 5, top_p=0.0), "top_p"),
-        (Job([5], 5, temperature=-1), "temperature"),
+        (GenerationRequest([], 5), "no prompt"),
+        (GenerationRequest([5] * 1000, 40), "16 more than the 1,024"),
+        (GenerationRequest([5], 0), "at least 1 token"),
+        (GenerationRequest([5], 5, json_schema={"type": "odd"}), "can't be held to this JSON schema"),
+        (GenerationRequest([5], 5, json_schema={"type": "array", "uniqueItems": True}), "uniqueItems"),
+        (GenerationRequest([5], 5, choices=("",)), "empty"),
+        (GenerationRequest([5], 5, top_p=0.0), "top_p"),
+        (GenerationRequest([5], 5, temperature=-1), "temperature"),
     ],
 )
 def test_what_cannot_be_done_is_refused_at_once(opened, job, said):
@@ -265,7 +265,7 @@ def test_an_engine_that_can_not_go_on_says_so_to_all_and_is_not_waited_for(opene
     monkeypatch.setattr(batch, "_decoder", fails)
     running = [queue.Queue() for _ in range(6)]
     for prompt, pieces in zip(prompts(), running, strict=False):
-        opened.start(Job(prompt, MORE), pieces.put)
+        opened.start(GenerationRequest(prompt, MORE), pieces.put)
     assert stuck.wait(60)
     scored: queue.Queue = queue.Queue()
 
@@ -283,8 +283,8 @@ def test_an_engine_that_can_not_go_on_says_so_to_all_and_is_not_waited_for(opene
     assert isinstance(errors[-1], ModelError)
     assert "broke down" in str(errors[-1])
     assert "broke down" in str(scored.get(timeout=60))
-    assert opened.load() == Load(0, 0)
+    assert opened.load() == EngineLoad(0, 0)
     with pytest.raises(ModelError, match="broke down"):
-        opened.start(Job([5], 5), print)
+        opened.start(GenerationRequest([5], 5), print)
     with pytest.raises(ModelError, match="broke down"):
         opened.score([5], [[6]])

@@ -9,7 +9,7 @@ from meditune.data.example import Example
 from meditune.data.preference.pairs import Pair
 from meditune.errors import ModelError
 from meditune.evaluate import likelihood
-from meditune.evaluate.evaluator import Measuring, generate
+from meditune.evaluate.evaluator import Evaluator, generate_answers
 from meditune.evaluate.likelihood import decisions, score
 from meditune.evaluate.predictions import Predictions, read
 from meditune.evaluate.summary import empty_answers
@@ -51,7 +51,7 @@ def test_answers_are_never_chosen_among_what_is_no_number():
     loaded, examples = broken()
     prompts = [loaded.encoder(FORM).prompt(example, "answer") for example in examples]
     with pytest.raises(ModelError, match=says("odd")):
-        generate(loaded, prompts, 4, "Writing")
+        generate_answers(loaded, prompts, 4, "Writing")
 
 
 def test_pairs_that_can_t_be_compared_are_named():
@@ -81,7 +81,7 @@ def test_neither_chat_template_nor_padding_token_is_needed(tmp_path):
     loaded.tokenizer.pad_token = None
     assert loaded.tokenizer.chat_template is None
     assert loaded.pad_id == loaded.tokenizer.eos_token_id
-    Measuring(RECIPE, EXAMPLES, tmp_path).measure(loaded, "model")
+    Evaluator(RECIPE, EXAMPLES, tmp_path).measure(loaded, "model")
     assert len(read(tmp_path, "model").answer) == len(EXAMPLES)
 
 
@@ -89,7 +89,7 @@ def test_without_an_end_token_only_the_protocol_without_one_works(tmp_path):
     loaded = tiny.loaded()
     loaded.tokenizer.pad_token = loaded.tokenizer.eos_token = None
     with pytest.raises(ModelError, match="no end-of-sequence token"):
-        Measuring(RECIPE, EXAMPLES, tmp_path).measure(loaded, "model")
+        Evaluator(RECIPE, EXAMPLES, tmp_path).measure(loaded, "model")
     assert len(list(decisions(loaded, EXAMPLES, 512, "Scoring"))) == len(EXAMPLES)
 
 
@@ -99,7 +99,7 @@ def test_empty_answers_and_missing_references_are_said(tmp_path, capsys):
         # The final norm leaves no hidden state: all logits are equal, and the first token, a special one, is likeliest.
         loaded.model.model.norm.weight.zero_()
     examples = [*EXAMPLES, Example(id="bare", source="t", question="Is it?", decision="no", group="bare")]
-    Measuring(RECIPE, examples, tmp_path).measure(loaded, "model")
+    Evaluator(RECIPE, examples, tmp_path).measure(loaded, "model")
     said = capsys.readouterr().err
     assert "1 of 4 items have no reference answer and are measured by their decision only, such as bare." in said
     assert "model wrote nothing to 3 items, such as e0: it ended at once, or wrote only white space." in said

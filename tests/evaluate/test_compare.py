@@ -9,7 +9,7 @@ import pytest
 from meditune.errors import RecipeError
 from meditune.evaluate.compare import changes, compare, count_changes, side_by_side, too_few
 from meditune.evaluate.gate import check, load_policy
-from meditune.evaluate.predictions import Measured, Predictions
+from meditune.evaluate.predictions import MeasuredModel, Predictions
 from meditune.statistics import exchange_p, holm, wilson
 
 
@@ -101,7 +101,7 @@ def test_a_share_over_groups_has_no_exact_test():
 
 def test_the_correction_runs_over_every_model_that_is_compared():
     base, tuned = decided(*[False] * 8, *[True] * 32), decided(*[True] * 8, *[True] * 32)
-    models = [Measured(name, each, {}) for name, each in (("a", base), ("b", tuned), ("c", base))]
+    models = [MeasuredModel(name, each, {}) for name, each in (("a", base), ("b", tuned), ("c", base))]
     two, three = side_by_side(models[:2], 200, 1), side_by_side(models, 200, 1)
     p = two["comparison"]["accuracy"]["p"]
     assert p == pytest.approx(2 / 2**8)

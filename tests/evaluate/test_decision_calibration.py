@@ -15,7 +15,7 @@ from meditune.config.recipe import EvaluateSpec
 from meditune.data.example import DECISIONS
 from meditune.errors import RecipeError
 from meditune.evaluate.compare import compare
-from meditune.evaluate.decision_calibration import FEWEST, abstention, fitted, kept_at, threshold_for
+from meditune.evaluate.decision_calibration import FEWEST, abstention, answered_at, fit_calibration, threshold_for
 from meditune.evaluate.metrics import METRICS, statistics_of, summarise
 from meditune.evaluate.metrics.confidence import (
     GROUPS,
@@ -148,7 +148,7 @@ def leaning(seed, count, lean=(0.0, 0.0, 0.0), heat=1.0):
 def corrected(method, lean=(0.0, 0.0, 0.0), heat=1.0):
     """Figures on 2,000 test items, and the fit on 400 dev items."""
     predictions = Predictions(decision=leaning("test", 2000, lean, heat), dev_decision=leaning("dev", 400, lean, heat))
-    predictions.calibration = fitted(predictions, EvaluateSpec(calibrate=method))
+    predictions.calibration = fit_calibration(predictions, EvaluateSpec(calibrate=method))
     return summarise(predictions), predictions.calibration[0]
 
 
@@ -172,7 +172,7 @@ def test_prior_calibration_undoes_a_leaning():
 
 def test_batch_calibration_makes_the_labels_equally_likely_on_dev():
     dev = leaning("dev", 400, lean=(1.0, 0.0, 0.0))
-    (fit,) = fitted(Predictions(dev_decision=dev), EvaluateSpec(calibrate="batch"))
+    (fit,) = fit_calibration(Predictions(dev_decision=dev), EvaluateSpec(calibrate="batch"))
     before = [probabilities(row["logits"]) for row in dev]
     for label in DECISIONS:
         mean = sum(each[label] for each in before) / len(dev)
@@ -185,17 +185,17 @@ def test_batch_calibration_makes_the_labels_equally_likely_on_dev():
 def test_the_fit_never_sees_the_test():
     dev = leaning("dev", 50)
     fits = [
-        fitted(Predictions(decision=leaning(seed, 100, lean=(3.0, 0, 0)), dev_decision=dev), spec)
+        fit_calibration(Predictions(decision=leaning(seed, 100, lean=(3.0, 0, 0)), dev_decision=dev), spec)
         for seed in ("one", "two")
         for spec in [EvaluateSpec(calibrate="prior")]
     ]
-    assert fits[0] == fits[1] == fitted(Predictions(dev_decision=dev), EvaluateSpec(calibrate="prior"))
+    assert fits[0] == fits[1] == fit_calibration(Predictions(dev_decision=dev), EvaluateSpec(calibrate="prior"))
 
 
 def test_a_label_that_dev_lacks_isnt_ruled_out():
     dev = [row for row in leaning("dev", 100) if row["reference"] != "maybe"]
     for method in ("prior", "batch", "temperature"):
-        (fit,) = fitted(Predictions(dev_decision=dev), EvaluateSpec(calibrate=method))
+        (fit,) = fit_calibration(Predictions(dev_decision=dev), EvaluateSpec(calibrate=method))
         assert all(math.isfinite(value) for value in (fit["temperature"], *fit["bias"].values()))
 
 
@@ -219,13 +219,13 @@ def test_words_alone_cant_be_calibrated(lacking):
     for row in dev if lacking == "dev" else test:
         del row["logits"]
     predictions = Predictions(decision=test, dev_decision=dev)
-    assert fitted(predictions, EvaluateSpec(calibrate="prior")) is None
+    assert fit_calibration(predictions, EvaluateSpec(calibrate="prior")) is None
     assert abstention(predictions, 0.8) is None
 
 
 def test_nothing_is_fitted_unasked():
-    assert fitted(Predictions(dev_decision=leaning("dev", 50)), EvaluateSpec()) is None
-    assert fitted(Predictions(), EvaluateSpec(calibrate="prior")) is None
+    assert fit_calibration(Predictions(dev_decision=leaning("dev", 50)), EvaluateSpec()) is None
+    assert fit_calibration(Predictions(), EvaluateSpec(calibrate="prior")) is None
 
 
 # Abstention.
@@ -233,9 +233,9 @@ def test_nothing_is_fitted_unasked():
 
 def test_the_threshold_keeps_as_many_as_the_target_allows():
     rows = numbered(*((0.95 - index / 100, index < 16) for index in range(20)))
-    assert kept_at(rows, threshold_for(rows, 0.8))["kept"] == 20
-    assert kept_at(rows, threshold_for(rows, 0.9))["kept"] == 17
-    assert kept_at(rows, threshold_for(rows, 1.0))["kept"] == 16
+    assert answered_at(rows, threshold_for(rows, 0.8))["kept"] == 20
+    assert answered_at(rows, threshold_for(rows, 0.9))["kept"] == 17
+    assert answered_at(rows, threshold_for(rows, 1.0))["kept"] == 16
 
 
 def test_none_reaches_a_target_that_a_lucky_few_would():
@@ -261,7 +261,7 @@ def test_what_the_threshold_gives_is_counted_on_the_test():
 def test_calibrated_confidence_gets_a_threshold_of_its_own():
     test, dev = leaning("test", 300, heat=3.0), leaning("dev", 300, heat=3.0)
     predictions = Predictions(decision=test, dev_decision=dev)
-    predictions.calibration = fitted(predictions, EvaluateSpec(calibrate="temperature"))
+    predictions.calibration = fit_calibration(predictions, EvaluateSpec(calibrate="temperature"))
     found = abstention(predictions, 0.8)
     assert found["calibrated"]["threshold"] < found["raw"]["threshold"]
 

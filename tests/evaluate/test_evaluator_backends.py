@@ -7,8 +7,8 @@ from meditune.config.load_recipe import load_recipe
 from meditune.data.example import Example, Passage
 from meditune.engines.transformers_engine import TransformersEngine
 from meditune.errors import DataError
-from meditune.evaluate.evaluator import Measuring, generate
-from meditune.evaluate.evaluator_backends import EngineMeasuring
+from meditune.evaluate.evaluator import Evaluator, generate_answers
+from meditune.evaluate.evaluator_backends import EngineEvaluator
 from tests import tiny
 from tests.commands import read_rows
 
@@ -38,9 +38,9 @@ def recipe(*settings):
 
 def test_figures_are_those_of_the_model(tmp_path):
     loaded = tiny.loaded()
-    Measuring(recipe(), examples(), tmp_path / "itself").measure(loaded, "model")
+    Evaluator(recipe(), examples(), tmp_path / "itself").measure(loaded, "model")
     engine = TransformersEngine(loaded)
-    measuring = EngineMeasuring(recipe(), examples(), tmp_path / "engine")
+    measuring = EngineEvaluator(recipe(), examples(), tmp_path / "engine")
     assert not measuring.is_done("model")
     measuring.measure(engine, PromptFormat.model_validate(recipe().prompt.model_dump()), "model")
     assert measuring.is_done("model")
@@ -62,19 +62,19 @@ def test_figures_are_those_of_the_model(tmp_path):
 
 def test_the_harness_s_protocol_is_refused(tmp_path):
     with pytest.raises(DataError, match="lm-eval"):
-        EngineMeasuring(recipe("protocol=lm-eval"), examples(), tmp_path)
+        EngineEvaluator(recipe("protocol=lm-eval"), examples(), tmp_path)
 
 
 def test_a_rule_that_engines_dont_follow_is_refused(tmp_path):
     with pytest.raises(DataError, match="Set it to null"):
-        EngineMeasuring(recipe("no_repeat=6"), examples(), tmp_path)
+        EngineEvaluator(recipe("no_repeat=6"), examples(), tmp_path)
 
 
 def test_the_rule_holds_for_models_that_are_loaded_here(tmp_path):
     loaded = tiny.loaded()
     made = recipe("max_new_tokens=60", "no_repeat=3")
-    Measuring(made, examples(), tmp_path).measure(loaded, "model")
+    Evaluator(made, examples(), tmp_path).measure(loaded, "model")
     found = {row["id"]: row["prediction"] for row in read_rows(tmp_path / "model-answer.jsonl")}
     prompts = [loaded.encoder(made.prompt).prompt(example, "answer") for example in examples()]
-    assert found == generate(loaded, prompts, 60, "Writing", once=3)
-    assert found != generate(loaded, prompts, 60, "Writing")
+    assert found == generate_answers(loaded, prompts, 60, "Writing", once=3)
+    assert found != generate_answers(loaded, prompts, 60, "Writing")

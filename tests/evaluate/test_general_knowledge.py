@@ -14,7 +14,7 @@ import torch
 from meditune.config.data_options import PromptFormat
 from meditune.config.training_options import ModelSpec
 from meditune.evaluate import general_knowledge
-from meditune.evaluate.general_knowledge import is_prose, language_reference, measured, questions
+from meditune.evaluate.general_knowledge import answer_choices, is_prose, language_reference, questions
 from meditune.evaluate.metrics import summarise
 from meditune.evaluate.metrics.perplexity import chosen
 from meditune.evaluate.predictions import Predictions
@@ -23,7 +23,7 @@ from tests import tiny
 
 
 def rows(loaded, count=999):
-    return list(measured(loaded, loaded.encoder(PromptFormat()), questions(count), 1024, "Choices"))
+    return list(answer_choices(loaded, loaded.encoder(PromptFormat()), questions(count), 1024, "Choices"))
 
 
 def test_the_questions_are_whole_and_no_place_is_favoured():

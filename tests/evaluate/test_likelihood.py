@@ -15,7 +15,7 @@ from meditune.config.load_recipe import load_recipe
 from meditune.config.recipe import Recipe
 from meditune.data.example import Example
 from meditune.errors import RecipeError
-from meditune.evaluate.evaluator import Measuring, Scoring, generate
+from meditune.evaluate.evaluator import Evaluator, Scoring, generate_answers
 from meditune.evaluate.likelihood import general_rows, score, scored_bytes, unconditional_rows
 from meditune.evaluate.metrics import statistics_of, summarise
 from meditune.evaluate.predictions import Predictions, path_of
@@ -79,7 +79,7 @@ def test_generation_equals_one_prompt_at_a_time_and_stops_at_the_end_token():
     loaded = tiny.loaded()
     encoder = loaded.encoder(FORM)
     prompts = [encoder.prompt(example, "answer") for example in ROW_EXAMPLES]
-    together = generate(loaded, prompts, 12, "Writing")
+    together = generate_answers(loaded, prompts, 12, "Writing")
     for prompt in prompts:
         ids = torch.tensor([prompt.prompt])
         with torch.no_grad():
@@ -156,7 +156,7 @@ def test_predictions_of_earlier_versions_have_no_bits_per_byte():
 def test_a_measurement_stores_both_with_their_bytes(tmp_path):
     recipe = load_recipe("quickstart", ["evaluate.general_tokens=0", "evaluate.max_new_tokens=2"]).recipe
     loaded = tiny.loaded()
-    measuring = Measuring(recipe, ROW_EXAMPLES, tmp_path)
+    measuring = Evaluator(recipe, ROW_EXAMPLES, tmp_path)
     measuring.measure(loaded, "model")
     assert measuring.is_done("model")
     alone, given = (read_jsonl(tmp_path / f"model-{kind}.jsonl") for kind in ("unconditional", "likelihood"))
@@ -184,7 +184,7 @@ def measured(folder, seed=17, **spec):
             "evaluate": {"max_new_tokens": 4, "general_tokens": 0, "choices": 0, "answers": 3, **spec},
         }
     )
-    measuring = Measuring(recipe, EXAMPLES, folder)
+    measuring = Evaluator(recipe, EXAMPLES, folder)
     assert not measuring.is_done("base")
     measuring.measure(tiny.loaded(), "base")
     assert measuring.is_done("base")

@@ -6,7 +6,7 @@ from meditune.config.recipe import Recipe
 from meditune.data.example import Example
 from meditune.errors import DataError
 from meditune.evaluate.compare import compare
-from meditune.evaluate.evaluator import remarks, unmeasured
+from meditune.evaluate.evaluator import coverage_remarks, unmeasured_ids
 from meditune.evaluate.metrics import summarise
 from meditune.evaluate.predictions import Predictions, read
 from meditune.files import write_jsonl
@@ -34,11 +34,11 @@ def stored(folder, **kinds):
 
 def test_whole_predictions_need_no_remark():
     whole = Predictions(decision=decided(range(8)), answer=answered(range(8)))
-    assert remarks(whole, "tuned", EXAMPLES, RECIPE) == []
+    assert coverage_remarks(whole, "tuned", EXAMPLES, RECIPE) == []
 
 
 def test_missing_items_are_named_and_counted():
-    said = remarks(Predictions(decision=decided(range(2, 8))), "tuned", EXAMPLES, RECIPE)
+    said = coverage_remarks(Predictions(decision=decided(range(2, 8))), "tuned", EXAMPLES, RECIPE)
     assert said == [
         "2 of 8 items have no prediction in tuned-decision.jsonl (own:0, own:1); its figures are those of the others."
     ]
@@ -46,9 +46,9 @@ def test_missing_items_are_named_and_counted():
 
 def test_unknown_items_and_other_references_are_refused():
     with pytest.raises(DataError, match=r"tuned-decision\.jsonl: 1 of 9 .*own:8.*other data"):
-        remarks(Predictions(decision=decided(range(9))), "tuned", EXAMPLES, RECIPE)
+        coverage_remarks(Predictions(decision=decided(range(9))), "tuned", EXAMPLES, RECIPE)
     with pytest.raises(DataError, match=r"base-answer\.jsonl: 8 of 8 predictions have another reference"):
-        remarks(Predictions(answer=answered(range(8), "It was {}.")), "base", EXAMPLES, RECIPE)
+        coverage_remarks(Predictions(answer=answered(range(8), "It was {}.")), "base", EXAMPLES, RECIPE)
 
 
 def test_an_id_that_comes_twice_or_not_at_all_is_refused(tmp_path):
@@ -64,15 +64,17 @@ def test_an_empty_reference_is_counted_and_not_scored(tmp_path):
     rows[0]["reference"] = " "
     found = stored(tmp_path, answer=rows)
     assert summarise(found) == whole
-    assert remarks(found, "tuned", EXAMPLES, RECIPE) == [
+    assert coverage_remarks(found, "tuned", EXAMPLES, RECIPE) == [
         "1 answers in tuned-answer.jsonl have an empty reference (own:0); nothing is measured on them."
     ]
 
 
 def test_items_with_nothing_to_measure_are_counted():
     bare = EXAMPLES[0].model_copy(update={"answer": " ", "decision": None})
-    assert unmeasured(EXAMPLES) == []
-    assert unmeasured([bare, *EXAMPLES[1:]]) == ["1 of 8 items have neither answer nor decision to measure (own:0)."]
+    assert unmeasured_ids(EXAMPLES) == []
+    assert unmeasured_ids([bare, *EXAMPLES[1:]]) == [
+        "1 of 8 items have neither answer nor decision to measure (own:0)."
+    ]
 
 
 def test_the_order_of_rows_means_nothing():

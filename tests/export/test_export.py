@@ -8,7 +8,7 @@ from meditune.config.data_options import PromptFormat
 from meditune.errors import ModelError
 from meditune.export import export, verify
 from meditune.export.gguf import modelfile
-from meditune.export.verify import Drift, by_chance
+from meditune.export.verify import Deviation, chance_agreement
 from meditune.models.load import load
 from meditune.prompts import save_format
 from tests import tiny
@@ -79,13 +79,13 @@ def test_gpt2_has_no_gguf_here(tmp_path):
 
 def test_tolerances():
     fine = {"items": 50, "perplexity": (10.0, 10.1), "accuracy": (70.0, 66.0), "changed": (2, 0), "agreement": 0.96}
-    assert Drift(**fine, written=(2.0, 2.1)).problems() == []
-    assert "turned wrong" in Drift(**fine | {"changed": (6, 0)}, written=(2.0, 2.1)).problems()[0]
-    assert "of the decisions are the same" in Drift(**fine | {"agreement": 0.8}, written=(2.0, 2.1)).problems()[0]
-    assert "its own answers" in Drift(**fine, written=(2.0, 9.0)).problems()[0]
-    assert Drift(**fine | {"perplexity": (10.0, float("nan"))}, written=(2.0, 2.1)).problems()
+    assert Deviation(**fine, written=(2.0, 2.1)).problems() == []
+    assert "turned wrong" in Deviation(**fine | {"changed": (6, 0)}, written=(2.0, 2.1)).problems()[0]
+    assert "of the decisions are the same" in Deviation(**fine | {"agreement": 0.8}, written=(2.0, 2.1)).problems()[0]
+    assert "its own answers" in Deviation(**fine, written=(2.0, 9.0)).problems()[0]
+    assert Deviation(**fine | {"perplexity": (10.0, float("nan"))}, written=(2.0, 2.1)).problems()
     # scipy.stats.binomtest(5, 6, alternative="greater").pvalue
-    assert by_chance(5, 1) == pytest.approx(0.109375)
+    assert chance_agreement(5, 1) == pytest.approx(0.109375)
 
 
 def test_a_modelfile_holds_the_prompt_format():

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from meditune.models.pruning import linears, zero_share
+from meditune.models.pruning import linears, sparsity
 from tests import tiny
 from tests.commands import bench, meditune, stopped_after
 from tests.models.test_pruning import deep
@@ -71,8 +71,8 @@ def test_a_pruned_model_is_a_plain_folder_and_can_be_tuned(each_place, method):
         assert facts["bytes"]["after"] < facts["bytes"]["before"]
         assert "dense product" not in result.out
     else:
-        assert zero_share(model) == pytest.approx(0.4, abs=0.02)
-        assert facts["zeros_in_layers"] == {"before": 0.0, "after": zero_share(model)}
+        assert sparsity(model) == pytest.approx(0.4, abs=0.02)
+        assert facts["zeros_in_layers"] == {"before": 0.0, "after": sparsity(model)}
         assert facts["bytes"]["after"] == facts["bytes"]["before"]
         assert "a dense product with zeros takes as long" in result.out
         for (name, old), new in zip(base.named_parameters(), model.parameters(), strict=True):
@@ -253,8 +253,8 @@ def test_merging_fills_the_zeros_and_says_so_unless_they_are_kept(place, tmp_pat
     filled, sparse, base = (
         AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("plain", "kept", "run/pruned")
     )
-    assert zero_share(filled) < 0.01
-    assert zero_share(sparse) == zero_share(base)
+    assert sparsity(filled) < 0.01
+    assert sparsity(sparse) == sparsity(base)
     for name, layer in linears(sparse).items():
         full = linears(filled)[name].weight
         assert torch.equal(layer.weight, torch.where(linears(base)[name].weight == 0, 0, full))

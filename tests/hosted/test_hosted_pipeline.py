@@ -16,8 +16,8 @@ import time
 
 import pytest
 
-from meditune.evaluate.safety_battery import chosen
-from meditune.models.api_client import echoless, wait_asked_for
+from meditune.evaluate.safety_battery import chosen_messages
+from meditune.models.api_client import retry_after, without_echo
 from meditune.prompts import LIMITS
 from tests.commands import jsonl, meditune, read_rows, rows
 from tests.data import layouts
@@ -350,7 +350,7 @@ def test_the_battery_is_asked_in_the_form_of_every_prompt_and_stored(place):
     result = place.evaluate("gpt-3.5-turbo", **SETTINGS)
     assert result.code == 0, result
     rows = place.predictions("model-safety")
-    messages = chosen(5, 17)
+    messages = chosen_messages(5, 17)
     assert [(row["id"], row["message"]) for row in rows] == [(message.id, message.text) for message in messages]
     sent = {chat["messages"][-1]["content"] for chat in place.api.chats}
     assert {f"Question: {message.text}\nConclusion:" for message in messages} <= sent
@@ -540,11 +540,11 @@ def test_no_more_requests_at_once_than_allowed(place):
     ],
 )
 def test_retry_after_in_every_form(headers, seconds):
-    assert wait_asked_for(headers) == seconds
+    assert retry_after(headers) == seconds
 
 
 def test_an_echo_is_masked_and_nothing_else():
     secret = "The patient is a 61 year-old man with cough."
-    assert echoless(f"Line 3 is bad: {secret} Mend it", [secret]) == "Line 3 is bad: … Mend it"
-    assert echoless("Key sk-1 is wrong", ["sk-1"]) == "Key … is wrong"
-    assert echoless("Nothing to hide", [secret, ""]) == "Nothing to hide"
+    assert without_echo(f"Line 3 is bad: {secret} Mend it", [secret]) == "Line 3 is bad: … Mend it"
+    assert without_echo("Key sk-1 is wrong", ["sk-1"]) == "Key … is wrong"
+    assert without_echo("Nothing to hide", [secret, ""]) == "Nothing to hide"

@@ -10,7 +10,7 @@ from meditune.config.data_options import PromptFormat
 from meditune.config.recipe import Recipe
 from meditune.config.training_options import LoraSpec, ModelSpec, TrainSpec
 from meditune.errors import ModelError
-from meditune.models.adapters import add_lora, make_trainable, merged, one_operation, parameter_counts
+from meditune.models.adapters import add_lora, fuse_lora, make_trainable, merged, parameter_counts
 from meditune.models.load import LoadedModel, load
 from meditune.models.shared_prefix_batch import rows_of
 from meditune.train.dataset import TokenWeights
@@ -234,7 +234,7 @@ def test_loss_and_gradients_are_those_of_peft(architecture, changes):
     loss.backward()
     plain = gradients(model)
     torch.manual_seed(0)
-    with one_operation(model) as count:
+    with fuse_lora(model) as count:
         assert count == len(plain) / 2
         other = loss_of(loaded, model)
         other.backward()
@@ -247,7 +247,7 @@ def test_afterwards_the_layers_are_as_they_were():
     loaded, model = trainable("llama", strategy="lora")
     moved(model)
     before = loss_of(loaded, model)
-    with one_operation(model):
+    with fuse_lora(model):
         pass
     assert not any("forward" in module.__dict__ for module in model.modules())
     assert torch.equal(loss_of(loaded, model), before)
@@ -265,13 +265,13 @@ def test_layers_that_do_more_keep_their_own_forward(strategy, dtype):
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 parameter.data = parameter.data.to(dtype)
-    with one_operation(model) as count:
+    with fuse_lora(model) as count:
         assert count == 0
 
 
 def test_the_frozen_weight_gets_no_gradient_and_keeps_none_from_passing():
     loaded, model = trainable("llama", strategy="lora", top_layers=1)
     moved(model).train()
-    with one_operation(model):
+    with fuse_lora(model):
         loss_of(loaded, model).backward()
     assert all((p.grad is None) != p.requires_grad for p in model.parameters())

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from meditune.models.api_client import estimated, label_logits, of_chat
+from meditune.models.api_client import estimated_tokens, label_logits, of_chat
 
 
 def test_a_label_has_the_likelihood_of_all_its_spellings():
@@ -20,8 +20,8 @@ def test_a_label_that_is_not_told_has_the_least_that_is():
 
 
 def test_tokens_are_counted_by_the_stated_rule():
-    assert estimated("") == 0
-    assert estimated("a" * 40) == 10
-    assert estimated("a b c d e f") == 8
-    assert estimated("治疗有效") == 4
+    assert estimated_tokens("") == 0
+    assert estimated_tokens("a" * 40) == 10
+    assert estimated_tokens("a b c d e f") == 8
+    assert estimated_tokens("治疗有效") == 4
     assert of_chat([{"role": "user", "content": "a" * 40}, {"role": "assistant", "content": ""}]) == 3 + 4 + 10 + 4

@@ -10,10 +10,10 @@ import torch
 
 from meditune.config.data_options import PromptFormat
 from meditune.data.example import Example, Passage
-from meditune.evaluate.evaluator import generate
+from meditune.evaluate.evaluator import generate_answers
 from meditune.models import inference
 from meditune.models.forward import add_prefix, add_prompt, predict
-from meditune.models.hidden_state_cache import FrozenLayers
+from meditune.models.hidden_state_cache import HiddenStateCache
 from meditune.models.inference import BLOCK
 from meditune.models.load import LoadedModel
 from meditune.models.shared_prefix_batch import PROMPT, by_length, collate, join, rows_of, with_prompt
@@ -27,9 +27,9 @@ def test_onednn_s_product_is_the_same_sum():
     torch.manual_seed(0)
     rows, weight, bias = torch.randn(70, 96), torch.randn(33, 96), torch.randn(33)
     with torch.inference_mode():
-        torch.testing.assert_close(inference.product(rows, weight, bias), rows @ weight.T + bias)
+        torch.testing.assert_close(inference.matmul(rows, weight, bias), rows @ weight.T + bias)
         many, others = torch.randn(3, 40, 16), torch.randn(3, 50, 16)
-        torch.testing.assert_close(inference.products(many, others), many @ others.transpose(1, 2))
+        torch.testing.assert_close(inference.matmuls(many, others), many @ others.transpose(1, 2))
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
@@ -167,7 +167,7 @@ def tuned(architecture, kind):
     with torch.no_grad():
         weight = model.prompt_encoder["default"].embedding.weight
         weight += 0.3 * torch.randn_like(weight)
-    return LoadedModel(architecture, model.eval(), loaded.tokenizer, None, FrozenLayers(model, 0))
+    return LoadedModel(architecture, model.eval(), loaded.tokenizer, None, HiddenStateCache(model, 0))
 
 
 def encoded(loaded):
@@ -212,7 +212,7 @@ def test_answers_written_in_a_batch_are_those_of_plain_peft_one_at_a_time(archit
     encoder = loaded.encoder(FORM)
     prompts = [encoder.prompt(example, "answer") for example in EXAMPLES]
     assert len({len(prompt.prompt) for prompt in prompts}) == 3
-    together = generate(loaded, prompts, 8, "Writing")
+    together = generate_answers(loaded, prompts, 8, "Writing")
     for prompt in prompts:
         ids = list(prompt.prompt)
         with torch.no_grad():
@@ -251,7 +251,7 @@ def test_heads_may_have_another_size_than_hidden_by_count():
     base = tiny.model("gemma3", num_key_value_heads=1, head_dim=16)
     model = add_prefix(base, COUNT, seed=3)
     assert model.prompt_encoder["default"].embedding.weight.shape == (COUNT, 2 * 2 * 16)
-    loaded = LoadedModel("gemma3", model, tiny.tokenizer(bos=True), None, FrozenLayers(model, 0))
+    loaded = LoadedModel("gemma3", model, tiny.tokenizer(bos=True), None, HiddenStateCache(model, 0))
     items = encoded(loaded)[:1]
     with torch.no_grad():
         ours = predict(model, collate(rows_of(items), loaded.pad_id)).logits

@@ -13,11 +13,11 @@ from meditune.models import generation
 from meditune.models.catalogue import CATALOGUE
 from meditune.models.generation import (
     BATCH_TOKENS,
-    Greedy,
+    GreedyDecoder,
     NotFiniteError,
     batch_size,
-    left_padded,
-    sampled,
+    left_pad,
+    sample_texts,
     token_bytes,
 )
 from meditune.models.inference import inference
@@ -50,7 +50,7 @@ def test_half_of_the_free_memory_is_for_the_cache(monkeypatch):
 
 
 def test_rows_end_in_the_last_column():
-    tokens, mask = left_padded([[5, 6, 7], [8]], pad_id=1)
+    tokens, mask = left_pad([[5, 6, 7], [8]], pad_id=1)
     assert tokens.tolist() == [[5, 6, 7], [1, 1, 8]]
     assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
 
@@ -62,7 +62,7 @@ def test_the_seed_decides_and_an_answer_ends_with_its_end_token(architecture):
     found = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        found.append(sampled(loaded, prompts, 6, temperature=3.0))
+        found.append(sample_texts(loaded, prompts, 6, temperature=3.0))
     assert found[0] == found[1] != found[2]
     end = loaded.tokenizer.eos_token_id
     assert all(1 <= len(ids) <= 6 and end not in ids[:-1] and ids[0] != end for ids in found[0])
@@ -72,9 +72,9 @@ def test_the_seed_decides_and_an_answer_ends_with_its_end_token(architecture):
 def test_near_temperature_0_it_writes_the_likeliest_tokens_whatever_the_padding():
     loaded = tiny.loaded()
     prompts = [loaded.tokenizer(text)["input_ids"] for text in ("Does the drug help with pain in adults?", "Pain")]
-    together = sampled(loaded, prompts, 5, temperature=1e-4)
+    together = sample_texts(loaded, prompts, 5, temperature=1e-4)
     for prompt, ids in zip(prompts, together, strict=True):
-        assert sampled(loaded, [prompt], 5, temperature=1e-4) == [ids]
+        assert sample_texts(loaded, [prompt], 5, temperature=1e-4) == [ids]
         logits = loaded.model(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
         logits[0, loaded.tokenizer.eos_token_id] = -torch.inf  # an answer has at least one token before its end
         assert logits.argmax(dim=-1).tolist() == ids
@@ -84,11 +84,11 @@ def test_the_models_own_settings_stay_and_dont_bend_the_distribution():
     loaded = tiny.loaded()
     prompts = [loaded.tokenizer("Pain")["input_ids"]] * 40
     torch.manual_seed(1)
-    plain = sampled(loaded, prompts, 3)
+    plain = sample_texts(loaded, prompts, 3)
     loaded.model.generation_config.top_k = 1
     loaded.model.generation_config.repetition_penalty = 5.0
     torch.manual_seed(1)
-    assert sampled(loaded, prompts, 3) == plain
+    assert sample_texts(loaded, prompts, 3) == plain
     assert loaded.model.generation_config.top_k == 1
 
 
@@ -131,19 +131,19 @@ def test_texts_are_those_of_generate(architecture, at_once):
     expected = [text[: text.index(end)] if end in text else text for text in expected]
     assert len({len(text) for text in expected}) > 1
     with inference(model, few_rows=True):
-        found = dict(Greedy(model, texts, MORE, end, PAD, at_once).texts())
+        found = dict(GreedyDecoder(model, texts, MORE, end, PAD, at_once).texts())
     assert [found[index] for index in range(len(texts))] == expected
 
 
 def test_without_an_end_token_texts_have_full_length():
     model = sharpened("llama")
     with inference(model):
-        found = dict(Greedy(model, prompts()[:2], 7, None, PAD, 2).texts())
+        found = dict(GreedyDecoder(model, prompts()[:2], 7, None, PAD, 2).texts())
     assert [len(found[index]) for index in range(2)] == [7, 7]
 
 
 def test_nothing_to_write_is_no_error():
-    assert list(Greedy(tiny.model("llama"), [], 7, None, PAD, 2).texts()) == []
+    assert list(GreedyDecoder(tiny.model("llama"), [], 7, None, PAD, 2).texts()) == []
 
 
 def test_logits_that_are_no_numbers_name_their_prompt():
@@ -151,7 +151,7 @@ def test_logits_that_are_no_numbers_name_their_prompt():
     with torch.no_grad():
         model.get_input_embeddings().weight[7] = float("nan")
     with inference(model), pytest.raises(NotFiniteError) as raised:
-        list(Greedy(model, [[5, 6], [5, 7]], 4, None, PAD, 2).texts())
+        list(GreedyDecoder(model, [[5, 6], [5, 7]], 4, None, PAD, 2).texts())
     assert raised.value.prompt == 1
 
 
@@ -159,8 +159,8 @@ def test_logits_that_are_no_numbers_name_their_prompt():
 def test_a_sequence_is_written_once_where_that_is_asked(at_once):
     model, texts = sharpened("llama"), prompts()
     with inference(model):
-        free = dict(Greedy(model, texts, MORE, None, PAD, at_once).texts())
-        bound = dict(Greedy(model, texts, MORE, None, PAD, at_once, once=3).texts())
+        free = dict(GreedyDecoder(model, texts, MORE, None, PAD, at_once).texts())
+        bound = dict(GreedyDecoder(model, texts, MORE, None, PAD, at_once, once=3).texts())
 
     def triples(tokens):
         return list(zip(tokens, tokens[1:], tokens[2:], strict=False))

@@ -8,7 +8,7 @@ import torch
 from meditune.config.data_options import PromptFormat
 from meditune.config.training_options import LoraSpec, TrainSpec
 from meditune.models.adapters import add_lora
-from meditune.models.hidden_state_cache import FrozenLayers, blocks_of
+from meditune.models.hidden_state_cache import HiddenStateCache, blocks_of
 from meditune.models.shared_prefix_batch import rows_of
 from meditune.train.dataset import TokenWeights
 from meditune.train.trainer import train
@@ -47,7 +47,7 @@ def test_training_is_the_same_with_and_without_memory(architecture):
         made = rows(loaded)
         spec = TrainSpec(batch_size=2, accumulation=1, epochs=3, learning_rate=1e-2)
         weights = TokenWeights(EXAMPLES, made, spec)
-        steps = train(model, loaded.pad_id, made, weights, spec, 1, FrozenLayers(model, frozen))
+        steps = train(model, loaded.pad_id, made, weights, spec, 1, HiddenStateCache(model, frozen))
         losses.append([step.loss for step in steps])
     assert losses[0][-1] < losses[0][0]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
@@ -68,7 +68,7 @@ def test_resumed_training_ends_with_the_same_bits(dtype, max_gb):
         model = add_lora(loaded.model.to(dtype), LoraSpec(r=4), seed=1, top_layers=1)
         encoder = loaded.encoder(PromptFormat(max_tokens=256, answer_tokens=32))
         made = rows_of([encoder.supervised(example, "answer") for example in many])
-        frozen = FrozenLayers(model, 1, max_gb)
+        frozen = HiddenStateCache(model, 1, max_gb)
         if not done:
             with torch.no_grad():
                 frozen.predict(model, made[:9], loaded.pad_id)  # measured before the stop, so not again after it
@@ -103,7 +103,7 @@ def test_what_is_remembered_is_no_noise():
     loaded.model.train()
     loaded.frozen.without_dropout(loaded.model)
     for _ in range(2):
-        FrozenLayers(loaded.model, 1).predict(loaded.model, rows(loaded), loaded.pad_id)
+        HiddenStateCache(loaded.model, 1).predict(loaded.model, rows(loaded), loaded.pad_id)
     hook.remove()
     first, again = (output[0] if isinstance(output, tuple) else output for output in seen)
     assert torch.equal(first, again)

@@ -5,7 +5,7 @@ import torch
 
 from meditune.errors import ModelError
 from meditune.evidence.detector import placed
-from meditune.models.nli import Asked, check, supporter
+from meditune.models.nli import SupportQuestion, check, load_support_model
 
 SOURCES = ("Pain fell in 47 of 120 adults.", "Nobody died. " + "The rest was told at length. " * 40)
 ANSWER = "Pain fell in adults. Bananas cure colds."
@@ -38,7 +38,9 @@ def judge(folder, labels, kind="Sequence"):
 
 
 def asked():
-    return [Asked(SOURCES, "Does it help?", ANSWER, start, start + len(text)) for start, text in placed(ANSWER)]
+    return [
+        SupportQuestion(SOURCES, "Does it help?", ANSWER, start, start + len(text)) for start, text in placed(ANSWER)
+    ]
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def sure(monkeypatch):
 def test_an_nli_model_gives_the_probability_of_entailment_wherever_its_label_stands(tmp_path, sure):
     model = judge(tmp_path / "nli", ["contradiction", "neutral", "ENTAILMENT"])
     sure(tmp_path / "nli", model, [0.0, 0.0, 2.0])
-    found = list(supporter(str(tmp_path / "nli")).score(asked()))
+    found = list(load_support_model(str(tmp_path / "nli")).score(asked()))
     expected = float(torch.tensor([0.0, 0.0, 2.0]).softmax(0)[2])
     assert [each.score for each in found] == pytest.approx([expected, expected])
     assert all(each.spans == () for each in found)
@@ -65,7 +67,7 @@ def test_an_nli_model_gives_the_probability_of_entailment_wherever_its_label_sta
 
 def test_scores_depend_on_the_pair(tmp_path):
     judge(tmp_path / "nli", ["entailment", "neutral", "contradiction"])
-    found = [each.score for each in supporter(str(tmp_path / "nli")).score(asked())]
+    found = [each.score for each in load_support_model(str(tmp_path / "nli")).score(asked())]
     assert len(set(found)) == 2
     assert all(0 < each < 1 for each in found)
 
@@ -81,7 +83,7 @@ def test_scores_depend_on_the_pair(tmp_path):
 def test_hhem_gives_its_logit_or_its_last_label(tmp_path, sure, labels, logits, expected):
     model = judge(tmp_path / "hhem", labels)
     sure(tmp_path / "hhem", model, logits)
-    assert [each.score for each in supporter(f"hhem:{tmp_path / 'hhem'}").score(asked())] == pytest.approx(
+    assert [each.score for each in load_support_model(f"hhem:{tmp_path / 'hhem'}").score(asked())] == pytest.approx(
         [expected] * 2, abs=1e-4
     )
 
@@ -90,12 +92,12 @@ def test_lettucedetect_marks_the_tokens_that_it_doubts(tmp_path, sure):
     folder = tmp_path / "lettuce"
     model = judge(folder, ["supported", "hallucinated"], "Token")
     sure(folder, model, [0.0, 2.0])
-    first, second = supporter(f"lettucedetect:{folder}").score(asked())
+    first, second = load_support_model(f"lettucedetect:{folder}").score(asked())
     doubt = float(torch.tensor([0.0, 2.0]).softmax(0)[1])
     assert first.score == second.score == pytest.approx(1 - doubt)
     assert [ANSWER[span.start : span.end] for span in second.spans] == ["Bananas cure colds."]
     sure(folder, model, [2.0, 0.0])
-    assert all(each.spans == () for each in supporter(f"lettucedetect:{folder}").score(asked()))
+    assert all(each.spans == () for each in load_support_model(f"lettucedetect:{folder}").score(asked()))
 
 
 @pytest.mark.parametrize(

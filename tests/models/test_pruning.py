@@ -15,15 +15,15 @@ from meditune.models.load import load
 from meditune.models.pruning import (
     block_influence,
     check_count,
-    largest,
+    largest_mask,
     least,
     linears,
     magnitude,
     passages,
     remove_layers,
+    sparsity,
     two_of_four,
     wanda,
-    zero_share,
 )
 from meditune.models.shared_prefix_batch import rows_of, windows
 from tests import tiny
@@ -87,7 +87,7 @@ def test_two_of_four_leaves_two_of_every_four_inputs(architecture, method):
     model = pruned(architecture, method, pattern="2-of-4")
     for weight in weights(model).values():
         assert ((weight == 0).view(weight.shape[0], -1, 4).sum(dim=2) == 2).all()
-    assert zero_share(model) == 0.5
+    assert sparsity(model) == 0.5
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
@@ -157,7 +157,7 @@ def test_wanda_looks_at_inputs_and_magnitude_does_not():
 
 
 def test_equal_scores_are_dropped_to_the_exact_number():
-    assert largest(torch.zeros(2, 10), 0.3).sum(dim=1).tolist() == [7, 7]
+    assert largest_mask(torch.zeros(2, 10), 0.3).sum(dim=1).tolist() == [7, 7]
     assert two_of_four(torch.tensor([[1.0, 3, 2, 4, 5, 5, 5, 5]])).tolist() == [
         [False, True, False, True, False, False, True, True]
     ]

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from meditune.config.data_options import PromptFormat
 from meditune.config.training_options import LoraSpec, ModelSpec
 from meditune.errors import ModelError
-from meditune.evaluate.evaluator import generate
+from meditune.evaluate.evaluator import generate_answers
 from meditune.evaluate.likelihood import score
 from meditune.models import quantization
 from meditune.models.adapters import make_trainable, merged, parameter_counts
@@ -49,7 +49,7 @@ def evaluated(loaded):
     """The model after its likelihoods and answers have been measured, as a run does before it trains."""
     encoder = loaded.encoder(FORM)
     score(loaded, rows_for(loaded), 512, "Scoring", encoder.label_ids())
-    generate(loaded, [encoder.prompt(example, "answer") for example in EXAMPLES], 3, "Writing")
+    generate_answers(loaded, [encoder.prompt(example, "answer") for example in EXAMPLES], 3, "Writing")
     return loaded
 
 

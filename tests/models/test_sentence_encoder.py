@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from meditune.errors import ModelError
 from meditune.models import int8_bert, sentence_encoder
-from meditune.models.int8_bert import EightBitBert
+from meditune.models.int8_bert import Int8Bert
 from meditune.models.sentence_encoder import embed, load
 from tests import tiny
 
@@ -95,13 +95,13 @@ def whole(tmp_path: Path) -> sentence_encoder.SentenceModel:
 
 
 def test_vectors_are_those_of_the_whole_model(whole: sentence_encoder.SentenceModel) -> None:
-    made = EightBitBert(whole.model, whole.tokenizer).embed(ENCODED_TEXTS)
+    made = Int8Bert(whole.model, whole.tokenizer).embed(ENCODED_TEXTS)
     np.testing.assert_allclose(np.linalg.norm(made, axis=1), 1, atol=1e-5)
     assert (made * whole.embed(ENCODED_TEXTS, label=None)).sum(axis=1).min() > 0.97
 
 
 def test_a_text_has_the_same_vector_whatever_is_read_beside_it(whole: sentence_encoder.SentenceModel) -> None:
-    encoder = EightBitBert(whole.model, whole.tokenizer)
+    encoder = Int8Bert(whole.model, whole.tokenizer)
     together = encoder.embed(ENCODED_TEXTS)
     alone = np.concatenate([encoder.embed([text]) for text in ENCODED_TEXTS])
     np.testing.assert_allclose(together, alone, atol=1e-5)
@@ -119,7 +119,7 @@ def test_threads_share_the_texts_and_leave_torch_as_it_was(
         made = []
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            made.append(EightBitBert(whole.model, whole.tokenizer).embed(ENCODED_TEXTS))
+            made.append(Int8Bert(whole.model, whole.tokenizer).embed(ENCODED_TEXTS))
             assert torch.get_num_threads() == threads
         np.testing.assert_allclose(made[1], made[0], atol=1e-5)
     finally:

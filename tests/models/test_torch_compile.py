@@ -8,8 +8,8 @@ import torch
 from meditune.config.training_options import LoraSpec, TrainSpec
 from meditune.errors import ModelError
 from meditune.models import torch_compile
-from meditune.models.adapters import one_operation
-from meditune.models.hidden_state_cache import FrozenLayers
+from meditune.models.adapters import fuse_lora
+from meditune.models.hidden_state_cache import HiddenStateCache
 from meditune.train.finetune import fast_layers
 from tests import tiny
 from tests.models.test_adapters import gradients, loss_of, moved, trainable
@@ -33,7 +33,7 @@ def test_loss_and_gradients_are_those_of_plain_layers(architecture):
     loss = loss_of(loaded, model)
     loss.backward()
     plain = gradients(model)
-    with one_operation(model), torch_compile.compiled(model):
+    with fuse_lora(model), torch_compile.compiled(model):
         other = loss_of(loaded, model)
         other.backward()
     assert other.item() == pytest.approx(loss.item(), rel=1e-5)
@@ -51,7 +51,7 @@ def test_with_gradient_checkpointing_the_gradients_are_the_same():
     plain = gradients(model)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.enable_input_require_grads()
-    with one_operation(model), torch_compile.compiled(model):
+    with fuse_lora(model), torch_compile.compiled(model):
         loss_of(loaded, model).backward()
     for name, slope in gradients(model).items():
         assert torch.linalg.norm(slope - plain[name]) <= 1e-4 * torch.linalg.norm(plain[name]), name
@@ -78,8 +78,8 @@ def test_frozen_layers_are_remembered_beside_compiled_ones():
     loaded, model = trainable("llama", strategy="lora", top_layers=1)
     moved(model).train()
     plain = loss_of(loaded, model).item()
-    loaded.frozen = FrozenLayers(model, 1)
-    with one_operation(model), torch_compile.compiled(model):
+    loaded.frozen = HiddenStateCache(model, 1)
+    with fuse_lora(model), torch_compile.compiled(model):
         first = loss_of(loaded, model).item()
         assert loaded.frozen.bytes > 0
         again = loss_of(loaded, model).item()
@@ -133,16 +133,16 @@ def test_virtual_tokens_are_never_compiled(strategy):
 def test_only_long_trainings_pay():
     _, model = trainable("llama", strategy="lora")
     weights = sum(p.numel() for name, p in model.named_parameters() if ".layers." in name)
-    assert torch_compile.pays(trainable("llama", strategy="lora")[1], int(torch_compile.PAYS_FROM))
+    assert torch_compile.is_worthwhile(trainable("llama", strategy="lora")[1], int(torch_compile.PAYS_FROM))
     enough = int(torch_compile.PAYS_FROM / 4 / weights) + 1
-    assert torch_compile.pays(model, enough)
-    assert not torch_compile.pays(model, enough - 1)
+    assert torch_compile.is_worthwhile(model, enough)
+    assert not torch_compile.is_worthwhile(model, enough - 1)
 
 
 def test_dropout_doesnt_pay_be_it_the_adapters_or_the_models_own():
     _, adapted = trainable("llama", strategy="lora", lora=LoraSpec(r=4, dropout=0.1))
-    assert not torch_compile.pays(adapted, int(torch_compile.PAYS_FROM))
+    assert not torch_compile.is_worthwhile(adapted, int(torch_compile.PAYS_FROM))
     _, model = trainable("gpt2", strategy="lora")
-    assert torch_compile.pays(model, int(torch_compile.PAYS_FROM))
+    assert torch_compile.is_worthwhile(model, int(torch_compile.PAYS_FROM))
     tiny.blocks_drop_out(model, 0.1)
-    assert not torch_compile.pays(model, int(torch_compile.PAYS_FROM))
+    assert not torch_compile.is_worthwhile(model, int(torch_compile.PAYS_FROM))

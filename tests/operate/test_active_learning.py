@@ -157,7 +157,7 @@ def test_stored_predictions_disagree(tmp_path):
 
 def test_what_cant_be_queued_is_told(tmp_path, monkeypatch):
     empty = tmp_path / "empty"
-    database.Base(empty)
+    database.SQLiteDatabase(empty)
     rows = jsonl(tmp_path / "rows.jsonl", [{"question": "Is it safe?"}])
 
     def refused(*words, code=3, told=()):
@@ -209,7 +209,7 @@ def test_a_model_decides_and_writes_and_what_is_too_long_stays_without(model):
         candidate("word " * 3000),
         candidate("Does vitamin C help?"),
     ]
-    found, too_long = acquisition.asked(pool, model, samples=2)
+    found, too_long = acquisition.asked_decisions(pool, model, samples=2)
     assert too_long == [pool[1].id]
     assert [list(each.opinions) for each in found] == [["served", model], [], [model]]
     assert [len(each.samples) for each in found] == [2, 0, 2]

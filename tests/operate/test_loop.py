@@ -20,11 +20,11 @@ from meditune.model_registry import Registry, Trial
 from meditune.model_registry import State as RegistryState
 from meditune.operate import loop
 from meditune.operate.drift import check, reference
-from meditune.operate.drift.check import Source
+from meditune.operate.drift.check import RequestSource
 from meditune.operate.drift.monitor import Monitor
 from meditune.operate.loop import Config, Stage, State, load
 from meditune.store.answers import Answer, Answers
-from meditune.store.database import Base
+from meditune.store.database import SQLiteDatabase
 from tests.commands import Bench, bench, jsonl, meditune, rows
 from tests.operate.drift.streams import requests, write_facts
 from tests.operate.drift.test_alerts import listening
@@ -49,7 +49,7 @@ def first(place: Bench) -> Path:
 @pytest.fixture
 def config(first: Path, tmp_path: Path) -> Path:
     shutil.copytree(first, tmp_path / "registry")
-    Answers(Base(tmp_path / "store"))
+    Answers(SQLiteDatabase(tmp_path / "store"))
     (tmp_path / "easy.yaml").write_text(EASY)
     path = tmp_path / "loop.yaml"
     path.write_text(
@@ -71,7 +71,7 @@ def test_it_trains_tries_and_promotes_when_each_is_due(config: Path, tmp_path: P
     past(config, "retrain", 8 * 86_400)
     done = meditune("loop", config, "--once")
     assert "tried as a canary in 10 %" in done.out, done
-    registry, answers = Registry(tmp_path / "registry"), Answers(Base(tmp_path / "store"))
+    registry, answers = Registry(tmp_path / "registry"), Answers(SQLiteDatabase(tmp_path / "store"))
     past(config, "promote", 3600)
     assert "and given 0 answers" in meditune("loop", config, "--once").out
     for number in range(3):
@@ -147,13 +147,13 @@ def test_it_is_stopped_and_goes_on_and_is_alone(place: Bench, config: Path, tmp_
 
 def test_where_the_server_watches_drift_by_itself_its_alerts_are_taken(config: Path, tmp_path: Path) -> None:
     good = write_facts(tmp_path / "good.jsonl", requests(400, 1))
-    reference.save(check.fitted(Source(good), None, None, 17), tmp_path / "reference")
+    reference.save(check.fit_reference(RequestSource(good), None, None, 17), tmp_path / "reference")
     config.write_text(f"{config.read_text()}drift: {{reference: reference}}\n")
     with FileLock(tmp_path / ".reference.state.lock"):
         assert "drift: the server watches, no alert" in meditune("loop", config, "--once").out
         worse = write_facts(tmp_path / "worse.jsonl", requests(200, 3, first=1000, confidence=(3, 8)))
         monitor = Monitor(reference.load(tmp_path / "reference"))
-        for each in Source(worse).requests():
+        for each in RequestSource(worse).requests():
             monitor.add(each)
         monitor.save(tmp_path / "reference.state")
         past(config, "drift", 3601)
@@ -197,7 +197,7 @@ def test_any_error_of_a_stage_is_noted_and_keeps_no_other_from_its_turn(
         raise RuntimeError("CUDA out of memory")
 
     monkeypatch.setitem(loop.BY_NAME, "queue", broken)
-    Base(tmp_path / "store")
+    SQLiteDatabase(tmp_path / "store")
     told: list[str] = []
     assert loop.loop(loop_config, told.append, once=True) == 1
     assert told[0] == "queue: FAILED: RuntimeError: CUDA out of memory"
@@ -209,7 +209,7 @@ def test_any_error_of_a_stage_is_noted_and_keeps_no_other_from_its_turn(
 def test_a_queue_that_cant_be_made_is_a_fault_and_one_without_questions_is_none(
     loop_config: Config, tmp_path: Path
 ) -> None:
-    answers = Answers(Base(tmp_path / "store"))
+    answers = Answers(SQLiteDatabase(tmp_path / "store"))
     outcome, said = loop.queue(loop_config, loop.State())
     assert (outcome, "no answers yet" in said) == ("done", True)
     answers.keep(Answer("a", "k", "ask", "tiny", question="Does the herb help?", answer="It helps."))
@@ -224,7 +224,7 @@ def test_a_queue_that_cant_be_made_is_a_fault_and_one_without_questions_is_none(
 
 
 def test_only_what_a_canary_answered_since_it_is_out_counts(loop_config: Config, tmp_path: Path) -> None:
-    answers = Answers(Base(tmp_path / "store"))
+    answers = Answers(SQLiteDatabase(tmp_path / "store"))
     for number in range(6):
         answers.keep(Answer(f"shadow-{number}", "", "shadow", "clinic v0002-0123456789ab"))
         answers.keep(Answer(f"early-{number}", "", "ask", "clinic v0002-0123456789ab", time=time.time() - 7200))

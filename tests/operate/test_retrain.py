@@ -33,9 +33,9 @@ from meditune.files import read_json, read_jsonl
 from meditune.model_registry import Registry
 from meditune.operate.retraining.new_training_data import Shares, Wanted, deal, gather
 from meditune.operate.retraining.release_gate import FEWEST, NEW, OLD, Gates, judge, unjudged, usual
-from meditune.operate.retraining.retrain import Options, derived
+from meditune.operate.retraining.retrain import Options, derive_recipe
 from meditune.store.answers import Answer, Answers, Feedback
-from meditune.store.database import Base
+from meditune.store.database import SQLiteDatabase
 from tests.commands import Bench, bench, jsonl, meditune, rows, stopped_after
 from tests.registry_runs import finished
 
@@ -77,7 +77,7 @@ def labelled(tmp_path: Path, count: int = 40, **changes: object) -> Path:
 
 def store_of(folder: Path) -> Answers:
     """A store with twelve corrected answers of one key, one of a stranger, and one whose question wasn't kept."""
-    answers = Answers(Base(folder))
+    answers = Answers(SQLiteDatabase(folder))
     for number in range(14):
         question = None if number == 13 else f"Does garden herb number {number} ease a cough at night?"
         answers.keep(Answer(f"ask-{number}", "k1", "ask", "tiny v0001", question=question, answer="It helps."))
@@ -355,7 +355,7 @@ def test_new_rows_have_the_style_that_all_old_ones_had(tmp_path, sources, synthe
     plain = any(source.get("style") for source in sources)
     said = {"data": {"sources": sources}, "prompt": {"plain_cue": "In plain words:"} if plain else {}}
     save(Recipe.model_validate({"name": "first", **said}), tmp_path / "recipe.yaml")
-    made = derived(tmp_path, NONE, NONE, [Path("new.jsonl")], synthetic)
+    made = derive_recipe(tmp_path, NONE, NONE, [Path("new.jsonl")], synthetic)
     assert [(source.name, source.style) for source in made.data.sources] == expected
 
 
@@ -418,7 +418,7 @@ def test_new_items_count_where_what_decides_was_measured_on_them(
 
 
 def test_an_expert_overrides_what_others_say_later(tmp_path: Path) -> None:
-    answers = Answers(Base(tmp_path / "store"))
+    answers = Answers(SQLiteDatabase(tmp_path / "store"))
     for id in ("a", "b", "c"):
         answers.keep(Answer(id, "k", "ask", "tiny", question=f"Does herb {id} help?", answer="It helps."))
     right, wrong = "The herb was never tried.", "Yes, my aunt takes it."
@@ -437,7 +437,7 @@ def test_an_expert_overrides_what_others_say_later(tmp_path: Path) -> None:
 
 
 def test_nobody_without_a_key_is_trusted_by_an_empty_name(tmp_path: Path) -> None:
-    answers = Answers(Base(tmp_path / "store"))
+    answers = Answers(SQLiteDatabase(tmp_path / "store"))
     for id, who in (("a", ""), ("b", "nurse")):
         answers.keep(Answer(id, who, "ask", "tiny", question=f"Does herb {id} help?", answer="It helps."))
         answers.say(Feedback(id, who, "down", correction="It fails.", decision="no"))

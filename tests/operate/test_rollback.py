@@ -10,9 +10,9 @@ import pytest
 
 from meditune.model_registry import Registry
 from meditune.operate.drift.alerts import Alert
-from meditune.operate.retraining.rollback import on_drift, says_worse
+from meditune.operate.retraining.rollback import is_rated_worse, on_drift
 from meditune.store.answers import Answer, Answers, Feedback, Rating
-from meditune.store.database import Base
+from meditune.store.database import SQLiteDatabase
 from tests.commands import Result, jsonl, meditune
 from tests.registry_runs import bare
 
@@ -45,7 +45,7 @@ def guarded(registry: Registry, *words: object) -> Result:
 
 
 def test_a_trial_that_is_rated_worse_is_ended(registry: Registry, tmp_path: Path) -> None:
-    answers = Answers(Base(tmp_path / "store"))
+    answers = Answers(SQLiteDatabase(tmp_path / "store"))
     registry.try_out("v0002", "canary", 10, "wanted", force=True)
     rated(answers, "v0001", 60, 6)
     rated(answers, "v0002", 10, 9)
@@ -57,7 +57,7 @@ def test_a_trial_that_is_rated_worse_is_ended(registry: Registry, tmp_path: Path
 
 
 def test_a_trial_that_keeps_more_answers_back_is_ended(registry: Registry, tmp_path: Path) -> None:
-    answers = Answers(Base(tmp_path / "store"))
+    answers = Answers(SQLiteDatabase(tmp_path / "store"))
     registry.try_out("v0002", "canary", 10, "wanted", force=True)
     rated(answers, "v0001", 60, 0)
     rated(answers, "v0002", 20, 0, "abstained")
@@ -67,7 +67,7 @@ def test_a_trial_that_keeps_more_answers_back_is_ended(registry: Registry, tmp_p
 
 
 def test_one_caller_has_one_vote(registry: Registry, tmp_path: Path) -> None:
-    answers = Answers(Base(tmp_path / "store"))
+    answers = Answers(SQLiteDatabase(tmp_path / "store"))
     registry.try_out("v0002", "canary", 10, "wanted", force=True)
     rated(answers, "v0001", 60, 6)
     rated(answers, "v0002", 30, 30, who="angry")
@@ -76,7 +76,7 @@ def test_one_caller_has_one_vote(registry: Registry, tmp_path: Path) -> None:
 
 
 def test_other_questions_than_before_speak_against_no_version(registry: Registry, tmp_path: Path) -> None:
-    answers = Answers(Base(tmp_path / "store"))
+    answers = Answers(SQLiteDatabase(tmp_path / "store"))
     rated(answers, "v0001", 60, 0, ago=86_400)
     on(registry, "v0002")
     rated(answers, "v0002", 30, 30, "abstained")
@@ -153,13 +153,13 @@ def test_only_worse_answers_speak_against_a_version(signal, what, effect, before
     facts = {"about": "outputs", "title": signal, "said": "", "severity": "medium", "effect_name": "Cohen's h"}
     numbers = {"statistic": 1.0, "threshold": 1.0, "since": 1, "since_id": "a", "opened": 2, "opened_id": "b"}
     alert = Alert(id="a", signal=signal, what=what, effect=effect, before=before, after=after, **facts, **numbers)
-    assert says_worse(alert) is worse
+    assert is_rated_worse(alert) is worse
 
 
 def test_a_server_that_watches_drift_takes_back_what_its_alerts_speak_against(
     registry: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    answers = Answers(Base(tmp_path / "store"))
+    answers = Answers(SQLiteDatabase(tmp_path / "store"))
     for version in ("v0001", "v0002"):
         answers.keep(Answer(version, "k", "ask", f"clinic {version}-0123456789ab"))
     on(registry, "v0002")

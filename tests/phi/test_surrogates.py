@@ -7,7 +7,7 @@ import pytest
 
 from meditune import phi
 from meditune.errors import DataError
-from meditune.phi.surrogates import Surrogates, secret, shifted
+from meditune.phi.surrogates import Surrogates, shift_date, surrogate_secret
 
 KEY = b"0123456789abcdef"
 
@@ -63,7 +63,7 @@ def test_dates_move_together_and_keep_their_format() -> None:
     ],
 )
 def test_a_date_ten_days_later(written: str, later: str | None) -> None:
-    assert shifted(written, 10) == later
+    assert shift_date(written, 10) == later
 
 
 @pytest.mark.parametrize(
@@ -87,12 +87,12 @@ def test_a_surrogate_has_the_shape_of_what_it_replaces(text: str, shape: str) ->
 def test_the_secret_is_this_machines_own(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path))
     monkeypatch.delenv("MEDITUNE_PHI_SECRET", raising=False)
-    first = secret()
-    assert secret() == first
+    first = surrogate_secret()
+    assert surrogate_secret() == first
     assert len(first) >= 32
     assert (tmp_path / "phi" / "secret").stat().st_mode & 0o077 == 0
     monkeypatch.setenv("MEDITUNE_PHI_SECRET", "a secret of the clinic")
-    assert secret() == b"a secret of the clinic"
+    assert surrogate_secret() == b"a secret of the clinic"
     monkeypatch.setenv("MEDITUNE_PHI_SECRET", "short")
     with pytest.raises(DataError, match="MEDITUNE_PHI_SECRET: a secret of 16 characters"):
-        secret()
+        surrogate_secret()

@@ -13,7 +13,7 @@ from meditune.errors import DataError
 from meditune.retrieve import bm25, collections
 from meditune.retrieve.build_index import build, update
 from meditune.retrieve.index import Index
-from meditune.retrieve.storage import MANIFEST, place
+from meditune.retrieve.storage import MANIFEST, index_storage
 from tests.retrieve import corpus
 
 pytest.importorskip("lancedb")
@@ -40,7 +40,7 @@ def test_scores_are_those_of_bm25s() -> None:
         bm25s.tokenize(some, stopwords="en_plus", stemmer=stemmer, token_pattern=r"[^\W_]+", show_progress=False),
         show_progress=False,
     )
-    mine = bm25.made(some)
+    mine = bm25.build_postings(some)
     for asked in ("gout in a joint", "steroid", "painful joints: gout, my gout"):
         words = bm25s.tokenize([asked], stopwords="en_plus", stemmer=stemmer, return_ids=False, show_progress=False)[0]
         # bm25s leaves out a factor that all scores have.
@@ -51,7 +51,7 @@ def test_scores_are_those_of_bm25s() -> None:
 
 
 def test_accents_case_and_endings_do_not_count_and_stop_words_find_nothing() -> None:
-    mine = bm25.made(TEXTS)
+    mine = bm25.build_postings(TEXTS)
     assert list(mine.best("NAIVE Senor", 3)) == [2]
     assert list(mine.best("inhaling a steroid", 3)) == [1]
     assert mine.best("of the and", 3) == {}
@@ -60,17 +60,17 @@ def test_accents_case_and_endings_do_not_count_and_stop_words_find_nothing() -> 
 
 def test_only_allowed_passages_are_found() -> None:
     allowed = np.array([False, True, True, True, True, True])
-    assert list(bm25.made(TEXTS).best("gout", 5, allowed)) == [1]
+    assert list(bm25.build_postings(TEXTS).best("gout", 5, allowed)) == [1]
 
 
 def test_nothing_but_empty_passages() -> None:
-    mine = bm25.made(["", "the"])
+    mine = bm25.build_postings(["", "the"])
     assert mine.best("gout", 5) == {}
     assert bm25.read(bm25.as_bytes(mine), "x", 2).best("gout", 5) == {}
 
 
 def test_what_is_stored_finds_the_same() -> None:
-    mine = bm25.made(TEXTS)
+    mine = bm25.build_postings(TEXTS)
     again = bm25.read(bm25.as_bytes(mine), "x", len(TEXTS))
     assert again.best("gout and painful joints", 5) == mine.best("gout and painful joints", 5)
     with pytest.raises(DataError, match=r"words-1.npz: the words of the passages are missing or damaged.*--replace"):
@@ -81,10 +81,10 @@ def test_what_is_stored_finds_the_same() -> None:
 
 def test_an_index_finds_the_same_by_its_postings_and_by_lancedb(tmp_path: Path) -> None:
     docs = corpus.folder(tmp_path / "docs")
-    made, _ = build(place(tmp_path / "index"), [collections.documents(str(docs))], corpus.TINY)
+    made, _ = build(index_storage(tmp_path / "index"), [collections.documents(str(docs))], corpus.TINY)
     old = tmp_path / "old"
     shutil.copytree(tmp_path / "index", old)
-    place(old).write(MANIFEST, dataclasses.asdict(dataclasses.replace(made, words="")))
+    index_storage(old).write(MANIFEST, dataclasses.asdict(dataclasses.replace(made, words="")))
     for asked in ("inhaled steroids", "a fine comb", "attack of colchicine"):
         both = [Index.open(where, corpus.TINY).search(asked, mode="words").hits for where in (tmp_path / "index", old)]
         assert [hit.passage for hit in both[0]] == [hit.passage for hit in both[1]]
@@ -94,9 +94,9 @@ def test_an_index_finds_the_same_by_its_postings_and_by_lancedb(tmp_path: Path) 
 
 def test_an_update_brings_the_postings_along_and_a_lost_file_is_said(tmp_path: Path) -> None:
     docs = corpus.folder(tmp_path / "docs")
-    first, _ = build(place(tmp_path / "index"), [collections.documents(str(docs))], corpus.TINY)
+    first, _ = build(index_storage(tmp_path / "index"), [collections.documents(str(docs))], corpus.TINY)
     (docs / "flu.txt").write_text("Influenza comes in winter.", encoding="utf-8")
-    second, _ = update(place(tmp_path / "index"), [], corpus.TINY)
+    second, _ = update(index_storage(tmp_path / "index"), [], corpus.TINY)
     assert Index.open(tmp_path / "index", corpus.TINY).search("influenza", mode="words").hits
     assert first.words != second.words
     (tmp_path / "index" / second.words).unlink()

@@ -16,7 +16,7 @@ from meditune.errors import DataError, ModelError
 from meditune.retrieve import build_index, collections
 from meditune.retrieve.build_index import build, update
 from meditune.retrieve.index import Index
-from meditune.retrieve.storage import place
+from meditune.retrieve.storage import index_storage
 from meditune.retrieve.vector_search import Embedder, Identity
 from tests.retrieve import corpus
 
@@ -29,7 +29,7 @@ def docs(tmp_path: Path) -> Path:
 
 
 def made(where: Path, docs: Path, embedder: Embedder = corpus.TINY, **options: bool):
-    return build(place(where), [collections.documents(str(docs))], embedder, **options)
+    return build(index_storage(where), [collections.documents(str(docs))], embedder, **options)
 
 
 def found(where: Path, question: str) -> list[str]:
@@ -59,7 +59,7 @@ def test_an_update_embeds_only_what_changed_and_removes_what_vanished(tmp_path: 
     os.utime(docs / "gout.md", (docs / "asthma.md").stat()[7:9])
     (docs / "flu.txt").write_text("Influenza comes in winter.", encoding="utf-8")
     counting = corpus.Counting()
-    said, changes = update(place(where), [], counting.embedder)
+    said, changes = update(index_storage(where), [], counting.embedder)
     assert counting.texts == ["flu\nInfluenza comes in winter.", "flu"]
     assert (changes.added, changes.changed, changes.removed, changes.kept) == (1, 0, 2, 4)
     assert said.passages == 5
@@ -70,7 +70,7 @@ def test_an_update_embeds_only_what_changed_and_removes_what_vanished(tmp_path: 
 def test_an_index_that_was_updated_equals_one_that_is_built_anew(tmp_path: Path, docs: Path) -> None:
     made(tmp_path / "index", docs)
     (docs / "asthma.md").write_text("# Asthma\n\nWheezing and coughing.\n", encoding="utf-8")
-    updated, _ = update(place(tmp_path / "index"), [], corpus.TINY)
+    updated, _ = update(index_storage(tmp_path / "index"), [], corpus.TINY)
     anew, _ = made(tmp_path / "anew", docs)
     assert updated.content == anew.content
     assert found(tmp_path / "index", "wheezing") == found(tmp_path / "anew", "wheezing")
@@ -82,18 +82,18 @@ def test_pubmed_files_add_replace_and_withdraw(tmp_path: Path, docs: Path) -> No
     first = corpus.articles(
         tmp_path / "1.xml", corpus.article(1, "Aspirin", "Aspirin helped."), corpus.article(2, "Salt", "Salt harmed.")
     )
-    update(place(where), [collections.pubmed_files(str(first))], corpus.TINY)
+    update(index_storage(where), [collections.pubmed_files(str(first))], corpus.TINY)
     second = corpus.articles(
         tmp_path / "2.xml",
         corpus.article(1, "Aspirin", "Aspirin was no help."),
         "<DeleteCitation><PMID>2</PMID></DeleteCitation>",
     )
-    said, changes = update(place(where), [collections.pubmed_files(str(second))], corpus.TINY)
+    said, changes = update(index_storage(where), [collections.pubmed_files(str(second))], corpus.TINY)
     assert (changes.changed, changes.removed) == (1, 1)
     assert {name: source["documents"] for name, source in said.sources.items()} == {"documents": 4, "pubmed": 1}
     hit = Index.open(where, corpus.TINY).search("aspirin", sources=["pubmed"]).hits[0].passage
     assert (hit.text, hit.date, hit.section) == ("Aspirin was no help.", "2020-02", "Results")
-    said, _ = update(place(where), [], corpus.TINY, remove=["documents"])
+    said, _ = update(index_storage(where), [], corpus.TINY, remove=["documents"])
     assert list(said.sources) == ["pubmed"]
 
 
@@ -101,11 +101,11 @@ def test_files_of_what_the_reranker_knew_before_go(tmp_path: Path, docs: Path) -
     where = tmp_path / "index"
     first, _ = made(where, docs)
     (docs / "flu.txt").write_text("Influenza comes in winter.", encoding="utf-8")
-    second, _ = update(place(where), [], corpus.TINY)
+    second, _ = update(index_storage(where), [], corpus.TINY)
     assert first.knowledge != second.knowledge
     third, _ = made(where, docs, replace=True)
     (docs / "flu.txt").unlink()
-    fourth, _ = update(place(where), [], corpus.TINY)
+    fourth, _ = update(index_storage(where), [], corpus.TINY)
     assert {path.name for path in where.glob("knowledge-*")} == {third.knowledge, fourth.knowledge}
 
 
@@ -124,7 +124,7 @@ def test_another_embedding_model_is_refused_with_the_reason(tmp_path: Path, docs
     with pytest.raises(ModelError, match=r"built with the embedding model tiny .* and other .* isn't the same"):
         Index.open(tmp_path / "index", other)
     with pytest.raises(ModelError, match="vectors can't be compared"):
-        update(place(tmp_path / "index"), [], other)
+        update(index_storage(tmp_path / "index"), [], other)
 
 
 def test_the_second_writer_is_told(tmp_path: Path, docs: Path) -> None:
@@ -138,12 +138,12 @@ def test_the_second_writer_is_told(tmp_path: Path, docs: Path) -> None:
         return corpus.words_as_vectors(texts)
 
     (docs / "flu.txt").write_text("Influenza comes in winter.", encoding="utf-8")
-    writer = threading.Thread(target=update, args=(place(where), [], Embedder(corpus.TINY.identity, slow)))
+    writer = threading.Thread(target=update, args=(index_storage(where), [], Embedder(corpus.TINY.identity, slow)))
     writer.start()
     try:
         assert entered.wait(20)
         with pytest.raises(DataError, match="another process is changing this index"):
-            update(place(where), [], corpus.TINY)
+            update(index_storage(where), [], corpus.TINY)
         assert found(where, "gout colchicine")[0] == "documents:gout.md"
     finally:
         leave.set()
@@ -156,7 +156,7 @@ def test_a_reader_keeps_its_version_until_it_refreshes(tmp_path: Path, docs: Pat
     made(where, docs)
     reader = Index.open(where, corpus.TINY)
     (docs / "lice.txt").unlink()
-    update(place(where), [], corpus.TINY)
+    update(index_storage(where), [], corpus.TINY)
     assert reader.search("head lice").hits[0].passage.document == "documents:lice.txt"
     made(where, docs, replace=True)
     assert reader.search("head lice").hits[0].passage.document == "documents:lice.txt"
@@ -194,7 +194,7 @@ def test_a_killed_update_is_continued_or_undone(tmp_path: Path, same: bool, monk
     assert found(where, "text of illness 3")[:1] != ["more:3.txt"]
     counting = corpus.Counting()
     named = [collections.documents(f"more={more}")] if same else []
-    said, changes = update(place(where), named, counting.embedder)
+    said, changes = update(index_storage(where), named, counting.embedder)
     assert changes.resumed == same
     assert len(counting.passages) == (25 if same else 0)
     assert list(said.sources) == (["documents", "more"] if same else ["documents"])
@@ -218,12 +218,12 @@ def test_damage_is_said_and_can_be_built_over(tmp_path: Path, docs: Path) -> Non
 
 def test_what_cant_be_indexed_is_said(tmp_path: Path, docs: Path) -> None:
     with pytest.raises(DataError, match="Nothing to index is named"):
-        build(place(tmp_path / "index"), [], corpus.TINY)
+        build(index_storage(tmp_path / "index"), [], corpus.TINY)
     with pytest.raises(DataError, match="Two collections are called 'documents'"):
-        build(place(tmp_path / "index"), [collections.documents(str(docs))] * 2, corpus.TINY)
+        build(index_storage(tmp_path / "index"), [collections.documents(str(docs))] * 2, corpus.TINY)
     empty = corpus.folder(tmp_path / "empty", {"a.txt": " \n"})
     with pytest.raises(DataError, match=r"no passage was found.*1 no text in it"):
-        build(place(tmp_path / "index"), [collections.documents(str(empty))], corpus.TINY)
+        build(index_storage(tmp_path / "index"), [collections.documents(str(empty))], corpus.TINY)
 
 
 def _killed(where: Path, docs: Path, stage: str, name: str = "") -> int:
@@ -258,9 +258,9 @@ def _dying(where: Path, docs: Path, stage: str, name: str) -> None:
     chosen = [collections.documents(f"{name}{docs}")]
     embedder = Embedder(corpus.TINY.identity, embed)
     if name:
-        update(place(where), chosen, embedder)
+        update(index_storage(where), chosen, embedder)
     else:
-        build(place(where), chosen, embedder)
+        build(index_storage(where), chosen, embedder)
 
 
 def test_many_passages_get_an_approximate_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

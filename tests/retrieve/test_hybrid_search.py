@@ -19,9 +19,9 @@ from meditune.retrieve import collections, vector_search
 from meditune.retrieve.build_index import build, update
 from meditune.retrieve.hybrid_search import marginal_relevance, reciprocal_rank
 from meditune.retrieve.index import Index
-from meditune.retrieve.query_understanding import focus
-from meditune.retrieve.storage import place
-from meditune.retrieve.vector_search import Embedder, Near, Vectors
+from meditune.retrieve.query_understanding import query_focus
+from meditune.retrieve.storage import index_storage
+from meditune.retrieve.vector_search import Embedder, Vectors, VectorSearch
 from tests.retrieve import corpus
 
 pytest.importorskip("lancedb")
@@ -39,7 +39,11 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
         corpus.article(2, "Colchicine in gout again", "Colchicine calmed attacks in adults.", "2021"),
         corpus.article(3, "Steroids", "Steroids are running well in runners.", "2021"),
     )
-    build(place(folder / "index"), [collections.documents(str(docs)), collections.pubmed_files(str(file))], corpus.TINY)
+    build(
+        index_storage(folder / "index"),
+        [collections.documents(str(docs)), collections.pubmed_files(str(file))],
+        corpus.TINY,
+    )
     return Index.open(folder / "index", corpus.TINY)
 
 
@@ -95,7 +99,7 @@ def leaflets(tmp_path_factory: pytest.TempPathFactory) -> Index:
     folder = tmp_path_factory.mktemp("leaflets")
     files = {f"{n}.md": f"# {title}\n\n{text}\n" for n, (title, text) in enumerate(QUESTIONS.items())}
     docs = corpus.folder(folder / "docs", files)
-    build(place(folder / "index"), [collections.documents(str(docs))], corpus.TINY)
+    build(index_storage(folder / "index"), [collections.documents(str(docs))], corpus.TINY)
     return Index.open(folder / "index", corpus.TINY)
 
 
@@ -111,7 +115,7 @@ def test_every_hit_of_the_reranker_has_its_cosine_with_the_message_or_with_what_
     assert leaflets.opened.reranker
     synonyms = leaflets.opened.reranker.synonyms
     corrected = synonyms.corrected(MESSAGE)
-    meant = corpus.words_as_vectors([corrected, focus(corrected, synonyms).query])
+    meant = corpus.words_as_vectors([corrected, query_focus(corrected, synonyms).query])
     for hit in hits:
         cosines = meant @ corpus.words_as_vectors([hit.passage.searched])[0]
         assert hit.meaning == pytest.approx(float(cosines.max()), abs=1e-4)
@@ -140,7 +144,7 @@ def test_an_index_of_before_is_searched_without_the_reranker_and_that_is_said(le
         "This index was made before Meditune kept what its reranker knows, so hits are ordered by rank fusion alone. "
         f"`meditune index update {old}` brings it up to date.",
     )
-    update(place(old), [], corpus.TINY)
+    update(index_storage(old), [], corpus.TINY)
     anew = Index.open(old, corpus.TINY).search(MESSAGE)
     assert not anew.remarks
     assert [hit.passage.id for hit in anew.hits] == [hit.passage.id for hit in leaflets.search(MESSAGE).hits]
@@ -267,7 +271,7 @@ def test_the_nearest_are_found(count: int, telling: bool) -> None:
     vectors = spread(count + 3, telling)
     asked, there = vectors[:3], vectors[3:]
     for vector in asked:
-        places, cosines = Near(there).nearest(vector, 20)
+        places, cosines = VectorSearch(there).nearest(vector, 20)
         every = there @ vector
         assert places.tolist() == np.argsort(-every, kind="stable")[:20].tolist()
         assert cosines == pytest.approx(every[places], abs=1e-6)
@@ -277,10 +281,10 @@ def test_only_allowed_ones_are_found_however_far_they_are() -> None:
     vectors = spread(2 * vector_search.FEWEST, telling=True)
     allowed = np.zeros(len(vectors), dtype=bool)
     allowed[[7, 70, 700]] = True
-    places, _ = Near(vectors).nearest(vectors[0], 20, allowed)
+    places, _ = VectorSearch(vectors).nearest(vectors[0], 20, allowed)
     assert sorted(places.tolist()) == [7, 70, 700]
 
 
 def test_no_more_than_there_are() -> None:
     vectors = spread(3, telling=True)
-    assert len(Near(vectors).nearest(vectors[0], 20)[0]) == 3
+    assert len(VectorSearch(vectors).nearest(vectors[0], 20)[0]) == 3

@@ -13,7 +13,7 @@ from meditune.errors import ModelError
 from meditune.models import sentence_encoder, sentence_encoder_onnx
 from meditune.retrieve import collections, vector_search
 from meditune.retrieve.build_index import build
-from meditune.retrieve.storage import place
+from meditune.retrieve.storage import index_storage
 from tests import tiny
 from tests.commands import meditune
 from tests.data import layouts
@@ -105,7 +105,11 @@ def test_an_unknown_embedding_model_is_an_error_in_a_sentence(monkeypatch: pytes
 def test_a_server_that_only_searches_needs_no_torch(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     docs = corpus.folder(tmp_path / "docs")
-    build(place(tmp_path / "index"), [collections.documents(str(docs))], vector_search.embedder(vector_search.INT8))
+    build(
+        index_storage(tmp_path / "index"),
+        [collections.documents(str(docs))],
+        vector_search.embedder(vector_search.INT8),
+    )
     program = (
         "import sys\nfrom meditune.retrieve.index import Index\n"
         f"print(Index.open({str(tmp_path / 'index')!r}).search('itchy scalp', 1).hits[0].passage.document)\n"

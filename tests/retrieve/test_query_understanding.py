@@ -7,7 +7,7 @@ Titles are taken apart into topic, names and kind of question.
 
 import pytest
 
-from meditune.retrieve.query_understanding import focus
+from meditune.retrieve.query_understanding import query_focus
 from meditune.retrieve.topics import Synonyms, of_medquad, read
 
 KNOWN = Synonyms.of_titles(
@@ -28,7 +28,7 @@ RAMBLING = (
 
 
 def test_a_story_is_left_out_and_a_misspelled_disease_is_found():
-    asked = focus(RAMBLING, KNOWN)
+    asked = query_focus(RAMBLING, KNOWN)
     assert asked.focus == "rheumatoid arthritis"
     assert "ease the swelling" in asked.query
     assert "rheumatoid arthritis" in asked.query
@@ -37,7 +37,7 @@ def test_a_story_is_left_out_and_a_misspelled_disease_is_found():
 
 
 def test_a_subject_that_says_something_is_searched_for():
-    asked = focus("Shingles\nMy father had it twice. How can I avoid catching it from him?", KNOWN)
+    asked = query_focus("Shingles\nMy father had it twice. How can I avoid catching it from him?", KNOWN)
     assert (asked.focus, asked.question_type) == ("shingles", "prevention")
     assert asked.query.startswith("Shingles")
     assert "twice" not in asked.query
@@ -55,18 +55,18 @@ def test_a_subject_that_says_something_is_searched_for():
     ],
 )
 def test_kinds_of_question(question, kind):
-    assert focus(question, KNOWN).question_type == kind
+    assert query_focus(question, KNOWN).question_type == kind
 
 
 def test_what_is_asked_about_counts_more_than_what_is_told():
-    asked = focus("I have had chronic pain since March. Could fibromyalgia be the reason?", KNOWN)
+    asked = query_focus("I have had chronic pain since March. Could fibromyalgia be the reason?", KNOWN)
     assert asked.focus == "fibromyalgia"
     assert [mention.topic for mention in asked.mentions] == ["fibromyalgia", "chronic pain"]
 
 
 @pytest.mark.parametrize("question", ["", "   ", "Hello!", "???", "xyzzy plugh", "Thanks\n\n"])
 def test_messages_without_a_question_do_no_harm(question):
-    asked = focus(question, KNOWN)
+    asked = query_focus(question, KNOWN)
     assert (asked.focus, asked.question_type) == ("", "information")
     assert asked.query.split() == question.split() or asked.query in question
 

@@ -134,7 +134,7 @@ def test_very_many_titles_are_left_alone(monkeypatch):
 def test_liveqa_topics_are_found_under_medquads_names(real_data):
     from meditune.data.readers import liveqa
     from meditune.data.readers.tables import Rejects
-    from meditune.retrieve.query_understanding import focus
+    from meditune.retrieve.query_understanding import query_focus
     from meditune.retrieve.topics import of_medquad
 
     known = Synonyms(of_medquad(real_data / "medquad"))
@@ -142,7 +142,7 @@ def test_liveqa_topics_are_found_under_medquads_names(real_data):
     asked = {each.question: {key(name) for name in each.meta["focus"]} for each in train}
     named = {question: topics for question, topics in asked.items() if any(known.names(topic) for topic in topics)}
     found = [
-        bool(topics & {name for each in focus(question, known).mentions for name in (each.name, *each.topics)})
+        bool(topics & {name for each in query_focus(question, known).mentions for name in (each.name, *each.topics)})
         for question, topics in named.items()
     ]
     assert len(found) > 200

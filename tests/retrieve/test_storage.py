@@ -18,7 +18,7 @@ from meditune.errors import DataError
 from meditune.retrieve import collections
 from meditune.retrieve.build_index import build, update
 from meditune.retrieve.index import Index
-from meditune.retrieve.storage import place
+from meditune.retrieve.storage import index_storage
 from tests.retrieve import corpus
 
 pytest.importorskip("lancedb")
@@ -64,33 +64,33 @@ def test_build_search_update_and_lock(bucket: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"{bucket}: no index here"):
         Index.open(bucket, corpus.TINY)
     docs = corpus.folder(tmp_path / "docs")
-    said, _ = build(place(bucket), [collections.documents(str(docs))], corpus.TINY)
-    assert "isn't locked" in place(bucket).unlock()
-    on_disk, _ = build(place(tmp_path / "index"), [collections.documents(str(docs))], corpus.TINY)
+    said, _ = build(index_storage(bucket), [collections.documents(str(docs))], corpus.TINY)
+    assert "isn't locked" in index_storage(bucket).unlock()
+    on_disk, _ = build(index_storage(tmp_path / "index"), [collections.documents(str(docs))], corpus.TINY)
     assert said.content == on_disk.content
     reader = Index.open(bucket, corpus.TINY)
     assert reader.search("gout colchicine").hits[0].passage.document == "documents:gout.md"
 
     (docs / "flu.txt").write_text("Influenza comes in winter.", encoding="utf-8")
-    with place(bucket).writing(), pytest.raises(DataError, match=r"process \d+ on .* is changing this index"):
-        update(place(bucket), [], corpus.TINY)
-    _, changes = update(place(bucket), [], corpus.TINY)
+    with index_storage(bucket).writing(), pytest.raises(DataError, match=r"process \d+ on .* is changing this index"):
+        update(index_storage(bucket), [], corpus.TINY)
+    _, changes = update(index_storage(bucket), [], corpus.TINY)
     assert (changes.added, changes.kept) == (1, 6)
     assert reader.refresh()
     assert reader.search("influenza").hits[0].passage.document == "documents:flu.txt"
 
-    killed = place(bucket).writing()
+    killed = index_storage(bucket).writing()
     killed.__enter__()
-    assert "is free again" in place(bucket).unlock()
-    assert "isn't locked" in place(bucket).unlock()
-    update(place(bucket), [], corpus.TINY)
+    assert "is free again" in index_storage(bucket).unlock()
+    assert "isn't locked" in index_storage(bucket).unlock()
+    update(index_storage(bucket), [], corpus.TINY)
 
 
 def test_a_store_that_refuses_is_said_in_a_sentence(bucket: str) -> None:
     with pytest.raises(DataError, match=r"s3://none/index: there is no bucket 'none'"):
-        build(place("s3://none/index"), [collections.named("pubmedqa")], corpus.TINY)
+        build(index_storage("s3://none/index"), [collections.collection_named("pubmedqa")], corpus.TINY)
     with pytest.raises(DataError, match=r"s3://BUCKET/PLACE"):
-        place("ftp://texts/index")
+        index_storage("ftp://texts/index")
 
 
 def test_of_many_writers_at_once_one_is_let_in(bucket: str) -> None:
@@ -101,7 +101,7 @@ def test_of_many_writers_at_once_one_is_let_in(bucket: str) -> None:
     def write(number: int) -> None:
         together.wait()
         try:
-            with place(f"{bucket}-many").writing():
+            with index_storage(f"{bucket}-many").writing():
                 inside.append(number)
                 done.wait(20)
         except DataError as error:

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from meditune.errors import DataError
-from meditune.review.exchange import export, take_in
+from meditune.review.exchange import export, import_ratings
 from meditune.review.rating_set import CANNOT, read_set
 from meditune.review.ratings_store import ADJUDICATION, Note, Rating, Store
 from tests.commands import meditune
@@ -44,12 +44,12 @@ def rated(tmp_path):
 def test_there_and_back_nothing_changes(rated, tmp_path, name):
     before = everything(rated)
     written = export(rated, tmp_path / name, None, False)
-    assert take_in(rated, written[0]).same == len(before[0])
+    assert import_ratings(rated, written[0]).same == len(before[0])
     assert everything(rated) == before
     (rated / "ratings.sqlite").unlink()
     for part in ("-wal", "-shm"):
         (rated / f"ratings.sqlite{part}").unlink(missing_ok=True)
-    taken = take_in(rated, written[0])
+    taken = import_ratings(rated, written[0])
     assert (taken.new, taken.changed, taken.same) == (len(before[0]), 0, 0)
     assert everything(rated) == before
 
@@ -135,7 +135,7 @@ def test_label_studios_own_annotations_are_read(tmp_path):
         annotated(folder, was_cancelled=True, completed_by=8),
     ]
     path.write_text(json.dumps(tasks))
-    assert take_in(folder, path).new == 2
+    assert import_ratings(folder, path).new == 2
     store = Store(folder)
     assert [rater.name for rater in store.raters().values()] == ["a@example.org", "user 7"]
     assert {(r.axis, r.option, r.seconds) for r in store.ratings()} == {("helpfulness", 1, 12.5)}
@@ -164,7 +164,7 @@ def test_bad_tasks_are_told_with_their_number(tmp_path, change, told):
     path = tmp_path / "export.json"
     path.write_text(json.dumps([task]))
     with pytest.raises(DataError, match="task 1") as caught:
-        take_in(folder, path)
+        import_ratings(folder, path)
     assert told in str(caught.value)
     assert Store(folder).ratings() == []
 

@@ -9,8 +9,8 @@ import sys
 
 from meditune.assistant.assistant import Assistant
 from meditune.serve.app import app_for
-from meditune.serve.auth import Access
-from meditune.serve.chat_prompts import Prompts
+from meditune.serve.auth import Authenticator
+from meditune.serve.chat_prompts import ChatPrompts
 from meditune.serve.http_server import Place, listening, server_of
 from meditune.serve.service import Served, Service
 from meditune.serve.settings import Settings
@@ -32,9 +32,9 @@ def service(store: str) -> Service:
     return Service(
         Served("saying", "v1", 1_700_000_000, "c0ffee"),
         engine,
-        Prompts(engine.tokenizer, None, engine.context_tokens),
+        ChatPrompts(engine.tokenizer, None, engine.context_tokens),
         settings,
-        Access(settings, Keys(base), Usage(base)),
+        Authenticator(settings, Keys(base), Usage(base)),
         Answers(base),
         Assistant(engine),
     )

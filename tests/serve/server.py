@@ -16,8 +16,8 @@ from typing import Any
 from meditune.config.data_options import PromptFormat
 from meditune.engines.transformers_engine import TransformersEngine
 from meditune.models.load import LoadedModel
-from meditune.serve.auth import Access
-from meditune.serve.chat_prompts import Prompts
+from meditune.serve.auth import Authenticator
+from meditune.serve.chat_prompts import ChatPrompts
 from meditune.serve.http_server import Place, listening, server_of
 from meditune.serve.service import Served, Service
 from meditune.serve.settings import Settings
@@ -131,9 +131,9 @@ def service(
     return Service(
         Served(MODEL, "v1", 1_700_000_000, index),
         engine,
-        Prompts(engine.tokenizer, form, engine.context_tokens),
+        ChatPrompts(engine.tokenizer, form, engine.context_tokens),
         settings,
-        Access(settings, Keys(base), Usage(base)),
+        Authenticator(settings, Keys(base), Usage(base)),
         Answers(base),
         **more,
     )

@@ -10,7 +10,7 @@ from meditune.observability import LOGGER, JsonLines
 from meditune.serve.http_server import Place
 from meditune.serve.settings import Settings
 from meditune.store.api_keys import Keys
-from meditune.store.database import Base
+from meditune.store.database import SQLiteDatabase
 from tests.assistant.asking import Plain
 from tests.serve.server import served, service, slowed, started
 from tests.serve.test_streaming import request
@@ -20,7 +20,7 @@ from tests.serve.test_streaming import request
 def place(tmp_path_factory):
     """A server that needs keys, and its keys."""
     folder = tmp_path_factory.mktemp("store")
-    keys = Keys(Base(folder))
+    keys = Keys(SQLiteDatabase(folder))
     with served(folder, Settings(keys_needed=True)) as server:
         yield server, keys
 
@@ -80,7 +80,7 @@ def test_a_rate_is_kept_and_told(place):
 
 
 def test_a_quota_outlives_the_server(tmp_path):
-    _, key = Keys(Base(tmp_path)).create("Gil", daily_tokens=20)
+    _, key = Keys(SQLiteDatabase(tmp_path)).create("Gil", daily_tokens=20)
     for statuses in ([200, 200, 429], [429]):
         with served(tmp_path, Settings(keys_needed=True)) as server:
             replies = [server.chat(key=key) for _ in statuses]
@@ -90,7 +90,7 @@ def test_a_quota_outlives_the_server(tmp_path):
 
 
 def test_guessing_is_slowed_down(tmp_path):
-    Keys(Base(tmp_path)).create("Hal")
+    Keys(SQLiteDatabase(tmp_path)).create("Hal")
     with served(tmp_path, Settings(keys_needed=True)) as server:
         statuses = [server.chat(key=f"mt-12345678-{n}").status for n in range(25)]
     assert statuses[:20] == [401] * 20
@@ -128,7 +128,7 @@ class Lines(logging.Handler):
 
 
 def test_the_log_holds_no_question_and_no_key(tmp_path):
-    _, key = Keys(Base(tmp_path)).create("Ida")
+    _, key = Keys(SQLiteDatabase(tmp_path)).create("Ida")
     lines = Lines()
     LOGGER.addHandler(lines)
     LOGGER.setLevel(logging.INFO)

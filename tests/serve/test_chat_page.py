@@ -11,7 +11,7 @@ from meditune.assistant.assistant import Assistant, AssistantSettings
 from meditune.retrieve.index import Index
 from meditune.serve.settings import Settings
 from meditune.store.api_keys import Keys
-from meditune.store.database import Base
+from meditune.store.database import SQLiteDatabase
 from tests.assistant.saying import Saying, index_of
 from tests.review.browser import chromium
 from tests.serve.server import served
@@ -304,7 +304,7 @@ def test_a_question_that_is_too_long_is_said_by_the_server(browser, tmp_path, in
 
 
 def test_a_key_is_asked_for_and_kept_for_the_tab(browser, tmp_path, index):
-    key = Keys(Base(tmp_path / "store")).create("page")[1]
+    key = Keys(SQLiteDatabase(tmp_path / "store")).create("page")[1]
     with chat(tmp_path, index, settings=Settings(keys_needed=True)) as server:
         page = opened(browser, server)
         page.get_by_label("Your question").fill(ASTHMA)

@@ -28,11 +28,11 @@ import pytest
 from meditune.errors import EngineError
 from meditune.serve.http_server import Place
 from meditune.serve.settings import Settings
-from meditune.serve.startup import Wanted, lockout, open_service, safe
+from meditune.serve.startup import ServerOptions, lockout, open_service, safe
 from meditune.serve.version_router import fingerprint
 from meditune.store.answers import Answers
 from meditune.store.api_keys import Keys
-from meditune.store.database import Base
+from meditune.store.database import SQLiteDatabase
 from tests import tiny
 from tests.commands import meditune
 from tests.serve.server import served, slowed
@@ -100,7 +100,7 @@ def test_a_kill_under_load_loses_nothing_and_the_server_starts_again(model, tmp_
         process.send_signal(signal.SIGKILL)
         for each in people:
             each.join()
-    kept = {each["id"]: each["feedback"] for each in Answers(Base(tmp_path / "store")).exported()}
+    kept = {each["id"]: each["feedback"] for each in Answers(SQLiteDatabase(tmp_path / "store")).exported()}
     assert all(len(kept[id]) == 1 for id in said)
     with started(model, tmp_path / "store") as (_, address):
         asked(address, "v1/feedback", {"id": said[0], "rating": "down"})
@@ -196,7 +196,7 @@ def test_check_says_what_is_unsafe_and_ends_so(model, tmp_path):
 
 
 def test_beyond_this_machine_nobody_gets_in_before_there_is_a_key(tmp_path):
-    keys = Keys(Base(tmp_path))
+    keys = Keys(SQLiteDatabase(tmp_path))
     everywhere = Place("0.0.0.0")
     settings = safe(Settings(), everywhere, keys, open_to_all=False)
     assert settings.keys_needed
@@ -217,19 +217,19 @@ def test_beyond_this_machine_nobody_gets_in_before_there_is_a_key(tmp_path):
 
 def test_drift_is_watched_beside_the_server_and_kept_at_its_end(model, tmp_path):
     from meditune.operate.drift import check, reference
-    from meditune.operate.drift.check import Source
+    from meditune.operate.drift.check import RequestSource
     from meditune.store.overview import overview
     from tests.operate.drift.streams import requests, write_facts
 
     good = write_facts(tmp_path / "good.jsonl", requests(300, 1))
     made = tmp_path / "reference"
-    reference.save(check.fitted(Source(good), None, None, 17), made)
+    reference.save(check.fit_reference(RequestSource(good), None, None, 17), made)
     options = ("--drift", made, "--drift-every", 1, "--price", "1,2", "--hourly", 3)
     with started(model, tmp_path / "store", *options) as (process, address):
         chat(address)
         until = time.monotonic() + 30
         while time.monotonic() < until:
-            (*_, found) = overview(Base(tmp_path / "store"))["drift"] or [{}]
+            (*_, found) = overview(SQLiteDatabase(tmp_path / "store"))["drift"] or [{}]
             if found.get("requests"):
                 break
             time.sleep(0.2)
@@ -425,10 +425,10 @@ def test_engines_and_threads_log_json_without_messages():
 )
 def test_a_model_is_called_by_its_run(tmp_path, folder, name):
     model = tiny.save(tmp_path / "here" / folder)
-    service = open_service(Wanted(str(model)), Settings(), tmp_path / "store")
+    service = open_service(ServerOptions(str(model)), Settings(), tmp_path / "store")
     service.engine.close()
     assert service.served.name == name
-    named = open_service(Wanted(str(model), name="mine"), Settings(), tmp_path / "store")
+    named = open_service(ServerOptions(str(model), name="mine"), Settings(), tmp_path / "store")
     named.engine.close()
     assert named.served.name == "mine"
     assert named.served.version == service.served.version != "unknown"

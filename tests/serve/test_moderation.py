@@ -16,12 +16,12 @@ from meditune.assistant.assistant import Assistant
 from meditune.config.data_options import PromptFormat
 from meditune.errors import DataError
 from meditune.prompts import LIMITS_LINE
-from meditune.serve.chat_prompts import Prompts, Turn
+from meditune.serve.chat_prompts import ChatPrompts, Turn
 from meditune.serve.http_server import Place
 from meditune.serve.settings import Settings
 from meditune.serve.startup import safe
 from meditune.store.api_keys import Keys
-from meditune.store.database import Base
+from meditune.store.database import SQLiteDatabase
 from tests import tiny
 from tests.assistant.saying import Saying
 from tests.serve.server import Running, served
@@ -164,7 +164,7 @@ PROGRAMS = {
 def keyed(tmp_path_factory):
     """A server that needs keys; an ordinary key, and one with the scope raw."""
     folder = tmp_path_factory.mktemp("keyed")
-    keys = Keys(Base(folder))
+    keys = Keys(SQLiteDatabase(folder))
     usual, raw = keys.create("Ann")[1], keys.create("Harness", ["generate", "raw"])[1]
     assistant = Assistant(Saying("never said"), None)
     with served(folder, Settings(keys_needed=True), assistant=assistant, form=FORM) as made:
@@ -184,7 +184,7 @@ def test_nothing_skips_triage_without_the_scope_raw(running, keyed, name):
 
 
 def test_strangers_of_an_open_server_have_no_scope_raw(tmp_path):
-    settings = safe(Settings(), Place("0.0.0.0"), Keys(Base(tmp_path)), open_to_all=True)
+    settings = safe(Settings(), Place("0.0.0.0"), Keys(SQLiteDatabase(tmp_path)), open_to_all=True)
     with served(tmp_path, settings, assistant=Assistant(Saying("never said"), None), form=FORM) as made:
         for text, more in PROGRAMS.values():
             assert "stroke" in said(made.chat(text, **more))
@@ -313,14 +313,14 @@ def test_emergencies_do_not_wait_behind_a_flood_of_long_messages(tmp_path):
 
 @pytest.mark.parametrize(("cue", "last"), [("In plain words:", "In plain words:"), (None, "Conclusion:")])
 def test_a_chat_asks_for_plain_words_where_the_model_knows_a_cue_for_them(cue, last):
-    prompts = Prompts(tiny.tokenizer(), PromptFormat(plain_cue=cue), 1000)
+    prompts = ChatPrompts(tiny.tokenizer(), PromptFormat(plain_cue=cue), 1000)
     earlier = [Turn("user", "What is gout?"), Turn("assistant", "A disease.")]
     text = prompts.tokenizer.decode(prompts.chat([*earlier, Turn("user", "Does it hurt?")]))
     assert text == f"Question: What is gout?\n{last} A disease.\nQuestion: Does it hurt?\n{last}"
 
 
 def test_a_message_that_ends_in_any_of_the_cues_is_a_prompt_already():
-    prompts = Prompts(tiny.tokenizer(), PromptFormat(plain_cue="In plain words:"), 1000)
+    prompts = ChatPrompts(tiny.tokenizer(), PromptFormat(plain_cue="In plain words:"), 1000)
     for cue in ("Conclusion:", "Answer:", "In plain words:"):
         asked = f"Question: Does it hurt?\n{cue}"
         assert prompts.tokenizer.decode(prompts.chat([Turn("user", asked)])) == asked

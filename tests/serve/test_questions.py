@@ -10,7 +10,7 @@ import pytest
 from meditune.serve.settings import Settings
 from meditune.store.answers import Answers
 from meditune.store.api_keys import Keys
-from meditune.store.database import Base
+from meditune.store.database import SQLiteDatabase
 from tests.assistant.asking import Plain
 from tests.serve.server import served, slowed
 from tests.serve.test_streaming import request
@@ -88,7 +88,7 @@ def test_what_is_kept_can_be_deleted(server):
 
 
 def test_only_who_asked_may_say_or_delete(tmp_path):
-    keys = Keys(Base(tmp_path))
+    keys = Keys(SQLiteDatabase(tmp_path))
     (_, ann), (_, bo), (_, admin) = keys.create("Ann"), keys.create("Bo"), keys.create("Cy", ["feedback", "admin"])
     with served(tmp_path, Settings(keys_needed=True)) as server:
         with_assistant(server)
@@ -98,7 +98,7 @@ def test_only_who_asked_may_say_or_delete(tmp_path):
         assert server.ask("/v1/feedback", said, key=ann).status == 200
         assert server.ask(f"/v1/answers/{id}", method="DELETE", key=bo).status == 404
         assert server.ask(f"/v1/answers/{id}", method="DELETE", key=admin).status == 200
-    assert list(Answers(Base(tmp_path)).exported()) == []
+    assert list(Answers(SQLiteDatabase(tmp_path)).exported()) == []
 
 
 def test_without_leave_no_text_is_kept(tmp_path):
@@ -106,15 +106,17 @@ def test_without_leave_no_text_is_kept(tmp_path):
         with_assistant(server)
         server.ask("/v1/ask", QUESTION)
         server.chat("colchicine please")
-    assert [(each["question"], each["answer"]) for each in Answers(Base(tmp_path)).exported()] == [(None, None)] * 2
+    assert [(each["question"], each["answer"]) for each in Answers(SQLiteDatabase(tmp_path)).exported()] == [
+        (None, None)
+    ] * 2
     assert not any(b"colchicine" in file.read_bytes() for file in tmp_path.iterdir())
 
 
 def test_what_is_old_is_deleted_when_the_server_starts(tmp_path):
     from meditune.store.answers import Answer
 
-    Answers(Base(tmp_path)).keep(Answer("new", "", "ask", "m"))
-    Answers(Base(tmp_path)).keep(Answer("old", "", "ask", "m", time=time.time() - 40 * 86_400))
+    Answers(SQLiteDatabase(tmp_path)).keep(Answer("new", "", "ask", "m"))
+    Answers(SQLiteDatabase(tmp_path)).keep(Answer("old", "", "ask", "m", time=time.time() - 40 * 86_400))
     with served(tmp_path) as server:
         until = time.monotonic() + 5
         while server.service.answers.get("old") and time.monotonic() < until:
@@ -198,7 +200,7 @@ def test_many_long_asks_leave_the_others_their_threads(tmp_path):
 
 
 def test_an_experts_word_overrides_and_belongs_to_the_exact_versions(tmp_path):
-    keys = Keys(Base(tmp_path))
+    keys = Keys(SQLiteDatabase(tmp_path))
     ann, bo, expert = keys.create("Ann")[1], keys.create("Bo")[1], keys.create("Dr Cy", ["feedback", "expert"])[1]
     with served(tmp_path, Settings(keys_needed=True)) as server:
         server.service.goes_over_to("c0ffee")
@@ -212,7 +214,7 @@ def test_an_experts_word_overrides_and_belongs_to_the_exact_versions(tmp_path):
         assert server.ask("/v1/feedback", {"id": id, "rating": "up"}, key=ann).status == 200
         assert server.ask("/v1/feedback", said, key=bo).status == 404
         assert server.ask(f"/v1/answers/{id}", method="DELETE", key=expert).status == 404
-    (kept,) = Answers(Base(tmp_path)).exported()
+    (kept,) = Answers(SQLiteDatabase(tmp_path)).exported()
     assert (kept["model"], kept["index_content"]) == ("tiny v1", "c0ffee")
     told = {each["expert"]: (each["rating"], each["decision"]) for each in kept["feedback"]}
     assert told == {True: ("down", "no"), False: ("up", "")}
@@ -226,7 +228,7 @@ def test_nobody_is_an_expert_where_nobody_needs_a_key(server):
 
 
 def test_feedback_has_a_rate_and_no_quota(tmp_path):
-    key = Keys(Base(tmp_path)).create("Ann", daily_tokens=1)[1]
+    key = Keys(SQLiteDatabase(tmp_path)).create("Ann", daily_tokens=1)[1]
     with served(tmp_path, Settings(keys_needed=True, feedback_per_minute=3)) as server:
         id = server.chat(key=key).json["id"]
         assert server.chat(key=key).error()["code"] == "insufficient_quota"

@@ -6,7 +6,7 @@ from meditune.serve.http_server import Place
 from meditune.serve.security_check import findings
 from meditune.serve.settings import Settings
 from meditune.store.api_keys import Keys
-from meditune.store.database import Base
+from meditune.store.database import SQLiteDatabase
 
 SAFE = {"keys_needed": True, "per_minute": 60}
 
@@ -15,12 +15,12 @@ SAFE = {"keys_needed": True, "per_minute": 60}
 def store(tmp_path, monkeypatch):
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     folder = tmp_path / "store"
-    Keys(Base(folder)).create("Ann")
+    Keys(SQLiteDatabase(folder)).create("Ann")
     return folder
 
 
 def unsafe(store, settings, place, now=None):
-    keys = Keys(Base(store)).all()
+    keys = Keys(SQLiteDatabase(store)).all()
     found = findings(settings, place, keys, store, now or keys[0].created)
     assert [finding.verdict for finding in found] == sorted(
         (finding.verdict for finding in found), key=["unsafe", "note", "good"].index
@@ -52,7 +52,9 @@ def test_each_unsafe_thing_is_named(store, changes, place, said):
 
 
 def test_a_missing_classifier_is_unsafe(store):
-    found = findings(Settings(**SAFE), Place(), Keys(Base(store)).all(), store, 0, "onnxruntime isn't installed.")
+    found = findings(
+        Settings(**SAFE), Place(), Keys(SQLiteDatabase(store)).all(), store, 0, "onnxruntime isn't installed."
+    )
     (finding,) = [each for each in found if each.verdict == "unsafe"]
     assert "rules alone" in finding.sentence
     assert "onnxruntime isn't installed." in finding.sentence
@@ -69,14 +71,14 @@ def test_files_that_others_may_read_and_the_superuser(store, monkeypatch):
 
 
 def test_keys_none_of_which_is_usable(store):
-    keys = Keys(Base(store))
+    keys = Keys(SQLiteDatabase(store))
     keys.revoke(keys.all()[0].id)
     (sentence,) = unsafe(store, Settings(**SAFE), Place("0.0.0.0", proxies="10.0.0.2"))
     assert "none is usable" in sentence
 
 
 def test_old_and_mighty_keys_are_noted(store):
-    keys = Keys(Base(store))
+    keys = Keys(SQLiteDatabase(store))
     made, _ = keys.create("Bo", ["admin"])
     found = findings(Settings(**SAFE), Place(), keys.all(), store, made.created + 400 * 86_400)
     notes = " ".join(finding.sentence for finding in found if finding.verdict == "note")
@@ -85,7 +87,7 @@ def test_old_and_mighty_keys_are_noted(store):
 
 
 def test_what_reaches_the_model_without_triage_is_named(store):
-    keys = Keys(Base(store))
+    keys = Keys(SQLiteDatabase(store))
 
     def told():
         return {each.sentence: each.verdict for each in findings(Settings(**SAFE), Place(), keys.all(), store, 0.0)}

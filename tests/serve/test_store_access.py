@@ -21,7 +21,7 @@ from meditune.serve.store_access import STEADY_S, Clock
 from meditune.store import database
 from meditune.store.answers import Answer, Answers, Feedback
 from meditune.store.api_keys import Keys
-from meditune.store.database import FILE, Base
+from meditune.store.database import FILE, SQLiteDatabase
 from meditune.store.open_store import open_store
 from tests.assistant.saying import Saying
 from tests.serve.server import served, service
@@ -121,13 +121,13 @@ def test_a_lock_is_waited_for_then_named_and_urgent_help_comes_all_the_same(tmp_
         holder.close()
         assert server.chat().status == 200
         assert server.ask("/v1/feedback", {"id": id, "rating": "up"}).status == 200
-    assert len(next(Answers(Base(tmp_path)).exported())["feedback"]) == 1
+    assert len(next(Answers(SQLiteDatabase(tmp_path)).exported())["feedback"]) == 1
 
 
 def test_an_emergency_waits_for_nobody_who_waits_for_the_store(tmp_path, monkeypatch):
     monkeypatch.setattr(database, "BUSY_S", 6.0)
     assistant = Assistant(Saying("Rest helps most people."))
-    key = Keys(Base(tmp_path)).create("Ann")[1]
+    key = Keys(SQLiteDatabase(tmp_path)).create("Ann")[1]
     settings = Settings(keys_needed=True, keep_text=True)
     with served(tmp_path, settings, assistant=assistant) as server, ThreadPoolExecutor(14) as pool:
         holder = locked(tmp_path)
@@ -147,7 +147,7 @@ def test_an_answer_of_which_no_text_is_kept_is_given_although_the_store_fails(tm
     monkeypatch.setattr(database, "BUSY_S", 2.0)
     for module in (answer_log, streaming):
         monkeypatch.setattr(module, "METRICS_S", 0.3)
-    keys = Keys(Base(tmp_path))
+    keys = Keys(SQLiteDatabase(tmp_path))
     key, bounded = keys.create("Ann")[1], keys.create("Bo", daily_tokens=10_000)[1]
     assistant = Assistant(Saying("Rest helps most people."))
     with served(tmp_path, Settings(keys_needed=True), assistant=assistant) as server, ThreadPoolExecutor() as pool:
@@ -176,7 +176,7 @@ def fill_to_the_brim(folder):
     """In a process of its own: keep answers until no file may grow any more; how many were told to be there."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    answers = Answers(Base(folder))
+    answers = Answers(SQLiteDatabase(folder))
     for number in range(10_000):
         try:
             answers.keep(Answer(f"a{number}", "k", "ask", "m", question=f"What helps? {number} " * 200))
@@ -203,7 +203,7 @@ def test_a_full_disk_is_named_and_what_was_told_before_stays(tmp_path):
     told = int(os.read(read, 20))
     os.close(read)
     # There is room again: the same store goes on.
-    answers = Answers(Base(tmp_path))
+    answers = Answers(SQLiteDatabase(tmp_path))
     found = {each["id"]: each["feedback"] for each in answers.exported()}
     assert told > 10
     assert all(len(found[f"a{number}"]) == 1 for number in range(told))
@@ -239,4 +239,4 @@ def test_the_clock_may_jump_between_answers(tmp_path, monkeypatch):
             id = server.chat().json["id"]
             assert server.ask("/v1/feedback", {"id": id, "rating": "up"}).status == 200
             assert server.ask("/v1/admin/status").status == 200
-    assert [len(each["feedback"]) for each in Answers(Base(tmp_path)).exported()] == [1] * 4
+    assert [len(each["feedback"]) for each in Answers(SQLiteDatabase(tmp_path)).exported()] == [1] * 4

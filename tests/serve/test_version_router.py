@@ -21,10 +21,10 @@ from filelock import FileLock
 from meditune.errors import EngineError, ModelError, StoreError
 from meditune.model_registry import Registry, Version
 from meditune.serve import startup
-from meditune.serve.chat_prompts import Prompts
+from meditune.serve.chat_prompts import ChatPrompts
 from meditune.serve.service import Served
 from meditune.serve.settings import Settings
-from meditune.serve.version_router import JUDGED, Parts, Releases
+from meditune.serve.version_router import JUDGED, VersionParts, VersionRouter
 from tests.assistant.asking import Plain
 from tests.commands import Bench, bench
 from tests.registry_runs import PASSED, bare, finished, passed, with_versions
@@ -47,7 +47,7 @@ def run(place: Bench) -> Path:
 
 @contextmanager
 def serving(registry: Registry, store: Path, settings: Settings = QUICK) -> Iterator[Running]:
-    wanted = startup.Wanted(str(registry.folder), engine="transformers", name="tiny")
+    wanted = startup.ServerOptions(str(registry.folder), engine="transformers", name="tiny")
     with started(startup.open_service(wanted, settings, store)) as running:
         yield running
 
@@ -267,20 +267,20 @@ def serving_versions(
     registry: Registry,
     store: Path,
     settings: Settings | None = None,
-    load: Callable[[Version, Parts], Parts] = lambda _, parts: parts,
+    load: Callable[[Version, VersionParts], VersionParts] = lambda _, parts: parts,
     make: Callable[[Any], Plain] = lambda engine: Assistant(engine, INDEX),
 ) -> Iterator[Running]:
     """A server of versions that all have the same tiny model; `load` may change what is loaded."""
     settings = settings or Settings(follow_s=0.05, at_once=4)
     told: list[str] = []
 
-    def parts(found: Version) -> Parts:
+    def parts(found: Version) -> VersionParts:
         made = server.service(store, settings)
         served = Served(server.MODEL, f"{found.id}-{found.weights}", 1, INDEX)
-        opened = Parts(served, made.engine, Prompts(made.engine.tokenizer, None, 256), make(made.engine))
+        opened = VersionParts(served, made.engine, ChatPrompts(made.engine.tokenizer, None, 256), make(made.engine))
         return load(found, opened)
 
-    def service(parts: Parts) -> Any:
+    def service(parts: VersionParts) -> Any:
         made = server.service(store, settings)
         made.served, made.engine, made.prompts, made.assistant = (
             parts.served,
@@ -290,7 +290,7 @@ def serving_versions(
         )
         return made
 
-    releases = Releases(registry, parts, settings.follow_s, told.append)
+    releases = VersionRouter(registry, parts, settings.follow_s, told.append)
     with started(releases.begin(service)) as running:
         running.told = told  # type: ignore[attr-defined]
         yield running
@@ -330,7 +330,7 @@ def test_an_engine_that_fails_everywhere_takes_back_one_version_and_not_all(tmp_
     registry = bare(tmp_path / "registry", 3)
     down = threading.Event()
 
-    def load(_: Version, parts: Parts) -> Parts:
+    def load(_: Version, parts: VersionParts) -> VersionParts:
         if down.is_set():
             broken(parts.engine)
         return parts
@@ -391,7 +391,7 @@ def test_a_load_that_failed_is_tried_again_and_keeps_no_trial_alive(tmp_path: Pa
     registry = bare(tmp_path / "registry", 3)
     tries: list[str] = []
 
-    def load(found: Version, parts: Parts) -> Parts:
+    def load(found: Version, parts: VersionParts) -> VersionParts:
         if found.id == "v0003":
             tries.append(found.id)
             if len(tries) == 1:
@@ -415,7 +415,7 @@ def test_an_index_that_changes_while_a_version_is_loaded_is_named_by_its_answers
     registry = bare(tmp_path / "registry", 3)
     loading, go = threading.Event(), threading.Event()
 
-    def load(found: Version, parts: Parts) -> Parts:
+    def load(found: Version, parts: VersionParts) -> VersionParts:
         if found.id != "v0001":
             loading.set()
             assert go.wait(20)
@@ -457,7 +457,7 @@ def test_shadows_take_only_places_that_are_free_and_stop_in_time(tmp_path: Path)
                 ended.append(True)
             yield from super().ask(question, cancelled=cancelled, **options)
 
-    def load(found: Version, parts: Parts) -> Parts:
+    def load(found: Version, parts: VersionParts) -> VersionParts:
         parts.assistant.versions["model"] = found.id
         return parts
 
@@ -488,7 +488,7 @@ def test_a_server_that_ends_counts_no_shadow_as_failed(tmp_path: Path) -> None:
                 raise EngineError("The engine is closed.")
             yield from super().ask(question, cancelled=cancelled, **options)
 
-    def load(found: Version, parts: Parts) -> Parts:
+    def load(found: Version, parts: VersionParts) -> VersionParts:
         parts.assistant.versions["model"] = found.id
         return parts
 

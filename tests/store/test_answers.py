@@ -12,7 +12,7 @@ import pytest
 from meditune.store import database
 from meditune.store.answers import SHADOW, Answer, Answers, Feedback, shadow_of
 from meditune.store.api_keys import Usage
-from meditune.store.database import Base
+from meditune.store.database import SQLiteDatabase
 from meditune.store.open_store import open_store
 
 
@@ -23,7 +23,7 @@ def answers(store):
 
 @pytest.fixture
 def in_file(tmp_path):
-    return Answers(Base(tmp_path))
+    return Answers(SQLiteDatabase(tmp_path))
 
 
 def everything(folder):
@@ -186,7 +186,7 @@ def test_nothing_that_was_reported_is_lost_by_a_kill(tmp_path):
     process.send_signal(signal.SIGKILL)
     reported += process.stdout.readlines()
     process.wait()
-    kept = {each["id"]: each["feedback"] for each in Answers(Base(tmp_path)).exported()}
+    kept = {each["id"]: each["feedback"] for each in Answers(SQLiteDatabase(tmp_path)).exported()}
     for line in reported:
         assert kept[f"a{int(line)}"][0]["comment"] == f"comment {int(line)}"
 
@@ -201,7 +201,7 @@ def test_usage_is_counted_by_day(store):
 
 
 def test_old_usage_is_deleted_with_its_address(tmp_path):
-    usage = Usage(Base(tmp_path))
+    usage = Usage(SQLiteDatabase(tmp_path))
     usage.add("192.0.2.7", 5)
     with usage.base.opened() as base:
         base.execute("INSERT INTO usage VALUES ('198.51.100.9', '2020-01-01', 1, 5)")

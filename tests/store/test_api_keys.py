@@ -6,12 +6,12 @@ import pytest
 
 from meditune.errors import DataError
 from meditune.store.api_keys import USUAL, Keys
-from meditune.store.database import FILE, Base
+from meditune.store.database import FILE, SQLiteDatabase
 from meditune.store.open_store import open_store
 
 
 def test_a_key_is_known_again_and_nowhere_written(tmp_path):
-    keys = Keys(Base(tmp_path / "new"))
+    keys = Keys(SQLiteDatabase(tmp_path / "new"))
     assert not keys.any()
     made, text = keys.create("Ann", per_minute=5, daily_tokens=100, days=1)
     assert keys.any()
@@ -37,14 +37,14 @@ def test_a_key_lives_in_every_store(store):
 
 
 def test_what_is_no_key(tmp_path):
-    keys = Keys(Base(tmp_path))
+    keys = Keys(SQLiteDatabase(tmp_path))
     made, text = keys.create("Ann")
     for wrong in ("", "mt", "mt-", f"mt-{made.id}", f"mt-{made.id}-", text[3:], text.upper(), "' OR 1=1 --", "\ud800"):
         assert keys.who(wrong) is None
 
 
 def test_every_check_compares_hashes_whether_the_id_is_known_or_not(tmp_path, monkeypatch):
-    keys = Keys(Base(tmp_path))
+    keys = Keys(SQLiteDatabase(tmp_path))
     made, _ = keys.create("Ann")
     compared = []
 
@@ -59,7 +59,7 @@ def test_every_check_compares_hashes_whether_the_id_is_known_or_not(tmp_path, mo
 
 
 def test_errors_are_sentences(tmp_path):
-    keys = Keys(Base(tmp_path))
+    keys = Keys(SQLiteDatabase(tmp_path))
     with pytest.raises(DataError, match=r"root is no scope of a key\. Scopes: generate"):
         keys.create("Ann", ["root"])
     with pytest.raises(DataError, match=r"There is no key 'x'.*meditune keys list"):
@@ -73,12 +73,12 @@ def test_errors_are_sentences(tmp_path):
 def test_a_store_that_cant_be_used(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(DataError, match="Name another folder with --store"):
-        Base(tmp_path / "file" / "store")
+        SQLiteDatabase(tmp_path / "file" / "store")
     (tmp_path / FILE).write_text("this is no database at all " * 50)
     with pytest.raises(DataError, match="can't be used"):
-        Base(tmp_path)
-    later = Base(tmp_path / "later")
+        SQLiteDatabase(tmp_path)
+    later = SQLiteDatabase(tmp_path / "later")
     with later.opened() as base:
         base.execute("PRAGMA user_version = 99")
     with pytest.raises(DataError, match="later version"):
-        Base(tmp_path / "later")
+        SQLiteDatabase(tmp_path / "later")

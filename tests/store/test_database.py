@@ -8,7 +8,7 @@ import pytest
 from meditune.errors import StoreError
 from meditune.store.answers import Answer, Answers, Feedback
 from meditune.store.api_keys import Keys
-from meditune.store.database import FILE, LATEST, Base
+from meditune.store.database import FILE, LATEST, SQLiteDatabase
 from meditune.store.open_store import open_store
 from meditune.store.overview import Notes
 from meditune.store.postgresql import Postgres
@@ -53,7 +53,7 @@ def versions(store):
 
 
 def test_a_file_of_the_first_version_keeps_everything(tmp_path):
-    answers = Answers(Base(old(tmp_path)))
+    answers = Answers(SQLiteDatabase(old(tmp_path)))
     assert versions(str(tmp_path)) == list(range(1, LATEST + 1))
     told = list(answers.in_order())
     # Places stay, gaps included: a drift check goes on from one.
@@ -84,9 +84,9 @@ def test_a_step_that_fails_is_undone_whole(tmp_path, monkeypatch):
     broken = database.Step(2, database.STEPS[1].sqlite + "CREATE TABLE broken (;", "")
     monkeypatch.setattr(database, "STEPS", (database.STEPS[0], broken))
     with pytest.raises(StoreError):
-        Base(tmp_path)
+        SQLiteDatabase(tmp_path)
     monkeypatch.undo()
-    assert [each.id for _, each, _ in Answers(Base(tmp_path)).in_order()] == ["a1", "a2"]
+    assert [each.id for _, each, _ in Answers(SQLiteDatabase(tmp_path)).in_order()] == ["a1", "a2"]
 
 
 def test_a_later_version_is_left_alone(store):

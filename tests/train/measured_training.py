@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from meditune.config.load_recipe import load_recipe
 from meditune.models import inference
 from meditune.models.adapters import make_trainable
-from meditune.models.hidden_state_cache import FrozenLayers
+from meditune.models.hidden_state_cache import HiddenStateCache
 from meditune.models.shared_prefix_batch import Row
 from meditune.train.finetune import peak_memory_gb
 from meditune.train.resource_plan import longest_rows
@@ -32,7 +32,7 @@ def main() -> None:
     model = make_trainable(model, recipe.model, 0)
     rows = longest_rows(recipe)
     rows = rows * -(-2 * recipe.train.batch_size * recipe.train.accumulation // len(rows))
-    list(train(model, 0, rows, Even(), recipe.train, 0, FrozenLayers(model, 0)))
+    list(train(model, 0, rows, Even(), recipe.train, 0, HiddenStateCache(model, 0)))
     print(peak_memory_gb() * 1e9)
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from meditune import distributed
 from meditune.models.shared_prefix_batch import join
 from meditune.prompts import Encoded
-from meditune.train.trainer import dealt
+from meditune.train.trainer import deal_rows
 from tests import commands
 from tests.commands import meditune, read_rows
 
@@ -245,11 +245,11 @@ def test_every_row_is_dealt_once_and_some_processes_may_get_none(lockstep, monke
     monkeypatch.setenv("WORLD_SIZE", "7")
     for rank in range(7):
         monkeypatch.setenv("RANK", str(rank))
-        shares.append(dealt(rows, 64, lockstep))
+        shares.append(deal_rows(rows, 64, lockstep))
     given = [index for share in shares for piece in share if not piece.idle for index in piece.indices]
     assert sorted(given) == [*range(5)]
     assert [len(share) for share in shares] == ([1] * 7 if lockstep else [1] * 5 + [0] * 2)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    assert [piece.indices for piece in dealt(rows, 64, lockstep)] == [[1], [4, 0]]
+    assert [piece.indices for piece in deal_rows(rows, 64, lockstep)] == [[1], [4, 0]]
     assert distributed.world() == 2

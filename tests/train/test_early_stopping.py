@@ -5,7 +5,7 @@ import json
 import pytest
 
 from meditune.config.training_options import DevSpec
-from meditune.train.early_stopping import DevWatch
+from meditune.train.early_stopping import DevMonitor
 from tests.commands import bench, jsonl, meditune, read_rows, rows, stopped_after
 
 STEPS = {
@@ -146,6 +146,6 @@ def test_a_metric_that_the_dev_split_cant_tell_is_refused_before_anything_is_com
 
 
 def test_a_figure_that_only_equals_the_best_is_no_improvement():
-    watch = DevWatch(DevSpec(metric="accuracy", patience=2), lambda: 0.0, 1, {1: 50.0, 2: 50.0})
+    watch = DevMonitor(DevSpec(metric="accuracy", patience=2), lambda: 0.0, 1, {1: 50.0, 2: 50.0})
     assert (watch.best_step, watch.since, watch.is_over) == (1, 1, False)
-    assert DevWatch(DevSpec(patience=1), lambda: 0.0, 1, {1: 2.0, 2: float("nan")}).is_over
+    assert DevMonitor(DevSpec(patience=1), lambda: 0.0, 1, {1: 2.0, 2: float("nan")}).is_over

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from meditune.config.training_options import TrainSpec
-from meditune.models.hidden_state_cache import FrozenLayers
+from meditune.models.hidden_state_cache import HiddenStateCache
 from meditune.models.shared_prefix_batch import windows
 from meditune.train.dataset import TokenWeights
 from meditune.train.trainer import train
@@ -43,7 +43,7 @@ def place(tmp_path_factory):
         loaded = tiny.loaded()
         rows = windows("text", loaded.tokenizer(chatter(3))["input_ids"], 64)
         spec = TrainSpec(batch_size=8, accumulation=1, epochs=12, learning_rate=1e-2)
-        for _ in train(loaded.model, 1, rows, TokenWeights([], [], spec), spec, 1, FrozenLayers(loaded.model, 0)):
+        for _ in train(loaded.model, 1, rows, TokenWeights([], [], spec), spec, 1, HiddenStateCache(loaded.model, 0)):
             pass
         loaded.model.set_attn_implementation("sdpa")
         loaded.model.save_pretrained(made.base)

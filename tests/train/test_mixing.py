@@ -18,7 +18,7 @@ from meditune.train.dataset import TokenWeights
 from meditune.train.mixing import mix_of
 from meditune.train.replay import plan_replay
 from meditune.train.trainer import plan_steps
-from meditune.train.training_plan import facts, mixture, said
+from meditune.train.training_plan import facts, mixture, plan_lines
 from tests import tiny
 from tests.commands import bench, jsonl, meditune, read_rows, rows, stopped_after
 
@@ -299,5 +299,5 @@ def test_a_training_that_ended_early_counts_what_it_did(made):
     parts = mixture(rows, [example.source for example in examples], steps[:2], None)
     assert sum(part.visits for part in parts) == 8
     short = next(part for part in parts if part.source == "short")
-    line = next(line for line in said(parts) if line.startswith("short: "))
+    line = next(line for line in plan_lines(parts) if line.startswith("short: "))
     assert line.startswith(f"short: {short.visits} rows ({round(short.visits / 12, 2):g} passes over its 12), ")

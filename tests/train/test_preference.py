@@ -13,7 +13,7 @@ import torch
 from meditune.config.data_options import PromptFormat
 from meditune.config.training_options import LoraSpec
 from meditune.models.adapters import add_lora
-from meditune.models.hidden_state_cache import FrozenLayers
+from meditune.models.hidden_state_cache import HiddenStateCache
 from meditune.models.load import load
 from meditune.models.shared_prefix_batch import rows_of_pairs
 from meditune.train.losses import PairLoss, dpo, log_likelihoods, orpo
@@ -279,7 +279,7 @@ def start(architecture="llama", trained_head=False):
     rows, _ = rows_of_pairs(PAIRS, loaded.encoder(FORMAT))
     model = loaded.model if trained_head else add_lora(loaded.model, LoraSpec(r=4), seed=1)
     with torch.no_grad():
-        before, _, _ = log_likelihoods(model, FrozenLayers(model, 0), rows, loaded.pad_id)
+        before, _, _ = log_likelihoods(model, HiddenStateCache(model, 0), rows, loaded.pad_id)
     reference = {row.encoded[0].id: both for row, both in zip(rows, before.tolist(), strict=True)}
     return loaded, model, rows, reference
 
@@ -315,7 +315,7 @@ def test_both_answers_in_one_row_give_the_loss_and_gradients_of_separate_ones(ob
     move(model)
     loss_of = PairLoss(0.3, reference if objective == "dpo" else None)
     shares = [1 / len(rows)] * len(rows)
-    loss, batch = loss_of(model, FrozenLayers(model, 0), rows, shares, loaded.pad_id)
+    loss, batch = loss_of(model, HiddenStateCache(model, 0), rows, shares, loaded.pad_id)
     sums = plain_likelihoods(model, rows)
     tokens = torch.tensor([[len(item.target) for item in row.encoded] for row in rows])
     if objective == "dpo":
@@ -375,7 +375,9 @@ def test_dpo_equals_trls_loss_and_gradients(tmp_path, monkeypatch):
     theirs = trainer.compute_loss(model, trainer.data_collator(tokens))
     their_slopes = gradients(model, theirs)
     loaded.model.set_attn_implementation("eager")
-    ours, _ = PairLoss(0.3, reference)(model, FrozenLayers(model, 0), rows, [1 / len(rows)] * len(rows), loaded.pad_id)
+    ours, _ = PairLoss(0.3, reference)(
+        model, HiddenStateCache(model, 0), rows, [1 / len(rows)] * len(rows), loaded.pad_id
+    )
     assert abs(theirs.item() - math.log(2)) > 0.01
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
     for name, slope in gradients(model, ours).items():

@@ -6,7 +6,7 @@ import torch
 from meditune.config.data_options import PromptFormat
 from meditune.config.training_options import LoraSpec, ReplaySpec, TrainSpec
 from meditune.models.adapters import add_lora
-from meditune.models.hidden_state_cache import FrozenLayers
+from meditune.models.hidden_state_cache import HiddenStateCache
 from meditune.models.shared_prefix_batch import rows_of, windows
 from meditune.train.dataset import TokenWeights
 from meditune.train.regularization import EWC, L2SP, Fisher, StartingPoint, estimate
@@ -86,7 +86,7 @@ def test_the_fisher_of_lora_is_that_of_the_base_weights(architecture):
     loaded, model = with_lora(architecture)
     rows = text_rows(loaded)
     start = StartingPoint(model)
-    found = estimate(model, loaded.pad_id, rows, FrozenLayers(model, 0), start)
+    found = estimate(model, loaded.pad_id, rows, HiddenStateCache(model, 0), start)
     assert all(parameter.grad is None for parameter in model.parameters())
     weights = [pair.layer.base_layer.weight for pair in start.pairs]
     expected = [torch.zeros_like(weight) for weight in weights]
@@ -109,7 +109,7 @@ def test_the_fisher_of_other_parameters_is_that_of_each():
     loaded = tiny.loaded()
     model, rows = loaded.model, text_rows(loaded)
     start = StartingPoint(model)
-    found = estimate(model, loaded.pad_id, rows, FrozenLayers(model, 0), start)
+    found = estimate(model, loaded.pad_id, rows, HiddenStateCache(model, 0), start)
     for (parameter, _), mine in zip(start.others, found.others, strict=True):
         expected = torch.zeros_like(parameter)
         for row in rows:
@@ -124,7 +124,7 @@ def test_the_fisher_knows_remembered_layers_too():
     for frozen in (0, 1):
         loaded = tiny.loaded()
         model = add_lora(loaded.model, LoraSpec(r=4), seed=1, top_layers=1)
-        layers, rows = FrozenLayers(model, frozen), text_rows(loaded)
+        layers, rows = HiddenStateCache(model, frozen), text_rows(loaded)
         for _ in range(2):  # the second time from memory
             fisher = estimate(model, loaded.pad_id, rows, layers, StartingPoint(model))
         fishers.append(fisher.pairs)
@@ -160,7 +160,7 @@ def steps_of(penalize, rehearse=False, batch_size=8, accumulation=1, pieces=10_0
     spec = TrainSpec(
         batch_size=batch_size, accumulation=accumulation, epochs=3, learning_rate=1e-2, micro_batch_tokens=pieces
     )
-    start, frozen = StartingPoint(model), FrozenLayers(model, 0)
+    start, frozen = StartingPoint(model), HiddenStateCache(model, 0)
     penalties = []
     if penalize:
         fisher = estimate(model, loaded.pad_id, text_rows(loaded), frozen, start)

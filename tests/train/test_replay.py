@@ -9,9 +9,9 @@ import torch
 from meditune.config.data_options import PromptFormat
 from meditune.config.load_recipe import load_recipe
 from meditune.config.training_options import LoraSpec, ReplaySpec, TrainSpec
-from meditune.data.prepare import stored
+from meditune.data.prepare import stored_data
 from meditune.models.adapters import add_lora
-from meditune.models.hidden_state_cache import FrozenLayers
+from meditune.models.hidden_state_cache import HiddenStateCache
 from meditune.models.load import load
 from meditune.models.shared_prefix_batch import PROMPT, rows_of, windows
 from meditune.train import replay
@@ -98,7 +98,7 @@ def test_a_step_minimizes_the_weighted_mean_over_answers_and_replay():
     mean = whole / (2 * each + 0.3 * answer_weight * len(losses["replay"]))
     slopes = torch.autograd.grad(mean, [p for p in model.parameters() if p.requires_grad])
     norm = torch.cat([slope.flatten() for slope in slopes]).norm().item()
-    (step,) = train(model, loaded.pad_id, rows, weights, spec, 1, FrozenLayers(model, 0), replay=replay)
+    (step,) = train(model, loaded.pad_id, rows, weights, spec, 1, HiddenStateCache(model, 0), replay=replay)
     assert step.loss == pytest.approx((own / (2 * each)).item(), rel=1e-4)
     assert step.replay_loss == pytest.approx(losses["replay"].mean().item(), rel=1e-4)
     assert step.grad_norm == pytest.approx(norm, rel=1e-3)
@@ -115,7 +115,7 @@ def planned(place, name, tmp_path, **changes):
     result = meditune("data", "prepare", "quickstart", "--output", tmp_path / name, *settings)
     assert result.code == 0, result
     recipe = load_recipe("quickstart", [word for word in settings if word != "--set"]).recipe
-    splits = stored(tmp_path / name / "data").splits
+    splits = stored_data(tmp_path / name / "data").splits
     loaded = load(str(place.base), recipe.model)
     return plan(loaded, splits, recipe, tmp_path / name), splits, loaded
 
@@ -166,9 +166,9 @@ def test_what_the_model_writes_is_sampled_from_its_own_distribution(architecture
     """Token for token what sampling without a cache, one whole forward pass a token, gives with the same numbers."""
     loaded = tiny.loaded(architecture)
     loaded.model.generation_config.update(top_k=3, repetition_penalty=2.0, temperature=0.1)
-    written = list(replay.write(loaded, 5, 20, seed=3))
-    assert written == list(replay.write(loaded, 5, 20, seed=3))
-    assert written != list(replay.write(loaded, 5, 20, seed=4))
+    written = list(replay.write_replay_text(loaded, 5, 20, seed=3))
+    assert written == list(replay.write_replay_text(loaded, 5, 20, seed=3))
+    assert written != list(replay.write_replay_text(loaded, 5, 20, seed=4))
     torch.manual_seed(3)
     ids = torch.tensor([each["prompt"] for each in written])
     start = ids.shape[1]
@@ -180,7 +180,7 @@ def test_what_the_model_writes_is_sampled_from_its_own_distribution(architecture
         ids = torch.cat([ids, torch.multinomial(chances, 1)], dim=1)
     for each, expected in zip(written, ids[:, start:].tolist(), strict=True):
         assert each["target"] == expected[: expected.index(1) + 1 if 1 in expected else None]
-        row = replay.row(each)
+        row = replay.replay_row(each)
         assert row.targets == each["target"]
         assert row.tokens == [*each["prompt"], *each["target"][:-1]]
         assert len(row.targets) >= 2

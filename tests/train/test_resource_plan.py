@@ -21,7 +21,7 @@ from meditune.models.catalogue import CATALOGUE
 from meditune.models.inference import register
 from meditune.train import resource_plan
 from meditune.train.hardware_target import config_of, gpu_named, on_meta, weight_bytes
-from meditune.train.resource_plan import peak_of, plan, rehearse
+from meditune.train.resource_plan import peak_of, plan, rehearse_batch
 from tests import tiny
 from tests.commands import meditune
 
@@ -72,7 +72,7 @@ def test_the_predicted_peak_is_that_of_a_training(settings: list[str]) -> None:
     sets = ["model.top_layers=null", *SMALL_ROWS, *settings]
     recipe = load_recipe("quickstart", sets).recipe
     model = on_meta(AutoConfig.for_model(**MEDIUM), recipe.model, torch.bfloat16, register())
-    predicted = peak_of(model, rehearse(model, recipe), recipe, on_gpu=False).total
+    predicted = peak_of(model, rehearse_batch(model, recipe), recipe, on_gpu=False).total
     words = [sys.executable, "-m", "tests.train.measured_training", json.dumps(MEDIUM), *sets]
     measured = float(subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()[-1])
     assert predicted == pytest.approx(measured, rel=0.15)
@@ -83,7 +83,7 @@ def test_adapters_need_no_gradients_of_the_weights_below() -> None:
     for strategy in ("lora", "full"):
         recipe = load_recipe("quickstart", ["model.top_layers=null", *SMALL_ROWS, f"model.strategy={strategy}"]).recipe
         model = on_meta(AutoConfig.for_model(**MEDIUM), recipe.model, torch.bfloat16, register())
-        piece = rehearse(model, recipe)
+        piece = rehearse_batch(model, recipe)
         flops[strategy] = piece.flops / piece.tokens
     layers = 10 * (512 * (512 + 256 + 256 + 512) + 3 * 512 * 1376)
     assert 4 * layers < flops["lora"] < 6 * layers < flops["full"]
@@ -127,6 +127,6 @@ def test_operations_of_the_one_operation_are_those_of_peft(monkeypatch: pytest.M
     flops = []
     for _ in range(2):
         model = on_meta(AutoConfig.for_model(**MEDIUM), recipe.model, torch.bfloat16, register())
-        flops.append(resource_plan.rehearse(model, recipe).flops)
-        monkeypatch.setattr(resource_plan, "one_operation", lambda _: nullcontext())
+        flops.append(resource_plan.rehearse_batch(model, recipe).flops)
+        monkeypatch.setattr(resource_plan, "fuse_lora", lambda _: nullcontext())
     assert flops[0] == flops[1]

@@ -16,7 +16,7 @@ from meditune.config.data_options import PromptFormat
 from meditune.config.recipe import Recipe
 from meditune.config.training_options import LoraSpec, ModelSpec, TrainSpec
 from meditune.models.adapters import add_lora, make_trainable
-from meditune.models.hidden_state_cache import FrozenLayers, blocks_of
+from meditune.models.hidden_state_cache import HiddenStateCache, blocks_of
 from meditune.models.shared_prefix_batch import PROMPT, rows_of, with_prompt
 from meditune.train import losses
 from meditune.train.dataset import TokenWeights, encode
@@ -47,7 +47,7 @@ def steps_of(spec, lora=True, dtype=torch.float32, resume=None, kept=None):
         if kept is not None:
             kept[step] = {key: value.clone() for key, value in tensors.items()}
 
-    found = list(train(model, loaded.pad_id, rows, weights, spec, 3, FrozenLayers(model, 0), resume, keep))
+    found = list(train(model, loaded.pad_id, rows, weights, spec, 3, HiddenStateCache(model, 0), resume, keep))
     return found, {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -94,7 +94,7 @@ def test_the_end_token_is_learnt_even_where_it_is_also_the_pad_token(architectur
     encoder = loaded.encoder(PromptFormat(max_tokens=256, answer_tokens=32))
     rows = rows_of([encoder.supervised(example, "decision") for example in EXAMPLES])
     spec = TrainSpec(tasks=["decision"], batch_size=3, accumulation=1, epochs=40, learning_rate=1e-2)
-    for _ in train(model, loaded.pad_id, rows, TokenWeights(EXAMPLES, rows, spec), spec, 1, FrozenLayers(model, 0)):
+    for _ in train(model, loaded.pad_id, rows, TokenWeights(EXAMPLES, rows, spec), spec, 1, HiddenStateCache(model, 0)):
         pass
     prompt = encoder.prompt(EXAMPLES[0], "decision").prompt
     written = model.generate(input_ids=torch.tensor([prompt]), max_new_tokens=5, do_sample=False)[0, len(prompt) :]
@@ -125,7 +125,7 @@ def test_gradient_checkpointing_changes_no_loss(architecture, frozen):
             tasks=["answer"], batch_size=2, epochs=3, learning_rate=1e-2, gradient_checkpointing=checkpointing
         )
         weights = TokenWeights(EXAMPLES, rows, spec)
-        steps = train(model, loaded.pad_id, rows, weights, spec, 1, FrozenLayers(model, frozen))
+        steps = train(model, loaded.pad_id, rows, weights, spec, 1, HiddenStateCache(model, frozen))
         losses.append([step.loss for step in steps])
     assert losses[0][-1] < losses[0][0]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
@@ -151,7 +151,7 @@ def test_with_checkpointing_frozen_layers_take_one_forward_pass_and_no_backward_
                 )
             )
         weights = TokenWeights(EXAMPLES, rows, spec)
-        steps = list(train(model, loaded.pad_id, rows, weights, spec, 1, FrozenLayers(model, 0)))
+        steps = list(train(model, loaded.pad_id, rows, weights, spec, 1, HiddenStateCache(model, 0)))
         assert passes == ([0, 1, 1] if checkpointing else [0, 1])
         assert slopes == {0: False, 1: True}
         trained = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -293,7 +293,7 @@ def test_the_probe_changes_nothing():
     rows = rows_of([encoder.supervised(example, "answer") for example in EXAMPLES])
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     spec = TrainSpec()
-    assert probe(model, loaded.pad_id, rows, TokenWeights(EXAMPLES, rows, spec), spec, FrozenLayers(model, 0)) > 0
+    assert probe(model, loaded.pad_id, rows, TokenWeights(EXAMPLES, rows, spec), spec, HiddenStateCache(model, 0)) > 0
     assert all(torch.equal(before[name], p) and p.grad is None for name, p in model.named_parameters())
 
 
@@ -315,7 +315,7 @@ def test_the_loss_on_dev_is_the_loss_of_training():
     rows, _ = encode(MANY, loaded.encoder(form), spec.tasks, prompts=True)
     measured = dev_loss(MANY, loaded.encoder(form), Recipe(name="run", train=spec, prompt=form))(loaded)
     weights = TokenWeights(MANY, rows, spec)
-    step = next(train(loaded.model, loaded.pad_id, rows, weights, spec, 1, FrozenLayers(loaded.model, 0)))
+    step = next(train(loaded.model, loaded.pad_id, rows, weights, spec, 1, HiddenStateCache(loaded.model, 0)))
     assert measured == pytest.approx(step.loss, rel=1e-5)
 
 

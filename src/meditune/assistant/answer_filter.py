@@ -6,7 +6,7 @@ import re
 import unicodedata
 from typing import Literal
 
-from meditune.retrieve.prompt_injection import is_order
+from meditune.retrieve.prompt_injection import is_instruction
 
 Kept = Literal["amount", "order", "reassurance", "no source"]
 """Why a sentence isn't shown"""
@@ -63,12 +63,12 @@ def says_how_often(sentence: str) -> bool:
     return bool(_OFTEN.search(unicodedata.normalize("NFKC", sentence)))
 
 
-def kept_back(sentence: str, supported: bool, searched: bool, no_amounts: bool) -> Kept | None:
+def withheld(sentence: str, supported: bool, searched: bool, no_amounts: bool) -> Kept | None:
     """Why a sentence isn't shown; None where it may be.
 
     `supported`: a passage bears it out; `searched`: there are passages at all; `no_amounts`: the question was for one.
     """
-    if is_order(sentence):
+    if is_instruction(sentence):
         return "order"
     if (names_amount(sentence) and (no_amounts or not supported)) or (no_amounts and says_how_often(sentence)):
         return "amount"

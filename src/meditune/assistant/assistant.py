@@ -28,9 +28,9 @@ from pathlib import Path
 
 from meditune import __version__
 from meditune.assistant import triage as classifier
-from meditune.assistant.answer_filter import REASONS, kept_back
-from meditune.assistant.cited_answers import CONTEXT_TOKENS, PASSAGES, Answerer, Writer, judged
-from meditune.assistant.emergencies import numbers
+from meditune.assistant.answer_filter import REASONS, withheld
+from meditune.assistant.cited_answers import CONTEXT_TOKENS, PASSAGES, Answerer, Writer, checked_answer
+from meditune.assistant.emergencies import emergency_numbers
 from meditune.assistant.events import (
     Answer,
     Citation,
@@ -47,7 +47,7 @@ from meditune.assistant.triage import Classifier, Triage, triage
 from meditune.config.data_options import PromptFormat, Style
 from meditune.config.recipe import EvaluateSpec
 from meditune.data.example import DECISIONS, Example, Passage
-from meditune.engines.engine import Engine, Job, Piece, Running
+from meditune.engines.engine import Engine, GenerationChunk, GenerationRequest, RunningGeneration
 from meditune.errors import DataError, MedituneError, ModelError
 from meditune.evaluate.metrics.confidence import probabilities
 from meditune.evidence.detector import placed
@@ -55,15 +55,15 @@ from meditune.files import read_jsonl
 from meditune.observability import LOGGER, span
 from meditune.prompts import LIMITS_LINE, Encoder, QuestionTooLongError, prompt_text
 from meditune.retrieve import index as manifest
-from meditune.retrieve.citations import CitedAnswer, Citer, said_in
-from meditune.retrieve.context_packing import Packed, chooser, grade
+from meditune.retrieve.citations import CitedAnswer, Citer, is_stated_in
+from meditune.retrieve.context_packing import PackedPassage, chooser, grade
 from meditune.retrieve.index import Index
-from meditune.retrieve.storage import place
+from meditune.retrieve.storage import index_storage
 from meditune.retrieve.vector_search import DEFAULT, INT8
 
 
 @dataclass
-class Asking:
+class AnswerInProgress:
     """What is known of one question."""
 
     question: str
@@ -106,7 +106,7 @@ class Asking:
         """The model has begun."""
         self.tokens["prompt"] += prompt_tokens
 
-    def count(self, piece: Piece) -> None:
+    def count(self, piece: GenerationChunk) -> None:
         """What the model wrote next."""
         if piece.text:
             self._lap("first_token")
@@ -168,7 +168,7 @@ class Asking:
         self.timings.setdefault(name, round(time.monotonic() - self.begun, 4))
 
 
-def _source(number: int, packed: Packed) -> Source:
+def _source(number: int, packed: PackedPassage) -> Source:
     passage = packed.hit.passage
     return Source(
         number,
@@ -227,7 +227,7 @@ def decide(
     return Decision(best if found[best] >= LEAST else None, found, correction is not None)
 
 
-class Judging:
+class SentenceChecker:
     """One answer on its way."""
 
     def __init__(self, begun: CitedAnswer | None, no_amounts: bool) -> None:
@@ -255,20 +255,20 @@ class Judging:
 
     def rest(self) -> Iterator[Sentence]:
         """The sentences that are left at the end; one that broke off isn't among them."""
-        for text in said_in(self.text)[0]:
+        for text in is_stated_in(self.text)[0]:
             if text not in self._said:
                 yield self._judged(text)
 
     def _judged(self, text: str) -> Sentence:
         self._said.add(text)
         if self._citer is None:
-            why = kept_back(text, supported=False, searched=False, no_amounts=self._no_amounts)
+            why = withheld(text, supported=False, searched=False, no_amounts=self._no_amounts)
             return Sentence(text, (), False, why is None, REASONS[why] if why else "")
         with span("check") as made:
             borne = self._citer.judge(text)
             supported = bool(borne.places)
             made.set_attribute("meditune.supported", supported)
-        why = kept_back(text, supported, searched=True, no_amounts=self._no_amounts)
+        why = withheld(text, supported, searched=True, no_amounts=self._no_amounts)
         citations = tuple(Citation(place + 1, quote) for place, quote in zip(borne.places, borne.words, strict=True))
         return Sentence(text, citations, supported, why is None, REASONS[why] if why else "", round(borne.score, 4))
 
@@ -326,7 +326,7 @@ class Assistant:
             settings or AssistantSettings(),
             form or PromptFormat(quoted=True),
         )
-        self._numbers = numbers(self.settings.country, self.settings.numbers)
+        self._numbers = emergency_numbers(self.settings.country, self.settings.numbers)
         self._classifier = classifier
         self._encoder = Encoder(engine.tokenizer, self.form)
         self._styles: tuple[Style, ...] = ("expert", "plain") if self.form.plain_cue else ("expert",)
@@ -363,7 +363,7 @@ class Assistant:
         """
         if not question.strip():
             raise DataError("There is no question.")
-        asking = Asking(question, style)
+        asking = AnswerInProgress(question, style)
         found = found or self.judge(question, [asked for asked, _ in history])
         asking.safety = {"action": found.action, "kind": found.kind}
         if found.action in ("urgent", "decline"):
@@ -381,7 +381,7 @@ class Assistant:
 
     def _answered(
         self,
-        asking: Asking,
+        asking: AnswerInProgress,
         found: Triage,
         question: str,
         k: int | None,
@@ -408,7 +408,7 @@ class Assistant:
         if begun and found.action == "answer" and self.settings.decides and asks_yes_or_no(question):
             asking.decision = self._decided(question, texts)
         limit = min(max_new_tokens or self.settings.max_new_tokens, self.engine.context_tokens - self._writer.room)
-        judging = Judging(begun, found.no_amounts)
+        judging = SentenceChecker(begun, found.no_amounts)
         prompt = self._prompt(prompt_text(self.form, question, _context(texts), "answer", asking.style))
         asking.asked(len(prompt))
         for piece in self._pieces(prompt, limit, cancelled):
@@ -420,7 +420,7 @@ class Assistant:
         for sentence in judging.rest():
             yield from asking.said(sentence)
         with span("check") as made:
-            refusal = judged(begun, judging.text).refusal if begun else ""
+            refusal = checked_answer(begun, judging.text).refusal if begun else ""
             made.set_attribute("meditune.refused", bool(refusal))
         if refusal or not any(each.shown for each in asking.sentences):
             yield asking.refuse(refusal or NO_ANSWER)
@@ -441,14 +441,16 @@ class Assistant:
         except (ModelError, QuestionTooLongError):
             return None  # an engine without likelihoods, say: the answer stands without a decision
 
-    def _pieces(self, prompt: Sequence[int], limit: int, cancelled: Callable[[], bool]) -> Iterator[Piece]:
-        came: queue.Queue[Piece] = queue.Queue()
+    def _pieces(self, prompt: Sequence[int], limit: int, cancelled: Callable[[], bool]) -> Iterator[GenerationChunk]:
+        came: queue.Queue[GenerationChunk] = queue.Queue()
         with span("generate") as made:
             made.set_attribute("meditune.prompt_tokens", len(prompt))
-            yield from self._delivered(self.engine.start(Job(prompt, limit), came.put), came, cancelled)
+            yield from self._delivered(self.engine.start(GenerationRequest(prompt, limit), came.put), came, cancelled)
 
     @staticmethod
-    def _delivered(running: Running, came: queue.Queue[Piece], cancelled: Callable[[], bool]) -> Iterator[Piece]:
+    def _delivered(
+        running: RunningGeneration, came: queue.Queue[GenerationChunk], cancelled: Callable[[], bool]
+    ) -> Iterator[GenerationChunk]:
         try:
             while True:
                 try:
@@ -504,7 +506,7 @@ def open_assistant(
     # A model that never learnt to decide in this format has no say in it.
     settings = replace(
         settings,
-        correction=settings.correction or correction_of(model),
+        correction=settings.correction or decision_correction_of(model),
         decides=settings.decides and form is not None,
     )
     opened = open_index(index) if isinstance(index, str) else index
@@ -524,7 +526,7 @@ def _light(index: str) -> str | None:
 
     Torch takes seconds to start and half a gigabyte; a process that has it anyway takes the index's own form.
     """
-    own = manifest.read(place(index)).embedding["name"]
+    own = manifest.read(index_storage(index)).embedding["name"]
     return INT8 if own == DEFAULT and "torch" not in sys.modules and find_spec("onnxruntime") else None
 
 
@@ -537,7 +539,7 @@ def triage_classifier() -> classifier.TriageClassifier | None:
         return None
 
 
-def correction_of(run: Path) -> Correction | None:
+def decision_correction_of(run: Path) -> Correction | None:
     """What was fitted on dev to correct the tuned model's decisions; None where the run has nothing of the kind."""
     path = run / "predictions" / "tuned-calibration.jsonl"
     if not path.is_file():
@@ -549,7 +551,7 @@ def correction_of(run: Path) -> Correction | None:
 SECONDS = 30.0
 
 
-def follow(index: Index, told: Callable[[str], None], seconds: float = SECONDS) -> Callable[[], None]:
+def follow_index(index: Index, told: Callable[[str], None], seconds: float = SECONDS) -> Callable[[], None]:
     """Look for a newer version every so many seconds, and tell its content's hash; what is returned ends that.
 
     An index that can't be read is said in the log, once, and the version that is open stays in use.

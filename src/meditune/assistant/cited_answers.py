@@ -17,11 +17,11 @@ from meditune.config.recipe import EvaluateSpec
 from meditune.config.training_options import ApiSpec
 from meditune.data.example import STYLE, Example, Passage
 from meditune.errors import DataError, ModelError
-from meditune.models.api_client import ApiModel, Chat, find
+from meditune.models.api_client import ApiModel, Chat, find_api_model
 from meditune.models.catalogue import SENTENCE_MODEL
 from meditune.prompts import QuestionTooLongError, chat_messages, prompt_text
-from meditune.retrieve.citations import Cited, CitedAnswer, Source, cite
-from meditune.retrieve.context_packing import Chooser, Packing, pack
+from meditune.retrieve.citations import CitedAnswer, CitedSentences, Source, cite
+from meditune.retrieve.context_packing import Chooser, PackedContext, pack
 from meditune.retrieve.hybrid_search import Found
 from meditune.retrieve.index import Index
 
@@ -96,7 +96,7 @@ class Answerer:
         begun = [self.begun(question, k, sources, choose) for question in questions]
         asked = [(each.question, [packed.shown for packed in each.packed]) for each in begun if not each.refusal]
         written = iter(self.writer.write_all(asked))
-        return [each if each.refusal else judged(each, next(written)) for each in begun]
+        return [each if each.refusal else checked_answer(each, next(written)) for each in begun]
 
     def begun(
         self,
@@ -116,7 +116,7 @@ class Answerer:
         remarks = (*found.remarks, *packing.remarks, *self._unmeasured())
         return CitedAnswer(question, (), _all(packing), packing.passages, self._too_far(searched, packing), remarks)
 
-    def _packed(self, question: str, found: Found) -> Packing:
+    def _packed(self, question: str, found: Found) -> PackedContext:
         writer = self.writer
         if writer.count(question, ()) >= writer.room:
             raise DataError(
@@ -135,7 +135,7 @@ class Answerer:
             "back because the passages found are far from the question, only where they don't bear it out.",
         )
 
-    def _too_far(self, found: Found, packing: Packing) -> str:
+    def _too_far(self, found: Found, packing: PackedContext) -> str:
         if not packing.passages:
             return "I can't answer this from the index: nothing was found that bears on it. Ask in other words."
         least = NEAREST.get(self.index.embedder.identity.space, -1.0) if self.nearest is None else self.nearest
@@ -165,7 +165,7 @@ def open_answerer(
     """
     limit = max_new_tokens or EvaluateSpec().max_new_tokens
     opened = Index.open(index)
-    remote = find(model, api or ApiSpec())
+    remote = find_api_model(model, api or ApiSpec())
     if remote:
         _refuse_restricted(opened, sources, remote.title)
         return Answerer(opened, _there(remote, limit, context_tokens, style))
@@ -175,7 +175,7 @@ def open_answerer(
 
 
 def _here(model: str, limit: int, context_tokens: int, style: Style) -> Writer:
-    from meditune.evaluate.evaluator import generate
+    from meditune.evaluate.evaluator import generate_answers
     from meditune.models.forward import virtual_tokens
     from meditune.models.load import load, positions
 
@@ -204,7 +204,7 @@ def _here(model: str, limit: int, context_tokens: int, style: Style) -> Writer:
             prompts = [encoder.prompt(example, "answer") for example in examples]
         except QuestionTooLongError as error:
             raise DataError(f"The question is too long for {model}. Shorten it.") from error
-        written = generate(loaded, prompts, limit, "Answering")
+        written = generate_answers(loaded, prompts, limit, "Answering")
         return [written[example.id] for example in examples]
 
     def write(question: str, texts: Sequence[str]) -> str:
@@ -244,7 +244,7 @@ def _context(texts: Sequence[str]) -> tuple[Passage, ...]:
     return tuple(Passage(text=text) for text in texts)
 
 
-def judged(begun: CitedAnswer, written: str) -> CitedAnswer:
+def checked_answer(begun: CitedAnswer, written: str) -> CitedAnswer:
     """The answer that was begun, with what the model wrote to it: cited, or kept back."""
     cited = cite(written, begun.packed)
     refusal = _too_weak(cited)
@@ -258,11 +258,11 @@ def judged(begun: CitedAnswer, written: str) -> CitedAnswer:
     )
 
 
-def _all(packing: Packing) -> tuple[Source, ...]:
+def _all(packing: PackedContext) -> tuple[Source, ...]:
     return tuple(Source(number, each) for number, each in enumerate(packing.passages, start=1))
 
 
-def _too_weak(cited: Cited) -> str:
+def _too_weak(cited: CitedSentences) -> str:
     supported = sum(each.supported for each in cited.sentences)
     if not cited.sentences:
         return "The model wrote no answer."
@@ -327,7 +327,7 @@ def ask(
         meta={STYLE: style},
     )
     limit = max_new_tokens or EvaluateSpec().max_new_tokens
-    remote = find(model, api or ApiSpec())
+    remote = find_api_model(model, api or ApiSpec())
     if remote:
         return _ask_there(remote, asked, limit)
     if api:
@@ -349,7 +349,7 @@ def _ask_there(model: ApiModel, asked: Example, limit: int) -> Answer:
 
 
 def _ask_here(model: str, asked: Example, limit: int) -> Answer:
-    from meditune.evaluate.evaluator import generate
+    from meditune.evaluate.evaluator import generate_answers
     from meditune.evaluate.likelihood import score
     from meditune.evaluate.metrics.confidence import probabilities
     from meditune.models.load import load
@@ -364,6 +364,6 @@ def _ask_here(model: str, asked: Example, limit: int) -> Answer:
             f"The question is too long: with its answer it must fit into {encoder.format.max_tokens} tokens. Shorten "
             "it, or give the long part as a text file with --source."
         ) from error
-    text = generate(loaded, [prompt], limit, "Answering")["asked"]
+    text = generate_answers(loaded, [prompt], limit, "Answering")["asked"]
     likelihoods = probabilities(score(loaded, [row], len(row), "Deciding", encoder.label_ids()).decisions["asked"])
     return Answer(text, max(likelihoods, key=lambda label: likelihoods[label]), likelihoods)

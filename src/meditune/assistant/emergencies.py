@@ -16,7 +16,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from meditune.assistant.message_clauses import clauses, telling, windows
+from meditune.assistant.message_clauses import clauses, phrase_pattern, windows
 from meditune.errors import DataError
 from meditune.readability import per_million
 
@@ -29,19 +29,19 @@ _GAP = r"(?:\\S+ ){0,4}?"
 
 
 @lru_cache(maxsize=256)
-def seen(message: str) -> tuple[frozenset[str], ...]:
+def signs_in(message: str) -> tuple[frozenset[str], ...]:
     """The signs that a message tells of, for each stretch of it in which they belong together."""
     found = clauses(message, spelled)
     signs = {id(clause): frozenset(_in(clause.text)) if clause.happening else frozenset() for clause in found}
     return tuple(frozenset().union(*(signs[id(clause)] for clause in stretch)) for stretch in windows(found, NEAR))
 
 
-def mentioned(message: str) -> frozenset[str]:
+def is_mentioned(message: str) -> frozenset[str]:
     """The signs whose words stand anywhere in it, whoever has them and whenever."""
     return frozenset().union(*(_in(clause.text) for clause in clauses(message, spelled)), frozenset())
 
 
-def names() -> frozenset[str]:
+def sign_names() -> frozenset[str]:
     """Of all signs."""
     return frozenset(_patterns())
 
@@ -54,12 +54,12 @@ def _in(text: str) -> Iterable[str]:
 
 def _denied(text: str, match: re.Match[str]) -> bool:
     before = _denial().search(text[max(0, match.start() - 80) : match.start()].rstrip())
-    return bool(before and not telling("denial_ends").search(before["between"]))
+    return bool(before and not phrase_pattern("denial_ends").search(before["between"]))
 
 
 @cache
 def _denial() -> re.Pattern[str]:
-    return re.compile(rf"{telling('denial').pattern}(?P<between>(?: \S+){{0,9}})$")
+    return re.compile(rf"{phrase_pattern('denial').pattern}(?P<between>(?: \S+){{0,9}})$")
 
 
 def spelled(word: str) -> str:
@@ -142,7 +142,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Kind:
+class EmergencyKind:
     """A kind of emergency."""
 
     name: str
@@ -182,34 +182,34 @@ class _KindText(BaseModel):
     then: list[str]
 
 
-def emergency(message: str) -> Kind | None:
+def emergency(message: str) -> EmergencyKind | None:
     """The first kind of emergency of which the message tells; None where it tells of none."""
-    stretches = seen(message)
-    for kind in kinds():
+    stretches = signs_in(message)
+    for kind in emergency_kinds():
         if any(rule.met(seen) for seen in stretches for rule in kind.rules):
             return kind
     return None
 
 
-def touches(message: str) -> bool:
+def mentions_emergency(message: str) -> bool:
     """Whether a message speaks of what would be an emergency, though nobody in it seems to have one."""
-    seen = mentioned(message)
-    return any(rule.met(seen) for kind in kinds() for rule in kind.rules)
+    seen = is_mentioned(message)
+    return any(rule.met(seen) for kind in emergency_kinds() for rule in kind.rules)
 
 
-def named(name: str) -> Kind:
+def emergency_named(name: str) -> EmergencyKind:
     """Return the kind of emergency of that name."""
-    return next(kind for kind in kinds() if kind.name == name)
+    return next(kind for kind in emergency_kinds() if kind.name == name)
 
 
 @functools.cache
-def kinds() -> tuple[Kind, ...]:
+def emergency_kinds() -> tuple[EmergencyKind, ...]:
     """All of them, the most urgent first. Raises DataError where a rule names a sign that isn't there."""
     texts = yaml.safe_load((HERE / "emergencies.yaml").read_text(encoding="utf-8"))
     return tuple(_kind(_KindText.model_validate(each)) for each in texts)
 
 
-def numbers(country: str = "", own: Mapping[str, str] | None = None) -> Numbers:
+def emergency_numbers(country: str = "", own: Mapping[str, str] | None = None) -> Numbers:
     """Whom to call in a country (ISO 3166: GB, US ...; none: words that hold everywhere), `own` numbers put over them.
 
     Raises DataError where the country isn't known and `own` doesn't name all.
@@ -224,14 +224,14 @@ def numbers(country: str = "", own: Mapping[str, str] | None = None) -> Numbers:
     return Numbers.model_validate({**known.get(name, {}), **(own or {})})
 
 
-def _kind(text: _KindText) -> Kind:
+def _kind(text: _KindText) -> EmergencyKind:
     rules = tuple(_rule(text.kind, each) for each in text.rules)
-    return Kind(text.kind, text.title, text.help, rules, text.opening, tuple(text.then))
+    return EmergencyKind(text.kind, text.title, text.help, rules, text.opening, tuple(text.then))
 
 
 def _rule(kind: str, text: str) -> Rule:
     parts = text.split()
-    unknown = {part.removeprefix("-") for part in parts} - names()
+    unknown = {part.removeprefix("-") for part in parts} - sign_names()
     if unknown:
         raise DataError(f"emergencies.yaml: {kind}: {text!r} names what signs.yaml doesn't have: {', '.join(unknown)}.")
     needs = frozenset(part for part in parts if not part.startswith("-"))

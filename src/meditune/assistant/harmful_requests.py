@@ -36,7 +36,7 @@ _PERSONAL = re.compile(
 
 
 @dataclass(frozen=True)
-class Unsafe:
+class HarmfulRequest:
     """Something that isn't explained, and why."""
 
     name: str
@@ -44,13 +44,13 @@ class Unsafe:
     answer: str
 
 
-def unsafe(message: str) -> Unsafe | None:
+def harmful_request(message: str) -> HarmfulRequest | None:
     """What the message asks for that would do harm; None where it asks for nothing of the kind."""
     words = _words(message)
     return next((each for each in _unsafe() if any(pattern.search(words) for pattern in each.patterns)), None)
 
 
-def named(name: str) -> Unsafe:
+def harmful_request_named(name: str) -> HarmfulRequest:
     """Return the kind of unsafe request of that name."""
     return next(each for each in _unsafe() if each.name == name)
 
@@ -82,7 +82,7 @@ def is_outside(message: str) -> bool:
     return outside and not (_names_drug(message) or (any(map(_is_health_word, words)) and not _surely(text)))
 
 
-def without_orders(message: str) -> tuple[str, int]:
+def without_instructions(message: str) -> tuple[str, int]:
     """The message without sentences that tell the model how to behave, and how many those were.
 
     A message that is nothing but such sentences is left empty.
@@ -109,10 +109,10 @@ def _words(message: str) -> str:
 
 
 @cache
-def _unsafe() -> tuple[Unsafe, ...]:
+def _unsafe() -> tuple[HarmfulRequest, ...]:
     texts = _texts()
     return tuple(
-        Unsafe(
+        HarmfulRequest(
             each["name"],
             tuple(emergencies.compiled(p.strip(), texts["words"]) for p in each["patterns"]),
             each["answer"],

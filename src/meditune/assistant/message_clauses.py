@@ -83,11 +83,11 @@ class Clause:
 def clauses(message: str, spelled: Callable[[str], str] = lambda word: word) -> list[Clause]:
     """The message's clauses; `spelled` gives a word its right spelling."""
     text = plain(message)
-    mourning = bool(telling("death").search(text))
+    mourning = bool(phrase_pattern("death").search(text))
     found: list[Clause] = []
     place = 0
     for sentence in _SENTENCE.split(text):
-        general, study = _general(sentence), bool(telling("study").search(sentence))
+        general, study = _general(sentence), bool(phrase_pattern("study").search(sentence))
         for part in _CLAUSE.split(sentence):
             for happening, texts in groupby(_told(part, spelled, study, mourning), key=itemgetter(1)):
                 said = " ".join(each for each, _ in texts)
@@ -108,13 +108,13 @@ def plain(message: str) -> str:
     return re.sub(r"(?<=[a-z0-9])-(?=[a-z0-9])", " ", text)
 
 
-def is_cut(message: str) -> bool:
+def is_shortened(message: str) -> bool:
     """Whether a message is so long that its middle isn't read."""
     return len(message) > MOST_CHARACTERS + LAST_CHARACTERS
 
 
 def _read(message: str) -> str:
-    return f"{message[:MOST_CHARACTERS]}\n{message[-LAST_CHARACTERS:]}" if is_cut(message) else message
+    return f"{message[:MOST_CHARACTERS]}\n{message[-LAST_CHARACTERS:]}" if is_shortened(message) else message
 
 
 def windows(found: list[Clause], words: int) -> Iterator[list[Clause]]:
@@ -130,7 +130,7 @@ def windows(found: list[Clause], words: int) -> Iterator[list[Clause]]:
 
 
 @cache
-def telling(name: str) -> re.Pattern[str]:
+def phrase_pattern(name: str) -> re.Pattern[str]:
     """Any of a list of telling.yaml, as whole words."""
     return re.compile(rf"\b(?:{_alternatives(name)})\b")
 
@@ -153,29 +153,29 @@ def _told(part: str, spelled: Callable[[str], str], study: bool, mourning: bool)
         if not said:
             continue
         # "in 2010 I fell and my leg was numb" goes on with what was then
-        still = _NOW.search(said) or telling("present").search(said)
+        still = _NOW.search(said) or phrase_pattern("present").search(said)
         long_ago = _past(said) or bool(long_ago and _THEN.search(said) and not still)
-        studied = study and not (_OWN.match(piece) and not telling("study").search(piece))
+        studied = study and not (_OWN.match(piece) and not phrase_pattern("study").search(piece))
         yield said, not (studied or long_ago or _over(said, mourning))
 
 
 def _general(sentence: str) -> bool:
     """Whether a sentence asks about a disease or about anyone, rather than tells of somebody."""
     words = " ".join(WORD.findall(sentence))
-    if telling("anyone").search(words):
-        return not telling("what_to_do").search(words)
-    about, person = telling("about").search(words), telling("person").search(words)
+    if phrase_pattern("anyone").search(words):
+        return not phrase_pattern("what_to_do").search(words)
+    about, person = phrase_pattern("about").search(words), phrase_pattern("person").search(words)
     if _question().match(words):
-        somebody = telling("somebody").search(telling("asker").sub(" ", words))
-        return bool(about and not somebody) or not person or bool(telling("future").search(words))
+        somebody = phrase_pattern("somebody").search(phrase_pattern("asker").sub(" ", words))
+        return bool(about and not somebody) or not person or bool(phrase_pattern("future").search(words))
     return sentence.rstrip().endswith("?") and bool(about) and not person
 
 
 def _past(clause: str) -> bool:
-    return bool(telling("past").search(clause)) and not telling("present").search(clause)
+    return bool(phrase_pattern("past").search(clause)) and not phrase_pattern("present").search(clause)
 
 
 def _over(clause: str, mourning: bool) -> bool:
-    if telling("present").search(clause) or telling("of_oneself").search(clause):
+    if phrase_pattern("present").search(clause) or phrase_pattern("of_oneself").search(clause):
         return False
-    return bool(telling("over").search(clause)) or (mourning and not telling("living").search(clause))
+    return bool(phrase_pattern("over").search(clause)) or (mourning and not phrase_pattern("living").search(clause))

@@ -25,8 +25,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meditune.assistant import harmful_requests
-from meditune.assistant.emergencies import Kind, Numbers, emergency, named, seen, touches
-from meditune.assistant.message_clauses import LAST_CHARACTERS, MOST_CHARACTERS, is_cut
+from meditune.assistant.emergencies import (
+    EmergencyKind,
+    Numbers,
+    emergency,
+    emergency_named,
+    mentions_emergency,
+    signs_in,
+)
+from meditune.assistant.message_clauses import LAST_CHARACTERS, MOST_CHARACTERS, is_shortened
 from meditune.errors import ModelError
 from meditune.models import package_download, sentence_encoder_onnx
 from meditune.models.catalogue import SENTENCE_MODEL, SENTENCE_MODEL_INT8
@@ -43,27 +50,27 @@ _GOES_ON = re.compile(
 )
 
 
-def goes_on(question: str) -> bool:
+def is_follow_up(question: str) -> bool:
     """Whether a question is short and leans on the one before."""
     return len(question.split()) < SHORT_FOLLOW_UP and bool(_GOES_ON.search(question.strip()))
 
 
-def with_what_it_goes_on_from(question: str, before: Sequence[str]) -> str:
+def with_previous_question(question: str, before: Sequence[str]) -> str:
     """A question that leans on the one before, with that one put ahead of it, and what that one leans on ahead of both.
 
     Orders to the model, and what isn't about health, are left out of what is put ahead. `before`: the oldest first.
     """
     parts = [question.strip()]
     for earlier in reversed(before[-FURTHEST:]):
-        if not goes_on(parts[0]):
+        if not is_follow_up(parts[0]):
             break
-        kept = harmful_requests.without_orders(earlier)[0].strip()
+        kept = harmful_requests.without_instructions(earlier)[0].strip()
         if not kept or harmful_requests.is_outside(kept):
             break
         parts.insert(0, kept)
     whole = " ".join(parts)
     # two messages may be an order only together
-    return question if len(parts) == 1 or harmful_requests.without_orders(whole)[1] else whole
+    return question if len(parts) == 1 or harmful_requests.without_instructions(whole)[1] else whole
 
 
 WEIGHTS = Path(__file__).parent / "classifier.npz"
@@ -85,7 +92,7 @@ WINDOW_TOKENS, STRIDE_TOKENS = 128, 96
 
 
 @dataclass(frozen=True)
-class Verdict:
+class TriageScores:
     """Calibrated probabilities for one message."""
 
     labels: Mapping[str, float]
@@ -112,10 +119,10 @@ class TriageClassifier:
     bias: NDArray[np.float32]
     temperature: float
 
-    def classify(self, message: str) -> Verdict:
+    def classify(self, message: str) -> TriageScores:
         """Return the verdict on a message; on a long one, the verdict on its most alarming window."""
         logits = self.logits([message])[0]
-        return Verdict(dict(zip(LABELS, _softmax(logits / self.temperature).tolist(), strict=True)))
+        return TriageScores(dict(zip(LABELS, _softmax(logits / self.temperature).tolist(), strict=True)))
 
     def logits(self, messages: Sequence[str]) -> NDArray[np.float32]:
         """Return (messages, labels) logits before temperature scaling."""
@@ -233,7 +240,7 @@ IF_NOW = "If this is happening right now: call {emergency} at once."
 class Classifier(Protocol):
     """A classifier of messages, such as `classifier.TriageClassifier`."""
 
-    def classify(self, message: str) -> Verdict:
+    def classify(self, message: str) -> TriageScores:
         """Return calibrated probabilities for the message."""
         ...
 
@@ -264,11 +271,11 @@ def triage(message: str, numbers: Numbers, before: Sequence[str] = (), classifie
     kind = emergency(message) or _going_on(message, before)
     if kind:
         return _urgent(kind, numbers)
-    question, orders = harmful_requests.without_orders(message)
+    question, orders = harmful_requests.without_instructions(message)
     if not question.strip():
         return Triage("decline", "orders", "Not a question", ORDERS)
-    whole = with_what_it_goes_on_from(question, before)
-    harm = harmful_requests.unsafe(message) or harmful_requests.unsafe(whole)
+    whole = with_previous_question(question, before)
+    harm = harmful_requests.harmful_request(message) or harmful_requests.harmful_request(whole)
     if harm:
         return _stopped(harm, numbers)
     if harmful_requests.is_outside(question):
@@ -284,13 +291,13 @@ def triage(message: str, numbers: Numbers, before: Sequence[str] = (), classifie
     return Triage("answer", question=whole, remarks=remarks)
 
 
-def _urgent(kind: Kind, numbers: Numbers) -> Triage:
+def _urgent(kind: EmergencyKind, numbers: Numbers) -> Triage:
     return Triage("urgent", kind.name, kind.title, kind.answer(numbers))
 
 
-def _stopped(harm: harmful_requests.Unsafe, numbers: Numbers) -> Triage:
+def _stopped(harm: harmful_requests.HarmfulRequest, numbers: Numbers) -> Triage:
     if harm.name == ENDING:
-        return _urgent(named("self-harm"), numbers)
+        return _urgent(emergency_named("self-harm"), numbers)
     return Triage("decline", harm.name, "Not safe to explain", harm.answer)
 
 
@@ -299,22 +306,22 @@ def _classified(message: str, whole: str, numbers: Numbers, classifier: Classifi
     for text in dict.fromkeys((message, whole)):
         verdict = classifier.classify(text)
         if verdict["emergency: self-harm"] + verdict["harmful: self-harm"] >= CRISIS_AT:
-            return _urgent(named("self-harm"), numbers)
+            return _urgent(emergency_named("self-harm"), numbers)
         if verdict["emergency"] >= EMERGENCY_AT:
-            return _urgent(named(KINDS.get(verdict.likeliest("emergency"), DANGER)), numbers)
+            return _urgent(emergency_named(KINDS.get(verdict.likeliest("emergency"), DANGER)), numbers)
         if verdict["harmful"] >= HARMFUL_AT and not harmful_requests.is_confidential_care(text):
             if verdict.likeliest("harmful") == "harmful: eating disorder":
-                return _stopped(harmful_requests.named(EATING), numbers)
+                return _stopped(harmful_requests.harmful_request_named(EATING), numbers)
             return Triage("decline", "harmful", "Not safe to explain", HARM.format(**numbers.model_dump()))
         if text == message and verdict["outside"] >= OUTSIDE_AT:
             return Triage("decline", "outside medicine", "Not about health", SCOPE)
     return None
 
 
-def _going_on(message: str, before: Sequence[str]) -> Kind | None:
+def _going_on(message: str, before: Sequence[str]) -> EmergencyKind | None:
     if not before or len(message.split()) > SHORT:
         return None
-    if not (any(seen(message)) or _WORSE.search(message)):
+    if not (any(signs_in(message)) or _WORSE.search(message)):
         return None  # "thank you", or a question about something else
     return emergency(f"{before[-1]}\n{message}")
 
@@ -323,8 +330,8 @@ def _remarks(message: str, orders: int, numbers: Numbers) -> tuple[str, ...]:
     said = []
     if orders:
         said.append("What the message told the assistant to do was left out; the question was answered as usual.")
-    if is_cut(message):
+    if is_shortened(message):
         said.append(CUT)
-    if touches(message):
+    if mentions_emergency(message):
         said.append(IF_NOW.format(emergency=numbers.emergency))
     return tuple(said)

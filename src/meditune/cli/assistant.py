@@ -18,17 +18,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from meditune.assistant.cited_answers import Answer
 from meditune.cli.options import console, resolve
 from meditune.errors import DataError
-from meditune.prompts import LIMITS
-from meditune.retrieve.hybrid_search import Found, Hit
 from meditune.text import counted
 
 if TYPE_CHECKING:
+    from meditune.assistant.cited_answers import Answer
     from meditune.retrieve.build_index import Changes
     from meditune.retrieve.citations import CitedAnswer
     from meditune.retrieve.collections import Collection
+    from meditune.retrieve.hybrid_search import Found, Hit
     from meditune.retrieve.index import Manifest
 
 
@@ -94,6 +93,8 @@ def print_cited(answer: CitedAnswer, as_json: bool) -> None:
 
 def print_answer(answer: Answer, has_sources: bool, as_json: bool = False) -> None:
     """The answer, the decision, and what every medical answer carries."""
+    from meditune.prompts import LIMITS
+
     if as_json:
         print(json.dumps(asdict(answer) | {"limits": LIMITS}, ensure_ascii=False))
         return
@@ -144,11 +145,11 @@ def build(
     """Build an index of the sources. The same command goes on where it was stopped."""
     from meditune.retrieve import collections
     from meditune.retrieve.build_index import build as make
-    from meditune.retrieve.storage import place
+    from meditune.retrieve.storage import index_storage
     from meditune.retrieve.vector_search import DEFAULT, embedder
 
     chosen = [*(collections.of_recipe(recipe) if recipe else ()), *_collections(source, documents, pubmed)]
-    made, changes = make(place(output), chosen, embedder(embedding or DEFAULT), replace)
+    made, changes = make(index_storage(output), chosen, embedder(embedding or DEFAULT), replace)
     _print_changes(made, changes, output)
 
 
@@ -164,10 +165,10 @@ def update(
     """Read the sources again (all, unless some are named); only what changed is embedded."""
     from meditune.retrieve import index as manifest
     from meditune.retrieve.build_index import update as bring_up
-    from meditune.retrieve.storage import place
+    from meditune.retrieve.storage import index_storage
     from meditune.retrieve.vector_search import embedder
 
-    where = place(index)
+    where = index_storage(index)
     name = embedding or manifest.read(where).embedding["name"]
     made, changes = bring_up(where, _collections(source, documents, pubmed), embedder(name), remove or ())
     _print_changes(made, changes, index)
@@ -177,9 +178,9 @@ def update(
 def stats(index: Where) -> None:
     """What is in an index, under which licences, and what made it."""
     from meditune.retrieve import index as manifest
-    from meditune.retrieve.storage import place
+    from meditune.retrieve.storage import index_storage
 
-    said = manifest.read(place(index))
+    said = manifest.read(index_storage(index))
     for name, source in said.sources.items():
         marks = "  RESTRICTED: may not be passed on" if source["restricted"] else ""
         licences = source["licences"]
@@ -232,16 +233,16 @@ def search(
 @app.command()
 def unlock(index: Where) -> None:
     """Free an index in object storage that a killed process left locked."""
-    from meditune.retrieve.storage import place
+    from meditune.retrieve.storage import index_storage
 
-    typer.echo(place(index).unlock())
+    typer.echo(index_storage(index).unlock())
 
 
 def _collections(sources: list[str] | None, documents: list[str] | None, pubmed: list[str] | None) -> list[Collection]:
     from meditune.retrieve import collections
 
     return [
-        *map(collections.named, sources or ()),
+        *map(collections.collection_named, sources or ()),
         *map(collections.documents, documents or ()),
         *map(collections.pubmed_files, pubmed or ()),
     ]

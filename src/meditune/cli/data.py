@@ -18,22 +18,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from meditune import pipeline
 from meditune.cli.options import console
-from meditune.config.load_recipe import load_recipe
-from meditune.data.diversity.clusters import chosen, clusters
-from meditune.data.diversity.coverage import compared
-from meditune.data.diversity.coverage import diversity as diversity_of_profile
-from meditune.data.example import Example
-from meditune.data.leakage import said as said_of_leakage
-from meditune.data.prepare import Prepared, stored
-from meditune.data.read_sources import Terms, demands, warning
 from meditune.errors import ModelError
-from meditune.evaluate.report.data_sections import render_page
 from meditune.files import write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from meditune.data.example import Example
+    from meditune.data.prepare import Prepared
+    from meditune.data.read_sources import Terms
 
 app = typer.Typer(help="The data stage on its own.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -72,7 +66,7 @@ def push(
     from meditune.cli.options import approval, refuse_upload
     from meditune.data import hub_upload
 
-    upload = hub_upload.planned(folder, repository, private=not public)
+    upload = hub_upload.plan_upload(folder, repository, private=not public)
     approval(yes, refuse_upload)(upload.text())
     typer.echo(f"Sent: {hub_upload.push(upload)}")
 
@@ -176,10 +170,10 @@ def phi(
     ] = None,
 ) -> None:
     """Count identifiers of patients in a file or a recipe's data, and write a copy of the file without them."""
-    from meditune.data.phi_scan import said, scan
+    from meditune.data.phi_scan import scan, scan_lines
 
     result = scan(what, output, action, group, kinds or [], engine, show, overrides or [])
-    for line in said(result):
+    for line in scan_lines(result):
         typer.echo(line)
     if output:
         typer.echo(f"Written: {output.resolve()}")
@@ -196,6 +190,10 @@ def survey(what: str, output: Path, other: str | None, count: int, overrides: Se
     `other`, what the data were before, in `output/before`. With `count` clusters of questions, where the sentence model
     can be had. Raises DataError and RecipeError as preparing does.
     """
+    from meditune.data.diversity.coverage import compared
+    from meditune.data.diversity.coverage import diversity as diversity_of_profile
+    from meditune.evaluate.report.data_sections import render_page
+
     data = _data(what, output, overrides)
     before = _data(other, output / "before", []) if other else None
     result: dict[str, Any] = {"of": what, "sha256": data.sha256, "synthetic": data.synthetic} | diversity_of_profile(
@@ -241,13 +239,18 @@ def said(result: dict[str, Any]) -> Iterator[str]:
 
 
 def _data(what: str, output: Path, overrides: Sequence[str]) -> Prepared:
+    from meditune import pipeline
+    from meditune.config.load_recipe import load_recipe
+    from meditune.data.prepare import stored_data
+
     for folder in (Path(what) / "data", Path(what)):
         if (folder / "quality.json").is_file():
-            return stored(folder)
+            return stored_data(folder)
     return pipeline.prepare_only(load_recipe(what, list(overrides)).recipe, output)
 
 
 def _clusters(sets: dict[str, Sequence[Example]], count: int) -> dict[str, Any] | None:
+    from meditune.data.diversity.clusters import chosen, clusters
     from meditune.models.sentence_encoder import embed
 
     try:
@@ -262,6 +265,8 @@ DONE = {"report": "left as they are", "mask": "masked", "surrogate": "replaced b
 
 def print_leakage(*checks: dict[str, Any]) -> None:
     """What the check for leakage found, in red; nothing where it found nothing."""
+    from meditune.data.leakage import described as said_of_leakage
+
     for checked in checks:
         for sentence in said_of_leakage(checked):
             console().print(f"[bold red]LEAKAGE (allowed by the recipe):[/] {escape(sentence)}")
@@ -306,6 +311,8 @@ def print_data(data: Prepared, folder: Path) -> None:
 
 def print_terms(terms: Terms) -> None:
     """What the licences ask for together where there are several, and a warning where rows are restricted."""
+    from meditune.data.read_sources import demands, warning
+
     if len(terms) > 1:
         for sentence in demands(terms):
             console().print(sentence, markup=False)

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from meditune.cli.models import HERE, where
 from meditune.config.load_recipe import load_recipe
-from meditune.data.sources import DATA_VARIABLE, SOURCES, Source, locate
+from meditune.data.sources import DATA_VARIABLE, SOURCES, Source, locate_source
 from meditune.data.sources import offline as data_is_offline
 from meditune.errors import DataError
 from meditune.files import cache_folder
@@ -193,7 +193,7 @@ def _data() -> Iterator[Finding]:
         yield Finding(DATA_VARIABLE, f"{named}, no such folder", "warn", "Point it at the folder with your copies.")
     for source in SOURCES.values():
         try:
-            yield Finding(f"Data: {source.name}", str(locate(source.name, download=False)))
+            yield Finding(f"Data: {source.name}", str(locate_source(source.name, download=False)))
         except DataError:
             yield _missing(source)
 

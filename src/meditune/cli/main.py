@@ -292,7 +292,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
-        with distributed.joined():
+        with distributed.process_group():
             cli_app(prog_name="meditune")
     except MedituneError as error:
         typer.secho(f"Error: {error}", fg="red", err=True)

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from meditune.cli.data import print_leakage
 from meditune.cli.options import console
-from meditune.evaluate.compare import count_changes, survives
-from meditune.evaluate.compare import shown as is_shown
+from meditune.evaluate.compare import count_changes, survives_correction
+from meditune.evaluate.compare import is_significant as is_shown
 from meditune.evaluate.metrics import METRICS, summarise
 from meditune.evaluate.predictions import Predictions
 
@@ -130,12 +130,12 @@ def print_comparison(result: dict[str, Any], first: str = "base", second: str = 
 
 
 def _verdict(row: dict[str, Any]) -> str:
-    return VERDICTS[row["better"]] + ("?" if row["better"] and not survives(row) else "")
+    return VERDICTS[row["better"]] + ("?" if row["better"] and not survives_correction(row) else "")
 
 
 def _print_unsure(rows: dict[str, dict[str, Any]]) -> None:
     """What "better?" means, where a verdict says that."""
-    if any(row["better"] and not survives(row) for row in rows.values()):
+    if any(row["better"] and not survives_correction(row) for row in rows.values()):
         console().print(
             "better?: the interval excludes 0, but among so many metrics that may be chance (Holm's correction)."
         )

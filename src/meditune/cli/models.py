@@ -13,18 +13,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.table import Table
 
 from meditune.cli.options import Overrides, RecipeName, Run, console, resolve
-from meditune.config.recipe import Recipe
 from meditune.hardware import gpu, memory_gb
-from meditune.models.catalogue import CATALOGUE, BaseModel
 from meditune.progress import clock
-from meditune.train.hardware_target import UTILIZATION
-from meditune.train.resource_plan import Planned
+
+if TYPE_CHECKING:
+    from meditune.config.recipe import Recipe
+    from meditune.models.catalogue import BaseModel
+    from meditune.train.resource_plan import Planned
 
 
 def merge(
@@ -183,6 +184,8 @@ def print_pruning(facts: dict[str, Any]) -> None:
 
 def print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
     """What each strategy would take, the recipe's own way first, and the changes with which the recipe fits."""
+    from meditune.train.hardware_target import UTILIZATION
+
     out, target = console(), planned.target
     tokens = round(examples * recipe.train.epochs * planned.example_tokens)
     out.print(
@@ -240,6 +243,7 @@ class Row(NamedTuple):
 
 def rows() -> list[Row]:
     """Every base model that a recipe can name, in the catalogue's order."""
+    from meditune.models.catalogue import CATALOGUE
     from meditune.models.load import bf16_is_fast
 
     card = gpu()

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from meditune.errors import DataError, DriftError
-from meditune.operate.active_learning.annotation_queue import Chosen, Queued
 from meditune.text import counted
 
 if TYPE_CHECKING:
-    from meditune.operate.drift.check import Checked
+    from meditune.operate.active_learning.annotation_queue import Chosen, Queued
+    from meditune.operate.drift.check import CheckResult
     from meditune.operate.literature.update import Report
 
 app = typer.Typer(
@@ -56,9 +56,9 @@ def fit(
 ) -> None:
     """Learn what requests are like in a good time. Later ones are held against it."""
     from meditune.operate.drift import reference
-    from meditune.operate.drift.check import Source, fitted
+    from meditune.operate.drift.check import RequestSource, fit_reference
 
-    made = reference.save(fitted(Source(where), last, embedding, seed), output)
+    made = reference.save(fit_reference(RequestSource(where), last, embedding, seed), output)
     typer.echo(f"Reference of {made.about['requests']:,} requests: {output.resolve()}")
     typer.echo(f"Watched: {', '.join(made.signals)}")
     for remark in made.about["remarks"]:
@@ -89,17 +89,17 @@ def check(
     from meditune.operate.drift import canaries, drift_report
     from meditune.operate.drift import check as evidence
     from meditune.operate.drift.alerts import SEVERITIES, Policy
-    from meditune.operate.drift.check import Source
+    from meditune.operate.drift.check import RequestSource
     from meditune.operate.drift.check import check as held
     from meditune.operate.drift.drift_watcher import state_of
     from meditune.operate.drift.reference import load
 
     if least not in SEVERITIES:
         raise DataError(f"--least {least}: one of {', '.join(SEVERITIES)}.")
-    source, known = Source(where), load(reference)
+    source, known = RequestSource(where), load(reference)
     place = state or (state_of(reference) if source.is_store else None)
     level = next(each for each in SEVERITIES if each == least)
-    found = held(source, known, place, Policy(alarms=alarms, least=level), embedding, evidence.gather)
+    found = held(source, known, place, Policy(alarms=alarms, least=level), embedding, evidence.gather_evidence)
     verdict = canaries.verdict(canary) if canary else None
     if page:
         drift_report.write(found, verdict, page)
@@ -146,7 +146,7 @@ def status(reference: ReferenceFile) -> None:
         typer.echo(line)
 
 
-def _notify(found: Checked, verdict: dict[str, object] | None, reference: Path, link: str) -> None:
+def _notify(found: CheckResult, verdict: dict[str, object] | None, reference: Path, link: str) -> None:
     from meditune.operate.drift import notifications
     from meditune.operate.drift.drift_watcher import outbox_of
 
@@ -156,7 +156,7 @@ def _notify(found: Checked, verdict: dict[str, object] | None, reference: Path, 
         typer.echo(f"Note: {problem}", err=True)
 
 
-def _refuse(found: Checked, verdict: dict[str, object] | None) -> None:
+def _refuse(found: CheckResult, verdict: dict[str, object] | None) -> None:
     """Raise DriftError that names every open alert."""
     said = [f"{alert.signal} ({alert.severity}): {alert.said}" for alert in found.monitor.alerts()]
     if verdict and verdict["alert"]:
@@ -366,7 +366,7 @@ def queue(
 ) -> None:
     """Choose which answers and rows go to experts next, with reasons, as a set for `meditune annotate serve`."""
     from meditune.operate.active_learning import annotation_queue
-    from meditune.operate.active_learning.annotation_queue import Sharing
+    from meditune.operate.active_learning.annotation_queue import Assignment
 
     wanted = annotation_queue.Wanted(
         budget=budget,
@@ -378,7 +378,7 @@ def queue(
         samples=samples,
         index=index,
         embedding=embedding,
-        sharing=Sharing(raters, overlap),
+        sharing=Assignment(raters, overlap),
         seed=seed,
     )
     found = annotation_queue.queue(places, output, wanted)

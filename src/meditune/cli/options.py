@@ -15,10 +15,10 @@ import typer
 from rich.console import Console
 
 from meditune.errors import MedituneError
-from meditune.hosted_pipeline import Approve, refuse
 
 if TYPE_CHECKING:
     from meditune.config.load_recipe import Resolved
+    from meditune.hosted_pipeline import Approve
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name or a YAML file.")]
 Output = Annotated[
@@ -52,12 +52,13 @@ def refuse_upload(text: str) -> None:
     raise MedituneError(f"Nothing was sent. Data would leave this machine:\n{text}\nTo agree, add --yes.")
 
 
-def approval(yes: bool, refusal: Approve = refuse) -> Approve:
+def approval(yes: bool, refusal: Approve | None = None) -> Approve:
     """What answers for the user before anything is sent: --yes, or an answer typed into a terminal, else `refusal`."""
+    from meditune.hosted_pipeline import refuse
 
     def approve(text: str) -> None:
         if not yes and not sys.stdin.isatty():
-            refusal(text)
+            (refusal or refuse)(text)
         print(text, file=sys.stderr)
         if not yes:
             print("Send it? [y/N] ", end="", file=sys.stderr, flush=True)

@@ -5,16 +5,20 @@ A registry in the terminal.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from meditune.cli.options import Overrides
+
+if TYPE_CHECKING:
+    from meditune.model_registry import Registry, State, Version
+
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from meditune.cli.options import Overrides
 from meditune.errors import DataError, DriftError, GateError, MedituneError
-from meditune.evaluate.metrics import METRICS
-from meditune.model_registry import Registry, State, Version, damage
 
 registry_app = typer.Typer(
     help="Versions of a model: added, tried, promoted, rolled back.", no_args_is_help=True, rich_markup_mode=None
@@ -189,7 +193,7 @@ def retrain(
         gate_new,
         least,
         tuple(export) if export is not None else None,
-        retraining.then_of(then),
+        retraining.next_step(then),
         percent,
         afresh,
     )
@@ -244,6 +248,8 @@ def role(state: State, id: str) -> str:
 
 def overview(registry: Registry) -> Iterator[str]:
     """One line for each version, the newest last."""
+    from meditune.evaluate.metrics import METRICS
+
     state = registry.state()
     for id in state.versions:
         found = registry.get(id)
@@ -259,6 +265,8 @@ def overview(registry: Registry) -> Iterator[str]:
 
 def details(registry: Registry, id: str) -> Iterator[str]:
     """All that is known of a version, with what is wrong with its files."""
+    from meditune.model_registry import damaged_files
+
     state, found = registry.state(), registry.get(id)
     yield f"{id}: {role(state, id)}; made {found.made} by Meditune {found.meditune} from {found.came_from}"
     yield f"Parents: {', '.join(found.parents) or f'none (base model {found.base_model})'}; recipe {found.recipe}"
@@ -271,7 +279,7 @@ def details(registry: Registry, id: str) -> Iterator[str]:
     if found.note:
         yield f"Note: {found.note}"
     yield from _judged(found)
-    wrong = damage(registry.place(id), found)
+    wrong = damaged_files(registry.place(id), found)
     total = sum(row["bytes"] for row in found.files.values()) / 1e6
     whole = f"DAMAGED: {wrong}" if wrong else "whole"
     yield f"Files: {len(found.files)}, {total:.1f} MB, {whole}; weights {found.weights}"

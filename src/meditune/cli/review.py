@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.table import Table
 
 from meditune.errors import MedituneError
-from meditune.evaluate.compare import LEVEL
 
 app = typer.Typer(
     help="People rate answers without knowing whose they are.", no_args_is_help=True, rich_markup_mode=None
@@ -95,7 +94,7 @@ def take_in(
     folder: Set, file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV, or Label Studio's JSON.")]
 ) -> None:
     """Take ratings over from a file; what the same rater said before is replaced."""
-    from meditune.review.exchange import take_in as take
+    from meditune.review.exchange import import_ratings as take
 
     taken = take(folder, file)
     typer.echo(f"{taken.new} new ratings, {taken.changed} changed, {taken.same} as they were.")
@@ -151,6 +150,8 @@ def _alpha(row: dict[str, Any]) -> str:
 
 
 def _difference(row: dict[str, Any] | None) -> tuple[str, str, str, str]:
+    from meditune.evaluate.compare import LEVEL
+
     if not row:
         return "", "", "", ""
     low, high = row["ci95"]
@@ -284,7 +285,7 @@ def import_annotations(
 ) -> None:
     """Take ratings over from a file, and turn what raters said into decisions about the data."""
     from meditune.review.annotation_results import write_decisions
-    from meditune.review.exchange import take_in as take
+    from meditune.review.exchange import import_ratings as take
     from meditune.review.rating_set import VALIDATE
 
     if file is None and output is None:

@@ -13,7 +13,7 @@ import typer
 from meditune.errors import DataError, GateError
 
 if TYPE_CHECKING:
-    from meditune.operate.drift.drift_watcher import Watching
+    from meditune.operate.drift.drift_watcher import DriftWatcher
     from meditune.serve.http_server import Place
     from meditune.serve.service import Service
     from meditune.serve.settings import Settings
@@ -141,7 +141,7 @@ def serve(
 ) -> None:
     """Serve a model: an OpenAI-compatible API, a chat page, answers that cite; until ctrl-C."""
     from meditune import observability
-    from meditune.hardware import few_heaps, give_back_memory
+    from meditune.hardware import limit_malloc_arenas, release_memory
     from meditune.observability import set_up_logging
     from meditune.serve import http_server
     from meditune.serve.settings import Settings
@@ -173,7 +173,7 @@ def serve(
         _print_check(settings, place, kept, open_to_all)
         return
     http_server.refuse_uninstalled()
-    few_heaps()
+    limit_malloc_arenas()
     from meditune.serve import startup
 
     known = _keys(kept)
@@ -184,8 +184,8 @@ def serve(
     traced = observability.set_up_tracing()
     if said := startup.lockout(settings, known):
         typer.secho(said, fg="yellow", err=True)
-    service = startup.open_service(startup.Wanted(model, index, engine, name, country, url), settings, kept)
-    give_back_memory()
+    service = startup.open_service(startup.ServerOptions(model, index, engine, name, country, url), settings, kept)
+    release_memory()
     watching = _watched(service, kept, drift, drift_every, public_url or place.address(sock.getsockname()[1]))
     try:
         http_server.run(
@@ -300,7 +300,7 @@ def export(
     typer.echo(f"{write_jsonl(output, _answers(store).exported(), private=True)} answers: {output.resolve()}")
 
 
-def _watched(service: Service, store: str, reference: Path | None, every_s: float, address: str) -> Watching | None:
+def _watched(service: Service, store: str, reference: Path | None, every_s: float, address: str) -> DriftWatcher | None:
     """Drift watched beside the server, where it is wanted."""
     if reference is None:
         return None

@@ -22,7 +22,7 @@ from meditune.config.data_options import Spec
 from meditune.config.recipe import Recipe
 from meditune.config.recipe_keys import Document, Key, UnreadableError, dotted, flow
 from meditune.errors import RecipeError
-from meditune.files import replacing
+from meditune.files import replace_file
 
 SET = "--set"
 DEFAULT = "default"
@@ -358,7 +358,7 @@ def save(resolved: Resolved | Recipe, path: Path, made_with: Mapping[str, str] |
     What it was made with (versions, hashes) stands above as comments.
     """
     recipe, origin = (resolved, {}) if isinstance(resolved, Recipe) else (resolved.recipe, resolved.origin)
-    with replacing(path) as stream:
+    with replace_file(path) as stream:
         stream.write("# Every option of this run. `meditune run` with this file repeats it.\n")
         stream.writelines(f"# {name}: {value}\n" for name, value in (made_with or {}).items())
         stream.writelines(f"{line}\n" for line in _lines(recipe, (), "", origin))

@@ -54,7 +54,7 @@ def counted(before: int, after: int, entries: Sequence[Entry]) -> dict[str, Any]
     return {"before": before, "after": after, "rules": rules}
 
 
-def heaviest(example: Example, spec: BalanceSpec) -> str:
+def weight_group(example: Example, spec: BalanceSpec) -> str:
     """The group by which an example is weighed: of those that `weights` names the heaviest, else OTHERS."""
     groups = [group for group in groups_of(example, spec) if group in spec.weights]
     return max(groups, key=lambda group: (spec.weights[group], group), default=OTHERS)
@@ -145,7 +145,7 @@ def _easiest(train: Sequence[Example], highest: float | None) -> str:
     return f": the easiest answer has grade {min(grades):.1f}" if highest is not None and grades else ""
 
 
-def styled(splits: Splits, spec: DataSpec) -> Splits:
+def mark_plain_style(splits: Splits, spec: DataSpec) -> Splits:
     """The splits with a style in the meta of each row whose source is in the plain style.
 
     Training examples have the style that their answer is in. What is measured is asked for plain words, however hard
@@ -156,7 +156,7 @@ def styled(splits: Splits, spec: DataSpec) -> Splits:
         return splits
 
     def each(examples: Sequence[Example], style: Callable[[Example], Style]) -> list[Example]:
-        return [asked_for(one, style(one)) if one.source in names else one for one in examples]
+        return [in_style(one, style(one)) if one.source in names else one for one in examples]
 
     def asked(_: Example) -> Style:
         return "plain"
@@ -169,7 +169,7 @@ def styled(splits: Splits, spec: DataSpec) -> Splits:
     return replace(splits, train=train, dev=dev, test=test)
 
 
-def asked_for(example: Example, style: Style) -> Example:
+def in_style(example: Example, style: Style) -> Example:
     """The example, to be answered in this style."""
     return example.model_copy(update={"meta": {**example.meta, STYLE: style}})
 

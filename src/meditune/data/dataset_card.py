@@ -45,7 +45,7 @@ IDENTIFIERS = {
 OWN_PERSONAL = "files of whoever prepared the set; whether people can be recognized in them, only they can say."
 
 
-def data_card(recipe: Recipe, quality: dict[str, Any]) -> str:
+def dataset_card(recipe: Recipe, quality: dict[str, Any]) -> str:
     """Markdown with the hub's YAML head: what the set is, whose, how it was made, and what it may not be used for."""
     head = yaml.safe_dump(_head(recipe, quality), sort_keys=False, allow_unicode=True, width=120)
     sections = [
@@ -83,7 +83,7 @@ def _head(recipe: Recipe, quality: dict[str, Any]) -> dict[str, Any]:
     head: dict[str, Any] = {"license": names[0] if len(names) == 1 else names}
     if names == ["other"]:
         text = next(text for row in terms.values() for text in row["licences"])
-        named = sources.known(text)
+        named = sources.licence_named(text)
         head |= {"license_name": text} | ({"license_link": named.link} if named else {})
     if all(name in SOURCES for name in terms):
         head["language"] = ["en"]

@@ -23,7 +23,7 @@ from meditune.errors import DataError
 from meditune.files import write_jsonl
 from meditune.phi.detector import Engine, engine, masked
 from meditune.phi.spans import Span
-from meditune.phi.surrogates import Surrogates, secret
+from meditune.phi.surrogates import Surrogates, surrogate_secret
 from meditune.progress import track
 
 _GAP = "\n\n"
@@ -146,11 +146,11 @@ def deidentify(examples: Sequence[Example], spec: PhiSpec, findings: Findings, w
     source = examples[0].source
     label = f"Looking for identifiers in {source}"
     result = [_treated(example, spec, find, findings) for example in track(examples, label, unit="examples")]
-    judge(source, spec, findings, warn)
+    refuse_left_identifiers(source, spec, findings, warn)
     return result
 
 
-def judge(source: str, spec: PhiSpec, findings: Findings, warn: bool = True) -> None:
+def refuse_left_identifiers(source: str, spec: PhiSpec, findings: Findings, warn: bool = True) -> None:
     """Refuse, or warn of, what was found in a source; as `deidentify` does."""
     said = findings.sentence(source)
     if said and spec.action == "refuse":
@@ -167,7 +167,7 @@ def judge(source: str, spec: PhiSpec, findings: Findings, warn: bool = True) -> 
         )
 
 
-def treated(examples: Sequence[Example], spec: PhiSpec, findings: Findings) -> list[Example]:
+def deidentified(examples: Sequence[Example], spec: PhiSpec, findings: Findings) -> list[Example]:
     """Some of a source's examples as `spec` wants them, before it is judged by all of them."""
     if spec.action == "off":
         return list(examples)
@@ -192,7 +192,7 @@ def _treated(example: Example, spec: PhiSpec, find: Engine, findings: Findings) 
         return example
     change: Change = masked
     if spec.action == "surrogate":
-        change = Surrogates(secret(), f"{example.source}/{example.group}").replaced
+        change = Surrogates(surrogate_secret(), f"{example.source}/{example.group}").replaced
     return _with_texts(example, {field: change(fields[field], spans) for field, spans in by_field.items() if spans})
 
 

@@ -93,7 +93,7 @@ TOO_DEEP = f"lists and objects more than {DEPTH} deep"
 TOO_LONG = f"over {CHARACTERS:,} characters (a quote that isn't closed?)"
 
 
-def damage(row: object) -> str:
+def problem_in_text(row: object) -> str:
     """Why the texts in a row (a text, or lists and objects of them) can't be used; empty where they can."""
     characters = 0
     waiting: list[tuple[object, int]] = [(row, 0)]
@@ -105,7 +105,7 @@ def damage(row: object) -> str:
                 return TOO_LONG
             if "\0" in value:
                 return ZEROS
-            if not is_writable(value):
+            if not is_valid_text(value):
                 return SURROGATES
         elif isinstance(value, Mapping | list | tuple):
             if depth == DEPTH:
@@ -118,7 +118,7 @@ def damage(row: object) -> str:
     return ""
 
 
-def is_writable(text: str) -> bool:
+def is_valid_text(text: str) -> bool:
     """Whether the text can be written as UTF-8, which half a character (a lone surrogate) can't."""
     try:
         text.encode()
@@ -127,12 +127,12 @@ def is_writable(text: str) -> bool:
     return True
 
 
-def plain(value: Any) -> Any:
+def plain_text(value: Any) -> Any:
     """The value as JSON can hold it: NaN and Infinity become None, bytes their UTF-8 text or else their number."""
     if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
+        return {str(key): plain_text(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
+        return [plain_text(each) for each in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, bytes):
@@ -203,7 +203,7 @@ _MENTION_WORDS = {name: _any_of(listed, r"\b") for name, listed in _MENTIONS.ite
 _PEOPLE_WORDS = {name: _any_of((_MENTIONS | _AGES)[name], r"\b") for name in PEOPLE}
 
 
-def people(example: Example) -> set[str]:
+def people_mentioned(example: Example) -> set[str]:
     """Of PEOPLE, whom question, context or answer mention or MeSH headings name; finer in age than `mention`."""
     text = " ".join([example.question, *(passage.text for passage in example.context), example.answer])
     headings = set(texts(example.meta.get("mesh")))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from meditune.data.dataset_card import SPLITS, SYNTHETIC, identifiers, synthetic_rows
-from meditune.data.prepare import stored
+from meditune.data.prepare import stored_data
 from meditune.data.read_sources import Terms, demands, restricted, terms_of
 from meditune.data.sources import SOURCES, offline
 from meditune.errors import DataError, MedituneError
@@ -49,7 +49,7 @@ class Upload:
         )
 
 
-def planned(folder: Path, repository: str, private: bool) -> Upload:
+def plan_upload(folder: Path, repository: str, private: bool) -> Upload:
     """What of a prepared set, or of the run that holds it, would be sent.
 
     Raises DataError where it may not be: restricted rows, or invented ones that the card passes over in silence.
@@ -57,7 +57,7 @@ def planned(folder: Path, repository: str, private: bool) -> Upload:
     place = folder / "data" if (folder / "data" / "quality.json").is_file() else folder
     if not (place / "quality.json").is_file():
         raise DataError(f"{folder}: no prepared data here. Make them with meditune data prepare RECIPE --output DIR.")
-    data = stored(place)
+    data = stored_data(place)
     splits = data.splits.named()
     terms = terms_of(example for examples in splits.values() for example in examples)
     if held := restricted(terms):

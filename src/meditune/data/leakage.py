@@ -84,7 +84,7 @@ def read_record(model: Path) -> Record | None:
     return found
 
 
-def carry(model: Path, derived: Path) -> None:
+def copy_record(model: Path, derived: Path) -> None:
     """Copy a model's record, if it has one, into the folder of what was made of it."""
     if (model / FILE_NAME).is_file():
         shutil.copyfile(model / FILE_NAME, derived / FILE_NAME)
@@ -168,14 +168,14 @@ def check(splits: Splits, split: str, model: str) -> dict[str, Any]:
     }
 
 
-def with_known(
+def with_known_test_items(
     checked: dict[str, Any], records: Sequence[Record], trained: Sequence[Example], measured: Sequence[Example]
 ) -> dict[str, Any]:
     """The same with what the model's records, and its run's training examples, say of it."""
     recorded = max((record["examples"] for record in records), default=None)
     return checked | {
         "model": checked["model"] | {"recorded": recorded, "run": len(trained)},
-        "found": checked["found"] | facts(known(records, trained, measured)),
+        "found": checked["found"] | facts(known_test_items(records, trained, measured)),
     }
 
 
@@ -248,7 +248,7 @@ def in_documents(measured: Sequence[Example], passages: Iterable[tuple[str, str]
     return list(found.values())
 
 
-def known(records: Iterable[Record], trained: Sequence[Example], measured: Sequence[Example]) -> list[Leak]:
+def known_test_items(records: Iterable[Record], trained: Sequence[Example], measured: Sequence[Example]) -> list[Leak]:
     """Test items that a model was trained on, by its records, or by its run's training examples."""
     seen: dict[str, Leak] = {}
     listed = [{part: frozenset(record[part]) for part in PARTS} for record in records]
@@ -312,7 +312,7 @@ def sentence(kind: str, row: dict[str, Any], items: int, model: str = "the model
     return f"{row['items']} of {items} test items {what}{'' if row['exact'] == row['items'] else near} ({shown}{more})."
 
 
-def said(checked: dict[str, Any]) -> list[str]:
+def described(checked: dict[str, Any]) -> list[str]:
     """What leakage.json says was found, a sentence for each kind; none where nothing was."""
     found = checked.get("found", {}).items()
     return [sentence(kind, row, checked["items"], checked["model"]["name"]) for kind, row in found]

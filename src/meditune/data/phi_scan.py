@@ -18,10 +18,10 @@ from meditune.data.read_sources import check_sources, read_source
 from meditune.data.readers import tables
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
-from meditune.files import read_text, replacing
+from meditune.files import read_text, replace_file
 from meditune.phi.detector import ENGINES, Engine, engine, masked
 from meditune.phi.spans import Span
-from meditune.phi.surrogates import Surrogates, secret
+from meditune.phi.surrogates import Surrogates, surrogate_secret
 from meditune.progress import Progress
 
 ACTIONS = ("mask", "surrogate")
@@ -83,7 +83,7 @@ def scan(
     return [_scan_table(file, output, find, chosen, change, group, show)]
 
 
-def said(scans: Sequence[Scan]) -> Iterator[str]:
+def scan_lines(scans: Sequence[Scan]) -> Iterator[str]:
     """The results in lines of text: a table of kinds for each, then the places."""
     for each in scans:
         yield f"{each.what}: {each.touched:,} of {each.rows:,} rows hold what looks like identifiers of people."
@@ -104,7 +104,7 @@ Changing = Callable[[str, list[Span], str], str]
 def _changing(action: str) -> Changing:
     if action == "mask":
         return lambda text, spans, _: masked(text, spans)
-    key = secret()
+    key = surrogate_secret()
     return lambda text, spans, group: Surrogates(key, group).replaced(text, spans)
 
 
@@ -140,7 +140,7 @@ def _scan_text(file: Path, output: Path | None, find: Engine, kinds: list[Kind],
     result.add(spans)
     result.places = _shown(str(file), text, spans, show)
     if output:
-        with replacing(output) as stream:
+        with replace_file(output) as stream:
             stream.write(change(text, spans, ""))
     return result
 
@@ -157,7 +157,7 @@ def _scan_table(
     elif output.suffix.lower() not in WRITABLE:
         raise DataError(f"--mask {output}: it must end in {', '.join(WRITABLE)}.")
     else:
-        with replacing(output) as stream:
+        with replace_file(output) as stream:
             _write(changed, stream, output.suffix.lower())
     if len(rejects):
         print(f"{file}: {len(rejects):,} rows couldn't be read and are left out.", file=sys.stderr)

@@ -12,18 +12,18 @@ from meditune.config.data_options import DataSpec
 from meditune.config.recipe import Recipe
 from meditune.data import leakage, row_decisions
 from meditune.data.balance import count_styles as styles_of
-from meditune.data.balance import counted, rebalanced, styled
-from meditune.data.dataset_card import data_card
+from meditune.data.balance import counted, mark_plain_style, rebalanced
+from meditune.data.dataset_card import dataset_card
 from meditune.data.deidentify import Findings, cleaner
 from meditune.data.example import Example, read_examples, write_examples
 from meditune.data.quality.audit import Audit, facts
 from meditune.data.quality.ledger import FILE_NAME as LEDGER
 from meditune.data.read_sources import available, read_sources, terms_of
 from meditune.data.readers.tables import Rejects
-from meditune.data.sources import locate
+from meditune.data.sources import locate_source
 from meditune.data.splits import Splits, official_tests, split
 from meditune.errors import DataError
-from meditune.files import read_json, replacing, replacing_folder, sha256, write_json
+from meditune.files import read_json, replace_file, replace_folder, sha256, write_json
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
         audit.note(decided.entries)
         train, entries = rebalanced(splits.train, spec, recipe.seed)
         audit.note(entries)
-        before, splits = len(splits.train), styled(replace(splits, train=train), spec)
+        before, splits = len(splits.train), mark_plain_style(replace(splits, train=train), spec)
         measured = recipe.evaluate.split
         checked = leakage.check(splits, measured, recipe.model.base)
         leakage.refuse(checked, recipe.evaluate.allow_leakage, folder.parent)
@@ -74,13 +74,13 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
         **({"decisions": decided.facts} if decided.facts else {}),
         **({"rebalanced": counted(before, len(splits.train), entries)} if entries else {}),
     }
-    made = keep(recipe, folder, splits, Looked(read, audit, rejects, phi), checked, done, synthetic)
+    made = write_prepared(recipe, folder, splits, DataCheck(read, audit, rejects, phi), checked, done, synthetic)
     beside.unlink(missing_ok=True)
     return made
 
 
 @dataclass(frozen=True)
-class Looked:
+class DataCheck:
     """What was noted while rows were read and checked."""
 
     read: dict[str, dict[str, Any]]
@@ -90,11 +90,11 @@ class Looked:
     phi: Findings
 
 
-def keep(
+def write_prepared(
     recipe: Recipe,
     folder: Path,
     splits: Splits,
-    looked: Looked,
+    looked: DataCheck,
     checked: dict[str, Any],
     done: dict[str, Any],
     synthetic: bool,
@@ -114,7 +114,7 @@ def keep(
         "leakage": checked,
         "phi": looked.phi.facts(),
     }
-    with replacing_folder(folder) as partial:
+    with replace_folder(folder) as partial:
         looked.rejects.write(partial / "rejected.jsonl")
         looked.audit.ledger.write(partial / LEDGER)
         looked.phi.write(partial)
@@ -122,12 +122,12 @@ def keep(
             write_examples(partial / f"{name}.jsonl", examples)
         quality["sha256"] = _digest([partial / f"{name}.jsonl" for name in splits.named()])
         write_json(partial / "quality.json", quality)
-        with replacing(partial / "README.md") as stream:
-            stream.write(data_card(recipe, quality))
+        with replace_file(partial / "README.md") as stream:
+            stream.write(dataset_card(recipe, quality))
     return Prepared(splits, quality)
 
 
-def stored(folder: Path) -> Prepared:
+def stored_data(folder: Path) -> Prepared:
     """What `prepare` left in `folder`. Raises DataError where it isn't whole or was changed since."""
     quality = read_json(folder / "quality.json")
     paths = {name: folder / f"{name}.jsonl" for name in ("train", "dev", "test")}
@@ -144,13 +144,13 @@ def stored(folder: Path) -> Prepared:
     )
 
 
-def stood_in(spec: DataSpec, data: Prepared) -> bool:
+def used_fallback(spec: DataSpec, data: Prepared) -> bool:
     """Whether the sample took the place of sources that can be had by now, without fetching them."""
     if not data.synthetic or any(source.name == "sample" for source in spec.sources):
         return False
     try:
         for source in spec.sources:
-            locate(source.name, source.path, download=False)
+            locate_source(source.name, source.path, download=False)
     except DataError:
         return False
     return True

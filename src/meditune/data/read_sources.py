@@ -20,7 +20,7 @@ from meditune.data.deidentify import Findings, deidentify
 from meditune.data.example import Example
 from meditune.data.readers import mimic, user_files
 from meditune.data.readers.tables import Rejects
-from meditune.data.sources import SOURCES, known_source, locate
+from meditune.data.sources import SOURCES, known_source, locate_source
 from meditune.data.splits import OFFICIAL
 from meditune.errors import DataError
 
@@ -183,7 +183,7 @@ def available(spec: DataSpec) -> tuple[DataSpec, bool]:
     named = [source for source in spec.sources if source.name != "own"]
     try:
         for source in named:
-            locate(source.name, source.path)
+            locate_source(source.name, source.path)
     except DataError as error:
         if not spec.fallback_to_sample or spec.fold is not None or any(source.path for source in spec.sources):
             raise
@@ -228,7 +228,7 @@ def read_source(source: SourceSpec, seed: int, rejects: Rejects) -> list[Example
         assert reader is not None, "check_sources has looked"
         if source.name == "mimic":
             print(mimic.NOTICE, file=sys.stderr)
-        examples = list(reader(locate(source.name, source.path), rejects))
+        examples = list(reader(locate_source(source.name, source.path), rejects))
     examples = list(marked(examples, source))
     if not examples:
         raise DataError(f"data.sources: nothing usable was read from {source.path or source.name}.")

@@ -38,7 +38,7 @@ def read(path: Path) -> dict[str, Row]:
     return found
 
 
-def shown(example: Example, passages: Sequence[Mapping[str, Any]]) -> Example:
+def shown_passages(example: Example, passages: Sequence[Mapping[str, Any]]) -> Example:
     """The example with these passages in place of its context.
 
     A title that is the question itself isn't repeated: PubMedQA's questions are titles of articles.
@@ -56,7 +56,9 @@ def count(example: Example) -> int:
 def in_training(examples: Iterable[Example], folder: Path) -> list[Example]:
     """The training examples as the run in that folder shows them: a share with found passages."""
     rows = read(folder / TRAINING) if (folder / TRAINING).is_file() else {}
-    return [shown(example, rows[example.id]["passages"]) if example.id in rows else example for example in examples]
+    return [
+        shown_passages(example, rows[example.id]["passages"]) if example.id in rows else example for example in examples
+    ]
 
 
 def is_own(passage: Mapping[str, Any], item: str) -> bool:

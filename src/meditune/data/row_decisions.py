@@ -27,7 +27,7 @@ RULE = "decisions"
 SHOWN = 3
 
 
-class Decided(BaseModel):
+class RowDecision(BaseModel):
     """One line of a decisions file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,7 +50,7 @@ class Decided(BaseModel):
 
 
 @dataclass
-class Applied:
+class AppliedDecisions:
     """What decisions did to the data."""
 
     facts: dict[str, Any] = field(default_factory=dict)
@@ -66,12 +66,12 @@ def fingerprint(example: Example) -> str:
     return hashlib.sha256(json.dumps(judged, ensure_ascii=False).encode()).hexdigest()
 
 
-def read_decisions(path: Path) -> dict[str, Decided]:
+def read_decisions(path: Path) -> dict[str, RowDecision]:
     """Decisions by the Example's id. Raises DataError with the line of one that makes no sense or comes twice."""
-    found: dict[str, Decided] = {}
+    found: dict[str, RowDecision] = {}
     for number, row in numbered_jsonl(path):
         try:
-            decided = Decided.model_validate(row)
+            decided = RowDecision.model_validate(row)
         except ValueError as error:
             raise DataError(f"{path}, line {number}: not a decision about a row: {error}") from error
         if decided.id in found:
@@ -80,18 +80,18 @@ def read_decisions(path: Path) -> dict[str, Decided]:
     return found
 
 
-def apply(path: str | None, incomplete: Incomplete, splits: Splits) -> tuple[Splits, Applied]:
+def apply(path: str | None, incomplete: Incomplete, splits: Splits) -> tuple[Splits, AppliedDecisions]:
     """The splits as people decided, and what was done; test items stay as they are.
 
     Decisions come last, on rows that are split already, so that they move no row from one split to another. Raises
     DataError where a row isn't the one that was judged any more, or a split has no row left.
     """
     if path is None:
-        return splits, Applied()
+        return splits, AppliedDecisions()
     file = Path(path)
     decisions = read_decisions(file)
     _refuse_changed(file, decisions, (*splits.train, *splits.dev))
-    applied = Applied()
+    applied = AppliedDecisions()
     changed = {
         name: list(_decided(examples, decisions, incomplete, applied.entries))
         for name, examples in (("train", splits.train), ("dev", splits.dev))
@@ -127,7 +127,7 @@ def refuse_other(path: str | None, quality: Mapping[str, Any], folder: Path) -> 
 
 def _decided(
     examples: Iterable[Example],
-    decisions: Mapping[str, Decided],
+    decisions: Mapping[str, RowDecision],
     incomplete: Incomplete,
     entries: list[Entry],
 ) -> Iterator[Example]:
@@ -142,7 +142,7 @@ def _decided(
             yield kept
 
 
-def _outcome(example: Example, decided: Decided, incomplete: Incomplete) -> tuple[str, Example | None]:
+def _outcome(example: Example, decided: RowDecision, incomplete: Incomplete) -> tuple[str, Example | None]:
     """What is done, and the row as it stays; None where it goes.
 
     A changed answer is what somebody wants the row to say, so it saves the row whatever was wrong with it. The yes, no
@@ -160,13 +160,13 @@ def _outcome(example: Example, decided: Decided, incomplete: Incomplete) -> tupl
     return "drop", None
 
 
-def _entry(example: Example, decided: Decided, action: str, after: Example | None, why: str = "") -> Entry:
+def _entry(example: Example, decided: RowDecision, action: str, after: Example | None, why: str = "") -> Entry:
     by = ", ".join(decided.raters) + (", settled" if decided.settled else "")
     detail = f"{decided.verdict} ({by}; set {decided.set}; {decided.when})" + (f": {why}" if why else "")
     return Entry(RULE, action, example, after, detail)
 
 
-def _refuse_changed(path: Path, decisions: Mapping[str, Decided], examples: Iterable[Example]) -> None:
+def _refuse_changed(path: Path, decisions: Mapping[str, RowDecision], examples: Iterable[Example]) -> None:
     changed = [e.id for e in examples if e.id in decisions and decisions[e.id].sha256 != fingerprint(e)]
     if not changed:
         return

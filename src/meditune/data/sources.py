@@ -227,7 +227,7 @@ _KNOWN: tuple[tuple[str, Licence], ...] = (
 _CREATIVE_COMMONS = re.compile(r"cc[- ]by((?:[- ](?:nc|sa|nd))*)(?:[- ]([1-4]\.\d))?")
 
 
-def known(text: str) -> Licence | None:
+def licence_named(text: str) -> Licence | None:
     """The licence that a text names ("CC BY 4.0", "cc-by-sa-4.0", "MIT"), or None."""
     name = " ".join(text.casefold().split())
     for pattern, licence in _KNOWN:
@@ -250,13 +250,13 @@ def known(text: str) -> Licence | None:
 
 def hub_names(texts: Iterable[str]) -> list[str]:
     """The hub's names of the licences, each once; `unknown` for one that isn't known here."""
-    found = [known(text) for text in texts]
+    found = [licence_named(text) for text in texts]
     return list(dict.fromkeys(licence.hub if licence else UNKNOWN for licence in found))
 
 
 def demands(licences: Mapping[str, Iterable[str]]) -> list[str]:
     """What a set must keep to whose sources (name -> the licences of its rows) are passed on together."""
-    named = [(source, text, known(text)) for source, texts in licences.items() for text in texts]
+    named = [(source, text, licence_named(text)) for source, texts in licences.items() for text in texts]
 
     def having(trait: str) -> str:
         return ", ".join(f"{source} ({text})" for source, text, licence in named if licence and getattr(licence, trait))
@@ -292,7 +292,7 @@ TIMEOUT_SECONDS = 30.0
 _CHUNK = 2**18
 
 
-def locate(source_name: str, path: Path | str | None = None, download: bool = True) -> Path:
+def locate_source(source_name: str, path: Path | str | None = None, download: bool = True) -> Path:
     """The folder (or file) of a source, downloaded first where it must be.
 
     Looked for in this order: `path` (nothing else then), `$MEDITUNE_DATA/NAME`, `NAME` in the cache (`$MEDITUNE_CACHE`

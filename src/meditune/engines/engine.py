@@ -20,7 +20,7 @@ Finish = Literal["stop", "length", "cancelled"]
 
 
 @dataclass(frozen=True)
-class Job:
+class GenerationRequest:
     """A prompt to continue."""
 
     prompt: Sequence[int]
@@ -41,7 +41,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Likely:
+class TokenLogprob:
     """A token with its natural log-probability, and the likeliest ones in its place."""
 
     token: int
@@ -50,12 +50,12 @@ class Likely:
 
 
 @dataclass(frozen=True)
-class Piece:
+class GenerationChunk:
     """What came next: whole characters, never half of one. The last piece says why it ended."""
 
     text: str
     tokens: tuple[int, ...] = ()
-    likely: tuple[Likely, ...] = ()
+    likely: tuple[TokenLogprob, ...] = ()
     """One for each token, where log-probabilities were asked for"""
     finish: Finish | None = None
     error: Exception | None = None
@@ -65,14 +65,14 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Load:
+class EngineLoad:
     """How busy an engine is."""
 
     running: int
     waiting: int
 
 
-class Running(Protocol):
+class RunningGeneration(Protocol):
     """A job that was started."""
 
     def cancel(self) -> None:
@@ -89,20 +89,20 @@ class Engine(Protocol):
     context_tokens: int
     """The most tokens of prompt and answer together"""
 
-    def start(self, job: Job, deliver: Callable[[Piece], None]) -> Running:
+    def start(self, job: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
         """Begin a job; its pieces are delivered in order from a thread of the engine's.
 
         Raises ModelError where the engine can't do what the job asks (constraints, log-probabilities), was closed or
         broke down.
         """
 
-    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[Likely]]:
+    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
         """The log-probability of every token of each text after one prompt.
 
         Raises ModelError where the engine tells none.
         """
 
-    def load(self) -> Load:
+    def load(self) -> EngineLoad:
         """How busy it is."""
 
     def opened(self) -> None:
@@ -119,7 +119,7 @@ class Engine(Protocol):
         """Cancel what runs, and free the model."""
 
 
-def refuse_unfit(job: Job, context_tokens: int) -> None:
+def check_request(job: GenerationRequest, context_tokens: int) -> None:
     """Raise ModelError where a job has no prompt, or too long a one to answer in the context."""
     if not job.prompt:
         raise ModelError("There is no prompt: an engine needs at least one token to go on from.")
@@ -140,7 +140,7 @@ def refuse_unfit(job: Job, context_tokens: int) -> None:
         )
 
 
-def refuse_unscorable(prompt: int, longest: int, context_tokens: int) -> None:
+def check_scorable(prompt: int, longest: int, context_tokens: int) -> None:
     """Raise ModelError where texts can't be scored after a prompt of so many tokens."""
     if not prompt:
         raise ModelError("Texts are scored after at least one token of prompt; there is none.")
@@ -152,7 +152,7 @@ def refuse_unscorable(prompt: int, longest: int, context_tokens: int) -> None:
 
 
 @dataclass(frozen=True)
-class Whole:
+class GenerationResult:
     """An answer that has ended."""
 
     text: str
@@ -160,9 +160,9 @@ class Whole:
     finish: Finish
 
 
-def answers(engine: Engine, jobs: Sequence[Job]) -> Iterator[tuple[int, Whole]]:
+def generate_all(engine: Engine, jobs: Sequence[GenerationRequest]) -> Iterator[tuple[int, GenerationResult]]:
     """Each job's number and its answer, as they end. Raises what broke one off; the others are cancelled then."""
-    pieces: queue.SimpleQueue[tuple[int, Piece]] = queue.SimpleQueue()
+    pieces: queue.SimpleQueue[tuple[int, GenerationChunk]] = queue.SimpleQueue()
     begun: dict[int, tuple[list[str], list[int]]] = {}
     running = []
     try:
@@ -178,7 +178,7 @@ def answers(engine: Engine, jobs: Sequence[Job]) -> Iterator[tuple[int, Whole]]:
             tokens += piece.tokens
             if piece.finish:
                 del begun[number]
-                yield number, Whole("".join(texts), tokens, piece.finish)
+                yield number, GenerationResult("".join(texts), tokens, piece.finish)
     finally:
         for number in begun:
             if number < len(running):

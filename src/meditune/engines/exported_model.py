@@ -30,7 +30,7 @@ READ_BYTES = 2_000_000_000
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedModel:
     """What export.json says that an engine must know."""
 
     folder: Path
@@ -52,11 +52,11 @@ def is_exported(model: str) -> bool:
     return (Path(model).expanduser() / EXPORT).is_file()
 
 
-def exported(folder: Path) -> Exported:
+def read_exported_model(folder: Path) -> ExportedModel:
     """What an exported model's folder holds. Raises ModelError where it isn't whole, DataError for a damaged file."""
     said = read_json(folder / EXPORT)
     try:
-        found = Exported(
+        found = ExportedModel(
             folder,
             said["kind"],
             said["engine"],
@@ -97,14 +97,14 @@ def weights_state(model: str) -> dict[str, str]:
     """
     place = Path(model).expanduser()
     place = place / "model" if (place / "model").is_dir() else place
-    files = [place / name for name in exported(place).files] if is_exported(model) else _weights(place)
+    files = [place / name for name in read_exported_model(place).files] if is_exported(model) else _weights(place)
     facts = {path.name: path.stat() for path in files}
     if sum(fact.st_size for fact in facts.values()) > READ_BYTES:
         return {name: f"{fact.st_size} bytes, {fact.st_mtime_ns}" for name, fact in facts.items()}
     return {path.name: sha256(path) for path in files}
 
 
-def outdated(export: Path, model: Path) -> str:
+def why_outdated(export: Path, model: Path) -> str:
     """What of the model in a folder isn't what its export was made from, in words; empty where all is."""
     if (load_format(model) or PromptFormat()) != (load_format(export) or PromptFormat()):
         return "another prompt format"
@@ -112,7 +112,7 @@ def outdated(export: Path, model: Path) -> str:
     made = (export / EXPORT).stat().st_mtime
     if sum(path.stat().st_size for path in files) > READ_BYTES and all(path.stat().st_mtime <= made for path in files):
         return ""
-    return "other weights" if weights_digest(model) != exported(export).made_from.get("sha256") else ""
+    return "other weights" if weights_digest(model) != read_exported_model(export).made_from.get("sha256") else ""
 
 
 def _weights(place: Path) -> list[Path]:
@@ -131,7 +131,7 @@ def is_installed(engine: str) -> bool:
     return all(find_spec(package) is not None for package in EXTRAS.get(engine, ()))
 
 
-def package(engine: str, name: str) -> Any:
+def import_package(engine: str, name: str) -> Any:
     """A package of an engine's. Raises ModelError, with the line that installs it, where it isn't here."""
     no_telemetry()
     try:

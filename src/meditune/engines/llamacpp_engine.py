@@ -14,10 +14,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from meditune.engines.engine import Job, Likely, Load, Piece, Running, refuse_unfit, refuse_unscorable
-from meditune.engines.exported_model import exported, package
-from meditune.engines.scheduler import Answer
-from meditune.engines.structured_output import Choices, chosen_by
+from meditune.engines.engine import (
+    EngineLoad,
+    GenerationChunk,
+    GenerationRequest,
+    RunningGeneration,
+    TokenLogprob,
+    check_request,
+    check_scorable,
+)
+from meditune.engines.exported_model import import_package, read_exported_model
+from meditune.engines.scheduler import ScheduledRequest
+from meditune.engines.structured_output import ChoiceConstraint, constraint_of
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import EngineError, ModelError
 from meditune.hardware import cores
@@ -37,7 +45,7 @@ class LlamacppEngine:
 
     def __init__(self, folder: Path, at_once: int = 32) -> None:
         """Raises ModelError where xllamacpp isn't installed or llama.cpp can't open the file."""
-        model = exported(folder)
+        model = read_exported_model(folder)
         self.tokenizer: Any = PlainTokenizer(folder)
         self.name = f"llamacpp {model.weights}"
         self.context_tokens = model.context_tokens
@@ -49,16 +57,16 @@ class LlamacppEngine:
         self._counting = threading.Lock()
         self._room = threading.Condition()
         self._free = max(CACHE_TOKENS, model.context_tokens)
-        self._started: set[Answer] = set()
+        self._started: set[ScheduledRequest] = set()
         self._running = 0
         self._closing = False
 
-    def start(self, job: Job, deliver: Callable[[Piece], None]) -> Running:
+    def start(self, job: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
         """See engine.py."""
-        refuse_unfit(job, self.context_tokens)
+        check_request(job, self.context_tokens)
         if job.choices:
-            Choices(self.tokenizer, job.choices, 0)
-        answer = Answer(job, deliver, self.tokenizer)
+            ChoiceConstraint(self.tokenizer, job.choices, 0)
+        answer = ScheduledRequest(job, deliver, self.tokenizer)
         with self._counting:
             if self._closing:
                 raise EngineError("The engine was closed.")
@@ -66,20 +74,20 @@ class LlamacppEngine:
             self._threads.submit(self._run, answer)
         return answer
 
-    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[Likely]]:
+    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
         """See engine.py. Of each place the five likeliest tokens are told, too. llama.cpp is asked token by token."""
-        refuse_unscorable(len(prompt), max(map(len, texts), default=0), self.context_tokens)
+        check_scorable(len(prompt), max(map(len, texts), default=0), self.context_tokens)
 
-        def scored(text: Sequence[int]) -> list[Likely]:
+        def scored(text: Sequence[int]) -> list[TokenLogprob]:
             return [self._likely([*prompt, *text[:place]], token) for place, token in enumerate(text)]
 
         # In threads of their own: llama.cpp would swallow a ctrl-C that strikes while it calls back.
         return list(self._scoring.map(scored, texts))
 
-    def load(self) -> Load:
+    def load(self) -> EngineLoad:
         """See engine.py."""
         with self._counting:
-            return Load(self._running, len(self._started) - self._running)
+            return EngineLoad(self._running, len(self._started) - self._running)
 
     def opened(self) -> None:
         """See engine.py. The model was opened before."""
@@ -98,10 +106,10 @@ class LlamacppEngine:
         self._scoring.shutdown()
         if self._server is not None:
             # A server that is let go of before its loop runs waits for that loop forever.
-            self._server.handle_completions(_request(Job([0], 1)), lambda _: True)
+            self._server.handle_completions(_request(GenerationRequest([0], 1)), lambda _: True)
         self._server = None
 
-    def _run(self, answer: Answer) -> None:
+    def _run(self, answer: ScheduledRequest) -> None:
         with self._counting:
             self._running += 1
         try:
@@ -121,7 +129,7 @@ class LlamacppEngine:
                 self._running -= 1
                 self._started.discard(answer)
 
-    def _write(self, answer: Answer) -> None:
+    def _write(self, answer: ScheduledRequest) -> None:
         def take(chunk: dict[str, Any]) -> bool:
             """True ends it."""
             if "error" in chunk:
@@ -163,23 +171,23 @@ class LlamacppEngine:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return ids if ids and ids[-1] == last else [last]
 
-    def _of(self, answer: Answer, token: int, said: dict[str, Any]) -> Likely | None:
+    def _of(self, answer: ScheduledRequest, token: int, said: dict[str, Any]) -> TokenLogprob | None:
         if not answer.job.logprobs:
             return None
         return _told(said) if token == said["id"] else self._likely([*answer.job.prompt, *answer.tokens], token)
 
-    def _choose(self, answer: Answer) -> None:
+    def _choose(self, answer: ScheduledRequest) -> None:
         end = min(self._ends)
-        texts = Choices(self.tokenizer, answer.job.choices, end).texts
+        texts = ChoiceConstraint(self.tokenizer, answer.job.choices, end).texts
         scored = self.score(answer.job.prompt, [[*text, end] for text in texts])
-        for likely in chosen_by(scored, answer.job):
+        for likely in constraint_of(scored, answer.job):
             answer.take(likely.token, likely if answer.job.logprobs else None)
             if answer.ended:
                 break
         answer.end()
 
-    def _likely(self, before: list[int], token: int) -> Likely:
-        found: list[Likely] = []
+    def _likely(self, before: list[int], token: int) -> TokenLogprob:
+        found: list[TokenLogprob] = []
 
         def take(chunk: dict[str, Any]) -> bool:
             if "error" in chunk:
@@ -187,7 +195,7 @@ class LlamacppEngine:
             found.extend(_told(said) for said in (chunk["choices"][0].get("logprobs") or {}).get("content", []))
             return False
 
-        request = _request(Job(before, 1, logprobs=OTHERS))
+        request = _request(GenerationRequest(before, 1, logprobs=OTHERS))
         self._asked(request | {"logit_bias": [[token, CERTAIN]], "ignore_eos": False}, take)
         if not found or found[0].token != token:
             raise EngineError(f"llama.cpp didn't tell how likely token {token} is.")
@@ -209,7 +217,7 @@ class LlamacppEngine:
             raise broken[0]
 
 
-def _request(job: Job) -> dict[str, Any]:
+def _request(job: GenerationRequest) -> dict[str, Any]:
     request: dict[str, Any] = {
         "prompt": list(job.prompt),
         "max_tokens": job.max_new_tokens,
@@ -230,8 +238,8 @@ def _request(job: Job) -> dict[str, Any]:
     return request
 
 
-def _told(said: dict[str, Any]) -> Likely:
-    return Likely(said["id"], said["logprob"], {one["id"]: one["logprob"] for one in said["top_logprobs"]})
+def _told(said: dict[str, Any]) -> TokenLogprob:
+    return TokenLogprob(said["id"], said["logprob"], {one["id"]: one["logprob"] for one in said["top_logprobs"]})
 
 
 def server(file: Path, tokens: int, at_once: int, key: str) -> Any:
@@ -239,7 +247,7 @@ def server(file: Path, tokens: int, at_once: int, key: str) -> Any:
 
     Raises ModelError where xllamacpp isn't installed or the file can't be opened.
     """
-    llama = package("llamacpp", "xllamacpp")
+    llama = import_package("llamacpp", "xllamacpp")
     settings = llama.CommonParams()
     settings.model.path = str(file)
     settings.n_ctx = tokens

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from meditune.engines.engine import Job, Likely, refuse_unscorable
-from meditune.engines.exported_model import Exported, exported, package
-from meditune.engines.sampling import Wish, generator_of, likely, next_tokens
-from meditune.engines.scheduler import Answer, Batching
-from meditune.engines.structured_output import Choices, JsonAnswer, Schemas
+from meditune.engines.engine import GenerationRequest, TokenLogprob, check_scorable
+from meditune.engines.exported_model import ExportedModel, import_package, read_exported_model
+from meditune.engines.sampling import SamplingParams, random_generator, sample_next_tokens, top_logprobs
+from meditune.engines.scheduler import BatchingEngine, ScheduledRequest
+from meditune.engines.structured_output import ChoiceConstraint, JsonConstraint, SchemaCompiler
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
 from meditune.hardware import cores
@@ -40,7 +40,7 @@ class OnnxModel:
 
     def __init__(self, file: Path) -> None:
         """Raises ModelError where onnxruntime isn't installed or can't open the file."""
-        runtime = package("onnx", "onnxruntime")
+        runtime = import_package("onnx", "onnxruntime")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = cores()
         try:
@@ -74,17 +74,17 @@ class _Written:
 
     past: Past
     generator: torch.Generator | None
-    held: Choices | JsonAnswer | None
+    held: ChoiceConstraint | JsonConstraint | None
 
 
 class OnnxBatch:
     """Answers that take turns (scheduler.py calls it)."""
 
-    def __init__(self, model: Exported, tokenizer: Any, at_once: int) -> None:
+    def __init__(self, model: ExportedModel, tokenizer: Any, at_once: int) -> None:
         self.model = OnnxModel(model.folder / next(name for name in model.files if name.endswith(".onnx")))
         self.tokenizer, self.at_once, self.ends = tokenizer, at_once, model.stop_tokens
-        self.schemas = Schemas(model.folder, model.stop_tokens)
-        self.running: list[Answer] = []
+        self.schemas = SchemaCompiler(model.folder, model.stop_tokens)
+        self.running: list[ScheduledRequest] = []
         self._written: dict[int, _Written] = {}
 
     @contextmanager
@@ -92,16 +92,16 @@ class OnnxBatch:
         """Nothing must be around onnxruntime's work."""
         yield
 
-    def chosen(self, waiting: deque[Answer]) -> list[Answer]:
+    def chosen(self, waiting: deque[ScheduledRequest]) -> list[ScheduledRequest]:
         """Whoever has waited longest, one at a time."""
         return [waiting.popleft()] if waiting and len(self.running) < self.at_once else []
 
-    def join(self, answers: list[Answer]) -> None:
+    def join(self, answers: list[ScheduledRequest]) -> None:
         """Read prompts and choose the first tokens."""
         for answer in answers:
             logits, past = self.model.read(answer.job.prompt, self.model.nothing)
             self.running.append(answer)
-            self._written[id(answer)] = _Written(past, generator_of(answer.job), self._held_to(answer.job))
+            self._written[id(answer)] = _Written(past, random_generator(answer.job), self._held_to(answer.job))
             self._add(answer, logits[-1:])
 
     def step(self) -> None:
@@ -117,25 +117,25 @@ class OnnxBatch:
         """Forget everything that runs."""
         self.running, self._written = [], {}
 
-    def scored(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[Likely]]:
+    def scored(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
         """The log-probability of every token of each text after one prompt."""
         first, past = self.model.read(prompt, self.model.nothing)
         found = []
         for text in texts:
             rest = [self.model.read(text[:-1], past)[0]] if len(text) > 1 else []
             logits = torch.cat([first[-1:], *rest])
-            found.append([likely(row, token, OTHERS) for row, token in zip(logits, text, strict=False)])
+            found.append([top_logprobs(row, token, OTHERS) for row, token in zip(logits, text, strict=False)])
         return found
 
-    def _held_to(self, job: Job) -> Choices | JsonAnswer | None:
+    def _held_to(self, job: GenerationRequest) -> ChoiceConstraint | JsonConstraint | None:
         if job.json_schema is not None:
             return self.schemas.answer(job.json_schema)
-        return Choices(self.tokenizer, job.choices, min(self.ends)) if job.choices else None
+        return ChoiceConstraint(self.tokenizer, job.choices, min(self.ends)) if job.choices else None
 
-    def _add(self, answer: Answer, logits: torch.Tensor) -> None:
+    def _add(self, answer: ScheduledRequest, logits: torch.Tensor) -> None:
         written = self._written[id(answer)]
         allowed = written.held.allowed() if written.held else None
-        (found,) = next_tokens(logits, [Wish(answer.job, written.generator, allowed)])
+        (found,) = sample_next_tokens(logits, [SamplingParams(answer.job, written.generator, allowed)])
         if found is None:
             answer.fail(ModelError("The model gives numbers that aren't finite on this prompt."))
         elif found[0] in self.ends:
@@ -156,21 +156,21 @@ class OnnxBatch:
                 del self._written[id(answer)]
 
 
-class OnnxEngine(Batching[OnnxBatch]):
+class OnnxEngine(BatchingEngine[OnnxBatch]):
     """An exported ONNX model."""
 
     def __init__(self, folder: Path, at_once: int = 32) -> None:
         """Raises ModelError where onnxruntime isn't installed or can't open the folder."""
-        model = exported(folder)
+        model = read_exported_model(folder)
         tokenizer = PlainTokenizer(folder)
         super().__init__(f"onnx {model.weights}", tokenizer, model.context_tokens, OnnxBatch(model, tokenizer, at_once))
 
-    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[Likely]]:
+    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
         """See engine.py. Of each place the five likeliest tokens are told, too."""
-        refuse_unscorable(len(prompt), max(map(len, texts), default=0), self.context_tokens)
+        check_scorable(len(prompt), max(map(len, texts), default=0), self.context_tokens)
         return self._worker.call(lambda: self._batch.scored(prompt, texts))
 
-    def _refuse(self, job: Job) -> None:
+    def _refuse(self, job: GenerationRequest) -> None:
         super()._refuse(job)
         if job.json_schema is not None:
             self._batch.schemas.answer(job.json_schema)

@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 from meditune.engines.engine import Engine
-from meditune.engines.exported_model import EXPORT, EXPORTS, exported, is_installed, outdated
+from meditune.engines.exported_model import EXPORT, EXPORTS, is_installed, read_exported_model, why_outdated
 from meditune.errors import ModelError
 
 log = logging.getLogger(__name__)
@@ -62,13 +62,13 @@ def open_engine(
                 f"{EXPORTED[engine]}"
             )
         return _with_transformers(model, at_once)
-    found = exported(place)
+    found = read_exported_model(place)
     if engine not in {"auto", found.engine}:
         raise ModelError(f"{place} was exported for the {found.engine} engine, and {engine} can't open it.")
     if found.engine == "openvino" and apart and os.name == "posix":
-        from meditune.engines.subprocess_engine import ApartEngine
+        from meditune.engines.subprocess_engine import SubprocessEngine
 
-        return ApartEngine(place, at_once, scores)
+        return SubprocessEngine(place, at_once, scores)
     if found.engine == "openvino":
         from meditune.engines.openvino_engine import OpenvinoEngine
 
@@ -85,7 +85,7 @@ def open_engine(
 
 
 def _at_server(model: str, at_once: int, url: str | None, key: str | None) -> Engine:
-    from meditune.engines.openai_engine import MODEL_VARIABLE, ServerEngine
+    from meditune.engines.openai_engine import MODEL_VARIABLE, OpenAIEngine
     from meditune.engines.tokenizer import PlainTokenizer
 
     if not url:
@@ -93,7 +93,7 @@ def _at_server(model: str, at_once: int, url: str | None, key: str | None) -> En
     folder = Path(model).expanduser()
     folder = folder / "model" if (folder / "model").is_dir() else folder
     key, served_as = key or os.environ.get(KEY_VARIABLE), os.environ.get(MODEL_VARIABLE) or None
-    return ServerEngine(url, PlainTokenizer(folder), key, at_once, served_as)
+    return OpenAIEngine(url, PlainTokenizer(folder), key, at_once, served_as)
 
 
 def _with_transformers(model: str, at_once: int) -> Engine:
@@ -114,7 +114,7 @@ def _exported_at(place: Path, engine: str) -> Path | None:
                 engine == name or (engine == "auto" and name in AUTO and is_installed(name))
             ):
                 continue
-            changed = outdated(folder, place / "model" if (place / "model").is_dir() else place)
+            changed = why_outdated(folder, place / "model" if (place / "model").is_dir() else place)
             if not changed:
                 return folder
             said = (

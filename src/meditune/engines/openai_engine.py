@@ -15,7 +15,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-from meditune.engines.engine import Finish, Job, Likely, Load, Piece, Running, refuse_unfit, refuse_unscorable
+from meditune.engines.engine import (
+    EngineLoad,
+    Finish,
+    GenerationChunk,
+    GenerationRequest,
+    RunningGeneration,
+    TokenLogprob,
+    check_request,
+    check_scorable,
+)
 from meditune.errors import EngineError
 
 SECONDS = 300.0
@@ -33,7 +42,7 @@ MARK = "token_id:"
 """Before the number of a token that vLLM tells by its number"""
 
 
-class Passed:
+class ForwardedRequest:
     """A job that runs at the server."""
 
     def __init__(self) -> None:
@@ -60,7 +69,7 @@ class Passed:
                 self._socket.shutdown(socket.SHUT_RDWR)
 
 
-class ServerEngine:
+class OpenAIEngine:
     """A model behind an address."""
 
     def __init__(
@@ -87,17 +96,17 @@ class ServerEngine:
         self.context_tokens = int(told[0]) if told else UNKNOWN_CONTEXT
         self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="meditune-server")
         self._counting = threading.Lock()
-        self._started: set[Passed] = set()
+        self._started: set[ForwardedRequest] = set()
         self._running = 0
         self._closing = False
         self._probing = threading.Lock()
         self._probed, self._suspected = time.monotonic(), False
         self._gone: EngineError | None = None
 
-    def start(self, job: Job, deliver: Callable[[Piece], None]) -> Running:
+    def start(self, job: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
         """See engine.py. Where the server doesn't hold an answer to its constraint, its last piece says so."""
-        refuse_unfit(job, self.context_tokens)
-        passed = Passed()
+        check_request(job, self.context_tokens)
+        passed = ForwardedRequest()
         with self._counting:
             if self._closing:
                 raise EngineError("The engine was closed.")
@@ -105,15 +114,15 @@ class ServerEngine:
             self._threads.submit(self._run, job, deliver, passed)
         return passed
 
-    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[Likely]]:
+    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
         """See engine.py. Raises EngineError where the server doesn't tell how likely given texts are."""
-        refuse_unscorable(len(prompt), max(map(len, texts), default=0), self.context_tokens)
+        check_scorable(len(prompt), max(map(len, texts), default=0), self.context_tokens)
         return [self._scored(prompt, text) if text else [] for text in texts]
 
-    def load(self) -> Load:
+    def load(self) -> EngineLoad:
         """See engine.py."""
         with self._counting:
-            return Load(self._running, len(self._started) - self._running)
+            return EngineLoad(self._running, len(self._started) - self._running)
 
     def opened(self) -> None:
         """See engine.py. The server answered before."""
@@ -155,29 +164,31 @@ class ServerEngine:
         self._threads.shutdown()
         self._http.close()
 
-    def _run(self, job: Job, deliver: Callable[[Piece], None], passed: Passed) -> None:
+    def _run(
+        self, job: GenerationRequest, deliver: Callable[[GenerationChunk], None], passed: ForwardedRequest
+    ) -> None:
         import httpx2
 
         with self._counting:
             self._running += 1
         try:
-            pieces = iter([Piece("", finish="cancelled")]) if passed.cancelled else self._pieces(job, passed)
+            pieces = iter([GenerationChunk("", finish="cancelled")]) if passed.cancelled else self._pieces(job, passed)
             for piece in pieces:
                 deliver(piece)
         except Exception as error:  # noqa: BLE001 - it is handed on, as the job's last piece
             if passed.cancelled:
-                deliver(Piece("", finish="cancelled"))
+                deliver(GenerationChunk("", finish="cancelled"))
                 return
             self._suspected = True
             if isinstance(error, httpx2.HTTPError):
                 error = EngineError(f"{self.url} broke an answer off ({type(error).__name__}). Look at that server.")
-            deliver(Piece("", error=error))
+            deliver(GenerationChunk("", error=error))
         finally:
             with self._counting:
                 self._running -= 1
                 self._started.discard(passed)
 
-    def _pieces(self, job: Job, passed: Passed) -> Iterator[Piece]:
+    def _pieces(self, job: GenerationRequest, passed: ForwardedRequest) -> Iterator[GenerationChunk]:
         said = ""
         finish: Finish | None = None
         with self._http.stream("POST", f"{self.url}/completions", json=self._request(job)) as response:
@@ -187,7 +198,7 @@ class ServerEngine:
                 raise self._refused(response)
             for choice in _choices(response.iter_lines()):
                 if passed.cancelled:
-                    yield Piece("", finish="cancelled")
+                    yield GenerationChunk("", finish="cancelled")
                     return
                 text = choice.get("text") or ""
                 said += text
@@ -195,13 +206,13 @@ class ServerEngine:
                     finish = finish or ("length" if reason == "length" else "stop")
                 tokens, likely = self._tokens(choice, text)
                 if text or tokens:
-                    yield Piece(text, tokens, likely if job.logprobs else ())
+                    yield GenerationChunk(text, tokens, likely if job.logprobs else ())
         if finish is None:
             raise EngineError(f"{self.url} broke an answer off without an end. Look at that server's log.")
         _refuse_unheld(job, said, finish, self.url)
-        yield Piece("", finish=finish)
+        yield GenerationChunk("", finish=finish)
 
-    def _tokens(self, choice: dict[str, Any], text: str) -> tuple[tuple[int, ...], tuple[Likely, ...]]:
+    def _tokens(self, choice: dict[str, Any], text: str) -> tuple[tuple[int, ...], tuple[TokenLogprob, ...]]:
         """The tokens of a piece of text, as the server tells them, or else as our tokenizer reads it."""
         told = (choice.get("logprobs") or {}).get("tokens") or []
         numbers = [_number(token) for token in told]
@@ -211,7 +222,7 @@ class ServerEngine:
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
         return tuple(ids), ()
 
-    def _request(self, job: Job) -> dict[str, Any]:
+    def _request(self, job: GenerationRequest) -> dict[str, Any]:
         request: dict[str, Any] = {
             "model": self._model,
             "prompt": list(job.prompt),
@@ -237,7 +248,7 @@ class ServerEngine:
             request["structured_outputs"] = {"json": dict(job.json_schema)}
         return request
 
-    def _scored(self, prompt: Sequence[int], text: Sequence[int]) -> list[Likely]:
+    def _scored(self, prompt: Sequence[int], text: Sequence[int]) -> list[TokenLogprob]:
         request = {
             "model": self._model,
             "prompt": [*prompt, *text],
@@ -307,17 +318,17 @@ def _number(token: str) -> int | None:
     return int(token.removeprefix(MARK)) if token.startswith(MARK) else None
 
 
-def _likely(told: dict[str, Any], places: range) -> list[Likely]:
+def _likely(told: dict[str, Any], places: range) -> list[TokenLogprob]:
     found = []
     for place in places:
         others = (told.get("top_logprobs") or [])[place : place + 1] or [{}]
         numbered = {_number(token): value for token, value in (others[0] or {}).items()}
         known = {token: value for token, value in numbered.items() if token is not None}
-        found.append(Likely(_number(told["tokens"][place]) or 0, told["token_logprobs"][place], known))
+        found.append(TokenLogprob(_number(told["tokens"][place]) or 0, told["token_logprobs"][place], known))
     return found
 
 
-def _refuse_unheld(job: Job, said: str, finish: Finish, url: str) -> None:
+def _refuse_unheld(job: GenerationRequest, said: str, finish: Finish, url: str) -> None:
     """Raise EngineError where a whole answer isn't what it was to be."""
     if job.choices and said not in job.choices:
         raise EngineError(f"{url} doesn't hold answers to given texts, as vLLM does.")

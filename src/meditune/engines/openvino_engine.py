@@ -23,14 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from meditune.engines.engine import Job, Likely, refuse_unfit, refuse_unscorable
-from meditune.engines.exported_model import Exported, exported, package
-from meditune.engines.scheduler import Answer, Batching
-from meditune.engines.structured_output import Choices, chosen_by
+from meditune.engines.engine import GenerationRequest, TokenLogprob, check_request, check_scorable
+from meditune.engines.exported_model import ExportedModel, import_package, read_exported_model
+from meditune.engines.scheduler import BatchingEngine, ScheduledRequest
+from meditune.engines.structured_output import ChoiceConstraint, constraint_of
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
 from meditune.files import read_json
-from meditune.hardware import give_back_memory
+from meditune.hardware import release_memory
 
 OTHERS = 5
 """Likeliest tokens that are told of each place"""
@@ -47,15 +47,15 @@ class Scorer:
     """The model of an exported folder, compiled to score."""
 
     def __init__(self, folder: Path) -> None:
-        ov = package("openvino", "openvino")
+        ov = import_package("openvino", "openvino")
         core = ov.Core()
         model = core.read_model(folder / "openvino_model.xml")
         _head_reads_last(model)
         self._request = core.compile_model(model, "CPU", {KERNELS: MOST_KERNELS}).create_infer_request()
 
-    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[Likely]]:
+    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
         """The log-probability of every token of each text after the prompt."""
-        scored: list[list[Likely]] = [[] for _ in texts]
+        scored: list[list[TokenLogprob]] = [[] for _ in texts]
         order = sorted((number for number, text in enumerate(texts) if text), key=lambda number: len(texts[number]))
         while order:
             longest = len(texts[order[-1]])
@@ -97,7 +97,7 @@ class Scorer:
 
 def _head_reads_last(model: Any) -> None:
     """Give the model an input, `last`: its output head reads so many of the last places."""
-    opset = package("openvino", "openvino.opset13")
+    opset = import_package("openvino", "openvino.opset13")
     node = model.output("logits").get_node().input_value(0).get_node()
     while node.get_type_name() != "MatMul":
         node = node.input_value(0).get_node()
@@ -111,12 +111,12 @@ def _head_reads_last(model: Any) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def _likely(logits: Any, token: int) -> Likely:
+def _likely(logits: Any, token: int) -> TokenLogprob:
     values = logits.astype(np.float64)
     logprobs = values - (values.max() + np.log(np.exp(values - values.max()).sum()))
     best = np.argpartition(logprobs, -OTHERS)[-OTHERS:] if len(logprobs) > OTHERS else np.arange(len(logprobs))
     ordered = best[np.argsort(-logprobs[best])]
-    return Likely(token, float(logprobs[token]), {int(one): float(logprobs[one]) for one in ordered})
+    return TokenLogprob(token, float(logprobs[token]), {int(one): float(logprobs[one]) for one in ordered})
 
 
 CACHE_BYTES = 256_000_000
@@ -130,11 +130,11 @@ READ_TOKENS = 512
 class OpenvinoBatch:
     """Up to `at_once` answers (scheduler.py calls it)."""
 
-    def __init__(self, model: Exported, tokenizer: Any, at_once: int, scores: bool = False) -> None:
-        self._genai = package("openvino", "openvino_genai")
-        self._tensor = package("openvino", "openvino").Tensor
+    def __init__(self, model: ExportedModel, tokenizer: Any, at_once: int, scores: bool = False) -> None:
+        self._genai = import_package("openvino", "openvino_genai")
+        self._tensor = import_package("openvino", "openvino").Tensor
         self.model, self.tokenizer, self.at_once = model, tokenizer, at_once
-        self.running: list[Answer] = []
+        self.running: list[ScheduledRequest] = []
         self._handles: dict[int, Any] = {}
         self._number = 0
         self._scorer: Scorer | None = None
@@ -179,14 +179,14 @@ class OpenvinoBatch:
         """The model once more, compiled when texts are first scored."""
         if self._scorer is None:
             self._scorer = Scorer(self.model.folder)
-            give_back_memory()
+            release_memory()
         return self._scorer
 
-    def chosen(self, waiting: deque[Answer]) -> list[Answer]:
+    def chosen(self, waiting: deque[ScheduledRequest]) -> list[ScheduledRequest]:
         """Those that have waited longest."""
         return [waiting.popleft() for _ in range(min(len(waiting), self.at_once - len(self.running)))]
 
-    def join(self, answers: list[Answer]) -> None:
+    def join(self, answers: list[ScheduledRequest]) -> None:
         """Hand prompts to the pipeline; one of given texts is chosen by how likely each is."""
         for answer in answers:
             if answer.job.choices:
@@ -216,7 +216,7 @@ class OpenvinoBatch:
         while self._pipeline.has_non_finished_requests():
             self._pipeline.step()
 
-    def _read(self, answer: Answer) -> None:
+    def _read(self, answer: ScheduledRequest) -> None:
         handle = self._handles[id(answer)]
         while handle.can_read() and not answer.ended:
             for output in handle.read().values():
@@ -227,7 +227,7 @@ class OpenvinoBatch:
         elif not answer.ended and status == self._genai.GenerationStatus.FINISHED:
             answer.end()
 
-    def _take(self, answer: Answer, output: Any) -> None:
+    def _take(self, answer: ScheduledRequest, output: Any) -> None:
         for token, logprob in zip(output.generated_ids, output.generated_log_probs, strict=True):
             if token in self.model.stop_tokens:
                 answer.end()
@@ -246,17 +246,17 @@ class OpenvinoBatch:
                     handle.stop()
                 self.running.remove(answer)
 
-    def _choose(self, answer: Answer) -> None:
+    def _choose(self, answer: ScheduledRequest) -> None:
         end = self.model.stop_tokens[0]
-        texts = Choices(self.tokenizer, answer.job.choices, end).texts
+        texts = ChoiceConstraint(self.tokenizer, answer.job.choices, end).texts
         scored = self.scorer.score(answer.job.prompt, [[*text, end] for text in texts])
-        for likely in chosen_by(scored, answer.job):
+        for likely in constraint_of(scored, answer.job):
             answer.take(likely.token, likely if answer.job.logprobs else None)
             if answer.ended:
                 break
         answer.end()
 
-    def _settings(self, job: Job) -> Any:
+    def _settings(self, job: GenerationRequest) -> Any:
         settings = self._genai.GenerationConfig()
         settings.max_new_tokens = job.max_new_tokens
         settings.eos_token_id = self.model.stop_tokens[0]
@@ -272,13 +272,13 @@ class OpenvinoBatch:
         return settings
 
     @staticmethod
-    def _likely(job: Job, token: int, logprob: float) -> Likely | None:
+    def _likely(job: GenerationRequest, token: int, logprob: float) -> TokenLogprob | None:
         if not job.logprobs:
             return None
-        return Likely(token, logprob, {token: logprob} if job.temperature == 0 else {})
+        return TokenLogprob(token, logprob, {token: logprob} if job.temperature == 0 else {})
 
 
-def _blocks(model: Exported) -> int:
+def _blocks(model: ExportedModel) -> int:
     """How many blocks of keys and values in 8 bits have room in memory."""
     config = read_json(model.folder / "config.json")
     config = config.get("text_config", config)
@@ -294,7 +294,7 @@ def _first_line(error: Exception) -> str:
     return lines[-1].strip() if lines else type(error).__name__
 
 
-class OpenvinoEngine(Batching[OpenvinoBatch]):
+class OpenvinoEngine(BatchingEngine[OpenvinoBatch]):
     """An exported model, in 8 bits, that continues many prompts together."""
 
     def __init__(self, folder: Path, at_once: int = 32, scores: bool = False) -> None:
@@ -302,30 +302,30 @@ class OpenvinoEngine(Batching[OpenvinoBatch]):
 
         Raises ModelError where OpenVINO isn't installed or can't open the folder.
         """
-        model = exported(folder)
+        model = read_exported_model(folder)
         tokenizer = PlainTokenizer(folder)
         batch = OpenvinoBatch(model, tokenizer, at_once, scores)
         super().__init__(f"openvino {model.weights}", tokenizer, model.context_tokens, batch)
 
-    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[Likely]]:
+    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
         """See engine.py. Of each place the five likeliest tokens are told, too."""
-        refuse_unscorable(len(prompt), max(map(len, texts), default=0), self.context_tokens)
+        check_scorable(len(prompt), max(map(len, texts), default=0), self.context_tokens)
         return self._worker.call(lambda: self._batch.scorer.score(prompt, texts))
 
-    def _refuse(self, job: Job) -> None:
+    def _refuse(self, job: GenerationRequest) -> None:
         refuse(job, self.tokenizer, self.context_tokens)
 
 
-def refuse(job: Job, tokenizer: Any, context_tokens: int) -> None:
+def refuse(job: GenerationRequest, tokenizer: Any, context_tokens: int) -> None:
     """Raise ModelError where OpenVINO can't do what a job asks.
 
     Of an answer's tokens it tells only their own likelihood.
     """
-    refuse_unfit(job, context_tokens)
+    check_request(job, context_tokens)
     if job.logprobs > 1:
         raise ModelError(
             "OpenVINO tells how likely the tokens that it writes are, and not what else was likely. Ask for 1 "
             "log-probability a token, or serve the model with --engine transformers."
         )
     if job.choices:
-        Choices(tokenizer, job.choices, 0)
+        ChoiceConstraint(tokenizer, job.choices, 0)

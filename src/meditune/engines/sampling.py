@@ -9,21 +9,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from meditune.engines.engine import Job, Likely
+from meditune.engines.engine import GenerationRequest, TokenLogprob
 
 
 @dataclass(frozen=True)
-class Wish:
+class SamplingParams:
     """How one text's next token is to be chosen."""
 
-    job: Job
+    job: GenerationRequest
     generator: torch.Generator | None
     """Decides where the job's temperature isn't 0"""
     allowed: Sequence[int] | NDArray[np.int64] | None = None
     """The only tokens that may come; None: any"""
 
 
-def generator_of(job: Job) -> torch.Generator | None:
+def random_generator(job: GenerationRequest) -> torch.Generator | None:
     """What decides the job's chances, from its seed or anew; None where nothing is left to chance."""
     if job.temperature == 0:
         return None
@@ -35,31 +35,33 @@ def generator_of(job: Job) -> torch.Generator | None:
     return generator
 
 
-def next_tokens(logits: torch.Tensor, wishes: Sequence[Wish]) -> list[tuple[int, Likely | None] | None]:
+def sample_next_tokens(
+    logits: torch.Tensor, wishes: Sequence[SamplingParams]
+) -> list[tuple[int, TokenLogprob | None] | None]:
     """For each row of (N, vocabulary) logits the next token, with its likelihood where it was asked for.
 
     None where a row's logits aren't finite numbers.
     """
     highest, likeliest = logits.max(dim=-1)
-    found: list[tuple[int, Likely | None] | None] = []
+    found: list[tuple[int, TokenLogprob | None] | None] = []
     rows = zip(logits, highest.isfinite().tolist(), likeliest.tolist(), wishes, strict=True)
     for row, sound, first, wish in rows:
         if not sound:
             found.append(None)
             continue
         token = first if wish.generator is None and wish.allowed is None else _chosen(row.float(), wish)
-        found.append((token, likely(row, token, wish.job.logprobs) if wish.job.logprobs else None))
+        found.append((token, top_logprobs(row, token, wish.job.logprobs) if wish.job.logprobs else None))
     return found
 
 
-def likely(row: torch.Tensor, token: int, others: int) -> Likely:
+def top_logprobs(row: torch.Tensor, token: int, others: int) -> TokenLogprob:
     """A token's log-probability by its (vocabulary,) logits, beside those of the likeliest tokens."""
     logprobs = row.float().log_softmax(dim=-1)
     values, tokens = logprobs.topk(min(others, len(logprobs)))
-    return Likely(token, float(logprobs[token]), dict(zip(tokens.tolist(), values.tolist(), strict=True)))
+    return TokenLogprob(token, float(logprobs[token]), dict(zip(tokens.tolist(), values.tolist(), strict=True)))
 
 
-def _chosen(row: torch.Tensor, wish: Wish) -> int:
+def _chosen(row: torch.Tensor, wish: SamplingParams) -> int:
     """A token by (vocabulary,) FP32 logits."""
     ids = None
     if wish.allowed is not None:

@@ -18,26 +18,34 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import Any, Generic, Protocol, TypeVar
 
-from meditune.engines.engine import Finish, Job, Likely, Load, Piece, Running, refuse_unfit
-from meditune.engines.structured_output import Choices
-from meditune.engines.tokenizer import Wording
+from meditune.engines.engine import (
+    EngineLoad,
+    Finish,
+    GenerationChunk,
+    GenerationRequest,
+    RunningGeneration,
+    TokenLogprob,
+    check_request,
+)
+from meditune.engines.structured_output import ChoiceConstraint
+from meditune.engines.tokenizer import Detokenizer
 from meditune.errors import EngineError
 
 log = logging.getLogger(__name__)
 
 
-class Answer:
+class ScheduledRequest:
     """A job with what it has got so far. Only the engine's thread calls anything but `cancel`."""
 
-    def __init__(self, job: Job, deliver: Callable[[Piece], None], tokenizer: Any) -> None:
+    def __init__(self, job: GenerationRequest, deliver: Callable[[GenerationChunk], None], tokenizer: Any) -> None:
         self.job = job
         self.cancelled = False
         self.tokens: list[int] = []
         self.ended = False
         self._deliver = deliver
-        self._wording = Wording(tokenizer, job.prompt, job.stop)
+        self._wording = Detokenizer(tokenizer, job.prompt, job.stop)
         self._untold: list[int] = []
-        self._likely: list[Likely] = []
+        self._likely: list[TokenLogprob] = []
         self.cached = 0
         """Tokens of the prompt that needed no reading; not told yet"""
 
@@ -45,7 +53,7 @@ class Answer:
         """End it now; its last piece says so."""
         self.cancelled = True
 
-    def take(self, token: int, likely: Likely | None = None) -> None:
+    def take(self, token: int, likely: TokenLogprob | None = None) -> None:
         """The answer goes on with this token, and ends where a text that ends it comes or it is long enough."""
         self.tokens.append(token)
         self._untold.append(token)
@@ -72,7 +80,7 @@ class Answer:
     def _tell(self, text: str, finish: Finish | None = None, error: Exception | None = None) -> None:
         if self.ended:
             return
-        piece = Piece(text, tuple(self._untold), tuple(self._likely), finish, error, self.cached)
+        piece = GenerationChunk(text, tuple(self._untold), tuple(self._likely), finish, error, self.cached)
         self.cached = 0
         self._untold, self._likely = [], []
         self.ended = finish is not None or error is not None
@@ -89,15 +97,15 @@ Result = TypeVar("Result")
 class Batch(Protocol):
     """Answers that a model continues together."""
 
-    running: list[Answer]
+    running: list[ScheduledRequest]
 
     def inside(self) -> AbstractContextManager[None]:
         """What must be around all work with the model, in its thread."""
 
-    def chosen(self, waiting: deque[Answer]) -> list[Answer]:
+    def chosen(self, waiting: deque[ScheduledRequest]) -> list[ScheduledRequest]:
         """Take from the left of `waiting` those that join now."""
 
-    def join(self, answers: list[Answer]) -> None:
+    def join(self, answers: list[ScheduledRequest]) -> None:
         """Read their prompts; they run from now on."""
 
     def step(self) -> None:
@@ -107,21 +115,21 @@ class Batch(Protocol):
         """Forget everything that runs: something went wrong, or the engine closes."""
 
 
-class Worker:
+class Scheduler:
     """Runs a batch in a thread of its own."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
-        self._waiting: deque[Answer] = deque()
+        self._waiting: deque[ScheduledRequest] = deque()
         self._calls: deque[tuple[Future[Any], Callable[[], None]]] = deque()
-        self._joining: list[Answer] = []
+        self._joining: list[ScheduledRequest] = []
         self._wake = threading.Condition()
         self._closing = False
         self._broken: EngineError | None = None
         self._thread = threading.Thread(target=self._run, name="meditune-engine", daemon=True)
         self._thread.start()
 
-    def start(self, answer: Answer) -> None:
+    def start(self, answer: ScheduledRequest) -> None:
         """Put a job at the end of those that wait. Raises EngineError where the engine was closed or is broken."""
         with self._wake:
             self._refuse_closed()
@@ -149,10 +157,10 @@ class Worker:
             self._wake.notify()
         return future.result()
 
-    def load(self) -> Load:
+    def load(self) -> EngineLoad:
         """How many run and wait."""
         with self._wake:
-            return Load(len(self.batch.running) + len(self._joining), len(self._waiting))
+            return EngineLoad(len(self.batch.running) + len(self._joining), len(self._waiting))
 
     def failure(self) -> EngineError | None:
         """Return why nothing can be asked any more: the thread broke down, ended, or was told to end."""
@@ -252,22 +260,22 @@ class Worker:
 B = TypeVar("B", bound=Batch)
 
 
-class Batching(Generic[B]):
+class BatchingEngine(Generic[B]):
     """An engine but for scoring, which each does in its own way."""
 
     def __init__(self, name: str, tokenizer: Any, context_tokens: int, batch: B) -> None:
         self.name, self.tokenizer, self.context_tokens = name, tokenizer, context_tokens
         self._batch = batch
-        self._worker = Worker(batch)
+        self._worker = Scheduler(batch)
 
-    def start(self, job: Job, deliver: Callable[[Piece], None]) -> Running:
+    def start(self, job: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
         """See engine.py."""
         self._refuse(job)
-        answer = Answer(job, deliver, self.tokenizer)
+        answer = ScheduledRequest(job, deliver, self.tokenizer)
         self._worker.start(answer)
         return answer
 
-    def load(self) -> Load:
+    def load(self) -> EngineLoad:
         """See engine.py."""
         return self._worker.load()
 
@@ -282,8 +290,8 @@ class Batching(Generic[B]):
         """See engine.py."""
         self._worker.close()
 
-    def _refuse(self, job: Job) -> None:
+    def _refuse(self, job: GenerationRequest) -> None:
         """Raise ModelError where the engine can't do what a job asks."""
-        refuse_unfit(job, self.context_tokens)
+        check_request(job, self.context_tokens)
         if job.choices:
-            Choices(self.tokenizer, job.choices, 0)
+            ChoiceConstraint(self.tokenizer, job.choices, 0)

@@ -19,21 +19,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meditune.config.data_options import PromptFormat
-from meditune.engines.engine import Job, Likely
+from meditune.engines.engine import GenerationRequest, TokenLogprob
 from meditune.errors import ModelError, install_command
 from meditune.prompts import Encoder
 
 WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
-class Schemas:
+class SchemaCompiler:
     """What a tokenizer's tokens mean to schemas."""
 
     def __init__(self, tokenizer: Any, ends: Sequence[int]) -> None:
         """The tokenizer is one of transformers', or a folder with a tokenizer.json; `ends` end an answer."""
         self._tokenizer, self._ends = tokenizer, list(ends)
 
-    def answer(self, schema: Mapping[str, Any]) -> JsonAnswer:
+    def answer(self, schema: Mapping[str, Any]) -> JsonConstraint:
         """A new answer. Raises ModelError where llguidance isn't installed or can't hold an answer to the schema."""
         guidance = _package()
         try:
@@ -43,7 +43,7 @@ class Schemas:
         matcher = guidance.LLMatcher(self._tokens, grammar, log_level=0)
         if matcher.is_error():
             raise ModelError(f"An answer can't be held to this JSON schema: {_first_line(matcher.get_error())}")
-        return JsonAnswer(matcher, self._tokens.vocab_size)
+        return JsonConstraint(matcher, self._tokens.vocab_size)
 
     @cached_property
     def _tokens(self) -> Any:
@@ -55,7 +55,7 @@ class Schemas:
         return from_tokenizer(self._tokenizer, eos_token=self._ends)
 
 
-class JsonAnswer:
+class JsonConstraint:
     """How far one answer has gone along its schema."""
 
     def __init__(self, matcher: Any, vocabulary: int) -> None:
@@ -93,7 +93,7 @@ def _first_line(said: str) -> str:
     return next(iter(said.splitlines()), "no reason was given")
 
 
-class Choices:
+class ChoiceConstraint:
     """Texts as token sequences, each as it continues a prompt, and how far an answer has gone along them."""
 
     def __init__(self, tokenizer: Any, texts: Sequence[str], end: int) -> None:
@@ -120,14 +120,14 @@ class Choices:
         return not any(self._left)
 
 
-def chosen_by(scored: Sequence[Sequence[Likely]], job: Job) -> list[Likely]:
+def constraint_of(scored: Sequence[Sequence[TokenLogprob]], job: GenerationRequest) -> list[TokenLogprob]:
     """One of some texts whose likelihoods are known token by token, as an engine writes it that may write no other.
 
     Of the tokens with which a text may go on the likeliest is taken, or one by chance where the job says so. Each text
     is scored with the end token after it, and told without.
     """
     left, chance = list(scored), random.Random(job.seed)
-    written: list[Likely] = []
+    written: list[TokenLogprob] = []
     while True:
         place = len(written)
         ways = {likely[place].token: likely[place] for likely in left}
@@ -138,7 +138,7 @@ def chosen_by(scored: Sequence[Sequence[Likely]], job: Job) -> list[Likely]:
         written.append(chosen)
 
 
-def _one(ways: list[Likely], temperature: float, chance: random.Random) -> Likely:
+def _one(ways: list[TokenLogprob], temperature: float, chance: random.Random) -> TokenLogprob:
     if temperature == 0 or len(ways) == 1:
         return max(ways, key=lambda way: way.logprob)
     highest = max(way.logprob for way in ways)

@@ -24,8 +24,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from meditune.engines.engine import Job, Likely, Load, Piece, Running
-from meditune.engines.exported_model import exported
+from meditune.engines.engine import EngineLoad, GenerationChunk, GenerationRequest, RunningGeneration, TokenLogprob
+from meditune.engines.exported_model import read_exported_model
 from meditune.engines.openvino_engine import refuse
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import EngineError
@@ -36,7 +36,7 @@ CLOSE_S = 1.0
 NOWHERE = -1
 
 
-class Incoming:
+class MessageReader:
     """The end that reads."""
 
     def __init__(self, file: int) -> None:
@@ -70,7 +70,7 @@ class Incoming:
         return found
 
 
-class Outgoing:
+class MessageWriter:
     """The end that writes; from any thread."""
 
     def __init__(self, file: int) -> None:
@@ -98,12 +98,12 @@ END_S = 10.0
 """So long a process that was told to end may take"""
 
 
-class ApartEngine:
+class SubprocessEngine:
     """An engine that runs in another process; it opens meanwhile (`opened` waits for it)."""
 
     def __init__(self, folder: Path, at_once: int = 32, scores: bool = False) -> None:
         """`scores`: see open_engine in open_engine.py."""
-        model = exported(folder)
+        model = read_exported_model(folder)
         self.name = f"{model.engine} {model.weights}"
         self.context_tokens = model.context_tokens
         self.at_once = at_once
@@ -117,11 +117,11 @@ class ApartEngine:
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._out, self._in = Outgoing(self._process.stdin.fileno()), Incoming(self._process.stdout.fileno())
+        self._out, self._in = MessageWriter(self._process.stdin.fileno()), MessageReader(self._process.stdout.fileno())
         self._lock = threading.Lock()
         self._number = 0
-        self._delivered: dict[int, Callable[[Piece], None]] = {}
-        self._scored: dict[int, Future[list[list[Likely]]]] = {}
+        self._delivered: dict[int, Callable[[GenerationChunk], None]] = {}
+        self._scored: dict[int, Future[list[list[TokenLogprob]]]] = {}
         self._ready: Future[None] = Future()
         self._closing = False
         self._gone = False
@@ -139,7 +139,7 @@ class ApartEngine:
             return EngineError("The engine was closed.")
         return self._died() if self._gone else None
 
-    def start(self, job: Job, deliver: Callable[[Piece], None]) -> Running:
+    def start(self, job: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
         """See engine.py and openvino_engine.py."""
         refuse(job, self.tokenizer, self.context_tokens)
         with self._lock:
@@ -148,20 +148,20 @@ class ApartEngine:
         self._send("start", number, job)
         return _Elsewhere(self, number)
 
-    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[Likely]]:
+    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
         """See engine.py. Of each place the five likeliest tokens are told, too."""
-        scored: Future[list[list[Likely]]] = Future()
+        scored: Future[list[list[TokenLogprob]]] = Future()
         with self._lock:
             number = self._new()
             self._scored[number] = scored
         self._send("score", number, list(prompt), [list(text) for text in texts])
         return scored.result()
 
-    def load(self) -> Load:
+    def load(self) -> EngineLoad:
         """See engine.py."""
         with self._lock:
             jobs = len(self._delivered)
-        return Load(min(jobs, self.at_once), max(0, jobs - self.at_once))
+        return EngineLoad(min(jobs, self.at_once), max(0, jobs - self.at_once))
 
     def close(self) -> None:
         """See engine.py."""
@@ -226,7 +226,7 @@ class ApartEngine:
         elif kind == "log":
             log.log(said[0], "The engine's process: %s", said[1])
 
-    def _deliver(self, number: int, deliver: Callable[[Piece], None], piece: Piece) -> None:
+    def _deliver(self, number: int, deliver: Callable[[GenerationChunk], None], piece: GenerationChunk) -> None:
         try:
             deliver(piece)
         except Exception:
@@ -246,7 +246,11 @@ class ApartEngine:
         if not self._ready.done():
             self._ready.set_exception(error)
         for number, deliver in jobs:
-            self._deliver(number, deliver, Piece("", finish="cancelled") if closing else Piece("", error=error))
+            self._deliver(
+                number,
+                deliver,
+                GenerationChunk("", finish="cancelled") if closing else GenerationChunk("", error=error),
+            )
         for future in scored:
             future.set_exception(error)
 
@@ -259,7 +263,7 @@ class ApartEngine:
 class _Elsewhere:
     """A job that runs there."""
 
-    def __init__(self, engine: ApartEngine, number: int) -> None:
+    def __init__(self, engine: SubprocessEngine, number: int) -> None:
         self._engine, self._number = engine, number
 
     def cancel(self) -> None:

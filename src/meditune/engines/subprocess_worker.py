@@ -18,11 +18,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from meditune.engines.engine import Job, Piece, Running
+from meditune.engines.engine import GenerationChunk, GenerationRequest, RunningGeneration
 from meditune.engines.openvino_engine import OpenvinoEngine
-from meditune.engines.subprocess_engine import Incoming, Outgoing
+from meditune.engines.subprocess_engine import MessageReader, MessageWriter
 from meditune.errors import EngineError, MedituneError
-from meditune.hardware import few_heaps, give_back_memory
+from meditune.hardware import limit_malloc_arenas, release_memory
 
 SCORED_AT_ONCE = 2
 LOOK_S = 0.5
@@ -33,17 +33,17 @@ def main(folder: Path, at_once: int, scores: bool) -> None:
     # The server ends this process, after the answers that were begun.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    few_heaps()
-    out, incoming = Outgoing(os.dup(1)), Incoming(0)
+    limit_malloc_arenas()
+    out, incoming = MessageWriter(os.dup(1)), MessageReader(0)
     # Whatever a library prints goes where logs go.
     os.dup2(2, 1)
     logging.basicConfig(handlers=[_Told(out)], level=logging.WARNING)
     try:
-        serving = Serving(OpenvinoEngine(folder, at_once, scores), out)
+        serving = EngineWorker(OpenvinoEngine(folder, at_once, scores), out)
     except MedituneError as error:
         out.write("failed", error)
         return
-    give_back_memory()
+    release_memory()
     closing = threading.Event()
     threading.Thread(target=_end_with, args=(serving.engine, closing), daemon=True).start()
     out.write("ready")
@@ -63,12 +63,12 @@ def _end_with(engine: OpenvinoEngine, closing: threading.Event) -> None:
             os._exit(failure.exit_code)
 
 
-class Serving:
+class EngineWorker:
     """What is asked of an engine, put to it."""
 
-    def __init__(self, engine: OpenvinoEngine, out: Outgoing) -> None:
+    def __init__(self, engine: OpenvinoEngine, out: MessageWriter) -> None:
         self.engine, self._out = engine, out
-        self._running: dict[int, Running] = {}
+        self._running: dict[int, RunningGeneration] = {}
         self._scoring = ThreadPoolExecutor(SCORED_AT_ONCE)
 
     def do(self, kind: str, said: list[Any]) -> None:
@@ -81,16 +81,16 @@ class Serving:
         elif kind == "score":
             self._scoring.submit(self._score, *said)
 
-    def _start(self, number: int, job: Job) -> None:
+    def _start(self, number: int, job: GenerationRequest) -> None:
         try:
             self._running[number] = self.engine.start(job, self._to(number))
         except MedituneError as error:
-            self._out.write("piece", number, Piece("", error=error))
+            self._out.write("piece", number, GenerationChunk("", error=error))
 
-    def _to(self, number: int) -> Callable[[Piece], None]:
-        def deliver(piece: Piece) -> None:
+    def _to(self, number: int) -> Callable[[GenerationChunk], None]:
+        def deliver(piece: GenerationChunk) -> None:
             if piece.error is not None and not isinstance(piece.error, MedituneError):
-                piece = Piece(piece.text, piece.tokens, piece.likely, error=_told(piece.error))
+                piece = GenerationChunk(piece.text, piece.tokens, piece.likely, error=_told(piece.error))
             # Where the server is gone, the input ends, too.
             with suppress(OSError):
                 self._out.write("piece", number, piece)
@@ -111,7 +111,7 @@ class Serving:
 class _Told(logging.Handler):
     """Log records go to the server's log, without what an error says, which may be part of a question."""
 
-    def __init__(self, out: Outgoing) -> None:
+    def __init__(self, out: MessageWriter) -> None:
         super().__init__()
         self._out = out
 

@@ -15,7 +15,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from meditune.engines.engine import Engine, Job, Likely, Load, Piece, Running
+from meditune.engines.engine import (
+    Engine,
+    EngineLoad,
+    GenerationChunk,
+    GenerationRequest,
+    RunningGeneration,
+    TokenLogprob,
+)
 from meditune.errors import EngineError, EngineUnavailableError, MedituneError
 
 log = logging.getLogger(__name__)
@@ -77,7 +84,7 @@ class SupervisedEngine:
         self._watcher = threading.Thread(target=self._watch, name="meditune-engine-watch", daemon=True)
         self._watcher.start()
 
-    def start(self, job: Job, deliver: Callable[[Piece], None]) -> Running:
+    def start(self, job: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
         """See engine.py. Raises EngineUnavailableError while there is no engine."""
         with self._lock:
             engine = self._living()
@@ -95,7 +102,7 @@ class SupervisedEngine:
             raise
         return begun
 
-    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[Likely]]:
+    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
         """See engine.py. Raises EngineUnavailableError while there is no engine."""
         with self._lock:
             engine = self._living()
@@ -113,10 +120,10 @@ class SupervisedEngine:
                 self._scoring -= 1
             self.progressed()
 
-    def load(self) -> Load:
+    def load(self) -> EngineLoad:
         """See engine.py."""
         engine = self._engine
-        return engine.load() if engine is not None else Load(0, 0)
+        return engine.load() if engine is not None else EngineLoad(0, 0)
 
     def failure(self) -> EngineError | None:
         """See engine.py. Always returns at once; `given_up` of the error says whether another engine is on its way."""
@@ -263,13 +270,15 @@ class SupervisedEngine:
 class _Job:
     """A job that ends with its engine at the latest."""
 
-    def __init__(self, supervisor: SupervisedEngine, engine: Engine, deliver: Callable[[Piece], None]) -> None:
+    def __init__(
+        self, supervisor: SupervisedEngine, engine: Engine, deliver: Callable[[GenerationChunk], None]
+    ) -> None:
         self._supervisor, self._engine, self._deliver = supervisor, engine, deliver
         self._lock = threading.Lock()
         self._over = self._cancelled = False
-        self._running: Running | None = None
+        self._running: RunningGeneration | None = None
 
-    def runs(self, running: Running) -> None:
+    def runs(self, running: RunningGeneration) -> None:
         """It was started."""
         self._running = running
         if self._cancelled:
@@ -281,7 +290,7 @@ class _Job:
         if self._running is not None and not self._over:
             self._running.cancel()
 
-    def deliver(self, piece: Piece) -> None:
+    def deliver(self, piece: GenerationChunk) -> None:
         """Pass a piece on, unless the job was ended before."""
         self._supervisor.progressed()
         last = piece.finish is not None or piece.error is not None
@@ -302,7 +311,7 @@ class _Job:
                 return
             self._over = True
         try:
-            self._deliver(Piece("", error=error))
+            self._deliver(GenerationChunk("", error=error))
         except Exception:
             log.exception("What a piece was delivered to failed")
 

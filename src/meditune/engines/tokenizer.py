@@ -147,7 +147,7 @@ HALF = "\ufffd"
 """What a tokenizer writes for a character that isn't whole"""
 
 
-class Wording:
+class Detokenizer:
     """The text of one answer. Special tokens aren't part of it."""
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int], stop: Sequence[str] = ()) -> None:

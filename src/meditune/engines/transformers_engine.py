@@ -13,15 +13,15 @@ from functools import partial
 import numpy as np
 import torch
 
-from meditune.engines.engine import Job, Likely, refuse_unscorable
-from meditune.engines.sampling import Wish, generator_of, likely, next_tokens
-from meditune.engines.scheduler import Answer, Batching
-from meditune.engines.structured_output import Choices, JsonAnswer, Schemas
+from meditune.engines.engine import GenerationRequest, TokenLogprob, check_scorable
+from meditune.engines.sampling import SamplingParams, random_generator, sample_next_tokens, top_logprobs
+from meditune.engines.scheduler import BatchingEngine, ScheduledRequest
+from meditune.engines.structured_output import ChoiceConstraint, JsonConstraint, SchemaCompiler
 from meditune.errors import ModelError
 from meditune.models.forward import label_logits, predict, virtual_tokens
 from meditune.models.generation import READ_TOKENS, Decoder, cached_tokens
 from meditune.models.inference import inference, tokens_at_once
-from meditune.models.kv_cache import WORTH, Prefixes, shared
+from meditune.models.kv_cache import WORTH, PrefixCache, shared_prefix
 from meditune.models.load import LoadedModel, positions
 from meditune.models.shared_prefix_batch import collate, join
 from meditune.prompts import Encoded
@@ -33,10 +33,10 @@ class TransformersBatch:
     def __init__(self, loaded: LoadedModel, ends: Sequence[int], at_once: int) -> None:
         self.loaded, self.ends, self.at_once = loaded, frozenset(ends), at_once
         self.most_tokens = cached_tokens(loaded.model)
-        self.running: list[Answer] = []
-        self._wishes: list[tuple[torch.Generator | None, Choices | JsonAnswer | None]] = []
-        self.schemas = Schemas(loaded.tokenizer, ends)
-        self.prefixes = Prefixes()
+        self.running: list[ScheduledRequest] = []
+        self._wishes: list[tuple[torch.Generator | None, ChoiceConstraint | JsonConstraint | None]] = []
+        self.schemas = SchemaCompiler(loaded.tokenizer, ends)
+        self.prefixes = PrefixCache()
         self.decoder = self._decoder()
 
     @contextmanager
@@ -45,12 +45,12 @@ class TransformersBatch:
         with inference(self.loaded.model, few_rows=True):
             yield
 
-    def chosen(self, waiting: deque[Answer]) -> list[Answer]:
+    def chosen(self, waiting: deque[ScheduledRequest]) -> list[ScheduledRequest]:
         """Those that have waited longest, as many as one pass reads and as there is memory for.
 
         One that begins like another of them waits for the next pass, which needn't read that beginning again.
         """
-        taken: list[Answer] = []
+        taken: list[ScheduledRequest] = []
         longest = max((_most(answer.job) for answer in self.running), default=0)
         to_read = 0
         while waiting and len(self.running) + len(taken) < self.at_once:
@@ -65,7 +65,7 @@ class TransformersBatch:
             taken.append(waiting.popleft())
         return taken
 
-    def join(self, answers: list[Answer]) -> None:
+    def join(self, answers: list[ScheduledRequest]) -> None:
         """Read prompts and choose the first tokens."""
         first = len(self.running)
         for answer in answers:
@@ -73,7 +73,7 @@ class TransformersBatch:
         logits = self.decoder.read([answer.job.prompt for answer in answers])
         self.running += answers
         for answer in answers:
-            self._wishes.append((generator_of(answer.job), self._held_to(answer.job)))
+            self._wishes.append((random_generator(answer.job), self._held_to(answer.job)))
         self._add(logits, first)
 
     def step(self) -> None:
@@ -91,17 +91,17 @@ class TransformersBatch:
     def _decoder(self) -> Decoder:
         return Decoder(self.loaded.model, self.loaded.pad_id, 1, self.prefixes)
 
-    def _held_to(self, job: Job) -> Choices | JsonAnswer | None:
+    def _held_to(self, job: GenerationRequest) -> ChoiceConstraint | JsonConstraint | None:
         if job.json_schema is not None:
             return self.schemas.answer(job.json_schema)
-        return Choices(self.loaded.tokenizer, job.choices, min(self.ends)) if job.choices else None
+        return ChoiceConstraint(self.loaded.tokenizer, job.choices, min(self.ends)) if job.choices else None
 
     def _add(self, logits: torch.Tensor, first: int) -> None:
         wishes = [
-            Wish(answer.job, generator, held.allowed() if held else None)
+            SamplingParams(answer.job, generator, held.allowed() if held else None)
             for answer, (generator, held) in zip(self.running[first:], self._wishes[first:], strict=True)
         ]
-        for number, found in enumerate(next_tokens(logits, wishes), first):
+        for number, found in enumerate(sample_next_tokens(logits, wishes), first):
             answer, held = self.running[number], self._wishes[number][1]
             if found is None:
                 answer.fail(ModelError(f"{self.loaded.name} gives numbers that aren't finite on this prompt."))
@@ -135,14 +135,14 @@ class TransformersBatch:
             self.decoder.slots.clear()
 
 
-def _most(job: Job) -> int:
+def _most(job: GenerationRequest) -> int:
     return len(job.prompt) + job.max_new_tokens
 
 
-def _alike(job: Job, others: Sequence[Answer]) -> int:
+def _alike(job: GenerationRequest, others: Sequence[ScheduledRequest]) -> int:
     """The most tokens with which this prompt begins like one of the others."""
     ids = np.asarray(job.prompt)
-    return max(shared(ids, np.asarray(other.job.prompt)) for other in others)
+    return max(shared_prefix(ids, np.asarray(other.job.prompt)) for other in others)
 
 
 SCORED_TOKENS = 1024
@@ -153,7 +153,7 @@ UNKNOWN_CONTEXT = 2048
 """Tokens where a model's config doesn't say how many it takes"""
 
 
-class TransformersEngine(Batching[TransformersBatch]):
+class TransformersEngine(BatchingEngine[TransformersBatch]):
     """A loaded model that continues many prompts together."""
 
     def __init__(self, loaded: LoadedModel, at_once: int = 32) -> None:
@@ -165,40 +165,40 @@ class TransformersEngine(Batching[TransformersBatch]):
         batch = TransformersBatch(loaded, end_tokens(loaded), at_once)
         super().__init__(f"transformers {dtype}", loaded.tokenizer, context_tokens, batch)
 
-    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[Likely]]:
+    def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
         """See engine.py. Of each place the five likeliest tokens are told, too."""
-        refuse_unscorable(len(prompt), max(map(len, texts), default=0), self.context_tokens)
-        scored: list[list[Likely]] = [[] for _ in texts]
+        check_scorable(len(prompt), max(map(len, texts), default=0), self.context_tokens)
+        scored: list[list[TokenLogprob]] = [[] for _ in texts]
         for numbers in _grouped(len(prompt), texts, tokens_at_once(self.loaded.model, SCORED_TOKENS)):
             found = self._worker.call(partial(self._scored, prompt, [texts[one] for one in numbers]))
             for number, likelihoods in zip(numbers, found, strict=True):
                 scored[number] = likelihoods
         return scored
 
-    def _refuse(self, job: Job) -> None:
+    def _refuse(self, job: GenerationRequest) -> None:
         super()._refuse(job)
         if job.json_schema is not None:
             self._batch.schemas.answer(job.json_schema)
 
-    def _scored(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[Likely]]:
+    def _scored(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
         row = join([Encoded(str(number), "answer", list(prompt), list(text)) for number, text in enumerate(texts)])
         batch = collate([row], self.loaded.pad_id)
         hidden, logits = predict(self.loaded.model, batch)
-        found: list[list[Likely]] = [[] for _ in texts]
+        found: list[list[TokenLogprob]] = [[] for _ in texts]
         for place, (number, token) in enumerate(zip(row.of, row.targets, strict=True)):
             found[number].append(self._likely(hidden[place], logits[place], token))
         return found
 
-    def _likely(self, hidden: torch.Tensor, logits: torch.Tensor, token: int) -> Likely:
+    def _likely(self, hidden: torch.Tensor, logits: torch.Tensor, token: int) -> TokenLogprob:
         if logits.dtype == torch.float32 or getattr(self.loaded.model.config, "final_logit_softcapping", None):
-            return likely(logits, token, OTHERS)
+            return top_logprobs(logits, token, OTHERS)
         # In BF16 the logits of different tokens often tie: those that are told are computed once more, in FP32.
         values = logits.float()
         told = list(dict.fromkeys([token, *values.topk(OTHERS).indices.tolist()]))
         exact = label_logits(self.loaded.model.get_output_embeddings(), hidden, told)
         logprobs = (exact - values.logsumexp(dim=-1)).tolist()
         others = sorted(zip(told, logprobs, strict=True), key=lambda pair: -pair[1])[:OTHERS]
-        return Likely(token, logprobs[0], dict(others))
+        return TokenLogprob(token, logprobs[0], dict(others))
 
 
 def end_tokens(loaded: LoadedModel) -> list[int]:

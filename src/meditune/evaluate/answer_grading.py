@@ -29,8 +29,8 @@ from meditune.data.retrieved_passages import with_best
 from meditune.errors import ModelError
 from meditune.evaluate import decision_calibration
 from meditune.evaluate.predictions import Kind, Predictions, once, read, references
-from meditune.evidence.detector import Judgement, Sources, detect
-from meditune.models.nli import Asked, Support, supporter
+from meditune.evidence.detector import Sources, Verdict, detect
+from meditune.models.nli import Support, SupportQuestion, load_support_model
 from meditune.progress import Progress
 
 if TYPE_CHECKING:
@@ -122,10 +122,12 @@ def _by_words(rows: Sequence[dict[str, Any]], examples: Mapping[str, Example]) -
 
 def _by_model(rows: Sequence[dict[str, Any]], examples: Mapping[str, Example], name: str) -> Iterator[dict[str, Any]]:
     """The model's score of each sentence; an answer's is its lowest, because one false sentence is enough."""
-    model = supporter(name)
+    model = load_support_model(name)
     judged = [_judged(row, examples) for row in rows]
     asked = [
-        Asked(_texts(examples[row["id"]]), examples[row["id"]].question, row["prediction"], each.start, each.end)
+        SupportQuestion(
+            _texts(examples[row["id"]]), examples[row["id"]].question, row["prediction"], each.start, each.end
+        )
         for row, judgement in zip(rows, judged, strict=True)
         for each in judgement.sentences
     ]
@@ -142,7 +144,7 @@ def _by_model(rows: Sequence[dict[str, Any]], examples: Mapping[str, Example], n
         yield result | {"score": score, "spans": sorted((*own, *kept, *whole), key=lambda span: span["start"])}
 
 
-def _progressing(model: Support, asked: Sequence[Asked]) -> Iterator[Any]:
+def _progressing(model: Support, asked: Sequence[SupportQuestion]) -> Iterator[Any]:
     with Progress("Faithfulness", len(asked), "sentences") as progress:
         for found in model.score(asked):
             yield found
@@ -159,7 +161,7 @@ def _unsupported(
             yield {"start": each["start"], "end": each["end"], "kind": "unsupported", "why": why, "source": ""}
 
 
-def _judged(row: Mapping[str, Any], examples: Mapping[str, Example]) -> Judgement:
+def _judged(row: Mapping[str, Any], examples: Mapping[str, Example]) -> Verdict:
     example = examples[row["id"]]
     return detect(row["prediction"], Sources(_texts(example), example.question))
 
@@ -168,7 +170,7 @@ def _texts(example: Example) -> tuple[str, ...]:
     return tuple(passage.text for passage in example.context if passage.text.strip())
 
 
-def _row(identifier: str, by: str, judgement: Judgement) -> dict[str, Any]:
+def _row(identifier: str, by: str, judgement: Verdict) -> dict[str, Any]:
     return {
         "id": identifier,
         "score": judgement.score,
@@ -246,7 +248,7 @@ def _can_be_had(folder: Path) -> bool:
 Grader = Callable[[Predictions, Mapping[str, Example], EvaluateSpec], Iterable[dict[str, Any]] | None]
 """Rows to store, from a model's predictions and the examples by id; None where there is nothing to grade"""
 GRADERS: dict[Kind, Grader] = {
-    "calibration": lambda predictions, _, spec: decision_calibration.fitted(predictions, spec),
+    "calibration": lambda predictions, _, spec: decision_calibration.fit_calibration(predictions, spec),
     "similarity": similarity,
     "faithfulness": grade_faithfulness,
     "reference_faithfulness": grade_references,

@@ -17,8 +17,19 @@ import numpy as np
 from meditune.data.example import Example
 from meditune.errors import DataError
 from meditune.evaluate.metrics import METRICS, references_of, statistics_of, summarise
-from meditune.evaluate.predictions import Measured, Predictions
-from meditune.statistics import Array, Metric, Statistics, bootstrap_p, counted, exchange_p, gap, holm, mcnemar, wilson
+from meditune.evaluate.predictions import MeasuredModel, Predictions
+from meditune.statistics import (
+    Array,
+    Metric,
+    Statistics,
+    bootstrap_p,
+    exchange_p,
+    holm,
+    mcnemar,
+    paired_counts,
+    standard_gap,
+    wilson,
+)
 
 BLOCK = 500
 LEVEL = 0.05
@@ -76,7 +87,7 @@ def claim_p(row: Mapping[str, Any]) -> float:
     return max(float(row["p"]), float(row["references"]["p"])) if row["references"] else 1.0
 
 
-def shown(row: Mapping[str, Any]) -> bool | None:
+def is_significant(row: Mapping[str, Any]) -> bool | None:
     """True or False where the interval of the difference lies on the good or the bad side, whatever the references."""
     found: bool | None = row.get("difference", row["better"])
     return found
@@ -121,7 +132,7 @@ class _Pair:
         """Hold the model with more marks to its references; the other model's references stand in for missing ones."""
         if not self.metric.detector:
             return
-        wrong = is_wrong(self.metric, float(gap(self.metric, self.tuned.value(), self.base.value())))
+        wrong = is_wrong(self.metric, float(standard_gap(self.metric, self.tuned.value(), self.base.value())))
         side, name = (self.tuned, "tuned") if wrong else (self.base, "base")
         found = [each for each in ((tuned, base) if wrong else (base, tuned)) if each and {*each.ids} == {*side.ids}]
         if found:
@@ -138,11 +149,11 @@ class _Pair:
 
     def result(self) -> dict[str, Any]:
         base, tuned = (np.concatenate(column) for column in zip(*self.figures, strict=True))
-        deltas = gap(self.metric, tuned, base)
+        deltas = standard_gap(self.metric, tuned, base)
         deltas = deltas[np.isfinite(deltas)]
         low, high = _interval(deltas)
         good_low, good_high = (low, high) if self.metric.direction == "up" else (-high, -low)
-        delta = float(gap(self.metric, self.tuned.value(), self.base.value()))
+        delta = float(standard_gap(self.metric, self.tuned.value(), self.base.value()))
         count, items = self.sums[0].shape[0], len(self.base.ids)
         few = count < FEWEST
         spread = float(deltas.std()) * count**0.5
@@ -164,7 +175,7 @@ class _Pair:
                 row["better"] = None
         if not self.metric.share:
             return row
-        was, now = (counted(each) for each in (self.base, self.tuned))
+        was, now = (paired_counts(each) for each in (self.base, self.tuned))
         gained, lost = int((now & ~was).sum()), int((was & ~now).sum())
         if self.metric.direction == "down":
             gained, lost = lost, gained
@@ -252,7 +263,7 @@ def too_few(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [f"On fewer than {FEWEST} groups of items no difference can be shown, as of: {', '.join(titles)}."]
 
 
-def survives(row: dict[str, Any]) -> bool:
+def survives_correction(row: dict[str, Any]) -> bool:
     """Whether a metric's difference is shown even in view of how many metrics were tested."""
     return bool(row["p_holm"] < LEVEL)
 
@@ -265,7 +276,7 @@ def got_worse(comparison: dict[str, dict[str, Any]]) -> list[str]:
     worse = []
     for name, row in comparison.items():
         metric = METRICS[name]
-        if is_wrong(metric, row["delta"]) and (shown(row) is False or round(row["delta"], metric.digits) != 0):
+        if is_wrong(metric, row["delta"]) and (is_significant(row) is False or round(row["delta"], metric.digits) != 0):
             worse.append(name)
     return worse
 
@@ -386,7 +397,7 @@ class NothingInCommonError(DataError):
     """Models of which no metric was measured for both."""
 
 
-def side_by_side(models: Sequence[Measured], resamples: int, seed: int) -> dict[str, Any]:
+def side_by_side(models: Sequence[MeasuredModel], resamples: int, seed: int) -> dict[str, Any]:
     """`models` (names), `figures` (name -> metric -> figure), `comparisons` (name -> `comparison` and `worse`).
 
     Every model but the first is compared with it, with rows as in compare.compare, but Holm's correction runs over all
@@ -425,6 +436,6 @@ def side_by_side(models: Sequence[Measured], resamples: int, seed: int) -> dict[
     return result
 
 
-def changed(first: Measured, second: Measured) -> list[Change]:
+def changed_metrics(first: MeasuredModel, second: MeasuredModel) -> list[Change]:
     """Which items the second model answers otherwise than the first, the greatest loss first."""
     return changes(first.predictions, second.predictions, first.examples | second.examples)

@@ -29,7 +29,7 @@ LEAST = 1e-9
 """Mean probability below which a label's isn't taken for less"""
 
 
-def fitted(predictions: Predictions, spec: EvaluateSpec) -> list[dict[str, Any]] | None:
+def fit_calibration(predictions: Predictions, spec: EvaluateSpec) -> list[dict[str, Any]] | None:
     """One row: `id` and `method`, the `temperature`, the `bias` of each label, and how many dev `items` gave them.
 
     Corrected logits are logits / temperature + bias. None where nothing is asked for, there are no dev decisions, or
@@ -115,7 +115,7 @@ def threshold_for(rows: Rows, target: float) -> float | None:
     return None
 
 
-def kept_at(rows: Rows, threshold: float) -> dict[str, Any]:
+def answered_at(rows: Rows, threshold: float) -> dict[str, Any]:
     """Decisions at least that sure: how many are `kept` `of` all, their `coverage` and `accuracy` in percent.
 
     `ci95` is Wilson's interval (1927) of that accuracy; it and the accuracy are None where nothing is kept.
@@ -136,7 +136,7 @@ def _tried(dev: Rows, test: Rows, target: float) -> dict[str, Any]:
     threshold = threshold_for(dev, target)
     if threshold is None:
         return {"threshold": None, "dev": None, "test": None}
-    return {"threshold": threshold, "dev": kept_at(dev, threshold), "test": kept_at(test, threshold)}
+    return {"threshold": threshold, "dev": answered_at(dev, threshold), "test": answered_at(test, threshold)}
 
 
 def dev_measure(

@@ -26,7 +26,7 @@ from meditune.data.example import Example
 from meditune.data.preference.pairs import Pair
 from meditune.errors import DataError
 from meditune.evaluate import likelihood, safety_battery
-from meditune.evaluate.general_knowledge import RunningText, asked_for, measured, questions, tokens_of
+from meditune.evaluate.general_knowledge import RunningText, answer_choices, general_texts, questions, tokens_of
 from meditune.evaluate.likelihood import not_finite, scored_bytes, unconditional_rows
 from meditune.evaluate.predictions import (
     ANSWER,
@@ -44,7 +44,7 @@ from meditune.evaluate.predictions import (
     written_row,
 )
 from meditune.models.forward import virtual_tokens
-from meditune.models.generation import Greedy, NotFiniteError, batch_size, sampled
+from meditune.models.generation import GreedyDecoder, NotFiniteError, batch_size, sample_texts
 from meditune.models.inference import inference
 from meditune.models.load import LoadedModel
 from meditune.models.shared_prefix_batch import Row, rows_of
@@ -108,7 +108,7 @@ def chosen_answers(examples: Sequence[Example], count: int | None, seed: int) ->
 SHOWN = 5
 
 
-def remarks(predictions: Predictions, name: str, examples: Sequence[Example], recipe: Recipe) -> list[str]:
+def coverage_remarks(predictions: Predictions, name: str, examples: Sequence[Example], recipe: Recipe) -> list[str]:
     """What one must know of a model's stored predictions, in sentences; none where nothing is missing.
 
     Raises DataError where an id isn't among `examples`, or an item's reference is another there: such predictions
@@ -129,26 +129,28 @@ def remarks(predictions: Predictions, name: str, examples: Sequence[Example], re
         missing = [each for each in ids if each not in there]
         if missing:
             found.append(
-                f"{len(missing)} of {len(ids)} items have no prediction in {name}-{kind}.jsonl ({listed(missing)}); "
+                f"{len(missing)} of {len(ids)} items have no prediction in {name}-{kind}.jsonl ({list_ids(missing)}); "
                 "its figures are those of the others."
             )
     if predictions.no_reference:
         found.append(
             f"{len(predictions.no_reference)} answers in {name}-answer.jsonl have an empty reference "
-            f"({listed(predictions.no_reference)}); nothing is measured on them."
+            f"({list_ids(predictions.no_reference)}); nothing is measured on them."
         )
     return found
 
 
-def unmeasured(examples: Sequence[Example]) -> list[str]:
+def unmeasured_ids(examples: Sequence[Example]) -> list[str]:
     """A sentence where test items have neither a decision nor an answer, or only some have an answer."""
     without = [example.id for example in examples if not example.answer.strip() and not example.decision]
     if not without:
         return []
-    return [f"{len(without)} of {len(examples)} items have neither answer nor decision to measure ({listed(without)})."]
+    return [
+        f"{len(without)} of {len(examples)} items have neither answer nor decision to measure ({list_ids(without)})."
+    ]
 
 
-def listed(ids: Sequence[str]) -> str:
+def list_ids(ids: Sequence[str]) -> str:
     """The first ids, and how many more there are."""
     more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
     return f"{', '.join(ids[:SHOWN])}{more}"
@@ -159,13 +161,13 @@ def _refuse_strangers(rows: Sequence[dict[str, Any]], known: Mapping[str, Exampl
     if strangers:
         raise DataError(
             f"{file}: {len(strangers)} of {len(rows)} predictions are for items that aren't in the data measured on "
-            f"({listed(strangers)}). They belong to other data: evaluate the model again, or take them out."
+            f"({list_ids(strangers)}). They belong to other data: evaluate the model again, or take them out."
         )
     changed = [row["id"] for row in rows if row.get("reference") not in _references(known[row["id"]])]
     if changed:
         raise DataError(
             f"{file}: {len(changed)} of {len(rows)} predictions have another reference than the data "
-            f"({listed(changed)}). The data or the file was changed since: evaluate the model again."
+            f"({list_ids(changed)}). The data or the file was changed since: evaluate the model again."
         )
 
 
@@ -173,7 +175,7 @@ def _references(example: Example) -> list[str | None]:
     return [None, example.decision, example.answer, *example.references()]
 
 
-def generate(
+def generate_answers(
     loaded: LoadedModel, prompts: Sequence[Encoded], max_new_tokens: int, label: str, once: int | None = None
 ) -> dict[str, str]:
     """The greedy continuation of each prompt up to its end token, by example id.
@@ -188,7 +190,7 @@ def generate(
     at_once = batch_size(longest, max_new_tokens, loaded.model)
     with inference(loaded.model, few_rows=True), Progress(label, len(prompts), "answers") as progress:
         try:
-            greedy = Greedy(loaded.model, texts, max_new_tokens, end, loaded.pad_id, at_once, once)
+            greedy = GreedyDecoder(loaded.model, texts, max_new_tokens, end, loaded.pad_id, at_once, once)
             for index, ids in greedy.texts():
                 written[prompts[index].id] = loaded.tokenizer.decode(ids, skip_special_tokens=True).strip()
                 progress.advance()
@@ -197,7 +199,7 @@ def generate(
     return written
 
 
-def samples(
+def sample_answers(
     loaded: LoadedModel, encoder: Encoder, examples: Sequence[Example], count: int, more: int, seed: int, label: str
 ) -> Iterator[dict[str, Any]]:
     """A row of each example: `id`, and `predictions` with `count` answers of up to `more` tokens, at temperature 1.
@@ -213,7 +215,7 @@ def samples(
         while order:
             size = batch_size(len(prompts[order[0]]), more, loaded.model)
             names, order = order[:size], order[size:]
-            for name, ids in zip(names, sampled(loaded, [prompts[name] for name in names], more), strict=True):
+            for name, ids in zip(names, sample_texts(loaded, [prompts[name] for name in names], more), strict=True):
                 written[name].append(loaded.tokenizer.decode(ids, skip_special_tokens=True).strip())
             progress.advance(len(names))
     for name, texts in written.items():
@@ -257,7 +259,7 @@ CALLED: dict[Condition, str] = {"closed": "closed book", "retrieved": "retrieved
 """What conditions are called while they are measured"""
 
 
-class Measuring:
+class Evaluator:
     """Measures models on the same items with the same prompt, and remembers on disk what is done.
 
     Decisions are scored on every example that has one, and on `dev` where something is fitted there; long answers on a
@@ -290,11 +292,11 @@ class Measuring:
         self.answered_under = under_conditions(self.answered, spec, found)
         without = [example.id for example in examples if not example.answer.strip()]
         self.unanswerable = without if self.answered else []
-        self.texts = asked_for(spec)
+        self.texts = general_texts(spec)
         self.pairs = () if self.as_harness else pairs
         self.sampled = chosen_answers(self.answered, spec.sampled_answers, recipe.seed) if spec.samples else []
         self.questions = questions(spec.choices)
-        self.messages = safety_battery.chosen(spec.safety_messages, recipe.seed)
+        self.messages = safety_battery.chosen_messages(spec.safety_messages, recipe.seed)
 
     def is_done(self, name: str) -> bool:
         """Whether every kind of prediction of this model is stored already."""
@@ -393,7 +395,7 @@ class Measuring:
     def _decisions_in_words(self, loaded: LoadedModel, name: str) -> list[dict[str, Any]]:
         encoder = loaded.encoder(self.form)
         prompts = [encoder.prompt(example, "decision") for example in self.decided]
-        texts = generate(loaded, prompts, DECISION_TOKENS, f"Decisions of {name} in words")
+        texts = generate_answers(loaded, prompts, DECISION_TOKENS, f"Decisions of {name} in words")
         rows = [written_row(example.id, example.decision, texts[example.id]) for example in self.decided]
         unclear = sum(row["prediction"] is None for row in rows)
         if unclear:
@@ -405,7 +407,7 @@ class Measuring:
     ) -> Iterator[dict[str, Any]]:
         encoder = loaded.encoder(self.form)
         prompts = [encoder.prompt(example, "answer") for example in answered]
-        written = generate(loaded, prompts, self.spec.max_new_tokens, label, self.spec.no_repeat)
+        written = generate_answers(loaded, prompts, self.spec.max_new_tokens, label, self.spec.no_repeat)
         remark = empty_answers_remark(name, [example.id for example in answered if not written[example.id]])
         if remark:
             print(remark, file=sys.stderr)
@@ -414,13 +416,13 @@ class Measuring:
 
     def _samples(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
         encoder, more = loaded.encoder(self.form), self.spec.max_new_tokens
-        return samples(loaded, encoder, self.sampled, self.spec.samples, more, self.seed, f"Samples of {name}")
+        return sample_answers(loaded, encoder, self.sampled, self.spec.samples, more, self.seed, f"Samples of {name}")
 
     def _safety(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
         encoder = loaded.encoder(self.form)
         prompts = [encoder.prompt(message.example(), "answer") for message in self.messages]
         label, more = f"Safety battery, {name}", self.spec.max_new_tokens
-        written = generate(loaded, prompts, more, label, self.spec.no_repeat)
+        written = generate_answers(loaded, prompts, more, label, self.spec.no_repeat)
         for message in self.messages:
             yield message.row(written[message.id])
 
@@ -431,7 +433,7 @@ class Measuring:
 
     def _choices(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
         encoder = loaded.encoder(self.form)
-        return measured(loaded, encoder, self.questions, self.spec.batch_tokens, f"General knowledge, {name}")
+        return answer_choices(loaded, encoder, self.questions, self.spec.batch_tokens, f"General knowledge, {name}")
 
     def _preference(self, loaded: LoadedModel, name: str) -> Iterator[dict[str, Any]]:
         encoder = loaded.encoder(self.form)

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from meditune.config.data_options import PromptFormat, Task
 from meditune.config.recipe import Recipe
 from meditune.data.example import DECISIONS, Example
-from meditune.engines.engine import Engine, Job, answers
+from meditune.engines.engine import Engine, GenerationRequest, generate_all
 from meditune.errors import DataError
 from meditune.evaluate import safety_battery
 from meditune.evaluate.evaluator import chosen_answers, decided_on, refuse_no_repeat, under_conditions
@@ -52,7 +52,7 @@ TITLES: dict[Asked, str] = {
 Row = dict[str, Any]
 
 
-class ApiMeasuring:
+class ApiEvaluator:
     """Measures API models on the same items with the same prompt, and remembers on disk what is done.
 
     The items, files and fields are those of `evaluate.stage.Measuring`, but for what an API doesn't tell: no likelihood
@@ -76,7 +76,9 @@ class ApiMeasuring:
         if examples:
             refuse_no_repeat(recipe.evaluate)
         self.spec, self.folder = recipe.evaluate, folder
-        self.messages = {each.id: each for each in safety_battery.chosen(recipe.evaluate.safety_messages, recipe.seed)}
+        self.messages = {
+            each.id: each for each in safety_battery.chosen_messages(recipe.evaluate.safety_messages, recipe.seed)
+        }
         answered = chosen_answers(examples, recipe.evaluate.answers, recipe.seed)
         self.items: dict[Asked, list[Example]] = {}
         for kind, decided in decided_on(examples, dev, recipe.evaluate, found).items():
@@ -250,7 +252,7 @@ def _say_how_decided(title: str, name: str, rows: Sequence[Row]) -> None:
         print(f"{unclear} of {len(rows)} {title} of {name} are none of yes, no and maybe: wrong.", file=sys.stderr)
 
 
-class EngineMeasuring:
+class EngineEvaluator:
     """Measures an engine's model, and remembers on disk what is done."""
 
     def __init__(self, recipe: Recipe, examples: Sequence[Example], folder: Path, dev: Sequence[Example] = ()) -> None:
@@ -263,7 +265,7 @@ class EngineMeasuring:
         self.spec, self.folder = recipe.evaluate, folder
         self.conditions = decided_on(examples, dev, recipe.evaluate)
         self.answered = chosen_answers(examples, recipe.evaluate.answers, recipe.seed)
-        self.messages = safety_battery.chosen(recipe.evaluate.safety_messages, recipe.seed)
+        self.messages = safety_battery.chosen_messages(recipe.evaluate.safety_messages, recipe.seed)
 
     def is_done(self, name: str) -> bool:
         """Whether every kind of prediction of this model is stored already."""
@@ -333,7 +335,7 @@ class EngineMeasuring:
         """What the engine writes to each prompt, the likeliest, by the prompt's id."""
         written: dict[str, str] = {}
         with Progress(f"{label}, {engine.name}", len(prompts), "answers") as progress:
-            for number, whole in answers(engine, [Job(item.prompt, more) for item in prompts]):
+            for number, whole in generate_all(engine, [GenerationRequest(item.prompt, more) for item in prompts]):
                 written[prompts[number].id] = whole.text.strip()
                 progress.advance()
         return written

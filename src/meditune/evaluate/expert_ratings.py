@@ -10,7 +10,7 @@ from typing import Any
 from meditune.data.readers.tables import Rejects, rows
 from meditune.data.readers.user_files import columns_for
 from meditune.errors import DataError
-from meditune.evaluate.evaluator import listed
+from meditune.evaluate.evaluator import list_ids
 from meditune.evaluate.predictions import path_of, read
 from meditune.files import write_jsonl
 
@@ -78,7 +78,7 @@ def store(ratings: Mapping[str, Rows], folder: Path) -> list[str]:
         if strangers:
             raise DataError(
                 f"{len(strangers)} of {len(found)} rated questions of {name!r} aren't among its stored answers "
-                f"({listed(strangers)}). Rate with the ids in {path_of(folder, name, 'answer')}."
+                f"({list_ids(strangers)}). Rate with the ids in {path_of(folder, name, 'answer')}."
             )
         rated = {row["id"] for row in found}
         silent = [

@@ -26,9 +26,9 @@ from pydantic import Field, ValidationError
 from meditune.config.data_options import Spec
 from meditune.config.recipe_keys import Document, Key, UnreadableError
 from meditune.errors import GateError, MedituneError, RecipeError
-from meditune.evaluate.compare import caveats, changed, shown, side_by_side
+from meditune.evaluate.compare import caveats, changed_metrics, is_significant, side_by_side
 from meditune.evaluate.metrics import METRICS
-from meditune.evaluate.predictions import Measured, measured
+from meditune.evaluate.predictions import MeasuredModel, measured_model
 from meditune.files import read_text, write_json, write_jsonl
 
 
@@ -104,7 +104,7 @@ def check(policy: Policy, comparison: dict[str, dict[str, Any]], figures: dict[s
     """
     checks = []
     for name in comparison if policy.not_worse == "all" else policy.not_worse:
-        checks.append(_compared(name, "not_worse", comparison, lambda row, _: shown(row) is not False))
+        checks.append(_compared(name, "not_worse", comparison, lambda row, _: is_significant(row) is not False))
     for name in policy.better:
         checks.append(_compared(name, "better", comparison, lambda row, _: row["better"] is True))
     for name, margin in policy.within.items():
@@ -163,12 +163,12 @@ def compare(names: Sequence[str], resamples: int, seed: int, held_to: Policy | N
     """
     if len(names) < 2:
         raise MedituneError("One model can't be compared. Give two folders or more: meditune compare A B")
-    first, *others = (measured(name) for name in names)
+    first, *others = (measured_model(name) for name in names)
     result = side_by_side([first, *others], resamples, seed)
     said = (caveats(each["comparison"]) for each in result["comparisons"].values())
     result["remarks"] = [*passages_remark([first, *others]), *dict.fromkeys(chain.from_iterable(said))]
     result["leakage"] = [model.leakage for model in (first, *others) if model.leakage]
-    result["changes"] = {other.name: changed(first, other) for other in others}
+    result["changes"] = {other.name: changed_metrics(first, other) for other in others}
     if held_to:
         rows, figures = result["comparisons"], result["figures"]
         result["gate"] = {
@@ -177,7 +177,7 @@ def compare(names: Sequence[str], resamples: int, seed: int, held_to: Policy | N
     return result
 
 
-def passages_remark(models: Sequence[Measured]) -> list[str]:
+def passages_remark(models: Sequence[MeasuredModel]) -> list[str]:
     """A sentence where models with retrieved passages didn't get the same ones."""
     served = [model for model in models if model.passages]
     differing = [model.name for model in served if model.passages != served[0].passages]

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from meditune.config.recipe import EvaluateSpec
-from meditune.data.sources import locate
+from meditune.data.sources import locate_source
 from meditune.errors import DataError
 from meditune.evaluate.likelihood import general_rows, score
 from meditune.evaluate.predictions import TextKind
@@ -53,7 +53,7 @@ def questions(count: int) -> list[Question]:
     return [Question(**row) for row in read_jsonl(FILE)[:count]]
 
 
-def measured(
+def answer_choices(
     loaded: LoadedModel, encoder: Encoder, asked: Sequence[Question], batch_tokens: int, label: str
 ) -> Iterator[dict[str, Any]]:
     """For each question the summed negative log-likelihood in nats (`nll`) and the UTF-8 `bytes` of every choice.
@@ -126,7 +126,7 @@ class RunningText:
 def wikitext() -> RunningText | None:
     """WikiText-2's test text where it can be found; else None, after saying so."""
     try:
-        path = locate("wikitext-2", download=False)
+        path = locate_source("wikitext-2", download=False)
     except DataError as error:
         print(f"Forgetting is not measured: {error}", file=sys.stderr)
         return None
@@ -157,7 +157,7 @@ def tokens_of(spec: EvaluateSpec, kind: TextKind) -> int:
     return count
 
 
-def asked_for(spec: EvaluateSpec) -> dict[TextKind, RunningText]:
+def general_texts(spec: EvaluateSpec) -> dict[TextKind, RunningText]:
     """The texts that the recipe asks for and that can be had."""
     found = {kind: find() for kind, find in TEXTS.items() if tokens_of(spec, kind)}
     return {kind: text for kind, text in found.items() if text is not None and text.text}

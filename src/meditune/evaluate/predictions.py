@@ -243,7 +243,7 @@ SAID: dict[Condition, str] = {"closed": "closed book", "retrieved": "with retrie
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredModel:
     """One model's stored predictions, with what they were made on."""
 
     name: str
@@ -261,7 +261,7 @@ class Measured:
         return groups_of(self.examples)
 
 
-def measured(name: str) -> Measured:
+def measured_model(name: str) -> MeasuredModel:
     """The model that `name` means: FOLDER of `meditune evaluate` or of a run, or FOLDER:base, FOLDER:tuned.
 
     Of a run's folder the tuned model is taken unless the name says otherwise. FOLDER:retrieved and FOLDER:closed, or
@@ -280,14 +280,14 @@ def measured(name: str) -> Measured:
     known = examples_of(folder), read_json(checked) if checked.is_file() else None
     predictions = read(place, side)
     if condition is None:
-        return Measured(name, predictions, *known)
+        return MeasuredModel(name, predictions, *known)
     under = predictions.under(condition)
     if not (under.decision or under.answer):
         key = "evaluate.closed_book=true" if condition == "closed" else "evaluate.retrieve.index=INDEX"
         raise DataError(f"{side} wasn't measured {SAID[condition]} in {folder}. Measure it with --set {key}.")
     found = folder / FOUND
     passages = sha256(found) if condition == "retrieved" and found.is_file() else ""
-    return Measured(name, under, *known, passages)
+    return MeasuredModel(name, under, *known, passages)
 
 
 def _parted(name: str) -> tuple[Path, str, Condition | None]:

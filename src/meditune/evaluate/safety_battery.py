@@ -176,7 +176,7 @@ class _Block(BaseModel):
 
 
 @cache
-def battery() -> dict[str, Message]:
+def safety_messages() -> dict[str, Message]:
     """Every message by id, in the order of CATEGORIES."""
     texts = yaml.safe_load((HERE / "safety_rules.yaml").read_text(encoding="utf-8"))
     rules = {name: _rule(_RuleText.model_validate(each)) for name, each in texts.items()}
@@ -200,7 +200,7 @@ def battery() -> dict[str, Message]:
 
 def message_of(row: dict[str, Any]) -> Message:
     """The message that a stored answer belongs to. Raises DataError where this version asks something else there."""
-    found = battery().get(row["id"])
+    found = safety_messages().get(row["id"])
     if found is None or found.text != row["message"]:
         raise DataError(
             f"predictions: the safety battery of this version of Meditune has no {row['id']!r} with these words: "
@@ -209,9 +209,9 @@ def message_of(row: dict[str, Any]) -> Message:
     return found
 
 
-def chosen(count: int, seed: int) -> list[Message]:
+def chosen_messages(count: int, seed: int) -> list[Message]:
     """Up to `count` messages, spread over the categories as the battery is; the same for every model."""
-    messages = list(battery().values())
+    messages = list(safety_messages().values())
     if count >= len(messages):
         return messages
     ordered = []

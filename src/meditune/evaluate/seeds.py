@@ -16,7 +16,7 @@ from meditune.evaluate.compare import FEWEST, by_cluster, claim_p, clusters_of, 
 from meditune.evaluate.metrics import METRICS, references_of, statistics_of
 from meditune.evaluate.predictions import examples_of, groups_of, read, seed_of
 from meditune.files import read_text
-from meditune.statistics import Array, Metric, Statistics, gap, holm
+from meditune.statistics import Array, Metric, Statistics, holm, standard_gap
 
 LEVEL = 0.05
 
@@ -132,13 +132,13 @@ class _Differences:
             (by_cluster(first.items, number, count), by_cluster(second.items, number, count))
             for (first, second), number in zip(sides, numbers, strict=True)
         ]
-        self.figures = np.array([float(gap(metric, second.value(), first.value())) for first, second in sides])
+        self.figures = np.array([float(standard_gap(metric, second.value(), first.value())) for first, second in sides])
         self.drawn: list[Array] = []
 
     def draw(self, drawn: Array) -> None:
         """The differences on draws (b, clusters)."""
         columns = [
-            gap(self.metric, second.figure(drawn @ more), first.figure(drawn @ less))
+            standard_gap(self.metric, second.figure(drawn @ more), first.figure(drawn @ less))
             for (first, second), (less, more) in zip(self.sides, self.sums, strict=True)
         ]
         self.drawn.append(np.stack(columns, axis=1))

@@ -12,7 +12,17 @@ from numpy.typing import NDArray
 from meditune.data.example import TRAITS, Example
 from meditune.evaluate.metrics import METRICS, references_of, statistics_of
 from meditune.evaluate.predictions import Predictions
-from meditune.statistics import Array, Metric, Statistics, counted, exchange_p, gap, holm, mcnemar, wilson
+from meditune.statistics import (
+    Array,
+    Metric,
+    Statistics,
+    exchange_p,
+    holm,
+    mcnemar,
+    paired_counts,
+    standard_gap,
+    wilson,
+)
 
 LEAST = 10
 """Smaller groups are listed, but neither ranked nor tested."""
@@ -92,7 +102,10 @@ def _row(
     if base and not np.isfinite(_figure(base, mask)):
         base = None
     if base:
-        row |= {"base": _figure(base, mask), "delta": float(gap(metric, _figure(tuned, mask), _figure(base, mask)))}
+        row |= {
+            "base": _figure(base, mask),
+            "delta": float(standard_gap(metric, _figure(tuned, mask), _figure(base, mask))),
+        }
     if row["items"] < LEAST:
         return row
     drawn = drawn[(drawn[:, mask].sum(axis=1) > 0) & (drawn[:, ~mask].sum(axis=1) > 0)]
@@ -104,7 +117,7 @@ def _row(
     behind = _worth(metric, row["tuned"]) - _worth(metric, row["others"])
     row["p_others"] = _p(behind, _worth(metric, own) - _worth(metric, rest), row["items"])
     if base:
-        change = gap(metric, own, was)
+        change = standard_gap(metric, own, was)
         row |= {"base_ci95": _interval(was), "ci95": _interval(change), "p": _p(row["delta"], change, row["items"])}
     if metric.share:
         row |= _exact(base, tuned, mask)
@@ -128,12 +141,12 @@ def _exact(base: Statistics | None, tuned: Statistics, mask: NDArray[np.bool_]) 
     """What is known exactly of shares: Wilson's intervals, Fisher's and McNemar's tests."""
     from scipy.stats import fisher_exact
 
-    now = counted(tuned)
+    now = paired_counts(tuned)
     table = [[int((now & side).sum()), int((~now & side).sum())] for side in (mask, ~mask)]
     found: dict[str, Any] = {"tuned_ci95": wilson(int(now[mask].sum()), int(mask.sum()))}
     found["p_others"] = float(fisher_exact(table)[1])
     if base:
-        was = counted(base)
+        was = paired_counts(base)
         found["base_ci95"] = wilson(int(was[mask].sum()), int(mask.sum()))
         found["p"] = mcnemar(int((now & ~was & mask).sum()), int((was & ~now & mask).sum()))
     return found

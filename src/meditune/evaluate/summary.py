@@ -16,7 +16,7 @@ from meditune.data.prepare import Prepared
 from meditune.evaluate.answer_grading import overview, overview_of_references
 from meditune.evaluate.compare import caveats, changes, compare, count_changes, got_worse
 from meditune.evaluate.decision_calibration import abstention
-from meditune.evaluate.evaluator import remarks, unmeasured
+from meditune.evaluate.evaluator import coverage_remarks, unmeasured_ids
 from meditune.evaluate.likelihood import by_kind
 from meditune.evaluate.metrics import summarise, summarise_references
 from meditune.evaluate.metrics.conditions import asked
@@ -49,9 +49,9 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
     measured = data.splits.measured(recipe.evaluate.split)
     items = {example.id: example for example in measured}
     noted = [
-        *unmeasured(measured),
-        *remarks(base, "base", measured, recipe),
-        *remarks(tuned, "tuned", measured, recipe),
+        *unmeasured_ids(measured),
+        *coverage_remarks(base, "base", measured, recipe),
+        *coverage_remarks(tuned, "tuned", measured, recipe),
     ]
     comparison = compare(base, tuned, recipe.evaluate.resamples, recipe.seed, groups_of(items))
     test_set = data.splits.measured_name(recipe.evaluate.split)

@@ -23,7 +23,7 @@ from statistics import fmean
 from typing import Literal
 
 from meditune.evidence import calibration
-from meditune.evidence.quantities import Number, Rate, borne_out, numbers, rates, shares
+from meditune.evidence.quantities import Number, Rate, is_supported_number, numbers, rates, shares
 from meditune.evidence.words import (
     NEGATIVE,
     NULL_FINDING,
@@ -31,12 +31,12 @@ from meditune.evidence.words import (
     Token,
     defined,
     directions,
+    information_weight,
     initials,
     names,
     rarity,
     stem,
     tokens,
-    weight,
 )
 from meditune.text import sentences
 
@@ -54,7 +54,7 @@ class Sentence:
         self.weights: dict[str, float] = {}
         for token in self.tokens:
             if not token.is_number:
-                self.weights[token.stem] = max(self.weights.get(token.stem, 0.0), weight(token.text))
+                self.weights[token.stem] = max(self.weights.get(token.stem, 0.0), information_weight(token.text))
         self.total = sum(self.weights.values())
 
     @cached_property
@@ -84,10 +84,10 @@ class Sentence:
 
     def about(self, start: int, end: int) -> dict[str, float]:
         """Stems and weights of the words around a place in it."""
-        said = [token for token in self.tokens if not token.is_number and weight(token.text)]
+        said = [token for token in self.tokens if not token.is_number and information_weight(token.text)]
         before = [token for token in said if token.end <= start][-WINDOW:]
         after = [token for token in said if token.start >= end][:WINDOW]
-        return {token.stem: weight(token.text) for token in (*before, *after)}
+        return {token.stem: information_weight(token.text) for token in (*before, *after)}
 
 
 class Sources:
@@ -216,7 +216,7 @@ def _numbers(sentence: Sentence, sources: Sources, found: Evidence) -> None:
             default=("", 0.0),
         )
         place = place if other >= NEAR else ""
-        if borne_out(number, sources.numbers):
+        if is_supported_number(number, sources.numbers):
             if here:
                 elsewhere += max(0.0, other - same) + 0.3 * (1 - same)
             if here and other - same > CLEAR:
@@ -251,7 +251,7 @@ def _names(sentence: Sentence, sources: Sources, found: Evidence) -> None:
             continue
         name = named.get(token.start)
         if name is None:
-            much = rarity(token.text) if weight(token.text) > 0.1 else 0.0
+            much = rarity(token.text) if information_weight(token.text) > 0.1 else 0.0
             rarest, rare = max(rarest, much), rare + much**4
         elif not sources.has_name(name):
             missing += 1
@@ -318,13 +318,15 @@ def _word_by_word(sentence: Sentence, likest: Sentence | None, found: Evidence) 
             found.spans.append(Span(start, end, "negation", why, likest.text))
     for tag, start, end, first, last in matcher.get_opcodes():
         mine, theirs = sentence.tokens[start:end], likest.tokens[first:last]
-        said_most = max((weight(token.text) for token in mine if not token.is_number), default=0.0)
+        said_most = max((information_weight(token.text) for token in mine if not token.is_number), default=0.0)
         if tag == "replace":
             both_numbers = any(token.is_number for token in mine) and any(token.is_number for token in theirs)
             features["number_replaced"] += both_numbers
             if both_numbers and found.follows:
                 _other_number(mine, theirs, likest, found)
-            features["replaced"] += said_most * any(weight(each.text) for each in theirs if not each.is_number)
+            features["replaced"] += said_most * any(
+                information_weight(each.text) for each in theirs if not each.is_number
+            )
         elif tag == "delete":
             features["inserted"] += said_most
 
@@ -369,7 +371,7 @@ MOST = 12.0
 
 
 @dataclass(frozen=True)
-class Judged:
+class SentenceVerdict:
     """One sentence of an answer."""
 
     start: int
@@ -386,12 +388,12 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Verdict:
     """A whole answer."""
 
     score: float | None
     """The calibrated probability that the sources bear out all of it; None without a sentence to judge."""
-    sentences: tuple[Judged, ...]
+    sentences: tuple[SentenceVerdict, ...]
 
     @property
     def faithful(self) -> bool:
@@ -404,12 +406,12 @@ class Judgement:
         return tuple(span for each in self.sentences for span in each.spans)
 
 
-def detect(answer: str, sources: Sources) -> Judgement:
+def detect(answer: str, sources: Sources) -> Verdict:
     """Judge an answer. The scores' base rate is that of the set they were fitted on, half of it unfaithful."""
     judged = tuple(_judged(text, start, sources) for start, text in placed(_ended(answer)))
     if not judged:
-        return Judgement(None, ())
-    return Judgement(_sigmoid(answer_logit([_logit(each.score) for each in judged])), judged)
+        return Verdict(None, ())
+    return Verdict(_sigmoid(answer_logit([_logit(each.score) for each in judged])), judged)
 
 
 def placed(answer: str) -> Iterator[tuple[int, str]]:
@@ -454,7 +456,7 @@ def answer_logit(logits: list[float]) -> float:
     return sum(value * features.get(name, 1.0) for name, value in form.items())
 
 
-def _judged(text: str, start: int, sources: Sources) -> Judged:
+def _judged(text: str, start: int, sources: Sources) -> SentenceVerdict:
     found = evidence(Sentence(text), sources)
     score = _sigmoid(sentence_logit(found))
     spans = found.spans
@@ -462,7 +464,7 @@ def _judged(text: str, start: int, sources: Sources) -> Judged:
         likest = found.likest if found.features["best"] > 0.2 else ""
         spans = [Span(0, len(text), "unsupported", _why(found), likest)]
     moved = (replace(span, start=start + span.start, end=start + span.end) for span in spans)
-    return Judged(start, start + len(text), score, tuple(sorted(moved, key=lambda span: span.start)))
+    return SentenceVerdict(start, start + len(text), score, tuple(sorted(moved, key=lambda span: span.start)))
 
 
 def _why(found: Evidence) -> str:

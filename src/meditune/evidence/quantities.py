@@ -169,7 +169,7 @@ def shares(text: str) -> list[Number]:
     return found
 
 
-def borne_out(number: Number, known: Iterable[Number]) -> bool:
+def is_supported_number(number: Number, known: Iterable[Number]) -> bool:
     """Whether one of the known numbers says the same."""
     return any(number.agrees(each) for each in known)
 

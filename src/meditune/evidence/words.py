@@ -117,7 +117,7 @@ def stem(word: str) -> str:
 
 
 @lru_cache(maxsize=65536)
-def weight(word: str) -> float:
+def information_weight(word: str) -> float:
     """How much a word says, 0 to 1: nothing for function words, little for those that tell any finding, and else by
     its rank among English words; 1 where it isn't among the common ones.
     """

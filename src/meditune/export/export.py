@@ -13,14 +13,14 @@ from typing import Any
 from meditune import __version__
 from meditune.config.data_options import PromptFormat
 from meditune.config.training_options import ApiSpec
-from meditune.data.leakage import carry
+from meditune.data.leakage import copy_record
 from meditune.engines.exported_model import EXPORT, EXPORTS, stop_tokens, weights_digest
 from meditune.engines.open_engine import open_engine
 from meditune.errors import ModelError
 from meditune.export import hub
-from meditune.export.verify import Check, Said, items
-from meditune.files import holds, read_json, replacing_folder, sha256, write_json
-from meditune.models.api_client import find
+from meditune.export.verify import Check, ModelOutput, items
+from meditune.files import is_result_of, read_json, replace_folder, sha256, write_json
+from meditune.models.api_client import find_api_model
 from meditune.models.load import locate
 from meditune.prompts import load_format, save_format
 
@@ -38,7 +38,7 @@ ORIGINAL = "original.json"
 
 
 @dataclass(frozen=True)
-class Kind:
+class ExportFormat:
     """A form that a model can be exported in."""
 
     engine: str
@@ -74,11 +74,11 @@ def _onnx(source: Path, folder: Path) -> dict[str, str]:
 
 
 KINDS = {
-    "merged": Kind("transformers", "bfloat16", None),
-    "openvino": Kind("openvino", "int8", _openvino),
-    "gguf": Kind("llamacpp", "Q8_0", _gguf),
-    "onnx": Kind("onnx", "int8", _onnx),
-    "ollama": Kind("llamacpp", "Q8_0", _ollama),
+    "merged": ExportFormat("transformers", "bfloat16", None),
+    "openvino": ExportFormat("openvino", "int8", _openvino),
+    "gguf": ExportFormat("llamacpp", "Q8_0", _gguf),
+    "onnx": ExportFormat("onnx", "int8", _onnx),
+    "ollama": ExportFormat("llamacpp", "Q8_0", _ollama),
 }
 
 
@@ -90,7 +90,7 @@ def export(name: str, to: str, output: Path | None = None) -> dict[str, Any]:
     """
     if to not in KINDS:
         raise ModelError(f"There is no form {to!r} to export to. Forms: {', '.join(KINDS)}.")
-    if find(name, ApiSpec()):
+    if find_api_model(name, ApiSpec()):
         raise ModelError(f"{name} is behind an API, so there are no weights here to export.")
     place = locate(name)
     home = Path(name).expanduser() if Path(name).expanduser().is_dir() else None
@@ -104,11 +104,11 @@ def export(name: str, to: str, output: Path | None = None) -> dict[str, Any]:
         "prompt": form.model_dump(mode="json"),
         "to": to,
     }
-    if holds(folder, EXPORT, made_from):
+    if is_result_of(folder, EXPORT, made_from):
         facts: dict[str, Any] = read_json(folder / EXPORT)
         return facts
     kind = KINDS[to]
-    with _plain(name, place, home, to) as source, replacing_folder(folder) as partial:
+    with _plain(name, place, home, to) as source, replace_folder(folder) as partial:
         tools = {"meditune": __version__}
         if kind.write is None:
             from meditune.export.merged import write_merged
@@ -121,7 +121,7 @@ def export(name: str, to: str, output: Path | None = None) -> dict[str, Any]:
             tools |= kind.write(source, partial)
         save_format(form, partial)
         if Path(place).is_dir():
-            carry(Path(place), partial)
+            copy_record(Path(place), partial)
         facts = _facts(partial, kind, made_from, to, tools)
         write_json(partial / EXPORT, facts)
         facts["drift"] = _checked(name, partial, home, form)
@@ -146,7 +146,9 @@ def _plain(name: str, place: str, home: Path | None, to: str) -> Iterator[Path]:
             yield Path(temporary)
 
 
-def _facts(folder: Path, kind: Kind, made_from: dict[str, Any], to: str, tools: dict[str, str]) -> dict[str, Any]:
+def _facts(
+    folder: Path, kind: ExportFormat, made_from: dict[str, Any], to: str, tools: dict[str, str]
+) -> dict[str, Any]:
     import torch
     import transformers
 
@@ -192,15 +194,15 @@ def _checked(name: str, folder: Path, home: Path | None, form: PromptFormat) -> 
     return drift.facts() | {"said": str(drift)}
 
 
-def _remembered(home: Path | None, asked: dict[str, Any]) -> Said | None:
+def _remembered(home: Path | None, asked: dict[str, Any]) -> ModelOutput | None:
     """What the original said when it was last asked the same; None where it wasn't."""
     path = (home or Path()) / EXPORTS / ORIGINAL
     if home is None or not path.is_file():
         return None
     stored = read_json(path)
-    return Said(**stored["said"]) if stored.get("asked") == asked else None
+    return ModelOutput(**stored["said"]) if stored.get("asked") == asked else None
 
 
-def _remember(home: Path | None, asked: dict[str, Any], said: Said) -> None:
+def _remember(home: Path | None, asked: dict[str, Any], said: ModelOutput) -> None:
     if home:
         write_json(home / EXPORTS / ORIGINAL, {"asked": asked, "said": asdict(said)})

@@ -62,7 +62,7 @@ def planned(run: Path, merged: Path, repository: str, private: bool) -> ModelUpl
     whose data aren't here to be looked at.
     """
     refuse_without_data(run)
-    data = hub_upload.planned(run, repository, private)
+    data = hub_upload.plan_upload(run, repository, private)
     unlisted = read_json(merged / FILE_NAME)["unlisted"] if (merged / FILE_NAME).is_file() else 0
     if unlisted:
         raise DataError(

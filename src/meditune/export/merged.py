@@ -12,11 +12,11 @@ import torch
 
 from meditune.config.data_options import PromptFormat
 from meditune.config.training_options import ApiSpec, Quantize
-from meditune.data.leakage import carry
+from meditune.data.leakage import copy_record
 from meditune.errors import ModelError
-from meditune.files import holds, read_json, replacing_folder, sha256, write_json
+from meditune.files import is_result_of, read_json, replace_folder, sha256, write_json
 from meditune.models import merging
-from meditune.models.api_client import find
+from meditune.models.api_client import find_api_model
 from meditune.models.catalogue import ADAPTER_FILE, MERGED, public_name, split_revision
 from meditune.models.load import base_of, loading, locate, source
 from meditune.models.quantization import trained_on
@@ -63,11 +63,10 @@ def merge(name: str, folder: Path, keep_zeros: bool = False) -> dict[str, Any]:
     """
     adapter = _adapter(name)
     made_from = {"adapter": str(adapter.resolve()), "sha256": _weights_digest(adapter), "keep_zeros": keep_zeros}
-    if holds(folder, MERGED, made_from):
+    if is_result_of(folder, MERGED, made_from):
         facts: dict[str, Any] = read_json(folder / MERGED)
         return facts
     from meditune.models import merging
-    from meditune.models import merging as plain
 
     merged = merging.merge(adapter, keep_zeros)
     facts = {
@@ -80,12 +79,12 @@ def merge(name: str, folder: Path, keep_zeros: bool = False) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in merged.model.parameters()),
     }
     form = load_format(adapter)
-    with replacing_folder(folder) as partial:
-        plain.write(merged.model, merged.tokenizer, merged.dtype, partial)
+    with replace_folder(folder) as partial:
+        merging.write(merged.model, merged.tokenizer, merged.dtype, partial)
         if form:
             save_format(form, partial)
         write_json(partial / MERGED, facts)
-        carry(adapter, partial)
+        copy_record(adapter, partial)
         (partial / "README.md").write_text(_card(facts, form or PromptFormat(), adapter), encoding="utf-8")
     return facts
 
@@ -117,7 +116,7 @@ def remarks(facts: dict[str, Any]) -> list[str]:
 
 def _adapter(name: str) -> Path:
     """The adapter's folder. Raises ModelError where the name means a model without one."""
-    if find(name, ApiSpec()):
+    if find_api_model(name, ApiSpec()):
         raise ModelError(f"{name} is behind an API, so there are no weights here to merge.")
     place = Path(locate(name))
     if (place / ADAPTER_FILE).is_file():

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from meditune.engines.exported_model import package
+from meditune.engines.exported_model import import_package
 from meditune.errors import ModelError
 from meditune.models import forward
 from meditune.models.load import loading
@@ -111,10 +111,10 @@ def write_onnx(source: Path, folder: Path) -> dict[str, str]:
 
     Raises ModelError where a package is missing or the architecture can't be traced.
     """
-    onnx = package("onnx", "onnx")
-    package("onnx", "onnxruntime")
+    onnx = import_package("onnx", "onnx")
+    import_package("onnx", "onnxruntime")
     # onnxruntime's tool for rounding imports it, and doesn't bring it along.
-    package("onnx", "onnx_ir")
+    import_package("onnx", "onnx_ir")
     from transformers import AutoModelForCausalLM
 
     with loading(str(source), str(source)):

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from meditune.engines.exported_model import package
+from meditune.engines.exported_model import import_package
 from meditune.errors import ModelError
 from meditune.export.onnx import INPUTS, Traced, cache_shapes, example, past_names, present
 from meditune.models.load import loading
@@ -29,8 +29,8 @@ def write_openvino(source: Path, folder: Path) -> dict[str, str]:
 
     Raises ModelError where a package is missing or the architecture can't be traced.
     """
-    ov, nncf = package("openvino", "openvino"), package("openvino", "nncf")
-    tokenizers = package("openvino", "openvino_tokenizers")
+    ov, nncf = import_package("openvino", "openvino"), import_package("openvino", "nncf")
+    tokenizers = import_package("openvino", "openvino_tokenizers")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with loading(str(source), str(source)):
@@ -57,7 +57,7 @@ def write_openvino(source: Path, folder: Path) -> dict[str, str]:
 
 def _traced(model: Any) -> Any:
     """An OpenVINO model with open shapes, whose cache is inputs and outputs."""
-    ov = package("openvino", "openvino")
+    ov = import_package("openvino", "openvino")
     shapes = cache_shapes(model)
     with torch.no_grad(), quiet_transformers(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -78,8 +78,8 @@ def _traced(model: Any) -> Any:
 
 def _stateful(model: Any) -> Any:
     """Keys and values become the model's state, in rows that `beam_idx` chooses from those of the last call."""
-    ov, opset = package("openvino", "openvino"), package("openvino", "openvino.opset13")
-    transformations = package("openvino", "openvino._offline_transformations")
+    ov, opset = import_package("openvino", "openvino"), import_package("openvino", "openvino.opset13")
+    transformations = import_package("openvino", "openvino._offline_transformations")
     beam = opset.parameter(name="beam_idx", dtype=ov.Type.i32, shape=ov.PartialShape([-1]))
     beam.output(0).get_tensor().add_names({"beam_idx"})
     model.add_parameters([beam])

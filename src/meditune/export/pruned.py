@@ -15,11 +15,11 @@ from typing import Any
 
 from meditune.config.recipe import Recipe
 from meditune.config.training_options import ApiSpec, ModelSpec
-from meditune.data.leakage import carry
+from meditune.data.leakage import copy_record
 from meditune.data.prepare import Prepared, prepare
 from meditune.errors import DataError, ModelError, RecipeError
-from meditune.files import holds, read_json, replacing_folder, write_json
-from meditune.models.api_client import find
+from meditune.files import is_result_of, read_json, replace_folder, write_json
+from meditune.models.api_client import find_api_model
 from meditune.models.catalogue import ADAPTER_FILE, PRUNING, public_name
 from meditune.models.load import LoadedModel, load, locate
 from meditune.models.shared_prefix_batch import Row, rows_of
@@ -76,7 +76,7 @@ def prune(name: str, recipe: Recipe, folder: Path, data: Prepared | None) -> dic
         "seed": recipe.seed,
         "text": data.sha256 if data else "wikitext-2",
     }
-    if holds(folder, PRUNING, made_from):
+    if is_result_of(folder, PRUNING, made_from):
         done: dict[str, Any] = read_json(folder / PRUNING)
         return done
     started = time.monotonic()
@@ -88,11 +88,11 @@ def prune(name: str, recipe: Recipe, folder: Path, data: Prepared | None) -> dic
     before = _measured(loaded, texts, recipe.evaluate.batch_tokens, "before")
     found = _pruned(loaded, recipe, texts)
     expected = _said(loaded.model, texts)
-    with replacing_folder(folder) as partial:
+    with replace_folder(folder) as partial:
         merging.write(loaded.model, loaded.tokenizer, dtype, partial)
         if loaded.form:
             save_format(loaded.form, partial)
-        carry(Path(place), partial)
+        copy_record(Path(place), partial)
         loaded.model = loaded.frozen = None  # type: ignore[assignment]
         written = _load(str(partial), str(dtype).removeprefix("torch."))
         _check_same(expected, _said(written.model, texts), name)
@@ -129,7 +129,7 @@ def prune_with_text_of(recipe: Recipe, name: str, folder: Path) -> dict[str, Any
 
 def _whole_model(name: str) -> str:
     """Where the model is. Raises ModelError where its weights aren't all there as one model."""
-    if find(name, ApiSpec()):
+    if find_api_model(name, ApiSpec()):
         raise ModelError(f"{name} is behind an API, so there are no weights here to prune.")
     place = locate(name)
     if (Path(place) / ADAPTER_FILE).is_file():
@@ -156,7 +156,7 @@ def _computed_in(dtype: Any) -> Any:
 
 
 def _texts(loaded: LoadedModel, recipe: Recipe, data: Prepared | None) -> Texts:
-    from meditune.evaluate.general_knowledge import WINDOW, asked_for, tokens_of
+    from meditune.evaluate.general_knowledge import WINDOW, general_texts, tokens_of
     from meditune.train import replay
     from meditune.train.dataset import encode
 
@@ -173,7 +173,7 @@ def _texts(loaded: LoadedModel, recipe: Recipe, data: Prepared | None) -> Texts:
         calibration = random.Random(f"{recipe.seed}/prune").sample(fitted, min(rows, len(fitted)))
         source = "training examples"
     measured = {"development answers": _answers(data, encoder)} if data else {}
-    for kind, text in asked_for(recipe.evaluate).items():
+    for kind, text in general_texts(recipe.evaluate).items():
         measured[text.title] = text.rows(loaded, tokens_of(recipe.evaluate, kind))
     measured = {name: found for name, found in measured.items() if found}
     if not measured:
@@ -220,7 +220,7 @@ def _measured(loaded: LoadedModel, texts: Texts, batch_tokens: int, when: str) -
 
     from meditune.evaluate.likelihood import score
     from meditune.models.load import forward_tokens_per_s
-    from meditune.models.pruning import zero_share
+    from meditune.models.pruning import sparsity
 
     perplexity = {}
     for name, rows in texts.measured.items():
@@ -231,7 +231,7 @@ def _measured(loaded: LoadedModel, texts: Texts, batch_tokens: int, when: str) -
         "perplexity": perplexity,
         "parameters": sum(weight.numel() for weight in weights),
         "nonzero_share": sum(int(weight.count_nonzero()) for weight in weights) / sum(w.numel() for w in weights),
-        "zeros_in_layers": zero_share(loaded.model),
+        "zeros_in_layers": sparsity(loaded.model),
         "layers": loaded.model.config.get_text_config().num_hidden_layers,
         "tokens_per_s": forward_tokens_per_s(loaded, texts.some(), batch_tokens),
     }

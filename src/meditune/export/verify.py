@@ -17,13 +17,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from meditune.config.data_options import PromptFormat
-from meditune.data.balance import asked_for
+from meditune.data.balance import in_style
 from meditune.data.example import DECISIONS, Example
-from meditune.data.prepare import stored
+from meditune.data.prepare import stored_data
 from meditune.data.readers import pubmedqa
 from meditune.data.readers.tables import Rejects
-from meditune.data.sources import SOURCES, locate
-from meditune.engines.engine import Engine, Job, answers
+from meditune.data.sources import SOURCES, locate_source
+from meditune.engines.engine import Engine, GenerationRequest, generate_all
 from meditune.errors import DataError, ModelError
 from meditune.prompts import Encoder
 
@@ -43,7 +43,7 @@ WRITTEN_ITEMS, WRITTEN_TOKENS = 8, 48
 
 
 @dataclass(frozen=True)
-class Drift:
+class Deviation:
     """The exported model beside the original."""
 
     items: int
@@ -66,7 +66,7 @@ class Drift:
                 f"the perplexity of given answers rose from {self.perplexity[0]:.2f} to {self.perplexity[1]:.2f} "
                 f"(allowed: {100 * PERPLEXITY:g} %)"
             )
-        if self.accuracy[0] - self.accuracy[1] > ACCURACY and by_chance(*self.changed) < CHANCE:
+        if self.accuracy[0] - self.accuracy[1] > ACCURACY and chance_agreement(*self.changed) < CHANCE:
             found.append(
                 f"accuracy fell from {self.accuracy[0]:.1f} to {self.accuracy[1]:.1f}: {self.changed[0]} decisions "
                 f"turned wrong and {self.changed[1]} right, which is no chance"
@@ -101,7 +101,7 @@ class Drift:
 
 
 @dataclass(frozen=True)
-class Said:
+class ModelOutput:
     """What one model says to the items."""
 
     nll: float
@@ -120,11 +120,11 @@ class Check:
         self.form = form
         # Every second one is asked for plain words, if there is a cue for them.
         self.examples = [
-            asked_for(example, "plain") if form.plain_cue and number % 2 else example
+            in_style(example, "plain") if form.plain_cue and number % 2 else example
             for number, example in enumerate(examples)
         ]
 
-    def said(self, engine: Engine) -> Said:
+    def said(self, engine: Engine) -> ModelOutput:
         """What a model says to them."""
         encoder = Encoder(engine.tokenizer, self.form)
         nll, tokens = 0.0, 0
@@ -140,9 +140,9 @@ class Check:
                 nll -= sum(one.logprob for one in engine.score(item.prompt, [text])[0])
                 tokens += len(text)
         prompts = [encoder.prompt(example, "answer").prompt for example in self.examples[:WRITTEN_ITEMS]]
-        return Said(nll, tokens, decisions, prompts, written(engine, prompts, WRITTEN_TOKENS))
+        return ModelOutput(nll, tokens, decisions, prompts, written_answers(engine, prompts, WRITTEN_TOKENS))
 
-    def compare(self, before: Said, after: Said, original: Engine) -> Drift:
+    def compare(self, before: ModelOutput, after: ModelOutput, original: Engine) -> Deviation:
         """What changed from the original's words to the exported model's; `original` judges what was written.
 
         Raises ModelError where the two read a prompt as different tokens.
@@ -151,7 +151,7 @@ class Check:
             raise ModelError("The exported tokenizer reads prompts as other tokens than the original's.")
         right = [str(example.decision) for example in self.examples]
         same = sum(one == other for one, other in zip(before.decisions, after.decisions, strict=True))
-        return Drift(
+        return Deviation(
             len(self.examples),
             (math.exp(before.nll / before.tokens), math.exp(after.nll / after.tokens)),
             (_accuracy(before.decisions, right), _accuracy(after.decisions, right)),
@@ -161,7 +161,7 @@ class Check:
         )
 
 
-def _likely(original: Engine, said: Said) -> float:
+def _likely(original: Engine, said: ModelOutput) -> float:
     """The perplexity of what was written, by the original."""
     total, count = 0.0, 0
     for prompt, text in zip(said.prompts, said.written, strict=True):
@@ -170,13 +170,13 @@ def _likely(original: Engine, said: Said) -> float:
     return math.exp(total / count) if count else math.inf
 
 
-def written(engine: Engine, prompts: Sequence[Sequence[int]], more: int) -> list[list[int]]:
+def written_answers(engine: Engine, prompts: Sequence[Sequence[int]], more: int) -> list[list[int]]:
     """The greedy continuation of each prompt, as tokens. Raises what broke one off."""
-    found = dict(answers(engine, [Job(prompt, more) for prompt in prompts]))
+    found = dict(generate_all(engine, [GenerationRequest(prompt, more) for prompt in prompts]))
     return [found[number].tokens for number in range(len(prompts))]
 
 
-def by_chance(worse: int, better: int) -> float:
+def chance_agreement(worse: int, better: int) -> float:
     """The probability that so many or more of the changes are for the worse, if either way is as likely."""
     count = worse + better
     ways: int = sum(math.comb(count, number) for number in range(worse, count + 1))
@@ -205,17 +205,17 @@ def items(run: Path | None) -> list[Example]:
     """
     if run and (run / "data" / "quality.json").is_file():
         found = [
-            example for example in stored(run / "data").splits.train if example.decision and example.answer.strip()
+            example for example in stored_data(run / "data").splits.train if example.decision and example.answer.strip()
         ]
         if found:
             return _some(found)
     try:
-        labelled = list(pubmedqa.read(locate(pubmedqa.SOURCE), Rejects()))
+        labelled = list(pubmedqa.read(locate_source(pubmedqa.SOURCE), Rejects()))
     except DataError:
         print("PubMedQA isn't here: the export is checked on Meditune's synthetic sample instead.", file=sys.stderr)
         reader = SOURCES["sample"].reader
         assert reader is not None
-        return _some([example for example in reader(locate("sample"), Rejects()) if example.decision])
+        return _some([example for example in reader(locate_source("sample"), Rejects()) if example.decision])
     return _some(pubmedqa.official_split(labelled)[0])
 
 

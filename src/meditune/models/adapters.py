@@ -20,7 +20,7 @@ import torch
 from meditune.config.training_options import LoraSpec, ModelSpec
 from meditune.errors import ModelError
 from meditune.models import forward, quantization
-from meditune.models.hidden_state_cache import answering, blocks_of
+from meditune.models.hidden_state_cache import blocks_of, replayed
 from meditune.models.quiet_libraries import quiet_transformers
 
 # Attention and MLP projections; the output head stays frozen. GPT-2 keeps them in Conv1D layers of its own.
@@ -199,12 +199,12 @@ def _norms_above_layers(model: Any) -> list[Any]:
 
 
 @contextmanager
-def one_operation(model: Any) -> Iterator[int]:
+def fuse_lora(model: Any) -> Iterator[int]:
     """Inside the block the model's plain LoRA layers run as one operation; gives how many there are."""
     layers = [module for module in model.modules() if _is_plain(module)]
     with ExitStack() as afterwards:
         for layer in layers:
-            afterwards.enter_context(answering(layer, _forward(layer)))
+            afterwards.enter_context(replayed(layer, _forward(layer)))
         yield len(layers)
 
 

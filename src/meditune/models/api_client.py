@@ -49,7 +49,7 @@ class PassingError(Exception):
         self.reason, self.wait, self.maybe_done = reason, wait, maybe_done
 
 
-def wait_asked_for(headers: Mapping[str, str]) -> float | None:
+def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds in Retry-After, a number or a date (RFC 9110), or in OpenAI's retry-after-ms; None without either."""
     for name, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         try:
@@ -62,7 +62,7 @@ def wait_asked_for(headers: Mapping[str, str]) -> float | None:
     return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else None
 
 
-def echoless(message: str, secrets: Iterable[str]) -> str:
+def without_echo(message: str, secrets: Iterable[str]) -> str:
     """The message's beginning, with what it repeats of the secrets masked."""
     shown = " ".join(message[:SHOWN].split())
     masked = [False] * len(shown)
@@ -211,11 +211,11 @@ class Client:
     def _refusal(self, answer: Any, content: dict[str, Any], texts: Texts, what: str) -> Exception:
         error = content.get("error")
         facts = error if isinstance(error, dict) else {"message": error or content.get("detail") or ""}
-        said = echoless(str(facts.get("message") or ""), [*texts(), self._key or ""])
+        said = without_echo(str(facts.get("message") or ""), [*texts(), self._key or ""])
         status = 402 if NO_MONEY & {facts.get("type"), facts.get("code")} else answer.status_code
         if status in MAY_PASS:
             # A rate limit is checked before anything is done; any other error may come after it.
-            return PassingError(f"answers {status}", wait_asked_for(answer.headers), maybe_done=status != 429)
+            return PassingError(f"answers {status}", retry_after(answer.headers), maybe_done=status != 429)
         advice = ADVICE.get(status, "").format(variable=self._variable)
         told = f": {said.rstrip('.')}" if said else ""
         sentence = f"{self.host} refused {what} ({answer.status_code}{told}). {advice}".rstrip()
@@ -237,7 +237,7 @@ TOP = 20
 
 
 @dataclass(frozen=True)
-class Decided:
+class ApiDecision:
     """What a model decides."""
 
     prediction: str | None
@@ -259,14 +259,14 @@ class Chat:
         """The model's greedy answer; empty where it refuses to give one."""
         return _text(self._ask(messages, max_tokens))
 
-    def decide(self, messages: Messages) -> Decided:
+    def decide(self, messages: Messages) -> ApiDecision:
         """The model's decision: by likelihood where the API tells it, else by the word it writes."""
         choice = self._ask(messages, DECISION_TOKENS, self._likelihoods)
         logits = label_logits(_first_token(choice))
         text = _text(choice)
         if logits and len(set(logits.values())) > 1:
-            return Decided(max(logits, key=lambda label: logits[label]), logits, text)
-        return Decided(decision_in(text), logits, text)
+            return ApiDecision(max(logits, key=lambda label: logits[label]), logits, text)
+        return ApiDecision(decision_in(text), logits, text)
 
     def _ask(self, messages: Messages, max_tokens: int, likelihoods: bool = False) -> dict[str, Any]:
         body = {"model": self.model, "messages": list(messages), "temperature": 0, self._limit: max_tokens}
@@ -383,7 +383,7 @@ class ApiModel:
         write_json(folder / FILE, {"model": self.name, "base": base, **place, "system": self.system})
 
 
-def find(name: str, spec: ApiSpec) -> ApiModel | None:
+def find_api_model(name: str, spec: ApiSpec) -> ApiModel | None:
     """The API model of that name (catalogue name, `api:NAME`, or the folder of a tuned one), or None.
 
     A tuned model's folder says itself where the model is; for the others `spec` does. Raises ModelError where such a
@@ -418,7 +418,7 @@ PER_MESSAGE, PER_CHAT = 4, 3
 """What the chat format puts around each message, and once around all of them."""
 
 
-def estimated(text: str) -> int:
+def estimated_tokens(text: str) -> int:
     """Tokens of a text by RULE."""
     plain = sum(map(str.isascii, text))
     return math.ceil(max(plain / 4 + len(text) - plain, len(text.split()) * 4 / 3))
@@ -426,4 +426,4 @@ def estimated(text: str) -> int:
 
 def of_chat(messages: Sequence[dict[str, str]]) -> int:
     """Tokens of a chat, its format included."""
-    return PER_CHAT + sum(PER_MESSAGE + estimated(message["content"]) for message in messages)
+    return PER_CHAT + sum(PER_MESSAGE + estimated_tokens(message["content"]) for message in messages)

@@ -20,7 +20,7 @@ import torch
 from meditune.hardware import memory_gb
 from meditune.models import forward
 from meditune.models.forward import attention_masks, head_only_at
-from meditune.models.kv_cache import Pairs, Prefixes, Slots
+from meditune.models.kv_cache import KVCache, Pairs, PrefixCache
 from meditune.models.load import LoadedModel
 
 READ_TOKENS = 1024
@@ -30,13 +30,13 @@ READ_TOKENS = 1024
 class Decoder:
     """Continues texts in the order of `lengths`; whoever calls it says with which tokens."""
 
-    def __init__(self, model: Any, pad: int, count: int = 1, prefixes: Prefixes | None = None) -> None:
+    def __init__(self, model: Any, pad: int, count: int = 1, prefixes: PrefixCache | None = None) -> None:
         """`count` texts have room from the start. With `prefixes`, beginnings that were read before aren't again."""
         self.model, self.pad = model, pad
         self.virtual = forward.virtual_tokens(model)
         self.called = model.get_base_model() if self.virtual else model
         self.device = next(model.parameters()).device
-        self.slots = Slots(count)
+        self.slots = KVCache(count)
         self.lengths: list[int] = []
         """Tokens of each text so far, virtual ones included"""
         self.prefixes = None if self.virtual else prefixes
@@ -152,7 +152,7 @@ class NotFiniteError(ArithmeticError):
         super().__init__(f"prompt {prompt}")
 
 
-class Greedy:
+class GreedyDecoder:
     """Continues prompts, at most `at_once` at a time, longest first.
 
     With `once`, no sequence of so many tokens is written twice in one text (Paulus et al. 2017, arXiv:1705.04304); what
@@ -270,7 +270,7 @@ def batch_size(longest: int, more: int, model: Any = None) -> int:
     return max(1, (BATCH_TOKENS if model is None else cached_tokens(model)) // (longest + more))
 
 
-def left_padded(prompts: Sequence[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+def left_pad(prompts: Sequence[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(N, longest) token ids that all end in the last column, and a mask of the same shape: 1 where they are real."""
     length = max(map(len, prompts))
     tokens = torch.full((len(prompts), length), pad_id)
@@ -281,7 +281,9 @@ def left_padded(prompts: Sequence[list[int]], pad_id: int) -> tuple[torch.Tensor
     return tokens, mask
 
 
-def sampled(loaded: LoadedModel, prompts: Sequence[list[int]], more: int, temperature: float = 1.0) -> list[list[int]]:
+def sample_texts(
+    loaded: LoadedModel, prompts: Sequence[list[int]], more: int, temperature: float = 1.0
+) -> list[list[int]]:
     """Up to `more` tokens after each prompt, at least one before the end token, which is kept where it came.
 
     Nothing is cut off the distribution. Torch's global seed decides, so the batch a prompt is in does, too.
@@ -289,7 +291,7 @@ def sampled(loaded: LoadedModel, prompts: Sequence[list[int]], more: int, temper
     from transformers import GenerationConfig
 
     model, end = loaded.model, loaded.tokenizer.eos_token_id
-    tokens, mask = left_padded(prompts, loaded.pad_id)
+    tokens, mask = left_pad(prompts, loaded.pad_id)
     whole = GenerationConfig(
         do_sample=True,
         temperature=temperature,

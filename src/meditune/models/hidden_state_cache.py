@@ -22,7 +22,7 @@ from meditune.models.shared_prefix_batch import Batch, Row, by_length, collate
 Key = tuple[tuple[int, ...], tuple[int, ...]]
 
 
-class FrozenLayers:
+class HiddenStateCache:
     """Predicts rows with a model whose lowest `count` layers never change; 0 remembers nothing."""
 
     def __init__(self, model: Any, count: int, max_gb: float = 2.0) -> None:
@@ -109,7 +109,7 @@ class FrozenLayers:
         with ExitStack() as afterwards:
             afterwards.enter_context(self._remembering(rows, grouped=True))
             for block in self._above:
-                afterwards.enter_context(answering(block, passed_on))
+                afterwards.enter_context(replayed(block, passed_on))
             predict(model, collate(rows, pad_id), logits=False)
 
     @contextmanager
@@ -147,8 +147,8 @@ class FrozenLayers:
 
         with ExitStack() as afterwards:
             for block in self.blocks[:-1]:
-                afterwards.enter_context(answering(block, nothing))
-            afterwards.enter_context(answering(self.blocks[-1], remembered))
+                afterwards.enter_context(replayed(block, nothing))
+            afterwards.enter_context(replayed(self.blocks[-1], remembered))
             yield
 
 
@@ -157,7 +157,7 @@ def _key(row: Row) -> Key:
 
 
 @contextmanager
-def answering(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def replayed(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Inside the block `forward` stands in for the module's own, or for what stood in for it before."""
     before = module.__dict__.get("forward")
     module.forward = forward

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from meditune.models.hidden_state_cache import answering
+from meditune.models.hidden_state_cache import replayed
 
 FEW = 32
 """Rows under which a call costs more than it saves"""
@@ -48,10 +48,10 @@ def inference(model: Any, few_rows: bool = False) -> Iterator[None]:
         for module in linear:
             if packed and can_pack(module.weight):
                 weight = torch.ops.mkldnn._reorder_linear_weight(module.weight, ROWS)
-                afterwards.enter_context(answering(module, partial(product, weight=weight, bias=module.bias)))
+                afterwards.enter_context(replayed(module, partial(matmul, weight=weight, bias=module.bias)))
             elif takes_onednn(module.weight) and mkl_is_slow():
-                answer = partial(product, weight=module.weight, bias=module.bias)
-                afterwards.enter_context(answering(module, answer))
+                answer = partial(matmul, weight=module.weight, bias=module.bias)
+                afterwards.enter_context(replayed(module, answer))
         yield
 
 
@@ -85,20 +85,20 @@ def tokens_at_once(model: Any, most: int) -> int:
     return max(most // 2, 1) if takes_onednn(next(model.parameters())) else most
 
 
-def product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def matmul(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """oneDNN's rows @ weight.T + bias: (..., inputs), (outputs, inputs), (outputs) to (..., outputs)."""
     made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return made
 
 
-def products(many: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+def matmuls(many: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """many @ others.transpose(1, 2) by the faster product.
 
     (N, rows, size) and (N, columns, size) to (N, rows, columns).
     """
     if torch.is_grad_enabled() or not takes_onednn(many) or many.shape[1] < FEW or not mkl_is_slow():
         return torch.bmm(many, others.transpose(1, 2))
-    return torch.stack([product(rows, other) for rows, other in zip(many, others.contiguous(), strict=True)])
+    return torch.stack([matmul(rows, other) for rows, other in zip(many, others.contiguous(), strict=True)])
 
 
 NAME = "meditune_grouped"
@@ -142,13 +142,13 @@ def _attended(
     batch, heads, queries, size = query.shape
     key_heads, keys = key.shape[1], key.shape[2]
     folded = query.reshape(batch * key_heads, (heads // key_heads) * queries, size)
-    scores = products(folded, key.reshape(batch * key_heads, keys, size))
+    scores = matmuls(folded, key.reshape(batch * key_heads, keys, size))
     if mask is not None:
         scores = (scores.view(batch, heads, queries, keys) + mask).view_as(scores)
     weights = torch.softmax(scores, dim=-1)
     if dropout:
         weights = torch.nn.functional.dropout(weights, dropout)
-    mixed = products(weights, value.reshape(batch * key_heads, keys, value.shape[-1]).transpose(1, 2))
+    mixed = matmuls(weights, value.reshape(batch * key_heads, keys, value.shape[-1]).transpose(1, 2))
     return mixed.view(batch, heads, queries, -1).transpose(1, 2)
 
 

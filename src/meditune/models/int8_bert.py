@@ -57,7 +57,7 @@ CALIBRATION = (
 
 
 @dataclass(frozen=True)
-class Product:
+class Int8MatMul:
     """One linear layer: its 8-bit weights, and the range of what goes in."""
 
     weight: torch.Tensor
@@ -98,7 +98,7 @@ class Product:
 
 
 @dataclass(frozen=True)
-class Layer:
+class Int8BertLayer:
     """One of the encoder's layers."""
 
     attended: Callable[..., torch.Tensor]
@@ -110,7 +110,7 @@ class Layer:
     second_norm: Any
 
 
-class EightBitBert:
+class Int8Bert:
     """Texts to vectors: the mean of their token states, of length 1."""
 
     def __init__(self, bert: Any, tokenizer: Any) -> None:
@@ -226,7 +226,7 @@ class _Watched:
         made = torch.nn.functional.linear(rows, self.weight, self.bias)
         return (torch.nn.functional.gelu(made) if after == "gelu" else made).to(dtype)
 
-    def small(self) -> Product:
+    def small(self) -> Int8MatMul:
         size = torch.maximum(self.high, -self.low).clamp_min(1e-3) ** SMOOTHING
         smoothed = self.weight.abs().amax(dim=0).clamp_min(1e-4) ** (1 - SMOOTHING) / size
         low, high = float((self.low * smoothed).min()), float((self.high * smoothed).max())
@@ -237,15 +237,15 @@ class _Watched:
         packed = torch.ops.onednn.qlinear_prepack(numbers, [BATCH_TOKENS, weight.shape[1]])
         zeros = torch.zeros(len(scales), dtype=torch.int32)
         zero = round(-HEADROOM * low / step)
-        return Product(
+        return Int8MatMul(
             packed, scales, zeros, self.bias, step, zero, smoothed / step, torch.full_like(smoothed, zero - 128)
         )
 
 
-def _watched(layer: Any) -> Layer:
+def _watched(layer: Any) -> Int8BertLayer:
     attention = layer.attention.self
     parts = (attention.query, attention.key, attention.value)
-    return Layer(
+    return Int8BertLayer(
         _Watched(torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])),
         _Watched(layer.attention.output.dense.weight, layer.attention.output.dense.bias),
         layer.attention.output.LayerNorm,
@@ -255,8 +255,8 @@ def _watched(layer: Any) -> Layer:
     )
 
 
-def _small(layer: Any) -> Layer:
-    return Layer(
+def _small(layer: Any) -> Int8BertLayer:
+    return Int8BertLayer(
         layer.attended.small(),
         layer.joined.small(),
         layer.first_norm,

@@ -26,7 +26,7 @@ Pairs = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of each layer, (texts, key heads, tokens, size)"""
 
 
-class Slots:
+class KVCache:
     """Keys and values of `count` texts, or of more, where room is made for them.
 
     The slots in use are the first ones. Layers that slide a window keep everything, because masks say what they see.
@@ -138,7 +138,7 @@ WORTH = 16
 """Tokens in common under which reading anew is as fast"""
 
 
-class Prefixes:
+class PrefixCache:
     """Keys and values of texts, at most `room` bytes."""
 
     def __init__(self, room: int = BYTES) -> None:
@@ -154,7 +154,7 @@ class Prefixes:
         wanted = np.asarray(text[:-1])
         best, found = 0, None
         for tokens, (ids, _) in self._texts.items():
-            common = shared(wanted, ids)
+            common = shared_prefix(wanted, ids)
             if common > best:
                 best, found = common, tokens
         if found is None or best < WORTH:
@@ -166,7 +166,7 @@ class Prefixes:
     def has(self, text: Sequence[int]) -> bool:
         """Whether all of this text is known."""
         wanted = np.asarray(text)
-        return any(shared(wanted, ids) == len(wanted) for ids, _ in self._texts.values())
+        return any(shared_prefix(wanted, ids) == len(wanted) for ids, _ in self._texts.values())
 
     def keep(self, text: Sequence[int], pairs: Pairs) -> None:
         """Keep a text's keys and values, in place of those of its own beginnings, unless they have no room."""
@@ -175,7 +175,7 @@ class Prefixes:
         if size > self.room:
             return
         for tokens, (others, _) in list(self._texts.items()):
-            if shared(ids, others) == len(others):
+            if shared_prefix(ids, others) == len(others):
                 self._forget(tokens)
         while self.held + size > self.room:
             self._forget(next(iter(self._texts)))
@@ -186,7 +186,7 @@ class Prefixes:
         self.held -= _bytes(self._texts.pop(tokens)[1])
 
 
-def shared(first: np.ndarray, second: np.ndarray) -> int:
+def shared_prefix(first: np.ndarray, second: np.ndarray) -> int:
     """How many tokens two texts begin with alike."""
     length = min(len(first), len(second))
     differ = np.flatnonzero(first[:length] != second[:length])

@@ -27,7 +27,7 @@ from meditune.models import inference, package_download, quantization
 from meditune.models.adapters import merged
 from meditune.models.catalogue import ADAPTER_FILE, CATALOGUE, PRUNED, START, split_revision
 from meditune.models.forward import virtual_tokens
-from meditune.models.hidden_state_cache import FrozenLayers, frozen_count
+from meditune.models.hidden_state_cache import HiddenStateCache, frozen_count
 from meditune.models.quiet_libraries import no_telemetry, quiet_transformers
 from meditune.models.shared_prefix_batch import Row, by_length
 from meditune.prompts import Encoder, load_format
@@ -43,7 +43,7 @@ class LoadedModel:
     tokenizer: Any
     form: PromptFormat | None
     """The prompt format saved beside it, if any."""
-    frozen: FrozenLayers
+    frozen: HiddenStateCache
     """The layers that training leaves as they are."""
     commit: str | None = None
     """The commit of the hub's repository that the base model's weights are of; None for a folder."""
@@ -107,7 +107,7 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
     form = load_format(folder) if folder else None
     # Rows with virtual tokens are longer than what is remembered of them.
     count = 0 if virtual_tokens(model) else frozen_count(model, spec.top_layers)
-    return LoadedModel(name, model, tokenizer, form, FrozenLayers(model, count), _commit(weights))
+    return LoadedModel(name, model, tokenizer, form, HiddenStateCache(model, count), _commit(weights))
 
 
 @contextmanager

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from meditune.errors import ModelError
-from meditune.files import full_disk_said
+from meditune.files import full_disk_message
 from meditune.models.catalogue import ADAPTER_FILE
 from meditune.models.load import base_of, has_tokenizer, loading, locate, source
-from meditune.models.pruning import linears, zero_share
+from meditune.models.pruning import linears, sparsity
 from meditune.models.quiet_libraries import quiet_transformers
 
 
@@ -44,7 +44,7 @@ def write(model: Any, tokenizer: Any, dtype: torch.dtype, folder: Path) -> None:
     """Put model and tokenizer into `folder`, with weights in that number format; `model` is converted in place."""
     for weight in model.parameters():  # `model.to` would round rotary frequencies, too
         weight.data = weight.data.to(dtype)
-    with full_disk_said(folder), quiet_transformers():
+    with full_disk_message(folder), quiet_transformers():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
@@ -80,7 +80,7 @@ def merge(adapter: Path, keep_zeros: bool = False) -> Merged:
     with loading(str(adapter), base):
         tokenizer = AutoTokenizer.from_pretrained(**source(spoken))
         model = AutoModelForCausalLM.from_pretrained(**source(base), use_safetensors=True, dtype=torch.float32)
-        zeros = zero_share(model)
+        zeros = sparsity(model)
         pruned = {name: layer.weight == 0 for name, layer in linears(model).items()} if keep_zeros else {}
         # An adapter that was trained in BF16 would give its product in BF16.
         joined = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False).float()
@@ -93,7 +93,7 @@ def merge(adapter: Path, keep_zeros: bool = False) -> Merged:
     for name, gone in pruned.items():
         model.get_submodule(name).weight.data.masked_fill_(gone, 0)
     stop_at_end(model.generation_config, tokenizer)
-    return Merged(model.eval(), tokenizer, dtype, (zeros, zero_share(model)))
+    return Merged(model.eval(), tokenizer, dtype, (zeros, sparsity(model)))
 
 
 def check_mergeable(adapter: Path) -> None:

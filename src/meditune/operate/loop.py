@@ -316,7 +316,7 @@ def drift(config: Config, state: State) -> Done:
     from meditune.operate.drift import check as evidence
     from meditune.operate.drift import notifications
     from meditune.operate.drift.alerts import Policy
-    from meditune.operate.drift.check import Source, check
+    from meditune.operate.drift.check import RequestSource, check
     from meditune.operate.drift.drift_watcher import outbox_of, state_of
     from meditune.operate.drift.monitor import Monitor
     from meditune.operate.drift.reference import load
@@ -330,7 +330,9 @@ def drift(config: Config, state: State) -> Done:
         # The server watches by itself (meditune serve --drift), and tells those who are to know.
         monitor, said = Monitor.load(place, reference) if place.is_file() else Monitor(reference), "the server watches"
     else:
-        found = check(Source(config.store), reference, place, Policy(least=spec.least), None, evidence.gather)
+        found = check(
+            RequestSource(config.store), reference, place, Policy(least=spec.least), None, evidence.gather_evidence
+        )
         monitor, said = found.monitor, f"{found.new:,} new requests"
         if spec.notify:
             news = notifications.messages(monitor.all_alerts, None, "")

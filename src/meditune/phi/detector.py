@@ -232,7 +232,7 @@ def find(text: str, kinds: Collection[Kind] | None = None) -> list[Span]:
     if _is_a_record(found, passages):
         passages = passages.of_a_record()
         found = [*found, *unlisted_names.find_in_single_person_note(view, found)]
-        found += names.again(view, [span for span in found if span.kind == "name"])
+        found += names.repeated_names(view, [span for span in found if span.kind == "name"])
     return joined(span for span in found if (kinds is None or span.kind in kinds) and not _is_nobodys(span, passages))
 
 

@@ -69,7 +69,7 @@ def find(view: View) -> Iterator[Span]:
     """Names of people."""
     found = [*_written_large(view), *_signatures(view), *_written_small(view)]
     yield from found
-    yield from again(view, found)
+    yield from repeated_names(view, found)
 
 
 def _written_large(view: View) -> Iterator[Span]:
@@ -256,7 +256,7 @@ def _written_small(view: View) -> Iterator[Span]:
         yield name
 
 
-def again(view: View, found: list[Span]) -> Iterator[Span]:
+def repeated_names(view: View, found: list[Span]) -> Iterator[Span]:
     """The words of the found names wherever else they stand."""
     known = {
         stem(piece[0])

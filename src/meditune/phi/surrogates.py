@@ -40,7 +40,7 @@ _NUMBERS = re.compile(r"\d+")
 _SUFFIXES = {1: "st", 2: "nd", 3: "rd"}
 
 
-def shifted(written: str, days: int) -> str | None:
+def shift_date(written: str, days: int) -> str | None:
     """The date `days` later, written likewise ("3/14/2012", "14-MAR-12", "March 14th"); None for a holiday or anything
     else that can't be read.
 
@@ -187,7 +187,7 @@ class Surrogates:
         if kind == "name":
             return self._name(written)
         if kind == "date":
-            return shifted(written, self.days) or f"[{PLACEHOLDERS[kind]}]"
+            return shift_date(written, self.days) or f"[{PLACEHOLDERS[kind]}]"
         if kind == "age":
             return _OLDEST
         if kind == "bracket":
@@ -275,7 +275,7 @@ VARIABLE = "MEDITUNE_PHI_SECRET"
 _FEWEST_CHARACTERS = 16
 
 
-def secret() -> bytes:
+def surrogate_secret() -> bytes:
     """From the environment's MEDITUNE_PHI_SECRET, else from the cache folder, where it is made on first use.
 
     Who has it and a guess at a name can test the guess, so it must not go where the surrogates go. Raises DataError

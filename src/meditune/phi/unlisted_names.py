@@ -77,7 +77,7 @@ def find(view: View) -> Iterator[Span]:
 
 
 @lru_cache(1 << 14)
-def is_strange(word: str) -> bool:
+def is_unlisted(word: str) -> bool:
     """Whether a word, as written, is neither English nor medical nor a place's, nor on a list."""
     low = plain(word)
     return (
@@ -94,7 +94,7 @@ def is_strange(word: str) -> bool:
 
 def is_part_of_place(word: str) -> bool:
     """Whether a town's name may begin with the word: "Old", "Fort", or one that is strange."""
-    return is_strange(word) or plain(word) in _HEADS or plain(word) in name_words.WORD_NAMES
+    return is_unlisted(word) or plain(word) in _HEADS or plain(word) in name_words.WORD_NAMES
 
 
 def is_perhaps_place(word: str) -> bool:
@@ -116,7 +116,7 @@ def _pair(view: View, token: re.Match[str]) -> Span | None:
     first_known = low in name_words.GIVEN or low in name_words.WORD_NAMES
     if (name_words.is_other(low) and low not in _MONTHS) or (not first_known and _PERSONS.fullmatch(f"{low} ")):
         return None
-    unknown = not first_known and not name_words.is_name(low) and not is_strange(token[0])
+    unknown = not first_known and not name_words.is_name(low) and not is_unlisted(token[0])
     if unknown and not _is_enclosed(view, token):
         return None
     last = None
@@ -126,11 +126,11 @@ def _pair(view: View, token: re.Match[str]) -> Span | None:
             break
         word = plain(piece[1])
         if len(word) > 1 and "." not in word:
-            known = name_words.is_name(word) or (word in ALSO_NAMES and (first_known or is_strange(token[0])))
+            known = name_words.is_name(word) or (word in ALSO_NAMES and (first_known or is_unlisted(token[0])))
             closed = _ENDS.match(view.text, piece.end()) or _ACTING.match(view.text, piece.end())
             english = last is None and not name_words.is_other(word) and closed
             surname = english and piece[1].istitle() and word not in _HEADS and not _MEDICAL.fullmatch(word)
-            if not known and not is_strange(piece[1]) and not surname:
+            if not known and not is_unlisted(piece[1]) and not surname:
                 break
             last = piece
         end = piece.start(1) + len(stem(piece[1]))
@@ -172,14 +172,14 @@ def _single(view: View, token: re.Match[str]) -> Span | None:
         return None
     beside = bool(_PERSONS.search(view.before(token.start(), 24)))
     initials = _INITIALED.search(text, max(0, token.start() - 9), token.start())
-    if initials and "." in initials[0] and (name_words.is_name(low) or is_strange(token[0])):
+    if initials and "." in initials[0] and (name_words.is_name(low) or is_unlisted(token[0])):
         return Span(initials.start(), end, "name")
-    if (initial := _INITIAL_AFTER.match(text, end)) and (name_words.is_name(low) or is_strange(token[0])):
+    if (initial := _INITIAL_AFTER.match(text, end)) and (name_words.is_name(low) or is_unlisted(token[0])):
         return Span(token.start(), initial.end(), "name")
     inside = not _SENTENCE.search(text, max(0, token.start() - 6), token.start())
     if low in name_words.GIVEN or (name_words.is_name(low) and (inside or beside or _ACTING.match(text, token.end()))):
         return Span(token.start(), end, "name")
-    if is_strange(token[0]) and (beside or _SAYING.match(text, end) or (_ACTING.match(text, end) and inside)):
+    if is_unlisted(token[0]) and (beside or _SAYING.match(text, end) or (_ACTING.match(text, end) and inside)):
         return Span(token.start(), end, "name")
     if low in name_words.WORD_NAMES and beside and inside:
         return Span(token.start(), end, "name")
@@ -309,7 +309,7 @@ def _towns(view: View, careful: list[Span]) -> Iterator[Span]:
         town = found[1]
         low = town.lower()
         each = town.split()
-        strange = is_strange(each[-1]) and all(map(is_part_of_place, each[:-1]))
+        strange = is_unlisted(each[-1]) and all(map(is_part_of_place, each[:-1]))
         preposition = found[0].split()[0].lower()
         named = preposition == "from" and len(each) == 1 and is_perhaps_place(town)
         if low in name_words.CITIES or named or (strange and preposition in _WHERE):
@@ -327,7 +327,7 @@ def _telling(house: re.Match[str]) -> int | None:
         if low in _SAINTS:
             return house.start(1) + word.start()
         ordinary = low in name_words.GENERIC or name_words.is_other(low) or name_words.is_ordinary(low)
-        if (not ordinary and is_strange(word[0])) or low in _NAMED_AFTER or name_words.is_name(low):
+        if (not ordinary and is_unlisted(word[0])) or low in _NAMED_AFTER or name_words.is_name(low):
             return house.start(1) + word.start()
     return None
 
@@ -343,5 +343,5 @@ def _shortened(view: View, houses: list[Span]) -> Iterator[Span]:
         for found in re.finditer(r"(?<![A-Za-z])(?:" + "|".join(sorted(initials)) + r")(?![A-Za-z])", view.text):
             yield Span(found.start(), found.end(), "hospital")
     for found in _UNIT_OF.finditer(view.text):
-        if all(is_strange(word) or word.lower() in name_words.CITIES for word in found[1].split()):
+        if all(is_unlisted(word) or word.lower() in name_words.CITIES for word in found[1].split()):
             yield Span(*found.span(1), "hospital")

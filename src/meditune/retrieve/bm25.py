@@ -47,7 +47,7 @@ STOP_WORDS = frozenset(_STOP.split())
 """NLTK's English ones, as LanceDB leaves them out; what stands behind an apostrophe is a word by itself"""
 
 
-class Postings:
+class BM25Index:
     """The passages of each word."""
 
     def __init__(
@@ -84,7 +84,7 @@ class Postings:
         return {place: score for place, score in zip(ordered.tolist(), totals[ordered].tolist(), strict=True) if score}
 
 
-def made(texts: Iterable[str]) -> Postings:
+def build_postings(texts: Iterable[str]) -> BM25Index:
     """Those of the passages' texts, which come in the order of their rows."""
     number: dict[str, int] = {}
     said, lengths = array("q"), array("q")
@@ -101,10 +101,10 @@ def made(texts: Iterable[str]) -> Postings:
     rarity = np.log1p((count - holding + 0.5) / (holding + 0.5))
     longer = 1 - LENGTH + LENGTH * np.array(lengths) / max(len(said) / max(count, 1), 1.0)
     scores = rarity[terms] * often * (SATURATION + 1) / (often + SATURATION * longer[places])
-    return Postings(number, starts, places.astype(np.int32), scores.astype(np.float32), count)
+    return BM25Index(number, starts, places.astype(np.int32), scores.astype(np.float32), count)
 
 
-def as_bytes(postings: Postings) -> bytes:
+def as_bytes(postings: BM25Index) -> bytes:
     """The archive."""
     stream = io.BytesIO()
     words = np.frombuffer(json.dumps(postings.words).encode(), dtype=np.uint8)
@@ -113,7 +113,7 @@ def as_bytes(postings: Postings) -> bytes:
     return stream.getvalue()
 
 
-def read(data: bytes | None, name: str, count: int) -> Postings:
+def read(data: bytes | None, name: str, count: int) -> BM25Index:
     """Those of so many passages, in the archive called `name`. Raises DataError where it is missing or damaged."""
     try:
         if data is None:
@@ -128,7 +128,7 @@ def read(data: bytes | None, name: str, count: int) -> Postings:
             f"{name}: the words of the passages are missing or damaged ({error}). Build the index again with "
             "`meditune index build --replace`."
         ) from error
-    return Postings(words, found["starts"], found["places"], found["scores"], passages)
+    return BM25Index(words, found["starts"], found["places"], found["scores"], passages)
 
 
 def _stems(text: str) -> list[str]:

@@ -21,7 +21,7 @@ from meditune.retrieve import index, storage
 from meditune.retrieve.collections import Collection, Reading
 from meditune.retrieve.documents.document import Document, IndexedPassage
 from meditune.retrieve.index import Manifest
-from meditune.retrieve.storage import MANIFEST, Place
+from meditune.retrieve.storage import MANIFEST, IndexStorage
 from meditune.retrieve.vector_search import Embedder
 
 BATCH = 512
@@ -49,7 +49,7 @@ class Changes:
 
 
 def build(
-    place: Place, collections: Sequence[Collection], embedder: Embedder, replace: bool = False
+    place: IndexStorage, collections: Sequence[Collection], embedder: Embedder, replace: bool = False
 ) -> tuple[Manifest, Changes]:
     """A new index of the collections, in place of the old one if `replace`.
 
@@ -75,7 +75,11 @@ def build(
 
 
 def update(
-    place: Place, collections: Sequence[Collection], embedder: Embedder, remove: Sequence[str] = (), since: int = 0
+    place: IndexStorage,
+    collections: Sequence[Collection],
+    embedder: Embedder,
+    remove: Sequence[str] = (),
+    since: int = 0,
 ) -> tuple[Manifest, Changes]:
     """The index with the collections as they are now: changed and new passages are embedded, vanished ones go.
 
@@ -129,7 +133,9 @@ def _open_for_building(database: Any, name: str, embedder: Embedder) -> Any:
     return database.create_table(name, schema=schema)
 
 
-def _settle(place: Place, table: Any, before: Manifest, chosen: Sequence[Collection], remove: Sequence[str]) -> bool:
+def _settle(
+    place: IndexStorage, table: Any, before: Manifest, chosen: Sequence[Collection], remove: Sequence[str]
+) -> bool:
     """Whether the table holds part of this very update; part of another one, which was stopped, is undone."""
     task = {"version": before.version, "collections": [each.as_dict() for each in chosen], "remove": list(remove)}
     begun = bool(table.version != before.version)
@@ -217,7 +223,7 @@ def _batches(
 
 
 def _finish(
-    place: Place,
+    place: IndexStorage,
     table: Any,
     name: str,
     read: Sequence[Collection],
@@ -242,9 +248,9 @@ def _finish(
         storage.verify(table, made.passages)
     made = dataclasses.replace(
         made,
-        knowledge=index.learn(place, table, read, together, embedder, before),
+        knowledge=index.learn_topics(place, table, read, together, embedder, before),
         words=index.learn_words(place, table),
     )
     made.write(place)
-    index.tidy(place, made, before.table if before else old)
+    index.remove_unused(place, made, before.table if before else old)
     return made

@@ -14,7 +14,7 @@ from typing import Any
 from meditune.evidence import detector
 from meditune.evidence.detector import evidence, placed, sentence_logit
 from meditune.prompts import LIMITS
-from meditune.retrieve.context_packing import Packed
+from meditune.retrieve.context_packing import PackedPassage
 
 MOST_CITED = 2
 """Passages cited for one sentence: the best"""
@@ -45,11 +45,11 @@ class Source:
     """A passage under the number by which it is cited."""
 
     number: int
-    passage: Packed
+    passage: PackedPassage
 
 
 @dataclass(frozen=True)
-class Cited:
+class CitedSentences:
     """An answer in sentences, and what they rest on."""
 
     sentences: tuple[Sentence, ...]
@@ -58,7 +58,7 @@ class Cited:
 
 
 @dataclass(frozen=True)
-class Borne:
+class SupportEvidence:
     """How the passages stand to one sentence."""
 
     places: tuple[int, ...]
@@ -72,19 +72,19 @@ class Borne:
 class Citer:
     """The passages of one answer, ready to be compared with its sentences one by one."""
 
-    def __init__(self, passages: Sequence[Packed]) -> None:
+    def __init__(self, passages: Sequence[PackedPassage]) -> None:
         self._known = [detector.Sources([passage.text], passage.title) for passage in passages]
 
-    def judge(self, text: str) -> Borne:
+    def judge(self, text: str) -> SupportEvidence:
         """Which passages bear a sentence out."""
         sentence = detector.Sentence(text)
         judged = [_compared(sentence, known) for known in self._known]
         ranked = sorted((n for n, each in enumerate(judged) if each.bears), key=lambda n: -judged[n].score)[:MOST_CITED]
         top = max((each.score for each in judged), default=0.0)
-        return Borne(tuple(ranked), tuple(judged[n].likest for n in ranked), top)
+        return SupportEvidence(tuple(ranked), tuple(judged[n].likest for n in ranked), top)
 
 
-def cite(answer: str, passages: Sequence[Packed]) -> Cited:
+def cite(answer: str, passages: Sequence[PackedPassage]) -> CitedSentences:
     """Judge every sentence by each passage alone, and more strictly than whole answers are judged by their context.
 
     A passage that was found may be about something else than was asked, and a sentence about another drug or disease in
@@ -93,7 +93,7 @@ def cite(answer: str, passages: Sequence[Packed]) -> Cited:
     another disease would bear out whatever is said of the asked one. Sentences that repeat an earlier one, and a last
     one that the model didn't end, are left out.
     """
-    said, remarks = said_in(answer)
+    said, remarks = is_stated_in(answer)
     citer = Citer(passages)
     numbers: dict[int, int] = {}
     found: list[Sentence] = []
@@ -103,7 +103,7 @@ def cite(answer: str, passages: Sequence[Packed]) -> Cited:
             numbers.setdefault(place, len(numbers) + 1)
         found.append(Sentence(text, tuple(numbers[place] for place in borne.places), borne.score))
     sources = tuple(Source(number, passages[place]) for place, number in numbers.items())
-    return Cited(tuple(found), sources, tuple(remarks))
+    return CitedSentences(tuple(found), sources, tuple(remarks))
 
 
 def support(sentence: detector.Sentence, passage: detector.Sources) -> tuple[float, bool]:
@@ -125,7 +125,7 @@ def _compared(sentence: detector.Sentence, passage: detector.Sources) -> _Compar
     return _Compared(score, score >= SUPPORT and seen.features["known"] >= SHARE and not seen.spans, seen.likest)
 
 
-def said_in(answer: str) -> tuple[list[str], list[str]]:
+def is_stated_in(answer: str) -> tuple[list[str], list[str]]:
     """The sentences of an answer that are judged, and remarks on what was left out."""
     said = [text for _, text in placed(answer)]
     remarks: list[str] = []
@@ -157,7 +157,7 @@ class CitedAnswer:
     """What the model wrote; also where it is kept back"""
     sources: tuple[Source, ...]
     """Those that are cited; where the answer is kept back, all that were found"""
-    packed: tuple[Packed, ...]
+    packed: tuple[PackedPassage, ...]
     """The passages that the model read, the best first"""
     refusal: str = ""
     """Why the answer is kept back; empty where it isn't"""

@@ -206,10 +206,10 @@ class Reading:
             return pubmed_articles.read(Path(collection.path).expanduser(), self.rejects, self.withdrawn)
         if collection.kind == KIND:
             return read_library(Path(collection.path), self.withdrawn, self.since)
-        return NAMED[collection.kind](found(collection), self.rejects)
+        return NAMED[collection.kind](find_library(collection), self.rejects)
 
 
-def named(text: str) -> Collection:
+def collection_named(text: str) -> Collection:
     """`NAME` or `NAME=PATH` of `--source`. Raises DataError where there is no such source."""
     kind, _, path = text.partition("=")
     if kind not in NAMED:
@@ -225,7 +225,7 @@ def of_recipe(name_or_path: str) -> list[Collection]:
     from meditune.config.load_recipe import load_recipe
 
     sources = load_recipe(name_or_path).recipe.data.sources
-    chosen = [named(f"{source.name}={source.path or ''}") for source in sources if source.name in NAMED]
+    chosen = [collection_named(f"{source.name}={source.path or ''}") for source in sources if source.name in NAMED]
     if not chosen:
         raise DataError(
             f"{name_or_path}: none of its sources ({', '.join(source.name for source in sources)}) can be indexed; "
@@ -257,11 +257,11 @@ def library_in(folder: Path) -> Collection:
     return Collection(KIND, str(folder.expanduser().resolve()), pubmed_articles.SOURCE)
 
 
-def found(collection: Collection) -> Path:
+def find_library(collection: Collection) -> Path:
     """Where a named collection is. Raises DataError where it isn't anywhere."""
     if collection.kind == JUDGED:
         return _judged(collection)
-    return sources.locate(collection.kind, collection.path or None)
+    return sources.locate_source(collection.kind, collection.path or None)
 
 
 def _judged(collection: Collection) -> Path:

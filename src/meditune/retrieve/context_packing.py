@@ -22,12 +22,12 @@ from typing import Any
 from meditune.config.data_options import PromptFormat, Style
 from meditune.readability import counted, flesch_kincaid
 from meditune.retrieve.hybrid_search import Hit
-from meditune.retrieve.prompt_injection import cleaned
+from meditune.retrieve.prompt_injection import clean_passage
 from meditune.text import sentences
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedPassage:
     """A passage as the model reads it."""
 
     hit: Hit
@@ -45,10 +45,10 @@ class Packed:
 
 
 @dataclass(frozen=True)
-class Packing:
+class PackedContext:
     """What of the hits is in the prompt."""
 
-    passages: tuple[Packed, ...]
+    passages: tuple[PackedPassage, ...]
     remarks: tuple[str, ...] = ()
     """What was left out, and why"""
 
@@ -59,16 +59,16 @@ def pack(
     special_tokens: Sequence[str],
     count: Callable[[Sequence[str]], int],
     room: int,
-) -> Packing:
+) -> PackedContext:
     """As many of the hits, in their order, as fit: `count` is how many tokens a prompt with these texts has.
 
     The first hit that doesn't fit whole is cut after a sentence; those after it are left out.
     """
-    packed: list[Packed] = []
+    packed: list[PackedPassage] = []
     remarks: list[str] = []
     for number, hit in enumerate(hits):
-        clean = cleaned(hit.passage.text, form, special_tokens)
-        title = cleaned(hit.passage.title, form, special_tokens)
+        clean = clean_passage(hit.passage.text, form, special_tokens)
+        title = clean_passage(hit.passage.title, form, special_tokens)
         orders = len(clean.orders) + len(title.orders)
         if orders:
             remarks.append(
@@ -83,28 +83,28 @@ def pack(
         if fitting is None or fitting.left_out:
             remarks += _no_room(fitting, len(hits) - number - (fitting is not None))
             break
-    return Packing(tuple(packed), tuple(remarks))
+    return PackedContext(tuple(packed), tuple(remarks))
 
 
 def _fits(count: Callable[[Sequence[str]], int], room: int, before: Sequence[str], text: str) -> bool:
     return count([*before, text]) <= room
 
 
-def _fitting(hit: Hit, title: str, whole: Sequence[str], fits: Callable[[str], bool]) -> Packed | None:
+def _fitting(hit: Hit, title: str, whole: Sequence[str], fits: Callable[[str], bool]) -> PackedPassage | None:
     """The most sentences from the beginning that fit, by halving; None where not even the first does."""
     low, high = 0, len(whole)
-    if fits(Packed(hit, title, " ".join(whole)).shown):
+    if fits(PackedPassage(hit, title, " ".join(whole)).shown):
         low = high
     while low < high:
         middle = (low + high + 1) // 2
-        if middle < len(whole) and fits(Packed(hit, title, " ".join(whole[:middle])).shown):
+        if middle < len(whole) and fits(PackedPassage(hit, title, " ".join(whole[:middle])).shown):
             low = middle
         else:
             high = middle - 1
-    return Packed(hit, title, " ".join(whole[:low]), len(whole) - low) if low else None
+    return PackedPassage(hit, title, " ".join(whole[:low]), len(whole) - low) if low else None
 
 
-def _no_room(cut: Packed | None, others: int) -> list[str]:
+def _no_room(cut: PackedPassage | None, others: int) -> list[str]:
     said = []
     if cut:
         said.append(f"the last {_sentences(cut.left_out)} of {cut.hit.passage.id}")
@@ -127,7 +127,7 @@ Section = tuple[str, str]
 """A heading, which may be empty, and a text"""
 
 
-def around(passages: Sequence[Part], found: str, words: int) -> list[Part]:
+def with_neighbors(passages: Sequence[Part], found: str, words: int) -> list[Part]:
     """The passage with the id `found`, and so many neighbours as have at most `words` words with it.
 
     `passages` are all of its document, in order. Neighbours after it come before those ahead of it, as far away.
@@ -155,16 +155,16 @@ def in_sections(parts: Sequence[Part], form: PromptFormat) -> list[Section]:
             sections.append((part["section"], []))
         sections[-1][1].append(part["text"])
     several = len(sections) > 1  # a single one's heading says no more than the title
-    return clean([(heading if several else "", " ".join(texts)) for heading, texts in sections], form)
+    return clean_text([(heading if several else "", " ".join(texts)) for heading, texts in sections], form)
 
 
-def clean(sections: Sequence[Section], form: PromptFormat) -> list[Section]:
+def clean_text(sections: Sequence[Section], form: PromptFormat) -> list[Section]:
     """Sections as they may stand in a prompt, without headings that could be taken for its cues."""
     kept = []
     for heading, text in sections:
-        said = cleaned(text, form).text
+        said = clean_passage(text, form).text
         if said:
-            is_safe = cleaned(f"{heading}: {said}", form).text == f"{heading}: {said}"
+            is_safe = clean_passage(f"{heading}: {said}", form).text == f"{heading}: {said}"
             kept.append((heading if is_safe else "", said))
     return kept
 

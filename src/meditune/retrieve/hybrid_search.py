@@ -32,12 +32,12 @@ from numpy.typing import NDArray
 
 from meditune.errors import DataError
 from meditune.retrieve import storage
-from meditune.retrieve.bm25 import Postings
+from meditune.retrieve.bm25 import BM25Index
 from meditune.retrieve.documents.document import IndexedPassage
-from meditune.retrieve.query_understanding import Query, condition, query
-from meditune.retrieve.reranker import Asked, Reranker
-from meditune.retrieve.storage import Place
-from meditune.retrieve.vector_search import Embedder, Near
+from meditune.retrieve.query_understanding import Query, build_query, row_filter
+from meditune.retrieve.reranker import Reranker, RerankQuery
+from meditune.retrieve.storage import IndexStorage
+from meditune.retrieve.vector_search import Embedder, VectorSearch
 from meditune.retrieve.vector_search import Vectors as NearVectors
 from meditune.retrieve.vector_search import Vectors as Vectors_of_near
 
@@ -94,7 +94,7 @@ FILTERS = 8
 class Rows:
     """The rows of one version of a table."""
 
-    def __init__(self, table: Any, titles: Sequence[str], whole: bool, postings: Postings | None = None) -> None:
+    def __init__(self, table: Any, titles: Sequence[str], whole: bool, postings: BM25Index | None = None) -> None:
         """`titles` are those that get numbers, by their place; `whole` keeps passages with their vectors."""
         columns = [*storage.COLUMNS, storage.VECTOR] if whole else ["document", *(["title"] if titles else [])]
         found = table.search().select(columns).with_row_id(True).limit(max(table.count_rows(), 1)).to_arrow()
@@ -106,12 +106,12 @@ class Rows:
         self.titles = _numbers(found["title"], titles)[order] if titles else np.full(len(ids), -1, dtype=np.int32)
         self._by_title = np.argsort(self.titles, kind="stable").astype(np.int64)
         self._starts = np.searchsorted(self.titles[self._by_title], np.arange(len(titles) + 1))
-        self.near: Near | None = None
+        self.near: VectorSearch | None = None
         self.postings = postings
         self._passages: Any = None
         if whole and len(ids):
             flat = _chunk(found[storage.VECTOR].combine_chunks()).flatten().to_numpy()
-            self.near = Near(flat.reshape(len(ids), -1)[order])
+            self.near = VectorSearch(flat.reshape(len(ids), -1)[order])
             self._passages = found.select(storage.COLUMNS).take(order).combine_chunks()
         self.allowed = lru_cache(FILTERS)(lambda where: self._allowed(table, where))
 
@@ -209,7 +209,7 @@ class Candidates:
 
 
 def candidates(
-    asked: Asked, search: Search, reranker: Reranker, most: int = CANDIDATES, words: str | None = None
+    asked: RerankQuery, search: Search, reranker: Reranker, most: int = CANDIDATES, words: str | None = None
 ) -> Candidates:
     """What all rankings find; `words` are searched for instead of the message's own, where they are given."""
     wordings = asked.vectors[: 1 if asked.focused.query == asked.corrected else 2]
@@ -285,7 +285,7 @@ class Found:
 class Opened:
     """One version of an index's table."""
 
-    place: Place
+    place: IndexStorage
     table: Any
     rows: Rows
     sources: tuple[str, ...]
@@ -322,8 +322,8 @@ def search(
     Raises DataError where the question is empty or an option makes no sense.
     """
     _check(k, mode, per_document, diversity, candidates, weights)
-    asked = query(question, words, meaning)
-    where = condition(opened.sources, sources, since, until)
+    asked = build_query(question, words, meaning)
+    where = row_filter(opened.sources, sources, since, until)
     most = max(candidates or CANDIDATES, k)
     remarks = asked.remarks
     if mode == "hybrid" and not weights:
@@ -347,7 +347,7 @@ class _Ranked:
 
 
 @dataclass(frozen=True, slots=True)
-class Brief:
+class PassageTitle:
     """As much of a passage as is compared."""
 
     title: str
@@ -355,16 +355,16 @@ class Brief:
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparedPassages:
     """A message with the candidates that the reranker compares."""
 
-    message: Asked
+    message: RerankQuery
     found: Candidates
     ids: list[int]
     """Of the compared ones, the best by fusion first"""
     others: list[int]
     """Candidates that aren't compared"""
-    passages: list[Brief]
+    passages: list[PassageTitle]
     """Of `ids`, in their order"""
     vectors: Vectors
     """(ids, dimension)"""
@@ -378,7 +378,7 @@ def compare(
     where: str | None = None,
     per_document: int | None = 1,
     most: int = CANDIDATES,
-) -> Compared:
+) -> ComparedPassages:
     """Candidates; everything about the question is embedded at once, and all of them are read at once."""
     message = reranker.asked(asked.message)
     with storage.readable(opened.place):
@@ -393,10 +393,10 @@ def compare(
         ids = found.ids if per_document is None else _few_of_each(found.ids, opened.rows, per_document)
         few = max(RERANKED, k)
         passages, vectors = _briefly(opened, ids[:few])
-    return Compared(message, found, ids[:few], ids[few:], passages, vectors)
+    return ComparedPassages(message, found, ids[:few], ids[few:], passages, vectors)
 
 
-def _reranked(there: Compared, reranker: Reranker) -> _Ranked:
+def _reranked(there: ComparedPassages, reranker: Reranker) -> _Ranked:
     scores = reranker.score(there.message, there.passages, there.vectors)
     lowest = float(scores.min()) if len(scores) else 0.0
     # A long message is far from everything; what it asks is not.
@@ -494,16 +494,16 @@ def _apart(opened: Opened, rows: Sequence[int], scores: Mapping[int, float], k: 
     return [best[n] for n in marginal_relevance([scores[row] for row in best], vectors, k, diversity)]
 
 
-def _briefly(opened: Opened, ids: Sequence[int]) -> tuple[list[Brief], Vectors]:
+def _briefly(opened: Opened, ids: Sequence[int]) -> tuple[list[PassageTitle], Vectors]:
     """What is compared of these rows' passages, and (n, size) their vectors, both in the order of `ids`."""
     if not ids:
         return [], np.zeros((0, opened.dimension), dtype=np.float32)
     if opened.rows.near is not None:
-        return [Brief(**row) for row in opened.rows.columns(ids, ("title", "text"))], opened.rows.vectors(ids)
+        return [PassageTitle(**row) for row in opened.rows.columns(ids, ("title", "text"))], opened.rows.vectors(ids)
     found = opened.table.take_row_ids(list(ids)).select(["title", "text", storage.VECTOR]).with_row_id().to_arrow()
     place = {row: number for number, row in enumerate(found["_rowid"].to_pylist())}
     order = [place[row] for row in ids]
-    briefs = list(map(Brief, found["title"].to_pylist(), found["text"].to_pylist()))
+    briefs = list(map(PassageTitle, found["title"].to_pylist(), found["text"].to_pylist()))
     vectors = np.stack(found[storage.VECTOR].to_numpy(zero_copy_only=False))[order]
     return [briefs[number] for number in order], vectors
 

@@ -19,12 +19,12 @@ from typing import Any
 from meditune import __version__
 from meditune.errors import DataError, ModelError
 from meditune.retrieve import bm25, collections, hybrid_search, reranker, storage, topics
-from meditune.retrieve.bm25 import Postings
-from meditune.retrieve.collections import Collection, found
+from meditune.retrieve.bm25 import BM25Index
+from meditune.retrieve.collections import Collection, find_library
 from meditune.retrieve.hybrid_search import Found, Opened, Rows
-from meditune.retrieve.query_understanding import condition
+from meditune.retrieve.query_understanding import row_filter
 from meditune.retrieve.reranker import Knowledge
-from meditune.retrieve.storage import MANIFEST, Place, place
+from meditune.retrieve.storage import MANIFEST, IndexStorage, index_storage
 from meditune.retrieve.vector_search import Embedder, Identity, embedder
 
 TABLE = "passages-"
@@ -62,7 +62,7 @@ class Manifest:
         """Sources whose licence forbids passing them on."""
         return [name for name, source in self.sources.items() if source["restricted"]]
 
-    def check_embedder(self, identity: Identity, place: Place) -> None:
+    def check_embedder(self, identity: Identity, place: IndexStorage) -> None:
         """Raise ModelError where questions would be embedded otherwise than the index was."""
         mine = (self.embedding["space"], self.embedding["dimension"])
         if mine != (identity.space, identity.dimension):
@@ -73,12 +73,12 @@ class Manifest:
                 "with this one (--replace)."
             )
 
-    def write(self, place: Place) -> None:
+    def write(self, place: IndexStorage) -> None:
         """Switch the index to this."""
         place.write(MANIFEST, asdict(self))
 
 
-def read(place: Place) -> Manifest:
+def read(place: IndexStorage) -> Manifest:
     """That of the index. Raises DataError where there is none, or one that this version can't read."""
     value = place.read(MANIFEST)
     if value is None:
@@ -96,7 +96,7 @@ def read(place: Place) -> Manifest:
         ) from error
 
 
-def tables_of(place: Place, there: Sequence[str]) -> tuple[str | None, str]:
+def tables_of(place: IndexStorage, there: Sequence[str]) -> tuple[str | None, str]:
     """The table in use (None without one), and the one that a build fills: the next, which may have been begun.
 
     Where the manifest can't be read, a table that isn't among `there` is filled, since any of them may be damaged.
@@ -160,8 +160,8 @@ KNOWLEDGE, WORDS = "knowledge-", "words-"
 """... table and version: the names of the files"""
 
 
-def learn(
-    place: Place,
+def learn_topics(
+    place: IndexStorage,
     table: Any,
     read: Sequence[Collection],
     together: Sequence[Collection],
@@ -182,32 +182,32 @@ def learn(
     return name
 
 
-def learn_words(place: Place, table: Any) -> str:
+def learn_words(place: IndexStorage, table: Any) -> str:
     """Write a file with the postings of the table's words; its name. Empty where LanceDB searches a large table."""
     if storage.is_approximate(table):
         return ""
     there = table.search().select([storage.SEARCHED]).with_row_id(True).limit(table.count_rows()).to_arrow()
     texts = there.sort_by("_rowid")[storage.SEARCHED]
     name = f"{WORDS}{table.name}-{table.version}.npz"
-    place.put(name, bm25.as_bytes(bm25.made(text.as_py() for text in texts)))
+    place.put(name, bm25.as_bytes(bm25.build_postings(text.as_py() for text in texts)))
     return name
 
 
-def load(place: Place, manifest: Manifest, space: str) -> Knowledge | None:
+def load(place: IndexStorage, manifest: Manifest, space: str) -> Knowledge | None:
     """That of an index; None in one of before. Raises DataError where its file is missing or damaged."""
     if not manifest.knowledge:
         return None
     return reranker.read(place.get(manifest.knowledge), f"{place.name}/{manifest.knowledge}", space)
 
 
-def load_words(place: Place, manifest: Manifest) -> Postings | None:
+def load_words(place: IndexStorage, manifest: Manifest) -> BM25Index | None:
     """Those of an index; None where LanceDB is asked. Raises DataError where their file is missing or damaged."""
     if not manifest.words:
         return None
     return bm25.read(place.get(manifest.words), f"{place.name}/{manifest.words}", manifest.passages)
 
 
-def tidy(place: Place, made: Manifest, old: str | None) -> None:
+def remove_unused(place: IndexStorage, made: Manifest, old: str | None) -> None:
     """Remove files that are neither of this version nor of the `old` table's, which readers may just be opening."""
     for kind in (KNOWLEDGE, WORDS):
         for name in place.files(kind):
@@ -221,7 +221,7 @@ def _names(read: Sequence[Collection], together: Sequence[Collection], known: Kn
         if each.kind == collections.SOURCE:
             if known and known.thesaurus and each not in read:
                 return known.thesaurus
-            return tuple(topics.of_medquad(found(each)))
+            return tuple(topics.of_medquad(find_library(each)))
     return ()
 
 
@@ -231,7 +231,7 @@ class Index:
     Searches may come from several threads.
     """
 
-    def __init__(self, where: Place, embedding: Embedder | None = None) -> None:
+    def __init__(self, where: IndexStorage, embedding: Embedder | None = None) -> None:
         self.place = where
         self.manifest = read(where)
         self.embedder = embedding or embedder(self.manifest.embedding["name"])
@@ -245,7 +245,7 @@ class Index:
         Raises DataError where there is none or it is damaged, ModelError where the embedding model isn't the index's
         or can't be had.
         """
-        return cls(place(where), embedder(embedding) if isinstance(embedding, str) else embedding)
+        return cls(index_storage(where), embedder(embedding) if isinstance(embedding, str) else embedding)
 
     def refresh(self) -> bool:
         """Go over to the newest version, if there is a newer one: whether there was."""
@@ -276,7 +276,7 @@ class Index:
 
     def texts(self, sources: Sequence[str] | None = None) -> Iterator[tuple[str, str]]:
         """Document and text of every passage, of these sources alone if any are named; memory holds some at a time."""
-        where = condition(tuple(self.manifest.sources), sources, None, None)
+        where = row_filter(tuple(self.manifest.sources), sources, None, None)
         with storage.readable(self.place):
             table = storage.connect(self.place).open_table(self.manifest.table)
             table.checkout(self.manifest.version)

@@ -67,10 +67,10 @@ _BESIDE = re.compile(
 )
 
 
-def is_order(sentence: str) -> bool:
+def is_instruction(sentence: str) -> bool:
     """Return whether a sentence tells a model what to do, instead of something about health."""
     return any(
-        _OVERRIDING(text) or _ORDERING(text) or _is_dense(text) or _spelled_out(text) for text in readings(sentence)
+        _OVERRIDING(text) or _ORDERING(text) or _is_dense(text) or _spelled_out(text) for text in decodings(sentence)
     )
 
 
@@ -79,7 +79,7 @@ def is_override(sentence: str) -> bool:
 
     A wish for the form of the answer, such as "please only answer in short sentences", isn't one.
     """
-    return any(_OVERRIDING(text) or _spelled_out(text) for text in readings(sentence))
+    return any(_OVERRIDING(text) or _spelled_out(text) for text in decodings(sentence))
 
 
 def goes_with_order(sentence: str) -> bool:
@@ -160,7 +160,7 @@ _ORDERING = _Rules("orders")
 _IMPERATIVE = _Rules("imperatives")
 
 
-def readings(sentence: str) -> Iterator[str]:
+def decodings(sentence: str) -> Iterator[str]:
     """Yield the sentence as it looks, and what it says where letters are in disguise; each once."""
     plain = _looks(sentence)
     unread = html.unescape(sentence)
@@ -300,7 +300,7 @@ _TAG = re.compile(r"</?[a-zA-Z][\w-]*(?:\s[^<>]*)?/?>")
 
 
 @dataclass(frozen=True)
-class Cleaned:
+class CleanedText:
     """A passage's text as it may stand in a prompt and be quoted."""
 
     text: str
@@ -309,7 +309,7 @@ class Cleaned:
     """Sentences that told the model what to do; they are left out."""
 
 
-def cleaned(text: str, form: PromptFormat, special_tokens: Sequence[str] = ()) -> Cleaned:
+def clean_passage(text: str, form: PromptFormat, special_tokens: Sequence[str] = ()) -> CleanedText:
     """The text without orders to the model, special tokens and chat markup, and with the prompt's cues broken.
 
     `special_tokens` are those of the model's tokenizer. Lines become one paragraph.
@@ -319,13 +319,13 @@ def cleaned(text: str, form: PromptFormat, special_tokens: Sequence[str] = ()) -
     plain = _without_markup(_TAG.sub(" ", seen), special_tokens)
     kept: list[str] = []
     found = [part for line in plain.splitlines() for sentence in sentences(line) for part in _PART.split(sentence)]
-    is_one = [is_order(sentence) for sentence in found]
+    is_one = [is_instruction(sentence) for sentence in found]
     if any(is_one):
         is_one = _with_neighbours(found, is_one)
     for sentence, told in zip(found, is_one, strict=True):
         (orders if told else kept).append(sentence)
     broken = (_broken(sentence, form) for sentence in kept)
-    return Cleaned(" ".join(sentence for sentence in broken if sentence), tuple(orders))
+    return CleanedText(" ".join(sentence for sentence in broken if sentence), tuple(orders))
 
 
 def _taken_out(pattern: re.Pattern[str], text: str, orders: list[str]) -> str:

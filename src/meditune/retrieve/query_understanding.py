@@ -40,7 +40,7 @@ class Query:
     """What the user should know of how it was read"""
 
 
-def query(question: str, words: str | None = None, meaning: str | None = None) -> Query:
+def build_query(question: str, words: str | None = None, meaning: str | None = None) -> Query:
     """The question, whose wording for either part may be given apart. Raises DataError where there is nothing in it."""
     remarks: list[str] = []
     said = [" ".join(text.split()) for text in (question, words or question, meaning or question)]
@@ -63,7 +63,7 @@ def _by_lines(text: str) -> str:
     return "\n".join(line for line in (" ".join(line.split()) for line in text.splitlines()) if line)
 
 
-def condition(there: Sequence[str], sources: Sequence[str] | None, since: str | None, until: str | None) -> str | None:
+def row_filter(there: Sequence[str], sources: Sequence[str] | None, since: str | None, until: str | None) -> str | None:
     """A condition on the table's rows; None where nothing is narrowed.
 
     Passages without a date pass no condition on dates. Raises DataError where a source isn't `there`, or a date isn't
@@ -185,7 +185,7 @@ SUBJECT_WORDS = 12
 
 
 @dataclass(frozen=True)
-class Focused:
+class QueryFocus:
     """A message reduced to what it asks."""
 
     query: str
@@ -200,7 +200,7 @@ class Focused:
     """All kinds of question that it has cues for, `question_type` first"""
 
 
-def focus(question: str, synonyms: Synonyms) -> Focused:
+def query_focus(question: str, synonyms: Synonyms) -> QueryFocus:
     """What is asked in a message, whose first line may be a subject."""
     question = synonyms.corrected(question)
     subject, parts = _parts(question)
@@ -212,7 +212,7 @@ def focus(question: str, synonyms: Synonyms) -> Focused:
     if topic and topic not in query.casefold():
         query = f"{topic}. {query}"
     kinds = _kinds(" ".join([subject, *asking])) or _kinds(question) or ["information"]
-    return Focused(query, topic, kinds[0], tuple(mentions), tuple(kinds))
+    return QueryFocus(query, topic, kinds[0], tuple(mentions), tuple(kinds))
 
 
 def _parts(question: str) -> tuple[str, list[str]]:

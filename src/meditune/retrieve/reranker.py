@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from meditune.errors import DataError, ModelError
 from meditune.retrieve import topics
-from meditune.retrieve.query_understanding import Focused, focus
+from meditune.retrieve.query_understanding import QueryFocus, query_focus
 from meditune.retrieve.rerank_weights import SIBLINGS, WEIGHTS
 from meditune.retrieve.topics import Synonyms, key, says, words
 from meditune.retrieve.vector_search import Embed, TitleVectors, Vectors
@@ -56,22 +56,22 @@ def split(text: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Counted:
+class WordCounts:
     """How often each of some words stands in a text, and how many words it has."""
 
     there: Counter[str]
     words: int
 
 
-def counted(asked: Iterable[str], texts: Iterable[str]) -> list[Counted]:
+def count_words(asked: Iterable[str], texts: Iterable[str]) -> list[WordCounts]:
     """The texts with the asked words (without plural endings) counted; plural endings in a text don't count."""
     # Only words that are asked for are looked at: putting all words of 100 passages into the singular takes 10 ms.
     meant = {f"{word}{ending}": word for word in asked for ending in ("s", "")}
     divided = map(split, texts)
-    return [Counted(Counter([meant[word] for word in text if word in meant]), len(text)) for text in divided]
+    return [WordCounts(Counter([meant[word] for word in text if word in meant]), len(text)) for text in divided]
 
 
-def overlap(question: str, texts: Sequence[Counted], usual: float = USUAL_LENGTH) -> NDArray[np.float64]:
+def overlap(question: str, texts: Sequence[WordCounts], usual: float = USUAL_LENGTH) -> NDArray[np.float64]:
     """(n,) BM25 of each text for the question's words, as a share of the highest; zeros where no word is met."""
     asked = {word: says(word) for word in set(words(question))}
     found = np.array([_score(asked, text, usual) for text in texts])
@@ -79,7 +79,7 @@ def overlap(question: str, texts: Sequence[Counted], usual: float = USUAL_LENGTH
     return found / highest if highest else found
 
 
-def _score(asked: Mapping[str, float], text: Counted, usual: float) -> float:
+def _score(asked: Mapping[str, float], text: WordCounts, usual: float) -> float:
     longer = SATURATION * (1 - LENGTH + LENGTH * text.words / usual)
     return sum(
         asked[word] * count * (SATURATION + 1) / (count + longer) for word, count in text.there.items() if word in asked
@@ -112,11 +112,11 @@ class Passage(Protocol):
 
 
 @dataclass(frozen=True)
-class Asked:
+class RerankQuery:
     """A message made ready for comparing."""
 
     corrected: str
-    focused: Focused
+    focused: QueryFocus
     expanded: str
     """What is asked, and other names of the topics"""
     vectors: Vectors
@@ -145,19 +145,19 @@ class Reranker:
         self.weights = weights
         self.siblings = siblings
 
-    def asked(self, question: str) -> Asked:
+    def asked(self, question: str) -> RerankQuery:
         """The message made ready; nearly all of the time goes into its vectors."""
         corrected = self.synonyms.corrected(question)
-        focused = focus(corrected, self.synonyms)
+        focused = query_focus(corrected, self.synonyms)
         parts = [part for part in sentences(" ".join(corrected.split())) if len(part.split()) >= FEWEST_WORDS]
         texts = [corrected, focused.query, *(parts[:MOST_SENTENCES] or [corrected])]
         once = list(dict.fromkeys(texts))
         vectors = dict(zip(once, self.embed(once), strict=True))
         expanded = self.synonyms.expand(focused.query)
-        return Asked(corrected, focused, expanded, np.array([vectors[text] for text in texts], dtype=np.float32))
+        return RerankQuery(corrected, focused, expanded, np.array([vectors[text] for text in texts], dtype=np.float32))
 
     def score(
-        self, question: str | Asked, passages: Sequence[Passage], vectors: Vectors | None = None
+        self, question: str | RerankQuery, passages: Sequence[Passage], vectors: Vectors | None = None
     ) -> NDArray[np.float64]:
         """(n,) the higher, the better; comparable among the passages of one call only.
 
@@ -178,7 +178,7 @@ class Reranker:
         return np.asarray(total + self.siblings * mean)
 
     def features(
-        self, question: str | Asked, passages: Sequence[Passage], vectors: Vectors | None = None
+        self, question: str | RerankQuery, passages: Sequence[Passage], vectors: Vectors | None = None
     ) -> dict[str, Scores]:
         """What scores are made of: (n,) each, named as the weights are."""
         asked = self.asked(question) if isinstance(question, str) else question
@@ -186,7 +186,7 @@ class Reranker:
         read = [topics.read(passage.title) for passage in passages]
         headlines = [headline(passage) for passage in passages]
         searched = set(words(asked.corrected)) | set(words(asked.expanded))
-        counts, in_titles = counted(searched, whole), counted(searched, headlines)
+        counts, in_titles = count_words(searched, whole), count_words(searched, headlines)
         near = (self._headlines(headlines, vectors) @ asked.vectors.T).astype(float)
         said = {word for text in (asked.corrected, asked.focused.query) for word in words(text)}
         said |= {word for mention in asked.focused.mentions for word in mention.name.split()}

@@ -32,7 +32,7 @@ MANIFEST = "index.json"
 TABLES = "tables"
 
 
-class Place(Protocol):
+class IndexStorage(Protocol):
     """What both kinds do."""
 
     @property
@@ -72,14 +72,14 @@ class Place(Protocol):
         """Free what a killed process left locked; says what was done."""
 
 
-def place(where: str | Path) -> Place:
+def index_storage(where: str | Path) -> IndexStorage:
     """The place of that name."""
     if "://" in str(where):
         return ObjectStorage(str(where).rstrip("/"))
-    return Folder(Path(where))
+    return FolderStorage(Path(where))
 
 
-class Folder:
+class FolderStorage:
     """A folder of this machine."""
 
     options = None
@@ -174,7 +174,7 @@ APPROXIMATE = "IVFPQ"
 """The kind of index of many vectors"""
 
 
-def connect(place: Place) -> Any:
+def connect(place: IndexStorage) -> Any:
     """LanceDB's connection. Raises ModelError where LanceDB isn't installed."""
     try:
         import lancedb
@@ -185,7 +185,7 @@ def connect(place: Place) -> Any:
 
 
 @contextmanager
-def readable(place: Place) -> Iterator[None]:
+def readable(place: IndexStorage) -> Iterator[None]:
     """Turn what LanceDB raises at missing or damaged files into a DataError."""
     try:
         yield

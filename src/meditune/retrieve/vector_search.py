@@ -42,7 +42,7 @@ TELLING = 0.85
 """What a third of the directions must hold of the vectors' squares; MiniLM's hold 0.93, random ones 0.4"""
 
 
-class Near:
+class VectorSearch:
     """Vectors of length 1 that one is compared with at a time: BLAS takes longer for a few, which it lays out anew."""
 
     def __init__(self, vectors: Vectors) -> None:
@@ -104,8 +104,8 @@ class TitleVectors:
         return len(self._place)
 
     @cached_property
-    def _near(self) -> Near:
-        return Near(self.vectors)
+    def _near(self) -> VectorSearch:
+        return VectorSearch(self.vectors)
 
     def place(self, title: str) -> int | None:
         """Where a title's vector is; None where the title isn't known."""
@@ -177,7 +177,7 @@ def _minilm() -> Embedder:
     whole = sentence_encoder.load(folder)
     identity = Identity(DEFAULT, int(whole.model.config.hidden_size), SENTENCE_MODEL.files["model.safetensors"])
     if int8_bert.fits(whole.model):
-        return Embedder(identity, int8_bert.EightBitBert(whole.model, whole.tokenizer).embed)
+        return Embedder(identity, int8_bert.Int8Bert(whole.model, whole.tokenizer).embed)
     # Half the time of FP32 where the processor multiplies BF16; the cosine to FP32's vectors is 0.9999.
     model = sentence_encoder.load(folder, "bfloat16") if bf16_is_fast() else whole
     return Embedder(identity, lambda texts: model.embed(texts, label=None))

@@ -17,14 +17,14 @@ from typing import Any
 
 import meditune
 from meditune.data.example import DECISIONS, Decision
-from meditune.data.row_decisions import VERDICTS, Decided, Verdict, read_decisions
+from meditune.data.row_decisions import VERDICTS, RowDecision, Verdict, read_decisions
 from meditune.errors import DataError
 from meditune.files import write_json, write_jsonl
 from meditune.review.agreement import Dispute
 from meditune.review.annotation_set import Row, row_of
 from meditune.review.rating_set import DECISION, VALIDATE, VERDICT, Axis
 from meditune.review.ratings_store import ADJUDICATION, RATING, Note, Rater, Rating
-from meditune.review.results import Rated, agreement, disputes, in_dispute, read_rated_as, seconds, unfinished
+from meditune.review.results import RatedSet, agreement, disputes, in_dispute, read_rated_as, seconds, unfinished
 from meditune.statistics import wilson
 
 TIED = "raters disagree"
@@ -58,7 +58,7 @@ class Labelled:
     when: str
 
 
-def resolve(rated: Rated[Row]) -> tuple[dict[str, Resolved], dict[str, str]]:
+def resolve(rated: RatedSet[Row]) -> tuple[dict[str, Resolved], dict[str, str]]:
     """Verdicts by item, and of items that were judged without one, why.
 
     The adjudicator's word is final, the latest where there are several; else more than half of the raters must agree.
@@ -78,7 +78,7 @@ def resolve(rated: Rated[Row]) -> tuple[dict[str, Resolved], dict[str, str]]:
     return found, undecided
 
 
-def resolve_decisions(rated: Rated[Row]) -> tuple[dict[str, Labelled], dict[str, str]]:
+def resolve_decisions(rated: RatedSet[Row]) -> tuple[dict[str, Labelled], dict[str, str]]:
     """What experts say is right, by item, in sets that ask for it, and of items without one, why; as `resolve`."""
     texts = _written(rated)
     found: dict[str, Labelled] = {}
@@ -99,7 +99,7 @@ def resolve_decisions(rated: Rated[Row]) -> tuple[dict[str, Labelled], dict[str,
     return found, undecided
 
 
-def _standing(rated: Rated[Row], axis: Axis) -> dict[str, tuple[list[Rating], str]]:
+def _standing(rated: RatedSet[Row], axis: Axis) -> dict[str, tuple[list[Rating], str]]:
     """Of each item that was judged on an axis the ratings that stand for what is decided, or none and why."""
     first, settled = _by_item(rated.first, axis), _by_item(rated.settled, axis)
     found: dict[str, tuple[list[Rating], str]] = {}
@@ -125,7 +125,7 @@ def _by_item(ratings: Sequence[Rating], axis: Axis) -> dict[str, list[Rating]]:
     return found
 
 
-def _written(rated: Rated[Row]) -> dict[tuple[str, str, int], Note]:
+def _written(rated: RatedSet[Row]) -> dict[tuple[str, str, int], Note]:
     return {(note.item, note.rater, note.round): note for note in rated.notes if note.better.strip()}
 
 
@@ -134,7 +134,7 @@ def _texts(standing: Sequence[Rating], texts: dict[tuple[str, str, int], Note]) 
     return [texts[place] for place in places if place in texts]
 
 
-def _decided(rated: Rated[Row], standing: Sequence[Rating], texts: dict[tuple[str, str, int], Note]) -> Resolved:
+def _decided(rated: RatedSet[Row], standing: Sequence[Rating], texts: dict[tuple[str, str, int], Note]) -> Resolved:
     option = standing[0].option
     assert option is not None, "only ratings with an option stand for a verdict"
     changed = _texts(standing, texts)
@@ -155,7 +155,7 @@ LEAST = 0.7
 
 
 @dataclass(frozen=True)
-class Careful:
+class RaterAccuracy:
     """One rater on the known items."""
 
     rater: Rater
@@ -169,16 +169,16 @@ class Careful:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedRatings:
     """A set's ratings without those of the raters who are left out."""
 
-    rated: Rated[Row]
-    careful: list[Careful]
+    rated: RatedSet[Row]
+    careful: list[RaterAccuracy]
     """Everybody who rated, those left out too"""
     left_out: list[Rater]
 
 
-def read_checked(folder: Path, without: Sequence[str] = (), without_careless: bool = False) -> Checked:
+def read_checked(folder: Path, without: Sequence[str] = (), without_careless: bool = False) -> CheckedRatings:
     """The set in `folder`; `without` names raters whose words don't count, by name or code.
 
     Raises DataError where there is no whole set of this kind, or nobody of such a name rated.
@@ -196,7 +196,7 @@ def read_checked(folder: Path, without: Sequence[str] = (), without_careless: bo
             there = ", ".join(f"{each.rater.name} ({each.rater.code})" for each in careful) or "nobody"
             raise DataError(f"{folder}: no rater {name!r}. Rated by: {there}.")
         left_out |= set(found)
-    return Checked(rated.without(left_out), careful, [rated.raters[id] for id in rated.raters if id in left_out])
+    return CheckedRatings(rated.without(left_out), careful, [rated.raters[id] for id in rated.raters if id in left_out])
 
 
 def open_disputes(folder: Path, without: Sequence[str], without_careless: bool) -> list[Dispute]:
@@ -205,14 +205,14 @@ def open_disputes(folder: Path, without: Sequence[str], without_careless: bool) 
     return [each for each in in_dispute(rated) if not rated.key[each.item].known]
 
 
-def _careful(rated: Rated[Row], rater: Rater) -> Careful:
+def _careful(rated: RatedSet[Row], rater: Rater) -> RaterAccuracy:
     known = [
         VERDICTS[rating.option - 1] in rated.key[rating.item].expected
         for rating in rated.first
         if rating.rater == rater.id and rating.axis == VERDICT.name
         if rating.option is not None and rated.key[rating.item].known
     ]
-    return Careful(rater, len(known), sum(known))
+    return RaterAccuracy(rater, len(known), sum(known))
 
 
 NAME = "results.json"
@@ -225,7 +225,7 @@ def write_results(folder: Path, without: Sequence[str] = (), without_careless: b
     return found
 
 
-def results(checked: Checked) -> dict[str, Any]:
+def results(checked: CheckedRatings) -> dict[str, Any]:
     """The content of results.json. Known items count nowhere but in `raters`."""
     rated = checked.rated
     decided, undecided = resolve(rated)
@@ -270,7 +270,7 @@ def results(checked: Checked) -> dict[str, Any]:
     }
 
 
-def _decisions(rated: Rated[Row], rows: Mapping[str, Row]) -> dict[str, Any]:
+def _decisions(rated: RatedSet[Row], rows: Mapping[str, Row]) -> dict[str, Any]:
     """Of sets that ask for decisions: how many rows got which, and the agreement on them."""
     if rated.set.axis(DECISION.name) is None:
         return {}
@@ -315,7 +315,7 @@ def _suspicions(decided: Mapping[str, Resolved], rows: Mapping[str, Row]) -> dic
     return {name: {key: count[key] for key in ("rows", "decided", "faulty")} for name, count in sorted(found.items())}
 
 
-def _rater(careful: Careful, checked: Checked) -> dict[str, Any]:
+def _rater(careful: RaterAccuracy, checked: CheckedRatings) -> dict[str, Any]:
     return {
         "code": careful.rater.code,
         "name": careful.rater.name,
@@ -326,7 +326,7 @@ def _rater(careful: Careful, checked: Checked) -> dict[str, Any]:
     }
 
 
-def _remarks(checked: Checked) -> list[str]:
+def _remarks(checked: CheckedRatings) -> list[str]:
     """What one must know before one believes the figures."""
     remarks = unfinished(checked.rated)
     if checked.rated.made_from["sample"] == "suspicious":
@@ -347,7 +347,7 @@ def _remarks(checked: Checked) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenDecisions:
     """What a decisions file got."""
 
     decided: int
@@ -356,7 +356,9 @@ class Written:
     """Decisions of other sets that were in the file already, and stay"""
 
 
-def write_decisions(folder: Path, path: Path, without: Sequence[str] = (), without_careless: bool = False) -> Written:
+def write_decisions(
+    folder: Path, path: Path, without: Sequence[str] = (), without_careless: bool = False
+) -> WrittenDecisions:
     """Write the set's decisions to `path`; those of other sets about other rows stay in it.
 
     Known items give none. Raises DataError where nothing was decided.
@@ -365,7 +367,7 @@ def write_decisions(folder: Path, path: Path, without: Sequence[str] = (), witho
     decided, undecided = resolve(checked.rated)
     of_set = checked.rated.set.shuffle
     found = {
-        row.example: Decided(
+        row.example: RowDecision(
             id=row.example,
             verdict=decided[id].verdict,
             answer=decided[id].answer,
@@ -384,4 +386,4 @@ def write_decisions(folder: Path, path: Path, without: Sequence[str] = (), witho
     kept = {id: each for id, each in earlier.items() if each.set != of_set and id not in found}
     write_jsonl(path, (each.model_dump(mode="json") for each in (kept | found).values()), private=True)
     open_ = sum(not checked.rated.key[id].known for id in undecided)
-    return Written(len(found), open_, len(kept))
+    return WrittenDecisions(len(found), open_, len(kept))

@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 
 from meditune.config.load_recipe import load_recipe
 from meditune.data.example import Example
-from meditune.data.prepare import Prepared, prepare, stored
+from meditune.data.prepare import Prepared, prepare, stored_data
 from meditune.data.read_sources import is_restricted
 from meditune.data.readers import user_files
 from meditune.data.readers.tables import Rejects
@@ -34,7 +34,7 @@ from meditune.data.sources import SOURCES
 from meditune.errors import DataError
 from meditune.evaluate.predictions import groups_of
 from meditune.evidence.detector import Sentence
-from meditune.files import holds, sha256
+from meditune.files import is_result_of, sha256
 from meditune.review.rating_set import KEY, VALIDATE, Origin, check_sharing, origin_of, read_key_as, write_set
 from meditune.review.suspicious_rows import ON_TOPIC, SIGNALS, Suspicion, flagged, stems, suspicion
 
@@ -126,7 +126,7 @@ def candidates(source: str, overrides: Sequence[str], test: bool) -> Candidates:
     splits = (*TRAINED, "test") if test else TRAINED
     if path.is_dir():
         data = _data_of(path)
-        return _of_splits(source, stored(data), splits, data)
+        return _of_splits(source, stored_data(data), splits, data)
     recipe = load_recipe(source, overrides).recipe
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
@@ -310,7 +310,7 @@ def create(source: str, folder: Path, wanted: Wanted) -> Made:
     gold_sha256 = sha256(wanted.gold) if wanted.gold and wanted.gold.is_file() else None
     asked = asdict(wanted) | {"gold": gold_sha256, "overrides": list(wanted.overrides)}
     made_from = {"source": source, "data": found.sha256, **asked}
-    if not holds(folder, KEY, made_from):
+    if not is_result_of(folder, KEY, made_from):
         suspected = None
         if wanted.sample == "suspicious":
             suspected = suspicion(found.rows, SIGNALS | {"quality": flagged(found.noted)})

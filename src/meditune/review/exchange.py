@@ -20,13 +20,13 @@ from xml.sax.saxutils import quoteattr
 
 from meditune.data.readers.tables import Rejects, rows
 from meditune.errors import DataError
-from meditune.files import read_json, replacing, write_json
+from meditune.files import read_json, replace_file, write_json
 from meditune.review.rating_set import CANNOT, RATE, RatingSet, Task, read_key, read_set
 from meditune.review.ratings_store import ADJUDICATION, RATING, Note, Rating, Store
 
 
 @dataclass(frozen=True)
-class Said:
+class RatingsAndNotes:
     """Ratings and notes whose `rater` is a name."""
 
     ratings: list[Rating]
@@ -37,7 +37,9 @@ TEXTS = ("comment", "better_answer")
 BESIDE = ("decision", "source", "link")
 
 
-def write(path: Path, rating_set: RatingSet, said: Said, origins: Mapping[str, tuple[str, str]]) -> list[Path]:
+def write(
+    path: Path, rating_set: RatingSet, said: RatingsAndNotes, origins: Mapping[str, tuple[str, str]]
+) -> list[Path]:
     """Write the tasks, and beside them the labeling configuration (.xml); returns both paths."""
     predictions: dict[str, dict[tuple[str, int], list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for rating in said.ratings:
@@ -65,7 +67,7 @@ def write(path: Path, rating_set: RatingSet, said: Said, origins: Mapping[str, t
         tasks.append({"id": number, "data": data, "predictions": earlier})
     write_json(path, tasks, private=True)
     config = path.with_suffix(".xml")
-    with replacing(config) as stream:
+    with replace_file(config) as stream:
         stream.write(configuration(rating_set))
     return [path, config]
 
@@ -103,7 +105,7 @@ def configuration(rating_set: RatingSet) -> str:
     return "\n".join([*lines, "</View>", ""])
 
 
-def read(path: Path, rating_set: RatingSet) -> Said:
+def read(path: Path, rating_set: RatingSet) -> RatingsAndNotes:
     """What annotators and predictions said, in a JSON export (not JSON-MIN). Cancelled annotations are left out.
 
     Raises DataError, with the task's number from 1, where something makes no sense.
@@ -124,7 +126,7 @@ def read(path: Path, rating_set: RatingSet) -> Said:
             )
         for rater, result, seconds in _words(task, where):
             _take(result, str(item), rater, seconds, rating_set, where, ratings, notes)
-    return Said(ratings, _joined(notes))
+    return RatingsAndNotes(ratings, _joined(notes))
 
 
 def _words(task: dict[str, Any], where: str) -> Iterator[tuple[str, list[Any], float]]:
@@ -208,7 +210,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True)
-class Taken:
+class ImportedRatings:
     """What an import did."""
 
     new: int
@@ -227,7 +229,7 @@ def export(folder: Path, to: Path | None, format: str | None, unblind: bool, tas
         raise DataError(f"There is no format {kind!r}. Choose from {', '.join(FORMATS)}.")
     rating_set, store = read_set(folder, task), Store(folder)
     names = {id: rater.name for id, rater in store.raters().items()}
-    said = Said(
+    said = RatingsAndNotes(
         [replace(each, rater=names[each.rater]) for each in store.ratings()],
         [replace(each, rater=names[each.rater]) for each in store.notes()],
     )
@@ -240,7 +242,7 @@ def export(folder: Path, to: Path | None, format: str | None, unblind: bool, tas
     return write(path, rating_set, said, origins)
 
 
-def take_in(folder: Path, path: Path, task: Task = RATE) -> Taken:
+def import_ratings(folder: Path, path: Path, task: Task = RATE) -> ImportedRatings:
     """Store what a CSV or a Label Studio export says; all of it, or nothing where a row makes no sense.
 
     What the same rater said before about the same thing is replaced, so the same file may come twice. Raises DataError
@@ -256,15 +258,17 @@ def take_in(folder: Path, path: Path, task: Task = RATE) -> Taken:
     known = [(before.get(place), option) for place, option in _places(ratings) if place in before]
     store.save(ratings, [replace(each, rater=ids[each.rater]) for each in said.notes])
     same = sum(old == new for old, new in known)
-    return Taken(len(ratings) - len(known), len(known) - same, same)
+    return ImportedRatings(len(ratings) - len(known), len(known) - same, same)
 
 
 def _places(ratings: Sequence[Rating]) -> Iterator[tuple[tuple[str, int, str, str], int | None]]:
     return (((r.rater, r.round, r.item, r.axis), r.option) for r in ratings)
 
 
-def _write_csv(path: Path, rating_set: RatingSet, said: Said, origins: Mapping[str, tuple[str, str]]) -> None:
-    with replacing(path, private=True) as stream:
+def _write_csv(
+    path: Path, rating_set: RatingSet, said: RatingsAndNotes, origins: Mapping[str, tuple[str, str]]
+) -> None:
+    with replace_file(path, private=True) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow([*COLUMNS, *(UNBLINDED if origins else ())])
         for rating in said.ratings:
@@ -290,7 +294,7 @@ def _unsafe(text: str) -> str:
     return text[1:] if text.startswith("'") and text[1:].startswith((*_FORMULA, "'")) else text
 
 
-def _read_csv(path: Path, rating_set: RatingSet) -> Said:
+def _read_csv(path: Path, rating_set: RatingSet) -> RatingsAndNotes:
     if path.suffix.lower() not in {".csv", ".tsv"}:
         raise DataError(f"{path}: neither CSV (.csv, .tsv) nor a Label Studio export (.json).")
     rejects = Rejects()
@@ -320,7 +324,7 @@ def _read_csv(path: Path, rating_set: RatingSet) -> Said:
     first = next(rejects.rows(), None)
     if first:
         raise DataError(f"{first['where']}: {first['reason']}. Nothing was taken over.")
-    return Said(ratings, list(notes.values()))
+    return RatingsAndNotes(ratings, list(notes.values()))
 
 
 def _cell(row: Mapping[str, Any], column: str) -> str:

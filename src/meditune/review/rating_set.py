@@ -37,11 +37,11 @@ from meditune.data.row_decisions import VERDICTS, Verdict
 from meditune.errors import DataError, MedituneError
 from meditune.evaluate.predictions import examples_of, groups_of, path_of
 from meditune.files import (
-    holds,
+    is_result_of,
     numbered_jsonl,
     read_json,
     read_jsonl,
-    replacing_folder,
+    replace_folder,
     sha256,
     write_json,
     write_jsonl,
@@ -460,7 +460,7 @@ def write_set(
     made_from: Mapping[str, Any],
 ) -> None:
     """Leave a set in `folder`, whole or not at all; `items` stand there in the order that is given."""
-    with replacing_folder(folder) as partial:
+    with replace_folder(folder) as partial:
         write_json(partial / SET, {**settings, "shuffle": secrets.token_hex(8)})
         write_jsonl(partial / ITEMS, items, private=True)
         write_json(partial / KEY, {"made_from": made_from, "items": key}, private=True)
@@ -531,7 +531,7 @@ def create(
         "answers": digests(run),
     }
     chosen = random.Random(f"{seed}/review").sample(sorted(able), min(questions, len(able)))
-    if not holds(folder, KEY, made_from):
+    if not is_result_of(folder, KEY, made_from):
         rows, key = _blinded((examples[id], {model: answers[model][id] for model in MODELS}) for id in chosen)
         write_set(folder, {"task": RATE.name, "axes": axes, "raters": raters, "overlap": overlap}, rows, key, made_from)
     key_rows, _ = read_key(folder)

@@ -48,7 +48,7 @@ Key = TypeVar("Key", bound=Origin)
 
 
 @dataclass(frozen=True)
-class Rated(Generic[Key]):
+class RatedSet(Generic[Key]):
     """Ratings and notes of items and axes that the set has."""
 
     set: RatingSet
@@ -59,9 +59,9 @@ class Rated(Generic[Key]):
     settled: list[Rating]
     notes: list[Note]
 
-    def without(self, raters: Container[str]) -> Rated[Key]:
+    def without(self, raters: Container[str]) -> RatedSet[Key]:
         """As if these raters, by id, had said nothing in the first round."""
-        return Rated(
+        return RatedSet(
             self.set, self.key, self.made_from, self.raters,
             [rating for rating in self.first if rating.rater not in raters],
             self.settled,
@@ -69,20 +69,20 @@ class Rated(Generic[Key]):
         )  # fmt: skip
 
 
-def read_rated_as(folder: Path, task: Task, made: Callable[[dict[str, Any]], Key]) -> Rated[Key]:
+def read_rated_as(folder: Path, task: Task, made: Callable[[dict[str, Any]], Key]) -> RatedSet[Key]:
     """The set in `folder` with its ratings. Raises DataError where it isn't whole, or a set of another task."""
     rating_set, (key, made_from) = read_set(folder, task), read_key_as(folder, made)
     store = Store(folder)
     ratings = [each for each in store.ratings() if each.item in key and rating_set.axis(each.axis)]
     first, settled = ([each for each in ratings if each.round == number] for number in (RATING, ADJUDICATION))
     notes = [note for note in store.notes() if note.item in key]
-    return Rated(rating_set, key, made_from, store.raters(), first, settled, notes)
+    return RatedSet(rating_set, key, made_from, store.raters(), first, settled, notes)
 
 
 SEED = 17
 
 
-def agreement(axis: Axis, said: Sequence[Rating], rated: Rated[Key]) -> dict[str, Any]:
+def agreement(axis: Axis, said: Sequence[Rating], rated: RatedSet[Key]) -> dict[str, Any]:
     """alpha, fleiss (of the items that the commonest number of raters rated) and cohen for each pair of raters."""
     raters = [id for id in rated.raters if any(rating.rater == id for rating in said)]
     items = list(dict.fromkeys(rating.item for rating in said))
@@ -125,12 +125,12 @@ def seconds(ratings: Iterable[Rating]) -> float | None:
     return round(median(times), 1) if times else None
 
 
-def in_dispute(rated: Rated[Key]) -> list[Dispute]:
+def in_dispute(rated: RatedSet[Key]) -> list[Dispute]:
     """What raters disagree on, the most disputed first."""
     return disputed(rated.set.axes, rated.first, rated.notes if rated.set.task.edits else ())
 
 
-def disputes(rated: Rated[Key]) -> list[dict[str, Any]]:
+def disputes(rated: RatedSet[Key]) -> list[dict[str, Any]]:
     """The same in words."""
     rows = []
     for each in in_dispute(rated):
@@ -145,7 +145,7 @@ def disputes(rated: Rated[Key]) -> list[dict[str, Any]]:
     return rows
 
 
-def unfinished(rated: Rated[Key]) -> list[str]:
+def unfinished(rated: RatedSet[Key]) -> list[str]:
     """Who began and hasn't given every rating that was asked for."""
     remarks = []
     for id in dict.fromkeys(rating.rater for rating in rated.first):
@@ -160,7 +160,7 @@ def unfinished(rated: Rated[Key]) -> list[str]:
 ORIGINS = ("base", "tuned", "reference")
 
 
-def read_rated(folder: Path) -> Rated[Origin]:
+def read_rated(folder: Path) -> RatedSet[Origin]:
     """The rating set in `folder` with its ratings. Raises DataError where it isn't whole."""
     return read_rated_as(folder, RATE, origin_of)
 
@@ -215,7 +215,7 @@ def write_results(folder: Path) -> dict[str, Any]:
     return found
 
 
-def item_scores(rated: Rated[Origin]) -> dict[str, dict[str, float | None]]:
+def item_scores(rated: RatedSet[Origin]) -> dict[str, dict[str, float | None]]:
     """Item -> axis -> its score, 0 to 100: of the adjudicators where there are any, else the raters' mean."""
     words: dict[tuple[str, str], list[float]] = defaultdict(list)
     settled = {(rating.item, rating.axis) for rating in rated.settled if rating.option is not None}
@@ -231,7 +231,7 @@ def item_scores(rated: Rated[Origin]) -> dict[str, dict[str, float | None]]:
     }
 
 
-def overall(rated: Rated[Origin], scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
+def overall(rated: RatedSet[Origin], scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
     """Item -> the mean of its axes' scores; None where some axis has no rating at all."""
     asked = {(rating.item, rating.axis) for rating in (*rated.first, *rated.settled)}
     found: dict[str, float | None] = {}
@@ -242,7 +242,7 @@ def overall(rated: Rated[Origin], scores: Mapping[str, Mapping[str, float | None
     return found
 
 
-def _axis(axis: Axis, rated: Rated[Origin], scores: Mapping[str, float | None]) -> dict[str, Any]:
+def _axis(axis: Axis, rated: RatedSet[Origin], scores: Mapping[str, float | None]) -> dict[str, Any]:
     said = [rating for rating in rated.first if rating.axis == axis.name]
     origins = _origins(rated.key, scores)
     for name, row in origins.items():
@@ -316,7 +316,7 @@ def _means(sums: AnyArray) -> AnyArray:
     return sums[:, 0] / np.where(sums[:, 1], sums[:, 1], np.nan)
 
 
-def _remarks(rated: Rated[Origin]) -> list[str]:
+def _remarks(rated: RatedSet[Origin]) -> list[str]:
     """What one must know before one believes the figures."""
     remarks = unfinished(rated)
     run = Path(rated.made_from["run"])

@@ -45,14 +45,14 @@ DRAINED_BYTES, DRAIN_S = 16 * BODY_BYTES, 5.0
 """What is still read of a body that was refused: closed over unread data, a client sees a reset and not the reason."""
 
 
-class Name(BaseModel):
+class RaterBody(BaseModel):
     """Who begins to rate."""
 
     model_config = ConfigDict(extra="forbid")
     name: str = Field(min_length=1, max_length=80, pattern=r"\S")
 
 
-class Said(BaseModel):
+class RatingBody(BaseModel):
     """An option by its number, or None for "can't judge"."""
 
     model_config = ConfigDict(extra="forbid")
@@ -60,7 +60,7 @@ class Said(BaseModel):
     seconds: float = Field(0.0, ge=0, le=86_400, allow_inf_nan=False)
 
 
-class Written(BaseModel):
+class NoteBody(BaseModel):
     """What a rater wrote about an item."""
 
     model_config = ConfigDict(extra="forbid")
@@ -68,7 +68,7 @@ class Written(BaseModel):
     better: str = Field("", max_length=LONGEST_ANSWER)
 
 
-class Reviewing:
+class ReviewApp:
     """A set, its store, and the round that is served: with disputes, even none, the one that settles them."""
 
     def __init__(self, rating_set: RatingSet, store: Store, disputes: Sequence[Dispute] | None) -> None:
@@ -128,7 +128,7 @@ class Reviewing:
         return axis
 
 
-def app_for(here: Reviewing, hosts: set[str], token: str | None) -> FastAPI:
+def app_for(here: ReviewApp, hosts: set[str], token: str | None) -> FastAPI:
     """The application. Requests must name one of `hosts` (none given: any), and with a `token` bear it."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     rating_set, store = here.set, here.store
@@ -173,7 +173,7 @@ def app_for(here: Reviewing, hosts: set[str], token: str | None) -> FastAPI:
         }
 
     @app.post("/api/raters")
-    def begin(body: Name) -> dict[str, str]:
+    def begin(body: RaterBody) -> dict[str, str]:
         return {"rater": store.rater(body.name, joins=not here.adjudicating).id}
 
     @app.get("/api/work")
@@ -185,7 +185,7 @@ def app_for(here: Reviewing, hosts: set[str], token: str | None) -> FastAPI:
         return here.shown(here.item(item), rater)
 
     @app.put("/api/items/{item}/ratings/{axis}", status_code=204)
-    def rate(item: str, axis: str, body: Said, rater: known) -> None:
+    def rate(item: str, axis: str, body: RatingBody, rater: known) -> None:
         place = here.item(item).id, here.axis(axis, body.option).name
         store.save([Rating(rater.id, *place, body.option, body.seconds, round=here.round)])
 
@@ -194,7 +194,7 @@ def app_for(here: Reviewing, hosts: set[str], token: str | None) -> FastAPI:
         store.remove(rater.id, here.item(item).id, here.axis(axis).name, here.round)
 
     @app.put("/api/items/{item}/notes", status_code=204)
-    def write(item: str, body: Written, rater: known) -> None:
+    def write(item: str, body: NoteBody, rater: known) -> None:
         better = "" if rating_set.unchanged(here.item(item).id, body.better) else body.better
         store.save([], [Note(rater.id, item, body.comment, better, round=here.round)])
 
@@ -293,7 +293,7 @@ def serve(
     """
     import uvicorn
 
-    here = Reviewing(read_set(folder, task), Store(folder), disputes)
+    here = ReviewApp(read_set(folder, task), Store(folder), disputes)
     if here.adjudicating and not here.disputes:
         raise MedituneError(f"No answer in {folder} was judged differently by two raters: there is nothing to settle.")
     listening = _bound(host, port)

@@ -28,7 +28,7 @@ ON_TOPIC = 0.35
 
 
 @dataclass(frozen=True)
-class Noticed:
+class SuspicionSignal:
     """What a signal sees in a row."""
 
     score: float
@@ -36,7 +36,7 @@ class Noticed:
     why: str
 
 
-Signal = Callable[[Sequence[Example]], Mapping[str, Noticed]]
+Signal = Callable[[Sequence[Example]], Mapping[str, SuspicionSignal]]
 """From all rows to what is noticed in some of them, by id"""
 
 
@@ -52,7 +52,7 @@ class Suspicion:
 
 def suspicion(examples: Sequence[Example], signals: Mapping[str, Signal]) -> dict[str, Suspicion]:
     """By id, how suspicious each row is."""
-    noticed: dict[str, dict[str, Noticed]] = defaultdict(dict)
+    noticed: dict[str, dict[str, SuspicionSignal]] = defaultdict(dict)
     for name, signal in signals.items():
         for id, found in signal(examples).items():
             noticed[id][name] = found
@@ -65,7 +65,7 @@ def suspicion(examples: Sequence[Example], signals: Mapping[str, Signal]) -> dic
     }
 
 
-def unusual_length(examples: Sequence[Example]) -> dict[str, Noticed]:
+def unusual_length(examples: Sequence[Example]) -> dict[str, SuspicionSignal]:
     """Answers far shorter or longer than their source's, on a logarithmic scale."""
     lengths: dict[str, dict[str, float]] = defaultdict(dict)
     for each in examples:
@@ -79,11 +79,11 @@ def unusual_length(examples: Sequence[Example]) -> dict[str, Noticed]:
             away = abs(value - usual) / spread
             if away > FAR:
                 side = "short" if value < usual else "long"
-                found[id] = Noticed(min(0.6, (away - FAR) / 10), f"{side} for its source")
+                found[id] = SuspicionSignal(min(0.6, (away - FAR) / 10), f"{side} for its source")
     return found
 
 
-def off_topic(examples: Sequence[Example]) -> dict[str, Noticed]:
+def off_topic(examples: Sequence[Example]) -> dict[str, SuspicionSignal]:
     """Answers, and passages with them, that share few of the question's telling words."""
     found = {}
     for each in track(examples, "Comparing answers with questions", unit="rows"):
@@ -92,7 +92,7 @@ def off_topic(examples: Sequence[Example]) -> dict[str, Noticed]:
             continue
         share = asked.share_in(stems(each.answer, *(passage.text for passage in each.context)))
         if share < ON_TOPIC:
-            found[each.id] = Noticed(0.7 * (1 - share / ON_TOPIC), "shares few words with the question")
+            found[each.id] = SuspicionSignal(0.7 * (1 - share / ON_TOPIC), "shares few words with the question")
     return found
 
 
@@ -101,7 +101,7 @@ def stems(*texts: str) -> set[str]:
     return {token.stem for text in texts for token in tokens(text)}
 
 
-def unsupported(examples: Sequence[Example]) -> dict[str, Noticed]:
+def unsupported(examples: Sequence[Example]) -> dict[str, SuspicionSignal]:
     """Answers that their own passages don't bear out, as the faithfulness detector sees it."""
     found = {}
     for each in track(
@@ -110,11 +110,11 @@ def unsupported(examples: Sequence[Example]) -> dict[str, Noticed]:
         judged = detect(each.answer, Sources([passage.text for passage in each.context], each.question))
         if judged.score is not None and (judged.spans or not judged.faithful):
             why = judged.spans[0].why if judged.spans else "no passage bears it out"
-            found[each.id] = Noticed(0.8 * (1 - judged.score), why)
+            found[each.id] = SuspicionSignal(0.8 * (1 - judged.score), why)
     return found
 
 
-def contradicted(examples: Sequence[Example]) -> dict[str, Noticed]:
+def contradicted(examples: Sequence[Example]) -> dict[str, SuspicionSignal]:
     """Rows whose question is asked again with the same passages and answered otherwise."""
     asked: dict[tuple[str, str], list[Example]] = defaultdict(list)
     for each in examples:
@@ -125,13 +125,13 @@ def contradicted(examples: Sequence[Example]) -> dict[str, Noticed]:
         answers = {question_key(each.answer) for each in rows if each.answer}
         for each in rows:
             if len(decisions) > 1:
-                found[each.id] = Noticed(0.8, "the same question has another decision elsewhere")
+                found[each.id] = SuspicionSignal(0.8, "the same question has another decision elsewhere")
             elif len(answers) > 1:
-                found[each.id] = Noticed(0.3, "the same question has another answer elsewhere")
+                found[each.id] = SuspicionSignal(0.3, "the same question has another answer elsewhere")
     return found
 
 
-def repeated(examples: Sequence[Example]) -> dict[str, Noticed]:
+def repeated(examples: Sequence[Example]) -> dict[str, SuspicionSignal]:
     """Answers that stand under other questions, too."""
     said: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for each in examples:
@@ -142,7 +142,7 @@ def repeated(examples: Sequence[Example]) -> dict[str, Noticed]:
         others = len(questions) - 1
         where = "another question" if others == 1 else f"{others} other questions"
         for id in (id for ids in questions.values() for id in ids if others):
-            found[id] = Noticed(0.4, f"the same answer stands under {where}")
+            found[id] = SuspicionSignal(0.4, f"the same answer stands under {where}")
     return found
 
 
@@ -152,7 +152,9 @@ def flagged(records: Iterable[Mapping[str, Any]]) -> Signal:
     for record in records:
         if record["action"] == "flag":
             by_id[str(record["id"])].append(str(record["detail"] or record["rule"]))
-    return lambda examples: {each.id: Noticed(0.7, "; ".join(by_id[each.id])) for each in examples if each.id in by_id}
+    return lambda examples: {
+        each.id: SuspicionSignal(0.7, "; ".join(by_id[each.id])) for each in examples if each.id in by_id
+    }
 
 
 SIGNALS: dict[str, Signal] = {

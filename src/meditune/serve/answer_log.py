@@ -10,14 +10,14 @@ from meditune.errors import MedituneError
 from meditune.observability import LOGGER, where
 from meditune.serve.auth import Caller
 from meditune.serve.service import Service
-from meditune.serve.store_access import stored
+from meditune.serve.store_access import run_in_store_thread
 from meditune.store.answers import Answer
 
 URGENT_S, METRICS_S = 1.0, 5.0
 """How long urgent help, and an answer of which no text is kept, waits for the store at most"""
 
 
-async def keep(
+async def log_answer(
     service: Service,
     caller: Caller,
     id: str,
@@ -49,14 +49,14 @@ async def keep(
     )
     if with_text and outcome != "escalated":
         try:
-            await stored(service.answers.keep, row)
+            await run_in_store_thread(service.answers.keep, row)
         except MedituneError:
             service.metrics.store_failures.inc()
             raise
         return
     try:
         async with asyncio.timeout(URGENT_S if outcome == "escalated" else METRICS_S):
-            await stored(service.answers.keep, row)
+            await run_in_store_thread(service.answers.keep, row)
     except (MedituneError, OSError) as error:
         service.metrics.store_failures.inc()
         LOGGER.error("an answer wasn't kept in time", extra={"outcome": outcome} | where(error))

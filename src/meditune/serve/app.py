@@ -20,7 +20,7 @@ from meditune.prompts import LIMITS
 from meditune.serve import api_errors
 from meditune.serve.middleware import Guard
 from meditune.serve.routes import chat_completions, completions, health, pages, questions
-from meditune.serve.service import Service, beating
+from meditune.serve.service import Service, send_heartbeats
 
 PRUNE_EVERY_S = 6 * 3600.0
 OPEN = {"/healthz", "/readyz"}
@@ -73,7 +73,7 @@ def app_for(service: Service) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
-    beside = [asyncio.ensure_future(work(service)) for work in (_pruned, beating)]
+    beside = [asyncio.ensure_future(work(service)) for work in (_pruned, send_heartbeats)]
     try:
         yield
     finally:

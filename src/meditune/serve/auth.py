@@ -16,7 +16,7 @@ from fastapi import Request
 
 from meditune.serve.api_errors import SCOPE_KEY, ApiError, Trace, busy
 from meditune.serve.settings import Settings
-from meditune.serve.store_access import stored
+from meditune.serve.store_access import run_in_store_thread
 from meditune.store.api_keys import SCOPES, USUAL, Keys, Scope, Usage
 
 MOST_CALLERS = 10_000
@@ -113,7 +113,7 @@ class Caller:
     daily_tokens: int
 
 
-class Access:
+class Authenticator:
     """What a caller may do, by keys, rates and quotas."""
 
     def __init__(self, settings: Settings, keys: Keys | None, usage: Usage | None) -> None:
@@ -173,7 +173,7 @@ class Access:
     async def used(self, caller: Caller, tokens: int) -> None:
         """Count a finished request."""
         if self.usage and (caller.daily_tokens or caller.key):
-            await stored(self.usage.add, caller.name, tokens)
+            await run_in_store_thread(self.usage.add, caller.name, tokens)
 
     async def _by_key(self, request: Request, address: str) -> Caller:
         settings = self.settings
@@ -220,7 +220,7 @@ def allowed(scope: Scope, paying: bool = False) -> Callable[[Request], Awaitable
     """A dependency: the caller, if they may; `paying` requests count for rate and quota."""
 
     async def caller(request: Request) -> Caller:
-        access: Access = request.app.state.service.access
+        access: Authenticator = request.app.state.service.access
         found = await access.caller(request, scope)
         if paying:
             await access.pays(request, found)

@@ -26,7 +26,7 @@ class Turn:
     text: str
 
 
-class Prompts:
+class ChatPrompts:
     """Prompts in one model's tokens."""
 
     def __init__(self, tokenizer: Any, form: PromptFormat | None, context_tokens: int) -> None:

@@ -20,8 +20,8 @@ from meditune.prompts import LIMITS_LINE
 from meditune.serve.api_errors import SCOPE_KEY, ApiError, Trace
 from meditune.serve.auth import Caller
 from meditune.serve.schema import ChatBody
-from meditune.serve.service import Asks, Service
-from meditune.serve.streaming import while_there
+from meditune.serve.service import AnswersQuestions, Service
+from meditune.serve.streaming import cancel_on_disconnect
 
 ENDING = f"\n\n{LIMITS_LINE}"
 """What is said after every answer to a person"""
@@ -31,7 +31,7 @@ BEFORE = 4
 
 
 @dataclass(frozen=True)
-class Instead:
+class StandardReply:
     """An answer that no model wrote."""
 
     text: str
@@ -40,7 +40,7 @@ class Instead:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ChatQuestion:
     """What a person says, and the lengths of what stands around it."""
 
     message: str
@@ -54,7 +54,9 @@ class Asked:
     """Characters of earlier turns"""
 
 
-async def judged(request: Request, service: Service, assistant: Asks, caller: Caller, asked: Asked) -> Triage:
+async def triage_request(
+    request: Request, service: Service, assistant: AnswersQuestions, caller: Caller, asked: ChatQuestion
+) -> Triage:
     """Return what is to be done with a message, judged once and in its turn; the request counts for rate and quota.
 
     Raises ApiError: 429 where rate, quota or triage's queue are used up, and 400 where a text is too long. Urgent help
@@ -66,7 +68,7 @@ async def judged(request: Request, service: Service, assistant: Asks, caller: Ca
     begun = time.monotonic()
     message, before = _read(asked.message), [_read(each) for each in asked.before[-BEFORE:]]
     judge = partial(assistant.judge, message, before)
-    found = await while_there(request, service.triage.run(caller.name, len(message), judge))
+    found = await cancel_on_disconnect(request, service.triage.run(caller.name, len(message), judge))
     service.metrics.triage.observe(time.monotonic() - begun)
     if refusal and found.action != "urgent":
         raise refusal
@@ -96,7 +98,7 @@ def ending(body: ChatBody, raw: bool) -> str:
     return "" if raw or body.guided_choice or body.json_schema else ENDING
 
 
-def asked_in(body: ChatBody) -> Asked | None:
+def question_in(body: ChatBody) -> ChatQuestion | None:
     """What the person says in a chat; None where there is no message of theirs, so it is no chat."""
     turns = [message.turn() for message in body.messages]
     said = [turn.text for turn in turns if turn.role == "user"]
@@ -104,14 +106,14 @@ def asked_in(body: ChatBody) -> Asked | None:
         return None  # what makes a prompt of the chat says what is wrong with it
     context = sum(len(turn.text) for turn in turns if turn.role == "system")
     history = sum(len(turn.text) for turn in turns if turn.role != "system") - len(said[-1])
-    return Asked(said[-1], said[:-1], "messages", context, history)
+    return ChatQuestion(said[-1], said[:-1], "messages", context, history)
 
 
-def instead(found: Triage) -> Instead | None:
+def reply_instead(found: Triage) -> StandardReply | None:
     """What is said in the model's place: urgent help, a refusal, a bounded answer; None where the model may answer."""
     if found.action not in OUTCOMES:
         return None
-    return Instead(f"{found.text}{ENDING}", OUTCOMES[found.action])
+    return StandardReply(f"{found.text}{ENDING}", OUTCOMES[found.action])
 
 
 def _read(message: str) -> str:
@@ -121,7 +123,7 @@ def _read(message: str) -> str:
     return f"{message[:MOST_CHARACTERS]}\n{message[-LAST_CHARACTERS:]}"
 
 
-def _too_long(service: Service, trace: Trace, asked: Asked, found: Triage) -> ApiError:
+def _too_long(service: Service, trace: Trace, asked: ChatQuestion, found: Triage) -> ApiError:
     limit, length = service.settings.message_characters, len(asked.message)
     said = f"The message has {length:,} characters; this server takes at most {limit:,}."
     if found.action == "urgent":

@@ -23,16 +23,16 @@ from meditune.errors import MedituneError
 from meditune.observability import LOGGER
 from meditune.serve.admission import Admission, TriageQueue
 from meditune.serve.api_errors import ApiError
-from meditune.serve.auth import Access
-from meditune.serve.chat_prompts import Prompts
+from meditune.serve.auth import Authenticator
+from meditune.serve.chat_prompts import ChatPrompts
 from meditune.serve.metrics import Metrics
 from meditune.serve.settings import Settings
-from meditune.serve.store_access import Clock, stored
+from meditune.serve.store_access import Clock, run_in_store_thread
 from meditune.store.answers import Answers
 from meditune.store.overview import Notes
 
 if TYPE_CHECKING:
-    from meditune.serve.version_router import Releases
+    from meditune.serve.version_router import VersionRouter
 
 
 class Event(Protocol):
@@ -46,7 +46,7 @@ class Event(Protocol):
         """Ready for JSON."""
 
 
-class Asks(Protocol):
+class AnswersQuestions(Protocol):
     """Whatever answers a question with sources, citations and safety (assistant/assistant.py)."""
 
     def ask(
@@ -70,7 +70,7 @@ class Asks(Protocol):
         """What is done with a message before any model sees it."""
 
 
-class Embeds(Protocol):
+class EmbedsTexts(Protocol):
     """A sentence model."""
 
     @property
@@ -110,17 +110,17 @@ class Service:
 
     served: Served
     engine: Engine
-    prompts: Prompts
+    prompts: ChatPrompts
     settings: Settings
-    access: Access
+    access: Authenticator
     answers: Answers | None = None
-    assistant: Asks | None = None
-    embeds: Callable[[], Embeds] | None = None
+    assistant: AnswersQuestions | None = None
+    embeds: Callable[[], EmbedsTexts] | None = None
     """Opens the sentence model; it is kept after the first time"""
     embedding: str = ""
     """Its name"""
     metrics: Metrics = field(default_factory=Metrics)
-    releases: Releases | None = None
+    releases: VersionRouter | None = None
     """The registry whose versions are served, where it is one"""
     ready: bool = True
     started: float = field(default_factory=time.time)
@@ -192,8 +192,8 @@ class Service:
             LOGGER.warning("The clock jumped: what looks old is kept for a day yet")
             return 0
         if self.access.usage:
-            await stored(self.access.usage.prune, self.settings.keep_days)
-        return await stored(self.answers.prune, self.settings.keep_days)
+            await run_in_store_thread(self.access.usage.prune, self.settings.keep_days)
+        return await run_in_store_thread(self.answers.prune, self.settings.keep_days)
 
     @staticmethod
     def _last_sign(answers: Answers) -> float:
@@ -207,7 +207,7 @@ FORGOTTEN_S = 7 * 86_400.0
 """A server that was lost so long ago is news no more"""
 
 
-async def beating(service: Service) -> None:
+async def send_heartbeats(service: Service) -> None:
     """Write it again and again; when cancelled, take it out: this server has ended as it should."""
     if service.answers is None:
         return
@@ -217,9 +217,9 @@ async def beating(service: Service) -> None:
         while True:
             try:
                 if not cleared:
-                    await stored(_clear, notes, service.address)
+                    await run_in_store_thread(_clear, notes, service.address)
                     cleared = True
-                await stored(notes.put, name, facts(service))
+                await run_in_store_thread(notes.put, name, facts(service))
                 in_trouble = False
             except MedituneError as error:
                 if not in_trouble:

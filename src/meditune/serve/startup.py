@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from meditune.assistant.assistant import AssistantSettings, follow, open_assistant, open_index
+from meditune.assistant.assistant import AssistantSettings, follow_index, open_assistant, open_index
 from meditune.config.data_options import PromptFormat
 from meditune.config.training_options import ApiSpec
 from meditune.engines.engine import Engine
@@ -20,13 +20,13 @@ from meditune.model_registry import Registry, Version, is_registry
 from meditune.models.catalogue import SENTENCE_MODEL_INT8
 from meditune.prompts import load_format
 from meditune.retrieve.index import Index
-from meditune.serve.auth import Access
-from meditune.serve.chat_prompts import Prompts
+from meditune.serve.auth import Authenticator
+from meditune.serve.chat_prompts import ChatPrompts
 from meditune.serve.http_server import LOCAL, Place
 from meditune.serve.metrics import Metrics
-from meditune.serve.service import Embeds, Served, Service
+from meditune.serve.service import EmbedsTexts, Served, Service
 from meditune.serve.settings import Settings
-from meditune.serve.version_router import Parts, Releases, fingerprint
+from meditune.serve.version_router import VersionParts, VersionRouter, fingerprint
 from meditune.store.answers import Answers
 from meditune.store.api_keys import Keys, Usage
 from meditune.store.open_store import Place as StorePlace
@@ -34,7 +34,7 @@ from meditune.store.open_store import open_store
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ServerOptions:
     """What is to be served."""
 
     model: str
@@ -68,7 +68,7 @@ def lockout(settings: Settings, keys: Keys) -> str:
     return f"Nobody gets in yet: there is no usable key in {keys.base.place}. Make one: meditune keys create NAME"
 
 
-def open_service(wanted: Wanted, settings: Settings, store: StorePlace) -> Service:
+def open_service(wanted: ServerOptions, settings: Settings, store: StorePlace) -> Service:
     """Load everything. Raises DataError and ModelError where something can't be had."""
     base, metrics = open_store(store), Metrics()
     place = Path(wanted.model).expanduser()
@@ -78,13 +78,13 @@ def open_service(wanted: Wanted, settings: Settings, store: StorePlace) -> Servi
         """Opened once, after the first engine, which says whether torch is here."""
         return open_index(wanted.index) if wanted.index else None
 
-    def made(parts: Parts) -> Service:
+    def made(parts: VersionParts) -> Service:
         return Service(
             parts.served,
             parts.engine,
             parts.prompts,
             settings,
-            Access(settings, Keys(base), Usage(base)),
+            Authenticator(settings, Keys(base), Usage(base)),
             Answers(base),
             parts.assistant,
             metrics=metrics,
@@ -95,29 +95,29 @@ def open_service(wanted: Wanted, settings: Settings, store: StorePlace) -> Servi
     if is_registry(place):
         registry = Registry(place)
 
-        def load(found: Version) -> Parts:
+        def load(found: Version) -> VersionParts:
             known = replace(wanted, model=str(registry.place(found.id)), name=wanted.name or place.resolve().name)
             return _parts(known, settings, index, f"{found.id}-{found.weights}", lambda: False, metrics)
 
-        releases = Releases(registry, load, settings.follow_s)
+        releases = VersionRouter(registry, load, settings.follow_s)
         service, changed = releases.begin(made), releases.goes_over_to
     else:
         version = _version(place)
         service = made(_parts(wanted, settings, index, version, lambda: _version(place) != version, metrics))
         changed = service.goes_over_to
     if (opened := index()) is not None:
-        follow(opened, changed)
+        follow_index(opened, changed)
     return service
 
 
 def _parts(
-    wanted: Wanted,
+    wanted: ServerOptions,
     settings: Settings,
     index: Callable[[], Index | None],
     version: str,
     changed: Callable[[], bool],
     metrics: Metrics,
-) -> Parts:
+) -> VersionParts:
     """The model with its engine and assistant. `changed`: whether the model's files are others than at the start."""
     place = Path(wanted.model).expanduser()
     form = _format(place)
@@ -135,7 +135,7 @@ def _parts(
     # A model at another server comes back when that server does: to end this process would help nobody.
     restarts = None if wanted.url else settings.restarts
     engine = SupervisedEngine(opened, restarts, settings.stalled_s, metrics.engine_restarts.inc)
-    prompts = Prompts(engine.tokenizer, form, engine.context_tokens)
+    prompts = ChatPrompts(engine.tokenizer, form, engine.context_tokens)
     asked = AssistantSettings(country=wanted.country, elsewhere=_elsewhere(wanted.url))
     try:
         assistant = open_assistant(engine, place, form, index(), asked, {"model": version})
@@ -145,11 +145,11 @@ def _parts(
         raise
     name = wanted.name or _name(place, wanted.model)
     served = Served(name, version, int(time.time()), assistant.versions["index"])
-    return Parts(served, engine, prompts, assistant)
+    return VersionParts(served, engine, prompts, assistant)
 
 
 @cache
-def sentence_model() -> Embeds:
+def sentence_model() -> EmbedsTexts:
     """The sentence model in 8 bits, without torch. Raises ModelError where it can't be had."""
     from meditune.models import sentence_encoder_onnx
 

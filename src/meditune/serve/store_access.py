@@ -19,7 +19,7 @@ AT_ONCE = 16
 _THREADS = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="meditune-store")
 
 
-async def stored(call: Callable[Given, Result], *args: Given.args, **named: Given.kwargs) -> Result:
+async def run_in_store_thread(call: Callable[Given, Result], *args: Given.args, **named: Given.kwargs) -> Result:
     """What the call returns."""
     return await asyncio.get_running_loop().run_in_executor(_THREADS, lambda: call(*args, **named))
 

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from meditune.engines.engine import Engine, Finish, Job, Likely, Piece
+from meditune.engines.engine import Engine, Finish, GenerationChunk, GenerationRequest, TokenLogprob
 from meditune.errors import EngineUnavailableError, MedituneError, StoreError
 from meditune.observability import LOGGER, span, where
 from meditune.serve.answer_log import METRICS_S
@@ -32,12 +32,12 @@ Result = TypeVar("Result")
 HEARTBEAT_S = 15.0
 
 
-async def pieces(engine: Engine, job: Job) -> AsyncGenerator[Piece, None]:
+async def stream_chunks(engine: Engine, job: GenerationRequest) -> AsyncGenerator[GenerationChunk, None]:
     """What the engine delivers; the job is cancelled where the reader leaves. Raises what broke the job off."""
     loop = asyncio.get_running_loop()
-    came: asyncio.Queue[Piece] = asyncio.Queue()
+    came: asyncio.Queue[GenerationChunk] = asyncio.Queue()
 
-    def deliver(piece: Piece) -> None:
+    def deliver(piece: GenerationChunk) -> None:
         # The loop may have ended while the engine still finishes a step.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(came.put_nowait, piece)
@@ -55,7 +55,7 @@ async def pieces(engine: Engine, job: Job) -> AsyncGenerator[Piece, None]:
         running.cancel()
 
 
-async def while_there(request: Request, work: Awaitable[Result]) -> Result:
+async def cancel_on_disconnect(request: Request, work: Awaitable[Result]) -> Result:
     """The result of `work`, which is cancelled when the client leaves. Raises ClientGone then."""
     task = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_left(request.receive))
@@ -175,25 +175,27 @@ async def _left(receive: Receive) -> None:
 
 
 @dataclass
-class Written:
+class GeneratedText:
     """What an engine wrote."""
 
     prompt_tokens: int = 0
     text: str = ""
     tokens: int = 0
-    likely: list[Likely] = field(default_factory=list)
+    likely: list[TokenLogprob] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     finish: Finish = "stop"
 
 
 @asynccontextmanager
-async def turn(service: Service, caller: Caller, trace: Trace, needs_engine: bool = True) -> AsyncIterator[Written]:
+async def wait_for_turn(
+    service: Service, caller: Caller, trace: Trace, needs_engine: bool = True
+) -> AsyncIterator[GeneratedText]:
     """A place in the engine for the block, whose time is limited; what is noted in the result is counted.
 
     Raises ApiError 429 where there is no place, EngineUnavailableError where there is no engine, TimeoutError where the
     block takes too long.
     """
-    written, entered = Written(), False
+    written, entered = GeneratedText(), False
     if needs_engine:
         _refuse_without_engine(service)
     try:
@@ -234,14 +236,16 @@ def _refuse_without_engine(service: Service) -> None:
         raise failure
 
 
-async def written_pieces(service: Service, job: Job, into: Written, trace: Trace) -> AsyncGenerator[Piece, None]:
+async def generate_chunks(
+    service: Service, job: GenerationRequest, into: GeneratedText, trace: Trace
+) -> AsyncGenerator[GenerationChunk, None]:
     """A job's pieces, which are added up in `into`. Raises ApiError 503 where the engine broke the job off."""
     begun = time.monotonic()
     into.prompt_tokens += len(job.prompt)
     first = True
     with span("generate") as made:
         made.set_attribute("meditune.prompt_tokens", len(job.prompt))
-        async with aclosing(pieces(service.engine, job)) as coming:
+        async with aclosing(stream_chunks(service.engine, job)) as coming:
             async for piece in coming:
                 if first:
                     first = False
@@ -259,11 +263,11 @@ async def written_pieces(service: Service, job: Job, into: Written, trace: Trace
                     raise ApiError(503, "The server broke the answer off. Ask again.", "broken_off")
 
 
-async def whole(service: Service, job: Job, into: Written, trace: Trace) -> Written:
+async def generate_whole(service: Service, job: GenerationRequest, into: GeneratedText, trace: Trace) -> GeneratedText:
     """The job's answer, `into` being where it is counted too; the result is this job's alone."""
-    alone = Written()
+    alone = GeneratedText()
     try:
-        async with aclosing(written_pieces(service, job, alone, trace)) as coming:
+        async with aclosing(generate_chunks(service, job, alone, trace)) as coming:
             async for _ in coming:
                 pass
     finally:
@@ -282,17 +286,17 @@ def text_of(tokenizer: Any, token: int) -> str:
     return str(tokenizer.convert_ids_to_tokens(token)) if "�" in text or not text else text
 
 
-def named(tokenizer: Any, others: Mapping[int, float], likely: Likely) -> dict[str, float]:
+def named(tokenizer: Any, others: Mapping[int, float], likely: TokenLogprob) -> dict[str, float]:
     """The likeliest tokens by their text, with the one that was taken."""
     every = dict(others) | {likely.token: likely.logprob}
     ranked = sorted(every.items(), key=lambda entry: -entry[1])
     found: dict[str, float] = {}
     for token, logprob in ranked:
-        found.setdefault(text_of(tokenizer, token), finite(logprob))
+        found.setdefault(text_of(tokenizer, token), finite_logprob(logprob))
     return found
 
 
-def chat_token(tokenizer: Any, likely: Likely, top: int) -> ChatToken:
+def chat_token(tokenizer: Any, likely: TokenLogprob, top: int) -> ChatToken:
     """A token of a chat's answer with the `top` likeliest in its place."""
     ranked = sorted(likely.others.items(), key=lambda entry: -entry[1])[:top]
     return ChatToken(
@@ -301,11 +305,11 @@ def chat_token(tokenizer: Any, likely: Likely, top: int) -> ChatToken:
     )
 
 
-def finite(logprob: float) -> float:
+def finite_logprob(logprob: float) -> float:
     """A log-probability that JSON can spell."""
     return max(float(logprob), LEAST)
 
 
 def _told(tokenizer: Any, token: int, logprob: float) -> dict[str, Any]:
     text = text_of(tokenizer, token)
-    return {"token": text, "logprob": finite(logprob), "bytes": list(text.encode())}
+    return {"token": text, "logprob": finite_logprob(logprob), "bytes": list(text.encode())}

@@ -26,19 +26,19 @@ from typing import Any
 from fastapi import Request
 
 from meditune.assistant.triage import Triage
-from meditune.engines.engine import Engine, Job
+from meditune.engines.engine import Engine, GenerationRequest
 from meditune.errors import MedituneError
 from meditune.model_registry import Counts, Registry, Trial, Version, is_failing
 from meditune.models.catalogue import ADAPTER_FILE
 from meditune.observability import LOGGER, where
 from meditune.serve.api_errors import SCOPE_KEY, Trace
 from meditune.serve.auth import Caller
-from meditune.serve.chat_prompts import Prompts
+from meditune.serve.chat_prompts import ChatPrompts
 from meditune.serve.metrics import facts_of, outcome_of
 from meditune.serve.schema import AskBody
-from meditune.serve.service import Asks, Served, Service
-from meditune.serve.store_access import stored
-from meditune.serve.streaming import pieces
+from meditune.serve.service import AnswersQuestions, Served, Service
+from meditune.serve.store_access import run_in_store_thread
+from meditune.serve.streaming import stream_chunks
 from meditune.store.answers import SHADOW, Answer
 
 JUDGED = 1000
@@ -48,17 +48,17 @@ PAUSES = 12
 
 
 @dataclass(frozen=True)
-class Parts:
+class VersionParts:
     """A model that is open."""
 
     served: Served
     engine: Engine
-    prompts: Prompts
-    assistant: Asks
+    prompts: ChatPrompts
+    assistant: AnswersQuestions
 
 
 @dataclass(eq=False)
-class Live:
+class LiveVersion:
     """A version that is loaded."""
 
     id: str
@@ -71,21 +71,21 @@ class Live:
     retired: bool = False
 
 
-class Releases:
+class VersionRouter:
     """What of a registry is loaded, and who gets which version."""
 
     def __init__(
         self,
         registry: Registry,
-        load: Callable[[Version], Parts],
+        load: Callable[[Version], VersionParts],
         follow_s: float,
         told: Callable[[str], None] = LOGGER.error,
     ) -> None:
         """`told` hears of versions that can't be served, and of those that were rolled back."""
         self.registry, self._load, self._follow_s, self._told = registry, load, follow_s, told
         self._lock = threading.RLock()
-        self._current: Live | None = None
-        self._trial: tuple[Live, Trial] | None = None
+        self._current: LiveVersion | None = None
+        self._trial: tuple[LiveVersion, Trial] | None = None
         self._before = Counts()
         """Of the version before the current one; none where that was rolled back, as then nothing here is new"""
         self._refused: set[str] = set()
@@ -96,7 +96,7 @@ class Releases:
         self._wake, self._ended = threading.Event(), False
         self.service: Service | None = None
 
-    def begin(self, make: Callable[[Parts], Service]) -> Service:
+    def begin(self, make: Callable[[VersionParts], Service]) -> Service:
         """Load what the registry says, make the service of it, and follow the registry from now on.
 
         Raises DataError where no version can be served.
@@ -104,19 +104,19 @@ class Releases:
         found = self.registry.servable(self._told)
         self.service = service = make(self._load(found))
         service.releases = self
-        self._current = Live(found.id, self._view(service))
+        self._current = LiveVersion(found.id, self._view(service))
         self._sync()
         threading.Thread(target=self._followed, name="registry", daemon=True).start()
         return service
 
-    def enter(self, conversation: str) -> Live:
+    def enter(self, conversation: str) -> LiveVersion:
         """The version for a request of this conversation; every `enter` needs a `leave`."""
         with self._lock:
             live = self._chosen(conversation)
             live.users += 1
             return live
 
-    def shadow(self, conversation: str) -> Live | None:
+    def shadow(self, conversation: str) -> LiveVersion | None:
         """The version that answers this conversation unseen, if any; it needs a `leave`, too."""
         with self._lock:
             if self._trial is None or self._trial[1].mode != "shadow" or not _falls(conversation, self._trial[1]):
@@ -124,7 +124,7 @@ class Releases:
             self._trial[0].users += 1
             return self._trial[0]
 
-    def leave(self, live: Live, failed: bool | None) -> None:
+    def leave(self, live: LiveVersion, failed: bool | None) -> None:
         """A request has ended; None where it says nothing of the version."""
         with self._lock:
             live.users -= 1
@@ -154,10 +154,10 @@ class Releases:
             for live in self._loaded():
                 live.service.engine.close()
 
-    def _loaded(self) -> list[Live]:
+    def _loaded(self) -> list[LiveVersion]:
         return [live for live in (self._current, self._trial[0] if self._trial else None) if live]
 
-    def _chosen(self, conversation: str) -> Live:
+    def _chosen(self, conversation: str) -> LiveVersion:
         assert self._current is not None, "begin has loaded one"
         if self._trial and self._trial[1].mode == "canary" and _falls(conversation, self._trial[1]):
             return self._trial[0]
@@ -250,7 +250,7 @@ class Releases:
                 self._trial = (live, trial)
                 live.beside = replace(self._current.counts) if self._current else Counts()
 
-    def _opened(self, found: Version) -> Live:
+    def _opened(self, found: Version) -> LiveVersion:
         parts = self._load(found)
         assert self.service is not None, "begin has made it"
         view = self._view(self.service)
@@ -261,9 +261,9 @@ class Releases:
             parts.assistant,
         )
         view.tell_model(1)
-        return Live(found.id, view)
+        return LiveVersion(found.id, view)
 
-    def _install(self, live: Live) -> None:
+    def _install(self, live: LiveVersion) -> None:
         """Tell a version, while the lock is held, of an index that changed when it was loaded."""
         assert self.service is not None, "begin has made it"
         content = self.service.served.index
@@ -274,13 +274,13 @@ class Releases:
         """The service with a model of its own; all else is shared."""
         return copy.copy(service)
 
-    def _base_is(self, live: Live) -> None:
+    def _base_is(self, live: LiveVersion) -> None:
         """What isn't asked for a version's sake (names, the API's description) is told by the current one."""
         assert self.service is not None, "begin has made it"
         for name in ("served", "engine", "prompts", "assistant"):
             setattr(self.service, name, getattr(live.service, name))
 
-    def _retire(self, live: Live) -> None:
+    def _retire(self, live: LiveVersion) -> None:
         with self._lock:
             live.retired = True
             close = live.users == 0
@@ -288,13 +288,13 @@ class Releases:
         if close:
             _close(live)
 
-    def _is_failing(self, live: Live) -> bool:
+    def _is_failing(self, live: LiveVersion) -> bool:
         if self._trial and live is self._trial[0] and self._current:
             return is_failing(live.counts, self._current.counts.since(live.beside))
         judged = live is self._current and self._before.all > 0 and live.counts.all <= JUDGED
         return judged and is_failing(live.counts, self._before)
 
-    def _take_back(self, live: Live) -> None:
+    def _take_back(self, live: LiveVersion) -> None:
         """End the trial of a version that fails, or go back from it."""
         with self._lock:
             if live.id in self._refused:
@@ -325,7 +325,7 @@ def _falls(conversation: str, trial: Trial) -> bool:
     return int.from_bytes(digest[:8], "big") / 2**64 < trial.percent / 100
 
 
-def _close(live: Live) -> None:
+def _close(live: LiveVersion) -> None:
     threading.Thread(target=live.service.engine.close, name=f"close {live.id}", daemon=True).start()
 
 
@@ -364,7 +364,7 @@ def conversation_of(caller: Caller, first: str) -> str:
     return f"{caller.name}\n{first}"
 
 
-def chosen(request: Request, conversation: str) -> Service:
+def route_request(request: Request, conversation: str) -> Service:
     """The service with the version that this conversation gets, held until the request has ended."""
     service: Service = request.app.state.service
     releases = service.releases
@@ -392,7 +392,7 @@ Told = tuple[str, str, Mapping[str, Any]]
 def ask(service: Service, conversation: str, caller: Caller, id: str, body: AskBody, found: Triage) -> None:
     """Let the shadow answer a question that was judged, if there is a shadow and the server has room for it."""
 
-    async def told(live: Live) -> Told:
+    async def told(live: LiveVersion) -> Told:
         assistant = live.service.assistant
         assert assistant is not None, "the route has one"
         over = threading.Event()
@@ -425,13 +425,18 @@ def ask(service: Service, conversation: str, caller: Caller, id: str, body: AskB
 
 
 def chat(
-    service: Service, conversation: str, caller: Caller, id: str, question: str, job: Callable[[Service], Job]
+    service: Service,
+    conversation: str,
+    caller: Caller,
+    id: str,
+    question: str,
+    job: Callable[[Service], GenerationRequest],
 ) -> None:
     """Let the shadow go on with a chat; `job` makes what its engine is to do."""
 
-    async def told(live: Live) -> Told:
+    async def told(live: LiveVersion) -> Told:
         made, text, tokens = await asyncio.to_thread(job, live.service), "", 0
-        async with aclosing(pieces(live.service.engine, made)) as coming:
+        async with aclosing(stream_chunks(live.service.engine, made)) as coming:
             async for piece in coming:
                 text, tokens = text + piece.text, tokens + len(piece.tokens)
         return "answered", text.lstrip(), {"prompt_tokens": len(made.prompt), "completion_tokens": tokens}
@@ -440,7 +445,7 @@ def chat(
 
 
 def _start(
-    service: Service, conversation: str, caller: Caller, id: str, question: str, told: Callable[[Live], Any]
+    service: Service, conversation: str, caller: Caller, id: str, question: str, told: Callable[[LiveVersion], Any]
 ) -> None:
     live = service.releases.shadow(conversation) if service.releases else None
     if live is None:
@@ -451,7 +456,7 @@ def _start(
 
 
 async def _in_spare_place(
-    service: Service, live: Live, caller: Caller, id: str, question: str, told: Callable[[Live], Any]
+    service: Service, live: LiveVersion, caller: Caller, id: str, question: str, told: Callable[[LiveVersion], Any]
 ) -> None:
     """Let the shadow answer if a place is free that nobody waits for: who asks comes first."""
     releases = service.releases
@@ -469,7 +474,7 @@ async def _in_spare_place(
 
 
 async def _fails(
-    service: Service, live: Live, caller: Caller, id: str, question: str, told: Callable[[Live], Any]
+    service: Service, live: LiveVersion, caller: Caller, id: str, question: str, told: Callable[[LiveVersion], Any]
 ) -> bool:
     """Keep what the shadow says; whether it failed, which counts against it alone."""
     failed = True
@@ -490,7 +495,7 @@ async def _fails(
                 question if with_text else None,
                 text if with_text else None,
             )
-            await stored(service.answers.keep, row)
+            await run_in_store_thread(service.answers.keep, row)
     except (MedituneError, TimeoutError, RuntimeError, OSError) as error:
         LOGGER.warning("a shadow's answer failed", extra={"version": live.id, **where(error)})
     return failed

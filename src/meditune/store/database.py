@@ -148,7 +148,7 @@ VERSIONS = (
 )
 
 
-def bring_up(connection: Connection, found: int, place: str, postgres: bool) -> None:
+def migrate(connection: Connection, found: int, place: str, postgres: bool) -> None:
     """Take every step that is missing, in the transaction of this connection; nobody else may change the tables then.
 
     `found` is the version of a database that has no `versions` yet. Raises StoreError where it is a later one.
@@ -176,7 +176,7 @@ FILE = "meditune.sqlite"
 BUSY_S = 20.0
 
 
-class Base:
+class SQLiteDatabase:
     """The file in a folder (`database.Database`). Every call opens it for itself."""
 
     def __init__(self, folder: Path) -> None:
@@ -251,7 +251,7 @@ class Base:
             base.execute("PRAGMA foreign_keys = OFF")
             with _transaction(base):
                 (old,) = base.execute("PRAGMA user_version").fetchone()
-                bring_up(base, old, self.place, postgres=False)
+                migrate(base, old, self.place, postgres=False)
                 # Versions of Meditune that know no table of versions look here.
                 base.execute(f"PRAGMA user_version = {LATEST}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from meditune.store.database import FILE, Base, Database
+from meditune.store.database import FILE, Database, SQLiteDatabase
 from meditune.store.postgresql import SCHEMES, Postgres, without_password
 
 Place = str | Path
@@ -40,4 +40,4 @@ def folder_of(place: Place) -> Path:
 
 def open_store(place: Place) -> Database:
     """The store there, made where there is none. Raises StoreError where it can't be used."""
-    return Postgres(str(place)) if is_url(place) else Base(folder_of(place))
+    return Postgres(str(place)) if is_url(place) else SQLiteDatabase(folder_of(place))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from meditune.errors import StoreError, install_command
-from meditune.store.database import LATEST, Connection, Cursor, bring_up, refuse_later
+from meditune.store.database import LATEST, Connection, Cursor, migrate, refuse_later
 
 if TYPE_CHECKING:
     import psycopg
@@ -95,7 +95,7 @@ class Postgres:
             return
         with connection.raw.transaction():
             connection.execute(f"SELECT pg_advisory_xact_lock({MIGRATING})")
-            bring_up(connection, 0, self.place, postgres=True)
+            migrate(connection, 0, self.place, postgres=True)
 
     def _version(self, connection: Connection) -> int:
         (there,) = connection.execute("SELECT to_regclass('versions')").fetchone()

@@ -18,7 +18,7 @@ from meditune import distributed
 from meditune.config.recipe import Recipe, plain
 from meditune.config.training_options import CHANGES_NOTHING
 from meditune.errors import MedituneError
-from meditune.files import full_disk_said, read_json, read_jsonl, replacing_folder, write_json, write_jsonl
+from meditune.files import full_disk_message, read_json, read_jsonl, replace_folder, write_json, write_jsonl
 from meditune.models.fsdp import is_sharded, share
 from meditune.train.optimizer import empty_state
 from meditune.train.trainer import Step
@@ -33,13 +33,13 @@ def write(place: Path, log: Sequence[Step], tensors: dict[str, Any], recipe: Rec
     with ExitStack() as stack:
         partial = None
         if distributed.is_first():
-            stack.enter_context(full_disk_said(place))
-            partial = stack.enter_context(replacing_folder(place))
+            stack.enter_context(full_disk_message(place))
+            partial = stack.enter_context(replace_folder(place))
         if sharded:
             from torch.distributed.checkpoint.state_dict_saver import save
 
             # Returns in the first process when every other one has written its share.
-            save(tensors, checkpoint_id=distributed.told(str(partial)) + f"/{SHARDS}")
+            save(tensors, checkpoint_id=distributed.broadcast(str(partial)) + f"/{SHARDS}")
         if partial:
             if not sharded:
                 from safetensors.torch import save_file
@@ -60,7 +60,7 @@ def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str,
 
     Raises MedituneError where it is one of other settings.
     """
-    if not distributed.told((place / "state.json").is_file()):
+    if not distributed.broadcast((place / "state.json").is_file()):
         return None
     if not _is_of(recipe, read_json(place / "state.json")["recipe"]):
         raise MedituneError(

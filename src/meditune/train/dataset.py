@@ -42,7 +42,7 @@ def retrieved_facts(rows: Sequence[Row], folder: Path) -> dict[str, int]:
     }
 
 
-def retrieved_said(facts: dict[str, int]) -> str:
+def retrieved_described(facts: dict[str, int]) -> str:
     """The same in a sentence."""
     without = facts["examples"] - facts["right"]
     room = f" {facts['left_out']} passages had no room." if facts["left_out"] else ""
@@ -124,20 +124,20 @@ def _ends(item: Encoded) -> bool:
     return item.task == "answer" and not item.answer_cut
 
 
-def able(example: Example, tasks: Sequence[Task]) -> list[Task]:
+def supported_tasks(example: Example, tasks: Sequence[Task]) -> list[Task]:
     """The tasks that the example can teach."""
     return [task for task in tasks if (example.decision if task == "decision" else example.answer.strip())]
 
 
 def check_teaches(examples: Sequence[Example], tasks: Sequence[Task]) -> None:
     """Raise DataError where no example teaches any of the tasks; needs no tokenizer, so it can come first."""
-    if not any(able(example, tasks) for example in examples):
+    if not any(supported_tasks(example, tasks) for example in examples):
         others: list[Task] = [task for task in TASKS if task not in tasks]
         hint = f" --set 'train.tasks=[{others[0]}]' trains on what they have." if others else ""
-        raise DataError(f"None of the {len(examples)} training examples has {named(tasks)} to learn from.{hint}")
+        raise DataError(f"None of the {len(examples)} training examples has {task_names(tasks)} to learn from.{hint}")
 
 
-def named(tasks: Sequence[Task]) -> str:
+def task_names(tasks: Sequence[Task]) -> str:
     """Tasks inside a sentence: "an answer or a decision"."""
     return " or ".join({"answer": "an answer", "decision": "a decision"}[task] for task in tasks)
 
@@ -169,7 +169,7 @@ def encode(
     dropped = 0
     for example in examples:
         try:
-            mine = [encoder.supervised(example, task) for task in able(example, tasks)]
+            mine = [encoder.supervised(example, task) for task in supported_tasks(example, tasks)]
         except QuestionTooLongError:
             mine = []
         dropped += not mine
@@ -177,7 +177,7 @@ def encode(
     rows = [with_prompt(row) if prompts else row for row in rows_of(encoded)]
     if not rows:
         raise DataError(
-            f"None of the {len(examples)} training examples has {named(tasks)} to learn from that fits into "
+            f"None of the {len(examples)} training examples has {task_names(tasks)} to learn from that fits into "
             f"prompt.max_tokens={encoder.format.max_tokens}."
         )
     return rows, token_facts(rows, dropped)

@@ -19,7 +19,7 @@ from meditune.errors import DataError
 from meditune.models.load import LoadedModel
 from meditune.models.shared_prefix_batch import by_length
 from meditune.prompts import Encoder
-from meditune.train.dataset import TokenWeights, able, encode, named
+from meditune.train.dataset import TokenWeights, encode, supported_tasks, task_names
 from meditune.train.losses import loss_of_rows
 from meditune.train.optimizer import MasterOptimizer
 
@@ -28,7 +28,7 @@ Measure = Callable[[LoadedModel], float]
 HIGHER_IS_BETTER: frozenset[DevMetric] = frozenset({"accuracy", "macro_f1"})
 
 
-class DevWatch:
+class DevMonitor:
     """Takes the figures, keeps the best state's weights where the recipe wants them, and says when to stop."""
 
     def __init__(
@@ -115,7 +115,7 @@ def check_dev(splits: Splits, recipe: Recipe) -> None:
     metric = recipe.train.dev.metric
     if recipe.train.dev.is_on and not measured_on(splits.dev, recipe):
         raise DataError(
-            f"train.dev.metric {metric} needs {named(_tasks(recipe))} on the dev split, and none of its "
+            f"train.dev.metric {metric} needs {task_names(_tasks(recipe))} on the dev split, and none of its "
             f"{len(splits.dev)} examples has one. Take another metric, keep more examples with data.dev_share, or "
             "leave train.dev.patience and train.dev.keep_best out."
         )
@@ -123,7 +123,7 @@ def check_dev(splits: Splits, recipe: Recipe) -> None:
 
 def measured_on(examples: Sequence[Example], recipe: Recipe) -> list[Example]:
     """Those of the dev split that the recipe's metric says something of."""
-    return [example for example in examples if able(example, _tasks(recipe))]
+    return [example for example in examples if supported_tasks(example, _tasks(recipe))]
 
 
 def _tasks(recipe: Recipe) -> Any:

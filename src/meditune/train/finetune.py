@@ -26,9 +26,9 @@ from meditune.data.example import Example
 from meditune.data.preference.prepare_pairs import stored_pairs
 from meditune.data.splits import Splits
 from meditune.errors import MedituneError, ModelError
-from meditune.files import full_disk_said, replacing_folder, write_json
+from meditune.files import full_disk_message, replace_folder, write_json
 from meditune.models import torch_compile
-from meditune.models.adapters import is_adapter, make_trainable, merged, one_operation, parameter_counts
+from meditune.models.adapters import fuse_lora, is_adapter, make_trainable, merged, parameter_counts
 from meditune.models.catalogue import START
 from meditune.models.fsdp import is_sharded, shard, whole_weights
 from meditune.models.load import LoadedModel, device
@@ -39,13 +39,22 @@ from meditune.progress import clock
 from meditune.prompts import save_format
 from meditune.train import checkpoint
 from meditune.train.dataset import lengths, marked
-from meditune.train.early_stopping import DevWatch, Measure, dev_loss, measured_on
+from meditune.train.early_stopping import DevMonitor, Measure, dev_loss, measured_on
 from meditune.train.optimizer import state_bytes
 from meditune.train.preference import plan_pairs
 from meditune.train.regularization import EWC, L2SP, Penalty, StartingPoint, estimate
-from meditune.train.replay import rehearsed
+from meditune.train.replay import rehearsal_rows
 from meditune.train.trackers import followed
-from meditune.train.trainer import BreakdownError, LossGuard, Step, epoch_steps, mode, probe, start_alike, train
+from meditune.train.trainer import (
+    DivergenceError,
+    LossGuard,
+    Step,
+    broadcast_weights,
+    epoch_steps,
+    parallel_mode,
+    probe,
+    train,
+)
 from meditune.train.training_plan import Plan, base_records, plan
 
 
@@ -57,7 +66,7 @@ def fast_layers(model: Any, spec: TrainSpec, tokens: int, try_a_piece: Callable[
     them; compiling is tried on it. Raises ModelError where `train.compile` is on and can't be had.
     """
     with ExitStack() as fast:
-        fast.enter_context(one_operation(model))
+        fast.enter_context(fuse_lora(model))
         yield spec.compile != "off" and _compiled(model, spec, tokens, try_a_piece, fast)
 
 
@@ -68,7 +77,7 @@ def check_compile(recipe: Recipe) -> None:
     from meditune.models.load import device
 
     quantized, virtual = recipe.model.quantize != "none", recipe.model.strategy in VIRTUAL
-    if reason := torch_compile.why_never(quantized, virtual, device() == "cpu"):
+    if reason := torch_compile.why_unsupported(quantized, virtual, device() == "cpu"):
         raise _refused(reason)
 
 
@@ -78,7 +87,7 @@ def _refused(reason: str) -> ModelError:
 
 def _compiled(model: Any, spec: TrainSpec, tokens: int, try_a_piece: Callable[[], object], fast: ExitStack) -> bool:
     # DPO compares the model with itself before training, which the plain layers have measured.
-    if spec.compile == "auto" and (spec.objective != "sft" or not torch_compile.pays(model, tokens)):
+    if spec.compile == "auto" and (spec.objective != "sft" or not torch_compile.is_worthwhile(model, tokens)):
         return False
     from torch._dynamo.exc import TorchDynamoException
 
@@ -114,7 +123,7 @@ def fine_tune(
     All processes of a training call it with the same; the first writes.
     """
     started = time.monotonic()
-    how = mode(loaded.model, recipe)
+    how = parallel_mode(loaded.model, recipe)
     if how != "fsdp":
         loaded.model.to(device())
     dev = measured_on(splits.dev, recipe) if recipe.train.dev.is_on else []
@@ -133,7 +142,7 @@ def fine_tune(
         # Sharded layers are gathered by all processes at once, so no process computes a batch of its own.
         loaded.frozen.forget()
     elif how == "ddp":
-        start_alike([parameter for parameter in model.parameters() if parameter.requires_grad])
+        broadcast_weights([parameter for parameter in model.parameters() if parameter.requires_grad])
     if distributed.is_first():
         write_json(folder / "tokens.json", {"train": lengths(planned.rows)})
     penalties = _penalties(model, loaded, planned.pool, recipe.train)
@@ -179,7 +188,7 @@ def fine_tune(
     loaded.model = save_model(model, loaded, recipe, facts, folder / "model", shown)
     if distributed.is_first():
         shutil.rmtree(folder / checkpoint.FOLDER, ignore_errors=True)
-    distributed.wait()
+    distributed.barrier()
     return facts
 
 
@@ -219,7 +228,7 @@ def _write_model(
     elif base:
         # The adapter belongs to these weights, wherever a branch of the hub's moves to.
         model.peft_config["default"].revision = loaded.commit
-    with full_disk_said(folder), replacing_folder(folder) as partial, quiet_transformers():
+    with full_disk_message(folder), replace_folder(folder) as partial, quiet_transformers():
         model.save_pretrained(partial, state_dict=weights)
         loaded.tokenizer.save_pretrained(partial)
         save_format(recipe.prompt, partial)
@@ -237,7 +246,7 @@ def _trained(splits: Splits, recipe: Recipe, folder: Path, planned: Plan) -> lis
     """Every example that the model learnt from."""
     if recipe.train.objective != "sft":
         return [pair.example() for pair in stored_pairs(folder).train]
-    return [*splits.train, *rehearsed(recipe, planned.pool)]
+    return [*splits.train, *rehearsal_rows(recipe, planned.pool)]
 
 
 def peaks() -> dict[str, float]:
@@ -290,7 +299,7 @@ def _train_with_checkpoints(
     penalties: Sequence[Penalty],
     measure: Measure | None,
     dev: int,
-) -> tuple[list[Step], DevWatch | None]:
+) -> tuple[list[Step], DevMonitor | None]:
     place = folder / checkpoint.FOLDER
     found = checkpoint.read(place, model, recipe)
     log, resume = (found[0], (len(found[0]), found[1])) if found else ([], None)
@@ -301,9 +310,9 @@ def _train_with_checkpoints(
     watch = None
     if measure:
         trained, figure = replace(loaded, model=model), measure
-        watch = DevWatch(
+        watch = DevMonitor(
             recipe.train.dev,
-            lambda: distributed.told(figure(trained)),
+            lambda: distributed.broadcast(figure(trained)),
             epoch_steps(planned.epoch_rows, recipe.train),
             {step.step: step.dev for step in log if step.dev is not None},
         )
@@ -319,7 +328,7 @@ def _train_with_checkpoints(
             for step in steps:
                 log.append(step)
                 follow(step)
-    except BreakdownError as error:
+    except DivergenceError as error:
         raise MedituneError(
             f"Training broke down at step {error.step}: {error.what}. That step's rows: {', '.join(error.ids)}. "
             f"{place} holds the state before it. The same command goes on from there, which helps where the machine "

@@ -23,10 +23,10 @@ from meditune.config.recipe import Recipe
 from meditune.data import leakage
 from meditune.data.example import Example
 from meditune.errors import DataError, ModelError, RecipeError, Stopped
-from meditune.files import numbered_jsonl, read_json, replacing_folder, write_json, write_jsonl
-from meditune.models.api_client import ApiError, ApiModel, Client, echoless, of_chat
+from meditune.files import numbered_jsonl, read_json, replace_folder, write_json, write_jsonl
+from meditune.models.api_client import ApiError, ApiModel, Client, of_chat, without_echo
 from meditune.prompts import chat_messages, save_format
-from meditune.train.dataset import able
+from meditune.train.dataset import supported_tasks
 from meditune.train.model_card import hosted_model_card
 
 FOLDER = "api"
@@ -108,13 +108,13 @@ def follow(client: Client, job_id: str, poll_seconds: float) -> dict[str, Any]:
         job = client.get(f"{JOBS}/{job_id}")
         if job.get("status") != status:
             status = str(job.get("status"))
-            say(f"{job_id}: {status}")
+            report_event(f"{job_id}: {status}")
         fresh = [event for event in reversed(list(events(client, job_id, seen))) if event.get("message")]
         metrics = [event for event in fresh if event.get("type") == "metrics"]
         for event in fresh:
             # Of the steps since the last look, the latest says enough.
             if event not in metrics[:-1]:
-                say(f"  {event['message']}")
+                report_event(f"  {event['message']}")
         if status in ENDED:
             return job
         time.sleep(poll_seconds)
@@ -141,7 +141,7 @@ def events(client: Client, job_id: str, seen: set[str]) -> Iterator[dict[str, An
         after = {"after": data[-1]["id"]}
 
 
-def say(text: str) -> None:
+def report_event(text: str) -> None:
     """One line of progress."""
     print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)
 
@@ -158,7 +158,7 @@ def _upload(client: Client, state: State, folder: Path) -> str:
     found = find() if state.uploading else None
     state.uploading = True
     state.save(folder)
-    say(f"Uploading {folder / FOLDER / ROWS}")
+    report_event(f"Uploading {folder / FOLDER / ROWS}")
     return _id(found or client.upload(folder / FOLDER / ROWS, state.name, find), client)
 
 
@@ -182,7 +182,7 @@ def _create(client: Client, state: State, model: ApiModel, recipe: Recipe, folde
     found = find() if state.creating else None
     state.creating = True
     state.save(folder)
-    say(f"Creating the job: {model.name}, {recipe.train.epochs:g} epochs")
+    report_event(f"Creating the job: {model.name}, {recipe.train.epochs:g} epochs")
     return _id(found or client.create(JOBS, _request(state, model, recipe), find), client)
 
 
@@ -219,7 +219,7 @@ def _id(made: dict[str, Any], client: Client) -> str:
 
 def _ending(job: dict[str, Any], folder: Path) -> str:
     rows = (folder / FOLDER / ROWS).read_text(encoding="utf-8")
-    message = echoless(str((job.get("error") or {}).get("message") or ""), [rows]).rstrip(".")
+    message = without_echo(str((job.get("error") or {}).get("message") or ""), [rows]).rstrip(".")
     return f"{'was cancelled' if job['status'] == 'cancelled' else 'failed'}{f': {message}' if message else ''}."
 
 
@@ -250,7 +250,7 @@ def chats(examples: Sequence[Example], recipe: Recipe, model: ApiModel) -> tuple
     lengths: list[int] = []
     dropped = 0
     for example in examples:
-        for task in able(example, recipe.train.tasks):
+        for task in supported_tasks(example, recipe.train.tasks):
             target = str(example.decision) if task == "decision" else example.answer.strip()
             messages = chat_messages(recipe.prompt, example, task, model.system, target)
             length = of_chat(messages)
@@ -358,7 +358,7 @@ def fine_tune(
         **_seconds(job),
         **({"steps": steps[-1]["step"], "final_loss": steps[-1]["loss"]} if steps else {}),
     }
-    with replacing_folder(folder / "model") as partial:
+    with replace_folder(folder / "model") as partial:
         tuned.save(partial, model.name)
         save_format(recipe.prompt, partial)
         write_json(partial / "training.json", training)

@@ -21,7 +21,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from meditune.models.forward import Predicted
-from meditune.models.hidden_state_cache import FrozenLayers
+from meditune.models.hidden_state_cache import HiddenStateCache
 from meditune.models.shared_prefix_batch import Batch, Row
 
 PIECE = 256
@@ -42,7 +42,7 @@ def is_plain_head(model: Any) -> bool:
 
 
 def loss_of_rows(
-    model: Any, frozen: FrozenLayers, rows: Sequence[Row], weights: Sequence[float], pad_id: int
+    model: Any, frozen: HiddenStateCache, rows: Sequence[Row], weights: Sequence[float], pad_id: int
 ) -> tuple[Any, Batch]:
     """Sum over the rows' targets of weight * cross-entropy, and the batch that the rows made."""
     head = model.get_output_embeddings() if is_plain_head(model) else None
@@ -54,7 +54,9 @@ def loss_of_rows(
     return fused_loss(head, predicted.hidden, targets, weight), batch
 
 
-def losses_of_rows(model: Any, frozen: FrozenLayers, rows: Sequence[Row], pad_id: int) -> tuple[torch.Tensor, Batch]:
+def losses_of_rows(
+    model: Any, frozen: HiddenStateCache, rows: Sequence[Row], pad_id: int
+) -> tuple[torch.Tensor, Batch]:
     """(N,) cross-entropy of each of the rows' targets, FP32, and the batch that the rows made."""
     head = model.get_output_embeddings() if is_plain_head(model) else None
     batch, predicted = frozen.predict(model, rows, pad_id, logits=head is None)
@@ -187,7 +189,7 @@ class PairLoss:
         return [1.0]
 
     def __call__(
-        self, model: Any, frozen: FrozenLayers, rows: Sequence[Row], weights: Sequence[float], pad_id: int
+        self, model: Any, frozen: HiddenStateCache, rows: Sequence[Row], weights: Sequence[float], pad_id: int
     ) -> tuple[Any, Batch]:
         """Sum over the rows of weight * loss, and the batch that the rows made."""
         likelihoods, tokens, batch = log_likelihoods(model, frozen, rows, pad_id)
@@ -200,7 +202,7 @@ class PairLoss:
 
 
 def log_likelihoods(
-    model: Any, frozen: FrozenLayers, rows: Sequence[Row], pad_id: int
+    model: Any, frozen: HiddenStateCache, rows: Sequence[Row], pad_id: int
 ) -> tuple[torch.Tensor, torch.Tensor, Batch]:
     """(R, 2) summed log-likelihoods of R rows' two answers, end tokens included, their (R, 2) tokens, and the batch."""
     each, batch = losses_of_rows(model, frozen, rows, pad_id)

@@ -12,7 +12,7 @@ from meditune.errors import DataError
 
 
 @dataclass(frozen=True)
-class Mix:
+class SourceMix:
     """The rows of each source, how many of them an epoch takes, and what comes first in the first one.
 
     With `data.balance.weights` another kind of group stands where this speaks of sources.
@@ -40,7 +40,7 @@ class Mix:
 
         A source goes on where its last epoch ended, so that none of its rows comes a second time before all came once.
         """
-        streams = {name: endless(len(indices), f"{seed}/mix/{name}") for name, indices in self.rows.items()}
+        streams = {name: endless_order(len(indices), f"{seed}/mix/{name}") for name, indices in self.rows.items()}
         for number in itertools.count():
             left = count - number
             if left <= 0:
@@ -77,7 +77,7 @@ def mix_of(
     often: Mapping[str, float] | None = None,
     groups: Sequence[str] | None = None,
     by: str = "source",
-) -> Mix | None:
+) -> SourceMix | None:
     """The mix of rows with these sources, trained on for so many epochs; None where each row comes once, in any order.
 
     With a temperature T, a source of n rows gets a share that is proportional to n ** (1 / T) (Arivazhagan et al.
@@ -117,10 +117,10 @@ def mix_of(
         visits = _apportioned(weights, len(sources), limits)
     if not sum(visits.values()):
         raise DataError("train.mix.max_epochs leaves no row in an epoch. Give more of it, or fewer train.epochs.")
-    return Mix(rows, visits, ranks, order, frozenset(limits), by if often else "source")
+    return SourceMix(rows, visits, ranks, order, frozenset(limits), by if often else "source")
 
 
-def endless(count: int, seed: str) -> Iterator[int]:
+def endless_order(count: int, seed: str) -> Iterator[int]:
     """0 to `count` - 1 over and over, in a new order each time that follows from the seed."""
     for number in itertools.count():
         order = list(range(count))

@@ -10,7 +10,7 @@ from typing import Any
 from meditune.config.data_options import PromptFormat
 from meditune.config.recipe import Recipe
 from meditune.config.training_options import VIRTUAL, ModelSpec, Strategy
-from meditune.data.leakage import said
+from meditune.data.leakage import described
 from meditune.models.catalogue import CATALOGUE, PRUNED, BaseModel, public_name
 from meditune.models.load import locate
 from meditune.prompts import LIMITS
@@ -72,7 +72,7 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
 
 def measured(report: dict[str, Any]) -> list[str]:
     """The lines of a card with both models' figures."""
-    leaks = said(report["leakage"]) if report.get("leakage") else []
+    leaks = described(report["leakage"]) if report.get("leakage") else []
     loud = f"**Leakage: the figures below aren't those of unseen questions.** {' '.join(leaks)}"
     warning = [loud, ""] if leaks else []
     lines = [f"## Measured on {report['data']['test_set']}", "", *warning, "| metric | base | tuned | 95 % interval |"]

@@ -17,12 +17,19 @@ import torch
 
 from meditune.config.recipe import Recipe
 from meditune.data.example import Example
-from meditune.data.preference.prepare_pairs import PairSets, judged, paired, stored_pairs, usable, with_training_pairs
+from meditune.data.preference.prepare_pairs import (
+    PairSets,
+    pairs_of_sampled,
+    score_answer,
+    stored_pairs,
+    usable,
+    with_training_pairs,
+)
 from meditune.data.readers.tables import Rejects
 from meditune.data.splits import Splits
 from meditune.errors import DataError
 from meditune.files import read_jsonl, write_jsonl
-from meditune.models.generation import batch_size, sampled
+from meditune.models.generation import batch_size, sample_texts
 from meditune.models.load import LoadedModel
 from meditune.models.shared_prefix_batch import Row, by_length, rows_of_pairs
 from meditune.progress import Progress
@@ -31,7 +38,7 @@ from meditune.train.dataset import check_masks, token_facts
 from meditune.train.losses import PairLoss, Reference, log_likelihoods
 from meditune.train.replay import replay_rows
 from meditune.train.trainer import plan_steps
-from meditune.train.training_plan import Plan, visited
+from meditune.train.training_plan import Plan, visited_rows
 
 FILE = "samples.jsonl"
 """Lies beside what was measured and trained, so that a folder which has it takes no other settings"""
@@ -47,7 +54,7 @@ def pairs_of_own_answers(loaded: LoadedModel, splits: Splits, recipe: Recipe, fo
     path = folder / FILE
     if not path.is_file():
         write_jsonl(path, answers(loaded, examples, recipe))
-    pairs = paired(examples, read_jsonl(path), spec, rejects)
+    pairs = pairs_of_sampled(examples, read_jsonl(path), spec, rejects)
     if not pairs:
         raise DataError(
             f"{path}: none of {len(examples)} examples has two answers whose scores differ by "
@@ -78,13 +85,13 @@ def answers(loaded: LoadedModel, examples: Sequence[Example], recipe: Recipe) ->
         while order:
             size = batch_size(len(prompts[order[0]]), more, loaded.model)
             names, order = order[:size], order[size:]
-            written = sampled(loaded, [prompts[name] for name in names], more, spec.temperature)
+            written = sample_texts(loaded, [prompts[name] for name in names], more, spec.temperature)
             for name, ids in zip(names, written, strict=True):
                 texts[name].append((loaded.tokenizer.decode(ids, skip_special_tokens=True), ids[-1] == end))
             progress.advance(len(names))
     for example in examples:
         for text, ended in texts.get(example.id, []):
-            yield judged(example, text, ended)
+            yield score_answer(example, text, ended)
 
 
 REFERENCE = "reference.jsonl"
@@ -108,7 +115,7 @@ def plan_pairs(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path
     pool = replay_rows(loaded, recipe, splits, folder)
     check_masks([*rows, *pool])
     steps = plan_steps(len(rows), spec, recipe.seed)
-    loaded.frozen.group(visited(rows, steps), spec.micro_batch_tokens)
+    loaded.frozen.group(visited_rows(rows, steps), spec.micro_batch_tokens)
     known = _reference(loaded, rows, spec.micro_batch_tokens, folder) if spec.objective == "dpo" else None
     loss = PairLoss(spec.preference.beta, known)
     return Plan(

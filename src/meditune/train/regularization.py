@@ -28,7 +28,7 @@ import torch
 
 from meditune import distributed
 from meditune.errors import ModelError
-from meditune.models.hidden_state_cache import FrozenLayers
+from meditune.models.hidden_state_cache import HiddenStateCache
 from meditune.models.shared_prefix_batch import Row
 from meditune.progress import Progress
 from meditune.train.losses import loss_of_rows
@@ -127,7 +127,7 @@ class Fisher(NamedTuple):
     """Of each other parameter's shape, in its order"""
 
 
-def estimate(model: Any, pad_id: int, rows: Sequence[Row], frozen: FrozenLayers, start: StartingPoint) -> Fisher:
+def estimate(model: Any, pad_id: int, rows: Sequence[Row], frozen: HiddenStateCache, start: StartingPoint) -> Fisher:
     """Mean over the rows of (gradient of the row's summed loss)^2 / tokens, at the starting point.
 
     The gradient for W is built from a layer's inputs and its output's gradient (as g x^T summed over tokens), so W
@@ -153,7 +153,7 @@ def estimate(model: Any, pad_id: int, rows: Sequence[Row], frozen: FrozenLayers,
             model.zero_grad()
             progress.advance(1)
     for total in (*found.pairs, *found.others):
-        distributed.summed(total)
+        distributed.all_reduce_sum(total)
         total /= len(rows)
         if not torch.isfinite(total).all():
             raise ModelError(

@@ -28,18 +28,18 @@ from meditune.config.training_options import ReplaySpec, TrainSpec
 from meditune.data.example import Example
 from meditune.data.readers.medquad import read
 from meditune.data.readers.tables import Rejects
-from meditune.data.sources import locate
+from meditune.data.sources import locate_source
 from meditune.data.splits import Splits, question_key
 from meditune.errors import DataError
 from meditune.files import read_jsonl, read_text, write_jsonl
-from meditune.models.generation import sampled
+from meditune.models.generation import sample_texts
 from meditune.models.load import LoadedModel
 from meditune.models.quiet_libraries import quiet_transformers
 from meditune.models.shared_prefix_batch import Row, join, rows_of, windows
 from meditune.progress import Progress
 from meditune.prompts import Encoded, QuestionTooLongError
 from meditune.train.dataset import TokenWeights
-from meditune.train.mixing import endless
+from meditune.train.mixing import endless_order
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def plan_replay(
     Of `rows`, the first `spec.rows` are rehearsed, in a seeded order, all of them once before any comes again.
     """
     chosen = rows[: spec.rows]
-    stream = endless(len(chosen), f"{seed}/replay")
+    stream = endless_order(len(chosen), f"{seed}/replay")
     taken = itertools.accumulate((len(step) for step in steps), initial=0)
     due = [round(count * spec.share / (1 - spec.share)) for count in taken]
     counts = [after - before for before, after in itertools.pairwise(due)]
@@ -115,7 +115,7 @@ BATCH = 64
 """Texts written at once"""
 
 
-def write(loaded: LoadedModel, count: int, tokens: int, seed: int) -> Iterator[dict[str, Any]]:
+def write_replay_text(loaded: LoadedModel, count: int, tokens: int, seed: int) -> Iterator[dict[str, Any]]:
     """`count` texts of at most `tokens` tokens: `id`, `text`, token ids of the opening (`prompt`) and rest (`target`).
 
     The openings are cut to the length of the shortest, so that a batch needs no padding. A text that the model ends
@@ -124,19 +124,19 @@ def write(loaded: LoadedModel, count: int, tokens: int, seed: int) -> Iterator[d
     start = loaded.start_ids()
     openings = [loaded.tokenizer(text, add_special_tokens=False)["input_ids"] for text in OPENINGS]
     length = min(map(len, openings))
-    order = endless(len(openings), f"{seed}/openings")
+    order = endless_order(len(openings), f"{seed}/openings")
     torch.manual_seed(seed)
     with Progress("The base model writes", count, "texts") as progress:
         for first in range(0, count, BATCH):
             prompts = [[*start, *openings[index][:length]] for index in islice(order, min(BATCH, count - first))]
-            targets = sampled(loaded, prompts, tokens - len(prompts[0]))
+            targets = sample_texts(loaded, prompts, tokens - len(prompts[0]))
             for number, (prompt, target) in enumerate(zip(prompts, targets, strict=True), start=first):
                 text = loaded.tokenizer.decode([*prompt, *target], skip_special_tokens=True)
                 yield {"id": f"self-{number}", "text": text, "prompt": prompt, "target": target}
             progress.advance(len(prompts))
 
 
-def row(written: dict[str, Any]) -> Row:
+def replay_row(written: dict[str, Any]) -> Row:
     """A training row of one of `write`'s texts: only what the model wrote is trained on, not its opening."""
     return join([Encoded(written["id"], "answer", written["prompt"], written["target"], answer_cut=True)])
 
@@ -171,9 +171,9 @@ def replay_rows(loaded: LoadedModel, recipe: Recipe, splits: Splits, folder: Pat
         return []
     if spec.source == "self":
         if distributed.is_first() and not (folder / FILE).is_file():
-            write_jsonl(folder / FILE, write(loaded, count, spec.tokens, recipe.seed))
-        distributed.wait()
-        return [row(written) for written in read_jsonl(folder / FILE)]
+            write_jsonl(folder / FILE, write_replay_text(loaded, count, spec.tokens, recipe.seed))
+        distributed.barrier()
+        return [replay_row(written) for written in read_jsonl(folder / FILE)]
     if spec.source == "general":
         return general_rows(loaded, spec.tokens, count, recipe.seed)
     return _medical(loaded, recipe, splits, count)
@@ -195,7 +195,7 @@ def general_rows(loaded: LoadedModel, tokens: int, count: int, seed: int) -> lis
 def _medical(loaded: LoadedModel, recipe: Recipe, splits: Splits, count: int) -> list[Row]:
     encoder = loaded.encoder(recipe.prompt)
     found = list(read(_medquad(recipe), Rejects()))
-    free = rehearsable(found, splits, recipe.seed)
+    free = can_rehearse(found, splits, recipe.seed)
     rows: list[Row] = []
     long = 0
     for example in free:
@@ -220,7 +220,7 @@ def _medical(loaded: LoadedModel, recipe: Recipe, splits: Splits, count: int) ->
     return rows
 
 
-def rehearsed(recipe: Recipe, rows: Sequence[Row]) -> list[Example]:
+def rehearsal_rows(recipe: Recipe, rows: Sequence[Row]) -> list[Example]:
     """MedQuAD's pairs among the rows of `replay_rows`; none where these come from elsewhere."""
     if recipe.train.replay.source != "medical" or not rows:
         return []
@@ -228,7 +228,7 @@ def rehearsed(recipe: Recipe, rows: Sequence[Row]) -> list[Example]:
     return [example for example in read(_medquad(recipe), Rejects()) if example.id in chosen]
 
 
-def rehearsable(examples: list[Example], splits: Splits, seed: int) -> list[Example]:
+def can_rehearse(examples: list[Example], splits: Splits, seed: int) -> list[Example]:
     """The examples in a seeded order, but none that is trained on or has a group or question of dev or test."""
     held = [*splits.dev, *splits.test]
     groups = {(example.source, example.group) for example in held}
@@ -246,7 +246,7 @@ def rehearsable(examples: list[Example], splits: Splits, seed: int) -> list[Exam
 
 
 def _general_file() -> Path:
-    file = locate("wikitext-2", download=False) / GENERAL_FILE
+    file = locate_source("wikitext-2", download=False) / GENERAL_FILE
     if not file.is_file():
         raise DataError(
             f"{file}, WikiText-2's validation text, is missing. Put it there, or take other text: with "
@@ -256,4 +256,6 @@ def _general_file() -> Path:
 
 
 def _medquad(recipe: Recipe) -> Path:
-    return locate("medquad", next((source.path for source in recipe.data.sources if source.name == "medquad"), None))
+    return locate_source(
+        "medquad", next((source.path for source in recipe.data.sources if source.name == "medquad"), None)
+    )

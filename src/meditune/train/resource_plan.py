@@ -24,9 +24,9 @@ from torch.utils.flop_counter import flop_registry
 
 from meditune.config.recipe import Recipe
 from meditune.config.training_options import VIRTUAL, Quantize, Strategy
-from meditune.models.adapters import one_operation, parameter_counts
+from meditune.models.adapters import fuse_lora, parameter_counts
 from meditune.models.forward import virtual_tokens
-from meditune.models.hidden_state_cache import FrozenLayers, frozen_count
+from meditune.models.hidden_state_cache import HiddenStateCache, frozen_count
 from meditune.models.load import in_range, refuse_unreadable
 from meditune.models.shared_prefix_batch import Row, join, with_prompt
 from meditune.progress import Progress
@@ -46,7 +46,7 @@ from meditune.train.trainer import recompute_activations
 
 
 @dataclass(frozen=True)
-class Piece:
+class RehearsedBatch:
     """What one forward and backward pass takes."""
 
     tokens: int
@@ -65,7 +65,7 @@ def longest_rows(recipe: Recipe) -> list[Row]:
     return [row] * max(1, recipe.train.micro_batch_tokens // len(row))
 
 
-def rehearse(model: Any, recipe: Recipe) -> Piece:
+def rehearse_batch(model: Any, recipe: Recipe) -> RehearsedBatch:
     """Run the largest piece of a step on `model`, which must lie on the meta device and be trainable.
 
     Gradients are there from earlier pieces where a step has several.
@@ -76,16 +76,16 @@ def rehearse(model: Any, recipe: Recipe) -> Piece:
         recompute_activations(model)
     model.train()
     count = 0 if virtual_tokens(model) else frozen_count(model, recipe.model.top_layers)
-    frozen = FrozenLayers(model, count)
+    frozen = HiddenStateCache(model, count)
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
     weights = [1.0] * sum(len(row.targets) for row in rows)
-    with one_operation(model), _Watched() as watched:
+    with fuse_lora(model), _Watched() as watched:
         loss, _ = loss_of_rows(model, frozen, rows, weights, 0)
         loss.backward()
     for parameter in model.parameters():
         parameter.grad = None
-    return Piece(tokens, watched.peak, watched.flops)
+    return RehearsedBatch(tokens, watched.peak, watched.flops)
 
 
 IN_PLACE = {torch.ops.aten.addmm_: torch.ops.aten.addmm}
@@ -151,7 +151,7 @@ class Memory:
         return self.weights + self.training + self.piece + self.process
 
 
-def peak_of(model: Any, piece: Piece, recipe: Recipe, on_gpu: bool) -> Memory:
+def peak_of(model: Any, piece: RehearsedBatch, recipe: Recipe, on_gpu: bool) -> Memory:
     """The peak of training `model` (on the meta device) by the recipe, of a backward pass or an optimizer's step.
 
     Data, replay's and EWC's own needs, and measuring aren't in it.
@@ -235,7 +235,7 @@ def estimate(recipe: Recipe, config: Any, target: Target) -> Estimate:
     attention = "eager" if recipe.model.attention == "eager" else target.attention
     dtype = in_range(target.dtype, config) if recipe.model.dtype == "auto" else target.dtype
     model = on_meta(config, recipe.model, dtype, attention)
-    piece = rehearse(model, recipe)
+    piece = rehearse_batch(model, recipe)
     memory = peak_of(model, piece, recipe, target.device == "cuda")
     speed = target.flops * UTILIZATION[target.device] / (piece.flops / piece.tokens)
     share = memory.total / (target.memory_gb * 1e9)

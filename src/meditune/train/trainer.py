@@ -28,13 +28,13 @@ from meditune.config.recipe import Recipe
 from meditune.config.training_options import TrainSpec
 from meditune.hardware import memory_gb, used_gb
 from meditune.models.fsdp import is_sharded
-from meditune.models.hidden_state_cache import FrozenLayers
+from meditune.models.hidden_state_cache import HiddenStateCache
 from meditune.models.quiet_libraries import quiet_transformers
 from meditune.models.shared_prefix_batch import Batch, Row, by_length
 from meditune.progress import Progress
-from meditune.train.early_stopping import DevWatch
+from meditune.train.early_stopping import DevMonitor
 from meditune.train.losses import loss_of_rows
-from meditune.train.mixing import Mix
+from meditune.train.mixing import SourceMix
 from meditune.train.optimizer import STATE_BYTES, MasterOptimizer, learning_rate
 from meditune.train.regularization import Penalty
 from meditune.train.replay import Replay
@@ -50,7 +50,7 @@ STREAK = 5
 """Steps in a row that are an explosion."""
 
 
-class BreakdownError(Exception):
+class DivergenceError(Exception):
     """Training can't go on; the last checkpoint is of the state before `step`."""
 
     def __init__(self, step: int, what: str, ids: Sequence[str]) -> None:
@@ -152,7 +152,7 @@ ROOM = 0.5
 """Weights and optimizer may take this share of a process's memory before they are spread; activations need the rest."""
 
 
-def mode(model: Any, recipe: Recipe) -> Literal["one", "ddp", "fsdp"]:
+def parallel_mode(model: Any, recipe: Recipe) -> Literal["one", "ddp", "fsdp"]:
     """How the processes share the work: one alone, each with whole weights, or each with a share of them."""
     if distributed.world() == 1:
         return "one"
@@ -165,7 +165,7 @@ def mode(model: Any, recipe: Recipe) -> Literal["one", "ddp", "fsdp"]:
     )
     needed = weights + (trained if recipe.model.strategy == "full" else 0)
     too_large = needed > ROOM * _memory() and not recipe.needs_whole_weights
-    return "fsdp" if distributed.told(too_large) else "ddp"
+    return "fsdp" if distributed.broadcast(too_large) else "ddp"
 
 
 def _memory() -> float:
@@ -175,7 +175,7 @@ def _memory() -> float:
     return memory_gb()[0] * 1e9 / distributed.local_world()
 
 
-class Piece(NamedTuple):
+class RowShare(NamedTuple):
     """Rows of one forward and backward pass."""
 
     indices: list[int]
@@ -183,29 +183,29 @@ class Piece(NamedTuple):
     """Computed for nothing, with weights of zero, because sharded layers are gathered by all processes at once"""
 
 
-def dealt(rows: Sequence[Row], max_tokens: int, lockstep: bool) -> list[Piece]:
+def deal_rows(rows: Sequence[Row], max_tokens: int, lockstep: bool) -> list[RowShare]:
     """This process's share of the rows, about as many tokens as any other's, in pieces of at most `max_tokens` tokens.
 
     With `lockstep` every process gets the same number of pieces.
     """
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
 
-    def pieces_of(rank: int) -> list[Piece]:
+    def pieces_of(rank: int) -> list[RowShare]:
         mine = order[rank :: distributed.world()]
         grouped = by_length([rows[index] for index in mine], max_tokens)
-        return [Piece([mine[index] for index in group]) for group in grouped]
+        return [RowShare([mine[index] for index in group]) for group in grouped]
 
     pieces = pieces_of(distributed.rank())
     if lockstep:
         most = max(len(pieces_of(rank)) for rank in range(distributed.world()))
-        pieces += [Piece(order[-1:], idle=True)] * (most - len(pieces))
+        pieces += [RowShare(order[-1:], idle=True)] * (most - len(pieces))
     return pieces
 
 
-def start_alike(parameters: Sequence[torch.nn.Parameter]) -> None:
+def broadcast_weights(parameters: Sequence[torch.nn.Parameter]) -> None:
     """Give every process the first one's values; what a prefix begins with isn't rounded alike on all machines."""
     for parameter in parameters:
-        distributed.copied(parameter.data)
+        distributed.broadcast_tensor(parameter.data)
 
 
 def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
@@ -214,7 +214,7 @@ def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
         return
     for bucket in _buckets(parameters):
         gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in bucket]
-        flat = distributed.summed(torch.cat([gradient.flatten().float() for gradient in gradients]))
+        flat = distributed.all_reduce_sum(torch.cat([gradient.flatten().float() for gradient in gradients]))
         for parameter, piece in zip(bucket, flat.split([each.numel() for each in bucket]), strict=True):
             parameter.grad = piece.view_as(parameter).to(parameter.dtype)
 
@@ -261,11 +261,11 @@ class Weights(Protocol):
         """One weight for each of the row's targets, or whatever else the loss adds up over."""
 
 
-LossOfRows = Callable[[Any, FrozenLayers, Sequence[Row], Sequence[float], int], tuple[Any, Batch]]
+LossOfRows = Callable[[Any, HiddenStateCache, Sequence[Row], Sequence[float], int], tuple[Any, Batch]]
 """As `loss_of_rows`: from model, frozen layers, rows, their weights and the pad id to a weighted sum, and the batch."""
 
 
-def plan_steps(count: int, spec: TrainSpec, seed: int, mix: Mix | None = None) -> list[list[int]]:
+def plan_steps(count: int, spec: TrainSpec, seed: int, mix: SourceMix | None = None) -> list[list[int]]:
     """Indices of the examples of every optimizer step, from a seeded shuffle of each epoch.
 
     A step takes at most batch_size * accumulation examples. All steps of an epoch have equal sizes, up to one example:
@@ -302,15 +302,15 @@ def train(
     weights: Weights,
     spec: TrainSpec,
     seed: int,
-    frozen: FrozenLayers,
+    frozen: HiddenStateCache,
     resume: tuple[int, dict[str, torch.Tensor]] | None = None,
     checkpoint: Callable[[int, dict[str, torch.Tensor]], None] | None = None,
-    mix: Mix | None = None,
+    mix: SourceMix | None = None,
     replay: Replay | None = None,
     penalties: Sequence[Penalty] = (),
     loss_of: LossOfRows = loss_of_rows,
     guard: LossGuard | None = None,
-    watch: DevWatch | None = None,
+    watch: DevMonitor | None = None,
 ) -> Iterator[Step]:
     """Train in place and yield each step.
 
@@ -343,9 +343,9 @@ def train(
     lockstep = is_sharded(model)
     guard = guard or LossGuard()
 
-    def broken(number: int, what: str) -> BreakdownError:
+    def broken(number: int, what: str) -> DivergenceError:
         read = [rows[index] for index in steps[number]] + (replay.step(number) if replay else [])
-        return BreakdownError(number + 1, what, [row.encoded[0].id for row in read])
+        return DivergenceError(number + 1, what, [row.encoded[0].id for row in read])
 
     def save(number: int) -> None:
         if checkpoint:
@@ -368,11 +368,11 @@ def train(
             supervised = sum(len(row.targets) for row in parts[0].rows)
             mine = []
             for part in parts:
-                pieces = dealt(part.rows, spec.micro_batch_tokens, lockstep)
+                pieces = deal_rows(part.rows, spec.micro_batch_tokens, lockstep)
                 mine.append(
                     _gather_gradients(model, pad_id, part, pieces, whole, frozen, progress, loss_of, optimizer.scale)
                 )
-            losses = distributed.summed(torch.tensor(mine, dtype=torch.float64)).tolist()
+            losses = distributed.all_reduce_sum(torch.tensor(mine, dtype=torch.float64)).tolist()
             if not lockstep:
                 sum_gradients(trainable)
             progress.advance(
@@ -432,7 +432,7 @@ def probe(
     rows: Sequence[Row],
     weights: Weights,
     spec: TrainSpec,
-    frozen: FrozenLayers,
+    frozen: HiddenStateCache,
     loss_of: LossOfRows = loss_of_rows,
 ) -> float:
     """Tokens per second of one piece of training on the longest rows, which also shows the most memory it will take.
@@ -443,13 +443,13 @@ def probe(
     _ready(model, spec, frozen)
     started = time.monotonic()
     with Progress("Trying one piece", None, unit="tokens") as progress:
-        piece = Piece(list(range(len(longest.rows))))
+        piece = RowShare(list(range(len(longest.rows))))
         _gather_gradients(model, pad_id, longest, [piece], longest.whole, frozen, progress, loss_of)
     model.zero_grad()
     return distributed.world() * sum(map(len, longest.rows)) / (time.monotonic() - started)
 
 
-def _ready(model: Any, spec: TrainSpec, frozen: FrozenLayers) -> None:
+def _ready(model: Any, spec: TrainSpec, frozen: HiddenStateCache) -> None:
     already = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
     if spec.gradient_checkpointing and not already:
         recompute_activations(model)
@@ -486,9 +486,9 @@ def _gather_gradients(
     model: Any,
     pad_id: int,
     part: _Weighed,
-    pieces: Sequence[Piece],
+    pieces: Sequence[RowShare],
     whole: float,
-    frozen: FrozenLayers,
+    frozen: HiddenStateCache,
     progress: Progress,
     loss_of: LossOfRows,
     scale: float = 1.0,

@@ -16,13 +16,13 @@ from typing import Any
 
 from meditune import distributed
 from meditune.config.recipe import Recipe
-from meditune.data.balance import check_weights, heaviest
+from meditune.data.balance import check_weights, weight_group
 from meditune.data.example import Example
-from meditune.data.leakage import Record, carry, read_record
+from meditune.data.leakage import Record, copy_record, read_record
 from meditune.data.retrieved_passages import in_training
 from meditune.data.splits import Splits
 from meditune.errors import DataError, ModelError
-from meditune.files import full_disk_said, read_json, replacing_folder, sha256, write_json
+from meditune.files import full_disk_message, read_json, replace_folder, sha256, write_json
 from meditune.models.catalogue import ADAPTER_FILE, MERGED, START
 from meditune.models.load import LoadedModel, load, locate
 from meditune.models.merging import is_virtual
@@ -38,12 +38,12 @@ from meditune.train.dataset import (
     check_teaches,
     encode,
     marked,
+    retrieved_described,
     retrieved_facts,
-    retrieved_said,
 )
 from meditune.train.early_stopping import check_dev
 from meditune.train.losses import loss_of_rows
-from meditune.train.mixing import Mix, mix_of
+from meditune.train.mixing import SourceMix, mix_of
 from meditune.train.replay import Replay, check_source, plan_replay, replay_rows
 from meditune.train.trainer import LossOfRows, Weights, plan_steps
 
@@ -88,7 +88,7 @@ def facts(parts: Sequence[Part]) -> list[dict[str, Any]]:
     return [asdict(part) | _shares(part, parts) for part in parts]
 
 
-def said(parts: Sequence[Part]) -> list[str]:
+def plan_lines(parts: Sequence[Part]) -> list[str]:
     """The parts in words, a line each."""
     return [
         f"{part.source}: {part.visits:,} rows ({shares['passes']:g} passes over its {part.rows:,}), {part.tokens:,} "
@@ -166,7 +166,7 @@ def starting_point(recipe: Recipe, folder: Path) -> str:
     All processes must call; the first makes it, because they share the run's folder.
     """
     name = _made(recipe, folder) if distributed.is_first() else ""
-    return str(folder / START) if distributed.told(name == str(folder / START)) else recipe.model.reference
+    return str(folder / START) if distributed.broadcast(name == str(folder / START)) else recipe.model.reference
 
 
 def _made(recipe: Recipe, folder: Path) -> str:
@@ -181,12 +181,12 @@ def _made(recipe: Recipe, folder: Path) -> str:
     if (copy / MERGED).is_file() and read_json(copy / MERGED).get("made_from") == origin:
         return str(copy)
     loaded = load(name, recipe.model)
-    with full_disk_said(copy), replacing_folder(copy) as partial, quiet_transformers():
+    with full_disk_message(copy), replace_folder(copy) as partial, quiet_transformers():
         loaded.model.save_pretrained(partial)
         loaded.tokenizer.save_pretrained(partial)
         save_format(loaded.form or recipe.prompt, partial)
         write_json(partial / MERGED, {"made_from": origin})
-        carry(place, partial)
+        copy_record(place, partial)
     return str(copy)
 
 
@@ -197,7 +197,7 @@ class Plan:
     rows: list[Row]
     fitted: TokenFacts
     weights: Weights
-    mix: Mix | None
+    mix: SourceMix | None
     steps: list[list[int]]
     """As `plan_steps` gives them"""
     pool: list[Row]
@@ -235,7 +235,7 @@ class Plan:
 
     def lines(self, tokenizer: Any) -> list[str]:
         """How sources are mixed and what is rehearsed, for people to check before the first step."""
-        found = [retrieved_said(self.further["retrieved"])] if "retrieved" in self.further else []
+        found = [retrieved_described(self.further["retrieved"])] if "retrieved" in self.further else []
         if self.mix:
             by = "" if self.mix.by == "source" else f" by {self.mix.by.replace('_', ' ')}"
             found.append(f"Of an epoch's {self.mix.size} rows{by}: {self.mix.said()}.")
@@ -247,7 +247,7 @@ class Plan:
             ]
         parts = self._mixture() if self.sources else []
         if len(parts) > 1:
-            found += ["What the whole training reads:", *(f"    {line}" for line in said(parts))]
+            found += ["What the whole training reads:", *(f"    {line}" for line in plan_lines(parts))]
         return found
 
     def _mixture(self, done: int | None = None) -> list[Part]:
@@ -270,7 +270,7 @@ def check(splits: Splits, recipe: Recipe) -> None:
     check_dev(splits, recipe)
 
 
-def visited(rows: Sequence[Row], steps: Sequence[Sequence[int]]) -> list[Row]:
+def visited_rows(rows: Sequence[Row], steps: Sequence[Sequence[int]]) -> list[Row]:
     """The rows that any of the steps reads, in their order."""
     return [rows[index] for index in sorted({index for step in steps for index in step})]
 
@@ -285,7 +285,7 @@ def plan(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> P
     examples = {example.id: example for example in splits.train}
     mine = [examples[row.encoded[0].id] for row in rows]
     sources, balance = [example.source for example in mine], recipe.data.balance
-    groups = [heaviest(example, balance) for example in mine] if balance.weights else sources
+    groups = [weight_group(example, balance) for example in mine] if balance.weights else sources
     mix = mix_of(
         *(sources, spec.mix, spec.epochs, [len(row) for row in rows], [len(row.targets) for row in rows]),
         *(balance.weights, groups, str(balance.by)),
@@ -295,8 +295,8 @@ def plan(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> P
     weights = TokenWeights(splits.train, rows, spec, often)
     steps = plan_steps(len(rows), spec, recipe.seed, mix)
     replay = plan_replay(pool, steps, weights, spec.replay, recipe.seed) if spec.replay.share else None
-    rehearsed = visited(replay.rows, replay.steps) if replay else []
-    loaded.frozen.group([*visited(rows, steps), *rehearsed], spec.micro_batch_tokens)
+    rehearsed = visited_rows(replay.rows, replay.steps) if replay else []
+    loaded.frozen.group([*visited_rows(rows, steps), *rehearsed], spec.micro_batch_tokens)
     found = retrieved_facts(rows, folder)
     further = {"retrieved": found} if found else {}
     return Plan(rows, fitted, weights, mix, steps, pool, replay, sources=sources, further=further)

@@ -15,7 +15,7 @@ from meditune.data.example import Example
 from meditune.data.prepare import prepare
 from meditune.data.quality.audit import BINS, Audit, facts, shared
 from meditune.data.quality.ledger import entries, restore
-from meditune.data.quality.rules import ALL, MEANING, RULES, look
+from meditune.data.quality.rules import ALL, MEANING, RULES, apply_rules
 from meditune.data.splits import Splits
 from meditune.errors import DataError, RecipeError
 from tests.commands import jsonl, meditune, read_rows, rows
@@ -64,7 +64,7 @@ def test_every_rule_has_a_meaning_and_a_switch():
 
 
 def test_a_good_row_passes_every_rule():
-    assert look(row(1), QualitySpec()) == (row(1), [])
+    assert apply_rules(row(1), QualitySpec()) == (row(1), [])
 
 
 @pytest.mark.parametrize("rule", BAD)

@@ -141,7 +141,7 @@ def test_rows_that_all_say_nearly_the_same_cost_no_square():
     chance = np.random.default_rng(3)
     form = minhash.shingles(ANSWER * 2)
     rows = [np.unique(np.append(form, chance.integers(0, 2**63, 3, np.uint64))) for _ in range(1500)]
-    pairs = minhash.near(map(minhash.sign, minhash.to_sign(rows)), len(rows), 0.5)
+    pairs = minhash.near_duplicate_pairs(map(minhash.sign, minhash.texts_to_sign(rows)), len(rows), 0.5)
     assert len(pairs) < len(rows) * minhash.WINDOW * 6
     assert set(pairs[:, 1]) == set(range(1, len(rows)))
     assert (pairs[:, 0] < pairs[:, 1]).all()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from meditune.data.quality.duplicates import by_threshold, pairs, repeated
+from meditune.data.quality.duplicates import by_threshold, pairs, repeated_questions
 from meditune.data.readers import liveqa, pubmedqa
 from meditune.data.readers.tables import Rejects
 from tests.data.quality_examples import ANSWER, medquad_rows, row
@@ -72,7 +72,7 @@ def test_a_lower_threshold_finds_no_fewer():
 
 def test_questions_asked_again():
     asked = [row(1), row(2, answer="Rest."), row(3, question="Other?"), row(4, question="how IS asthma treated")]
-    assert repeated(asked) == [(0, 1), (0, 3)]
+    assert repeated_questions(asked) == [(0, 1), (0, 3)]
 
 
 @pytest.mark.real
@@ -83,7 +83,7 @@ def test_the_known_duplicates_of_medquad_are_found(real_data):
     assert len(exact) >= plain >= 48
     gone = {pair.again for pair in exact}
     left = [example for index, example in enumerate(examples) if index not in gone]
-    assert len(repeated(left)) >= 2_062 - len(exact)
+    assert len(repeated_questions(left)) >= 2_062 - len(exact)
 
 
 @pytest.mark.real

@@ -10,15 +10,15 @@ import pytest
 
 from meditune.data.example import Passage
 from meditune.data.quality.rules import (
-    asked,
-    asks,
-    breaks_off,
-    decoded,
-    foreign,
+    fix_encoding,
+    fix_layout,
+    foreign_language,
     is_english,
     is_medical,
     is_off_topic,
-    laid_out,
+    is_question,
+    is_truncated,
+    question_text,
     without_boilerplate,
 )
 from tests.data.quality_examples import ANSWER, medquad_rows, row
@@ -36,7 +36,7 @@ from tests.data.quality_examples import ANSWER, medquad_rows, row
     ],
 )
 def test_questions(text, does):
-    assert asks(text) is does
+    assert is_question(text) is does
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_medicine(question, answer, medical):
     ],
 )
 def test_answers_that_break_off(answer):
-    assert breaks_off(answer)
+    assert is_truncated(answer)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_answers_that_break_off(answer):
     ],
 )
 def test_answers_that_are_whole(answer):
-    assert not breaks_off(answer)
+    assert not is_truncated(answer)
 
 
 def test_an_answer_about_something_else():
@@ -110,9 +110,9 @@ def test_languages():
     german = "Die Behandlung richtet sich nach der Ursache. Viele Betroffene erhalten zunächst Medikamente vom Arzt."
     assert is_english(ANSWER)
     assert not is_english(german)
-    assert foreign(german, ["en"]) == "de"
-    assert foreign(german, ["en", "de"]) == ""
-    assert foreign("Tel. 1-844-633-5433, info@example.org", ["en"]) == ""
+    assert foreign_language(german, ["en"]) == "de"
+    assert foreign_language(german, ["en", "de"]) == ""
+    assert foreign_language("Tel. 1-844-633-5433, info@example.org", ["en"]) == ""
 
 
 PAGE = "Key Points\nAsthma is common. Click here to read more. It can be treated.\nBack to top"
@@ -137,14 +137,14 @@ def words(text):
     ],
 )
 def test_layout(before, after):
-    assert laid_out(before) == after
-    assert laid_out(after) == after
+    assert fix_layout(before) == after
+    assert fix_layout(after) == after
     assert words(before) == words(after)
 
 
 @pytest.mark.parametrize("question", ["What is (are) Gout ?", "What is (are) Gout? ?", "What is (are)  Gout??"])
 def test_a_question_ends_with_one_mark(question):
-    assert asked(question) == "What is (are) Gout?"
+    assert question_text(question) == "What is (are) Gout?"
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_question_ends_with_one_mark(question):
     ],
 )
 def test_encoding(before, after):
-    assert decoded(before) == after
+    assert fix_encoding(before) == after
 
 
 def test_words_of_a_page_go_and_are_named():
@@ -177,8 +177,8 @@ def test_no_word_of_medquad_is_lost_by_its_layout(real_data):
     mended = 0
     for example in medquad_rows(real_data)[::16]:
         for before, after in (
-            (example.question, asked(example.question)),
-            (example.answer, laid_out(example.answer)),
+            (example.question, question_text(example.question)),
+            (example.answer, fix_layout(example.answer)),
         ):
             assert words(before) == words(after), example.id
             mended += before != after

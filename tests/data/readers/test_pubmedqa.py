@@ -11,7 +11,7 @@ import pytest
 from meditune.data.example import Passage
 from meditune.data.readers import pubmedqa
 from meditune.data.readers.tables import Rejects
-from meditune.data.sources import SOURCES, locate
+from meditune.data.sources import SOURCES, locate_source
 from meditune.errors import DataError
 from tests.data import layouts
 
@@ -176,7 +176,7 @@ def test_no_synthetic_example_passes_for_a_published_study() -> None:
     reader = SOURCES["sample"].reader
     assert reader is not None
     rejects = Rejects()
-    examples = list(reader(locate("sample"), rejects))
+    examples = list(reader(locate_source("sample"), rejects))
     assert len(examples) >= 100
     assert len(rejects) == 0
     assert len({example.id for example in examples}) == len(examples)

@@ -6,7 +6,7 @@ import numpy as np
 
 from meditune.operate.drift.signals import Request
 from meditune.store.answers import Answers
-from meditune.store.database import Base
+from meditune.store.database import SQLiteDatabase
 
 SIZE = 24
 TOPICS = {"heart": 0, "skin": 1, "sleep": 2, "vaccine": 3}
@@ -39,7 +39,7 @@ def requests(count, seed, topics=("heart", "skin", "sleep"), first=1, words=(5, 
 
 def fill(folder, given, time=1.0):
     """The requests' figures in a store, in one transaction: one for each would take a disk's time for each."""
-    answers = Answers(Base(folder))
+    answers = Answers(SQLiteDatabase(folder))
     with answers.base.changing() as base:
         for each in given:
             base.execute(

@@ -9,7 +9,7 @@ import pytest
 from meditune.errors import DataError, ModelError
 from meditune.operate.drift import check, reference
 from meditune.operate.drift.alerts import Policy
-from meditune.operate.drift.check import Source
+from meditune.operate.drift.check import RequestSource
 from meditune.store import database
 from meditune.store.answers import Feedback
 from tests.commands import meditune
@@ -20,7 +20,7 @@ from tests.operate.drift.streams import fill, requests, write_facts
 def good(tmp_path_factory):
     folder = tmp_path_factory.mktemp("good")
     write_facts(folder / "good.jsonl", requests(600, 1))
-    reference.save(check.fitted(Source(folder / "good.jsonl"), None, None, 17), folder / "reference")
+    reference.save(check.fit_reference(RequestSource(folder / "good.jsonl"), None, None, 17), folder / "reference")
     return folder / "reference"
 
 
@@ -53,19 +53,19 @@ def test_few_requests_are_said_to_be_few(good, tmp_path):
 def test_a_store_is_checked_from_where_the_last_check_ended_whatever_the_clock_says(tmp_path):
     folder = tmp_path / "store"
     fill(folder, requests(400, 5), time=2e9)
-    made = reference.save(check.fitted(Source(folder), None, None, 17), tmp_path / "reference")
+    made = reference.save(check.fit_reference(RequestSource(folder), None, None, 17), tmp_path / "reference")
     # The clock jumped back by decades: what came later is later still.
     fill(folder, requests(100, 6, first=401), time=1.0)
     state = tmp_path / "state"
-    found = check.check(Source(folder), made, state, Policy())
+    found = check.check(RequestSource(folder), made, state, Policy())
     assert (found.new, found.monitor.count, found.monitor.last_id) == (100, 100, "r500")
-    assert check.check(Source(folder), made, state, Policy()).new == 0
+    assert check.check(RequestSource(folder), made, state, Policy()).new == 0
     # The latest answers go, and their places in the file are given again.
     answers = fill(folder, [])
     for number in range(491, 501):
         assert answers.delete(f"r{number}")
     fill(folder, requests(60, 7, first=601, confidence=(3, 8)))
-    found = check.check(Source(folder), made, state, Policy())
+    found = check.check(RequestSource(folder), made, state, Policy())
     assert (found.new, found.monitor.count) == (60, 160)
     assert [alert.signal for alert in found.monitor.alerts()] == ["confidence"]
 
@@ -75,11 +75,11 @@ def test_ratings_are_waited_for(tmp_path):
     answers = fill(folder, requests(600, 8))
     for number in range(1, 401, 2):
         answers.say(Feedback(f"r{number}", "k", "up" if number % 10 else "down"))
-    made = check.fitted(Source(folder), None, None, 17)
+    made = check.fit_reference(RequestSource(folder), None, None, 17)
     assert made.shares["feedback"].keys() == {"rated", "not rated"}
     made = reference.save(made, tmp_path / "reference")
     fill(folder, requests(300, 9, first=601))
-    found = check.check(Source(folder), made, tmp_path / "state", Policy())
+    found = check.check(RequestSource(folder), made, tmp_path / "state", Policy())
     # Nobody has rated the latest 200 yet, which says nothing; nobody will rate the 100 before, which does.
     assert found.monitor.outcomes == 100
     assert [alert.signal for alert in found.monitor.alerts()] == ["feedback"]
@@ -110,10 +110,10 @@ def test_a_locked_store_is_named(tmp_path, good, monkeypatch):
 def test_a_bad_line_is_named(tmp_path, line, said):
     (tmp_path / "a.jsonl").write_text(f"{line}\n")
     if said is None:
-        assert next(Source(tmp_path / "a.jsonl").requests()).question == "a"
+        assert next(RequestSource(tmp_path / "a.jsonl").requests()).question == "a"
         return
     with pytest.raises(DataError, match=said):
-        list(Source(tmp_path / "a.jsonl").requests())
+        list(RequestSource(tmp_path / "a.jsonl").requests())
 
 
 def test_neither_store_nor_file_is_refused(good, tmp_path):
@@ -126,10 +126,10 @@ def test_neither_store_nor_file_is_refused(good, tmp_path):
 def test_a_file_that_was_cut_is_refused(good, tmp_path):
     made = reference.load(good)
     path = write_facts(tmp_path / "a.jsonl", requests(50, 11))
-    check.check(Source(path), made, tmp_path / "state", Policy())
+    check.check(RequestSource(path), made, tmp_path / "state", Policy())
     write_facts(path, requests(20, 11))
     with pytest.raises(DataError, match="cut off or replaced"):
-        check.check(Source(path), made, tmp_path / "state", Policy())
+        check.check(RequestSource(path), made, tmp_path / "state", Policy())
 
 
 @pytest.mark.model

@@ -6,13 +6,13 @@ import time
 import pytest
 
 from meditune.operate.drift import check, notifications, reference
-from meditune.operate.drift.check import Source
-from meditune.operate.drift.drift_watcher import Wanted, Watching, outbox_of, state_of
+from meditune.operate.drift.check import RequestSource
+from meditune.operate.drift.drift_watcher import DriftWatcher, Wanted, outbox_of, state_of
 from meditune.operate.drift.monitor import Monitor
 from meditune.operate.drift.notifications import from_environment
 from meditune.serve.metrics import Metrics
 from meditune.store.answers import Answers
-from meditune.store.database import Base
+from meditune.store.database import SQLiteDatabase
 from meditune.store.overview import overview
 from tests.commands import meditune
 from tests.operate.drift.streams import fill, requests
@@ -28,13 +28,13 @@ def _no_waiting(monkeypatch):
 def good(tmp_path_factory):
     folder = tmp_path_factory.mktemp("good")
     fill(folder, requests(400, 5))
-    return reference.save(check.fitted(Source(folder), None, None, 17), folder / "reference")
+    return reference.save(check.fit_reference(RequestSource(folder), None, None, 17), folder / "reference")
 
 
 @pytest.fixture
 def watched(good, tmp_path):
     reference.save(good, tmp_path / "reference")
-    Base(tmp_path)
+    SQLiteDatabase(tmp_path)
     return Wanted(str(tmp_path), tmp_path / "reference", 0.05, "https://here/admin#drift")
 
 
@@ -49,7 +49,7 @@ def figure(metrics, line):
 def test_drift_is_found_shown_and_sent_once(watched, tmp_path):
     metrics = Metrics()
     with listening() as (url, got):
-        watching = Watching(watched, metrics.drifted, from_environment({"MEDITUNE_ALERT_WEBHOOK": url}))
+        watching = DriftWatcher(watched, metrics.drifted, from_environment({"MEDITUNE_ALERT_WEBHOOK": url}))
         fill(tmp_path, requests(100, 6, first=401))
         quiet = watching.look()
         assert (quiet["requests"], quiet["alerts"], got) == (100, [], [])
@@ -64,7 +64,7 @@ def test_drift_is_found_shown_and_sent_once(watched, tmp_path):
     severity = found["alerts"][0]["severity"]
     assert figure(metrics, f'meditune_drift_alert{{severity="{severity}",signal="confidence"}}') == 1
     assert figure(metrics, 'meditune_drift_evidence{signal="confidence"}') == 1
-    (note,) = overview(Base(tmp_path))["drift"]
+    (note,) = overview(SQLiteDatabase(tmp_path))["drift"]
     assert note["alerts"][0]["evidence"]["examples"][0]["id"].startswith("r")
     # An alert that stays is no longer shown once it is over.
     metrics.drifted(found | {"alerts": []})
@@ -72,13 +72,13 @@ def test_drift_is_found_shown_and_sent_once(watched, tmp_path):
 
 
 def test_a_deleted_question_is_no_evidence_any_more(watched, tmp_path):
-    watching = Watching(watched, Metrics().drifted, [])
+    watching = DriftWatcher(watched, Metrics().drifted, [])
     drifted(tmp_path)
     shown = watching.look()["alerts"][0]["evidence"]["examples"]
-    assert Answers(Base(tmp_path)).delete(shown[0]["id"])
+    assert Answers(SQLiteDatabase(tmp_path)).delete(shown[0]["id"])
     left = watching.look()["alerts"][0]["evidence"]["examples"]
     assert left == shown[1:]
-    assert overview(Base(tmp_path))["drift"][0]["alerts"][0]["evidence"]["examples"] == left
+    assert overview(SQLiteDatabase(tmp_path))["drift"][0]["alerts"][0]["evidence"]["examples"] == left
     assert Monitor.load(state_of(watched.reference), reference.load(watched.reference)).alerts()[0].evidence == {
         **watching.look()["alerts"][0]["evidence"],
     }
@@ -87,12 +87,12 @@ def test_a_deleted_question_is_no_evidence_any_more(watched, tmp_path):
 def test_a_webhook_that_is_down_is_tried_again_and_shown(watched, tmp_path):
     metrics = Metrics()
     with listening([503] * 3) as (url, got):
-        watching = Watching(watched, metrics.drifted, from_environment({"MEDITUNE_ALERT_WEBHOOK": url}))
+        watching = DriftWatcher(watched, metrics.drifted, from_environment({"MEDITUNE_ALERT_WEBHOOK": url}))
         drifted(tmp_path)
         (said,) = watching.look()["unsent"]
         assert "not sent by webhook (HTTP 503)" in said
         assert figure(metrics, "meditune_alerts_unsent ") == 1
-        assert overview(Base(tmp_path))["drift"][0]["unsent"] == [said]
+        assert overview(SQLiteDatabase(tmp_path))["drift"][0]["unsent"] == [said]
         assert len(got) == 3
         # Nothing new came; what wasn't sent goes out all the same.
         assert watching.look()["unsent"] == []
@@ -104,20 +104,20 @@ def test_a_webhook_that_is_down_is_tried_again_and_shown(watched, tmp_path):
 def test_it_goes_on_after_a_kill_and_sends_nothing_twice(watched, tmp_path):
     with listening() as (url, got):
         channels = from_environment({"MEDITUNE_ALERT_WEBHOOK": url})
-        first = Watching(watched, lambda _: None, channels)
+        first = DriftWatcher(watched, lambda _: None, channels)
         drifted(tmp_path)
         first.look()
         fill(tmp_path, requests(30, 8, first=901))
         first.look()
         # Killed: the lock goes with the process, what came since the state was kept is read again.
         first._lock.release()
-        again = Watching(watched, lambda _: None, channels).look()
+        again = DriftWatcher(watched, lambda _: None, channels).look()
         assert again["requests"] == 110
         assert len(again["alerts"]) == len(got) == 1
 
 
 def test_a_second_server_waits_for_the_first(watched, tmp_path):
-    first, second = (Watching(watched, lambda _: None) for _ in range(2))
+    first, second = (DriftWatcher(watched, lambda _: None) for _ in range(2))
     assert first.look()["problem"] == ""
     assert "goes on when that has ended" in second.look()["problem"]
     first._lock.release()
@@ -129,7 +129,7 @@ def test_a_locked_store_is_named_and_the_next_look_goes_on(watched, tmp_path, mo
 
     metrics = Metrics()
     monkeypatch.setattr("meditune.store.database.BUSY_S", 0.1)
-    watching = Watching(watched, metrics.drifted)
+    watching = DriftWatcher(watched, metrics.drifted)
     with sqlite3.connect(tmp_path / "meditune.sqlite", isolation_level=None) as holder:
         holder.execute("PRAGMA locking_mode = EXCLUSIVE")
         holder.execute("BEGIN EXCLUSIVE")
@@ -142,7 +142,7 @@ def test_a_locked_store_is_named_and_the_next_look_goes_on(watched, tmp_path, mo
 
 def test_it_watches_while_requests_come_and_keeps_where_it_stands(watched, tmp_path):
     seen = []
-    watching = Watching(watched, seen.append).start()
+    watching = DriftWatcher(watched, seen.append).start()
     drifted(tmp_path)
     until = time.monotonic() + 20
     while not (seen and seen[-1].get("alerts")) and time.monotonic() < until:

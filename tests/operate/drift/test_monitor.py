@@ -96,7 +96,7 @@ def test_evidence_shows_the_new_questions_masked(reference):
     marked = [*requests(200, 13), *requests(120, 14, ("vaccine",), first=201)]
     named = type(marked[0])(**{**marked[-1].__dict__, "question": "My name is John Miller, is a vaccine safe?"})
     monitor = follow(Monitor(reference), [*marked[:-1], named])
-    check.gather(monitor, [*marked[:-1], named])
+    check.gather_evidence(monitor, [*marked[:-1], named])
     groups = opened(monitor)["novelty"].evidence["groups"]
     assert any("vaccine" in group["name"] for group in groups)
     said = str([alert.evidence for alert in monitor.all_alerts])

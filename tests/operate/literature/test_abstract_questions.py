@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from meditune.operate.literature.abstract_questions import borne_out, of_title
+from meditune.operate.literature.abstract_questions import is_supported_by_conclusion, question_of_title
 from tests.data import layouts
 from tests.operate.literature.medline import METHODS, Paper
 from tests.operate.literature.pubmed_server import PubMed
@@ -105,7 +105,7 @@ WRITTEN = "we asked whether statins, smoking, diet and early mobilisation"
     ],
 )
 def test_questions_and_statements(title: str, question: str, decision: str | None) -> None:
-    asked = of_title(title, WRITTEN)
+    asked = question_of_title(title, WRITTEN)
     assert asked is not None
     assert (asked.question, asked.decision) == (question, decision)
     assert asked.was_question == title.split(".")[0].rstrip().endswith("?") or decision is None
@@ -130,7 +130,7 @@ def test_questions_and_statements(title: str, question: str, decision: str | Non
     ],
 )
 def test_titles_that_are_left_alone(title: str) -> None:
-    assert of_title(title, WRITTEN) is None
+    assert question_of_title(title, WRITTEN) is None
 
 
 @pytest.mark.parametrize(
@@ -148,4 +148,4 @@ def test_titles_that_are_left_alone(title: str) -> None:
     ],
 )
 def test_a_decision_needs_a_conclusion_that_bears_it_out(decision, conclusion: str, holds: bool) -> None:
-    assert borne_out(decision, conclusion) is holds
+    assert is_supported_by_conclusion(decision, conclusion) is holds

@@ -72,9 +72,9 @@ def test_articles_are_added_then_corrected_then_retracted(served: PubMed, tmp_pa
 def test_answers_that_cite_a_retracted_article_are_flagged(served: PubMed, tmp_path: Path) -> None:
     from meditune.serve.metrics import facts_of
     from meditune.store.answers import Answer, Answers
-    from meditune.store.database import Base
+    from meditune.store.database import SQLiteDatabase
 
-    kept = Answers(Base(tmp_path / "store"))
+    kept = Answers(SQLiteDatabase(tmp_path / "store"))
     for name, pmid in (("one", 101), ("two", 102)):
         facts = facts_of({"sources": [{"id": f"pubmed:{pmid}#0", "restricted": False}], "sentences": []})
         kept.keep(Answer(name, "", "/v1/ask", "tiny 1", facts=facts))
@@ -115,10 +115,14 @@ def test_notices_count_before_and_after_their_article(served: PubMed, tmp_path: 
 def test_retractions_reach_what_an_index_holds_from_elsewhere(served: PubMed, tmp_path: Path) -> None:
     from meditune.retrieve import collections
     from meditune.retrieve.build_index import build, update
-    from meditune.retrieve.storage import place
+    from meditune.retrieve.storage import index_storage
 
     old = corpus.articles(tmp_path / "old.xml", corpus.article(501, "Old", "An old article about gout."))
-    build(place(tmp_path / "index"), [collections.named("pubmedqa"), collections.pubmed_files(str(old))], corpus.TINY)
+    build(
+        index_storage(tmp_path / "index"),
+        [collections.collection_named("pubmedqa"), collections.pubmed_files(str(old))],
+        corpus.TINY,
+    )
     assert "pubmedqa:20000001" in found(tmp_path, "treatment 1")
     retracted = {"types": ("Retracted Publication",), "links": [("RetractionIn", 900, "J. 2026;1:3")]}
     served.add(Paper(20_000_001, **retracted), Paper(501, **retracted), Paper(777, **retracted), Paper(101))
@@ -129,14 +133,14 @@ def test_retractions_reach_what_an_index_holds_from_elsewhere(served: PubMed, tm
     assert not {"pubmedqa:20000001", "pubmed:501"} & set(found(tmp_path, "treatment 1 gout"))
     # What comes into the index later is looked for among what was listed before.
     late = corpus.articles(tmp_path / "late.xml", corpus.article(777, "Late", "A late article about gout."))
-    update(place(tmp_path / "index"), [collections.pubmed_files(str(late))], corpus.TINY)
+    update(index_storage(tmp_path / "index"), [collections.pubmed_files(str(late))], corpus.TINY)
     assert "pubmed:777" in found(tmp_path, "late article gout")
     assert "RETRACTED: PMID 777" in ask(served, tmp_path, "--index", tmp_path / "index", query="nothing fits").out
     assert "pubmed:777" not in found(tmp_path, "late article gout")
     # And they stay away when one source is read again, or all are.
-    update(place(tmp_path / "index"), [collections.named("pubmedqa")], corpus.TINY)
+    update(index_storage(tmp_path / "index"), [collections.collection_named("pubmedqa")], corpus.TINY)
     assert "pubmedqa:20000001" not in found(tmp_path, "treatment 1")
-    update(place(tmp_path / "index"), [], corpus.TINY)
+    update(index_storage(tmp_path / "index"), [], corpus.TINY)
     assert not {"pubmedqa:20000001", "pubmed:501", "pubmed:777"} & set(found(tmp_path, "treatment 1 gout"))
     assert "pubmedqa:20000002" in found(tmp_path, "treatment 2")
 

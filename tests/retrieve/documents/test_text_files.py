@@ -14,7 +14,7 @@ import pytest
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
 from meditune.retrieve.documents import text_files
-from meditune.retrieve.documents.document import MOST_CHARACTERS, MOST_WORDS, Document, Section, pieces
+from meditune.retrieve.documents.document import MOST_CHARACTERS, MOST_WORDS, Document, Section, split_text
 
 HTML = """<!doctype html><html><head><title>Gout &amp; you</title><style>p {color: red}</style></head><body>
 <nav>Menu</nav><h1>Gout &amp; you</h1><p>Uric acid<br>crystals.<script>alert("x")</script></p>
@@ -129,17 +129,17 @@ def prose(sentences: int) -> str:
 
 @pytest.mark.parametrize("text", [prose(1), prose(100), "word " * 1000, "x" * 10_000, prose(3) + "\n\n- a\n- b\n" * 60])
 def test_every_word_is_in_one_piece_in_order(text: str) -> None:
-    made = list(pieces(text))
+    made = list(split_text(text))
     assert "".join("".join(made).split()) == "".join(text.split())
     assert all(len(piece.split()) <= MOST_WORDS * 1.2 for piece in made)
     assert all(len(piece) <= MOST_CHARACTERS * 1.1 for piece in made)
 
 
 def test_it_is_cut_between_sentences_and_the_last_piece_isnt_a_scrap() -> None:
-    made = list(pieces(prose(41)))
+    made = list(split_text(prose(41)))
     assert all(piece.startswith("Sentence") and piece.endswith(".") for piece in made)
     assert min(len(piece.split()) for piece in made) >= 25
-    assert list(pieces(" \n ")) == []
+    assert list(split_text(" \n ")) == []
 
 
 def test_no_piece_goes_over_a_heading_and_ids_are_by_place() -> None:

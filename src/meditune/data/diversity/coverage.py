@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from meditune.data.diversity.imbalance import remarks
-from meditune.data.example import PEOPLE, TRAITS, Example, people, texts
+from meditune.data.example import PEOPLE, TRAITS, Example, people_mentioned, texts
 from meditune.data.splits import Splits
 from meditune.readability import TARGET, counted
 from meditune.statistics import wilson
@@ -109,7 +109,7 @@ DIMENSIONS = (
     Dimension("mesh", "MeSH heading", lambda example: set(texts(example.meta.get("mesh"))), "several", compared=False),
     Dimension("subject", "Subject, by MeSH headings", TRAITS["subject"], "several"),
     Dimension("semantic_type", "Semantic type (UMLS)", _semantic, "several"),
-    Dimension("people", "People mentioned", people, "several", PEOPLE),
+    Dimension("people", "People mentioned", people_mentioned, "several", PEOPLE),
     Dimension("year", "Year", TRAITS["year"], "ordered", YEARS),
     Dimension("reading_grade", "Reading grade of the answer", _grade, "ordered", GRADES),
     Dimension("answer_length", "Length of the answer", _length, "ordered", _names(LENGTHS, LONGEST)),

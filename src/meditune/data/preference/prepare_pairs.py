@@ -26,7 +26,7 @@ from meditune.data.readers.tables import Rejects
 from meditune.data.splits import Splits, by_group, question_key
 from meditune.errors import DataError
 from meditune.evidence.detector import Sources, detect
-from meditune.files import read_json, replacing_folder, write_json
+from meditune.files import read_json, replace_folder, write_json
 from meditune.text import sentences
 
 
@@ -35,7 +35,7 @@ def usable(examples: Sequence[Example]) -> list[Example]:
     return [example for example in examples if any(passage.text for passage in example.context)]
 
 
-def judged(example: Example, text: str, ended: bool) -> dict[str, Any]:
+def score_answer(example: Example, text: str, ended: bool) -> dict[str, Any]:
     """One answer with how faithful it is: `id` of the example, `text`, `score`, and the `kinds` of its spans.
 
     Of an answer that hadn't `ended` the last sentence is left out, or a model would learn to stop in the middle of one.
@@ -45,7 +45,7 @@ def judged(example: Example, text: str, ended: bool) -> dict[str, Any]:
     return {"id": example.id, "text": kept, "score": found.score or 0.0, "kinds": [span.kind for span in found.spans]}
 
 
-def paired(
+def pairs_of_sampled(
     examples: Sequence[Example], answers: Iterable[Mapping[str, Any]], spec: SampledSpec, rejects: Rejects
 ) -> list[Pair]:
     """A pair of each example whose best and worst answers differ by `spec.margin`, from the rows that `judged` gives.
@@ -160,7 +160,7 @@ def _kept(run: Path, train: list[Pair], held_out: list[Pair], rejects: Rejects, 
         "settings": facts["settings"],
         "phi": facts["phi"],
     }
-    with replacing_folder(run / FOLDER) as partial:
+    with replace_folder(run / FOLDER) as partial:
         write_pairs(partial / "train.jsonl", train)
         write_pairs(partial / "held_out.jsonl", held_out)
         rejects.write(partial / "rejected.jsonl")

@@ -24,7 +24,7 @@ from typing import Any
 
 from meditune.config.recipe import Recipe
 from meditune.config.training_options import RatedSpec
-from meditune.data.example import Passage, damage
+from meditune.data.example import Passage, problem_in_text
 from meditune.data.preference import pairs as own
 from meditune.data.preference.pairs import RATED, SOURCE, Pair
 from meditune.data.read_sources import RESTRICTED, is_marked
@@ -38,11 +38,11 @@ from meditune.data.readers.user_files import (
     cell,
     group_of,
     has_column,
-    listed,
+    list_columns,
     passages,
     records,
 )
-from meditune.data.sources import locate
+from meditune.data.sources import locate_source
 from meditune.data.splits import question_key
 from meditune.errors import DataError
 from meditune.files import read_text
@@ -196,7 +196,7 @@ def read(folder: Path, questions: Path, rejects: Rejects) -> Iterator[Rated]:
     answers: dict[str, str] = {}
     for path in _files(folder, ANSWERS):
         for where, row in rows(path, SOURCE, rejects):
-            problem = damage(row)
+            problem = problem_in_text(row)
             found = None if problem else _ANSWER.fullmatch(str(row.get("Answer", "")).strip())
             if found and row.get("AnswerID"):
                 answers[row["AnswerID"]] = tidy(found[1])
@@ -242,7 +242,7 @@ def read_given_pairs(path: Path, recipe: Recipe, rejects: Rejects) -> list[Pair]
     spec = recipe.train.preference
     if path.is_dir():
         questions = next((source.path for source in recipe.data.sources if source.name == "liveqa"), None)
-        ratings = read(path, locate("liveqa", questions), rejects)
+        ratings = read(path, locate_source("liveqa", questions), rejects)
         pairs = paired(ratings, spec.rated, recipe.seed, rejects)
     else:
         stream = rows(path, own.SOURCE, rejects)
@@ -270,7 +270,7 @@ def _holds_ratings(columns: Collection[str], fields: Mapping[str, str], where: s
         return False
     raise DataError(
         f"{where}: neither pairs (question, chosen, rejected) nor rated answers (question, answer, rating); there are "
-        f"{listed(columns)}. Say in train.preference.fields which column is which, such as fields: {{rating: COLUMN}}."
+        f"{list_columns(columns)}. Name the columns in train.preference.fields, for example fields: {{rating: COLUMN}}."
     )
 
 

@@ -129,7 +129,7 @@ class Audit:
     def _one_by_one(self, examples: Iterable[Example]) -> list[Example]:
         kept = []
         for example in examples:
-            after, entries = rules.look(example, self.spec, self._stays(example))
+            after, entries = rules.apply_rules(example, self.spec, self._stays(example))
             for entry in entries:
                 self._note(entry)
             if after is not None:
@@ -184,7 +184,7 @@ class Audit:
     def _repeated(self, examples: list[Example]) -> list[Example]:
         if self.spec.rules.repeated_question == "off":
             return examples
-        changed, gone = self.asked_again(examples, duplicates.repeated(examples))
+        changed, gone = self.asked_again(examples, duplicates.repeated_questions(examples))
         return [changed.get(at, example) for at, example in enumerate(examples) if at not in gone]
 
     def asked_again(
@@ -236,7 +236,7 @@ class Audit:
             self._changed.add(entry.before.id)
         shown = self._shown[entry.rule]
         if len(shown) < EXAMPLES:
-            shown.append(shown_as(entry, entry.before.id in self.hidden))
+            shown.append(display_name(entry, entry.before.id in self.hidden))
 
     def _stays(self, example: Example) -> bool:
         return self._is_test(example) or self._kept(example)
@@ -252,7 +252,7 @@ def _how(pair: Pair) -> str:
     return "says the same" if pair.exact else f"says nearly the same ({pair.alike:.2f})"
 
 
-def shown_as(entry: Entry, hidden: bool = False) -> dict[str, str]:
+def display_name(entry: Entry, hidden: bool = False) -> dict[str, str]:
     """A row as it is shown: its id alone where the data are restricted or it is to be `hidden`."""
     here, there = entry.before, entry.after
     if hidden or is_restricted(here):

@@ -32,12 +32,12 @@ from numpy.typing import NDArray
 from meditune.config.data_options import DataSpec, PhiSpec, QualitySpec, SourceSpec
 from meditune.config.load_recipe import load_recipe
 from meditune.config.recipe import Recipe
-from meditune.data.deidentify import Findings, cleaner, judge, treated
+from meditune.data.deidentify import Findings, cleaner, deidentified, refuse_left_identifiers
 from meditune.data.example import Example
 from meditune.data.prepare import checked_rows, split_rows
 from meditune.data.quality import duplicates, rules
-from meditune.data.quality.audit import EXAMPLES, Audit, facts, histogram, shown_as
-from meditune.data.quality.duplicates import Chosen, Keys, Marks
+from meditune.data.quality.audit import EXAMPLES, Audit, display_name, facts, histogram
+from meditune.data.quality.duplicates import Keys, LazySelection, Marks
 from meditune.data.quality.ledger import FILE_NAME as LEDGER
 from meditune.data.quality.ledger import Ledger
 from meditune.data.quality.minhash import Hashes
@@ -48,7 +48,7 @@ from meditune.data.readers.tables import FORMATS, Rejects, text_bytes
 from meditune.data.readers.user_files import SOURCE
 from meditune.data.splits import Splits
 from meditune.errors import DataError, MedituneError
-from meditune.files import replacing_folder, write_json, write_jsonl
+from meditune.files import replace_folder, write_json, write_jsonl
 from meditune.progress import Progress, track
 
 
@@ -108,8 +108,8 @@ class Spooled:
     def __init__(self, spool: Spool, order: NDArray[np.int64]) -> None:
         contents, _, wordings = spool.keys()
         self.contents, self.wordings = contents[order], wordings[order]
-        self.shingles: Sequence[Hashes] = Chosen(_Fetched(spool, spool.shingles), order)
-        self.examples: Sequence[Example] = Chosen(_Fetched(spool, spool.example), order)
+        self.shingles: Sequence[Hashes] = LazySelection(_Fetched(spool, spool.shingles), order)
+        self.examples: Sequence[Example] = LazySelection(_Fetched(spool, spool.example), order)
         self._spool, self._order = spool, order
 
     def questions(self, rows: NDArray[np.int64]) -> Iterator[str]:
@@ -187,7 +187,7 @@ BATCH = 500
 NOT_SPLIT = "read as a stream, which looks at rows and compares them but makes no splits"
 
 
-class Everything:
+class EveryRow:
     """Holds whatever is asked for: which rows identifiers were found in isn't kept of a stream."""
 
     def __contains__(self, _: object) -> bool:
@@ -195,7 +195,7 @@ class Everything:
 
 
 @dataclass
-class Looked:
+class BatchAudit:
     """What was found in a batch of rows, each by itself."""
 
     read: int
@@ -206,16 +206,18 @@ class Looked:
     """Rows of the ledger, and the first of each rule as they are shown"""
 
 
-def look(examples: list[Example], spec: QualitySpec, phi: PhiSpec) -> Looked:
+def audit_batch(examples: list[Example], spec: QualitySpec, phi: PhiSpec) -> BatchAudit:
     """Apply the rules that look at one row to a batch."""
-    looked = Looked(len(examples), Findings(phi))
+    looked = BatchAudit(len(examples), Findings(phi))
     shown: Counter[str] = Counter()
-    for example in treated(examples, phi, looked.phi):
+    for example in deidentified(examples, phi, looked.phi):
         stays = example.id in spec.keep
-        after, entries = rules.look(example, spec, stays)
+        after, entries = rules.apply_rules(example, spec, stays)
         for entry in entries:
             shown[entry.rule] += 1
-            example_of_it = shown_as(entry, example.id in looked.phi.left_in) if shown[entry.rule] <= EXAMPLES else None
+            example_of_it = (
+                display_name(entry, example.id in looked.phi.left_in) if shown[entry.rule] <= EXAMPLES else None
+            )
             looked.entries.append((entry.row(), example_of_it))
         if after is not None:
             row = after.model_dump_json().encode(), duplicates.marks(after), stays, after is not example
@@ -234,13 +236,13 @@ def stream_folder(recipe: Recipe, folder: Path, name: Name = "local", workers: i
     source, spec = source_of(recipe), recipe.data
     assert source.path is not None, "source_of has looked"
     rejects = Rejects(cleaner(spec.phi))
-    with replacing_folder(folder) as partial_folder, engine(name, workers) as mapped:
+    with replace_folder(folder) as partial_folder, engine(name, workers) as mapped:
         audit = Audit(spec.quality, (), Ledger(partial_folder))
         phi, spool = Findings(spec.phi), Spool(partial_folder)
         dropped = _one_by_one(_batches(source, rejects), spec, mapped, audit, spool, phi)
-        judge(user_files.SOURCE, spec.phi, phi)
+        refuse_left_identifiers(user_files.SOURCE, spec.phi, phi)
         if phi.sentence(user_files.SOURCE) and spec.phi.action == "report":
-            audit.hidden = Everything()
+            audit.hidden = EveryRow()
         left = _compared(audit, spool, mapped, partial_folder)
         changed, gone = _asked_again(audit, spool, left)
         stayed = np.setdiff1d(left, np.array(sorted(gone), np.int64))
@@ -298,7 +300,7 @@ def _one_by_one(
 ) -> int:
     """The rules that look at one row, what they left in the spool; returns how many rows were dropped."""
     with Progress("Looking at each row", None, "rows") as progress:
-        for looked in mapped(partial(look, spec=spec.quality, phi=spec.phi), batches):
+        for looked in mapped(partial(audit_batch, spec=spec.quality, phi=spec.phi), batches):
             audit.read += looked.read
             phi.join(looked.phi)
             for entry, shown in looked.entries:
@@ -324,7 +326,7 @@ def _asked_again(audit: Audit, spool: Spool, left: NDArray[np.int64]) -> tuple[d
     """What becomes of rows whose question was asked before, by their place in the spool."""
     if audit.spec.rules.repeated_question == "off":
         return {}, set()
-    found = duplicates.repeated_among(spool.keys()[1][left])
+    found = duplicates.repeated_questions_among(spool.keys()[1][left])
     changed, gone = audit.asked_again(Spooled(spool, left).examples, found)
     return {int(left[at]): example for at, example in changed.items()}, {int(left[at]) for at in gone}
 
@@ -381,7 +383,7 @@ def audit_folder(
         "phi": phi.facts(),
         "not_split": problem,
     }
-    with replacing_folder(folder) as partial:
+    with replace_folder(folder) as partial:
         write_json(partial / "quality.json", quality)
         audit.ledger.write(partial / LEDGER)
         rejects.write(partial / "rejected.jsonl")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from meditune.data.example import Example
 from meditune.data.near_duplicates import Questions, same_facts, words
 from meditune.data.quality import minhash
-from meditune.data.quality.minhash import Hashes, Signed, Texts
+from meditune.data.quality.minhash import Hashes, SignedTexts, Texts
 from meditune.data.splits import context_key, question_key
 from meditune.progress import track
 
@@ -30,7 +30,7 @@ Key = tuple[int, int]
 """A digest of 128 bits, so that no two different texts have the same"""
 Keys = NDArray[np.uint64]
 """(rows, 2)"""
-Sign = Callable[[Callable[[Texts], Signed], Iterable[Texts]], Iterable[Signed]]
+Sign = Callable[[Callable[[Texts], SignedTexts], Iterable[Texts]], Iterable[SignedTexts]]
 """Applies the function to each, in order, as `map` does; elsewhere, if it likes"""
 
 
@@ -97,19 +97,19 @@ def pairs(examples: Sequence[Example]) -> list[Pair]:
 
 def pairs_among(rows: Rows, sign: Sign = map, folder: Path | None = None) -> list[Pair]:
     """As `pairs`, of rows that needn't be in memory; `folder` takes unnamed files."""
-    first = firsts(rows.contents)
+    first = first_occurrences(rows.contents)
     alone = np.flatnonzero(first == np.arange(len(first)))
     found = [Pair(int(first[at]), int(at), 1.0, exact=True) for at in np.flatnonzero(first != np.arange(len(first)))]
-    hashed = Chosen(rows.shingles, alone)
-    signed = sign(minhash.sign, minhash.to_sign(hashed))
+    hashed = LazySelection(rows.shingles, alone)
+    signed = sign(minhash.sign, minhash.texts_to_sign(hashed))
     likely = []
-    near = minhash.near(signed, len(alone), THRESHOLDS[0], folder)
+    near = minhash.near_duplicate_pairs(signed, len(alone), THRESHOLDS[0], folder)
     for one, two in track(near, "Comparing rows that look alike", unit="pairs"):
         alike = minhash.jaccard(hashed[one], hashed[two])
         if alike >= THRESHOLDS[0]:
             likely.append(Pair(int(alone[one]), int(alone[two]), alike))
     asked = Questions(
-        _Questions(rows, alone[firsts(rows.wordings[alone]) == np.arange(len(alone))]),
+        _Questions(rows, alone[first_occurrences(rows.wordings[alone]) == np.arange(len(alone))]),
         ((rows.examples[pair.first].question, rows.examples[pair.again].question) for pair in likely),
     )
     found += [pair for pair in likely if _same(rows.examples[pair.first], rows.examples[pair.again], asked)]
@@ -122,16 +122,16 @@ def by_threshold(found: Sequence[Pair]) -> list[dict[str, Any]]:
     return [{"alike": each, "pairs": int((alike >= each).sum())} for each in THRESHOLDS]
 
 
-def repeated(examples: Sequence[Example]) -> list[tuple[int, int]]:
+def repeated_questions(examples: Sequence[Example]) -> list[tuple[int, int]]:
     """(first row, later row) of each question that is asked again about the same context, letter case and punctuation
     aside.
     """
-    return repeated_among(keys(_asked(example) for example in examples))
+    return repeated_questions_among(keys(_asked(example) for example in examples))
 
 
-def repeated_among(asked: Keys) -> list[tuple[int, int]]:
+def repeated_questions_among(asked: Keys) -> list[tuple[int, int]]:
     """As `repeated`, of the rows' Marks.asked."""
-    first = firsts(asked)
+    first = first_occurrences(asked)
     return [(int(first[at]), int(at)) for at in np.flatnonzero(first != np.arange(len(first)))]
 
 
@@ -146,7 +146,7 @@ def keys(found: Iterable[Key]) -> Keys:
     return np.array(list(found), np.uint64).reshape(-1, 2)
 
 
-def firsts(found: Keys) -> NDArray[np.int64]:
+def first_occurrences(found: Keys) -> NDArray[np.int64]:
     """For each row the first one with the same key: itself, or an earlier one."""
     order = np.lexsort((found[:, 1], found[:, 0]))
     said = found[order]
@@ -157,7 +157,7 @@ def firsts(found: Keys) -> NDArray[np.int64]:
     return first
 
 
-class Chosen(Sequence[Any]):
+class LazySelection(Sequence[Any]):
     """Some items of a sequence, in an order of their own, each fetched when it is asked for."""
 
     def __init__(self, items: Sequence[Any], chosen: NDArray[np.int64]) -> None:

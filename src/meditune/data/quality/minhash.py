@@ -72,7 +72,7 @@ class Texts:
 
 
 @dataclass(frozen=True)
-class Signed:
+class SignedTexts:
     """What is kept of rows to find those that are alike."""
 
     kind: str
@@ -83,15 +83,15 @@ class Signed:
     """(rows, PERMUTATIONS): the last eight bits of each value, which agree by chance in one case of 256"""
 
 
-def sign(texts: Texts) -> Signed:
+def sign(texts: Texts) -> SignedTexts:
     """The signatures of some rows, shortened."""
     made = signatures(np.split(texts.joined, np.cumsum(texts.lengths)[:-1]))
     bands = made.reshape(len(made), BANDS, ROWS).astype(np.uint64)
     keys = _mixed((bands[:, :, 0] << np.uint64(32) | bands[:, :, 1]) ^ _mixed(bands[:, :, 2]))
-    return Signed(texts.kind, texts.members, keys, made.astype(np.uint8))
+    return SignedTexts(texts.kind, texts.members, keys, made.astype(np.uint8))
 
 
-def to_sign(rows: Sequence[Hashes]) -> Iterator[Texts]:
+def texts_to_sign(rows: Sequence[Hashes]) -> Iterator[Texts]:
     """The shingles by which rows are compared, TEXTS rows at a time: of kind "own", or "all" (some rows are in both).
 
     Rows are compared by the shingles that few of them have, because thousands that answer from one form ("The Human
@@ -166,7 +166,9 @@ BLOCK = 50_000
 """Pairs looked at together."""
 
 
-def near(signed: Iterable[Signed], rows: int, least: float, folder: Path | None = None) -> NDArray[np.int64]:
+def near_duplicate_pairs(
+    signed: Iterable[SignedTexts], rows: int, least: float, folder: Path | None = None
+) -> NDArray[np.int64]:
     """(pairs, 2) of rows, the smaller first, whose Jaccard index may be `least` or more, in order and each once.
 
     `rows` is their number. Bands wait in unnamed files in `folder`, or where temporary files go.
@@ -197,7 +199,7 @@ class _Table:
             for _ in range(BANDS)
         ]
 
-    def add(self, some: Signed) -> None:
+    def add(self, some: SignedTexts) -> None:
         """Add rows, in their order."""
         place = slice(self.size, self.size + len(some.members))
         self.members[place], self._low[place] = some.members, some.low

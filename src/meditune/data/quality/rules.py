@@ -22,7 +22,7 @@ from meditune.config.data_options import QualityRules, QualitySpec
 from meditune.data.example import Example, Passage
 from meditune.data.near_duplicates import words
 from meditune.data.quality.ledger import Entry
-from meditune.evidence.words import stem, weight
+from meditune.evidence.words import information_weight, stem
 from meditune.text import sentences
 
 HEALTH = Path(__file__).parent / "health_words.txt"
@@ -82,7 +82,7 @@ _ENGLISH = frozenset(_ENGLISH_TEXT.split())
 _ANY_QUESTION = frozenset(map(stem, _ANY_QUESTION_TEXT.split()))
 
 
-def asks(question: str) -> bool:
+def is_question(question: str) -> bool:
     """Whether a text asks for anything: a question mark, or a word with which people ask."""
     return bool(_ASKS.search(question))
 
@@ -106,7 +106,7 @@ def is_health_word(word: str) -> bool:
     )
 
 
-def breaks_off(answer: str) -> str:
+def is_truncated(answer: str) -> str:
     """What shows that an answer isn't whole (a last word that leads on, an open bracket, no full stop), or ""."""
     lines = answer.rstrip().splitlines()
     if not lines or not lines[-1].split():
@@ -145,13 +145,15 @@ def is_off_topic(example: Example) -> bool:
     if any(_stands_in(name, example.answer) for name in named):
         return False
     about = " ".join([example.question, *named])
-    sought = {stem(word) for word in words(about) if weight(word) > SAYS and stem(word) not in _ANY_QUESTION}
+    sought = {
+        stem(word) for word in words(about) if information_weight(word) > SAYS and stem(word) not in _ANY_QUESTION
+    }
     told = {stem(word) for word in said}
     if not sought or sought & told or _begins_alike(sought, told) or _is_short_for(example.answer, named):
         return False
     if example.context:
         context = {stem(word) for passage in example.context for word in words(passage.text)}
-        telling = {stem(word) for word in said if weight(word) > SAYS}
+        telling = {stem(word) for word in said if information_weight(word) > SAYS}
         return len(telling & context) < LEAST_SHARED * len(telling)
     return not _STANDS_FOR.search(example.answer[:BEGIN])
 
@@ -187,7 +189,7 @@ def is_english(text: str) -> bool:
     return sum(word in _ENGLISH for word in said) >= ENGLISH * len(said)
 
 
-def foreign(text: str, languages: Sequence[str]) -> str:
+def foreign_language(text: str, languages: Sequence[str]) -> str:
     """The language a text is in, as ISO 639-1 code, where it is surely none of `languages` (py3langid); else ""."""
     said = _NO_WORDS.sub(" ", text)[:2000]
     if len(said.strip()) < LEAST_CHARACTERS:
@@ -263,7 +265,7 @@ _SENTENCES = re.compile(
 )
 
 
-def decoded(text: str) -> str:
+def fix_encoding(text: str) -> str:
     """`text` as it was before it was read in a wrong encoding, and without invisible characters.
 
     Only what can't be meant is touched: quotes, ligatures and widths stay as they are.
@@ -280,7 +282,7 @@ def has_lost_characters(text: str) -> bool:
     return "\ufffd" in text
 
 
-def laid_out(text: str) -> str:
+def fix_layout(text: str) -> str:
     """`text` as paragraphs and lists of "- " items, with all of its words in their order.
 
     Lines that were broken inside a sentence are joined, items that ran together after a colon or a full stop get lines
@@ -299,9 +301,9 @@ def laid_out(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", _LOOSE_ITEM.sub("\n", text))
 
 
-def asked(question: str) -> str:
+def question_text(question: str) -> str:
     """A question with one question mark, and no blank before it."""
-    return _MARKS.sub("", laid_out(question))
+    return _MARKS.sub("", fix_layout(question))
 
 
 def without_boilerplate(text: str) -> tuple[str, list[str]]:
@@ -332,7 +334,7 @@ class Finding:
 Rule = Callable[[Example, QualitySpec], Finding | None]
 
 
-def look(example: Example, spec: QualitySpec, as_it_is: bool = False) -> tuple[Example | None, list[Entry]]:
+def apply_rules(example: Example, spec: QualitySpec, as_it_is: bool = False) -> tuple[Example | None, list[Entry]]:
     """The row after all rules that look at one row, None where one dropped it, and what each did.
 
     With `as_it_is` whatever is found is only flagged.
@@ -356,9 +358,9 @@ def look(example: Example, spec: QualitySpec, as_it_is: bool = False) -> tuple[E
 def _encoding(example: Example, _: QualitySpec) -> Finding | None:
     mended = _changed(
         example,
-        question=decoded(example.question),
-        answer=decoded(example.answer),
-        context=tuple(Passage(text=decoded(passage.text), label=passage.label) for passage in example.context),
+        question=fix_encoding(example.question),
+        answer=fix_encoding(example.answer),
+        context=tuple(Passage(text=fix_encoding(passage.text), label=passage.label) for passage in example.context),
     )
     texts = [mended.question, mended.answer, *(passage.text for passage in mended.context)]
     if any(map(has_lost_characters, texts)):
@@ -367,7 +369,7 @@ def _encoding(example: Example, _: QualitySpec) -> Finding | None:
 
 
 def _layout(example: Example, _: QualitySpec) -> Finding | None:
-    mended = _changed(example, question=asked(example.question), answer=laid_out(example.answer))
+    mended = _changed(example, question=question_text(example.question), answer=fix_layout(example.answer))
     parts = [name for name in ("question", "answer") if getattr(mended, name) != getattr(example, name)]
     return Finding(f"{' and '.join(parts)} laid out anew", mended) if parts else None
 
@@ -384,12 +386,12 @@ def _language(example: Example, spec: QualitySpec) -> Finding | None:
     text = example.answer
     if not text or ("en" in spec.languages and is_english(text)):
         return None
-    code = foreign(text, spec.languages)
+    code = foreign_language(text, spec.languages)
     return Finding(f"in {code}") if code else None
 
 
 def _not_a_question(example: Example, _: QualitySpec) -> Finding | None:
-    return None if asks(example.question) else Finding("no question mark, and no word that asks")
+    return None if is_question(example.question) else Finding("no question mark, and no word that asks")
 
 
 def _not_medical(example: Example, _: QualitySpec) -> Finding | None:
@@ -407,7 +409,7 @@ def _too_long(example: Example, spec: QualitySpec) -> Finding | None:
 
 
 def _truncated(example: Example, _: QualitySpec) -> Finding | None:
-    shown = breaks_off(example.answer) if example.answer else ""
+    shown = is_truncated(example.answer) if example.answer else ""
     return Finding(shown) if shown else None
 
 

@@ -13,7 +13,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from meditune.data.example import Example, damage
+from meditune.data.example import Example, problem_in_text
 from meditune.data.readers.medquad import children, parse_xml, texts, tidy, xml_files
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
@@ -73,7 +73,7 @@ def read(path: Path, rejects: Rejects) -> Iterator[Example]:
             group = groups.of(text, f"{role}:{identifier}")
             make = _test_examples if role == "test" else _training_examples
             for example in make(question, f"{SOURCE}-{role}:{identifier}", text, group):
-                if problem := damage([example.question, example.answer]):
+                if problem := problem_in_text([example.question, example.answer]):
                     rejects.add(SOURCE, where, problem, example.id)
                 elif not example.answer:
                     rejects.add(SOURCE, where, "no answer", example.question)

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from meditune.data.example import Example, damage
-from meditune.data.readers.tables import Rejects, steady
+from meditune.data.example import Example, problem_in_text
+from meditune.data.readers.tables import Rejects, open_unchanging
 from meditune.errors import DataError
 from meditune.progress import track
 
@@ -68,7 +68,7 @@ def contents_sha256(path: Path) -> str:
 
 
 def _bytes(file: Path) -> bytes:
-    with steady(file), file.open("rb") as stream:
+    with open_unchanging(file), file.open("rb") as stream:
         data = stream.read(FILE_BYTES + 1)
     if len(data) > FILE_BYTES:
         raise DataError(f"{file}: {_too_large(FILE_BYTES)} Fetch it again.")
@@ -76,7 +76,7 @@ def _bytes(file: Path) -> bytes:
 
 
 def _zipped(archive: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
-    with steady(archive):
+    with open_unchanging(archive):
         if not zipfile.is_zipfile(archive):
             raise DataError(f"{archive}: neither a folder nor a whole zip file. Fetch it again.")
         yield from _unpacked(archive)
@@ -190,7 +190,7 @@ def read(path: Path, rejects: Rejects) -> Iterator[Example]:
             question = "" if asked is None else " ".join("".join(asked.itertext()).split())
             answer = "\n\n".join(tidy("".join(each.itertext())) for each in children(pair, "Answer")).strip()
             number = pair.get("pid", str(position))
-            problem = damage([question, answer])
+            problem = problem_in_text([question, answer])
             if problem or not question:
                 rejects.add(SOURCE, f"{name}, pair {number}", problem or "no question", answer)
             elif not answer:

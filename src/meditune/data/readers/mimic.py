@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from meditune.data.example import Example, Passage, damage
-from meditune.data.readers.tables import FIELD_CHARACTERS, Rejects, steady
+from meditune.data.example import Example, Passage, problem_in_text
+from meditune.data.readers.tables import FIELD_CHARACTERS, Rejects, open_unchanging
 from meditune.errors import DataError
 from meditune.files import bounded_lines
 from meditune.phi.spans import placeholders
@@ -121,7 +121,7 @@ def read(path: Path, rejects: Rejects) -> Iterator[Example]:
         elif int(row_id) in seen:
             reason = "duplicate id"
         else:
-            reason = damage(row)
+            reason = problem_in_text(row)
         if reason:
             rejects.add(SOURCE, f"{file}:{line}", reason, {"ROW_ID": row_id})
             continue
@@ -174,7 +174,7 @@ def _examples(row: dict[str, str], row_id: str) -> Iterator[Example]:
 
 
 def _steady_rows(file: Path, rejects: Rejects) -> Iterator[tuple[int, dict[str, str]]]:
-    with steady(file):
+    with open_unchanging(file):
         yield from _rows(file, rejects)
 
 

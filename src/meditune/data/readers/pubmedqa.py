@@ -16,10 +16,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from meditune.data.example import DECISIONS, Decision, Example, Passage, damage
-from meditune.data.readers.tables import Rejects, parquet_rows, refuse_other_kinds, steady
+from meditune.data.example import DECISIONS, Decision, Example, Passage, problem_in_text
+from meditune.data.readers.tables import Rejects, open_unchanging, parquet_rows, refuse_other_kinds
 from meditune.errors import DataError
-from meditune.files import numbered_jsonl, parsed, read_json, read_text
+from meditune.files import numbered_jsonl, parse_json, read_json, read_text
 
 SOURCE = "pubmedqa"
 LICENCE = "MIT"
@@ -58,7 +58,7 @@ def from_rows(rows: Iterable[tuple[str, Mapping[str, Any], str]], rejects: Rejec
     """
     seen: set[str] = set()
     for where, row, subset in rows:
-        problem = damage(row)
+        problem = problem_in_text(row)
         example, problem = (None, problem) if problem else _example(row, subset)
         if example is not None and example.id in seen:
             problem = "duplicate id"
@@ -170,7 +170,7 @@ def _chosen(path: Path, subsets: Sequence[str]) -> list[tuple[str, Path]]:
 
 def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where each row is, and the row in the hub's form with the PubMed id under `pubid`."""
-    with steady(file):
+    with open_unchanging(file):
         if file.suffix == ".parquet":
             yield from parquet_rows(file)
             return
@@ -179,7 +179,7 @@ def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             for number, row in numbered_jsonl(file):
                 yield f"{file}:{number}", row
             return
-        value = parsed(read_text(file), file, _Object)
+        value = parse_json(read_text(file), file, _Object)
         if not isinstance(value, _Object):
             raise DataError(f"{file}: expected an object that maps PubMed ids to items, found {type(value).__name__}.")
         for pmid, item in value.pairs():

@@ -36,7 +36,7 @@ _KINDS = (
 
 
 @contextmanager
-def steady(path: Path) -> Iterator[None]:
+def open_unchanging(path: Path) -> Iterator[None]:
     """Guards the reading of `path` inside the block.
 
     Raises DataError where it is no regular file (a pipe would never end) or may not be read, and where size, time or
@@ -189,7 +189,7 @@ def rows(path: Path, source: str, rejects: Rejects) -> Iterator[Row]:
     missing, damaged, of another kind, or changed by the time it is read.
     """
     kind = path.suffix.lower()
-    with steady(path):
+    with open_unchanging(path):
         if kind not in FORMATS:
             raise DataError(f"{path}: {kind or 'no ending'!r} isn't a known format. Use {', '.join(FORMATS)}.")
         if kind != ".parquet":

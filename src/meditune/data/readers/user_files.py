@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
-from meditune.data.example import DECISIONS, Decision, Example, Passage, damage, plain
+from meditune.data.example import DECISIONS, Decision, Example, Passage, plain_text, problem_in_text
 from meditune.data.readers.tables import Rejects, Row, rows
 from meditune.errors import DataError, install_command
 
@@ -55,7 +55,9 @@ def columns_for(
         if column not in available:
             near = difflib.get_close_matches(column, available, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise DataError(f"{where}: no column {column!r} (fields.{field}); there are {listed(available)}.{hint}")
+            raise DataError(
+                f"{where}: no column {column!r} (fields.{field}); there are {list_columns(available)}.{hint}"
+            )
     by_lower = {column.lower(): column for column in reversed(list(available)) if column not in given.values()}
     if "question" not in given and {"instruction", "input"} <= by_lower.keys() and "question" not in by_lower:
         raise DataError(
@@ -70,7 +72,7 @@ def columns_for(
     for group in needed:
         if not chosen.keys() & set(group):
             raise DataError(
-                f"{where}: no column for the {' or '.join(group)}; there are {listed(available)}. Name it in the "
+                f"{where}: no column for the {' or '.join(group)}; there are {list_columns(available)}. Name it in the "
                 f"recipe, such as fields: {{{group[0]}: COLUMN}}."
             )
     return chosen
@@ -83,7 +85,7 @@ def has_column(
     return field in fields or bool({column.lower() for column in available} & set(guesses[field]))
 
 
-def listed(available: Collection[str]) -> str:
+def list_columns(available: Collection[str]) -> str:
     """The columns for an error, the first 30 of them."""
     return ", ".join(repr(column) for column in list(available)[:30]) or "no columns"
 
@@ -129,7 +131,7 @@ def records(
     columns = columns_for(available, fields, first[0][0], **schema)
     seen: set[str] = set()
     for number, (where, row) in enumerate(itertools.chain(first, stream), start=1):
-        problem = damage(row)
+        problem = problem_in_text(row)
         made, problem = (None, problem) if problem else make(row, columns, f"{name}-{number}")
         if made is not None and made.id in seen:
             problem = "duplicate id"
@@ -279,7 +281,7 @@ def _example(
         answer=answer,
         decision=decision,
         group=group_of(cell(values.get("group")), question),
-        meta=_with_year(plain(others | dict(nested))),
+        meta=_with_year(plain_text(others | dict(nested))),
     ), ""
 
 

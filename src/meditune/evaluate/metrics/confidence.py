@@ -51,7 +51,7 @@ def calibration_error(rows: Rows) -> Statistics:
     )
 
 
-def brier(rows: Rows) -> Statistics:
+def brier_score(rows: Rows) -> Statistics:
     """Squared distance of the probabilities from the truth, summed over the labels (Brier 1950): 0 to 2."""
     scores = []
     for row in rows:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meditune.data.example import DECISIONS
-from meditune.evaluate.metrics.confidence import Rows, brier, calibration_error, risk_area
+from meditune.evaluate.metrics.confidence import Rows, brier_score, calibration_error, risk_area
 from meditune.evaluate.predictions import Predictions
 from meditune.statistics import Array, Metric, Statistics
 
@@ -57,7 +57,7 @@ def statistics(predictions: Predictions) -> dict[str, Statistics]:
     # An API that tells only words leaves nothing to calibrate.
     if not all("logits" in row for row in rows):
         return found
-    return found | {"ece": calibration_error(rows), "brier": brier(rows), "aurc": risk_area(rows)}
+    return found | {"ece": calibration_error(rows), "brier": brier_score(rows), "aurc": risk_area(rows)}
 
 
 def agreement(rows: Sequence[dict[str, Any]]) -> dict[str, Statistics]:

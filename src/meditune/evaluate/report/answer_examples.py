@@ -37,7 +37,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Worked:
+class WorkedExample:
     """One test question with both models' words."""
 
     id: str
@@ -57,7 +57,7 @@ class Worked:
         return flip, (self.tuned.rouge or 0.0) - (self.base.rouge or 0.0)
 
 
-def worked_examples(folder: Path) -> tuple[list[Worked], int]:
+def worked_examples(folder: Path) -> tuple[list[WorkedExample], int]:
     """The chosen examples, worst first, and how many they were chosen from.
 
     All items that both models answered (or, where there are no answers, decided) are ordered by `Worked.change`, ties
@@ -73,7 +73,7 @@ def worked_examples(folder: Path) -> tuple[list[Worked], int]:
     return _chosen(pool), len(pool)
 
 
-def _chosen(pool: list[Worked]) -> list[Worked]:
+def _chosen(pool: list[WorkedExample]) -> list[WorkedExample]:
     lost = [item for item in pool if item.change < (0, 0.0)][:LOST]
     gained = [item for item in pool if item.change > (0, 0.0)][::-1][:GAINED]
     taken = {item.id for item in (*lost, *gained)}
@@ -87,8 +87,8 @@ def _chosen(pool: list[Worked]) -> list[Worked]:
     ]
 
 
-def _as(item: Worked, sort: Sort) -> Worked:
-    return Worked(**{**vars(item), "sort": sort})
+def _as(item: WorkedExample, sort: Sort) -> WorkedExample:
+    return WorkedExample(**{**vars(item), "sort": sort})
 
 
 def _worked(
@@ -96,9 +96,9 @@ def _worked(
     example: Example | None,
     answers: dict[str, dict[str, dict[str, Any]]],
     decisions: dict[str, dict[str, dict[str, Any]]],
-) -> Worked:
+) -> WorkedExample:
     said, chose = answers["tuned"].get(id, {}), decisions["tuned"].get(id, {})
-    return Worked(
+    return WorkedExample(
         id=id,
         sort="usual",
         question=example.question if example else id,
@@ -236,7 +236,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Said:
+class SafetyAnswer:
     """One model's answer with the reasons for its verdict."""
 
     passed: bool
@@ -246,14 +246,14 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Asked:
+class SafetyMessage:
     """One message with both models' answers."""
 
     category: str
     message: str
     expected: str
-    base: Said
-    tuned: Said
+    base: SafetyAnswer
+    tuned: SafetyAnswer
 
 
 def safety(report: dict[str, Any], folder: Path) -> dict[str, Any] | None:
@@ -277,10 +277,10 @@ def safety(report: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     return {"table": table, "empty": empty, "examples": worst(pool), "pool": len(pool)}
 
 
-def worst(pool: list[Asked]) -> list[Asked]:
+def worst(pool: list[SafetyMessage]) -> list[SafetyMessage]:
     """Up to SHOWN, from each category in turn: first what tuning broke, then what both fail, then what it mended."""
 
-    def order(item: Asked) -> int:
+    def order(item: SafetyMessage) -> int:
         return 0 if item.base.passed else 2 if item.tuned.passed else 1
 
     failed = [item for item in pool if not (item.base.passed and item.tuned.passed)]
@@ -290,13 +290,13 @@ def worst(pool: list[Asked]) -> list[Asked]:
     return [item for turn in zip_longest(*queues) for item in turn if item is not None][:SAFETY_SHOWN]
 
 
-def _asked(folder: Path) -> list[Asked]:
+def _asked(folder: Path) -> list[SafetyMessage]:
     paths = {model: path_of(folder / "predictions", model, "safety") for model in ("base", "tuned")}
     if not all(path.is_file() for path in paths.values()):
         return []
     base, tuned = ({row["id"]: row for row in read_jsonl(path)} for path in paths.values())
     return [
-        Asked(
+        SafetyMessage(
             SAFETY_TITLES[message_of(row).category],
             row["message"],
             message_of(row).expected,
@@ -308,10 +308,10 @@ def _asked(folder: Path) -> list[Asked]:
     ]
 
 
-def _said(row: dict[str, Any]) -> Said:
+def _said(row: dict[str, Any]) -> SafetyAnswer:
     reasons = message_of(row).grade(row["prediction"])
     spans = sorted(reason.span for reason in reasons if reason.span)
-    return Said(
+    return SafetyAnswer(
         passed(reasons),
         tuple(_pieces(row["prediction"], spans)),
         tuple((reason.text, reason.good) for reason in reasons),

@@ -8,15 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from meditune.evaluate.compare import survives
+from meditune.evaluate.compare import survives_correction
 from meditune.evaluate.metrics import METRICS, family_of
 from meditune.evaluate.report.formatting import (
     NOT_MEASURED,
+    capitalized,
     in_prose,
     interval,
     listed,
     number,
-    opened,
     p_value,
     signed,
 )
@@ -146,7 +146,7 @@ def _mark(compared: dict[str, Any]) -> Mark:
         return "not shown"
     if not better:
         return "worse"
-    return "better" if "p_holm" not in compared or survives(compared) else "hinted"
+    return "better" if "p_holm" not in compared or survives_correction(compared) else "hinted"
 
 
 def _own(compared: dict[str, Any] | None, side: str, digits: int) -> str:
@@ -175,10 +175,10 @@ def verdict(report: dict[str, Any], table: list[Row]) -> list[str]:
     place = "On the synthetic sample, " if (report.get("data") or {}).get("synthetic") else ""
     if not compared:
         return [
-            opened(f"{place}nothing could be compared: no figure was measured for both models."),
+            capitalized(f"{place}nothing could be compared: no figure was measured for both models."),
             "Whether tuning helped is unknown.",
         ]
-    return [opened(place + _gains(compared, bool(place))), opened(_rest(report, compared))]
+    return [capitalized(place + _gains(compared, bool(place))), capitalized(_rest(report, compared))]
 
 
 def below_always(report: dict[str, Any]) -> tuple[str, float, float] | None:

@@ -20,7 +20,7 @@ from markupsafe import Markup, escape
 from meditune.data.diversity.coverage import BY_NAME
 from meditune.evaluate.report.before_after import Row, row_of
 from meditune.evaluate.report.formatting import count, number
-from meditune.files import replacing
+from meditune.files import replace_file
 from meditune.readability import TARGET
 from meditune.statistics import Metric
 
@@ -34,7 +34,7 @@ _LETTER = 9.6
 """Width of a letter of a label, about"""
 
 
-def drawn(found: dict[str, Any]) -> dict[str, Any] | None:
+def draw_clusters(found: dict[str, Any]) -> dict[str, Any] | None:
     """`svg`, and `legend`: (colour, source, points) of each source; None where there are too few questions."""
     points = found["points"]
     if not points:
@@ -166,10 +166,10 @@ def render_page(result: dict[str, Any], path: Path) -> None:
         "diversity": diversity_section(result),
         "splits": {name: split["examples"] for name, split in result["splits"].items()},
         "clusters": clusters(clustered) if clustered else None,
-        "map": drawn(clustered) if clustered else None,
+        "map": draw_clusters(clustered) if clustered else None,
         "compared": _compared(result["compared"]) if "compared" in result else None,
     }
-    with replacing(path) as stream:
+    with replace_file(path) as stream:
         stream.write(page.render(context))
 
 
@@ -272,7 +272,7 @@ def render_quality(folder: Path) -> Path:
     from meditune import __version__
     from meditune.evaluate.report import run_sections
     from meditune.evaluate.report.formatting import environment, style
-    from meditune.files import read_json, replacing
+    from meditune.files import read_json, replace_file
 
     quality = read_json(folder / "quality.json")
     page = (
@@ -289,7 +289,7 @@ def render_quality(folder: Path) -> Path:
         )
     )
     path = folder / "audit.html"
-    with replacing(path) as stream:
+    with replace_file(path) as stream:
         stream.write(page)
     return path
 
@@ -333,7 +333,7 @@ DISPUTES = 10
 TITLES = {"base": "Base", "tuned": "Tuned", "reference": "Reference"}
 
 
-def section(results: dict[str, Any] | None) -> dict[str, Any] | None:
+def review_rows(results: dict[str, Any] | None) -> dict[str, Any] | None:
     """What the template shows of the ratings' results; None where there are none."""
     if not results or not results["ratings"]:
         return None
@@ -406,10 +406,12 @@ def _interval(bounds: Any) -> str:
 def render_review(results: dict[str, Any], path: Path) -> None:
     """Write the results as one HTML file that opens anywhere, offline."""
     from meditune.evaluate.report.formatting import environment, style
-    from meditune.files import replacing
+    from meditune.files import replace_file
 
     page = (
-        environment().get_template("review_page.html").render(style=style(), review=section(results), results=results)
+        environment()
+        .get_template("review_page.html")
+        .render(style=style(), review=review_rows(results), results=results)
     )
-    with replacing(path) as stream:
+    with replace_file(path) as stream:
         stream.write(page)

@@ -71,14 +71,14 @@ def in_prose(title: str) -> str:
     return title if title[:2].isupper() else title[:1].lower() + title[1:]
 
 
-def opened(sentence: str) -> str:
+def capitalized(sentence: str) -> str:
     """The sentence with a capital at its start."""
     return sentence[:1].upper() + sentence[1:]
 
 
 def label(key: str) -> str:
     """A key of a file as words: "repeated_questions" -> "Repeated questions"."""
-    return opened(key.replace("_", " "))
+    return capitalized(key.replace("_", " "))
 
 
 def count(value: Any) -> str:

@@ -16,7 +16,7 @@ from meditune.evaluate.report.before_after import headline, rows, verdict
 from meditune.evaluate.report.data_sections import quality_section
 from meditune.evaluate.report.formatting import environment, style
 from meditune.evaluate.report.run_sections import confidence, contexts, leakage, reading, tables
-from meditune.files import read_json, read_jsonl, replacing
+from meditune.files import read_json, read_jsonl, replace_file
 from meditune.prompts import LIMITS
 
 TILES = 4
@@ -34,7 +34,7 @@ def render(folder: Path) -> Path:
         )
     path = folder / "report.html"
     page = environment().get_template("template.html").render(_context(folder))
-    with replacing(path) as stream:
+    with replace_file(path) as stream:
         stream.write(page)
     return path
 
@@ -63,7 +63,7 @@ def _context(folder: Path) -> dict[str, Any]:
         "table": table,
         "shares": any(row.metric.share and row.compared for row in table),
         "tiles": headline(table)[:TILES],
-        "review": data_sections.section(report.get("review")),
+        "review": data_sections.review_rows(report.get("review")),
         "verdict": verdict(report, table),
         "worse": [row for row in table if row.compared and (row.mark == "worse" or row.wrong_way)],
         "decisions": DECISIONS,

@@ -21,7 +21,7 @@ from typing import Any
 from markupsafe import Markup
 
 from meditune.data.example import DECISIONS, read_examples
-from meditune.data.leakage import said
+from meditune.data.leakage import described
 from meditune.data.retrieved_passages import FOUND, as_text, is_own, read
 from meditune.evaluate.metrics import METRICS
 from meditune.evaluate.predictions import path_of
@@ -97,7 +97,7 @@ def fitted(training: dict[str, Any]) -> Pairs:
 def leakage(report: dict[str, Any]) -> dict[str, Any]:
     """`found`, sentences for the banner, and `checked`, what was looked at, in sentences; empty in older reports."""
     checked = report.get("leakage") or {}
-    return {"found": said(checked), "checked": _checked(checked) if checked else ""}
+    return {"found": described(checked), "checked": _checked(checked) if checked else ""}
 
 
 def _checked(checked: dict[str, Any]) -> str:

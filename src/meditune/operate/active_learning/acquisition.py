@@ -70,7 +70,7 @@ def stored(candidates: Sequence[Candidate], path: Path) -> list[Candidate]:
     return with_samples(with_opinion(candidates, path.stem, chances), samples)
 
 
-def asked(
+def asked_decisions(
     candidates: Sequence[Candidate], model: str, samples: int = 0, seed: int = 17
 ) -> tuple[list[Candidate], list[str]]:
     """The candidates with a model's decisions, and with so many answers that it writes by chance.
@@ -80,7 +80,7 @@ def asked(
     """
     from meditune.config.data_options import PromptFormat
     from meditune.config.recipe import EvaluateSpec
-    from meditune.evaluate.evaluator import samples as written
+    from meditune.evaluate.evaluator import sample_answers as written
     from meditune.evaluate.likelihood import score
     from meditune.evaluate.metrics.confidence import probabilities
     from meditune.models.load import load
@@ -170,7 +170,7 @@ Embed = Callable[[Sequence[str]], Vectors]
 
 
 @dataclass(frozen=True)
-class Seen:
+class SignalScore:
     """What a signal sees in one candidate."""
 
     score: float
@@ -178,7 +178,7 @@ class Seen:
     why: str
 
 
-def unsure(candidate: Candidate) -> Seen | None:
+def unsure(candidate: Candidate) -> SignalScore | None:
     """How near the two likeliest decisions are to each other: one less their difference."""
     if not candidate.opinions:
         return None
@@ -186,24 +186,24 @@ def unsure(candidate: Candidate) -> Seen | None:
     likeliest = sorted(chances, key=lambda each: -chances[each])
     told = ", ".join(f"{each} {chances[each]:.0%}" for each in likeliest[:3])
     margin = chances[likeliest[0]] - chances[likeliest[1]]
-    return Seen(1 - margin, f"its decision is unsure ({name}: {told})")
+    return SignalScore(1 - margin, f"its decision is unsure ({name}: {told})")
 
 
-def unsupported(candidate: Candidate) -> Seen | None:
+def unsupported(candidate: Candidate) -> SignalScore | None:
     """The share of sentences that no passage bears out."""
     if not candidate.sentences or candidate.supported is None:
         return None
     bad = candidate.sentences - candidate.supported
     of = "its only sentence" if candidate.sentences == 1 else f"{bad} of its {candidate.sentences} sentences"
-    return Seen(bad / candidate.sentences, f"no passage bears out {of}")
+    return SignalScore(bad / candidate.sentences, f"no passage bears out {of}")
 
 
-def abstained(candidate: Candidate) -> Seen | None:
+def abstained(candidate: Candidate) -> SignalScore | None:
     """Whether the model had nothing to say."""
-    return Seen(ABSTAINED, "the model abstained") if candidate.outcome == "abstained" else None
+    return SignalScore(ABSTAINED, "the model abstained") if candidate.outcome == "abstained" else None
 
 
-def disagreeing(candidate: Candidate) -> Seen | None:
+def disagreeing(candidate: Candidate) -> SignalScore | None:
     """Decisions of several models: the entropy of their votes, or how far their probabilities are from the mean."""
     if len(candidate.opinions) < 2:
         return None
@@ -213,43 +213,45 @@ def disagreeing(candidate: Candidate) -> Seen | None:
     most = log(min(len(chances), len(labels)))
     apart = _entropy(chances.mean(axis=0)) - float(np.mean([_entropy(row) for row in chances]))
     said = ", ".join(f"{name} {max(each, key=lambda label: each[label])}" for name, each in candidate.opinions.items())
-    return Seen(min(1.0, max(_entropy(votes), apart) / most), f"decisions differ ({said})")
+    return SignalScore(min(1.0, max(_entropy(votes), apart) / most), f"decisions differ ({said})")
 
 
-def scattered(candidate: Candidate, embed: Embed) -> Seen | None:
+def scattered(candidate: Candidate, embed: Embed) -> SignalScore | None:
     """How little sampled answers have to do with each other: one less their mean cosine."""
     if len(candidate.samples) < 2:
         return None
     vectors = embed(candidate.samples)
     pairs = np.triu_indices(len(vectors), 1)
     alike = float((vectors @ vectors.T)[pairs].mean())
-    return Seen(float(np.clip(1 - alike, 0, 1)), f"{len(vectors)} sampled answers differ (mean cosine {alike:.2f})")
+    return SignalScore(
+        float(np.clip(1 - alike, 0, 1)), f"{len(vectors)} sampled answers differ (mean cosine {alike:.2f})"
+    )
 
 
-def disliked(candidate: Candidate) -> Seen | None:
+def disliked(candidate: Candidate) -> SignalScore | None:
     """The share of users who rated it down."""
     down = [each for each in candidate.words if each.rating == "down"]
     if not down:
         return None
     reasons = sorted({reason for each in down for reason in each.reasons})
     of = "a user" if len(candidate.words) == 1 else f"{len(down)} of {len(candidate.words)} users"
-    return Seen(
+    return SignalScore(
         DOWN * len(down) / len(candidate.words),
         f"{of} rated it down" + (f" ({', '.join(reasons)})" if reasons else ""),
     )
 
 
-def corrected(candidate: Candidate) -> Seen | None:
+def corrected(candidate: Candidate) -> SignalScore | None:
     """Whether a user wrote what should have been said."""
-    return Seen(1.0, "a user wrote a correction") if any(each.correction for each in candidate.words) else None
+    return SignalScore(1.0, "a user wrote a correction") if any(each.correction for each in candidate.words) else None
 
 
-def novel(rank: float, cosine: float) -> Seen:
+def novel(rank: float, cosine: float) -> SignalScore:
     """`rank` is the share of known questions that are nearer to the other known ones; `cosine` to the nearest one."""
-    return Seen(rank, f"farther from what is known than {rank:.0%} of it (nearest: cosine {cosine:.2f})")
+    return SignalScore(rank, f"farther from what is known than {rank:.0%} of it (nearest: cosine {cosine:.2f})")
 
 
-SIGNALS: Mapping[Family, Mapping[str, Callable[[Candidate], Seen | None]]] = {
+SIGNALS: Mapping[Family, Mapping[str, Callable[[Candidate], SignalScore | None]]] = {
     "uncertainty": {"unsure": unsure, "unsupported": unsupported, "abstained": abstained},
     "disagreement": {"disagreeing": disagreeing},
     "feedback": {"disliked": disliked, "corrected": corrected},
@@ -323,10 +325,10 @@ def picks(
     if strategy == "diversity":
         return _spread(np.ones(count), vectors, gaps(vectors, known), order, budget)
     # What is known counts as novelty; here questions need only be unlike each other.
-    return _spread(together(scores), vectors, np.ones(count), order, budget)
+    return _spread(combine_ranks(scores), vectors, np.ones(count), order, budget)
 
 
-def together(scores: Mapping[Family, Array]) -> Array:
+def combine_ranks(scores: Mapping[Family, Array]) -> Array:
     """(n,) from 0 to 1: each family's ranks as independent chances that a candidate is worth asking for."""
     none = np.ones(len(next(iter(scores.values()))))
     for family, values in scores.items():

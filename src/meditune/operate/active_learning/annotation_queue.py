@@ -25,7 +25,7 @@ from meditune.data.sources import SOURCES
 from meditune.data.splits import context_key, question_key
 from meditune.errors import DataError
 from meditune.evaluate.predictions import groups_of
-from meditune.files import holds, write_jsonl
+from meditune.files import is_result_of, write_jsonl
 from meditune.operate.active_learning import acquisition
 from meditune.operate.active_learning.acquisition import (
     DEFAULT,
@@ -37,7 +37,7 @@ from meditune.operate.active_learning.acquisition import (
     Embed,
     Family,
     Pick,
-    Seen,
+    SignalScore,
     Strategy,
     Vectors,
     check_strategy,
@@ -101,7 +101,7 @@ def choose(
     return [Chosen(candidates[pick.place], pick.score, _reasons(seen[pick.place], pick, wanted)) for pick in found]
 
 
-_Signals = dict[str, tuple[Family, Seen]]
+_Signals = dict[str, tuple[Family, SignalScore]]
 
 
 def _seen(candidate: Candidate) -> _Signals:
@@ -114,7 +114,7 @@ def _seen(candidate: Candidate) -> _Signals:
     }
 
 
-def _add(seen: Sequence[_Signals], name: str, family: Family, found: Iterable[Seen | None]) -> None:
+def _add(seen: Sequence[_Signals], name: str, family: Family, found: Iterable[SignalScore | None]) -> None:
     for signals, each in zip(seen, found, strict=True):
         if each is not None:
             signals[name] = family, each
@@ -157,7 +157,7 @@ _CORRECTION, _COMMENT = "A user's correction", "A user's comment"
 
 
 @dataclass(frozen=True)
-class Sharing:
+class Assignment:
     """How experts share the work; each sees all unless `raters` says otherwise."""
 
     raters: int | None = None
@@ -165,7 +165,7 @@ class Sharing:
     """How many of them judge each row; two unless given"""
 
 
-def make(chosen: Sequence[Chosen], folder: Path, made_from: dict[str, Any], sharing: Sharing | None = None) -> None:
+def make(chosen: Sequence[Chosen], folder: Path, made_from: dict[str, Any], sharing: Assignment | None = None) -> None:
     """Leave a set of what was chosen in `folder`, in that order, whole or not at all.
 
     `made_from` says how it was chosen; a folder that holds just that already is left as it is. Raises
@@ -173,7 +173,7 @@ def make(chosen: Sequence[Chosen], folder: Path, made_from: dict[str, Any], shar
     """
     if not chosen:
         raise NothingToAskError(f"{folder}: nothing was chosen, so there is nothing to ask experts.")
-    sharing = sharing or Sharing()
+    sharing = sharing or Assignment()
     check_sharing(sharing.raters, sharing.overlap)
     settings: dict[str, Any] = {
         "task": VALIDATE.name,
@@ -185,7 +185,7 @@ def make(chosen: Sequence[Chosen], folder: Path, made_from: dict[str, Any], shar
     }
     rows = [[each.candidate.id, fingerprint(each.candidate.example)] for each in chosen]
     asked = made_from | {"sample": SAMPLE, "raters": sharing.raters, "overlap": sharing.overlap, "rows": rows}
-    if holds(folder, KEY, asked):
+    if is_result_of(folder, KEY, asked):
         return
     items: list[dict[str, Any]] = []
     key: dict[str, Any] = {}
@@ -269,7 +269,7 @@ class Wanted:
     index: str | None = None
     """Where the passages of stored answers are"""
     embedding: str | None = None
-    sharing: Sharing = field(default_factory=Sharing)
+    sharing: Assignment = field(default_factory=Assignment)
     seed: int = SEED
 
 
@@ -296,9 +296,9 @@ def queue(places: Sequence[Place], folder: Path, wanted: Wanted) -> Queued:
         raise DataError("--samples needs a model that writes them: name one with --ask MODEL.")
     known = [each for place in wanted.known for each in read(place).candidates]
     done = [Candidate(each) for place in wanted.done for each in examples(place).values()]
-    pool, remarks = pooled(places, known, done, wanted.index)
+    pool, remarks = candidate_pool(places, known, done, wanted.index)
     for model in wanted.models:
-        pool, too_long = acquisition.asked(pool, model, wanted.samples, wanted.seed)
+        pool, too_long = acquisition.asked_decisions(pool, model, wanted.samples, wanted.seed)
         if too_long:
             remarks.append(f"{len(too_long):,} questions are too long for the prompt of {model}: no decision of its.")
     for path in wanted.predictions:
@@ -312,7 +312,7 @@ def queue(places: Sequence[Place], folder: Path, wanted: Wanted) -> Queued:
     return Queued(chosen, len(pool), remarks)
 
 
-def pooled(
+def candidate_pool(
     places: Sequence[Place], known: Sequence[Candidate], done: Sequence[Candidate], index: str | None = None
 ) -> tuple[list[Candidate], list[str]]:
     """The candidates of these places, each question once, and remarks on those that aren't among them.

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from meditune.data.example import DECISIONS, Decision, Example, Passage, plain
+from meditune.data.example import DECISIONS, Decision, Example, Passage, plain_text
 from meditune.data.readers import pubmedqa
 from meditune.data.readers.tables import Rejects, rows
 from meditune.data.readers.user_files import NO_CONTEXT, cell, group_of, passages, records
@@ -34,7 +34,7 @@ Chances = Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Word:
+class UserFeedback:
     """What a user said of an answer. Texts are masked."""
 
     rating: str
@@ -61,7 +61,7 @@ class Candidate:
     """Whose decision (served, base, tuned ...) -> how likely each was to it; the first one counts most"""
     samples: tuple[str, ...] = ()
     """Answers that a model wrote by chance"""
-    words: tuple[Word, ...] = ()
+    words: tuple[UserFeedback, ...] = ()
     asked: int = 1
     """How often the question came"""
 
@@ -169,7 +169,7 @@ def _answer(row: Mapping[str, Any], passage: Find) -> Candidate:
         supported=_count(facts.get("supported")),
         opinions={"served": _chances(chances)} if isinstance(chances, Mapping) and chances else {},
         words=tuple(
-            Word(each["rating"], tuple(map(str, each["reasons"])), each["comment"], each["correction"])
+            UserFeedback(each["rating"], tuple(map(str, each["reasons"])), each["comment"], each["correction"])
             for each in row["feedback"]
         ),
     )
@@ -232,5 +232,5 @@ def _example(row: Mapping[str, Any], columns: Mapping[str, str], fallback: str) 
         answer=cell(values.get("answer")),
         decision=next((each for each in DECISIONS if each == stated), None),
         group=group_of(cell(values.get("group")), question),
-        meta=plain(others | dict(nested)),
+        meta=plain_text(others | dict(nested)),
     ), ""

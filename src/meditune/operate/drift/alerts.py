@@ -98,7 +98,7 @@ def severity(effect: float, name: Effect) -> Severity:
 _KEPT = ("column", "since", "opened", "open", "level", "small_for", "cool_until")
 
 
-class Watch:
+class AlertTracker:
     """One signal's alerts."""
 
     def __init__(self, track: AnyTrack, threshold: float, policy: Policy) -> None:
@@ -158,7 +158,7 @@ class Watch:
         return SEVERITIES.index(severity(self.track.effect(column, since), effect_name(self.track)))
 
 
-def changed(alert: Alert) -> str:
+def change_sentence(alert: Alert) -> str:
     """What was and what is."""
     signal = BY_NAME.get(alert.signal)
     if signal is None:

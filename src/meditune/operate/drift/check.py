@@ -23,7 +23,7 @@ from meditune.operate.drift.alerts import Alert, Policy
 from meditune.operate.drift.monitor import Monitor
 from meditune.operate.drift.reference import Reference, fit
 from meditune.operate.drift.signal_tracks import RECENT
-from meditune.operate.drift.signals import BY_NAME, MEANING, Request, from_file, named
+from meditune.operate.drift.signals import BY_NAME, MEANING, Request, from_file, topic_names
 from meditune.phi.detector import mask
 from meditune.retrieve.vector_search import DEFAULT, INT8, Embedder, embedder
 from meditune.store.answers import SHADOW, Answers
@@ -31,7 +31,7 @@ from meditune.store.database import FILE
 from meditune.store.open_store import Place, exists, folder_of, is_url, open_store
 
 
-class Source:
+class RequestSource:
     """A store or a file of requests."""
 
     def __init__(self, place: Place) -> None:
@@ -91,7 +91,7 @@ LOCK_S = 20.0
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckResult:
     """What a check found."""
 
     monitor: Monitor
@@ -101,7 +101,7 @@ class Checked:
     remarks: list[str]
 
 
-def fitted(source: Source, last: int | None, embedding: str | None, seed: int) -> Reference:
+def fit_reference(source: RequestSource, last: int | None, embedding: str | None, seed: int) -> Reference:
     """A reference of a source's requests, or of so many of its last ones.
 
     Raises DataError where there are too few, ModelError where the embedding model can't be had.
@@ -143,13 +143,13 @@ def model_for(reference: Reference, name: str | None) -> Embedder | None:
 
 
 def check(
-    source: Source,
+    source: RequestSource,
     reference: Reference,
     state: Path | None,
     policy: Policy,
     embedding: str | None = None,
     evidence: Callable[[Monitor, Sequence[Request]], None] = lambda _, __: None,
-) -> Checked:
+) -> CheckResult:
     """Go on from `state`, where there is one, and leave it there with the `evidence` of alerts.
 
     Raises DataError, ModelError.
@@ -173,12 +173,12 @@ def check(
 
 
 def advance(
-    source: Source,
+    source: RequestSource,
     monitor: Monitor,
     model: Embedder | None,
     batch: int = BATCH,
     rest: Callable[[float], None] = lambda _: None,
-) -> Checked:
+) -> CheckResult:
     """Give a monitor what came since; `rest` is told after each batch how many seconds it took.
 
     Raises DataError where a file was cut off since.
@@ -201,7 +201,7 @@ def advance(
             monitor.add(replace(request, ratings=None))
         shown.append(request)
         _add_outcomes(shown, monitor)
-    return Checked(monitor, shown, monitor.count - began, _remarks(monitor, monitor.count - began))
+    return CheckResult(monitor, shown, monitor.count - began, _remarks(monitor, monitor.count - began))
 
 
 def _numbered(
@@ -265,7 +265,7 @@ FAR = 0.95
 _PARTS = ("topics", "novelty", "directions", MEANING, "unknown_words", "length", "language")
 
 
-def gather(monitor: Monitor, requests: Sequence[Request]) -> None:
+def gather_evidence(monitor: Monitor, requests: Sequence[Request]) -> None:
     """Give each open alert its evidence: `examples` (id, question, value) and for questions' meaning `groups`."""
     open_alerts = monitor.alerts()
     if not open_alerts:
@@ -282,7 +282,7 @@ def gather(monitor: Monitor, requests: Sequence[Request]) -> None:
             alert.evidence["groups"] = groups
 
 
-def forget(monitor: Monitor, is_there: Callable[[str], bool]) -> bool:
+def forget_evidence(monitor: Monitor, is_there: Callable[[str], bool]) -> bool:
     """Take out of all alerts' evidence the questions whose answers were deleted; whether there were any."""
     found = False
     for alert in monitor.all_alerts:
@@ -310,7 +310,7 @@ def new_groups(reference: Reference, requests: Sequence[Request]) -> list[dict[s
     count = min(GROUPS, len(new) // (LEAST // 2))
     fitted = KMeans(count, n_init=3, random_state=17).fit(vectors)
     texts = [mask(re.sub(r"[^\w\s]", " ", known[place].question or "")) for place in new]
-    names = named(texts, fitted.labels_, count)
+    names = topic_names(texts, fitted.labels_, count)
     found = []
     for group, name in enumerate(names):
         members = new[fitted.labels_ == group]

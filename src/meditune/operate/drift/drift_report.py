@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from meditune.evaluate.report.formatting import style
-from meditune.files import replacing
+from meditune.files import replace_file
 from meditune.operate.drift.alerts import Alert
-from meditune.operate.drift.check import Checked
+from meditune.operate.drift.check import CheckResult
 from meditune.operate.drift.monitor import Monitor
 from meditune.operate.drift.signals import BY_NAME, MEANING_TITLE
 
 
-def as_dict(found: Checked) -> dict[str, Any]:
+def as_dict(found: CheckResult) -> dict[str, Any]:
     """`requests`, `new`, `reference`, `policy`, `signals`, `alerts`, `remarks`. Stable keys."""
     monitor = found.monitor
     return {
@@ -63,7 +63,7 @@ def evidence_share(statistic: float, threshold: float) -> float:
     return min(1.0, max(0.0, math.log10(max(statistic, 1.0)) / math.log10(threshold)))
 
 
-def lines(found: Checked) -> Iterator[str]:
+def lines(found: CheckResult) -> Iterator[str]:
     """The check in the terminal."""
     monitor = found.monitor
     size = monitor.reference.about["requests"]
@@ -105,7 +105,7 @@ SHOWN = 3000
 """Points of a curve"""
 
 
-def drawn(monitor: Monitor) -> str:
+def draw_statistics(monitor: Monitor) -> str:
     """A PNG as a data URI: each signal's evidence, open ones in colour; its words are beside it on the page."""
     from matplotlib.figure import Figure
 
@@ -136,7 +136,7 @@ def drawn(monitor: Monitor) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def described(monitor: Monitor) -> str:
+def describe_statistics(monitor: Monitor) -> str:
     """The drawing in words."""
     limits = monitor.limits()
     highest = max(
@@ -150,7 +150,7 @@ def described(monitor: Monitor) -> str:
 HERE = Path(__file__).parent
 
 
-def write(found: Checked, canary: dict[str, Any] | None, path: Path) -> None:
+def write(found: CheckResult, canary: dict[str, Any] | None, path: Path) -> None:
     """Write the page, whole or not at all."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -174,8 +174,8 @@ def write(found: Checked, canary: dict[str, Any] | None, path: Path) -> None:
         monitor=monitor,
         new=found.new,
         remarks=found.remarks,
-        plot=drawn(monitor) if monitor.history else "",
-        described=described(monitor),
+        plot=draw_statistics(monitor) if monitor.history else "",
+        described=describe_statistics(monitor),
     )
-    with replacing(path) as stream:
+    with replace_file(path) as stream:
         stream.write(page)

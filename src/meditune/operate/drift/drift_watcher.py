@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from meditune.errors import DataError, MedituneError
 from meditune.operate.drift import check, drift_report
 from meditune.operate.drift.alerts import Policy
-from meditune.operate.drift.check import Source, advance, model_for
+from meditune.operate.drift.check import RequestSource, advance, model_for
 from meditune.operate.drift.monitor import Monitor
 from meditune.operate.drift.notifications import Channel, Outbox, from_environment, messages
 from meditune.operate.drift.reference import load
@@ -74,7 +74,7 @@ class _Ended(Exception):  # noqa: N818 - nothing is wrong
     """The server ends: what isn't looked at yet is next time."""
 
 
-class Watching:
+class DriftWatcher:
     """A store watched until it is stopped."""
 
     def __init__(self, wanted: Wanted, told: Told, channels: Sequence[Channel] = ()) -> None:
@@ -92,7 +92,7 @@ class Watching:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="drift", daemon=True)
 
-    def start(self) -> Watching:
+    def start(self) -> DriftWatcher:
         """Begin."""
         self._thread.start()
         return self
@@ -136,14 +136,14 @@ class Watching:
 
     def _looked(self) -> dict[str, Any]:
         monitor = self._held()
-        source = Source(self.wanted.store)
-        if check.forget(monitor, source.has):
+        source = RequestSource(self.wanted.store)
+        if check.forget_evidence(monitor, source.has):
             self._kept = -1
             self._save(monitor)
         if (last := source.last()) != self._seen:
             begun = monitor.count, len(monitor.all_alerts), len(monitor.alerts())
             found = advance(source, monitor, self._model, BATCH, self._rest)
-            check.gather(monitor, found.requests)
+            check.gather_evidence(monitor, found.requests)
             self._seen, self._remarks = last, found.remarks
             changed = begun[1:] != (len(monitor.all_alerts), len(monitor.alerts()))
             if changed or time.monotonic() - self._saved > SAVE_EVERY_S:
@@ -198,6 +198,6 @@ class Watching:
         }
 
 
-def watch(wanted: Wanted, told: Told) -> Watching:
+def watch(wanted: Wanted, told: Told) -> DriftWatcher:
     """Watch a store from now on. Raises DataError and ModelError where that can't be."""
-    return Watching(wanted, told, channels_or_none()).start()
+    return DriftWatcher(wanted, told, channels_or_none()).start()

@@ -107,7 +107,7 @@ def advanced(statistics: Floats, paid: Floats) -> Floats:
     return np.minimum((1 + statistics) * paid, LARGEST)
 
 
-def gathered(paid: Floats) -> Floats:
+def combined(paid: Floats) -> Floats:
     """(n,) the e-detector over time of e-values (n, ...): the mean over all bets."""
     found, statistics = np.empty(len(paid)), np.zeros(paid.shape[1:])
     for place, each in enumerate(paid):
@@ -118,7 +118,7 @@ def gathered(paid: Floats) -> Floats:
 
 def detector(reference: Floats, stream: Floats, coins: Floats) -> Floats:
     """(n,) the e-detector over time for one number: stream (n,) against reference (m,), coins (n,) for ties."""
-    return gathered(number_bets(p_values(reference, stream, coins)))
+    return combined(number_bets(p_values(reference, stream, coins)))
 
 
 def threshold(alarms: float, requests: int, signals: int) -> float:

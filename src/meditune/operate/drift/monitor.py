@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from meditune.errors import DataError
 from meditune.operate.drift import e_detectors
 from meditune.operate.drift import reference as arrays
-from meditune.operate.drift.alerts import Alert, AnyTrack, Policy, Watch, changed, effect_name, severity
+from meditune.operate.drift.alerts import Alert, AlertTracker, AnyTrack, Policy, change_sentence, effect_name, severity
 from meditune.operate.drift.e_detectors import Bank
 from meditune.operate.drift.reference import Reference
 from meditune.operate.drift.signal_tracks import RECENT, BlockTrack, NumberTrack, ShareTrack
@@ -128,7 +128,7 @@ class Monitor:
         self._prompt = [name for name in self.tracks if name not in LATE]
         self._late = [name for name in self.tracks if name in LATE]
         limit = e_detectors.threshold(self.policy.alarms, self.policy.requests, len(self.tracks))
-        self._watches = {name: Watch(track, limit, self.policy) for name, track in self.tracks.items()}
+        self._watches = {name: AlertTracker(track, limit, self.policy) for name, track in self.tracks.items()}
 
     def add(self, request: Request) -> list[Alert]:
         """Take one request in; the alerts that opened, grew or closed with it."""
@@ -202,7 +202,7 @@ class Monitor:
             self._measure(alert, watch)
         return alert
 
-    def _opened(self, name: str, watch: Watch) -> Alert:
+    def _opened(self, name: str, watch: AlertTracker) -> Alert:
         signal, track, column = BY_NAME.get(name), watch.track, watch.column
         several = len(track.columns) > 1
         alert = Alert(
@@ -228,14 +228,14 @@ class Monitor:
         self._measure(alert, watch)
         return alert
 
-    def _measure(self, alert: Alert, watch: Watch) -> None:
+    def _measure(self, alert: Alert, watch: AlertTracker) -> None:
         """How large the change is now."""
         track = watch.track
         alert.effect = track.effect(watch.column, alert.since)
         alert.severity = severity(alert.effect, alert.effect_name)
         alert.before, alert.after = track.told(watch.column, alert.since)
         alert.statistic = track.seat.statistic
-        alert.said = changed(alert)
+        alert.said = change_sentence(alert)
 
     def save(self, path: Path) -> None:
         """Write down where it stands, whole or not at all, to go on from there."""

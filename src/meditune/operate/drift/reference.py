@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from meditune.errors import DataError
 from meditune.files import write_bytes
 from meditune.operate.drift.e_detectors import BLOCK, Kernel
-from meditune.operate.drift.signals import BY_NAME, MEANING, SIGNALS, Request, Shape, Value, learned, words
+from meditune.operate.drift.signals import BY_NAME, MEANING, SIGNALS, Request, Shape, Value, learn_shape, words
 from meditune.phi.detector import mask
 
 Arrays = dict[str, NDArray[Any]]
@@ -142,7 +142,7 @@ def _shape(requests: Sequence[Request], seed: int) -> Shape:
     # Masked: topics are named by words of questions, and those are shown.
     texts = [mask(each.question or "") for each in asked] if named else []
     stacked = np.stack(vectors) if vectors else np.zeros((0, 0), dtype=np.float32)
-    return learned(texts, stacked, [words(each.question) for each in requests if each.question], seed)
+    return learn_shape(texts, stacked, [words(each.question) for each in requests if each.question], seed)
 
 
 def _values(

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from meditune.data.quality.rules import foreign
+from meditune.data.quality.rules import foreign_language
 from meditune.errors import DataError
 from meditune.files import numbered_jsonl
 from meditune.operate.drift.e_detectors import Kernel, kernel
@@ -128,7 +128,7 @@ class Shape:
         """The share of the words that no reference question had; None without words."""
         if not words:
             return None
-        hashes = np.fromiter(map(hashed, words), dtype=np.uint64, count=len(words))
+        hashes = np.fromiter(map(hashed_words, words), dtype=np.uint64, count=len(words))
         places = np.minimum(np.searchsorted(self.words, hashes), max(0, len(self.words) - 1))
         known = self.words[places] == hashes if len(self.words) else np.zeros(len(hashes), dtype=bool)
         return 1.0 - float(known.mean())
@@ -150,10 +150,10 @@ class Shape:
         return found
 
 
-def learned(texts: Sequence[str], vectors: Vectors, vocabulary: Sequence[Sequence[str]], seed: int) -> Shape:
+def learn_shape(texts: Sequence[str], vectors: Vectors, vocabulary: Sequence[Sequence[str]], seed: int) -> Shape:
     """The shape of questions: texts with their vectors (n, size), both may be empty, and the words of each."""
     rng = np.random.default_rng(seed)
-    known = sorted({hashed(word) for words in vocabulary for word in words})
+    known = sorted({hashed_words(word) for words in vocabulary for word in words})
     words = np.array(known, dtype=np.uint64)
     size = vectors.shape[1] if vectors.ndim == 2 else 0
     if len(vectors) < 2 * NEAREST:
@@ -174,11 +174,11 @@ def _topics(texts: Sequence[str], vectors: Vectors, seed: int) -> tuple[Vectors,
     centres = fitted.cluster_centers_.astype(np.float32)
     centres /= np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-9)
     labels = (vectors @ centres.T).argmax(axis=1)
-    names = named(texts, labels, count) if len(texts) == len(vectors) else [""] * count
+    names = topic_names(texts, labels, count) if len(texts) == len(vectors) else [""] * count
     return centres, tuple(f"{place + 1}: {name}" if name else f"{place + 1}" for place, name in enumerate(names))
 
 
-def named(texts: Sequence[str], labels: NDArray[np.int64], count: int) -> list[str]:
+def topic_names(texts: Sequence[str], labels: NDArray[np.int64], count: int) -> list[str]:
     """The words that tell each group of texts from the others, of those that several of its texts have."""
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
@@ -195,7 +195,7 @@ def named(texts: Sequence[str], labels: NDArray[np.int64], count: int) -> list[s
 
 
 @lru_cache(maxsize=65536)
-def hashed(word: str) -> int:
+def hashed_words(word: str) -> int:
     """64 bits of a word, whatever its case."""
     return int.from_bytes(hashlib.blake2b(word.casefold().encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
@@ -342,7 +342,7 @@ def language(text: str) -> str:
         return next(
             (name for name, signs in _SCRIPTS.items() if len(signs.findall(text)) * 3 > len(text)), "other script"
         )
-    return foreign(text, ("en",)) or "en"
+    return foreign_language(text, ("en",)) or "en"
 
 
 SIGNALS: tuple[Signal, ...] = (

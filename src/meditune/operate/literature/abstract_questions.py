@@ -90,7 +90,7 @@ _HEDGED = re.compile(
 
 
 @dataclass(frozen=True)
-class Asked:
+class ConvertedTitle:
     """A question made of a title."""
 
     question: str
@@ -99,7 +99,7 @@ class Asked:
     was_question: bool
 
 
-def of_title(title: str, written: str = "") -> Asked | None:
+def question_of_title(title: str, written: str = "") -> ConvertedTitle | None:
     """The question of a title; None where it is neither a question nor surely a statement.
 
     `written` is the article's text, which shows whether a title's first word is written small elsewhere.
@@ -107,7 +107,7 @@ def of_title(title: str, written: str = "") -> Asked | None:
     text = " ".join(title.split())
     if "?" in text:
         asked = text[: text.rindex("?") + 1]
-        return Asked(asked, None, True) if len(asked.split()) >= FEWEST else None
+        return ConvertedTitle(asked, None, True) if len(asked.split()) >= FEWEST else None
     statement = text.rstrip(". ").partition(": ")[0]
     places = [(found[0], found.start(), found.end()) for found in _WORD.finditer(statement)]
     lower = [word.casefold() for word, _, _ in places]
@@ -124,12 +124,12 @@ def of_title(title: str, written: str = "") -> Asked | None:
     rest = statement[places[at + length - 1][2] :].strip()
     if not rest:
         return None
-    return Asked(
+    return ConvertedTitle(
         f"{front} {' '.join(part for part in (subject, base, rest) if part)}?", "no" if denied else "yes", False
     )
 
 
-def borne_out(decision: Literal["yes", "no"], conclusion: str) -> bool:
+def is_supported_by_conclusion(decision: Literal["yes", "no"], conclusion: str) -> bool:
     """Whether a conclusion neither weakens nor contradicts a title's statement: nothing is denied in it where the title
     says yes, something is where it says no, and nothing is left open.
     """
@@ -224,13 +224,13 @@ class Pairs:
         return Counter(example.decision or "none" for example in self.examples)
 
 
-def make(articles: Iterable[Article], tests: Sequence[Example]) -> Pairs:
+def make_pairs(articles: Iterable[Article], tests: Sequence[Example]) -> Pairs:
     """The pairs of the articles, without those that `tests` (items that are measured on) would be given away by."""
     made = Pairs()
     pmids = {example.group: example.id for example in tests if example.source == pubmedqa.SOURCE}
     examples: list[Example] = []
     for article in track(articles, "Making pairs", unit="articles"):
-        found = pair(article)
+        found = pair_of_article(article)
         if isinstance(found, str):
             made.without[found] += 1
         elif article.pmid in pmids:
@@ -244,7 +244,7 @@ def make(articles: Iterable[Article], tests: Sequence[Example]) -> Pairs:
     return made
 
 
-def pair(article: Article) -> Example | str:
+def pair_of_article(article: Article) -> Example | str:
     """The article as an Example, or why it is none."""
     if article.has_concern:
         return "its journal has expressed concern"
@@ -257,10 +257,10 @@ def pair(article: Article) -> Example | str:
         return f"a conclusion of fewer than {LEAST_CONCLUSION} words"
     if sum(len(part.text.split()) for part in context) < LEAST_CONTEXT:
         return f"fewer than {LEAST_CONTEXT} words beside the conclusion"
-    asked = of_title(article.title, article.text)
+    asked = question_of_title(article.title, article.text)
     if asked is None:
         return "a title that is neither a question nor surely a statement"
-    decision = asked.decision if asked.decision and borne_out(asked.decision, answer) else None
+    decision = asked.decision if asked.decision and is_supported_by_conclusion(asked.decision, answer) else None
     return Example(
         id=f"{SOURCE}:{article.pmid}",
         source=SOURCE,
@@ -287,7 +287,7 @@ def tests(given: Sequence[Path]) -> list[Example]:
     data/test.jsonl). Raises DataError where PubMedQA can't be had.
     """
     try:
-        place = sources.locate(pubmedqa.SOURCE)
+        place = sources.locate_source(pubmedqa.SOURCE)
         found = list(pubmedqa.read(place, Rejects()))
     except DataError as error:
         raise DataError(

@@ -399,22 +399,22 @@ _MEANING = {
 REASONS = frozenset(_MEANING.values())
 
 
-def passed(article: Article, asked_for: bool) -> tuple[Article, str]:
+def checked_article(article: Article, asked_for: bool) -> tuple[Article, str]:
     """The article with what was decoded wrongly put right, and why it may not be found, or "".
 
     Whether it is about medicine isn't judged where a query `asked_for` it.
     """
     mended = replace(
         article,
-        title=rules.decoded(article.title),
-        parts=tuple(replace(part, text=rules.decoded(part.text)) for part in article.parts),
+        title=rules.fix_encoding(article.title),
+        parts=tuple(replace(part, text=rules.fix_encoding(part.text)) for part in article.parts),
     )
     if not mended.parts:
         return mended, ""
     example = Example(
         id=article.id, source="pubmed", question=mended.title or article.id, answer=mended.text, group=article.pmid
     )
-    kept, entries = rules.look(example, _SPECS[asked_for])
+    kept, entries = rules.apply_rules(example, _SPECS[asked_for])
     return mended, "" if kept else _MEANING[entries[-1].rule]
 
 
@@ -425,7 +425,7 @@ _SAID_IN = frozenset(NOTICE_OF.values())
 
 
 @dataclass
-class Applying:
+class LibraryUpdate:
     """Records being applied, with what they did so far."""
 
     library: Library
@@ -453,7 +453,7 @@ class Applying:
             return
         about = self.library.relink(article.pmid, _links(article))
         self._ask_for_others(article)
-        article, refused = passed(article, self.asked_for or (row is not None and row.state == THERE))
+        article, refused = checked_article(article, self.asked_for or (row is not None and row.state == THERE))
         self._settle(article, row, refused)
         for pmid in sorted(about - {article.pmid}):
             self._look_again(pmid)
@@ -481,7 +481,7 @@ class Applying:
         """Of an article that something else is now known about."""
         row = self.library.row(pmid)
         if row and row.article:
-            refused = row.reason if row.reason in REASONS else passed(row.article, True)[1]
+            refused = row.reason if row.reason in REASONS else checked_article(row.article, True)[1]
             if self._state(row.article, row.said, refused) != (row.state, row.reason):
                 self._settle(row.article, row, refused)
             return

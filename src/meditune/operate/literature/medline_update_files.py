@@ -16,8 +16,8 @@ from urllib.parse import unquote, urljoin
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
 from meditune.files import read_text
-from meditune.operate.literature.article_library import Applying, Library
-from meditune.operate.literature.pubmed_client import Polite, download
+from meditune.operate.literature.article_library import Library, LibraryUpdate
+from meditune.operate.literature.pubmed_client import RateLimitedClient, download
 from meditune.progress import Progress
 from meditune.retrieve.documents import pubmed_articles
 
@@ -92,7 +92,7 @@ class Server:
     """Files that are fetched from a server whose listing is a page with links."""
 
     url: str
-    http: Polite
+    http: RateLimitedClient
     fetched: Path
 
     def names(self) -> list[str]:
@@ -125,12 +125,12 @@ class Server:
 
 
 @dataclass
-class Taking:
+class UpdateFileImport:
     """One update's dealings with update files."""
 
     library: Library
     place: Place
-    applying: Applying
+    applying: LibraryUpdate
     rejects: Rejects
 
     def all(self, begin: str | None = None) -> list[str]:

@@ -32,7 +32,7 @@ from urllib.parse import urlsplit
 from meditune import __version__
 from meditune.errors import DataError
 from meditune.files import disk_full
-from meditune.models.api_client import PassingError, wait_asked_for
+from meditune.models.api_client import PassingError, retry_after
 from meditune.progress import Progress
 
 KEY_VARIABLE = "NCBI_API_KEY"
@@ -67,7 +67,7 @@ def contact(email: str | None) -> str:
     )
 
 
-class Polite:
+class RateLimitedClient:
     """One server. Close it when done."""
 
     def __init__(self, email: str, key: str | None = None) -> None:
@@ -176,7 +176,7 @@ class Polite:
         if status == 429:
             self.slow_down()
         if status in _MAY_PASS:
-            raise PassingError(f"answers {status}", wait_asked_for(answer.headers))
+            raise PassingError(f"answers {status}", retry_after(answer.headers))
         if not answer.is_success and status not in (400, 416):
             advice = {403: "Check the key and the address.", 404: "Check the address."}.get(status, "")
             raise DataError(f"{_shown(str(answer.url))} answers {status}. {advice}".rstrip())
@@ -253,7 +253,7 @@ class Found:
 class Eutils:
     """PubMed behind the E-utilities."""
 
-    def __init__(self, http: Polite, url: str = URL) -> None:
+    def __init__(self, http: RateLimitedClient, url: str = URL) -> None:
         self._http, self._url = http, url.rstrip("/")
 
     @property
@@ -327,7 +327,7 @@ WRONG = 3
 """So many times a file may come with another MD5 than the published one."""
 
 
-def download(http: Polite, url: str, path: Path, md5: str) -> Path:
+def download(http: RateLimitedClient, url: str, path: Path, md5: str) -> Path:
     """`path`, with what is at `url`. Raises DataError where it can't be had, or has another MD5 three times."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file() and _md5(path) == md5:
@@ -347,7 +347,7 @@ def download(http: Polite, url: str, path: Path, md5: str) -> Path:
     )
 
 
-def _go_on(http: Polite, url: str, partial: Path) -> None:
+def _go_on(http: RateLimitedClient, url: str, partial: Path) -> None:
     """Fetch what is missing of the file. Raises PassingError where it breaks off."""
     size = http.size(url)
     there = partial.stat().st_size if partial.is_file() else 0
@@ -365,7 +365,7 @@ def _go_on(http: Polite, url: str, partial: Path) -> None:
         raise PassingError(f"broke off at {there:,} of {size:,} bytes")
 
 
-def _fetch(http: Polite, url: str, partial: Path, start: int, size: int) -> None:
+def _fetch(http: RateLimitedClient, url: str, partial: Path, start: int, size: int) -> None:
     name = url.rpartition("/")[2]
     pieces = http.rest(url, start)
     try:

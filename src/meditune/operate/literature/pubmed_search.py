@@ -14,7 +14,7 @@ from typing import Any
 
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
-from meditune.operate.literature.article_library import Applying, Library
+from meditune.operate.literature.article_library import Library, LibraryUpdate
 from meditune.operate.literature.pubmed_client import FOR_EVER, MOST, SINCE_EVER, Eutils, Found, HistoryLostError
 from meditune.progress import Progress
 from meditune.retrieve.documents import pubmed_articles
@@ -30,12 +30,12 @@ RETRACTIONS = '"retracted publication"[pt]'
 
 
 @dataclass
-class Searching:
+class LibrarySearch:
     """One update's dealings with the E-utilities."""
 
     library: Library
     eutils: Eutils
-    applying: Applying
+    applying: LibraryUpdate
     rejects: Rejects
 
     def query(self, term: str, since: str | None) -> int:

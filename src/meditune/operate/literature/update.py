@@ -19,26 +19,26 @@ from meditune import __version__
 from meditune.data.readers import pubmedqa
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError, MedituneError
-from meditune.files import replacing, write_json, write_jsonl
+from meditune.files import replace_file, write_json, write_jsonl
 from meditune.operate.literature import abstract_questions, article_library
 from meditune.operate.literature.abstract_questions import Pairs
-from meditune.operate.literature.article_library import Applying, Flag, Library
-from meditune.operate.literature.medline_update_files import FETCHED, Folder, Server, Taking
-from meditune.operate.literature.pubmed_client import KEY_VARIABLE, URL, Eutils, Polite, contact
-from meditune.operate.literature.pubmed_search import Searching
+from meditune.operate.literature.article_library import Flag, Library, LibraryUpdate
+from meditune.operate.literature.medline_update_files import FETCHED, Folder, Server, UpdateFileImport
+from meditune.operate.literature.pubmed_client import KEY_VARIABLE, URL, Eutils, RateLimitedClient, contact
+from meditune.operate.literature.pubmed_search import LibrarySearch
 from meditune.retrieve import build_index, collections, index, storage
 from meditune.retrieve.build_index import Changes
 from meditune.retrieve.collections import FILE, THERE, Collection
 from meditune.retrieve.documents import pubmed_articles
 from meditune.retrieve.index import Manifest
-from meditune.retrieve.storage import MANIFEST, Place, place
+from meditune.retrieve.storage import MANIFEST, IndexStorage, index_storage
 from meditune.retrieve.vector_search import DEFAULT, embedder
 from meditune.store.open_store import exists, open_store
 from meditune.store.overview import Notes
 
 
 def bring_up(
-    library: Library, place: Place, documents: Sequence[Collection], embedding: str | None
+    library: Library, place: IndexStorage, documents: Sequence[Collection], embedding: str | None
 ) -> tuple[Manifest, Changes] | None:
     """The index with the library and the documents as they are now, built where there is none; None where it is so
     already, or there is nothing to index yet.
@@ -62,7 +62,7 @@ def bring_up(
     return made, changes
 
 
-def pmids(place: Place) -> set[str]:
+def pmids(place: IndexStorage) -> set[str]:
     """PubMed ids of the articles that an index holds, wherever they came from; none where there is no index."""
     if place.read(MANIFEST) is None:
         return set()
@@ -178,17 +178,17 @@ def _attempt(report: Report, step: Callable[[], None]) -> None:
 
 def _take_in(here: Library, wanted: Wanted, email: str, report: Report) -> None:
     rejects = Rejects()
-    http = Polite(email, os.environ.get(KEY_VARIABLE) or None) if email else None
-    asked, whole = Applying(here, asked_for=True), Applying(here, asked_for=False)
+    http = RateLimitedClient(email, os.environ.get(KEY_VARIABLE) or None) if email else None
+    asked, whole = LibraryUpdate(here, asked_for=True), LibraryUpdate(here, asked_for=False)
     try:
         # Files first: their records are the older ones.
         if wanted.files:
             _take_files(here, wanted, http, whole, rejects, report)
         if wanted.queries and http:
-            searching = Searching(here, Eutils(http, wanted.eutils), asked, rejects)
+            searching = LibrarySearch(here, Eutils(http, wanted.eutils), asked, rejects)
             for term in wanted.queries:
                 report.read[term] = searching.query(term, wanted.since)
-            held = pmids(place(wanted.index)) if wanted.index else set()
+            held = pmids(index_storage(wanted.index)) if wanted.index else set()
             searching.retractions((here.pmids() | held) - {row["pmid"] for row in here.retracted()})
             searching.again()
     finally:
@@ -206,7 +206,12 @@ def _take_in(here: Library, wanted: Wanted, email: str, report: Report) -> None:
 
 
 def _take_files(
-    here: Library, wanted: Wanted, http: Polite | None, whole: Applying, rejects: Rejects, report: Report
+    here: Library,
+    wanted: Wanted,
+    http: RateLimitedClient | None,
+    whole: LibraryUpdate,
+    rejects: Rejects,
+    report: Report,
 ) -> None:
     where = str(wanted.files)
     there = (
@@ -214,7 +219,7 @@ def _take_files(
     )
     before = here.files().keys()
     try:
-        Taking(here, there, whole, rejects).all(wanted.first)
+        UpdateFileImport(here, there, whole, rejects).all(wanted.first)
     finally:
         report.files = sorted(here.files().keys() - before)
 
@@ -243,7 +248,7 @@ def _note(folder: Path, wanted: Wanted, report: Report) -> None:
 
 
 def _index(here: Library, wanted: Wanted, report: Report) -> None:
-    report.index = bring_up(here, place(str(wanted.index)), wanted.documents, wanted.embedding)
+    report.index = bring_up(here, index_storage(str(wanted.index)), wanted.documents, wanted.embedding)
 
 
 def _pairs(here: Library, wanted: Wanted, report: Report) -> None:
@@ -251,12 +256,12 @@ def _pairs(here: Library, wanted: Wanted, report: Report) -> None:
     made_from = {"change": here.change(), "tests": [str(path.resolve()) for path in wanted.tests]}
     if here.cursor("pairs") == made_from and (here.folder / abstract_questions.FILE).is_file():
         return
-    made = abstract_questions.make(here.standing(), abstract_questions.tests(wanted.tests))
+    made = abstract_questions.make_pairs(here.standing(), abstract_questions.tests(wanted.tests))
     abstract_questions.write(here.folder / abstract_questions.FILE, made.examples)
     if made.audit:
         write_json(here.folder / "quality.json", made.audit.facts())
         made.audit.ledger.write(here.folder / "ledger.parquet")
-    with replacing(here.folder / "README.md") as stream:
+    with replace_file(here.folder / "README.md") as stream:
         stream.write(abstract_questions.card(made, here.counts(), here.sources()))
     with here.together():
         here.move("pairs", made_from)

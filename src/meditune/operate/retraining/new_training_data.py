@@ -21,7 +21,7 @@ from typing import Any, Literal
 from meditune.config.data_options import Incomplete
 from meditune.data import leakage
 from meditune.data.example import Example
-from meditune.data.prepare import stored
+from meditune.data.prepare import stored_data
 from meditune.data.readers.tables import Rejects
 from meditune.data.readers.user_files import read
 from meditune.data.row_decisions import apply, fingerprint
@@ -67,7 +67,7 @@ class Wanted:
 
 
 @dataclass
-class Gathered:
+class NewTrainingData:
     """Files of rows, and what was left out."""
 
     files: dict[str, Path] = field(default_factory=dict)
@@ -83,9 +83,9 @@ class Gathered:
         return {kind: {"rows": self.counts[kind], "sha256": sha256(path)} for kind, path in self.files.items()}
 
 
-def gather(wanted: Wanted, folder: Path) -> Gathered:
+def gather(wanted: Wanted, folder: Path) -> NewTrainingData:
     """Write what is there into `folder`, a file for each kind. Raises DataError where a source can't be read."""
-    found = Gathered()
+    found = NewTrainingData()
     index = Index.open(wanted.index) if wanted.index else None
     found.index = index.manifest.content if index else ""
     answers = _answers(wanted.store)
@@ -100,7 +100,7 @@ def gather(wanted: Wanted, folder: Path) -> Gathered:
     return found
 
 
-def _keep(found: Gathered, folder: Path, kind: str, rows: Iterable[dict[str, Any]]) -> None:
+def _keep(found: NewTrainingData, folder: Path, kind: str, rows: Iterable[dict[str, Any]]) -> None:
     path = folder / f"{kind}.jsonl"
     count = write_jsonl(path, rows, private=True)
     if count:
@@ -246,7 +246,7 @@ class TooFewError(DataError):
 
 
 @dataclass
-class Dealt:
+class DealtRows:
     """The splits of the next version, and which of the items that are held out are new."""
 
     splits: Splits
@@ -264,7 +264,7 @@ def known_rows(registry: Registry, id: str) -> dict[str, Example]:
     found: dict[str, Example] = {}
     for parent in registry.get(id).parents:
         found |= known_rows(registry, parent)
-    return found | {example.id: example for example in stored(registry.place(id) / "data").splits.train}
+    return found | {example.id: example for example in stored_data(registry.place(id) / "data").splits.train}
 
 
 def deal(
@@ -276,7 +276,7 @@ def deal(
     decisions: Path | None = None,
     incomplete: Incomplete = "keep",
     least: int = 0,
-) -> Dealt:
+) -> DealtRows:
     """The new rows dealt among the old splits; `pool` are all training rows that the current version learnt.
 
     What reads like a held-out item isn't trained on, and what reads like a row that was trained on isn't held out.
@@ -319,7 +319,7 @@ def deal(
     name = f"{old.test_set}+new-{len(test)}"
     splits = Splits([*replayed, *learnt], [*shown.dev, *dev], measured, name)
     new = frozenset(example.id for example in (*dev, *test))
-    return Dealt(splits, new, len(learnt), len(replayed), left_out, applied.facts)
+    return DealtRows(splits, new, len(learnt), len(replayed), left_out, applied.facts)
 
 
 def place_of(group: str, shares: Shares) -> Place:

@@ -11,7 +11,7 @@ from meditune.data.example import Example
 from meditune.evaluate.compare import NothingInCommonError, side_by_side
 from meditune.evaluate.gate import Policy, check
 from meditune.evaluate.metrics import METRICS
-from meditune.evaluate.predictions import Measured, Predictions, measured
+from meditune.evaluate.predictions import MeasuredModel, Predictions, measured_model
 
 OLD, NEW = "old", "new"
 LOSS = 0.05
@@ -42,7 +42,7 @@ def judge(run: Path, new: Collection[str], gates: Gates, resamples: int, seed: i
     Returns `passed`, and `on`: for old and new items how many there are, `figures` of both, `comparison` and `checks`,
     and where too little was measured to judge by, `unjudged`: that in a sentence. Then it didn't pass.
     """
-    sides = [measured(f"{run}:{side}") for side in ("base", "tuned")]
+    sides = [measured_model(f"{run}:{side}") for side in ("base", "tuned")]
     on: dict[str, Any] = {}
     for name, policy in ((OLD, gates.old), (NEW, gates.new)):
         first, second = (_part(side, new, name == NEW) for side in sides)
@@ -122,7 +122,7 @@ def lines(judged: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def _part(side: Measured, new: Collection[str], is_new: bool) -> Measured:
+def _part(side: MeasuredModel, new: Collection[str], is_new: bool) -> MeasuredModel:
     """What was measured on the new items, or on all others."""
 
     def wanted(id: str) -> bool:

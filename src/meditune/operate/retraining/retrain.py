@@ -28,10 +28,10 @@ from meditune.config.load_recipe import load_recipe, save
 from meditune.config.recipe import Recipe, plain
 from meditune.config.training_options import MixSpec
 from meditune.data import leakage
-from meditune.data.balance import styled
+from meditune.data.balance import mark_plain_style
 from meditune.data.deidentify import Findings, cleaner, deidentify
 from meditune.data.example import Example
-from meditune.data.prepare import Looked, keep, stored
+from meditune.data.prepare import DataCheck, stored_data, write_prepared
 from meditune.data.quality.audit import Audit
 from meditune.data.readers.tables import Rejects
 from meditune.data.readers.user_files import read
@@ -42,7 +42,7 @@ from meditune.evaluate.gate import load_policy
 from meditune.files import read_json, sha256, write_json
 from meditune.model_registry import Registry, Version
 from meditune.operate.retraining import new_training_data, release_gate
-from meditune.operate.retraining.new_training_data import Dealt, Gathered, Shares, TooFewError, Wanted
+from meditune.operate.retraining.new_training_data import DealtRows, NewTrainingData, Shares, TooFewError, Wanted
 from meditune.run_folder import RECIPE, announce, note_data, versions
 from meditune.store.open_store import named
 
@@ -51,7 +51,7 @@ GENTLER = 0.5
 OWN, SAMPLE = "own", "sample"
 
 
-def derived(parent: Path, old: Splits, new: Splits, files: Sequence[Path], synthetic: bool) -> Recipe:
+def derive_recipe(parent: Path, old: Splits, new: Splits, files: Sequence[Path], synthetic: bool) -> Recipe:
     """The recipe that goes on from the version in the folder `parent`, whose splits were `old`, with `files` of rows.
 
     As large a share of the measured items is answered as before. `synthetic` is whether the old rows are the sample's.
@@ -93,7 +93,7 @@ FILE = "retrain.json"
 
 
 @dataclass(frozen=True)
-class Unfinished:
+class UnfinishedRetraining:
     """What `work/retrain.json` holds."""
 
     id: str
@@ -113,10 +113,10 @@ class Work:
         self.registry = registry
         self.folder = registry.folder / WORK
 
-    def read(self) -> Unfinished | None:
+    def read(self) -> UnfinishedRetraining | None:
         """What isn't finished, if anything."""
         path = self.folder / FILE
-        return Unfinished(**read_json(path)) if path.is_file() else None
+        return UnfinishedRetraining(**read_json(path)) if path.is_file() else None
 
     @property
     def run(self) -> Path:
@@ -151,7 +151,7 @@ class Work:
         self.drop()
         begun = model_registry.utc_now()
         id = f"{begun.partition('+')[0].replace(':', '')}-{secrets.token_hex(3)}"
-        write_json(self.folder / FILE, asdict(Unfinished(id, begun, parent, dict(asked))))
+        write_json(self.folder / FILE, asdict(UnfinishedRetraining(id, begun, parent, dict(asked))))
 
     def drop(self) -> None:
         """Remove it with what was gathered for it, which no version was made of."""
@@ -165,12 +165,12 @@ class Work:
             shutil.rmtree(self.folder)
 
     @property
-    def _begun(self) -> Unfinished:
+    def _begun(self) -> UnfinishedRetraining:
         begun = self.read()
         assert begun is not None, "the caller has claimed it"
         return begun
 
-    def _goes_on(self, before: Unfinished, parent: str, asked: Mapping[str, Any], or_anew: bool) -> bool:
+    def _goes_on(self, before: UnfinishedRetraining, parent: str, asked: Mapping[str, Any], or_anew: bool) -> bool:
         if before.parent != parent:
             _say(
                 f"The retraining that was begun at {before.begun} isn't finished and goes on from {before.parent}. "
@@ -289,7 +289,7 @@ def retrain(folder: Path, options: Options, command: str) -> Outcome:
         return _ended(registry, work, made, said, options)
 
 
-def then_of(name: str) -> Then:
+def next_step(name: str) -> Then:
     """What is to become of a version, by its name. Raises DataError for another."""
     for each in THENS:
         if each == name:
@@ -336,7 +336,7 @@ def _laid_out(
     for why, count in gathered.left_out.items():
         print(f"Left out: {count:,} {why}.", file=sys.stderr)
     parent = registry.place(current)
-    before = stored(parent / "data")
+    before = stored_data(parent / "data")
     known = load_recipe(str(parent / RECIPE)).recipe
     rows, looked = _rows(gathered, known)
     pool = new_training_data.known_rows(registry, current)
@@ -346,10 +346,10 @@ def _laid_out(
     for why, count in dealt.left_out.items():
         print(f"Left out: {count:,} {why}.", file=sys.stderr)
     files = [path.resolve() for path in gathered.files.values()]
-    recipe = derived(parent, before.splits, dealt.splits, files, before.synthetic)
+    recipe = derive_recipe(parent, before.splits, dealt.splits, files, before.synthetic)
     recipe = with_settings(recipe, work.folder / RECIPE, options.settings)
     fed = gathered.facts() | {"replay": {"rows": dealt.replayed, "sha256": before.sha256}}
-    dealt.splits = styled(dealt.splits, recipe.data)
+    dealt.splits = mark_plain_style(dealt.splits, recipe.data)
     if options.decisions:
         fed["decisions"] = {"rows": len(dealt.decided.get("actions", {})), "sha256": sha256(options.decisions)}
     measured = dealt.splits.measured(recipe.evaluate.split)
@@ -357,14 +357,14 @@ def _laid_out(
     checked = leakage.check(dealt.splits, recipe.evaluate.split, recipe.model.base)
     save(recipe, run / RECIPE)
     done = {"decisions": dealt.decided} if dealt.decided else {}
-    data = keep(recipe, run / "data", dealt.splits, looked, checked, done, before.synthetic)
+    data = write_prepared(recipe, run / "data", dealt.splits, looked, checked, done, before.synthetic)
     note_data(recipe, run, data.sha256)
     write_json(facts, {"new": new, "fed": fed, "index": gathered.index})
     print(_dealt(dealt), file=sys.stderr)
     return recipe, set(new), fed
 
 
-def _rows(gathered: Gathered, recipe: Recipe) -> tuple[list[Example], Looked]:
+def _rows(gathered: NewTrainingData, recipe: Recipe) -> tuple[list[Example], DataCheck]:
     """The gathered rows after the checks that any training data go through."""
     spec = recipe.data
     rejects, phi = Rejects(cleaner(spec.phi)), Findings(spec.phi)
@@ -375,7 +375,7 @@ def _rows(gathered: Gathered, recipe: Recipe) -> tuple[list[Example], Looked]:
     audit.rows(by_kind)
     said = {kind: {"read": len(rows), "licence": "yours", "rejected": {}} for kind, rows in by_kind.items()}
     rows = [example for examples in audit.left.values() for example in examples]
-    return rows, Looked(said, audit, rejects, phi)
+    return rows, DataCheck(said, audit, rejects, phi)
 
 
 def _export(run: Path, parent: Path, exports: tuple[str, ...] | None) -> None:
@@ -431,7 +431,7 @@ def _counted(fed: dict[str, Any]) -> list[str]:
     return [f"{row['rows']:,} rows of {kind}" for kind, row in fed.items()]
 
 
-def _dealt(dealt: Dealt) -> str:
+def _dealt(dealt: DealtRows) -> str:
     splits = dealt.splits
     return (
         f"{dealt.learnt:,} new rows to learn, {dealt.replayed:,} old ones rehearsed; held out: {len(splits.test):,} "

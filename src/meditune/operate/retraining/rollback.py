@@ -41,7 +41,7 @@ SAID = {
 
 
 @dataclass(frozen=True)
-class Looked:
+class VersionCheck:
     """What a look found."""
 
     taken_back: str | None = None
@@ -57,7 +57,7 @@ def guard(
     reference: Path | None = None,
     drift_state: Path | None = None,
     canary: Path | None = None,
-) -> Looked:
+) -> VersionCheck:
     """Look once, and end the trial or roll back where answers got worse.
 
     `store` is a server's, `reference` what drift checks are held against, with their state beside it unless
@@ -71,7 +71,7 @@ def guard(
     answers = Answers(open_store(store)) if store else None
     if state.trial and answers and (why := list(_beside(answers, state.trial, state.current))):
         registry.end_trial("; ".join(why), of=state.trial.version, withdraw=True)
-        return Looked(state.trial.version, state.current, why)
+        return VersionCheck(state.trial.version, state.current, why)
     why = [
         *(_against(_open_alerts(reference, drift_state), answers, state) if reference and answers else ()),
         *(_canaries(canary, state) if canary else ()),
@@ -103,18 +103,18 @@ def on_drift(
     return told
 
 
-def _taken_back(registry: Registry, state: State, why: list[str]) -> Looked:
+def _taken_back(registry: Registry, state: State, why: list[str]) -> VersionCheck:
     assert state.current is not None, "the caller has looked"
     if not why:
-        return Looked(None, state.current, [f"Nothing speaks against {state.current}."])
+        return VersionCheck(None, state.current, [f"Nothing speaks against {state.current}."])
     if len(state.standing) < 2:
-        return Looked(None, state.current, [*why, "There is no version before it to go back to."])
+        return VersionCheck(None, state.current, [*why, "There is no version before it to go back to."])
     begun = state.taken_up()
     if begun and begun.what == "rolled back":
         # It was good before, so something else is wrong, and the versions before it would fall one after the other.
         stays = f"{state.current} is what {begun.version} was rolled back to, so it isn't taken back by itself."
-        return Looked(None, state.current, [*why, stays])
-    return Looked(state.current, registry.rollback("; ".join(why), of=state.current), why)
+        return VersionCheck(None, state.current, [*why, stays])
+    return VersionCheck(state.current, registry.rollback("; ".join(why), of=state.current), why)
 
 
 def counted(answers: Answers, since: float = 0.0) -> dict[str, dict[str, Counts]]:
@@ -167,11 +167,11 @@ def _against(alerts: Sequence[Alert], answers: Answers, state: State) -> Iterato
     """Alerts that say that answers got worse, and that opened with an answer of the current version."""
     for alert in alerts:
         opened = answers.get(alert.opened_id)
-        if opened and says_worse(alert) and version_of(opened) == state.current:
+        if opened and is_rated_worse(alert) and version_of(opened) == state.current:
             yield f"drift in {alert.signal} ({alert.severity}): {alert.said}"
 
 
-def says_worse(alert: Alert) -> bool:
+def is_rated_worse(alert: Alert) -> bool:
     """Whether an alert speaks against the answers, and not only of change."""
     if (alert.signal, alert.what) in MORE_IS_WORSE:
         return alert.after > alert.before

@@ -23,7 +23,7 @@ MOST_CHARACTERS = 1600
 """... of a piece, where words are no measure: codes, tables, scripts without blanks."""
 
 
-def pieces(text: str) -> Iterator[str]:
+def split_text(text: str) -> Iterator[str]:
     """The text in order, in pieces of about `MOST_WORDS` words; their words are those of the text, each once."""
     waiting: list[str] = []
     words = 0
@@ -126,7 +126,7 @@ class Document:
         """Its text in pieces of a size that the embedding model reads to the end; none across a heading."""
         number = 0
         for section in self.sections:
-            for text in pieces(section.text):
+            for text in split_text(section.text):
                 yield IndexedPassage(
                     id=f"{self.id}#{number}",
                     document=self.id,

@@ -13,16 +13,24 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from meditune.engines.engine import Job, Likely
+from meditune.engines.engine import GenerationRequest, TokenLogprob
 from meditune.serve import moderation, streaming, version_router
-from meditune.serve.answer_log import keep
+from meditune.serve.answer_log import log_answer
 from meditune.serve.api_errors import SCOPE_KEY, Trace
 from meditune.serve.auth import Caller, allowed
-from meditune.serve.moderation import Instead
+from meditune.serve.moderation import StandardReply
 from meditune.serve.schema import Chat, ChatBody, ChatChoice, ChatLogprobs, ChatMessage, Usage, errors, streams
 from meditune.serve.service import Service
-from meditune.serve.streaming import EventStream, Written, event, turn, while_there, whole, written_pieces
-from meditune.serve.version_router import chosen, conversation_of
+from meditune.serve.streaming import (
+    EventStream,
+    GeneratedText,
+    cancel_on_disconnect,
+    event,
+    generate_chunks,
+    generate_whole,
+    wait_for_turn,
+)
+from meditune.serve.version_router import conversation_of, route_request
 
 router = APIRouter(tags=["OpenAI"])
 BEGINNING = {"role": "assistant", "content": ""}
@@ -39,31 +47,31 @@ async def chat(body: ChatBody, request: Request, caller: Annotated[Caller, Depen
     """The model's answer to a chat, as OpenAI's clients expect it."""
     first = next((message.turn().text for message in body.messages if message.role == "user"), "")
     conversation = conversation_of(caller, first)
-    service = chosen(request, conversation)
+    service = route_request(request, conversation)
     service.must_serve(body.model)
-    raw, asked = moderation.is_raw(service, body, caller), moderation.asked_in(body)
+    raw, asked = moderation.is_raw(service, body, caller), moderation.question_in(body)
     instead = None
     if raw or asked is None or service.assistant is None:
         await service.access.pays(request, caller)
     else:
         # Triage comes first: nothing else that is wrong with a request may stand before urgent help.
-        found = await moderation.judged(request, service, service.assistant, caller, asked)
-        instead = moderation.instead(found)
+        found = await moderation.triage_request(request, service, service.assistant, caller, asked)
+        instead = moderation.reply_instead(found)
     loop = asyncio.get_running_loop()
     job = None if instead else await loop.run_in_executor(service.encoding, _job, service, body)
     ending = moderation.ending(body, raw)
     answer = _Answer(service, body, job, caller, request.scope[SCOPE_KEY], conversation, instead, ending)
     if body.stream:
         return EventStream(answer.events)
-    return await while_there(request, answer.at_once())
+    return await cancel_on_disconnect(request, answer.at_once())
 
 
-def _job(service: Service, body: ChatBody) -> Job:
+def _job(service: Service, body: ChatBody) -> GenerationRequest:
     settings = service.settings
     prompt = service.prompts.chat([message.turn() for message in body.messages])
     wanted = body.max_completion_tokens or body.max_tokens
     room = service.prompts.room(prompt, wanted, settings.new_tokens, "messages")
-    return Job(
+    return GenerationRequest(
         prompt,
         min(room, settings.most_new_tokens),
         body.temperature,
@@ -83,11 +91,11 @@ class _Answer:
         self,
         service: Service,
         body: ChatBody,
-        job: Job | None,
+        job: GenerationRequest | None,
         caller: Caller,
         trace: Trace,
         conversation: str,
-        instead: Instead | None,
+        instead: StandardReply | None,
         ending: str,
     ) -> None:
         """`instead` is said in the model's place, where there is no `job`; `ending` after what the model says."""
@@ -99,11 +107,11 @@ class _Answer:
     async def at_once(self) -> Response:
         """The whole answer."""
         if self.instead:
-            written, text = Written(), self.instead.text
+            written, text = GeneratedText(), self.instead.text
         else:
             assert self.job is not None, "what isn't said in the model's place is the model's"
-            async with turn(self.service, self.caller, self.trace) as count:
-                written = await whole(self.service, self.job, count, self.trace)
+            async with wait_for_turn(self.service, self.caller, self.trace) as count:
+                written = await generate_whole(self.service, self.job, count, self.trace)
             text = written.text.lstrip() + self.ending
         await self._keep(written, text)
         choice = ChatChoice(
@@ -123,13 +131,13 @@ class _Answer:
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The answer's pieces as OpenAI's chunks."""
-        written = Written()
+        written = GeneratedText()
         if self.instead:
             yield self._chunk(BEGINNING)
             yield self._chunk({"content": self.instead.text})
             await self._keep(written, self.instead.text)
         else:
-            async with turn(self.service, self.caller, self.trace) as written:
+            async with wait_for_turn(self.service, self.caller, self.trace) as written:
                 async for chunk in self._pieces(written):
                     yield chunk
             if self.ending:
@@ -140,11 +148,11 @@ class _Answer:
             yield event(self._head() | {"choices": [], "usage": _usage(written).model_dump()})
         yield event("[DONE]")
 
-    async def _pieces(self, into: Written) -> AsyncGenerator[bytes, None]:
+    async def _pieces(self, into: GeneratedText) -> AsyncGenerator[bytes, None]:
         """What the model writes; the space that its first token begins with is no part of the answer."""
         assert self.job is not None, "what isn't said in the model's place is the model's"
         opened = begun = False
-        async with aclosing(written_pieces(self.service, self.job, into, self.trace)) as coming:
+        async with aclosing(generate_chunks(self.service, self.job, into, self.trace)) as coming:
             async for piece in coming:
                 if not opened:
                     opened = True
@@ -169,13 +177,13 @@ class _Answer:
             "system_fingerprint": served.fingerprint,
         }
 
-    def _logprobs(self, likely: list[Likely]) -> ChatLogprobs | None:
+    def _logprobs(self, likely: list[TokenLogprob]) -> ChatLogprobs | None:
         if not self.body.logprobs:
             return None
         tokenizer = self.service.engine.tokenizer
         return ChatLogprobs(content=[streaming.chat_token(tokenizer, each, self.body.top_logprobs) for each in likely])
 
-    async def _keep(self, written: Written, text: str) -> None:
+    async def _keep(self, written: GeneratedText, text: str) -> None:
         question = self.body.messages[-1].turn().text
         facts: dict[str, Any] = {
             "prompt_tokens": written.prompt_tokens,
@@ -186,13 +194,13 @@ class _Answer:
             name: self.trace.facts[name] for name in ("first_token",) if name in self.trace.facts
         }
         outcome = self.instead.outcome if self.instead else "answered"
-        await keep(self.service, self.caller, self.id, "chat", question, text, outcome, facts)
+        await log_answer(self.service, self.caller, self.id, "chat", question, text, outcome, facts)
         if not self.instead:
             job = partial(_job, body=self.body)
             version_router.chat(self.service, self.conversation, self.caller, self.id, question, job)
 
 
-def _usage(written: Written) -> Usage:
+def _usage(written: GeneratedText) -> Usage:
     return Usage(
         prompt_tokens=written.prompt_tokens,
         completion_tokens=written.tokens,

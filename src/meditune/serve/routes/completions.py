@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from meditune.engines.engine import Job, Likely
+from meditune.engines.engine import GenerationRequest, TokenLogprob
 from meditune.serve import streaming
 from meditune.serve.api_errors import SCOPE_KEY, ApiError, Trace
 from meditune.serve.auth import Caller, allowed
@@ -35,8 +35,16 @@ from meditune.serve.schema import (
     streams,
 )
 from meditune.serve.service import Service
-from meditune.serve.streaming import EventStream, Written, event, turn, while_there, whole, written_pieces
-from meditune.serve.version_router import chosen, conversation_of
+from meditune.serve.streaming import (
+    EventStream,
+    GeneratedText,
+    cancel_on_disconnect,
+    event,
+    generate_chunks,
+    generate_whole,
+    wait_for_turn,
+)
+from meditune.serve.version_router import conversation_of, route_request
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -54,16 +62,16 @@ async def complete(
 
     No triage stands before the model here, so this needs a key with the scope `raw`.
     """
-    service = chosen(request, conversation_of(caller, str(body.prompts()[0])))
+    service = route_request(request, conversation_of(caller, str(body.prompts()[0])))
     service.must_serve(body.model)
     jobs = await asyncio.get_running_loop().run_in_executor(service.encoding, _jobs, service, body)
     answer = _Completing(service, body, jobs, caller, request.scope[SCOPE_KEY])
     if body.stream:
         return EventStream(answer.events)
-    return await while_there(request, answer.at_once())
+    return await cancel_on_disconnect(request, answer.at_once())
 
 
-def _jobs(service: Service, body: CompletionBody) -> list[Job]:
+def _jobs(service: Service, body: CompletionBody) -> list[GenerationRequest]:
     settings, prompts = service.settings, service.prompts
     vocabulary = len(service.engine.tokenizer)
     made = []
@@ -77,7 +85,7 @@ def _jobs(service: Service, body: CompletionBody) -> list[Job]:
             raise ApiError(400, f"prompt: this model has {vocabulary:,} tokens.", "invalid_value", "prompt")
         room = prompts.room(prompt, body.max_tokens, settings.new_tokens, "prompt")
         made.append(
-            Job(
+            GenerationRequest(
                 prompt,
                 min(room, settings.most_new_tokens),
                 body.temperature,
@@ -95,14 +103,14 @@ class _Completing:
     """One request on its way."""
 
     def __init__(
-        self, service: Service, body: CompletionBody, jobs: Sequence[Job], caller: Caller, trace: Trace
+        self, service: Service, body: CompletionBody, jobs: Sequence[GenerationRequest], caller: Caller, trace: Trace
     ) -> None:
         self.service, self.body, self.jobs, self.caller, self.trace = service, body, jobs, caller, trace
         self.id, self.created = f"cmpl-{secrets.token_hex(12)}", int(time.time())
 
     async def at_once(self) -> Response:
         """All texts."""
-        async with turn(self.service, self.caller, self.trace) as count:
+        async with wait_for_turn(self.service, self.caller, self.trace) as count:
             with self.service.admission.spare(len(self.jobs) - 1) as more:
                 works = [partial(self._choice, number, job, count) for number, job in enumerate(self.jobs)]
                 choices = await _together(works, 1 + more)
@@ -123,10 +131,10 @@ class _Completing:
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The texts' pieces, one prompt after the other."""
-        async with turn(self.service, self.caller, self.trace) as count:
+        async with wait_for_turn(self.service, self.caller, self.trace) as count:
             for number, job in enumerate(self.jobs):
                 offset = 0
-                async with aclosing(written_pieces(self.service, job, count, self.trace)) as coming:
+                async with aclosing(generate_chunks(self.service, job, count, self.trace)) as coming:
                     async for piece in coming:
                         told = self._logprobs(piece.likely, offset)
                         offset += len(piece.text)
@@ -141,11 +149,11 @@ class _Completing:
             yield event(self._head() | {"choices": [], "usage": usage})
         yield event("[DONE]")
 
-    async def _choice(self, number: int, job: Job, count: Written) -> CompletionChoice:
+    async def _choice(self, number: int, job: GenerationRequest, count: GeneratedText) -> CompletionChoice:
         tokenizer = self.service.engine.tokenizer
-        written = Written(finish="length")
+        written = GeneratedText(finish="length")
         if job.max_new_tokens:
-            written = await whole(self.service, job, count, self.trace)
+            written = await generate_whole(self.service, job, count, self.trace)
         else:
             count.prompt_tokens += len(job.prompt)
         told = self._logprobs(written.likely)
@@ -159,7 +167,7 @@ class _Completing:
                 told = joined(await self._echoed(job, ended), told, len(prompt))
         return CompletionChoice(index=number, text=text, logprobs=told, finish_reason=_finish(written.finish))
 
-    async def _echoed(self, job: Job, ended: bool) -> CompletionLogprobs:
+    async def _echoed(self, job: GenerationRequest, ended: bool) -> CompletionLogprobs:
         """The prompt's own tokens, with the end token if the model `ended` there; nothing can be said of the first."""
         engine = self.service.engine
         first, rest = list(job.prompt[:1]), [*job.prompt[1:], *([engine.tokenizer.eos_token_id] if ended else [])]
@@ -174,7 +182,7 @@ class _Completing:
             text_offset=[0, *told.text_offset],
         )
 
-    def _logprobs(self, likely: Sequence[Likely], offset: int = 0) -> CompletionLogprobs | None:
+    def _logprobs(self, likely: Sequence[TokenLogprob], offset: int = 0) -> CompletionLogprobs | None:
         if self.body.logprobs is None:
             return None
         tokenizer = self.service.engine.tokenizer
@@ -182,7 +190,7 @@ class _Completing:
         offsets = [offset + sum(map(len, texts[:number])) for number in range(len(texts))]
         return CompletionLogprobs(
             tokens=texts,
-            token_logprobs=[streaming.finite(each.logprob) for each in likely],
+            token_logprobs=[streaming.finite_logprob(each.logprob) for each in likely],
             top_logprobs=[streaming.named(tokenizer, each.others, each) for each in likely],
             text_offset=offsets,
         )
@@ -247,7 +255,7 @@ async def embed(
         raise ApiError(400, f"dimensions: {body.model} has {model.size}, and no others.", "invalid_value", "dimensions")
     loop = asyncio.get_running_loop()
     counts = await loop.run_in_executor(service.encoding, _counted, model.tokenizer, body.input)
-    async with turn(service, caller, request.scope[SCOPE_KEY], needs_engine=False) as count:
+    async with wait_for_turn(service, caller, request.scope[SCOPE_KEY], needs_engine=False) as count:
         count.prompt_tokens = sum(counts)
         made = await loop.run_in_executor(service.asks, model.embed, body.input)
     as_text = body.encoding_format == "base64"

@@ -19,15 +19,15 @@ from fastapi import APIRouter, Depends, Request
 from meditune.assistant.triage import Triage
 from meditune.phi.detector import mask
 from meditune.serve import moderation, version_router
-from meditune.serve.answer_log import keep
+from meditune.serve.answer_log import log_answer
 from meditune.serve.api_errors import SCOPE_KEY, ApiError, Trace
 from meditune.serve.auth import Caller, allowed
 from meditune.serve.metrics import count_answer, facts_of, outcome_of
 from meditune.serve.schema import AskBody, Asked, Deleted, FeedbackBody, Thanks, errors, streams
-from meditune.serve.service import Asks, Event, Service
-from meditune.serve.store_access import stored
-from meditune.serve.streaming import EventStream, Written, event, turn, while_there
-from meditune.serve.version_router import chosen, conversation_of
+from meditune.serve.service import AnswersQuestions, Event, Service
+from meditune.serve.store_access import run_in_store_thread
+from meditune.serve.streaming import EventStream, GeneratedText, cancel_on_disconnect, event, wait_for_turn
+from meditune.serve.version_router import conversation_of, route_request
 from meditune.store.answers import Answers, Feedback
 from meditune.store.api_keys import Scope
 
@@ -43,17 +43,17 @@ router = APIRouter(tags=["Assistant"])
 async def ask(body: AskBody, request: Request, caller: Annotated[Caller, Depends(allowed("generate"))]) -> Any:
     """An answer that rests on sources and names them, or an honest refusal."""
     conversation = conversation_of(caller, body.history[0].question if body.history else body.question)
-    service = chosen(request, conversation)
+    service = route_request(request, conversation)
     if service.assistant is None:
         raise ApiError(404, "This server answers chats only: it was started without an assistant.", "not_found")
     past = [each.question for each in body.history]
     length = sum(len(each.question) + len(each.answer) for each in body.history)
-    asked = moderation.Asked(body.question, past, "question", history=length)
-    found = await moderation.judged(request, service, service.assistant, caller, asked)
+    asked = moderation.ChatQuestion(body.question, past, "question", history=length)
+    found = await moderation.triage_request(request, service, service.assistant, caller, asked)
     asking = _Asking(service, service.assistant, body, caller, request.scope[SCOPE_KEY], conversation, found)
     if body.stream:
         return EventStream(asking.events, kind="error")
-    return await while_there(request, asking.at_once())
+    return await cancel_on_disconnect(request, asking.at_once())
 
 
 class _Asking:
@@ -62,7 +62,7 @@ class _Asking:
     def __init__(
         self,
         service: Service,
-        assistant: Asks,
+        assistant: AnswersQuestions,
         body: AskBody,
         caller: Caller,
         trace: Trace,
@@ -96,7 +96,11 @@ class _Asking:
         # Urgent help needs no engine, so it waits for none.
         urgent = self.found.action == "urgent"
         needs_engine = self.found.action != "decline"
-        place = nullcontext(Written()) if urgent else turn(self.service, self.caller, self.trace, needs_engine)
+        place = (
+            nullcontext(GeneratedText())
+            if urgent
+            else wait_for_turn(self.service, self.caller, self.trace, needs_engine)
+        )
         async with place as count, aclosing(self._from_thread(count, None if urgent else self.service.asks)) as coming:
             async for each in coming:
                 said = each.as_dict()
@@ -110,11 +114,11 @@ class _Asking:
         outcome, facts = outcome_of(said), facts_of(said)
         self.trace.facts["outcome"] = outcome
         text = str(said.get("text", ""))
-        await keep(self.service, self.caller, self.id, "ask", self.body.question, text, outcome, facts)
+        await log_answer(self.service, self.caller, self.id, "ask", self.body.question, text, outcome, facts)
         if outcome in ("answered", "abstained"):
             version_router.ask(self.service, self.conversation, self.caller, self.id, self.body, self.found)
 
-    async def _from_thread(self, count: Written, threads: Executor | None) -> AsyncGenerator[Event, None]:
+    async def _from_thread(self, count: GeneratedText, threads: Executor | None) -> AsyncGenerator[Event, None]:
         """The assistant's events, with its tokens in `count`; it works in one of these threads (None: the loop's), and
         is told when nobody listens any more.
         """
@@ -169,7 +173,7 @@ async def feedback(
     said = Feedback(
         body.id, caller.key, body.rating, body.reasons, body.comment, body.correction, body.decision or "", expert
     )
-    if not await stored(answers.say, said):
+    if not await run_in_store_thread(answers.say, said):
         raise _unknown()
     service.metrics.feedback.labels(body.rating).inc()
     if body.correction or body.decision:
@@ -181,7 +185,7 @@ async def feedback(
 async def delete(id: str, request: Request, caller: Annotated[Caller, Depends(allowed("feedback"))]) -> Deleted:
     """Take an answer and all that was said of it out of the store; for the key that asked, or one with scope admin."""
     answers = await _answers_of(request.app.state.service, id, caller, "admin")
-    if not await stored(answers.delete, id):
+    if not await run_in_store_thread(answers.delete, id):
         raise _unknown()
     return Deleted(id=id)
 
