@@ -39,14 +39,14 @@ def test_freed_memory_goes_back_to_the_system():
 
 FREED = """
 import psutil
-from meditune.hardware import few_heaps, give_back_memory
-few_heaps()
+from meditune.hardware import limit_malloc_arenas, release_memory
+limit_malloc_arenas()
 kept = [bytearray(9_000) for _ in range(10_000)]
 last = bytearray(9_000)
 del kept
 rss = lambda: psutil.Process().memory_info().rss // 1024
 before = rss()
-give_back_memory()
+release_memory()
 print(before, rss())
 """
 

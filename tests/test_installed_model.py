@@ -65,12 +65,12 @@ def decoding_peak_gb(name):
     """The memory that 16 short answers take, in a process of its own, in the number format of this machine."""
     program = """
 import resource, sys
-from meditune.evaluate.evaluator import generate
+from meditune.evaluate.evaluator import generate_answers
 from meditune.models.load import load
 from meditune.prompts import Encoded
 loaded = load(sys.argv[1])
 ids = loaded.tokenizer("Does it help? " * 60)["input_ids"]
-generate(loaded, [Encoded(str(number), "answer", ids) for number in range(16)], 16, "Answers")
+generate_answers(loaded, [Encoded(str(number), "answer", ids) for number in range(16)], 16, "Answers")
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
 """
     done = subprocess.run([sys.executable, "-c", program, str(name)], capture_output=True, text=True, check=False)

@@ -451,7 +451,7 @@ def held_up(tmp_path: Path, path: Path, name: str, source: str, meddle: Callable
     """stderr of reading `path` with a pause after the first row, in which `meddle` is called."""
     code = (
         "import sys, pathlib\n"
-        f"from meditune.data import {name} as reader\n"
+        f"from meditune.data.readers import {name} as reader\n"
         "from meditune.data.readers.tables import Rejects\n"
         "from meditune.errors import DataError\n"
         f"found = reader.{source}\n"
@@ -506,9 +506,9 @@ def test_an_endless_field_does_not_fill_the_memory(tmp_path, name):
             stream.write((b"word,\n" if name == "a.csv" else b"words ") * 1_666_667)
     code = (
         "import re, sys, pathlib\n"
-        "from meditune.data import own\nfrom meditune.data.readers.tables import Rejects\n"
+        "from meditune.data.readers import user_files\nfrom meditune.data.readers.tables import Rejects\n"
         "from meditune.errors import DataError\n"
-        "try:\n    list(own.read(pathlib.Path(sys.argv[1]), Rejects()))\n"
+        "try:\n    list(user_files.read(pathlib.Path(sys.argv[1]), Rejects()))\n"
         "except DataError as error:\n    print(error)\n"
         "status = pathlib.Path('/proc/self/status').read_text()\n"
         "print(int(re.search(r'VmHWM:\\s+(\\d+)', status)[1]) // 1024)\n"

@@ -150,8 +150,8 @@ def test_an_export_with_another_prompt_format_is_not_opened(exported_run):
 def test_openvino_reports_nothing_to_anybody():
     pytest.importorskip("openvino")
     code = (
-        "from meditune.engines.exported_model import package\n"
-        "package('openvino', 'openvino.tools.ovc')\n"
+        "from meditune.engines.exported_model import import_package\n"
+        "import_package('openvino', 'openvino.tools.ovc')\n"
         "from openvino.tools.ovc import telemetry_utils\n"
         "print(telemetry_utils.tm.__name__)"
     )

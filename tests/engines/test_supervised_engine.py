@@ -327,7 +327,7 @@ def test_a_server_whose_engine_cant_be_restarted_ends_with_an_error(folder: Path
     try:
         assert re.search(r"http://\S+/", process.stdout.readline())
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        (engine,) = [child for child in children if b"apart_process" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        (engine,) = [child for child in children if b"subprocess_worker" in Path(f"/proc/{child}/cmdline").read_bytes()]
         os.kill(int(engine), signal.SIGKILL)
         out, log = process.communicate(timeout=60)
     finally:

@@ -360,8 +360,8 @@ def test_a_connection_that_is_half_open_is_forgotten(hasty):
 
 FAILING = """
 import logging, threading
-from meditune.observability import set_up
-set_up()
+from meditune.observability import set_up_logging
+set_up_logging()
 try:
     raise ValueError("secretword")
 except ValueError:

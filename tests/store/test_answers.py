@@ -167,10 +167,10 @@ def test_signs_that_a_database_cant_hold_stop_nobody(answers):
 WRITER = """
 import sys
 from pathlib import Path
-from meditune.store import base
+from meditune.store import database
 from meditune.store.answers import Answer, Answers, Feedback
-from meditune.store.database import Base
-answers = Answers(Base(Path(sys.argv[1])))
+from meditune.store.database import SQLiteDatabase
+answers = Answers(SQLiteDatabase(Path(sys.argv[1])))
 for n in range(100_000):
     answers.keep(Answer(f"a{n}", "k", "ask", "m"))
     answers.say(Feedback(f"a{n}", "k", "up", (), f"comment {n}"))
