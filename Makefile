@@ -10,8 +10,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
+INSTALLED_DOCS := $(VENV)/.installed-docs
 
-.PHONY: help run test lint format audit install install-dev clean
+.PHONY: help run test lint format docs audit install install-dev clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +21,7 @@ help:
 	@echo "make test     install with the development tools, lint, and run the tests"
 	@echo "make lint     ruff and mypy only"
 	@echo "make format   let ruff put the code into form"
+	@echo "make docs     build the documentation site into site/, and fail on a broken link"
 	@echo "make audit    known weaknesses of what is installed, by pip-audit (asks pypi.org)"
 	@echo "make install  only install, into $(VENV)"
 	@echo "make clean    remove $(VENV) and caches; runs/ stays"
@@ -40,6 +42,10 @@ lint: $(INSTALLED_DEV)
 format: $(INSTALLED_DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# A broken link or heading, or a page that the navigation lacks, is an error. With --quiet, MkDocs would count no warnings.
+docs: $(INSTALLED_DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # What can be checked offline (licences, bounds, pip check) is among the tests.
 audit: $(INSTALLED_DEV)
@@ -67,7 +73,12 @@ $(INSTALLED_DEV): $(INSTALLED)
 	$(PIP) install --group dev
 	@touch $@
 
+$(INSTALLED_DOCS): $(INSTALLED)
+	$(PIP) install --upgrade "pip>=25.1"
+	$(PIP) install --group docs
+	@touch $@
+
 clean:
 	@if [ -f "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -22,7 +22,7 @@ from meditune.errors import install_command
 
 PROJECT = Path(__file__).parents[1]
 PACKAGE = PROJECT / "src" / "meditune"
-TARGETS = ("run", "test", "lint", "format", "audit", "install", "install-dev", "clean", "help")
+TARGETS = ("run", "test", "lint", "format", "docs", "audit", "install", "install-dev", "clean", "help")
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make isn't installed")
@@ -248,7 +248,7 @@ def test_every_licence_goes_with_ours():
 def named_extras() -> dict[str, set[str]]:
     """The extras that each module and page tells people to install."""
     root = Path(__file__).parents[1]
-    files = [*(root / "src").rglob("*.py"), *(root / "docs").glob("*.md"), root / "README.md"]
+    files = [*(root / "src").rglob("*.py"), *(root / "docs").rglob("*.md"), root / "README.md"]
     found = {}
     for path in files:
         text = path.read_text(encoding="utf-8")

@@ -29,13 +29,10 @@ ROUTERS = (
     pages.router,
     chat_completions.router,
     completions.router,
-    completions.router,
     health.models_router,
-    questions.router,
     questions.router,
     health.router,
     health.admin_router,
-    pages.router,
 )
 
 
