@@ -19,7 +19,7 @@ help:
 	@echo "make run      install, fetch the base model, tune it, measure before and after, write the report"
 	@echo "              (make run RECIPE=gemma3-270m takes another recipe; OUTPUT=FOLDER another folder)"
 	@echo "make test     install with the development tools, lint, and run the tests"
-	@echo "make lint     ruff and mypy only"
+	@echo "make lint     ruff, mypy and codespell only"
 	@echo "make format   let ruff put the code into form"
 	@echo "make docs     build the documentation site into site/, and fail on a broken link"
 	@echo "make audit    known weaknesses of what is installed, by pip-audit (asks pypi.org)"
@@ -38,6 +38,7 @@ lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 format: $(INSTALLED_DEV)
 	$(BIN)/ruff check --fix .
