@@ -4,7 +4,7 @@
     python benchmarks/triage_fit.py --write        # train on everything, write src/meditune/assistant/classifier.npz
 
 Needs MEDITUNE_DATA for real questions (MeQSum and LiveQA's training questions), and onnx to find the weights in the
-sentence model's file. The training messages are synthetic: triage_training.jsonl (text, label) and the older
+sentence model's file. The training messages are synthetic: triage_training*.jsonl (text, label) and the older
 triage_*.yaml but the fourth. Real questions count as ordinary where the rules see no emergency in them.
 
 The FROZEN lowest layers stay as they are, so their output is computed once; the others learn a low-rank adapter.
@@ -72,7 +72,8 @@ def messages() -> tuple[list[str], np.ndarray, list[str]]:
     """Return texts, the index of each one's label in LABELS, and where each is from."""
     rows = [
         (row["text"], row["label"], "training")
-        for row in map(json.loads, (HERE / "triage_training.jsonl").read_text(encoding="utf-8").splitlines())
+        for path in sorted(HERE.glob("triage_training*.jsonl"))
+        for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())
     ]
     for name in OLDER:
         kinds = yaml.safe_load((HERE / f"triage_{name}.yaml").read_text(encoding="utf-8"))

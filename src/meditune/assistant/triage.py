@@ -217,7 +217,7 @@ ENDING = "ending one's life"
 """The unsafe request that is answered as thoughts of suicide are"""
 EATING = "eating disorders"
 """The unsafe request that is answered with care for an eating disorder"""
-EMERGENCY_AT, CRISIS_AT, HARMFUL_AT, OUTSIDE_AT = 0.6, 0.5, 0.4, 0.8
+EMERGENCY_AT, CRISIS_AT, HARMFUL_AT, OUTSIDE_AT = 0.7, 0.5, 0.4, 0.8
 """The probabilities from which the classifier decides, set on held-out training messages and 350 real questions"""
 KINDS = {
     "emergency: self-harm": "self-harm",
